@@ -1,0 +1,67 @@
+"""Multi-task learning balanced by the neural tangent kernel.
+
+The public names are loaded on first use, so that neither ``import ntkmtl`` nor ``ntkmtl --help``
+pays for importing torch.
+
+Example:
+    >>> import ntkmtl
+    >>> "ntkmtl-sr" in ntkmtl.weighting.names()
+    True
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ntkmtl import kernel, metrics, paper, problems, report, training, weighting
+    from ntkmtl.balance import Balancer, BalanceResult
+    from ntkmtl.errors import NonFiniteError
+    from ntkmtl.kernel import ExtendedNTK, branch, extended_ntk
+
+__version__ = "0.1.0"
+
+_SUBMODULES = frozenset(
+    {"balance", "errors", "kernel", "metrics", "paper", "problems", "report"}
+    | {"training", "weighting"}
+)
+_HOMES = {
+    "Balancer": "ntkmtl.balance",
+    "BalanceResult": "ntkmtl.balance",
+    "NonFiniteError": "ntkmtl.errors",
+    "ExtendedNTK": "ntkmtl.kernel",
+    "branch": "ntkmtl.kernel",
+    "extended_ntk": "ntkmtl.kernel",
+}
+
+__all__ = [
+    "BalanceResult",
+    "Balancer",
+    "ExtendedNTK",
+    "NonFiniteError",
+    "__version__",
+    "branch",
+    "extended_ntk",
+    "kernel",
+    "metrics",
+    "paper",
+    "problems",
+    "report",
+    "training",
+    "weighting",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return import_module(f"ntkmtl.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ntkmtl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | _SUBMODULES)

@@ -1,0 +1,59 @@
+"""Errors that more than one part of the library raises.
+
+No part of this module imports torch: the command line uses it before torch is needed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["MissingExtraError", "NonFiniteError", "missing_extra"]
+
+
+class NonFiniteError(FloatingPointError):
+    """A loss or a gradient is NaN or infinite.
+
+    Raised before any ``.grad`` is changed.
+
+    Attributes:
+        task: Name of the task, or its position where tasks have no names.
+        step: Number of the call to :meth:`ntkmtl.Balancer.backward`, counted from 0.
+        what: ``"loss"`` or ``"gradient"``.
+    """
+
+    def __init__(self, task: str, step: int, what: str, value: float) -> None:
+        self.task = task
+        self.step = step
+        self.what = what
+        self.value = value
+        super().__init__(
+            f"the {what} of task {task} is {value} at step {step}; no .grad was changed. "
+            "Look at this batch's inputs and labels, lower the learning rate, or skip the batch."
+        )
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, str, float]]:
+        return (type(self), (self.task, self.step, self.what, self.value))
+
+
+class MissingExtraError(ImportError):
+    """A feature was asked for whose optional dependencies are not installed."""
+
+
+def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraError:
+    """Return the error to raise when an optional dependency is missing.
+
+    Args:
+        what: What was asked for, as the subject of a sentence.
+        extra: Name of the extra that brings the dependency.
+        error: The import error that was met.
+
+    Returns:
+        An error that names the missing module and the install line to type.
+
+    Example:
+        >>> str(missing_extra("cagrad", "solvers", ImportError("x", name="cvxpy")))
+        "cagrad needs cvxpy, which is not installed. Install it with: pip install 'ntkmtl[solvers]'"
+    """
+    return MissingExtraError(
+        f"{what} needs {error.name or error}, which is not installed. "
+        f"Install it with: pip install 'ntkmtl[{extra}]'",
+        name=error.name,
+    )

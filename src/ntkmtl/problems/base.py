@@ -1,0 +1,172 @@
+"""What a problem is: tasks, metrics, data, a network, losses and a recipe.
+
+A problem is what :mod:`ntkmtl.training` trains and what ``ntkmtl compare NAME`` names. Its parts are
+small protocols, so that one's own problem is one class in one's own module.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Metric", "MultiTaskModel", "Problem", "Recipe", "Split"]
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a trained network is judged by.
+
+    Attributes:
+        name: Short name, the column's head in tables.
+        task: Name of the task that it judges.
+        unit: Physical unit as printed, ``""`` for none.
+        higher_is_better: Direction.
+        label: Name as shown to people (may hold Greek letters); ``name`` if empty.
+    """
+
+    name: str
+    task: str
+    unit: str = ""
+    higher_is_better: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how a problem's network is trained.
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        learning_rate: Peak learning rate of Adam.
+        minibatches: The paper's n for methods that read a kernel of mini-batches.
+        reduced: True if it is smaller than what the literature uses; tables then say so.
+        description: One sentence for tables and reports.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    minibatches: int = 4
+    reduced: bool = False
+    description: str = ""
+
+
+class MultiTaskModel(nn.Module, ABC):
+    """A network with a shared trunk and one head per task."""
+
+    @abstractmethod
+    def represent(self, batch: Any) -> Tensor:
+        """Return the shared representation z of a batch, samples along dimension 0."""
+
+    @abstractmethod
+    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Return one output per head.
+
+        Args:
+            features: z, or one view of z per head, from :func:`ntkmtl.branch`.
+        """
+
+    @abstractmethod
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the trunk."""
+
+
+class Problem(ABC):
+    """A multi-task learning problem.
+
+    Subclasses are registered by name in :mod:`ntkmtl.problems`.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line for ``ntkmtl problems``.
+        tasks: Names of the k tasks.
+        metrics: What a trained network is judged by, in the order of the table's columns.
+        recipe: The training recipe used unless the caller changes it.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    tasks: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    recipe: Recipe
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Everything that determines data, network and losses, as JSON values.
+
+        Two problems of equal name and options train the same network on the same numbers: the key
+        under which single-task baselines are cached is made of these.
+        """
+
+    @abstractmethod
+    def size(self, split: Split) -> int:
+        """Return the number of samples in a split."""
+
+    @abstractmethod
+    def batch(self, split: Split, indices: Tensor) -> Any:
+        """Return the samples of a split at ``indices`` (int64, shape (b,)) as one batch."""
+
+    @abstractmethod
+    def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
+        """Build a freshly initialised network from torch's global random state.
+
+        Args:
+            tasks: Tasks to build heads for, all of them if None. One task makes the single-task
+                baseline.
+        """
+
+    @abstractmethod
+    def losses(
+        self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor | None]:
+        """Return one scalar training loss per task, None where the batch has no label for it.
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned.
+            batch: What :meth:`batch` returned.
+            tasks: The tasks the network was built for, all of them if None.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the metrics of a network on a split, float64 of shape (number of metrics,).
+
+        The network is left in the mode (train or eval) it was in. With ``tasks``, only the metrics
+        of those tasks are returned, in the order of :attr:`metrics`.
+        """
+
+    def describe(self) -> str:
+        """Return one paragraph on data and network for reports."""
+        return self.summary
+
+
+def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of one shuffled epoch, leaving out a last incomplete batch.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples per batch.
+        generator: Source of the order.
+
+    Yields:
+        int64 tensors of shape (batch_size,).
+
+    Example:
+        >>> import torch
+        >>> [b.shape[0] for b in batches(10, 4, torch.Generator().manual_seed(0))]
+        [4, 4]
+    """
+    order = torch.randperm(size, generator=generator)
+    for start in range(0, size - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
