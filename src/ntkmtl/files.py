@@ -17,8 +17,8 @@ __all__ = ["atomic_write", "write_json", "write_text"]
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only once it is whole and on disk.
 
-    The bytes go to a temporary name in the same folder, are synced, and renamed over ``path``. If the
-    body raises, the temporary file is removed and what stood at ``path`` before stays.
+    The bytes go to a temporary name in the same folder, are synced, and renamed over ``path``. If
+    the body raises, the temporary file is removed and what stood at ``path`` before stays.
 
     Args:
         path: Where the file shall stand. Its folder is made if there is none.

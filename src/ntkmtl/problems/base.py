@@ -1,7 +1,7 @@
 """What a problem is: tasks, metrics, data, a network, losses and a recipe.
 
-A problem is what :mod:`ntkmtl.training` trains and what ``ntkmtl compare NAME`` names. Its parts are
-small protocols, so that one's own problem is one class in one's own module.
+A problem is what :mod:`ntkmtl.training` trains and what ``ntkmtl compare NAME`` names. Its parts
+are small protocols, so that one's own problem is one class in one's own module.
 """
 
 from __future__ import annotations

@@ -1,0 +1,22 @@
+"""The extended neural tangent kernel of k tasks, and where it comes from.
+
+:func:`extended_ntk` computes it from losses and either features or parameters and returns an
+:class:`ExtendedNTK`. :func:`branch` makes views of a representation for quick differentiation.
+"""
+
+from __future__ import annotations
+
+from ntkmtl.kernel._extended import ExtendedNTK
+from ntkmtl.kernel._features import Branches, branch
+from ntkmtl.kernel._partition import minibatch_sizes
+from ntkmtl.kernel._pooling import kernel_from_rows
+from ntkmtl.kernel._sources import extended_ntk
+
+__all__ = [
+    "Branches",
+    "ExtendedNTK",
+    "branch",
+    "extended_ntk",
+    "kernel_from_rows",
+    "minibatch_sizes",
+]

@@ -1,0 +1,256 @@
+"""The one place that walks autograd graphs and asks the engine for gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+
+from ntkmtl.kernel._features import Features
+
+__all__ = ["HeadGraph", "TaskGradients", "feature_gradients", "head_graph", "leaves", "vjp"]
+
+
+def _node(tensor: Tensor) -> Any:
+    """Return the graph node that makes a tensor: a leaf's is the one that accumulates its .grad."""
+    return tensor.grad_fn or get_gradient_edge(tensor).node
+
+
+def leaves(
+    roots: Iterable[Tensor], stop: Iterable[Tensor] = ()
+) -> tuple[dict[Tensor, None], set[Any], set[Any]]:
+    """Walk the graph from some tensors down to its leaves.
+
+    Args:
+        roots: Tensors to start from.
+        stop: Tensors whose nodes are not passed.
+
+    Returns:
+        The leaf tensors met, in a stable order; all nodes walked; the nodes of ``stop`` met.
+    """
+    barriers = {_node(t) for t in stop}
+    met: set[Any] = set()
+    seen: set[Any] = set()
+    found: dict[Tensor, None] = {}
+    stack = [_node(t) for t in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        if node in barriers:
+            met.add(node)
+            continue
+        seen.add(node)
+        children = node.next_functions
+        if children:
+            stack.extend([child for child, _ in children if child is not None])
+        else:
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                found[variable] = None
+    return found, seen, met
+
+
+@dataclass(frozen=True)
+class HeadGraph:
+    """What lies between the features and the losses.
+
+    Attributes:
+        parameters: The leaves that task i's loss depends on other than through the features.
+        overlapping: Whether the graphs of two tasks share a node, so that buffers of one must be
+            kept for the other.
+        crosses: Positions (i, j) of tasks i that reach the representation of another task j.
+        depends: Whether any loss reaches the features.
+    """
+
+    parameters: list[list[Tensor]]
+    overlapping: bool
+    crosses: list[tuple[int, int]]
+    depends: bool
+
+
+def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
+    """Find each head's parameters by walking from its loss down to the features."""
+    parameters: list[list[Tensor]] = []
+    walked: set[Any] = set()
+    overlapping = False
+    depends = False
+    crosses: list[tuple[int, int]] = []
+    own = [_node(t) for t in features.tensors]
+    for i, loss in enumerate(losses):
+        found, nodes, met = leaves((loss,), features.tensors)
+        parameters.append(list(found))
+        inner = {n for n in nodes if n.next_functions}
+        overlapping = overlapping or not walked.isdisjoint(inner)
+        walked |= inner
+        depends = depends or bool(met)
+        if features.per_task:
+            crosses += [(i, j) for j, node in enumerate(own) if node in met and j != i]
+    return HeadGraph(parameters, overlapping, crosses, depends)
+
+
+@dataclass
+class TaskGradients:
+    """Gradients of k task losses with respect to features and head parameters.
+
+    Attributes:
+        features: ``features[f][i]``: gradient of task i with respect to the f-th shared tensor, its
+            own shape. Where tasks have their own tensors there is one f, ``features[0][i]``.
+        heads: ``heads[i]``: pairs of a head parameter of task i and its gradient. Empty if heads
+            were not asked for.
+    """
+
+    features: list[list[Tensor]]
+    heads: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+
+
+def feature_gradients(
+    losses: Sequence[Tensor],
+    features: Features,
+    graph: HeadGraph | None,
+    *,
+    retain: bool,
+) -> TaskGradients:
+    """Differentiate each loss with respect to the features, and its head if asked to.
+
+    One call of the engine per task, or one for all tasks where each has its own tensor.
+
+    Args:
+        losses: k scalars.
+        features: The representation.
+        graph: The heads, whose parameters are differentiated along; None to leave them alone.
+        retain: Keep the graph for a later pass over the heads.
+    """
+    k = len(losses)
+    heads = graph.parameters if graph is not None else [[] for _ in range(k)]
+    if features.per_task:
+        return _all_at_once(losses, features, heads, graph, retain)
+    count = len(features.tensors)
+    by_feature: list[list[Tensor]] = [[] for _ in range(count)]
+    by_head: list[list[tuple[Tensor, Tensor]]] = []
+    for i, loss in enumerate(losses):
+        last = i == k - 1
+        grads = torch.autograd.grad(
+            loss,
+            (*features.tensors, *heads[i]),
+            retain_graph=retain or ((graph is None or graph.overlapping) and not last),
+            allow_unused=True,
+        )
+        for f, tensor in enumerate(features.tensors):
+            g = grads[f]
+            by_feature[f].append(torch.zeros_like(tensor) if g is None else g)
+        by_head.append(
+            [(p, g) for p, g in zip(heads[i], grads[count:], strict=True) if g is not None]
+        )
+    return TaskGradients(by_feature, by_head if graph is not None else [])
+
+
+def _all_at_once(
+    losses: Sequence[Tensor],
+    features: Features,
+    heads: list[list[Tensor]],
+    graph: HeadGraph | None,
+    retain: bool,
+) -> TaskGradients:
+    flat = [p for head in heads for p in head]
+    if len({id(p) for p in flat}) < len(flat):
+        # A parameter that two heads share would get the sum of both tasks' gradients.
+        return _one_by_one(losses, features, heads, graph, retain)
+    grads = torch.autograd.grad(
+        list(losses),
+        (*features.tensors, *flat),
+        grad_outputs=[torch.ones_like(loss) for loss in losses],
+        retain_graph=retain,
+        allow_unused=True,
+    )
+    k = len(losses)
+    own = [
+        torch.zeros_like(t) if g is None else g
+        for t, g in zip(features.tensors, grads[:k], strict=True)
+    ]
+    by_head: list[list[tuple[Tensor, Tensor]]] = []
+    start = k
+    for head in heads:
+        part = grads[start : start + len(head)]
+        start += len(head)
+        by_head.append([(p, g) for p, g in zip(head, part, strict=True) if g is not None])
+    return TaskGradients([own], by_head if graph is not None else [])
+
+
+def _one_by_one(
+    losses: Sequence[Tensor],
+    features: Features,
+    heads: list[list[Tensor]],
+    graph: HeadGraph | None,
+    retain: bool,
+) -> TaskGradients:
+    own: list[Tensor] = []
+    by_head: list[list[tuple[Tensor, Tensor]]] = []
+    for i, loss in enumerate(losses):
+        g, *rest = torch.autograd.grad(
+            loss,
+            (features.tensors[i], *heads[i]),
+            retain_graph=retain or i < len(losses) - 1,
+            allow_unused=True,
+        )
+        own.append(torch.zeros_like(features.tensors[i]) if g is None else g)
+        by_head.append([(p, x) for p, x in zip(heads[i], rest, strict=True) if x is not None])
+    return TaskGradients([own], by_head if graph is not None else [])
+
+
+def vjp(
+    outputs: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None,
+    *,
+    retain: bool = True,
+) -> Tensor:
+    """Return one gradient with respect to parameters as a flat vector.
+
+    Args:
+        outputs: Where to start: scalars, or the trunk's outputs with ``cotangents``.
+        parameters: With respect to what; those that are not reached count as zero.
+        cotangents: Gradients with respect to ``outputs``, None for scalars.
+        retain: Keep the graph.
+
+    Returns:
+        Shape (P,), P the number of entries of all parameters, in their order.
+    """
+    grads = torch.autograd.grad(
+        list(outputs),
+        list(parameters),
+        grad_outputs=None if cotangents is None else list(cotangents),
+        retain_graph=retain,
+        allow_unused=True,
+    )
+    pieces = [
+        (torch.zeros_like(p) if g is None else g).reshape(-1)
+        for p, g in zip(parameters, grads, strict=True)
+    ]
+    return torch.cat(pieces)
+
+
+def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add gradients to ``.grad``. Each must be a tensor of its own, which may be kept."""
+    for parameter, gradient in pairs:
+        if parameter.grad is None:
+            parameter.grad = gradient
+        else:
+            parameter.grad.add_(gradient)
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether somebody (DDP, FSDP, the user) waits for this parameter's gradient to arrive."""
+    return bool(
+        getattr(parameter, "_backward_hooks", None)
+        or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    )
+
+
+def trainable(parameters: Iterable[Tensor]) -> list[nn.Parameter | Tensor]:
+    """Keep each parameter that requires a gradient once, in order."""
+    return list({id(p): p for p in parameters if p.requires_grad}.values())

@@ -1,0 +1,219 @@
+"""The extended neural tangent kernel as one object."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["ExtendedNTK"]
+
+
+class ExtendedNTK:
+    r"""The extended NTK of k tasks on n mini-batches (Eq. 8 and 9 of the NTKMTL paper).
+
+    ``K[i, u, j, v]`` is the inner product of the gradients of task i's loss on mini-batch u and of
+    task j's loss on mini-batch v. It holds every block, or only the k diagonal ones where the
+    others do not exist (one representation per task) or were not asked for.
+
+    Args:
+        values: All blocks, shape (k, n, k, n). Symmetric positive semi-definite as a (kn, kn)
+            matrix, which is not checked.
+        blocks: The diagonal blocks only, shape (k, n, n). Give either this or ``values``.
+        shares: Share of task i's labelled samples that mini-batch u holds, shape (k, n), rows
+            summing to 1. ``1 / n`` each if None.
+        diagonal: True if each block is known to be a diagonal matrix, so that its eigenvalues need
+            no solver.
+
+    Raises:
+        ValueError: Not exactly one of ``values`` and ``blocks`` is given, or a shape is wrong.
+
+    Example:
+        >>> import torch
+        >>> J = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)  # k = 2 tasks, n = 1
+        >>> K = ExtendedNTK((J @ J.T).reshape(2, 1, 2, 1))
+        >>> K.max_eigenvalues()
+        tensor([9., 1.], dtype=torch.float64)
+        >>> K.affinity()
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        values: Tensor | None = None,
+        *,
+        blocks: Tensor | None = None,
+        shares: Tensor | None = None,
+        diagonal: bool = False,
+    ) -> None:
+        if (values is None) == (blocks is None):
+            raise ValueError("give either values (k, n, k, n) or blocks (k, n, n), not both")
+        if values is not None:
+            if values.ndim != 4 or values.shape[:2] != values.shape[2:] or 0 in values.shape:
+                raise ValueError(
+                    f"values must have shape (k, n, k, n), found {tuple(values.shape)}"
+                )
+            # A view: diagonal() puts the task axis last.
+            blocks = values.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        assert blocks is not None
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or 0 in blocks.shape:
+            raise ValueError(f"blocks must have shape (k, n, n), found {tuple(blocks.shape)}")
+        if shares is not None and shares.shape != blocks.shape[:2]:
+            raise ValueError(
+                f"shares must have shape (k, n) = {tuple(blocks.shape[:2])}, "
+                f"found {tuple(shares.shape)}"
+            )
+        self._values = values
+        self._blocks = blocks
+        self._shares = shares
+        self._diagonal = diagonal
+
+    def __repr__(self) -> str:
+        form = "all blocks" if self._values is not None else "diagonal blocks only"
+        return f"ExtendedNTK(tasks={self.tasks}, minibatches={self.minibatches}, {form})"
+
+    @property
+    def tasks(self) -> int:
+        """Number of tasks k."""
+        return self._blocks.shape[0]
+
+    @property
+    def minibatches(self) -> int:
+        """Number of mini-batches n."""
+        return self._blocks.shape[1]
+
+    @property
+    def has_all_blocks(self) -> bool:
+        """Whether the blocks of two different tasks exist."""
+        return self._values is not None
+
+    @property
+    def blocks(self) -> Tensor:
+        """The diagonal blocks K_ii, shape (k, n, n)."""
+        return self._blocks
+
+    @property
+    def values(self) -> Tensor:
+        """All blocks, shape (k, n, k, n).
+
+        Raises:
+            ValueError: Only the diagonal blocks exist.
+        """
+        if self._values is None:
+            raise ValueError(
+                "this kernel has its diagonal blocks only: gradients with respect to one "
+                "representation per task, or a method that reads eigenvalues alone, give no "
+                "blocks between two tasks. Read .blocks, or ask for parameters or for one shared "
+                "representation"
+            )
+        return self._values
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of each task's samples in each mini-batch, shape (k, n)."""
+        if self._shares is None:
+            return torch.full_like(self._blocks[:, :, 0], 1.0 / self.minibatches)
+        return self._shares
+
+    def block(self, i: int, j: int) -> Tensor:
+        """Return the block K_ij, shape (n, n).
+
+        Args:
+            i: First task.
+            j: Second task.
+
+        Raises:
+            ValueError: The block does not exist.
+        """
+        return self._blocks[i] if i == j else self.values[i, :, j, :]
+
+    def cpu(self) -> ExtendedNTK:
+        """Return the kernel in main memory, where small eigenproblems are quickest."""
+        if self._blocks.device.type == "cpu":
+            return self
+        shares = None if self._shares is None else self._shares.cpu()
+        if self._values is not None:
+            return ExtendedNTK(self._values.cpu(), shares=shares, diagonal=self._diagonal)
+        return ExtendedNTK(blocks=self._blocks.cpu(), shares=shares, diagonal=self._diagonal)
+
+    def __truediv__(self, divisor: float) -> ExtendedNTK:
+        if self._values is not None:
+            return ExtendedNTK(self._values / divisor, shares=self._shares, diagonal=self._diagonal)
+        return ExtendedNTK(
+            blocks=self._blocks / divisor, shares=self._shares, diagonal=self._diagonal
+        )
+
+    def max_eigenvalues(self) -> Tensor:
+        """Return the largest eigenvalue of each diagonal block, float64 of shape (k,).
+
+        Computed in float64: in closed form for n = 1, n = 2 and diagonal blocks, by a symmetric
+        solver otherwise. Rounding below zero is cut off.
+        """
+        blocks = self._blocks.detach().to(torch.float64)
+        n = self.minibatches
+        if n == 1:
+            largest = blocks[:, 0, 0]
+        elif self._diagonal:
+            largest = blocks.diagonal(dim1=1, dim2=2).amax(dim=1)
+        elif n == 2:
+            a, d, b = blocks[:, 0, 0], blocks[:, 1, 1], blocks[:, 0, 1]
+            largest = (a + d) / 2 + torch.hypot((a - d) / 2, b)
+        else:
+            largest = torch.linalg.eigvalsh(blocks)[:, -1]
+        return largest.clamp_min(0.0)
+
+    def gramian(self) -> Tensor:
+        """Return the Gramian of the k whole-batch gradients, float64 of shape (k, k).
+
+        The blocks averaged over both mini-batch axes, each mini-batch counting by its share of the
+        task's samples: exactly the Gramian of the batch's own gradients, also where n does not
+        divide the batch.
+
+        Raises:
+            ValueError: Only the diagonal blocks exist.
+        """
+        values = self.values.detach().to(torch.float64)
+        shares = self.shares.to(values)
+        return torch.einsum("iu,iujv,jv->ij", shares, values, shares)
+
+    def affinity(self) -> Tensor:
+        """Return the cosine between the tasks' gradients, float64 of shape (k, k).
+
+        Entries are in [-1, 1]: 1 where two tasks pull the same way, negative where they conflict,
+        0 where a gradient vanishes.
+
+        Raises:
+            ValueError: Only the diagonal blocks exist.
+        """
+        gramian = self.gramian()
+        norms = gramian.diagonal().clamp_min(0.0).sqrt()
+        # Divided one side at a time: the product of two tiny norms may be zero.
+        inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+        cosine = (gramian * inverse[:, None] * inverse[None, :]).clamp(-1.0, 1.0)
+        return cosine.fill_diagonal_(1.0) * ((norms > 0)[:, None] & (norms > 0)[None, :])
+
+    def weighted(self, weights: Tensor) -> ExtendedNTK:
+        """Return the kernel under task weights, w w^T times K (Prop. 3.3, Eq. 13).
+
+        Args:
+            weights: Shape (k,).
+
+        Raises:
+            ValueError: The number of weights is not k.
+        """
+        if weights.shape != (self.tasks,):
+            raise ValueError(
+                f"weights must have shape ({self.tasks},), found {tuple(weights.shape)}"
+            )
+        w = weights.detach().to(self._blocks)
+        if self._values is not None:
+            return ExtendedNTK(
+                self._values * w[:, None, None, None] * w[None, None, :, None],
+                shares=self._shares,
+                diagonal=self._diagonal,
+            )
+        return ExtendedNTK(
+            blocks=self._blocks * w.square()[:, None, None],
+            shares=self._shares,
+            diagonal=self._diagonal,
+        )

@@ -1,0 +1,115 @@
+"""How a batch is split into mini-batches, and what scale each has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["Partition", "minibatch_sizes"]
+
+
+def minibatch_sizes(batch: int, minibatches: int, published: bool = False) -> tuple[int, ...]:
+    """Return the sizes of n consecutive mini-batches of a batch.
+
+    Sizes differ by one at most, larger ones first.
+
+    Args:
+        batch: Number of samples B.
+        minibatches: Number of mini-batches n.
+        published: Split as ``torch.chunk`` does, as the published code has it: all mini-batches but
+            the last hold ceil(B / n) samples, and there may be fewer than n.
+
+    Raises:
+        ValueError: n is not in 1..B.
+
+    Example:
+        >>> minibatch_sizes(10, 4)
+        (3, 3, 2, 2)
+        >>> minibatch_sizes(10, 4, published=True)
+        (3, 3, 3, 1)
+    """
+    if not 1 <= minibatches <= batch:
+        raise ValueError(
+            f"minibatches must be between 1 and the batch size, found minibatches={minibatches} "
+            f"for a batch of {batch}; use fewer mini-batches or a larger batch"
+        )
+    if published:
+        size = -(-batch // minibatches)
+        full, rest = divmod(batch, size)
+        return (size,) * full + ((rest,) if rest else ())
+    size, longer = divmod(batch, minibatches)
+    return (size + 1,) * longer + (size,) * (minibatches - longer)
+
+
+@lru_cache(maxsize=64)
+def _indicator(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    return torch.nn.functional.one_hot(index, len(sizes)).T.to(device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A batch of B samples split into n consecutive mini-batches, for k tasks.
+
+    Attributes:
+        sizes: Samples in each mini-batch.
+        scales: What the rows of mini-batch u of task i's batch gradient are multiplied by to make
+            the gradient of that mini-batch's mean loss, float64 of shape (k, n); or (1, n) where
+            all tasks agree.
+        shares: Share of task i's labelled samples in mini-batch u, same shape.
+    """
+
+    sizes: tuple[int, ...]
+    scales: Tensor
+    shares: Tensor
+
+    @staticmethod
+    def of(
+        batch: int,
+        minibatches: int,
+        counts: Tensor | None = None,
+        *,
+        published: bool = False,
+    ) -> Partition:
+        """Split a batch.
+
+        Args:
+            batch: Number of samples B.
+            minibatches: Number of mini-batches n.
+            counts: How many labels (pixels, say) each sample has for each task, shape (k, B). The
+                batch's loss is then taken as the mean over labels. One each if None.
+            published: See :func:`minibatch_sizes`.
+
+        Raises:
+            ValueError: n is not in 1..B, or counts have a wrong shape or are negative.
+        """
+        sizes = minibatch_sizes(batch, minibatches, published)
+        if counts is None:
+            part = torch.tensor([sizes], dtype=torch.float64)
+        else:
+            if counts.ndim != 2 or counts.shape[1] != batch:
+                raise ValueError(
+                    f"counts must have shape (k, {batch}), one number of labels per task and "
+                    f"sample, found {tuple(counts.shape)}"
+                )
+            counts = counts.detach().to(device="cpu", dtype=torch.float64)
+            if not bool((counts >= 0).all()):
+                raise ValueError("counts must be finite and not negative")
+            part = counts @ _indicator(sizes, torch.float64, torch.device("cpu")).T
+        total = part.sum(dim=1, keepdim=True)
+        # A mini-batch without labels has no gradient, whatever it is multiplied by.
+        scales = torch.where(part > 0, total / part, 0.0)
+        shares = torch.where(total > 0, part / total, 1.0 / len(sizes))
+        return Partition(sizes, scales, shares)
+
+    @property
+    def minibatches(self) -> int:
+        """Number of mini-batches n."""
+        return len(self.sizes)
+
+    def indicator(self, like: Tensor) -> Tensor:
+        """Return the 0/1 matrix of shape (n, B) that sums rows by mini-batch."""
+        return _indicator(self.sizes, like.dtype, like.device)

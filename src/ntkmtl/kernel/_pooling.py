@@ -1,0 +1,221 @@
+"""From sample-wise gradients to the extended NTK: pure linear algebra.
+
+With G_i = d l_i / d z (one row per sample, B rows) and the scales c_iu that turn rows of mini-batch
+u into the gradient of its mean loss, every variant is
+
+    K[i,u,j,v] = c_iu c_jv sum_{s in u, t in v} <G_i[s], G_j[t]> Theta(s, t)
+
+with its own stand-in Theta for the trunk's kernel between samples: 1 (``pooled``, Eq. 17), the
+identity (``blockwise``, the published code) or a kernel of the features (``kernel``).
+
+Gradients are divided by their largest entry before they are multiplied with each other, and the
+factor is put back in float64: losses of 1e-12 and of 1e12 give the same relative accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ntkmtl.kernel._extended import ExtendedNTK
+from ntkmtl.kernel._partition import Partition
+
+__all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows"]
+
+Pooling = Literal["pooled", "blockwise", "kernel"]
+POOLINGS: tuple[Pooling, ...] = ("pooled", "blockwise", "kernel")
+
+# Up to this many entries the k gradients are stacked and treated in one operation, which is what
+# small networks need; above it they are treated one by one, which saves a copy of all of them.
+_STACK_LIMIT = 1 << 22
+
+
+def _flat(gradient: Tensor) -> Tensor:
+    rows = gradient.flatten(1)
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+
+
+def _power_of_two(peak: Tensor) -> Tensor:
+    """Return powers of two no further than a factor of two below ``peak``, 1 where it is zero.
+
+    Dividing by a power of two is exact.
+    """
+    exponent = torch.frexp(peak).exponent - 1
+    return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1.0)
+
+
+def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring the largest absolute entry of each leading slice into [1, 2).
+
+    Returns the scaled slices and the divisors, float64 of shape (len(x),). Slices of zeros are left
+    as they are; NaN and infinity stay.
+    """
+    scale = _power_of_two(x.abs().flatten(1).amax(dim=1))
+    return x / scale.view((-1,) + (1,) * (x.ndim - 1)), scale.to(torch.float64)
+
+
+def gram(matrix: Tensor) -> Tensor:
+    """Return the Gramian of the rows of a (k, P) matrix, float64 of shape (k, k).
+
+    Summed in float64 over slices of columns, so that no float64 copy of the whole is made.
+    """
+    # In float64, so that dividing by it works for half precision as well.
+    safe = _power_of_two(matrix.abs().amax(dim=1).to(torch.float64))
+    total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
+    for columns in matrix.split(1 << 20, dim=1):
+        part = columns.to(torch.float64) / safe[:, None]
+        total += part @ part.T
+    return total * safe[:, None] * safe[None, :]
+
+
+def kernel_from_rows(
+    gradients: Sequence[Tensor],
+    partition: Partition,
+    pooling: Pooling,
+    *,
+    theta: Tensor | None = None,
+    full: bool = True,
+) -> ExtendedNTK:
+    """Return the extended NTK of k tasks from their gradients with respect to one representation.
+
+    Args:
+        gradients: G_i for each task, shape (B, ...), the gradient of the task's mean loss. With
+            ``full=False`` shapes may differ but for B.
+        partition: The mini-batches.
+        pooling: Which stand-in for the trunk's kernel.
+        theta: That kernel between samples, shape (B, B); with ``pooling="kernel"`` only.
+        full: Whether to compute blocks between different tasks.
+
+    Returns:
+        The kernel, float64.
+
+    Raises:
+        ValueError: ``pooling`` is unknown.
+
+    Example:
+        >>> import torch
+        >>> G = torch.tensor([[[1.0], [3.0]], [[2.0], [-2.0]]])  # k = 2 tasks, B = 2 samples
+        >>> K = kernel_from_rows(list(G), Partition.of(2, 1), "pooled")
+        >>> K.gramian()
+        tensor([[16.,  0.],
+                [ 0.,  0.]], dtype=torch.float64)
+        >>> kernel_from_rows(list(G), Partition.of(2, 1), "blockwise").gramian()
+        tensor([[10., -4.],
+                [-4.,  8.]], dtype=torch.float64)
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, found {pooling!r}")
+    if (theta is not None) != (pooling == "kernel"):
+        raise ValueError('theta belongs to pooling="kernel", and that needs it')
+    if full:
+        make = {"pooled": _pooled_full, "blockwise": _blockwise_full, "kernel": _kernel_full}
+    else:
+        make = {"pooled": _pooled, "blockwise": _blockwise, "kernel": _kernel}
+    values = make[pooling](gradients, partition, theta)
+    k, device = len(gradients), gradients[0].device
+    scales = partition.scales.to(device)
+    shares = partition.shares.to(device).expand(k, -1)
+    diagonal = pooling == "blockwise"
+    if full:
+        values = values * scales[:, :, None, None] * scales[None, None, :, :]
+        return ExtendedNTK(values, shares=shares, diagonal=diagonal)
+    values = values * scales[:, :, None] * scales[:, None, :]
+    return ExtendedNTK(blocks=values, shares=shares, diagonal=diagonal)
+
+
+def _stack(gradients: Sequence[Tensor]) -> Tensor:
+    """Stack to (k, B, D), half precision as float32."""
+    stacked = torch.stack(list(gradients)).flatten(2)
+    return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
+
+
+def _is_small(gradients: Sequence[Tensor]) -> bool:
+    first = gradients[0]
+    return len(gradients) * first.numel() <= _STACK_LIMIT and all(
+        g.shape == first.shape for g in gradients
+    )
+
+
+def _rows(gradients: Sequence[Tensor], partition: Partition) -> Tensor:
+    """Sum the rows of each mini-batch: (k, n, D)."""
+    sums = partition.indicator(_flat(gradients[0]))
+    if _is_small(gradients):
+        return sums @ _stack(gradients)
+    return torch.stack([sums @ _flat(g) for g in gradients])
+
+
+def _pooled(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+    if not _is_small(gradients):
+        return torch.cat([_pooled_block(_rows([g], partition)) for g in gradients])
+    return _pooled_block(_rows(gradients, partition))
+
+
+def _pooled_block(rows: Tensor) -> Tensor:
+    rows, peak = _normalised(rows)
+    return (rows @ rows.mT).to(torch.float64) * peak.square()[:, None, None]
+
+
+def _pooled_full(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+    rows, peak = _normalised(_rows(gradients, partition))
+    k, n, _ = rows.shape
+    flat = rows.flatten(0, 1)
+    values = (flat @ flat.T).to(torch.float64).view(k, n, k, n)
+    return values * peak[:, None, None, None] * peak[None, None, :, None]
+
+
+def _blockwise(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+    if _is_small(gradients):
+        stacked, peak = _normalised(_stack(gradients))
+        squares = torch.linalg.vector_norm(stacked, dim=2, dtype=torch.float64).square()
+    else:
+        norms = []
+        peaks = []
+        for g in gradients:
+            rows, top = _normalised(_flat(g)[None])
+            norms.append(torch.linalg.vector_norm(rows[0], dim=1).to(torch.float64).square())
+            peaks.append(top)
+        squares, peak = torch.stack(norms), torch.cat(peaks)
+    diagonal = squares @ partition.indicator(squares).T
+    return torch.diag_embed(diagonal * peak.square()[:, None])
+
+
+def _blockwise_full(
+    gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
+    stacked, peak = _normalised(_stack(gradients))
+    per_sample = stacked.transpose(0, 1)  # (B, k, D)
+    grams = (per_sample @ per_sample.mT).to(torch.float64)  # (B, k, k)
+    by_minibatch = torch.einsum("ub,bij->uij", partition.indicator(grams), grams)
+    values = torch.diag_embed(by_minibatch.permute(1, 2, 0))  # (k, k, n, n)
+    return values.transpose(1, 2) * peak[:, None, None, None] * peak[None, None, :, None]
+
+
+def _kernel(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+    assert theta is not None
+    if _is_small(gradients):
+        return _kernel_block(_stack(gradients), partition, theta)
+    return torch.cat([_kernel_block(_flat(g)[None], partition, theta) for g in gradients])
+
+
+def _kernel_block(stacked: Tensor, partition: Partition, theta: Tensor) -> Tensor:
+    rows, peak = _normalised(stacked)
+    weighted = (rows @ rows.mT).to(torch.float64) * theta
+    sums = partition.indicator(weighted)
+    return sums @ weighted @ sums.T * peak.square()[:, None, None]
+
+
+def _kernel_full(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+    assert theta is not None
+    rows, peak = _normalised(_stack(gradients))
+    k, batch, _ = rows.shape
+    flat = rows.flatten(0, 1)
+    sums = partition.indicator(theta)
+    blocks = []
+    for row in rows:  # one task at a time: k B^2 entries in memory, not k^2 B^2
+        products = (row @ flat.T).to(torch.float64).view(batch, k, batch) * theta[:, None, :]
+        blocks.append(torch.einsum("ub,bjc,vc->ujv", sums, products, sums))
+    values = torch.stack(blocks)
+    return values * peak[:, None, None, None] * peak[None, None, :, None]

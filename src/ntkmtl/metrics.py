@@ -1,0 +1,217 @@
+r"""The two numbers that multi-task methods are compared by: Δm% and mean rank.
+
+Both take one value per metric and method, and the direction of each metric. They know nothing of
+models or data, so they serve measured runs and published tables alike.
+
+Example:
+    >>> stl = [50.0, 0.25]  # an accuracy and an error
+    >>> methods = [[75.0, 0.50], [25.0, 0.125]]
+    >>> delta_m(methods, stl, higher_is_better=[True, False]).tolist()
+    [25.0, 0.0]
+    >>> mean_rank(methods, higher_is_better=[True, False]).tolist()
+    [1.5, 1.5]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+__all__ = ["Ties", "delta_m", "mean_rank"]
+
+
+class _Array(Protocol):
+    """Anything that NumPy can read, without a dependency on NumPy."""
+
+    def __array__(self) -> Any: ...
+
+
+Numbers: TypeAlias = Tensor | Sequence[object] | _Array
+"""Numbers as a tensor, a (nested) sequence or a NumPy array."""
+
+Ties: TypeAlias = Literal["average", "published"]
+"""How :func:`mean_rank` ranks equal values."""
+
+
+_NOT_DIRECTIONS = "higher_is_better must be True, False or a sequence of them. Found {!r}."
+
+
+def delta_m(
+    values: Numbers, baseline: Numbers, higher_is_better: bool | Sequence[bool] | Tensor | _Array
+) -> Tensor:
+    r"""Return Δm%, the average drop against a baseline, in percent; lower is better.
+
+    .. math::
+
+        \Delta m\% = \frac{100}{S} \sum_{i=1}^{S} (-1)^{\delta_i}
+            \frac{M_{m,i} - M_{b,i}}{M_{b,i}}
+
+    over S metrics, where :math:`\delta_i` is 1 if a higher value of metric i is better, else 0
+    (Section 4.1 of the paper). The baseline is as a rule single-task learning. A negative value
+    says that the method beats the baseline on average. The formula is meant for metrics that are
+    positive: a negative baseline turns the sign of its metric's share.
+
+    Args:
+        values: Metrics of the methods, of shape (..., S).
+        baseline: Metrics of the baseline, of shape (S,), none of them zero.
+        higher_is_better: Direction of each metric, of length S, or one for all.
+
+    Returns:
+        Δm% in percent, float64 on the CPU, of shape (...): a 0-d tensor for a single method.
+
+    Raises:
+        ValueError: On shapes that do not fit, a zero in the baseline, or a number that is not
+            finite.
+        TypeError: If something is not real numbers, or ``higher_is_better`` is not boolean.
+
+    Example:
+        >>> float(delta_m([3.0, 6.0], [2.0, 4.0], higher_is_better=False))
+        50.0
+        >>> delta_m([[2.0, 3.0], [4.0, 3.0]], [4.0, 3.0], [True, False]).tolist()
+        [25.0, 0.0]
+    """
+    found = _numbers(values, "values")
+    reference = _numbers(baseline, "baseline")
+    if reference.ndim != 1 or len(reference) == 0:
+        raise ValueError(
+            "baseline must have shape (S,), one number per metric. "
+            f"Found shape {tuple(reference.shape)}."
+        )
+    size = len(reference)
+    if found.ndim == 0 or found.shape[-1] != size:
+        raise ValueError(
+            f"values must have shape (..., {size}), as baseline has {size} metrics. "
+            f"Found shape {tuple(found.shape)}; put metrics along the last dimension."
+        )
+    higher = _directions(higher_is_better, size)
+    _check_finite(found, "values")
+    _check_finite(reference, "baseline")
+    if (reference == 0).any():
+        at = int((reference == 0).nonzero()[0])
+        raise ValueError(
+            f"baseline must not hold zeros, as Δm divides by it. Found 0 for metric {at}; "
+            "leave that metric out, or use another baseline."
+        )
+    drop = (found - reference) / reference
+    return 100 * torch.where(higher, -drop, drop).mean(dim=-1)
+
+
+def mean_rank(
+    values: Numbers,
+    higher_is_better: bool | Sequence[bool] | Tensor | _Array,
+    *,
+    ties: Ties = "average",
+) -> Tensor:
+    """Return the rank of each method, averaged over the metrics; 1 is best in every metric.
+
+    Only methods that are in ``values`` are ranked: the paper leaves single-task learning out, so
+    leave it out to compare with the paper's tables.
+
+    Args:
+        values: Metrics of the methods, of shape (methods, S). Infinite values rank first or last.
+        higher_is_better: Direction of each metric, of length S, or one for all.
+        ties: What methods with equal values get. ``"average"``: the mean of the ranks that they
+            take up. ``"published"``: the best of these ranks where lower is better and the worst
+            where higher is better, which is the rule behind the paper's MR columns.
+
+    Returns:
+        Mean ranks, float64 on the CPU, of shape (methods,).
+
+    Raises:
+        ValueError: On shapes that do not fit, NaN, or an unknown ``ties``.
+        TypeError: If something is not real numbers, or ``higher_is_better`` is not boolean.
+
+    Example:
+        >>> mean_rank([[0.1, 70.0], [0.2, 80.0], [0.3, 70.0]], [False, True]).tolist()
+        [1.75, 1.5, 2.75]
+        >>> mean_rank([[1.0], [1.0], [2.0]], False, ties="published").tolist()
+        [1.0, 1.0, 3.0]
+    """
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties must be one of {', '.join(get_args(Ties))}. Found ties={ties!r}.")
+    found = _numbers(values, "values")
+    if found.ndim != 2 or found.numel() == 0:
+        raise ValueError(
+            "values must have shape (methods, S), one row per method and one column per metric. "
+            f"Found shape {tuple(found.shape)}."
+        )
+    higher = _directions(higher_is_better, found.shape[1])
+    _check_no_nan(found, "values")
+    score = torch.where(higher, -found, found)
+    # better[m, s] counts the methods ahead of method m in metric s, equal[m, s] those level with
+    # it, itself among them.
+    better = (score[None, :, :] < score[:, None, :]).sum(dim=1).double()
+    equal = (score[None, :, :] == score[:, None, :]).sum(dim=1).double()
+    if ties == "average":
+        ranks = better + (equal + 1) / 2
+    else:
+        ranks = torch.where(higher, better + equal, better + 1)
+    return ranks.mean(dim=1)
+
+
+def _numbers(source: Numbers, name: str) -> Tensor:
+    """Return ``source`` as a float64 tensor on the CPU, cut off from autograd."""
+    try:
+        tensor = _tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{name} must be numbers: a tensor, an array, or a nested list with rows of one "
+            f"length. Found {type(source).__name__} ({error})."
+        ) from error
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers. Found dtype {tensor.dtype}.")
+    return tensor.to(device="cpu", dtype=torch.float64)
+
+
+def _tensor(source: object) -> Tensor:
+    if isinstance(source, Tensor):
+        return source.detach()
+    if hasattr(source, "__array__"):
+        # A copy: sharing memory with a read-only array warns.
+        return torch.tensor(source)
+    if isinstance(source, Sequence) and any(hasattr(item, "__array__") for item in source):
+        return torch.stack([_tensor(item).to(device="cpu", dtype=torch.float64) for item in source])
+    # Python floats are doubles; without a dtype torch would round them to its default.
+    return torch.tensor(source, dtype=torch.float64)
+
+
+def _directions(source: bool | Sequence[bool] | Tensor | _Array, size: int) -> Tensor:
+    """Return ``source`` as a boolean tensor of shape (size,)."""
+    if isinstance(source, bool):
+        return torch.full((size,), source)
+    try:
+        tensor = source.detach().cpu() if isinstance(source, Tensor) else torch.tensor(source)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(_NOT_DIRECTIONS.format(source)) from error
+    if tensor.dtype != torch.bool:
+        raise TypeError(_NOT_DIRECTIONS.format(source))
+    if tensor.ndim == 0:
+        return tensor.expand(size)
+    if tensor.shape != (size,):
+        raise ValueError(
+            f"higher_is_better must have one direction for each of the {size} metrics. "
+            f"Found shape {tuple(tensor.shape)}."
+        )
+    return tensor
+
+
+def _check_no_nan(numbers: Tensor, name: str) -> None:
+    if numbers.isnan().any():
+        at = tuple(numbers.isnan().nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must not hold NaN. Found NaN at index {at}; leave that method or metric out, "
+            "or look at why the run has no number there."
+        )
+
+
+def _check_finite(numbers: Tensor, name: str) -> None:
+    _check_no_nan(numbers, name)
+    if numbers.isinf().any():
+        at = tuple(numbers.isinf().nonzero()[0].tolist())
+        raise ValueError(
+            f"{name} must be finite. Found {float(numbers[at])} at index {at}; leave that method "
+            "or metric out."
+        )

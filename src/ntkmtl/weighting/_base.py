@@ -1,0 +1,179 @@
+"""The contract of a weighting: a map from the kernel or the losses to k task weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ntkmtl.kernel import ExtendedNTK
+
+__all__ = ["GramianWeighting", "LossWeighting", "Reads", "Weighting", "balanced_gramian"]
+
+Reads = Literal["losses", "eigenvalues", "gramian", "jacobian"]
+
+
+class Weighting(ABC):
+    """Maps what is known of k tasks to k weights.
+
+    A weighting never touches a model or autograd. One that keeps a state keeps it per task, by the
+    task's position, so that a task without labels this time is simply not among ``tasks``.
+
+    Attributes:
+        reads: What :meth:`weigh` looks at.
+        needs_after_step: Whether :meth:`after_step` wants the losses after the update.
+        name: The name it was made by, which decides the Balancer's defaults; None for one's own.
+    """
+
+    name: str | None = None
+    reads: ClassVar[Reads]
+    needs_after_step: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        kernel: ExtendedNTK | None = None,
+        *,
+        losses: Tensor | None = None,
+        tasks: Tensor | None = None,
+    ) -> Tensor:
+        """Return the weights.
+
+        Args:
+            kernel: The extended NTK of the tasks, for methods that read one.
+            losses: Their losses, shape (k,), for methods that read them.
+            tasks: Their positions among all tasks, int64 of shape (k,); 0..k-1 if None.
+
+        Returns:
+            float64 weights of shape (k,).
+
+        Raises:
+            ValueError: What the method reads is missing.
+        """
+        if self.reads == "losses":
+            if losses is None:
+                raise ValueError(f"{type(self).__name__} reads losses: pass losses of shape (k,)")
+            count = losses.shape[0]
+            device = losses.device
+        else:
+            if kernel is None:
+                raise ValueError(f"{type(self).__name__} reads the kernel: pass an ExtendedNTK")
+            count = kernel.tasks
+            device = kernel.blocks.device
+        if losses is not None:
+            losses = losses.detach().to(torch.float64)
+        if tasks is None:
+            tasks = torch.arange(count, device=device)
+        return self.weigh(kernel, losses, tasks)
+
+    @abstractmethod
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        """Return the float64 weights of the tasks at positions ``tasks``. See :meth:`__call__`."""
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        """Make the state for a number of tasks. Called before the first step; may be called again.
+
+        Args:
+            tasks: Number of all tasks.
+            device: Where the losses are.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what the method learns by the user's optimiser."""
+        return iter(())
+
+    def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
+        """Add the gradients of :meth:`parameters` to their ``.grad``, times ``scale``."""
+
+    def after_step(self, losses: Tensor, tasks: Tensor) -> None:
+        """Look at the losses of the same batch after the update, float64 of shape (k,)."""
+
+    def end_epoch(self) -> None:
+        """Note that an epoch is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the next weights depend on besides the input."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: The state does not belong to this method.
+        """
+        expected, found = set(self.state_dict()), set(state)
+        if expected != found:
+            raise ValueError(
+                f"the state does not belong to {type(self).__name__}: it holds "
+                f"{sorted(found)}, expected {sorted(expected)}"
+            )
+
+    def __repr__(self) -> str:
+        settings = {k: v for k, v in vars(self).items() if k[0] != "_" and k != "name"}
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in settings.items())})"
+
+
+class LossWeighting(Weighting):
+    """A weighting that reads the losses only.
+
+    Its weights are the effective ones, the derivatives of its total with respect to each loss.
+    """
+
+    reads: ClassVar[Reads] = "losses"
+
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        assert losses is not None
+        return self.of_losses(losses, tasks)
+
+    @abstractmethod
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        """Return float64 weights of shape (k,) from float64 losses of shape (k,)."""
+
+
+class GramianWeighting(Weighting):
+    """A weighting that reads the Gramian of the k gradients."""
+
+    reads: ClassVar[Reads] = "gramian"
+
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        assert kernel is not None
+        return self.of_gramian(kernel.gramian())
+
+    @abstractmethod
+    def of_gramian(self, gramian: Tensor) -> Tensor:
+        """Return float64 weights of shape (k,) from a float64 Gramian of shape (k, k)."""
+
+
+def balanced_gramian(gramian: Tensor) -> tuple[Tensor, float]:
+    """Divide a Gramian by the mean of its diagonal.
+
+    Solvers have absolute tolerances; gradients have no absolute scale.
+
+    Returns:
+        The quotient, and the divisor: 1 if the Gramian is zero.
+
+    Example:
+        >>> import torch
+        >>> balanced_gramian(torch.diag(torch.tensor([1e-3, 3e-3], dtype=torch.float64)))
+        (tensor([[0.5000, 0.0000],
+                [0.0000, 1.5000]], dtype=torch.float64), 0.002)
+    """
+    mean = float(gramian.diagonal().mean())
+    if mean <= 0.0:
+        return gramian, 1.0
+    return gramian / mean, mean
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> float:
+    """Return ``value`` if it is a positive finite number.
+
+    Raises:
+        ValueError: It is not.
+    """
+    value = float(value)
+    if not (value > 0 or (zero and value == 0)) or value == float("inf"):
+        kind = "not negative" if zero else "positive"
+        raise ValueError(f"{name} must be {kind} and finite. Found {name}={value}.")
+    return value

@@ -1,0 +1,92 @@
+"""The fair allocation that Nash-MTL and FairGrad share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["fair_weights"]
+
+_MAX_ITERATIONS = 200
+
+
+def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
+    r"""Solve :math:`G w = w^{-1/\alpha}` for positive w.
+
+    The solution is the only minimum of the convex function
+    :math:`\frac12 w^T G w - \sum_i \psi(w_i)` with :math:`\psi'(w) = w^{-1/\alpha}`, which damped
+    Newton steps find to machine precision. Published codes hand it to general solvers (a sequence
+    of cone programs for Nash-MTL, least squares for FairGrad), which stop at absolute tolerances
+    and, where they fail, go on with what they have.
+
+    Tasks whose gradient is zero get the mean weight of the others. Where gradients cancel exactly,
+    no solution exists; directions below 1e-10 of the largest are taken as that, so that weights
+    stay finite.
+
+    Args:
+        gramian: float64, shape (k, k), positive semi-definite up to rounding.
+        alpha: Fairness; 1 is Nash bargaining.
+
+    Returns:
+        float64 weights of shape (k,).
+
+    Raises:
+        RuntimeError: The iteration did not converge.
+
+    Example:
+        >>> import torch
+        >>> fair_weights(torch.diag(torch.tensor([4.0, 0.25], dtype=torch.float64)), 1.0)
+        tensor([0.5000, 2.0000], dtype=torch.float64)
+    """
+    norms = gramian.diagonal().clamp_min(0.0)
+    live = norms > 0
+    if not bool(live.all()):
+        weights = torch.ones_like(norms)
+        if bool(live.any()):
+            inner = fair_weights(gramian[live][:, live], alpha)
+            weights[live] = inner
+            weights[~live] = inner.mean()
+        return weights
+    # With w = t x and t_i what task i would get alone, only cosines and a mild power remain.
+    power = 1.0 / alpha
+    root = norms.sqrt()
+    values, vectors = torch.linalg.eigh(gramian / root[:, None] / root[None, :])
+    cosines = (vectors * values.clamp_min(1e-10 * float(values[-1]))) @ vectors.T
+    t = norms.pow(-alpha / (alpha + 1.0))
+    side = root * t
+    matrix = cosines * side[:, None] * side[None, :]
+    gain = t.pow(1.0 - power)
+    scale = 1.0 / float(gain.mean())
+    matrix, gain = matrix * scale, gain * scale
+
+    def objective(x: Tensor) -> float:
+        utility = x.log() if power == 1.0 else x.pow(1.0 - power) / (1.0 - power)
+        return float(0.5 * (x @ (matrix @ x)) - (gain * utility).sum())
+
+    x = torch.ones_like(norms)
+    value = objective(x)
+    for _ in range(_MAX_ITERATIONS):
+        push = gain * x.pow(-power)
+        residual = matrix @ x - push
+        if bool((residual.abs() <= 1e-13 * push).all()):
+            return x * t
+        step: Tensor = torch.linalg.solve(matrix + torch.diag(power * push / x), -residual)
+        decrement = -float(residual @ step)
+        # Stay positive, then halve until the convex objective has fallen enough.
+        shrink = float((-step / x).max())
+        length = 1.0 if shrink < 1.0 else 0.95 / shrink
+        while length > 1e-12:
+            trial = x + length * step
+            trial_value = objective(trial)
+            if trial_value <= value - 0.25 * length * decrement or decrement <= 1e-14 * abs(value):
+                break
+            length *= 0.5
+        else:
+            break
+        if decrement <= 1e-14 * max(1.0, abs(value)) and length == 1.0:
+            # Newton converges quadratically: what is left after this step is rounding.
+            return t * trial
+        x, value = trial, trial_value
+    raise RuntimeError(
+        f"the fair allocation did not converge; the Gramian's diagonal is {norms.tolist()}"
+    )

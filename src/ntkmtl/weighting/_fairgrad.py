@@ -1,0 +1,38 @@
+"""Alpha-fair gradients."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ntkmtl.weighting._base import GramianWeighting, check_positive
+from ntkmtl.weighting._fair import fair_weights
+
+__all__ = ["FairGrad"]
+
+
+class FairGrad(GramianWeighting):
+    r"""The alpha-fair allocation of the loss decrease, :math:`G w = w^{-1/\alpha}`.
+
+    Eq. 4 of "Fair Resource Allocation in Multi-Task Learning", solved to machine precision by
+    :func:`ntkmtl.weighting._fair.fair_weights`.
+
+    Args:
+        alpha: Fairness: 1 is Nash bargaining, larger values care more for the worst task; 2 as in
+            the published scripts.
+
+    Raises:
+        ValueError: ``alpha`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> K = ExtendedNTK(torch.diag(torch.tensor([1.0, 8.0])).reshape(2, 1, 2, 1))
+        >>> FairGrad(alpha=2.0)(K)  # orthogonal: norm ** (-2 alpha / (alpha + 1)) = 8 ** (-2/3)
+        tensor([1.0000, 0.2500], dtype=torch.float64)
+    """
+
+    def __init__(self, alpha: float = 2.0) -> None:
+        self.alpha = check_positive("alpha", alpha)
+
+    def of_gramian(self, gramian: Tensor) -> Tensor:
+        return fair_weights(gramian, self.alpha)

@@ -1,0 +1,121 @@
+"""FAMO: fast adaptive multitask optimisation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import LossWeighting, check_positive
+
+__all__ = ["FAMO"]
+
+_EPSILON = 1e-8
+
+
+class FAMO(LossWeighting):
+    r"""Weights that make all losses fall at the same rate, from losses alone.
+
+    Algorithm 1 of the paper: with :math:`z = \mathrm{softmax}(\xi)`, :math:`d_i = \ell_i - b_i`
+    and :math:`c = (\sum_i z_i / d_i)^{-1}`, the weights are :math:`w_i = c z_i / d_i`, which sum to
+    1. After the update, ``after_step`` with the losses of the same batch moves the logits
+    :math:`\xi` by one step of Adam along
+    :math:`J_{\mathrm{softmax}}^T (\log d^{before} - \log d^{after})`.
+
+    A task without labels in a batch is left out of the softmax of that step; its logit stays.
+
+    Args:
+        learning_rate: Of the logits; 0.025 as published.
+        gamma: Weight decay of the logits; 0.001 as published for NYUv2, QM9 and CelebA (0.01 for
+            CityScapes).
+        min_loss: Lower bound b of every loss.
+
+    Raises:
+        ValueError: A setting is negative.
+
+    Example:
+        >>> import torch
+        >>> FAMO()(losses=torch.tensor([1.0, 3.0]))  # equal z: proportional to 1 / loss
+        tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    needs_after_step: ClassVar[bool] = True
+
+    def __init__(
+        self, learning_rate: float = 0.025, gamma: float = 1e-3, min_loss: float = 0.0
+    ) -> None:
+        self.learning_rate = check_positive("learning_rate", learning_rate)
+        self.gamma = check_positive("gamma", gamma, zero=True)
+        self.min_loss = float(min_loss)
+        self._logits: Tensor | None = None
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
+        self._updates: Tensor | None = None
+        self._before: Tensor | None = None
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        if self._logits is None:
+            self._logits = torch.zeros(tasks, dtype=torch.float64, device=device)
+            self._first = torch.zeros_like(self._logits)
+            self._second = torch.zeros_like(self._logits)
+            self._updates = torch.zeros_like(self._logits)
+            self._before = torch.full_like(self._logits, float("nan"))
+
+    def _distance(self, losses: Tensor) -> Tensor:
+        distance = losses - self.min_loss + _EPSILON
+        if bool((distance <= 0).any()):
+            raise ValueError(
+                f"famo needs losses above min_loss={self.min_loss}, found {losses.tolist()}; "
+                "set min_loss below them"
+            )
+        return distance
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        self.prepare(len(losses), losses.device)
+        assert self._logits is not None
+        assert self._before is not None
+        share = torch.softmax(self._logits[tasks], dim=0) / self._distance(losses)
+        self._before.fill_(float("nan"))
+        self._before[tasks] = losses
+        return share / share.sum()
+
+    def after_step(self, losses: Tensor, tasks: Tensor) -> None:
+        if self._before is None or bool(self._before[tasks].isnan().any()):
+            raise ValueError(
+                "after_step was called with losses of tasks that the last backward did not have"
+            )
+        assert self._logits is not None
+        fall = self._distance(self._before[tasks]).log() - self._distance(losses).log()
+        z = torch.softmax(self._logits[tasks], dim=0)
+        self._adam(z * (fall - (z * fall).sum()), tasks)
+        self._before.fill_(float("nan"))
+
+    def _adam(self, gradient: Tensor, tasks: Tensor) -> None:
+        """One step of Adam on the entries at ``tasks``, each with its own step count."""
+        assert self._logits is not None
+        assert self._first is not None
+        assert self._second is not None
+        assert self._updates is not None
+        gradient = gradient + self.gamma * self._logits[tasks]
+        self._updates[tasks] += 1
+        self._first[tasks] = 0.9 * self._first[tasks] + 0.1 * gradient
+        self._second[tasks] = 0.999 * self._second[tasks] + 0.001 * gradient.square()
+        first = self._first[tasks] / (1 - 0.9 ** self._updates[tasks])
+        second = self._second[tasks] / (1 - 0.999 ** self._updates[tasks])
+        self._logits[tasks] -= self.learning_rate * first / (second.sqrt() + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "logits": self._logits,
+            "first": self._first,
+            "second": self._second,
+            "updates": self._updates,
+            "before": self._before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._logits, self._before = state["logits"], state["before"]
+        self._first, self._second = state["first"], state["second"]
+        self._updates = state["updates"]

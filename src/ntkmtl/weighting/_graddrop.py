@@ -1,0 +1,69 @@
+"""Gradient sign dropout."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchjd.aggregation import GradDrop as Aggregator
+
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.weighting._base import Reads, Weighting
+from ntkmtl.weighting._random import RandomState
+
+__all__ = ["GradDrop"]
+
+
+class GradDrop(Weighting):
+    """In each entry either the positive or the negative gradients are kept, drawn by their purity.
+
+    Lines 10 to 15 of Algorithm 1 of "Just Pick a Sign", by TorchJD. It is no weighting of whole
+    gradients: the weights it reports are the share of each task's gradient (by absolute value) that
+    was kept.
+
+    Args:
+        seed: Seed of its own random stream; torch's initial seed if None.
+
+    Example:
+        >>> import torch
+        >>> combined, kept = GradDrop().combine(torch.tensor([[1.0, 2.0], [3.0, 1.0]]))
+        >>> combined, kept  # no entry has two signs: nothing is dropped
+        (tensor([4., 3.]), tensor([1., 1.], dtype=torch.float64))
+    """
+
+    reads: ClassVar[Reads] = "jacobian"
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._random = RandomState(seed)
+        self._aggregator = Aggregator()
+
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        raise ValueError(
+            "graddrop needs the gradients entry by entry, which no kernel holds; call combine"
+        )
+
+    def combine(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
+        """Combine k gradients.
+
+        Args:
+            jacobian: Shape (k, P).
+
+        Returns:
+            The combined gradient of shape (P,), and the share kept of each task, float64 of shape
+            (k,).
+        """
+        with self._random.as_global(jacobian.device):
+            combined = self._aggregator(jacobian)
+        kept = torch.sign(jacobian) == torch.sign(combined)
+        size = jacobian.abs()
+        total = size.sum(dim=1, dtype=torch.float64)
+        share = (size * kept).sum(dim=1, dtype=torch.float64) / total
+        return combined, torch.where(total > 0, share, 1.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"random": self._random.get()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._random.set(state["random"])

@@ -1,0 +1,37 @@
+"""Linear scalarisation, and the single task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import LossWeighting
+
+__all__ = ["LinearScalarisation", "SingleTask"]
+
+
+class LinearScalarisation(LossWeighting):
+    """Every task has weight 1: the total is the plain sum of the losses (Eq. 6).
+
+    Example:
+        >>> import torch
+        >>> LinearScalarisation()(losses=torch.tensor([3.0, 5.0]))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        return torch.ones_like(losses)
+
+
+class SingleTask(LinearScalarisation):
+    """One task alone, with weight 1.
+
+    Raises:
+        ValueError: On use, if there is more than one task.
+    """
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        if tasks != 1:
+            raise ValueError(
+                f"stl trains one task alone, found {tasks} losses; use ls for their plain sum"
+            )

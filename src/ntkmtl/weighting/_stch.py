@@ -1,0 +1,88 @@
+"""Smooth Tchebycheff scalarisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import LossWeighting, check_positive
+
+__all__ = ["SmoothTchebycheff"]
+
+
+class SmoothTchebycheff(LossWeighting):
+    r"""A smooth maximum of log losses relative to a reference.
+
+    The multi-task protocol of the paper: the first ``warmup`` epochs, and the one after, train the
+    sum of log losses; over that last one each task's mean loss becomes its reference
+    :math:`n_i`. From then on the total is
+    :math:`k \mu \log \sum_i \exp(\log(\ell_i / n_i) / \mu)`, whose weights are
+    :math:`k\,\mathrm{softmax}_i(\log(\ell_i / n_i) / \mu) / \ell_i`. Call ``end_epoch`` after each
+    epoch. A task without labels in the reference epoch takes its first later loss as reference.
+
+    Args:
+        mu: Smoothing; smaller is closer to the maximum.
+        warmup: Epochs before the reference epoch.
+
+    Raises:
+        ValueError: ``mu`` is not positive, ``warmup`` is negative, or, on use, a loss is negative.
+
+    Example:
+        >>> import torch
+        >>> w = SmoothTchebycheff(warmup=0)
+        >>> w(losses=torch.tensor([2.0, 4.0]))  # log losses: 1 / loss
+        tensor([0.5000, 0.2500], dtype=torch.float64)
+        >>> w.end_epoch()
+        >>> w(losses=torch.tensor([1.0, 4.0]))  # mu = 1: k (1 / n_i) / sum_j (l_j / n_j)
+        tensor([0.6667, 0.3333], dtype=torch.float64)
+    """
+
+    def __init__(self, mu: float = 1.0, warmup: int = 4) -> None:
+        self.mu = check_positive("mu", mu)
+        if warmup < 0:
+            raise ValueError(f"warmup must not be negative. Found warmup={warmup}.")
+        self.warmup = int(warmup)
+        self._epoch = 0
+        self._sum: Tensor | None = None
+        self._count: Tensor | None = None
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        if self._sum is None:
+            self._sum = torch.zeros(tasks, dtype=torch.float64, device=device)
+            self._count = torch.zeros_like(self._sum)
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        if bool((losses < 0).any()):
+            raise ValueError(
+                f"stch takes logarithms of losses, found a negative one in {losses.tolist()}; "
+                "shift the loss, or use another method"
+            )
+        self.prepare(len(losses), losses.device)
+        assert self._sum is not None
+        assert self._count is not None
+        if self._epoch == self.warmup:
+            self._sum[tasks] += losses
+            self._count[tasks] += 1
+        inverse = torch.where(losses > 0, 1.0 / losses, 0.0)
+        if self._epoch <= self.warmup:
+            return inverse
+        fresh = tasks[self._count[tasks] == 0]
+        if len(fresh):
+            self._sum[fresh] = losses[self._count[tasks] == 0]
+            self._count[fresh] = 1
+        relative = (losses * self._count[tasks] / self._sum[tasks]).log() / self.mu
+        relative = torch.where(relative.isnan(), 0.0, relative)
+        return len(losses) * torch.softmax(relative, dim=0) * inverse
+
+    def end_epoch(self) -> None:
+        self._epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "sum": self._sum, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._epoch = int(state["epoch"])
+        self._sum, self._count = state["sum"], state["count"]
