@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ntkmtl.errors import NonFiniteError
@@ -26,6 +27,7 @@ from ntkmtl.kernel._autograd import (
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
+from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import (
     exact_kernel,
     representation_kernel,
@@ -98,6 +100,9 @@ class Balancer:
         last_layer: The trunk's last linear layer, for ``pooling="kernel"``: its exact kernel then
             stands in for the trunk's.
         batch_dim: Dimension of the samples in the features.
+        process_group: The processes that train together; the default group if None. Where there are
+            several, their mini-batches count as further mini-batches and all end with the same
+            weights; ``.grad`` is left to DDP or FSDP to average, as in plain training.
         preset: ``"published"`` reproduces the published code of NTKMTL and NTKMTL-SR: the sum of
             the eigenvalues instead of their mean; for NTKMTL the shared gradient times k and then
             clipped to norm 1; for NTKMTL-SR blockwise pooling. (Its clipping call for NTKMTL-SR
@@ -140,6 +145,7 @@ class Balancer:
         hooked: bool | None = None,
         last_layer: nn.Linear | None = None,
         batch_dim: int = 0,
+        process_group: dist.ProcessGroup | None = None,
         preset: Literal["published"] | None = None,
         memory_budget: int = 1 << 28,
         **options: Any,
@@ -196,6 +202,7 @@ class Balancer:
             raise ValueError("shared holds no parameter that requires a gradient")
         self.hooked = hooked
         self.batch_dim = batch_dim
+        self.process_group = process_group
         self.preset = preset
         self.memory_budget = memory_budget
         self._last_layer = None if last_layer is None else _LastLayer(last_layer)
@@ -255,21 +262,32 @@ class Balancer:
             ValueError: Losses or features do not fit the method or each other.
         """
         values = self._read(losses)
-        present = [i for i, loss in enumerate(values) if loss is not None]
+        ranks = Ranks.current(self.process_group)
         step = self._step
         self._step += 1
+        here = [i for i, loss in enumerate(values) if loss is not None]
+        live = [_scalar(cast("Tensor", values[i]), self._name(i)) for i in here]
+        raw, present = self._joint_losses(live, here, ranks)
         if not present:
             return BalanceResult(torch.zeros(len(values)))
-        live = [_scalar(cast("Tensor", values[i]), self._name(i)) for i in present]
         scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
-        raw = torch.stack([loss.detach() for loss in live]).to("cpu", torch.float64)
         scaled = live if scale is None else [loss * scale for loss in live]
-        job = _Step(scaled, raw, present, len(values), scale or 1.0, step, live[0])
+        job = _Step(
+            losses=scaled,
+            raw=raw,
+            present=present,
+            local=[present.index(i) for i in here],
+            total=len(values),
+            scale=scale or 1.0,
+            step=step,
+            like=live[0],
+            ranks=ranks,
+        )
         try:
             self._require_finite(raw, job, "loss")
             if self.weighting.reads == "losses":
                 weights = self._weigh(None, job)
-                _plain(scaled, weights)
+                _plain(scaled, weights[job.local])
                 self.weighting.accumulate(raw, job.index, job.scale)
                 return BalanceResult(self._spread(weights, job))
             return self._with_kernel(job, features, counts)
@@ -277,7 +295,7 @@ class Balancer:
             if scale is None:
                 raise
             _plain(scaled, [math.inf] * len(scaled))
-            return BalanceResult(self._spread(torch.zeros(len(live)), job), skipped=True)
+            return BalanceResult(self._spread(torch.zeros(len(present)), job), skipped=True)
 
     def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Show the method the losses on the same batch after the optimiser's step.
@@ -294,11 +312,11 @@ class Balancer:
             with torch.no_grad():
                 losses = losses()
         values = self._read(losses)
-        present = [i for i, loss in enumerate(values) if loss is not None]
-        if not present:
-            return
-        after = torch.stack([cast("Tensor", values[i]).detach().reshape(()) for i in present])
-        self.weighting.after_step(after.to("cpu", torch.float64), torch.tensor(present))
+        here = [i for i, loss in enumerate(values) if loss is not None]
+        live = [cast("Tensor", values[i]).reshape(()) for i in here]
+        after, present = self._joint_losses(live, here, Ranks.current(self.process_group))
+        if present:
+            self.weighting.after_step(after, torch.tensor(present))
 
     @property
     def needs_after_step(self) -> bool:
@@ -405,10 +423,40 @@ class Balancer:
                 self._name(job.present[position]), job.step, what, float(values[position])
             )
 
+    def _joint_losses(
+        self, live: Sequence[Tensor], here: Sequence[int], ranks: Ranks | None
+    ) -> tuple[Tensor, list[int]]:
+        """Return float64 losses of the tasks with labels, and the positions of those tasks.
+
+        With several processes: means over those that have a label.
+        """
+        own = (
+            torch.stack([loss.detach() for loss in live]).to("cpu", torch.float64)
+            if live
+            else torch.zeros(0, dtype=torch.float64)
+        )
+        if ranks is None:
+            return own, list(here)
+        assert self._names is not None
+        table = torch.zeros(2, len(self._names), dtype=torch.float64)
+        table[0, list(here)] = own
+        table[1, list(here)] = 1.0
+        tables = torch.stack(ranks.gather(table))
+        if not bool(tables[:, 1].any(dim=1).all()):
+            raise ValueError(
+                "one of the processes has no label for any task in this batch; give every process "
+                "a batch with at least one"
+            )
+        total, count = tables.sum(dim=0)
+        present = count.nonzero().flatten().tolist()
+        return (total / count)[present], present
+
     # ------------------------------------------------------------------ weights
 
     def _weigh(self, kernel: ExtendedNTK | None, job: _Step) -> Tensor:
-        return self.weighting(kernel, losses=job.raw, tasks=job.index)
+        weights = self.weighting(kernel, losses=job.raw, tasks=job.index)
+        # Random methods draw on every process: the first one's draw counts.
+        return weights if job.ranks is None else job.ranks.first(weights)
 
     def _observe(self, kernel: ExtendedNTK, job: _Step) -> tuple[Tensor, Tensor | None]:
         """Return weights, and eigenvalues where the method reads them."""
@@ -474,7 +522,8 @@ class Balancer:
         layer = self._last_layer
         if layer is not None:
             features = layer.output()
-        cut = Features.of(features, names, self.batch_dim).select(job.present)
+        whole = Features.of(features, names, self.batch_dim)
+        cut = whole.select([job.present[i] for i in job.local])
         graph = head_graph(job.losses, cut)
         if not graph.depends:
             raise ValueError(
@@ -484,12 +533,12 @@ class Balancer:
         if graph.crosses:
             i, j = graph.crosses[0]
             raise ValueError(
-                f"the loss of task {self._name(job.present[i])} also depends on the features of "
-                f"task {self._name(job.present[j])}; where all tasks read all features, pass them "
+                f"the loss of task {self._local_name(i, job)} also depends on the features of "
+                f"task {self._local_name(j, job)}; where all tasks read all features, pass them "
                 "as a tuple, not one per task"
             )
         around = self._around(graph, cut)
-        hooked = self._is_hooked(graph, around)
+        hooked = self._is_hooked(graph, around, job)
         partition = self._partition(cut, counts, job)
         if around and self.source == "exact":
             # Rows of z do not carry all of the gradient: differentiate the losses themselves.
@@ -503,7 +552,9 @@ class Balancer:
         weights = self._reusable(job)
         if weights is not None:
             if self.weight_heads:
-                _plain(job.losses, weights)
+                _plain(job.losses, weights[job.local])
+            elif hooked:
+                self._ordinary(job, cut, weights)
             else:
                 gradients = feature_gradients(job.losses, cut, graph, retain=False)
                 self._fill(gradients, cut, weights, job)
@@ -520,22 +571,35 @@ class Balancer:
                 "has a representation of its own; set source='exact'"
             )
         jacobian = None
+        parameters: list[Tensor] = []
+        known = _with_zeros(gradients, whole, job)
+        everywhere = whole.select(job.present)
         if self.source == "representation":
-            theta = None if layer is None else layer.theta()
+            inputs, constant = (None, 0.0) if layer is None else layer.kernel()
             kernel = representation_kernel(
-                gradients, cut, partition, self.pooling, theta=theta, full=full
+                known,
+                everywhere,
+                partition,
+                self.pooling,
+                inputs=inputs,
+                constant=constant,
+                full=full,
+                ranks=job.ranks,
             )
-            parameters: list[Tensor] = []
         else:
             parameters = self.shared if self.shared is not None else shared_parameters(cut)
             keep = not hooked and self._may_keep(parameters, job, full)
             kernel, jacobian = exact_kernel(
-                rows_through_features(gradients, cut, parameters, partition, release=keep),
-                len(job.losses),
+                rows_through_features(known, everywhere, parameters, partition, release=keep),
+                len(job.present),
                 partition.shares,
                 full=full,
                 keep=keep,
+                ranks=job.ranks,
             )
+        if job.ranks is not None:
+            shares = partition.shares.expand(len(job.present), -1)
+            kernel = kernel.with_shares(job.ranks.shares(shares, job.has_label))
         weights, eigenvalues = self._observe(kernel, job)
         if hooked:
             self._ordinary(job, cut, weights)
@@ -580,12 +644,16 @@ class Balancer:
             self._clean = (key, found)
         return self._clean[1]
 
-    def _is_hooked(self, graph: HeadGraph, around: str) -> bool:
+    def _is_hooked(self, graph: HeadGraph, around: str, job: _Step) -> bool:
         if self.hooked is False and around:
             raise ValueError(f"{around}, so their gradients cannot be told apart; use hooked=True")
         if self.hooked is not None:
             return self.hooked
-        return bool(around) or any(has_hooks(p) for head in graph.parameters for p in head)
+        return (
+            bool(around)
+            or job.ranks is not None
+            or any(has_hooks(p) for head in graph.parameters for p in head)
+        )
 
     def _may_keep(self, parameters: Sequence[Tensor], job: _Step, full: bool) -> bool:
         if any(has_hooks(p) for p in parameters):
@@ -593,7 +661,7 @@ class Balancer:
         if full and self.minibatches == 1:
             return True  # the gradients are in memory anyway
         size = sum(p.numel() * p.element_size() for p in parameters)
-        return size * len(job.losses) <= self.memory_budget
+        return size * len(job.present) <= self.memory_budget
 
     def _require_finite_heads(self, gradients: TaskGradients, job: _Step) -> None:
         flat = [g for head in gradients.heads for _, g in head]
@@ -620,6 +688,7 @@ class Balancer:
     ) -> BalanceResult:
         """GradDrop: choose entry by entry."""
         rule = cast("GradDrop", self.weighting)
+        self._require_alone(job)
         if hooked:
             raise ValueError(
                 f"{self.method} changes gradients entry by entry, which one ordinary backward pass "
@@ -654,6 +723,16 @@ class Balancer:
             _add_flat(parameters, combined)
         return BalanceResult(self._spread(kept, job))
 
+    def _require_alone(self, job: _Step) -> None:
+        if job.ranks is not None:
+            raise ValueError(
+                f"{self.method} combines gradients entry by entry, which would need those of all "
+                f"{job.ranks.size} processes on each; it works in a single process only"
+            )
+
+    def _local_name(self, position: int, job: _Step) -> str:
+        return self._name(job.present[job.local[position]])
+
     def _around_features(
         self, job: _Step, shared: list[Tensor], hooked: bool | None
     ) -> BalanceResult:
@@ -663,8 +742,16 @@ class Balancer:
                 f"{self.minibatches} mini-batches need features to split: pass features=z, or use "
                 "minibatches=1"
             )
-        k = len(job.losses)
-        hooked = self.hooked if hooked is None else hooked
+        k = len(job.present)
+        local = dict(zip(job.local, job.losses, strict=True))
+        if hooked is None:
+            hooked = self.hooked if self.hooked is not None else job.ranks is not None
+
+        def row(task: int) -> Tensor:
+            if task in local:
+                return vjp((local[task],), shared, None)[None]
+            return torch.cat([torch.zeros_like(p).reshape(-1) for p in shared])[None]
+
         hooks = any(has_hooks(p) for p in shared)
         ordinary = self.weight_heads and (bool(hooked) or hooks)
         weights = self._reusable(job)
@@ -673,35 +760,45 @@ class Balancer:
         kept = None
         if weights is None:
             if self.weighting.reads == "jacobian":
-                matrix = torch.stack([vjp((loss,), shared, None) for loss in job.losses])
+                self._require_alone(job)
+                matrix = torch.cat([row(i) for i in range(k)])
                 peaks = matrix.abs().amax(dim=1).to("cpu", torch.float64)
                 self._require_finite(peaks, job, "gradient")
                 kept, weights = cast("GradDrop", self.weighting).combine(matrix)
             else:
                 full = self.weighting.reads != "eigenvalues"
                 kernel, jacobian = exact_kernel(
-                    lambda i: vjp((job.losses[i],), shared, None)[None],
+                    row,
                     k,
                     torch.ones(1, 1, dtype=torch.float64),
                     full=full,
                     keep=not ordinary and self._may_keep(shared, job, full),
+                    ranks=job.ranks,
                 )
+                if job.ranks is not None:
+                    ones = torch.ones(k, 1, dtype=torch.float64)
+                    kernel = kernel.with_shares(job.ranks.shares(ones, job.has_label))
                 weights, eigenvalues = self._observe(kernel, job)
         factor = self._shared_factor(job)
         if ordinary and kept is None and factor == 1.0:
-            _plain(job.losses, weights)
+            _plain(job.losses, weights[job.local])
             return self._result(weights, eigenvalues, job)
         own = {id(p) for p in shared}
         heads = [p for p in leaves(job.losses)[0] if id(p) not in own]
         on_heads = weights if self.weight_heads and kept is None else torch.ones(k)
         if heads:
-            _plain(job.losses, on_heads, inputs=heads, retain=kept is None and jacobian is None)
+            _plain(
+                job.losses,
+                on_heads[job.local],
+                inputs=heads,
+                retain=kept is None and jacobian is None,
+            )
         if kept is not None:
             _add_flat(shared, kept)
         elif jacobian is not None:
             _add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
         else:
-            _plain(job.losses, weights * factor, inputs=shared)
+            _plain(job.losses, (weights * factor)[job.local], inputs=shared)
         self._clip(shared)
         return self._result(weights, eigenvalues, job)
 
@@ -709,7 +806,7 @@ class Balancer:
 
     def _shared_factor(self, job: _Step) -> float:
         published = self.preset == "published" and self.method == "ntkmtl"
-        return float(len(job.losses)) if published else 1.0
+        return float(len(job.present)) if published else 1.0
 
     def _clip(self, shared: Sequence[Tensor]) -> None:
         if self.preset == "published" and self.method == "ntkmtl":
@@ -717,6 +814,7 @@ class Balancer:
 
     def _ordinary(self, job: _Step, cut: Features, weights: Tensor) -> None:
         """One backward pass of the weighted sum, every hook firing."""
+        weights = weights[job.local]
         if self.weight_heads and self._shared_factor(job) == 1.0:
             _plain(job.losses, weights)
             return
@@ -750,15 +848,15 @@ class Balancer:
         parameters: Sequence[Tensor] = (),
     ) -> None:
         """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
-        k = len(job.losses)
-        on_heads = weights.tolist() if self.weight_heads else [1.0] * k
         factor = self._shared_factor(job)
-        on_trunk = [factor * w for w in weights.tolist()]
+        local = weights[job.local].tolist()
+        on_heads = local if self.weight_heads else [1.0] * len(local)
+        on_trunk = [factor * w for w in local]
         if factor != 1.0 and not parameters:
             parameters = self.shared if self.shared is not None else shared_parameters(cut)
         self._add_heads(gradients, on_heads)
         if jacobian is not None:
-            _add_flat(parameters, jacobian.new_tensor(on_trunk) @ jacobian)
+            _add_flat(parameters, (weights * factor).to(jacobian) @ jacobian)
         elif cut.separate:
             own = gradients.features[0]
             torch.autograd.backward(
@@ -785,30 +883,41 @@ class Balancer:
 
 @dataclass
 class _Step:
-    """One call of backward: the tasks with labels, in order.
+    """One call of backward.
 
     Attributes:
-        losses: Their losses, times the gradient scale.
-        raw: The losses themselves, float64 on the CPU, shape (k,).
-        present: Their positions among all tasks.
+        losses: Losses of the tasks with labels in this process, times the gradient scale.
+        raw: Losses of the tasks with labels in any process, float64 on the CPU, shape (k,).
+        present: Positions of those among all tasks.
+        local: Positions among ``present`` of the tasks with labels in this process.
         total: Number of all tasks.
         scale: The gradient scale, 1 for none.
         step: Number of the call.
         like: A tensor whose device and dtype results take.
+        ranks: The other processes, None if there are none.
         kernel: The kernel, once known.
     """
 
     losses: list[Tensor]
     raw: Tensor
     present: list[int]
+    local: list[int]
     total: int
     scale: float
     step: int
     like: Tensor
+    ranks: Ranks | None = None
     kernel: ExtendedNTK | None = None
 
     def __post_init__(self) -> None:
         self.index = torch.tensor(self.present)
+
+    @property
+    def has_label(self) -> Tensor:
+        """Whether this process has a label for each task of ``present``."""
+        mask = torch.zeros(len(self.present), dtype=torch.bool)
+        mask[self.local] = True
+        return mask
 
 
 class _LastLayer:
@@ -837,8 +946,11 @@ class _LastLayer:
             )
         return output
 
-    def theta(self) -> Tensor:
-        """Return the layer's own kernel between samples, a a^T + 1, float64 of shape (B, B)."""
+    def kernel(self) -> tuple[Tensor, float]:
+        """Return what the layer's own kernel between samples, a a^T + 1, is made of: a and the 1.
+
+        The constant comes from the bias; without one it is 0.
+        """
         assert self._seen is not None
         inputs = self._seen[0]
         if inputs.ndim != 2:
@@ -846,8 +958,25 @@ class _LastLayer:
                 f"last_layer must be applied to samples of shape (B, d), found "
                 f"{tuple(inputs.shape)}"
             )
-        inputs = inputs.to(torch.float64)
-        return inputs @ inputs.T + (1.0 if self._bias else 0.0)
+        return inputs, 1.0 if self._bias else 0.0
+
+
+def _with_zeros(gradients: TaskGradients, features: Features, job: _Step) -> TaskGradients:
+    """Add zero gradients for tasks that have labels in other processes only."""
+    if len(job.local) == len(job.present):
+        return gradients
+    place = {position: i for i, position in enumerate(job.local)}
+    filled: list[list[Tensor]] = []
+    for f, per_task in enumerate(gradients.features):
+        row = []
+        for position, task in enumerate(job.present):
+            if position in place:
+                row.append(per_task[place[position]])
+            else:
+                like = features.tensors[task if features.per_task else f]
+                row.append(torch.zeros_like(like))
+        filled.append(row)
+    return TaskGradients(filled, gradients.heads)
 
 
 def _one_of(name: str, value: Any, known: Sequence[Any]) -> Any:

@@ -127,21 +127,28 @@ class ExtendedNTK:
         """
         return self._blocks[i] if i == j else self.values[i, :, j, :]
 
+    def _with(self, tensor: Tensor, shares: Tensor | None) -> ExtendedNTK:
+        """Return the same kind of kernel with other numbers."""
+        if self._values is not None:
+            return ExtendedNTK(tensor, shares=shares, diagonal=self._diagonal)
+        return ExtendedNTK(blocks=tensor, shares=shares, diagonal=self._diagonal)
+
+    @property
+    def _tensor(self) -> Tensor:
+        return self._blocks if self._values is None else self._values
+
     def cpu(self) -> ExtendedNTK:
         """Return the kernel in main memory, where small eigenproblems are quickest."""
         if self._blocks.device.type == "cpu":
             return self
-        shares = None if self._shares is None else self._shares.cpu()
-        if self._values is not None:
-            return ExtendedNTK(self._values.cpu(), shares=shares, diagonal=self._diagonal)
-        return ExtendedNTK(blocks=self._blocks.cpu(), shares=shares, diagonal=self._diagonal)
+        return self._with(self._tensor.cpu(), None if self._shares is None else self._shares.cpu())
+
+    def with_shares(self, shares: Tensor) -> ExtendedNTK:
+        """Return the kernel with other shares of samples, shape (k, n)."""
+        return self._with(self._tensor, shares)
 
     def __truediv__(self, divisor: float) -> ExtendedNTK:
-        if self._values is not None:
-            return ExtendedNTK(self._values / divisor, shares=self._shares, diagonal=self._diagonal)
-        return ExtendedNTK(
-            blocks=self._blocks / divisor, shares=self._shares, diagonal=self._diagonal
-        )
+        return self._with(self._tensor / divisor, self._shares)
 
     def max_eigenvalues(self) -> Tensor:
         """Return the largest eigenvalue of each diagonal block, float64 of shape (k,).
@@ -206,14 +213,7 @@ class ExtendedNTK:
                 f"weights must have shape ({self.tasks},), found {tuple(weights.shape)}"
             )
         w = weights.detach().to(self._blocks)
-        if self._values is not None:
-            return ExtendedNTK(
-                self._values * w[:, None, None, None] * w[None, None, :, None],
-                shares=self._shares,
-                diagonal=self._diagonal,
-            )
-        return ExtendedNTK(
-            blocks=self._blocks * w.square()[:, None, None],
-            shares=self._shares,
-            diagonal=self._diagonal,
-        )
+        if self._values is None:
+            return self._with(self._blocks * w.square()[:, None, None], self._shares)
+        scale = w[:, None, None, None] * w[None, None, :, None]
+        return self._with(self._values * scale, self._shares)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 
-__all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows"]
+__all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows", "minibatch_sums"]
 
 Pooling = Literal["pooled", "blockwise", "kernel"]
 POOLINGS: tuple[Pooling, ...] = ("pooled", "blockwise", "kernel")
@@ -139,8 +139,8 @@ def _is_small(gradients: Sequence[Tensor]) -> bool:
     )
 
 
-def _rows(gradients: Sequence[Tensor], partition: Partition) -> Tensor:
-    """Sum the rows of each mini-batch: (k, n, D)."""
+def minibatch_sums(gradients: Sequence[Tensor], partition: Partition) -> Tensor:
+    """Sum the rows of each mini-batch, shape (k, n, D), half precision as float32."""
     sums = partition.indicator(_flat(gradients[0]))
     if _is_small(gradients):
         return sums @ _stack(gradients)
@@ -149,8 +149,8 @@ def _rows(gradients: Sequence[Tensor], partition: Partition) -> Tensor:
 
 def _pooled(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
     if not _is_small(gradients):
-        return torch.cat([_pooled_block(_rows([g], partition)) for g in gradients])
-    return _pooled_block(_rows(gradients, partition))
+        return torch.cat([_pooled_block(minibatch_sums([g], partition)) for g in gradients])
+    return _pooled_block(minibatch_sums(gradients, partition))
 
 
 def _pooled_block(rows: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _pooled_block(rows: Tensor) -> Tensor:
 
 
 def _pooled_full(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
-    rows, peak = _normalised(_rows(gradients, partition))
+    rows, peak = _normalised(minibatch_sums(gradients, partition))
     k, n, _ = rows.shape
     flat = rows.flatten(0, 1)
     values = (flat @ flat.T).to(torch.float64).view(k, n, k, n)

@@ -19,6 +19,7 @@ from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._features import Features, FeaturesLike, sample_gram
 from ntkmtl.kernel._partition import Partition, minibatch_sizes
 from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows
+from ntkmtl.kernel._ranks import Ranks
 
 __all__ = [
     "exact_kernel",
@@ -35,8 +36,10 @@ def representation_kernel(
     partition: Partition,
     pooling: Pooling,
     *,
-    theta: Tensor | None = None,
+    inputs: Tensor | None = None,
+    constant: float = 0.0,
     full: bool = True,
+    ranks: Ranks | None = None,
 ) -> ExtendedNTK:
     """Return the kernel with respect to the features (Eq. 17 for ``pooled``).
 
@@ -47,43 +50,62 @@ def representation_kernel(
         features: The representation.
         partition: The mini-batches.
         pooling: See :func:`kernel_from_rows`.
-        theta: The trunk's kernel between samples, float64 of shape (B, B), for
-            ``pooling="kernel"``; that of the features if None.
+        inputs: For ``pooling="kernel"``, what the trunk's kernel between samples is the Gram matrix
+            of, shape (B, ...); the features themselves if None.
+        constant: What is added to that Gram matrix.
         full: Whether to compute blocks between tasks. Never done for one representation per task.
+        ranks: The other processes, whose mini-batches join in.
     """
     full = full and not features.separate
     kernels = []
     for f, per_task in enumerate(gradients.features):
         rows = [features.rows(g) for g in per_task]
-        if pooling != "kernel":
-            kernels.append(kernel_from_rows(rows, partition, pooling, full=full))
-        elif theta is None and features.separate:
-            kernels.append(_separate(rows, features, partition))
-        else:
-            source = features.root if features.root is not None else features.tensors[f]
-            between = sample_gram(features.rows(source)) if theta is None else theta
-            kernels.append(kernel_from_rows(rows, partition, pooling, theta=between, full=full))
+        if pooling == "kernel" and features.separate and inputs is None:
+            # Each task has its own representation, hence its own kernel between samples.
+            parts = [
+                _one(
+                    [row],
+                    _of_task(partition, i),
+                    pooling,
+                    features.rows(features.tensors[i]),
+                    constant,
+                    False,
+                    ranks,
+                ).blocks
+                for i, row in enumerate(rows)
+            ]
+            kernels.append(ExtendedNTK(blocks=torch.cat(parts)))
+            continue
+        source = features.root if features.root is not None else features.tensors[f]
+        between = features.rows(source) if inputs is None else inputs
+        kernels.append(_one(rows, partition, pooling, between, constant, full, ranks))
+    shares = partition.shares.expand(len(gradients.features[0]), -1)
     if len(kernels) == 1:
-        return kernels[0]
-    shares = kernels[0].shares
-    if full:
-        return ExtendedNTK(_sum(kernel.values for kernel in kernels), shares=shares)
-    return ExtendedNTK(blocks=_sum(kernel.blocks for kernel in kernels), shares=shares)
+        kernel = kernels[0]
+    elif full:
+        kernel = ExtendedNTK(torch.stack([k.values for k in kernels]).sum(dim=0))
+    else:
+        kernel = ExtendedNTK(blocks=torch.stack([k.blocks for k in kernels]).sum(dim=0))
+    return kernel if ranks is not None else kernel.with_shares(shares.to(kernel.blocks.device))
 
 
-def _sum(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack(list(tensors)).sum(dim=0)
-
-
-def _separate(rows: Sequence[Tensor], features: Features, partition: Partition) -> ExtendedNTK:
-    """Kernel pooling where each task has its own representation, hence its own Theta."""
-    blocks = []
-    for i, row in enumerate(rows):
-        own = _of_task(partition, i)
-        theta = sample_gram(features.rows(features.tensors[i]))
-        blocks.append(kernel_from_rows([row], own, "kernel", theta=theta, full=False).blocks)
-    shares = partition.shares.expand(len(rows), -1).to(blocks[0].device)
-    return ExtendedNTK(blocks=torch.cat(blocks), shares=shares)
+def _one(
+    rows: Sequence[Tensor],
+    partition: Partition,
+    pooling: Pooling,
+    between: Tensor,
+    constant: float,
+    full: bool,
+    ranks: Ranks | None,
+) -> ExtendedNTK:
+    """The kernel of one tensor, with the mini-batches of other processes if there are any."""
+    if ranks is not None and pooling == "pooled":
+        rows, partition = ranks.pooled(rows, partition)
+    elif ranks is not None and pooling == "kernel":
+        rows, between, partition = ranks.samples(rows, between, partition)
+    theta = sample_gram(between) + constant if pooling == "kernel" else None
+    kernel = kernel_from_rows(rows, partition, pooling, theta=theta, full=full)
+    return ranks.blockwise(kernel) if ranks is not None and pooling == "blockwise" else kernel
 
 
 def _of_task(partition: Partition, task: int) -> Partition:
@@ -152,6 +174,7 @@ def exact_kernel(
     *,
     full: bool,
     keep: bool,
+    ranks: Ranks | None = None,
 ) -> tuple[ExtendedNTK, Tensor | None]:
     """Return the kernel with respect to parameters (Eq. 8), tasks streamed.
 
@@ -161,11 +184,14 @@ def exact_kernel(
         shares: Share of each task's samples per mini-batch, shape (k, n) or (1, n).
         full: Compute blocks between tasks, which needs all n k gradients at once.
         keep: Return the k whole-batch gradients.
+        ranks: The other processes, whose mini-batches join in.
 
     Returns:
-        The kernel, and the gradients of shape (k, P) or None. Memory is O(nP) if neither ``full``
-        nor ``keep``.
+        The kernel, and this process's gradients of shape (k, P) or None. Memory is O(nP) if neither
+        ``full`` nor ``keep``.
     """
+    product = gram if ranks is None else ranks.gram
+    processes = 1 if ranks is None else ranks.size
     blocks = []
     kept: list[Tensor] = []
     means: list[Tensor] = []
@@ -176,21 +202,23 @@ def exact_kernel(
         if full:
             kept.append(own)
         else:
-            blocks.append(gram(own))
+            blocks.append(product(own))
         if keep and not (full and n == 1):
             means.append(own[0] if n == 1 else share.to(own) @ own)
         del own
-    all_shares = shares.expand(tasks, -1)
     if not full:
+        kernel = ExtendedNTK(blocks=torch.stack(blocks))
         jacobian = torch.stack(means) if keep else None
-        stacked = torch.stack(blocks)
-        return ExtendedNTK(blocks=stacked, shares=all_shares.to(stacked.device)), jacobian
-    matrix = torch.cat(kept)
-    values = gram(matrix).view(tasks, n, tasks, n)
-    kernel = ExtendedNTK(values, shares=all_shares.to(values.device))
-    if not keep:
-        return kernel, None
-    return kernel, matrix if n == 1 else torch.stack(means)
+    else:
+        matrix = torch.cat(kept)
+        # Rows come by process, task and mini-batch; the kernel wants the task first.
+        order = (processes, tasks, n)
+        values = product(matrix).view(order + order).permute(1, 0, 2, 4, 3, 5)
+        kernel = ExtendedNTK(values.reshape(tasks, processes * n, tasks, processes * n))
+        jacobian = None if not keep else matrix if n == 1 else torch.stack(means)
+    if ranks is None:
+        kernel = kernel.with_shares(shares.expand(tasks, -1).to(kernel.blocks.device))
+    return kernel, jacobian
 
 
 def shared_parameters(features: Features) -> list[Tensor]:

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+import ddp_worker
+from ntkmtl import Balancer
+
+
+def same(a, b, tolerance=1e-9):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=0.0, equal_nan=True)
+
+
+# n mini-batches in each of two processes are 2 n in one: (options of two, options of one).
+CASES = [
+    ("ls", {}, {}),
+    ("si", {}, {}),
+    ("uw", {}, {}),
+    ("dwa", {}, {}),
+    ("ntkmtl-sr", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl-sr", {"minibatches": 2, "pooling": "blockwise"}, {"minibatches": 4}),
+    ("ntkmtl-tk", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
+    ("nash-mtl", {"source": "representation"}, {}),
+    ("nash-mtl", {"source": "exact"}, {}),
+    ("mgda", {"source": "exact", "weight_heads": True}, {}),
+    ("ntkmtl-sr", {"minibatches": 2, "ema": 0.5, "every": 2}, {"minibatches": 4}),
+]
+
+
+MISSING = ["ls", "ntkmtl-sr", "ntkmtl", "nash-mtl"]
+RANDOM = [("rlw", {}), ("pcgrad", {"weight_heads": True})]
+ALL = [
+    *((method, options, None) for method, options, _ in CASES),
+    *((method, {"weight_heads": True}, 2) for method in MISSING),
+    *((method, options, None) for method, options in RANDOM),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of both processes, by the position of the case in ALL."""
+    folder = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(ddp_worker.main, args=(port, str(folder), ALL), nprocs=2, join=True)
+    return [
+        [torch.load(folder / f"{number}-{rank}.pt", weights_only=True) for rank in range(2)]
+        for number in range(len(ALL))
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{m}-{o}" for m, o, _ in CASES])
+def test_two_processes_equal_one(results, number):
+    method, options, single = CASES[number]
+    first, second = results[number]
+    assert torch.equal(first["weights"], second["weights"])
+    whole = ddp_worker.run(
+        ddp_worker.network(),
+        Balancer(method, **{**options, **single}),
+        slice(0, ddp_worker.BATCH),
+    )
+    same(first["weights"], whole["weights"])
+    if whole["eigenvalues"] is not None:
+        same(first["eigenvalues"], whole["eigenvalues"])
+    for a, b in zip(first["grads"], whole["grads"], strict=True):
+        same(a, b, 1e-8)
+
+
+@pytest.mark.parametrize("number", range(len(MISSING)), ids=MISSING)
+def test_a_task_without_labels_in_one_process(results, number):
+    first, second = results[len(CASES) + number]
+    assert torch.equal(first["weights"], second["weights"])
+    assert bool((first["weights"] > 0).all())
+    for a, b in zip(first["grads"], second["grads"], strict=True):
+        same(a, b)
+
+
+@pytest.mark.parametrize("number", range(len(RANDOM)), ids=[m for m, _ in RANDOM])
+def test_random_methods_agree(results, number):
+    first, second = results[len(CASES) + len(MISSING) + number]
+    assert torch.equal(first["weights"], second["weights"])
