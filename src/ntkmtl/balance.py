@@ -270,15 +270,15 @@ class Balancer:
         raw, present = self._joint_losses(live, here, ranks)
         if not present:
             return BalanceResult(torch.zeros(len(values)))
-        scale = float(scaler.get_scale()) if scaler is not None and scaler.is_enabled() else None
-        scaled = live if scale is None else [loss * scale for loss in live]
+        active = scaler if scaler is not None and scaler.is_enabled() else None
+        scaled = live if active is None else list(active.scale(live))
         job = _Step(
             losses=scaled,
             raw=raw,
             present=present,
             local=[present.index(i) for i in here],
             total=len(values),
-            scale=scale or 1.0,
+            scale=1.0 if active is None else float(active.get_scale()),
             step=step,
             like=live[0],
             ranks=ranks,
@@ -292,7 +292,7 @@ class Balancer:
                 return BalanceResult(self._spread(weights, job))
             return self._with_kernel(job, features, counts)
         except NonFiniteError:
-            if scale is None:
+            if active is None:
                 raise
             _plain(scaled, [math.inf] * len(scaled))
             return BalanceResult(self._spread(torch.zeros(len(present)), job), skipped=True)
