@@ -36,10 +36,11 @@ from ntkmtl.kernel._sources import (
 )
 from ntkmtl.weighting import create, spec
 from ntkmtl.weighting._base import Weighting
-from ntkmtl.weighting._graddrop import GradDrop
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
+
+    from ntkmtl.weighting._graddrop import GradDrop
 
 __all__ = ["BalanceResult", "Balancer", "Losses", "Source"]
 
@@ -416,9 +417,8 @@ class Balancer:
         return full.to(job.like.device, dtype)
 
     def _require_finite(self, values: Tensor, job: _Step, what: str) -> None:
-        bad = (~values.isfinite()).nonzero()
-        if len(bad):
-            position = int(bad[0])
+        if not bool(values.isfinite().all()):
+            position = int((~values.isfinite()).nonzero()[0])
             raise NonFiniteError(
                 self._name(job.present[position]), job.step, what, float(values[position])
             )
@@ -849,7 +849,8 @@ class Balancer:
     ) -> None:
         """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
         factor = self._shared_factor(job)
-        local = weights[job.local].tolist()
+        known: list[float] = weights.tolist()
+        local = [known[i] for i in job.local]
         on_heads = local if self.weight_heads else [1.0] * len(local)
         on_trunk = [factor * w for w in local]
         if factor != 1.0 and not parameters:
@@ -864,7 +865,11 @@ class Balancer:
             )
         else:
             torch.autograd.backward(
-                cut.outputs, [_weighted_sum(per_task, on_trunk) for per_task in gradients.features]
+                cut.outputs,
+                [
+                    _weighted_sum(gradients.stacked(f), on_trunk)
+                    for f in range(len(gradients.features))
+                ],
             )
         self._clip(parameters)
 
@@ -1034,16 +1039,11 @@ def _add_flat(parameters: Sequence[Tensor], flat: Tensor) -> None:
     )
 
 
-_STACK_LIMIT = 1 << 22
-
-
-def _weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    first = gradients[0]
-    if len(gradients) * first.numel() <= _STACK_LIMIT:
-        stacked = torch.stack(list(gradients))
-        combined: Tensor = torch.tensordot(stacked.new_tensor(weights), stacked, dims=1)
+def _weighted_sum(gradients: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    if isinstance(gradients, Tensor):
+        combined: Tensor = torch.tensordot(gradients.new_tensor(weights), gradients, dims=1)
         return combined
-    total: Tensor = first * weights[0]
+    total: Tensor = gradients[0] * weights[0]
     for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
         total.add_(gradient, alpha=weight)
     return total

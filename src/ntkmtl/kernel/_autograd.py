@@ -12,7 +12,17 @@ from torch.autograd.graph import get_gradient_edge
 
 from ntkmtl.kernel._features import Features
 
-__all__ = ["HeadGraph", "TaskGradients", "feature_gradients", "head_graph", "leaves", "vjp"]
+STACK_LIMIT = 1 << 22
+
+__all__ = [
+    "STACK_LIMIT",
+    "HeadGraph",
+    "TaskGradients",
+    "feature_gradients",
+    "head_graph",
+    "leaves",
+    "vjp",
+]
 
 
 def _node(tensor: Tensor) -> Any:
@@ -75,21 +85,38 @@ class HeadGraph:
 
 def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
     """Find each head's parameters by walking from its loss down to the features."""
+    # Written out rather than built on `leaves`: this runs in every step, and for a small network
+    # every microsecond counts.
+    place = {_node(tensor): j for j, tensor in enumerate(features.tensors)}
     parameters: list[list[Tensor]] = []
+    crosses: list[tuple[int, int]] = []
     walked: set[Any] = set()
     overlapping = False
     depends = False
-    crosses: list[tuple[int, int]] = []
-    own = [_node(t) for t in features.tensors]
     for i, loss in enumerate(losses):
-        found, nodes, met = leaves((loss,), features.tensors)
+        found: dict[Tensor, None] = {}
+        seen: set[Any] = set()
+        stack = [_node(loss)]
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            if node in place:
+                depends = True
+                if features.per_task and place[node] != i:
+                    crosses.append((i, place[node]))
+                continue
+            children = node.next_functions
+            if children:
+                seen.add(node)
+                for child, _ in children:
+                    if child is not None:
+                        stack.append(child)
+            elif (variable := getattr(node, "variable", None)) is not None:
+                found[variable] = None
         parameters.append(list(found))
-        inner = {n for n in nodes if n.next_functions}
-        overlapping = overlapping or not walked.isdisjoint(inner)
-        walked |= inner
-        depends = depends or bool(met)
-        if features.per_task:
-            crosses += [(i, j) for j, node in enumerate(own) if node in met and j != i]
+        overlapping = overlapping or not walked.isdisjoint(seen)
+        walked |= seen
     return HeadGraph(parameters, overlapping, crosses, depends)
 
 
@@ -106,6 +133,24 @@ class TaskGradients:
 
     features: list[list[Tensor]]
     heads: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
+    _stacks: dict[int, Tensor] = field(default_factory=dict)
+
+    def stacked(self, f: int) -> Tensor | list[Tensor]:
+        """Return the gradients with respect to the f-th tensor as one, shape (k, ...), if small.
+
+        Kernel and combined gradient both want them so. Above ``STACK_LIMIT`` entries, or where
+        shapes differ, a stack would double the memory for nothing, and the list is returned.
+        """
+        if f in self._stacks:
+            return self._stacks[f]
+        gradients = self.features[f]
+        first = gradients[0]
+        if len(gradients) * first.numel() > STACK_LIMIT or any(
+            g.shape != first.shape for g in gradients
+        ):
+            return gradients
+        self._stacks[f] = torch.stack(gradients)
+        return self._stacks[f]
 
 
 def feature_gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -86,19 +86,18 @@ class Partition:
         Raises:
             ValueError: n is not in 1..B, or counts have a wrong shape or are negative.
         """
-        sizes = minibatch_sizes(batch, minibatches, published)
         if counts is None:
-            part = torch.tensor([sizes], dtype=torch.float64)
-        else:
-            if counts.ndim != 2 or counts.shape[1] != batch:
-                raise ValueError(
-                    f"counts must have shape (k, {batch}), one number of labels per task and "
-                    f"sample, found {tuple(counts.shape)}"
-                )
-            counts = counts.detach().to(device="cpu", dtype=torch.float64)
-            if not bool((counts >= 0).all()):
-                raise ValueError("counts must be finite and not negative")
-            part = counts @ _indicator(sizes, torch.float64, torch.device("cpu")).T
+            return _even(batch, minibatches, published)
+        sizes = minibatch_sizes(batch, minibatches, published)
+        if counts.ndim != 2 or counts.shape[1] != batch:
+            raise ValueError(
+                f"counts must have shape (k, {batch}), one number of labels per task and "
+                f"sample, found {tuple(counts.shape)}"
+            )
+        counts = counts.detach().to(device="cpu", dtype=torch.float64)
+        if not bool((counts >= 0).all()):
+            raise ValueError("counts must be finite and not negative")
+        part = counts @ _indicator(sizes, torch.float64, torch.device("cpu")).T
         total = part.sum(dim=1, keepdim=True)
         # A mini-batch without labels has no gradient, whatever it is multiplied by.
         scales = torch.where(part > 0, total / part, 0.0)
@@ -110,6 +109,19 @@ class Partition:
         """Number of mini-batches n."""
         return len(self.sizes)
 
+    @cached_property
+    def scale_products(self) -> Tensor:
+        """Products of two mini-batches' scales for one task, shape (k, n, n) or (1, n, n)."""
+        return self.scales[:, :, None] * self.scales[:, None, :]
+
     def indicator(self, like: Tensor) -> Tensor:
         """Return the 0/1 matrix of shape (n, B) that sums rows by mini-batch."""
         return _indicator(self.sizes, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _even(batch: int, minibatches: int, published: bool) -> Partition:
+    """One label per sample and task: the same partition in every step."""
+    sizes = minibatch_sizes(batch, minibatches, published)
+    shares = torch.tensor([sizes], dtype=torch.float64) / batch
+    return Partition(sizes, 1.0 / shares, shares)

@@ -28,9 +28,9 @@ __all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows", "minibatch_sums"]
 Pooling = Literal["pooled", "blockwise", "kernel"]
 POOLINGS: tuple[Pooling, ...] = ("pooled", "blockwise", "kernel")
 
-# Up to this many entries the k gradients are stacked and treated in one operation, which is what
-# small networks need; above it they are treated one by one, which saves a copy of all of them.
-_STACK_LIMIT = 1 << 22
+# Up to this many entries products are formed in float64, which needs no scaling; above it in the
+# gradients' own precision after scaling.
+_DOUBLE_LIMIT = 1 << 18
 
 
 def _flat(gradient: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def gram(matrix: Tensor) -> Tensor:
 
 
 def kernel_from_rows(
-    gradients: Sequence[Tensor],
+    gradients: Tensor | Sequence[Tensor],
     partition: Partition,
     pooling: Pooling,
     *,
@@ -82,8 +82,9 @@ def kernel_from_rows(
     """Return the extended NTK of k tasks from their gradients with respect to one representation.
 
     Args:
-        gradients: G_i for each task, shape (B, ...), the gradient of the task's mean loss. With
-            ``full=False`` shapes may differ but for B.
+        gradients: G_i for each task, shape (B, ...), the gradient of the task's mean loss; as one
+            tensor of shape (k, B, ...), or as k tensors, which are then treated one by one where
+            that saves memory. With ``full=False`` shapes may differ but for B.
         partition: The mini-batches.
         pooling: Which stand-in for the trunk's kernel.
         theta: That kernel between samples, shape (B, B); with ``pooling="kernel"`` only.
@@ -116,49 +117,50 @@ def kernel_from_rows(
         make = {"pooled": _pooled, "blockwise": _blockwise, "kernel": _kernel}
     values = make[pooling](gradients, partition, theta)
     k, device = len(gradients), gradients[0].device
-    scales = partition.scales.to(device)
     shares = partition.shares.to(device).expand(k, -1)
     diagonal = pooling == "blockwise"
     if full:
+        scales = partition.scales.to(device)
         values = values * scales[:, :, None, None] * scales[None, None, :, :]
         return ExtendedNTK(values, shares=shares, diagonal=diagonal)
-    values = values * scales[:, :, None] * scales[:, None, :]
+    values = values * partition.scale_products.to(device)
     return ExtendedNTK(blocks=values, shares=shares, diagonal=diagonal)
 
 
-def _stack(gradients: Sequence[Tensor]) -> Tensor:
+def _stack(gradients: Tensor | Sequence[Tensor]) -> Tensor:
     """Stack to (k, B, D), half precision as float32."""
-    stacked = torch.stack(list(gradients)).flatten(2)
+    whole = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
+    stacked = whole.flatten(2)
     return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
 
 
-def _is_small(gradients: Sequence[Tensor]) -> bool:
-    first = gradients[0]
-    return len(gradients) * first.numel() <= _STACK_LIMIT and all(
-        g.shape == first.shape for g in gradients
-    )
-
-
-def minibatch_sums(gradients: Sequence[Tensor], partition: Partition) -> Tensor:
+def minibatch_sums(gradients: Tensor | Sequence[Tensor], partition: Partition) -> Tensor:
     """Sum the rows of each mini-batch, shape (k, n, D), half precision as float32."""
     sums = partition.indicator(_flat(gradients[0]))
-    if _is_small(gradients):
+    if isinstance(gradients, Tensor):
         return sums @ _stack(gradients)
     return torch.stack([sums @ _flat(g) for g in gradients])
 
 
-def _pooled(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
-    if not _is_small(gradients):
+def _pooled(
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
+    if not isinstance(gradients, Tensor):
         return torch.cat([_pooled_block(minibatch_sums([g], partition)) for g in gradients])
     return _pooled_block(minibatch_sums(gradients, partition))
 
 
 def _pooled_block(rows: Tensor) -> Tensor:
+    if rows.numel() <= _DOUBLE_LIMIT:
+        rows = rows.to(torch.float64)
+        return rows @ rows.mT
     rows, peak = _normalised(rows)
     return (rows @ rows.mT).to(torch.float64) * peak.square()[:, None, None]
 
 
-def _pooled_full(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+def _pooled_full(
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
     rows, peak = _normalised(minibatch_sums(gradients, partition))
     k, n, _ = rows.shape
     flat = rows.flatten(0, 1)
@@ -166,24 +168,22 @@ def _pooled_full(gradients: Sequence[Tensor], partition: Partition, theta: Tenso
     return values * peak[:, None, None, None] * peak[None, None, :, None]
 
 
-def _blockwise(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
-    if _is_small(gradients):
-        stacked, peak = _normalised(_stack(gradients))
-        squares = torch.linalg.vector_norm(stacked, dim=2, dtype=torch.float64).square()
+def _blockwise(
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
+    # float64 holds the square of every float32.
+    if isinstance(gradients, Tensor):
+        norms = torch.linalg.vector_norm(_stack(gradients), dim=2, dtype=torch.float64)
     else:
-        norms = []
-        peaks = []
-        for g in gradients:
-            rows, top = _normalised(_flat(g)[None])
-            norms.append(torch.linalg.vector_norm(rows[0], dim=1).to(torch.float64).square())
-            peaks.append(top)
-        squares, peak = torch.stack(norms), torch.cat(peaks)
-    diagonal = squares @ partition.indicator(squares).T
-    return torch.diag_embed(diagonal * peak.square()[:, None])
+        norms = torch.stack(
+            [torch.linalg.vector_norm(_flat(g), dim=1, dtype=torch.float64) for g in gradients]
+        )
+    squares = norms.square()
+    return torch.diag_embed(squares @ partition.indicator(squares).T)
 
 
 def _blockwise_full(
-    gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
 ) -> Tensor:
     stacked, peak = _normalised(_stack(gradients))
     per_sample = stacked.transpose(0, 1)  # (B, k, D)
@@ -193,21 +193,28 @@ def _blockwise_full(
     return values.transpose(1, 2) * peak[:, None, None, None] * peak[None, None, :, None]
 
 
-def _kernel(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+def _kernel(
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
     assert theta is not None
-    if _is_small(gradients):
+    if isinstance(gradients, Tensor):
         return _kernel_block(_stack(gradients), partition, theta)
     return torch.cat([_kernel_block(_flat(g)[None], partition, theta) for g in gradients])
 
 
 def _kernel_block(stacked: Tensor, partition: Partition, theta: Tensor) -> Tensor:
+    sums = partition.indicator(theta)
+    if stacked.numel() <= _DOUBLE_LIMIT:
+        rows = stacked.to(torch.float64)
+        return sums @ (rows @ rows.mT * theta) @ sums.T
     rows, peak = _normalised(stacked)
     weighted = (rows @ rows.mT).to(torch.float64) * theta
-    sums = partition.indicator(weighted)
     return sums @ weighted @ sums.T * peak.square()[:, None, None]
 
 
-def _kernel_full(gradients: Sequence[Tensor], partition: Partition, theta: Tensor | None) -> Tensor:
+def _kernel_full(
+    gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
+) -> Tensor:
     assert theta is not None
     rows, peak = _normalised(_stack(gradients))
     k, batch, _ = rows.shape

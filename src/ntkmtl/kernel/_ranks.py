@@ -97,7 +97,7 @@ class Ranks:
         return torch.where(total > 0, everywhere / total, 1.0 / everywhere.shape[1])
 
     def pooled(
-        self, gradients: Sequence[Tensor], partition: Partition
+        self, gradients: Tensor | Sequence[Tensor], partition: Partition
     ) -> tuple[list[Tensor], Partition]:
         """Exchange the sums of mini-batches, each of which then stands for one sample.
 
@@ -112,7 +112,7 @@ class Ranks:
         return list(everywhere), Partition((1,) * n, joint, torch.full_like(joint, 1.0 / n))
 
     def samples(
-        self, gradients: Sequence[Tensor], features: Tensor, partition: Partition
+        self, gradients: Tensor | Sequence[Tensor], features: Tensor, partition: Partition
     ) -> tuple[list[Tensor], Tensor, Partition]:
         """Exchange gradients and features of every sample.
 

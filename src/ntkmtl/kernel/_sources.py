@@ -58,8 +58,9 @@ def representation_kernel(
     """
     full = full and not features.separate
     kernels = []
-    for f, per_task in enumerate(gradients.features):
-        rows = [features.rows(g) for g in per_task]
+    for f in range(len(gradients.features)):
+        stack = gradients.stacked(f)
+        rows = stack if features.batch_dim == 0 else [features.rows(g) for g in stack]
         if pooling == "kernel" and features.separate and inputs is None:
             # Each task has its own representation, hence its own kernel between samples.
             parts = [
@@ -90,7 +91,7 @@ def representation_kernel(
 
 
 def _one(
-    rows: Sequence[Tensor],
+    rows: Tensor | Sequence[Tensor],
     partition: Partition,
     pooling: Pooling,
     between: Tensor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -33,13 +34,15 @@ def eigenvalue_weights(
         >>> eigenvalue_weights(torch.tensor([9.0, 1.0, 2.0]))
         tensor([0.6667, 2.0000, 1.4142], dtype=torch.float64)
     """
-    values = eigenvalues.to(torch.float64)
-    mean = values.mean()
-    values = torch.where(values > floor * mean, values, mean)
-    # All gradients vanish: nothing to balance.
-    values = torch.where(mean > 0, values, 1.0)
-    numerator = torch.where(mean > 0, mean, 1.0) * (values.numel() if published else 1)
-    return (numerator / values).pow(exponent)
+    # Plain numbers: for k of them, ten tensor operations cost more than the arithmetic.
+    values: list[float] = eigenvalues.tolist()
+    mean = math.fsum(values) / len(values)
+    numerator = mean * len(values) if published else mean
+    weights = [
+        (numerator / (value if value > floor * mean else mean)) ** exponent if mean > 0 else 1.0
+        for value in values
+    ]
+    return torch.tensor(weights, dtype=torch.float64, device=eigenvalues.device)
 
 
 class NTKMTL(Weighting):

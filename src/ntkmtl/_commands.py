@@ -1,0 +1,603 @@
+"""The commands of ``ntkmtl``. Torch is imported inside those that need it: help is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shlex
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from ntkmtl import __version__
+from ntkmtl.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from ntkmtl.report import Table
+    from ntkmtl.training.reporters import Reporter
+    from ntkmtl.training.runs import Run
+    from ntkmtl.training.sweep import Comparison, Sweep
+
+__all__ = ["app"]
+
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="ntkmtl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Format(str, Enum):
+    """What a table can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ProblemName = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBLEM",
+        help="A name that `ntkmtl problems` lists, or your own as module.path:ClassName.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", help="Peak learning rate instead of the recipe's.")
+]
+Minibatches = Annotated[
+    int | None, typer.Option(min=1, help="The paper's n, for ntkmtl-sr and its like.")
+]
+ProblemOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated."),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace runs that were made with other settings.")
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Multi-task learning balanced by the neural tangent kernel: train, compare, report."""
+
+
+# ------------------------------------------------------------------------------------------------
+# Training
+
+
+@app.command()
+def compare(
+    problem: ProblemName,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="Names that `ntkmtl methods` lists, with commas between them, or all.",
+        ),
+    ] = "ls,ntkmtl,ntkmtl-sr",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")] = 3,
+    seed_list: Annotated[
+        str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
+    ] = None,
+    out: Out = Path("runs"),
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    minibatches: Minibatches = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="METHOD.KEY=VALUE",
+            help="Setting of a method, as ntkmtl-sr.minibatches=8; may be repeated.",
+        ),
+    ] = None,
+    problem_option: ProblemOption = None,
+    stl: Annotated[
+        bool, typer.Option("--stl/--no-stl", help="Train the baselines that Delta-m needs.")
+    ] = True,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train a problem with several methods and seeds; print the table and write the report.
+
+    Called again, it goes on where it stopped, and trains nothing twice.
+    """
+    with _refusing():
+        from ntkmtl.training.environment import cores
+        from ntkmtl.training.sweep import Comparison
+
+        _find_modules_here(problem)
+        comparison = Comparison(
+            problem=problem,
+            methods=_names(methods),
+            seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
+            out=out,
+            jobs=jobs or cores(),
+            problem_options=_options(problem_option or []),
+            method_options=_method_settings(settings or []),
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            minibatches=minibatches,
+            single_task_baselines=stl,
+        )
+        sweep = _sweep(comparison, overwrite=overwrite)
+        _show_sweep(sweep, as_json)
+    _exit_as(sweep)
+
+
+@app.command()
+def run(
+    problem: ProblemName,
+    method: Annotated[str, typer.Option("--method", help="A name that `ntkmtl methods` lists.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="For --method stl: one task instead of each in turn."),
+    ] = None,
+    out: Out = Path("runs"),
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    minibatches: Minibatches = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
+    ] = None,
+    problem_option: ProblemOption = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train one problem with one method and one seed; print the test metrics."""
+    with _refusing():
+        from ntkmtl.training.runs import SINGLE_TASK, load_run, run_folder
+        from ntkmtl.training.sweep import Comparison, SweepError
+
+        _find_modules_here(problem)
+        if task is not None and method != SINGLE_TASK:
+            raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
+        chosen = _options(settings or [])
+        comparison = Comparison(
+            problem=problem,
+            methods=[method],
+            seeds=[seed],
+            out=out,
+            jobs=1,
+            problem_options=_options(problem_option or []),
+            method_options={method: chosen} if chosen else {},
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=lr,
+            minibatches=minibatches,
+            single_task_baselines=False,
+            tasks=None if task is None else [task],
+        )
+        sweep = _sweep(comparison, overwrite=overwrite, keep_request=False)
+        root = run_folder(out, sweep.problem, method, seed)
+        folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
+        if task is not None:
+            folders = [run_folder(out, sweep.problem, method, seed, task)]
+        if not (sweep.failures or sweep.interrupted):
+            _show_runs([load_run(folder) for folder in folders], as_json)
+    _exit_as(sweep)
+
+
+def _sweep(comparison: Comparison, *, overwrite: bool, keep_request: bool = True) -> Sweep:
+    from rich.console import Console
+
+    from ntkmtl.training.reporters import reporter_for
+    from ntkmtl.training.sweep import compare as train_all
+
+    reporter: Reporter = reporter_for(Console(stderr=True))
+    return train_all(comparison, overwrite=overwrite, reporter=reporter, keep_request=keep_request)
+
+
+def _show_sweep(sweep: Sweep, as_json: bool) -> None:
+    """Print the table and write the report, as far as there are complete runs."""
+    from ntkmtl import report
+
+    table, page, why = None, None, ""
+    if not sweep.interrupted:
+        try:
+            table = report.build_table(sweep.out, sweep.problem)
+            page = report.write_html(sweep.out, sweep.out / "report.html")
+        except ValueError as error:
+            why = str(error)
+    if as_json:
+        _print_json(
+            {
+                "problem": sweep.problem,
+                "out": str(sweep.out),
+                "report": None if page is None else str(page),
+                "trained": sweep.trained,
+                "complete_before": sweep.complete,
+                "cached": sweep.cached,
+                "unfinished": sweep.unfinished,
+                "interrupted": sweep.interrupted,
+                "failures": [
+                    {
+                        "run": f.label,
+                        "folder": str(f.folder),
+                        "error": f.error,
+                        "message": f.message,
+                    }
+                    for f in sweep.failures
+                ],
+                "seconds": sweep.seconds,
+                "table": None if table is None else json.loads(report.render(table, "json")),
+            }
+        )
+        return
+    if table is not None:
+        _print_table(table)
+    if why:
+        _say(f"No table: {why}")
+    if page is not None:
+        _say(f"Report: {page}")
+
+
+def _exit_as(sweep: Sweep) -> None:
+    for failure in sweep.failures:
+        _say(f"Failed: {failure.label}: {failure.error}: {failure.message}")
+        _say(f"        see {failure.folder / 'failure.json'}")
+    if sweep.interrupted:
+        done = sweep.trained + sweep.complete + sweep.cached
+        again = shlex.join(["ntkmtl", *sys.argv[1:]])
+        _say(f"Stopped with {done} runs complete and {sweep.unfinished} to go. Go on with: {again}")
+        raise typer.Exit(INTERRUPTED)
+    if sweep.failures:
+        raise typer.Exit(FAILED)
+
+
+def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            [
+                {
+                    "folder": str(run.path),
+                    "config": run.config.to_json(),
+                    "result": run.result.to_json(),
+                    "test": {
+                        metric.name: value
+                        for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+                    },
+                }
+                for run in runs
+            ]
+        )
+        return
+    for run in runs:
+        rows = [
+            (metric.label or metric.name, f"{value:.4g} {metric.unit}".rstrip())
+            for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+        ]
+        _print_columns(rows)
+    for run in runs:
+        _say(f"Run: {run.path} ({run.result.seconds_per_epoch:.2f} s per epoch)")
+
+
+# ------------------------------------------------------------------------------------------------
+# Results
+
+
+@app.command()
+def table(
+    directory: Directory,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.text,
+    problem: Annotated[
+        str | None, typer.Option("--problem", help="Needed where DIR holds several.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of finished runs."""
+    with _refusing(ValueError):
+        from ntkmtl import report
+
+        found = report.build_table(directory, problem)
+        chosen = Format.json if as_json else format
+        if chosen is Format.text:
+            _print_table(found)
+        else:
+            sys.stdout.write(report.render(found, chosen.value))
+
+
+@app.command("report")
+def report_page(
+    directory: Directory,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the page.",
+            show_default="DIR/report.html",
+            dir_okay=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of finished runs: one HTML page that needs no network."""
+    with _refusing(ValueError):
+        from ntkmtl import report
+
+        page = report.write_html(directory, output or directory / "report.html")
+    if as_json:
+        _print_json({"report": str(page)})
+    else:
+        print(page)
+
+
+@app.command("paper")
+def paper_table(
+    number: Annotated[
+        int | None, typer.Argument(metavar="[NUMBER]", help="A table's number in the paper.")
+    ] = None,
+    recomputed: Annotated[
+        bool,
+        typer.Option("--recomputed", help="Add what the printed metrics give for MR and Delta-m."),
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Say which published columns do not follow.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print a table of the paper, or list those that there are."""
+    from ntkmtl import paper
+
+    if check:
+        if as_json:
+            _print_json(
+                [
+                    {
+                        "table": c.table,
+                        "method": c.row.method,
+                        "column": c.column.name,
+                        "published": c.published,
+                        "recomputed": c.recomputed,
+                    }
+                    for c in paper.discrepancies(number)
+                ]
+            )
+        else:
+            print(paper.report())
+        return
+    if number is None:
+        tables = paper.tables()
+        if as_json:
+            _print_json([{"number": t.number, "title": t.title} for t in tables])
+        else:
+            _print_columns([(f"Table {t.number}", t.title) for t in tables])
+        return
+    try:
+        found = paper.table(number)
+    except KeyError as error:
+        _refuse(str(error.args[0]))
+    heads, rows = paper.render(number, recomputed=recomputed)
+    if as_json:
+        _print_json(
+            {
+                "number": found.number,
+                "title": found.title,
+                "rows": [dict(zip(heads, row, strict=True)) for row in rows],
+                "notes": list(found.notes),
+            }
+        )
+        return
+    _print_grid(f"Table {found.number}: {found.title}", heads, rows)
+    for note in found.notes:
+        print(note)
+
+
+# ------------------------------------------------------------------------------------------------
+# What there is
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods, with one line each."""
+    from ntkmtl import weighting
+
+    specs = weighting.specs()
+    if as_json:
+        _print_json(
+            [
+                {
+                    "name": spec.name,
+                    "summary": spec.summary,
+                    "reads": spec.reads,
+                    "paper": spec.paper,
+                    "extra": spec.extra,
+                }
+                for spec in specs
+            ]
+        )
+    else:
+        _print_columns([(spec.name, spec.summary) for spec in specs])
+
+
+@app.command()
+def problems(as_json: Json = False) -> None:
+    """List the problems, with one line each."""
+    from ntkmtl import problems as registry
+
+    specs = registry.specs()
+    if as_json:
+        _print_json([{"name": spec.name, "summary": spec.summary} for spec in specs])
+    else:
+        _print_columns([(spec.name, spec.summary) for spec in specs])
+
+
+@app.command()
+def data(as_json: Json = False) -> None:
+    """List the data sets that the problems need, and where they are."""
+    from ntkmtl import problems as registry
+
+    listed, lines = [], []
+    for spec in registry.specs():
+        module = importlib.util.find_spec(spec.target.partition(":")[0])
+        if module is None or module.origin is None:
+            _refuse(f"the problem {spec.name} is listed, but its module is not installed")
+        folder = Path(module.origin).parent / "data"
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        source = "shipped with the package" if size else "made on the fly"
+        place = str(folder) if size else None
+        listed.append({"problem": spec.name, "source": source, "folder": place, "bytes": size})
+        lines.append((spec.name, f"{source}: {place} ({size / 1e6:.1f} MB)" if size else source))
+    if as_json:
+        _print_json(listed)
+    else:
+        _print_columns(lines)
+
+
+# ------------------------------------------------------------------------------------------------
+# Helpers
+
+
+@contextlib.contextmanager
+def _refusing(*more: type[Exception]) -> Iterator[None]:
+    """Turn what a user can put right into one line and exit status 2."""
+    kinds: tuple[type[Exception], ...] = (MissingExtraError, OSError, *more)
+    try:
+        yield
+    except kinds as error:
+        _refuse(str(error))
+    except ValueError as error:
+        from ntkmtl.training.lookup import ProblemNotFoundError
+        from ntkmtl.training.runs import RunFileError
+        from ntkmtl.training.sweep import SweepError
+
+        if not isinstance(error, ProblemNotFoundError | RunFileError | SweepError):
+            raise
+        _refuse(str(error))
+    except KeyboardInterrupt:
+        # A second Ctrl-C, or one before training: nothing is left half-written.
+        _say("Stopped.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _refuse(message: str) -> NoReturn:
+    _say(f"Error: {message}")
+    raise typer.Exit(REFUSED) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _print_columns(rows: Sequence[tuple[str, str]]) -> None:
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+
+def _print_table(found: Table) -> None:
+    from ntkmtl import report
+
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        from ntkmtl.report._render import print_table
+
+        print_table(found, Console())
+    else:
+        sys.stdout.write(report.render(found, "text"))
+
+
+def _print_grid(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A pipe has no width: the table takes what it needs there, in one line per row.
+    console = Console() if sys.stdout.isatty() else Console(width=1000)
+    grid = Table(title=title, title_justify="left")
+    for position, head in enumerate(heads):
+        grid.add_column(Text(head), justify="left" if position == 0 else "right")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    console.print(grid)
+
+
+def _find_modules_here(problem: str) -> None:
+    """Let module.path:ClassName name a module in the current folder, as ``python -m`` does."""
+    here = os.getcwd()  # noqa: PTH109  (entries of sys.path are texts)
+    if ":" in problem and here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(number) for number in _names(text)]
+    except ValueError:
+        _refuse(f"--seed-list takes whole numbers with commas between them. Found {text!r}.")
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a value is JSON where it can be, else a text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            _refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def _method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        method, dot, rest = pair.partition(".")
+        if not (method and dot) or "=" in method:
+            _refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
+        found.setdefault(method, {}).update(_options([rest]))
+    return found

@@ -1,0 +1,69 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ntkmtl.files import atomic_write
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+__all__ = ["CheckpointError", "read_checkpoint", "write_checkpoint"]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used: damaged, or made by something else."""
+
+
+def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint in one piece.
+
+    Args:
+        path: The file.
+        state: Tensors, numbers, texts, None, and dicts and lists of them.
+    """
+    with atomic_write(path) as file:
+        torch.save(dict(state), file)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a checkpoint; no code in it is run.
+
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        CheckpointError: It is truncated, has flipped bits, or holds something else.
+    """
+    path = Path(path)
+    try:
+        # torch.load does not look at the checksums that torch.save wrote.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(f"{path}: {damaged} has a wrong checksum")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (FileNotFoundError, CheckpointError):
+        raise
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds {type(state).__name__}, not a checkpoint")
+    return state

@@ -1,0 +1,61 @@
+"""Stopping at a step boundary when the user or the system asks for it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+__all__ = ["stop_requests", "without_interrupts"]
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C and SIGTERM instead of being torn apart by them.
+
+    The first request is noted, for the caller to act on at the next safe point. A second Ctrl-C
+    raises ``KeyboardInterrupt`` at once. Outside the main thread, where Python handles no signals,
+    nothing is changed and no request is ever seen.
+
+    Yields:
+        A function that says whether a stop was requested.
+    """
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if requests and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requests.append(number)
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(requests)
+    finally:
+        for number, handler in previous.items():
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while processes are started, so that they are born deaf to it.
+
+    A terminal sends Ctrl-C to every process of the group; workers are stopped by their parent, who
+    is told, and not half-way through importing torch. The signal mask is inherited.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
