@@ -3,8 +3,8 @@
     python benchmarks/step_cost.py
 
 One process per contender, so that peak memory is its own; they take turns, so that a machine that
-slows down slows all of them. The network is the one that the field trains on CelebA, fed with random
-images: a step costs the same whatever they show.
+slows down slows all of them. The network is the one that the field trains on CelebA, fed with
+random images: a step costs the same whatever they show.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _build(contender: Contender, tasks: int, batch: int, size: int) -> Callable[
         features = ntkmtl.branch(z, tasks) if contender.branched else z
         losses = celeba_losses(network.predict(features), labels)
         if balancer is None:
-            torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+            torch.stack(losses).sum().backward()
         else:
             balancer.backward(losses, features=features)
         optimiser.step()

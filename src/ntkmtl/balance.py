@@ -21,11 +21,13 @@ from ntkmtl.kernel._autograd import (
     has_hooks,
     head_graph,
     leaves,
+    path_around,
+    require_cut,
     trainable,
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
-from ntkmtl.kernel._partition import Partition
+from ntkmtl.kernel._partition import Partition, require_counts
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import (
@@ -151,7 +153,7 @@ class Balancer:
         memory_budget: int = 1 << 28,
         **options: Any,
     ) -> None:
-        name = method if isinstance(method, str) else method.name
+        name = method if isinstance(method, str) else getattr(method, "name", None)
         defaults: dict[str, Any] = dict(spec(name).defaults) if name is not None else {}
         if preset is not None:
             if preset != "published":
@@ -210,6 +212,7 @@ class Balancer:
         if last_layer is not None and self.pooling != "kernel":
             raise ValueError(f"last_layer belongs to pooling='kernel', found {self.pooling!r}")
         self._step = 0
+        self._skipped = False
         self._names: tuple[str, ...] | None = None
         self._cached: Tensor | None = None
         self._average: Tensor | None = None
@@ -262,10 +265,27 @@ class Balancer:
                 a scaler the step is marked to be skipped instead.
             ValueError: Losses or features do not fit the method or each other.
         """
+        device = next((x.device.type for x in _tensors(losses)), "cpu")
+        if torch.is_autocast_enabled(device):
+            # The forward pass is over: products of gradients are to keep their precision.
+            with torch.autocast(device, enabled=False):
+                return self._backward(losses, features, counts, scaler)
+        return self._backward(losses, features, counts, scaler)
+
+    def _backward(
+        self,
+        losses: Losses,
+        features: FeaturesLike | None,
+        counts: Tensor | None,
+        scaler: GradScaler | None,
+    ) -> BalanceResult:
         values = self._read(losses)
+        if counts is not None:
+            values = self._without_labels(values, counts)
         ranks = Ranks.current(self.process_group)
         step = self._step
         self._step += 1
+        self._skipped = False
         here = [i for i, loss in enumerate(values) if loss is not None]
         live = [_scalar(cast("Tensor", values[i]), self._name(i)) for i in here]
         raw, present = self._joint_losses(live, here, ranks)
@@ -295,19 +315,25 @@ class Balancer:
         except NonFiniteError:
             if active is None:
                 raise
-            _plain(scaled, [math.inf] * len(scaled))
+            self._skipped = True
+            # Not by a backward pass: the graph may be half used.
+            add_to_grad(
+                (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
+                for p in leaves(scaled)[0]
+            )
             return BalanceResult(self._spread(torch.zeros(len(present)), job), skipped=True)
 
     def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Show the method the losses on the same batch after the optimiser's step.
 
-        Does nothing for methods that do not need it; hand over a function to save them the work.
+        Does nothing for methods that do not need it, nor after a step that the scaler skips; hand
+        over a function to save the work there.
 
         Args:
             losses: As in :meth:`backward`, or a function without arguments that returns them, which
                 is called without gradients.
         """
-        if not self.weighting.needs_after_step:
+        if not self.weighting.needs_after_step or self._skipped:
             return
         if callable(losses):
             with torch.no_grad():
@@ -316,6 +342,9 @@ class Balancer:
         here = [i for i, loss in enumerate(values) if loss is not None]
         live = [cast("Tensor", values[i]).reshape(()) for i in here]
         after, present = self._joint_losses(live, here, Ranks.current(self.process_group))
+        for position, value in zip(present, after.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(self._name(position), self._step - 1, "loss", value)
         if present:
             self.weighting.after_step(after, torch.tensor(present))
 
@@ -408,6 +437,18 @@ class Balancer:
                 "without a label"
             )
         return values
+
+    def _without_labels(
+        self, values: Sequence[Tensor | None], counts: Tensor
+    ) -> list[Tensor | None]:
+        """Take a task that ``counts`` gives no label in this batch as one without a loss."""
+        if counts.ndim != 2 or len(counts) != len(values):
+            raise ValueError(
+                f"counts must have shape ({len(values)}, B), one number of labels per task and "
+                f"sample, found {tuple(counts.shape)}"
+            )
+        empty = (counts == 0).all(dim=1).tolist()
+        return [None if none else value for value, none in zip(values, empty, strict=True)]
 
     def _spread(self, values: Tensor, job: _Step, missing: float = 0.0) -> Tensor:
         """Put the values of the tasks with labels at their places among all tasks."""
@@ -525,18 +566,7 @@ class Balancer:
         whole = Features.of(features, names, self.batch_dim)
         cut = whole.select([job.present[i] for i in job.local])
         graph = head_graph(job.losses, cut)
-        if not graph.depends:
-            raise ValueError(
-                "no loss depends on the features; pass the very tensor that the heads read, not a "
-                "copy or a detached one"
-            )
-        if graph.crosses:
-            i, j = graph.crosses[0]
-            raise ValueError(
-                f"the loss of task {self._local_name(i, job)} also depends on the features of "
-                f"task {self._local_name(j, job)}; where all tasks read all features, pass them "
-                "as a tuple, not one per task"
-            )
+        require_cut(graph, [self._local_name(i, job) for i in range(len(job.local))])
         around = self._around(graph, cut)
         hooked = self._is_hooked(graph, around, job)
         partition = self._partition(cut, counts, job)
@@ -551,12 +581,12 @@ class Balancer:
             return self._around_features(job, shared, True)
         weights = self._reusable(job)
         if weights is not None:
-            if self.weight_heads:
-                _plain(job.losses, weights[job.local])
-            elif hooked:
-                self._ordinary(job, cut, weights)
+            if hooked:
+                self._ordinary(job, cut, weights, around)
             else:
                 gradients = feature_gradients(job.losses, cut, graph, retain=False)
+                self._require_finite_heads(gradients, job)
+                self._require_finite_features(gradients, job)
                 self._fill(gradients, cut, weights, job)
             return BalanceResult(self._spread(weights, job))
         gradients = feature_gradients(job.losses, cut, None if hooked else graph, retain=hooked)
@@ -588,7 +618,9 @@ class Balancer:
             )
         else:
             parameters = self.shared if self.shared is not None else shared_parameters(cut)
-            keep = not hooked and self._may_keep(parameters, job, full)
+            # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
+            whole_trunk = self.shared is None
+            keep = not hooked and whole_trunk and self._may_keep(parameters, job, full)
             kernel, jacobian = exact_kernel(
                 rows_through_features(known, everywhere, parameters, partition, release=keep),
                 len(job.present),
@@ -602,7 +634,7 @@ class Balancer:
             kernel = kernel.with_shares(job.ranks.shares(shares, job.has_label))
         weights, eigenvalues = self._observe(kernel, job)
         if hooked:
-            self._ordinary(job, cut, weights)
+            self._ordinary(job, cut, weights, around)
         else:
             self._fill(gradients, cut, weights, job, jacobian, parameters)
         return self._result(weights, eigenvalues, job)
@@ -616,11 +648,7 @@ class Balancer:
 
     def _partition(self, cut: Features, counts: Tensor | None, job: _Step) -> Partition:
         if counts is not None:
-            if counts.ndim != 2 or counts.shape[0] != job.total:
-                raise ValueError(
-                    f"counts must have shape ({job.total}, {cut.batch}), one number of labels per "
-                    f"task and sample, found {tuple(counts.shape)}"
-                )
+            require_counts(counts, job.total, cut.batch)
             counts = counts[job.index.to(counts.device)]
         return Partition.of(
             cut.batch, self.minibatches, counts, published=self.preset == "published"
@@ -629,19 +657,14 @@ class Balancer:
     def _around(self, graph: HeadGraph, cut: Features) -> str:
         """Say how a loss reaches the trunk other than through the features, '' if none does.
 
-        Walking the trunk costs more than a small network's whole step, so the answer is kept until
-        another set of head parameters shows up.
+        Walking the trunk costs more than a small network's whole step, so where there is one tensor
+        the answer is kept until another set of head parameters shows up, as with a new path.
         """
-        heads = [p for head in graph.parameters for p in head]
-        key = frozenset(id(p) for p in heads)
+        if len(cut.outputs) > 1:
+            return path_around(graph, cut)
+        key = frozenset(id(p) for head in graph.parameters for p in head)
         if self._clean is None or self._clean[0] != key:
-            below, _, _ = leaves(cut.outputs)
-            found = ""
-            if any(p in below for p in heads):
-                found = "a loss reaches the trunk's parameters around the features"
-            elif len(cut.outputs) > 1 and _nested(cut.outputs):
-                found = "one of the features is made from another"
-            self._clean = (key, found)
+            self._clean = (key, path_around(graph, cut))
         return self._clean[1]
 
     def _is_hooked(self, graph: HeadGraph, around: str, job: _Step) -> bool:
@@ -649,9 +672,11 @@ class Balancer:
             raise ValueError(f"{around}, so their gradients cannot be told apart; use hooked=True")
         if self.hooked is not None:
             return self.hooked
+        # DDP's own hooks cannot be seen from here, and wait for a backward pass even where there is
+        # one process only.
         return (
             bool(around)
-            or job.ranks is not None
+            or (dist.is_available() and dist.is_initialized())
             or any(has_hooks(p) for head in graph.parameters for p in head)
         )
 
@@ -662,6 +687,10 @@ class Balancer:
             return True  # the gradients are in memory anyway
         size = sum(p.numel() * p.element_size() for p in parameters)
         return size * len(job.present) <= self.memory_budget
+
+    def _require_finite_features(self, gradients: TaskGradients, job: _Step) -> None:
+        peaks = [torch.stack([g.abs().amax() for g in per_task]) for per_task in gradients.features]
+        self._require_finite(torch.stack(peaks).amax(dim=0), job, "gradient")
 
     def _require_finite_heads(self, gradients: TaskGradients, job: _Step) -> None:
         flat = [g for head in gradients.heads for _, g in head]
@@ -706,9 +735,12 @@ class Balancer:
                 [torch.stack(per_task).flatten(1) for per_task in gradients.features], dim=1
             )
         else:
-            parameters = self.shared if self.shared is not None else shared_parameters(cut)
+            trunk = shared_parameters(cut)
+            parameters = self.shared if self.shared is not None else trunk
+            chosen = {id(p) for p in parameters}
+            rest = [p for p in trunk if id(p) not in chosen]
             whole = Partition.of(cut.batch, 1)
-            rows = rows_through_features(gradients, cut, parameters, whole, release=True)
+            rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
             matrix = torch.cat([rows(i) for i in range(k)])
         self._require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), job, "gradient")
         combined, kept = rule.combine(matrix)
@@ -720,6 +752,12 @@ class Balancer:
                 [part.view_as(t) for part, t in zip(combined.split(sizes), outputs, strict=True)],
             )
         else:
+            if rest:
+                torch.autograd.backward(
+                    cut.outputs,
+                    [_weighted_sum(per_task, [1.0] * k) for per_task in gradients.features],
+                    inputs=rest,
+                )
             _add_flat(parameters, combined)
         return BalanceResult(self._spread(kept, job))
 
@@ -745,7 +783,8 @@ class Balancer:
         k = len(job.present)
         local = dict(zip(job.local, job.losses, strict=True))
         if hooked is None:
-            hooked = self.hooked if self.hooked is not None else job.ranks is not None
+            together = dist.is_available() and dist.is_initialized()
+            hooked = self.hooked if self.hooked is not None else together
 
         def row(task: int) -> Tensor:
             if task in local:
@@ -799,7 +838,7 @@ class Balancer:
             _add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
         else:
             _plain(job.losses, (weights * factor)[job.local], inputs=shared)
-        self._clip(shared)
+        self._clip(shared, job)
         return self._result(weights, eigenvalues, job)
 
     # ------------------------------------------------------------------ filling .grad
@@ -808,24 +847,35 @@ class Balancer:
         published = self.preset == "published" and self.method == "ntkmtl"
         return float(len(job.present)) if published else 1.0
 
-    def _clip(self, shared: Sequence[Tensor]) -> None:
+    def _clip(self, shared: Sequence[Tensor], job: _Step) -> None:
         if self.preset == "published" and self.method == "ntkmtl":
-            nn.utils.clip_grad_norm_(shared, 1.0)
+            nn.utils.clip_grad_norm_(shared, job.scale)  # norm 1 before the gradient scale
 
-    def _ordinary(self, job: _Step, cut: Features, weights: Tensor) -> None:
+    def _ordinary(self, job: _Step, cut: Features, weights: Tensor, around: str) -> None:
         """One backward pass of the weighted sum, every hook firing."""
         weights = weights[job.local]
         if self.weight_heads and self._shared_factor(job) == 1.0:
             _plain(job.losses, weights)
             return
-        if cut.root is None and not cut.separate:
-            raise ValueError(
-                "weight_heads=False in one ordinary backward pass needs a view of the features per "
-                "head: pass features=ntkmtl.branch(z, k) and give each head its own, or set "
-                "weight_heads=True"
-            )
-        on_features = (weights * self._shared_factor(job)).tolist()
+        on_shared = weights * self._shared_factor(job)
         on_heads = weights if self.weight_heads else torch.ones(len(job.losses))
+        if around or (cut.root is None and not cut.separate):
+            if job.ranks is not None:
+                raise ValueError(
+                    "weight_heads=False with several processes needs a view of the features per "
+                    "head: pass features=ntkmtl.branch(z, k) and give each head its own, or set "
+                    "weight_heads=True"
+                )
+            # Two passes: one to the trunk's parameters, one to the heads'.
+            trunk = shared_parameters(cut)
+            own = {id(p) for p in trunk}
+            heads = [p for p in leaves(job.losses)[0] if id(p) not in own]
+            if heads:
+                _plain(job.losses, on_heads, inputs=heads, retain=True)
+            _plain(job.losses, on_shared, inputs=trunk)
+            self._clip(trunk, job)
+            return
+        on_features = on_shared.tolist()
         handles = [
             view.register_hook(lambda g, c=w / h: g * c)
             for view, w, h in zip(cut.tensors, on_features, on_heads.tolist(), strict=True)
@@ -836,7 +886,7 @@ class Balancer:
             for handle in handles:
                 handle.remove()
         if self.preset is not None:
-            self._clip(self.shared if self.shared is not None else shared_parameters(cut))
+            self._clip(self.shared if self.shared is not None else shared_parameters(cut), job)
 
     def _fill(
         self,
@@ -871,7 +921,7 @@ class Balancer:
                     for f in range(len(gradients.features))
                 ],
             )
-        self._clip(parameters)
+        self._clip(parameters, job)
 
     def _add_heads(self, gradients: TaskGradients, weights: Sequence[float]) -> None:
         pairs = [
@@ -939,6 +989,10 @@ class _LastLayer:
         if torch.is_grad_enabled():
             self._seen = (args[0].detach(), output, output._version)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The layer that it hangs on must stay copyable; what was seen belongs to one graph.
+        return {**vars(self), "_seen": None}
+
     def output(self) -> Tensor:
         """Return the layer's output in the last forward pass with gradients."""
         if self._seen is None:
@@ -982,6 +1036,11 @@ def _with_zeros(gradients: TaskGradients, features: Features, job: _Step) -> Tas
                 row.append(torch.zeros_like(like))
         filled.append(row)
     return TaskGradients(filled, gradients.heads)
+
+
+def _tensors(losses: Losses) -> Iterator[Tensor]:
+    values = losses.values() if isinstance(losses, Mapping) else losses
+    return (value for value in values if isinstance(value, Tensor))
 
 
 def _one_of(name: str, value: Any, known: Sequence[Any]) -> Any:
@@ -1047,12 +1106,3 @@ def _weighted_sum(gradients: Tensor | Sequence[Tensor], weights: Sequence[float]
     for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
         total.add_(gradient, alpha=weight)
     return total
-
-
-def _nested(outputs: Sequence[Tensor]) -> bool:
-    """Whether one of the tensors lies below another in the graph."""
-    for i, output in enumerate(outputs):
-        others = [t for j, t in enumerate(outputs) if j != i]
-        if leaves((output,), others)[2]:
-            return True
-    return False

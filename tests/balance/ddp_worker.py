@@ -25,6 +25,7 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         z = self.trunk(x)
+        self.features = z  # DDP may return copies
         return z, [head(z) for head in self.heads]
 
 
@@ -50,7 +51,8 @@ def run(
     weights = []
     for _ in range(steps):
         optimiser.zero_grad()
-        z, outputs = net(x[rows])
+        _, outputs = net(x[rows])
+        z = getattr(net, "module", net).features
         losses: list[torch.Tensor | None] = [
             (o - t[rows]).square().mean() for o, t in zip(outputs, y, strict=True)
         ]

@@ -30,20 +30,25 @@ def _node(tensor: Tensor) -> Any:
     return tensor.grad_fn or get_gradient_edge(tensor).node
 
 
+def _edge(tensor: Tensor) -> tuple[Any, int]:
+    """Return node and output: one operation may make several tensors (chunk, unbind)."""
+    return _node(tensor), tensor.output_nr
+
+
 def leaves(
     roots: Iterable[Tensor], stop: Iterable[Tensor] = ()
-) -> tuple[dict[Tensor, None], set[Any], set[Any]]:
+) -> tuple[dict[Tensor, None], set[tuple[Any, int]]]:
     """Walk the graph from some tensors down to its leaves.
 
     Args:
         roots: Tensors to start from.
-        stop: Tensors whose nodes are not passed.
+        stop: Tensors beyond which not to walk.
 
     Returns:
-        The leaf tensors met, in a stable order; all nodes walked; the nodes of ``stop`` met.
+        The leaf tensors met, in a stable order; the edges of ``stop`` met.
     """
-    barriers = {_node(t) for t in stop}
-    met: set[Any] = set()
+    barriers = {_edge(t) for t in stop}
+    met: set[tuple[Any, int]] = set()
     seen: set[Any] = set()
     found: dict[Tensor, None] = {}
     stack = [_node(t) for t in roots]
@@ -51,18 +56,16 @@ def leaves(
         node = stack.pop()
         if node in seen:
             continue
-        if node in barriers:
-            met.add(node)
-            continue
         seen.add(node)
         children = node.next_functions
-        if children:
-            stack.extend([child for child, _ in children if child is not None])
-        else:
-            variable = getattr(node, "variable", None)
-            if variable is not None:
-                found[variable] = None
-    return found, seen, met
+        for edge in children:
+            if edge in barriers:
+                met.add(edge)
+            elif edge[0] is not None:
+                stack.append(edge[0])
+        if not children and (variable := getattr(node, "variable", None)) is not None:
+            found[variable] = None
+    return found, met
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
     """Find each head's parameters by walking from its loss down to the features."""
     # Written out rather than built on `leaves`: this runs in every step, and for a small network
     # every microsecond counts.
-    place = {_node(tensor): j for j, tensor in enumerate(features.tensors)}
+    place = {_edge(tensor): j for j, tensor in enumerate(features.tensors)}
     parameters: list[list[Tensor]] = []
     crosses: list[tuple[int, int]] = []
     walked: set[Any] = set()
@@ -101,23 +104,60 @@ def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
             node = stack.pop()
             if node in seen:
                 continue
-            if node in place:
-                depends = True
-                if features.per_task and place[node] != i:
-                    crosses.append((i, place[node]))
-                continue
             children = node.next_functions
-            if children:
-                seen.add(node)
-                for child, _ in children:
-                    if child is not None:
-                        stack.append(child)
-            elif (variable := getattr(node, "variable", None)) is not None:
-                found[variable] = None
+            if not children:
+                if (variable := getattr(node, "variable", None)) is not None:
+                    found[variable] = None
+                continue
+            seen.add(node)
+            for edge in children:
+                if edge in place:
+                    depends = True
+                    if features.per_task and place[edge] != i:
+                        crosses.append((i, place[edge]))
+                elif edge[0] is not None:
+                    stack.append(edge[0])
         parameters.append(list(found))
         overlapping = overlapping or not walked.isdisjoint(seen)
         walked |= seen
     return HeadGraph(parameters, overlapping, crosses, depends)
+
+
+def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
+    """Check that the features lie between the trunk and the losses.
+
+    Args:
+        graph: What lies between features and losses.
+        names: Names of the tasks.
+
+    Raises:
+        ValueError: No loss depends on the features, or one depends on another task's.
+    """
+    if not graph.depends:
+        raise ValueError(
+            "no loss depends on the features; pass the very tensor that the heads read, not a copy "
+            "or a detached one. What a model compiled in one piece returns, or one wrapped in DDP "
+            "with find_unused_parameters=True, is a copy: compile trunk and heads apart, and keep "
+            "the features from inside the forward pass"
+        )
+    if graph.crosses:
+        i, j = graph.crosses[0]
+        raise ValueError(
+            f"the loss of task {names[i]} also depends on the features of task {names[j]}; where "
+            "all tasks read all features, pass them as a tuple, not one per task"
+        )
+
+
+def path_around(graph: HeadGraph, features: Features) -> str:
+    """Say how a gradient reaches the trunk other than once through the features, or nothing."""
+    outputs = features.outputs
+    below, _ = leaves(outputs)
+    if any(p in below for head in graph.parameters for p in head):
+        return "a loss reaches the trunk's parameters around the features"
+    for i, output in enumerate(outputs):
+        if leaves((output,), [t for j, t in enumerate(outputs) if j != i])[1]:
+            return "one of the features is made from another"
+    return ""
 
 
 @dataclass
@@ -283,7 +323,7 @@ def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
     """Add gradients to ``.grad``. Each must be a tensor of its own, which may be kept."""
     for parameter, gradient in pairs:
         if parameter.grad is None:
-            parameter.grad = gradient
+            parameter.grad = gradient.to(parameter.dtype)
         else:
             parameter.grad.add_(gradient)
 

@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["Partition", "minibatch_sizes"]
+__all__ = ["Partition", "minibatch_sizes", "require_counts"]
 
 
 def minibatch_sizes(batch: int, minibatches: int, published: bool = False) -> tuple[int, ...]:
@@ -79,24 +79,18 @@ class Partition:
         Args:
             batch: Number of samples B.
             minibatches: Number of mini-batches n.
-            counts: How many labels (pixels, say) each sample has for each task, shape (k, B). The
-                batch's loss is then taken as the mean over labels. One each if None.
+            counts: How many labels (pixels, say) each sample has for each task, shape (k, B), as
+                :func:`require_counts` wants them. The batch's loss is then taken as the mean over
+                labels. One each if None.
             published: See :func:`minibatch_sizes`.
 
         Raises:
-            ValueError: n is not in 1..B, or counts have a wrong shape or are negative.
+            ValueError: n is not in 1..B.
         """
         if counts is None:
             return _even(batch, minibatches, published)
         sizes = minibatch_sizes(batch, minibatches, published)
-        if counts.ndim != 2 or counts.shape[1] != batch:
-            raise ValueError(
-                f"counts must have shape (k, {batch}), one number of labels per task and "
-                f"sample, found {tuple(counts.shape)}"
-            )
         counts = counts.detach().to(device="cpu", dtype=torch.float64)
-        if not bool((counts >= 0).all()):
-            raise ValueError("counts must be finite and not negative")
         part = counts @ _indicator(sizes, torch.float64, torch.device("cpu")).T
         total = part.sum(dim=1, keepdim=True)
         # A mini-batch without labels has no gradient, whatever it is multiplied by.
@@ -117,6 +111,21 @@ class Partition:
     def indicator(self, like: Tensor) -> Tensor:
         """Return the 0/1 matrix of shape (n, B) that sums rows by mini-batch."""
         return _indicator(self.sizes, like.dtype, like.device)
+
+
+def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
+    """Check the number of labels per task and sample.
+
+    Raises:
+        ValueError: Their shape is not (tasks, batch), or one is negative or not finite.
+    """
+    if counts.shape != (tasks, batch):
+        raise ValueError(
+            f"counts must have shape ({tasks}, {batch}), one number of labels per task and sample, "
+            f"found {tuple(counts.shape)}"
+        )
+    if not bool(((counts >= 0) & counts.isfinite()).all()):
+        raise ValueError("counts must be finite and not negative")
 
 
 @lru_cache(maxsize=64)

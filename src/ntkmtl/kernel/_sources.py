@@ -12,12 +12,14 @@ from ntkmtl.kernel._autograd import (
     feature_gradients,
     head_graph,
     leaves,
+    path_around,
+    require_cut,
     trainable,
     vjp,
 )
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._features import Features, FeaturesLike, sample_gram
-from ntkmtl.kernel._partition import Partition, minibatch_sizes
+from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts
 from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows
 from ntkmtl.kernel._ranks import Ranks
 
@@ -228,8 +230,7 @@ def shared_parameters(features: Features) -> list[Tensor]:
     Raises:
         ValueError: There are none.
     """
-    found, _, _ = leaves(features.outputs)
-    parameters = trainable(found)
+    parameters = trainable(leaves(features.outputs)[0])
     if not parameters:
         raise ValueError(
             "no trainable parameter lies below the features: the trunk is frozen or was run under "
@@ -296,11 +297,20 @@ def extended_ntk(
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
     scalars = [_scalar(loss, name) for loss, name in zip(values, names, strict=True)]
     cut = Features.of(features, names, batch_dim)
+    if counts is not None:
+        require_counts(counts, k, cut.batch)
     partition = Partition.of(cut.batch, minibatches, counts)
-    if not head_graph(scalars, cut).depends:
-        raise ValueError(
-            "no loss depends on the features; pass the very tensor that the heads read, not a copy"
-        )
+    graph = head_graph(scalars, cut)
+    require_cut(graph, names)
+    around = "" if shared is None else path_around(graph, cut)
+    if around and shared is not None:
+        if minibatches > 1:
+            raise ValueError(
+                f"{around}, so the kernel of {minibatches} mini-batches cannot be had through "
+                "them; use minibatches=1, or per-sample losses without features"
+            )
+        rows, shares = _rows_of_losses(scalars, shared, 1)
+        return exact_kernel(rows, k, shares, full=True, keep=False)[0]
     gradients = feature_gradients(scalars, cut, None, retain=True)
     if shared is None:
         return representation_kernel(gradients, cut, partition, pooling)

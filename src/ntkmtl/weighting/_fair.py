@@ -59,34 +59,31 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     scale = 1.0 / float(gain.mean())
     matrix, gain = matrix * scale, gain * scale
 
-    def objective(x: Tensor) -> float:
-        utility = x.log() if power == 1.0 else x.pow(1.0 - power) / (1.0 - power)
-        return float(0.5 * (x @ (matrix @ x)) - (gain * utility).sum())
-
+    rounding = 4.0 * torch.finfo(torch.float64).eps
     x = torch.ones_like(norms)
-    value = objective(x)
     for _ in range(_MAX_ITERATIONS):
         push = gain * x.pow(-power)
         residual = matrix @ x - push
-        if bool((residual.abs() <= 1e-13 * push).all()):
-            return x * t
-        step: Tensor = torch.linalg.solve(matrix + torch.diag(power * push / x), -residual)
-        decrement = -float(residual @ step)
-        # Stay positive, then halve until the convex objective has fallen enough.
+        if bool((residual.abs() <= rounding * (matrix.abs() @ x + push)).all()):
+            return t * x
+        curvature = matrix + torch.diag(power * push / x)
+        # Equilibrated: scales of the tasks may differ by more than float64 can solve as it is.
+        d = curvature.diagonal().sqrt()
+        step: Tensor = torch.linalg.solve(curvature / d[:, None] / d[None, :], -residual / d) / d
+        slope = -float(residual @ step)
+        # Stay positive, then halve while the slope along the step says that the minimum is well
+        # behind. Values of the objective would not do: near the minimum they are all rounding.
         shrink = float((-step / x).max())
         length = 1.0 if shrink < 1.0 else 0.95 / shrink
         while length > 1e-12:
             trial = x + length * step
-            trial_value = objective(trial)
-            if trial_value <= value - 0.25 * length * decrement or decrement <= 1e-14 * abs(value):
+            if float((matrix @ trial - gain * trial.pow(-power)) @ step) <= 0.9 * slope:
                 break
             length *= 0.5
-        else:
-            break
-        if decrement <= 1e-14 * max(1.0, abs(value)) and length == 1.0:
+        x = x + length * step
+        if length == 1.0 and bool((step.abs() <= 1e-12 * x).all()):
             # Newton converges quadratically: what is left after this step is rounding.
-            return t * trial
-        x, value = trial, trial_value
+            return t * x
     raise RuntimeError(
         f"the fair allocation did not converge; the Gramian's diagonal is {norms.tolist()}"
     )

@@ -35,3 +35,7 @@ class SingleTask(LinearScalarisation):
             raise ValueError(
                 f"stl trains one task alone, found {tasks} losses; use ls for their plain sum"
             )
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        self.prepare(len(losses), losses.device)
+        return super().of_losses(losses, tasks)

@@ -230,7 +230,7 @@ def spec(name: str) -> MethodSpec:
         'eigenvalues'
     """
     if name not in _BY_NAME:
-        close = difflib.get_close_matches(name, _BY_NAME, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        close = difflib.get_close_matches(str(name).lower(), _BY_NAME, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise ValueError(f"unknown method {name!r}{hint} Known methods: {', '.join(_BY_NAME)}")
     return _BY_NAME[name]

@@ -11,6 +11,8 @@ from ntkmtl.weighting._base import LossWeighting, check_positive
 
 __all__ = ["SmoothTchebycheff"]
 
+_TINY = 1e-100
+
 
 class SmoothTchebycheff(LossWeighting):
     r"""A smooth maximum of log losses relative to a reference.
@@ -72,9 +74,10 @@ class SmoothTchebycheff(LossWeighting):
         if len(fresh):
             self._sum[fresh] = losses[self._count[tasks] == 0]
             self._count[fresh] = 1
-        relative = (losses * self._count[tasks] / self._sum[tasks]).log() / self.mu
-        relative = torch.where(relative.isnan(), 0.0, relative)
-        return len(losses) * torch.softmax(relative, dim=0) * inverse
+        reference = self._sum[tasks] / self._count[tasks]
+        # A loss of zero is far below every other, but has a logarithm.
+        relative = losses.clamp_min(_TINY).log() - reference.clamp_min(_TINY).log()
+        return len(losses) * torch.softmax(relative / self.mu, dim=0) * inverse
 
     def end_epoch(self) -> None:
         self._epoch += 1

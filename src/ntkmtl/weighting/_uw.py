@@ -52,6 +52,10 @@ class UncertaintyWeighting(LossWeighting):
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         self.prepare(len(losses), losses.device)
+        if len(losses) > len(self._log_variance):
+            raise ValueError(
+                f"uw was made for {len(self._log_variance)} tasks, found {len(losses)} losses"
+            )
         return 0.5 * torch.exp(-self._log_variance.detach().to(torch.float64)[tasks])
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -1,0 +1,202 @@
+"""What every weighting does, swept over the registry and over Gramians of every kind."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ntkmtl import ExtendedNTK
+from ntkmtl.weighting import Weighting, create, names, spec
+
+METHODS = [name for name in names() if name != "stl"]
+OF_KERNEL = [name for name in METHODS if spec(name).reads in ("gramian", "eigenvalues")]
+OF_LOSSES = [name for name in METHODS if spec(name).reads == "losses"]
+RANDOM = ("rlw", "pcgrad", "graddrop")
+# How weights change when the Gramian is multiplied by c: as c to this power.
+DEGREE = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3}
+SHAPES = ("full", "zero", "one-zero", "line", "opposite", "cancelling", "equal", "unlike")
+
+
+def make(name: str, seed: int = 0) -> Weighting:
+    return create(name, seed=seed) if name in RANDOM else create(name)
+
+
+def rows(shape: str, k: int, seed: int) -> Tensor:
+    """k gradients: of full rank, vanishing, on a line, cancelling each other, ..."""
+    generator = torch.Generator().manual_seed(seed)
+    matrix = torch.randn(k, k + 2, dtype=torch.float64, generator=generator)
+    if shape == "zero":
+        matrix.zero_()
+    elif shape == "one-zero":
+        matrix[-1] = 0
+    elif shape == "line":
+        matrix[:, 1:] = 0
+    elif shape == "opposite":
+        matrix[-1] = -3 * matrix[0]
+    elif shape == "cancelling":
+        matrix[-1] = -matrix[:-1].sum(dim=0)
+    elif shape == "equal":
+        matrix[:] = matrix[0].clone()
+    elif shape == "unlike":
+        matrix *= torch.logspace(-6, 6, k, dtype=torch.float64)[:, None]
+    return matrix
+
+
+def kernel_of(matrix: Tensor, scale: float = 1.0) -> ExtendedNTK:
+    k = len(matrix)
+    return ExtendedNTK((matrix @ matrix.T * scale).reshape(k, 1, k, 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", OF_KERNEL)
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 2**31), k=st.integers(2, 6), scale=st.sampled_from([1e-24, 1.0, 1e24]))
+@example(seed=0, k=2, scale=1.0)
+@example(seed=0, k=5, scale=1e-24)
+@example(seed=0, k=5, scale=1e24)
+def test_finite_for_every_gramian(name: str, shape: str, seed: int, k: int, scale: float) -> None:
+    weights = make(name)(kernel_of(rows(shape, k, seed), scale))
+    assert weights.shape == (k,)
+    assert weights.dtype == torch.float64
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_finite_for_every_jacobian(shape: str, scale: float) -> None:
+    combined, kept = make("graddrop").combine(rows(shape, 4, 0) * scale)
+    assert combined.isfinite().all()
+    assert kept.isfinite().all()
+    assert ((kept >= 0) & (kept <= 1)).all()
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-12, 1.0, 1e12, 1e24])
+@pytest.mark.parametrize("name", OF_LOSSES)
+def test_finite_for_every_scale_of_losses(name: str, scale: float) -> None:
+    weighting = make(name)
+    for epoch in range(7):
+        for losses in ([1.0, 2.0, 3.0], [3.0, 1e-9, 0.5], [0.0, 1.0, 1.0]):
+            values = torch.tensor(losses, dtype=torch.float64) * scale
+            weights = weighting(losses=values)
+            assert weights.dtype == torch.float64
+            assert weights.isfinite().all(), (epoch, losses)
+            assert (weights >= 0).all()
+            weighting.after_step(values * 0.9, torch.arange(3))
+        weighting.end_epoch()
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if n not in RANDOM])
+@settings(deadline=None, max_examples=15, derandomize=True)
+@given(seed=st.integers(0, 2**31), order=st.permutations(range(4)))
+def test_permuting_tasks_permutes_weights(name: str, seed: int, order: list[int]) -> None:
+    matrix = rows("full", 4, seed)
+    losses = matrix[:, 0].square() + 0.1
+    plain, permuted = make(name), make(name)
+    for _ in range(3):
+        expected = plain(kernel_of(matrix), losses=losses)[order]
+        found = permuted(kernel_of(matrix[order]), losses=losses[order])
+        # CAGrad's solver and MGDA's stopping rule have tolerances of their own.
+        rough = {"cagrad": 1e-4, "mgda": 1e-6}.get(name, 1e-9)
+        torch.testing.assert_close(found, expected, rtol=rough, atol=rough)
+        if plain.needs_after_step:
+            after = losses * torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
+            plain.after_step(after, torch.arange(4))
+            permuted.after_step(after[order], torch.arange(4))
+        plain.end_epoch()
+        permuted.end_epoch()
+
+
+@pytest.mark.parametrize("name", OF_KERNEL)
+@settings(deadline=None, max_examples=10, derandomize=True)
+@given(seed=st.integers(0, 2**31), exponent=st.integers(-24, 24))
+def test_scale_of_the_gramian(name: str, seed: int, exponent: int) -> None:
+    matrix = rows("full", 3, seed)
+    plain = make(name)(kernel_of(matrix))
+    scaled = make(name)(kernel_of(matrix, 10.0**exponent))
+    expected = plain * (10.0**exponent) ** DEGREE.get(name, 0.0)
+    rough = 1e-4 if name == "cagrad" else 1e-9
+    torch.testing.assert_close(scaled, expected, rtol=rough, atol=0.0)
+
+
+@pytest.mark.parametrize("name", ["si", "famo", "stch"])
+def test_weighted_losses_do_not_depend_on_their_units(name: str) -> None:
+    # w_i l_i is the same whatever unit a loss is given in.
+    units = torch.tensor([1e-6, 1.0, 1e6], dtype=torch.float64)
+    plain, other = make(name), make(name)
+    for _ in range(7):
+        losses = torch.rand(3, dtype=torch.float64) + 0.5
+        expected = plain(losses=losses) * losses
+        found = other(losses=losses * units) * losses * units
+        if name == "famo":  # up to the normalisation of the weights
+            expected, found = expected / expected.sum(), found / found.sum()
+        # FAMO adds 1e-8 to every loss.
+        rough = 0.02 if name == "famo" else 1e-9
+        torch.testing.assert_close(found, expected, rtol=rough, atol=0.0)
+        plain.end_epoch()
+        other.end_epoch()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_task(name: str) -> None:
+    weighting = make(name)
+    if spec(name).reads == "jacobian":
+        combined, kept = weighting.combine(torch.ones(1, 3))
+        assert combined.tolist() == [1.0, 1.0, 1.0]
+        assert kept.tolist() == [1.0]
+        return
+    weights = weighting(kernel_of(torch.ones(1, 4, dtype=torch.float64)), losses=torch.ones(1))
+    assert weights.shape == (1,)
+    assert float(weights) > 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_goes_through_a_file(name: str) -> None:
+    first, second = make(name, seed=0), make(name, seed=1)
+
+    def step(weighting: Weighting, seed: int) -> Any:
+        matrix = rows("full", 3, seed)
+        losses = matrix[:, 0].square() + 0.1
+        if weighting.reads == "jacobian":
+            return weighting.combine(matrix)[0]
+        weights = weighting(kernel_of(matrix), losses=losses)
+        weighting.accumulate(losses, torch.arange(3), 1.0)
+        weighting.after_step(losses * 0.9, torch.arange(3))
+        for parameter in weighting.parameters():
+            parameter.data -= 0.1 * parameter.grad
+            parameter.grad = None
+        return weights
+
+    for seed in range(4):
+        step(first, seed)
+        first.end_epoch()
+    step(first, 4)
+    buffer = io.BytesIO()
+    torch.save(first.state_dict(), buffer)
+    buffer.seek(0)
+    second.load_state_dict(torch.load(buffer, weights_only=True))
+    for seed in range(5, 8):
+        assert torch.equal(step(first, seed), step(second, seed))
+        first.end_epoch()
+        second.end_epoch()
+    with pytest.raises(ValueError, match="does not belong"):
+        second.load_state_dict({"other": 1})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_it_reads_must_be_given(name: str) -> None:
+    with pytest.raises(ValueError, match=r"reads|entry by entry"):
+        make(name)()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_repr_is_the_call_that_makes_it(name: str) -> None:
+    weighting = make(name)
+    text = repr(weighting)
+    assert text.startswith(type(weighting).__name__ + "(")
+    assert "object at" not in text
