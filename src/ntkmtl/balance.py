@@ -42,8 +42,6 @@ from ntkmtl.weighting._base import Weighting
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
 
-    from ntkmtl.weighting._graddrop import GradDrop
-
 __all__ = ["BalanceResult", "Balancer", "Losses", "Source"]
 
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
@@ -112,6 +110,8 @@ class Balancer:
             comes before the backward pass and has no effect, so there is none here.)
         memory_budget: Bytes that the exact source may use to keep k gradients and save one pass
             over the trunk.
+        log_losses: Balance the logarithms of the losses instead, as the published code's log-MGDA,
+            log-CAGrad and log-IMTL do. Reported weights are still those of the losses.
         **options: Settings of the method, such as ``exponent``.
 
     Options about the kernel do nothing for methods that read losses only.
@@ -151,6 +151,7 @@ class Balancer:
         process_group: dist.ProcessGroup | None = None,
         preset: Literal["published"] | None = None,
         memory_budget: int = 1 << 28,
+        log_losses: bool = False,
         **options: Any,
     ) -> None:
         name = method if isinstance(method, str) else getattr(method, "name", None)
@@ -197,6 +198,11 @@ class Balancer:
         self.ema = float(ema)
         if reads == "jacobian" and (self.every > 1 or self.ema):
             raise ValueError(f"{self.method} needs the gradients of each step: no every, no ema")
+        if reads == "kernel" and self.ema:
+            raise ValueError(f"{self.method} compares mini-batches of one step: no ema")
+        if log_losses and self.weighting.takes_logarithms:
+            raise ValueError(f"{self.method} takes logarithms of the losses already: no log_losses")
+        self.log_losses = bool(log_losses)
         self.weight_heads = bool(
             defaults.get("weight_heads", True) if weight_heads is None else weight_heads
         )
@@ -291,6 +297,10 @@ class Balancer:
         raw, present = self._joint_losses(live, here, ranks)
         if not present:
             return BalanceResult(torch.zeros(len(values)))
+        slope = None
+        if self.log_losses:
+            raw, slope = self._logarithms(raw, present, step)
+            live = [loss.log() for loss in live]
         active = scaler if scaler is not None and scaler.is_enabled() else None
         scaled = live if active is None else list(active.scale(live))
         job = _Step(
@@ -302,6 +312,7 @@ class Balancer:
             scale=1.0 if active is None else float(active.get_scale()),
             step=step,
             like=live[0],
+            slope=slope,
             ranks=ranks,
         )
         try:
@@ -310,7 +321,7 @@ class Balancer:
                 weights = self._weigh(None, job)
                 _plain(scaled, weights[job.local])
                 self.weighting.accumulate(raw, job.index, job.scale)
-                return BalanceResult(self._spread(weights, job))
+                return BalanceResult(self._weights_of(weights, job))
             return self._with_kernel(job, features, counts)
         except NonFiniteError:
             if active is None:
@@ -450,6 +461,22 @@ class Balancer:
         empty = (counts == 0).all(dim=1).tolist()
         return [None if none else value for value, none in zip(values, empty, strict=True)]
 
+    def _logarithms(self, raw: Tensor, present: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
+        """Return log losses and their slopes, 1 / loss."""
+        for position, value in zip(present, raw.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteError(self._name(position), step, "loss", value)
+            if value <= 0:
+                raise ValueError(
+                    f"log_losses needs positive losses, found {value} for task "
+                    f"{self._name(position)}; shift the loss, or leave log_losses out"
+                )
+        return raw.log(), 1.0 / raw
+
+    def _weights_of(self, weights: Tensor, job: _Step) -> Tensor:
+        """Return the weights to report, those of the losses themselves, for all tasks."""
+        return self._spread(weights if job.slope is None else weights * job.slope, job)
+
     def _spread(self, values: Tensor, job: _Step, missing: float = 0.0) -> Tensor:
         """Put the values of the tasks with labels at their places among all tasks."""
         dtype = torch.promote_types(job.like.dtype, torch.float32)
@@ -510,7 +537,7 @@ class Balancer:
         if self.weighting.reads == "eigenvalues":
             eigenvalues = self._smooth(kernel.max_eigenvalues(), job)
             kernel = ExtendedNTK(blocks=eigenvalues[:, None, None])
-        elif self.ema:
+        elif self.weighting.reads == "gramian" and self.ema:
             smooth = self._smooth(kernel.gramian(), job)
             kernel = ExtendedNTK(smooth[:, None, :, None])
         weights = self._weigh(kernel, job)
@@ -588,7 +615,7 @@ class Balancer:
                 self._require_finite_heads(gradients, job)
                 self._require_finite_features(gradients, job)
                 self._fill(gradients, cut, weights, job)
-            return BalanceResult(self._spread(weights, job))
+            return BalanceResult(self._weights_of(weights, job))
         gradients = feature_gradients(job.losses, cut, None if hooked else graph, retain=hooked)
         if not hooked:
             self._require_finite_heads(gradients, job)
@@ -641,7 +668,7 @@ class Balancer:
 
     def _result(self, weights: Tensor, eigenvalues: Tensor | None, job: _Step) -> BalanceResult:
         return BalanceResult(
-            self._spread(weights, job),
+            self._weights_of(weights, job),
             None if eigenvalues is None else self._spread(eigenvalues, job, math.nan),
             job.kernel,
         )
@@ -715,8 +742,7 @@ class Balancer:
     def _combine_entries(
         self, gradients: TaskGradients, cut: Features, job: _Step, hooked: bool
     ) -> BalanceResult:
-        """GradDrop: choose entry by entry."""
-        rule = cast("GradDrop", self.weighting)
+        """Let the method combine the gradients entry by entry."""
         self._require_alone(job)
         if hooked:
             raise ValueError(
@@ -743,7 +769,7 @@ class Balancer:
             rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
             matrix = torch.cat([rows(i) for i in range(k)])
         self._require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), job, "gradient")
-        combined, kept = rule.combine(matrix)
+        combined, kept = self.weighting.combine(matrix, job.raw, job.index)
         self._add_heads(gradients, [1.0] * k)
         if self.source == "representation":
             sizes = [t.numel() for t in outputs]
@@ -759,7 +785,7 @@ class Balancer:
                     inputs=rest,
                 )
             _add_flat(parameters, combined)
-        return BalanceResult(self._spread(kept, job))
+        return BalanceResult(self._weights_of(kept, job))
 
     def _require_alone(self, job: _Step) -> None:
         if job.ranks is not None:
@@ -803,7 +829,7 @@ class Balancer:
                 matrix = torch.cat([row(i) for i in range(k)])
                 peaks = matrix.abs().amax(dim=1).to("cpu", torch.float64)
                 self._require_finite(peaks, job, "gradient")
-                kept, weights = cast("GradDrop", self.weighting).combine(matrix)
+                kept, weights = self.weighting.combine(matrix, job.raw, job.index)
             else:
                 full = self.weighting.reads != "eigenvalues"
                 kernel, jacobian = exact_kernel(
@@ -948,6 +974,7 @@ class _Step:
         total: Number of all tasks.
         scale: The gradient scale, 1 for none.
         step: Number of the call.
+        slope: What makes weights of the losses from weights of what is balanced; None for 1.
         like: A tensor whose device and dtype results take.
         ranks: The other processes, None if there are none.
         kernel: The kernel, once known.
@@ -961,6 +988,7 @@ class _Step:
     scale: float
     step: int
     like: Tensor
+    slope: Tensor | None = None
     ranks: Ranks | None = None
     kernel: ExtendedNTK | None = None
 

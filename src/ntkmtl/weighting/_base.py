@@ -13,7 +13,7 @@ from ntkmtl.kernel import ExtendedNTK
 
 __all__ = ["GramianWeighting", "LossWeighting", "Reads", "Weighting", "balanced_gramian"]
 
-Reads = Literal["losses", "eigenvalues", "gramian", "jacobian"]
+Reads = Literal["losses", "eigenvalues", "gramian", "kernel", "jacobian"]
 
 
 class Weighting(ABC):
@@ -23,7 +23,11 @@ class Weighting(ABC):
     task's position, so that a task without labels this time is simply not among ``tasks``.
 
     Attributes:
-        reads: What :meth:`weigh` looks at.
+        reads: What :meth:`weigh` looks at: the losses; the largest eigenvalue of each diagonal
+            block; the Gramian; all blocks between all mini-batches, which hold products of
+            gradients of independent samples as well; or, by :meth:`combine` instead of
+            :meth:`weigh`, the k gradients entry by entry.
+        takes_logarithms: Whether it is a method of log losses already.
         needs_after_step: Whether :meth:`after_step` wants the losses after the update.
         name: The name it was made by, which decides the Balancer's defaults; None for one's own.
     """
@@ -31,6 +35,7 @@ class Weighting(ABC):
     name: str | None = None
     reads: ClassVar[Reads]
     needs_after_step: ClassVar[bool] = False
+    takes_logarithms: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -71,6 +76,22 @@ class Weighting(ABC):
     @abstractmethod
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         """Return the float64 weights of the tasks at positions ``tasks``. See :meth:`__call__`."""
+
+    def combine(self, jacobian: Tensor, losses: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the combined gradient, for methods that read the k gradients entry by entry.
+
+        Args:
+            jacobian: Gradients of the tasks with labels, shape (k, P).
+            losses: Their losses, float64 of shape (k,).
+            tasks: Their positions among all tasks.
+
+        Returns:
+            The combined gradient, shape (P,), and k weights to report, float64.
+
+        Raises:
+            TypeError: The method is a weighting of whole gradients.
+        """
+        raise TypeError(f"{type(self).__name__} weighs whole gradients; it combines none")
 
     def prepare(self, tasks: int, device: torch.device) -> None:
         """Make the state for a number of tasks. Called before the first step; may be called again.

@@ -27,7 +27,8 @@ class GradDrop(Weighting):
 
     Example:
         >>> import torch
-        >>> combined, kept = GradDrop().combine(torch.tensor([[1.0, 2.0], [3.0, 1.0]]))
+        >>> J, losses = torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.ones(2)
+        >>> combined, kept = GradDrop().combine(J, losses, torch.arange(2))
         >>> combined, kept  # no entry has two signs: nothing is dropped
         (tensor([4., 3.]), tensor([1., 1.], dtype=torch.float64))
     """
@@ -43,16 +44,8 @@ class GradDrop(Weighting):
             "graddrop needs the gradients entry by entry, which no kernel holds; call combine"
         )
 
-    def combine(self, jacobian: Tensor) -> tuple[Tensor, Tensor]:
-        """Combine k gradients.
-
-        Args:
-            jacobian: Shape (k, P).
-
-        Returns:
-            The combined gradient of shape (P,), and the share kept of each task, float64 of shape
-            (k,).
-        """
+    def combine(self, jacobian: Tensor, losses: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the combined gradient and the share kept of each task. See the base class."""
         with self._random.as_global(jacobian.device):
             combined = self._aggregator(jacobian)
         kept = torch.sign(jacobian) == torch.sign(combined)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ class ScaleInvariant(LossWeighting):
         >>> ScaleInvariant()(losses=torch.tensor([0.5, 4.0]))
         tensor([2.0000, 0.2500], dtype=torch.float64)
     """
+
+    takes_logarithms: ClassVar[bool] = True
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         if bool((losses < 0).any()):

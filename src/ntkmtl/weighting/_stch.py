@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class SmoothTchebycheff(LossWeighting):
         >>> w(losses=torch.tensor([1.0, 4.0]))  # mu = 1: k (1 / n_i) / sum_j (l_j / n_j)
         tensor([0.6667, 0.3333], dtype=torch.float64)
     """
+
+    takes_logarithms: ClassVar[bool] = True
 
     def __init__(self, mu: float = 1.0, warmup: int = 4) -> None:
         self.mu = check_positive("mu", mu)
