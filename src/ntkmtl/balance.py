@@ -593,6 +593,10 @@ class Balancer:
         whole = Features.of(features, names, self.batch_dim)
         cut = whole.select([job.present[i] for i in job.local])
         graph = head_graph(job.losses, cut)
+        if graph.crosses and whole.root is not None:
+            # Losses that come out of one operation (stack, unbind) reach every head's view.
+            whole = cut = whole.joined()
+            graph = head_graph(job.losses, cut)
         require_cut(graph, [self._local_name(i, job) for i in range(len(job.local))])
         around = self._around(graph, cut)
         hooked = self._is_hooked(graph, around, job)

@@ -111,6 +111,11 @@ class Features:
         kept = tuple(self.tensors[i] for i in tasks)
         return Features(kept, True, self.root, self.batch, self.batch_dim)
 
+    def joined(self) -> Features:
+        """Take views of one representation as that one tensor, which every task reads."""
+        assert self.root is not None
+        return Features((self.root,), False, None, self.batch, self.batch_dim)
+
     @staticmethod
     def of(features: FeaturesLike, names: Sequence[str], batch_dim: int = 0) -> Features:
         """Bring what the user passed into one shape.

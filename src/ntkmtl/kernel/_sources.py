@@ -301,6 +301,9 @@ def extended_ntk(
         require_counts(counts, k, cut.batch)
     partition = Partition.of(cut.batch, minibatches, counts)
     graph = head_graph(scalars, cut)
+    if graph.crosses and cut.root is not None:
+        cut = cut.joined()
+        graph = head_graph(scalars, cut)
     require_cut(graph, names)
     around = "" if shared is None else path_around(graph, cut)
     if around and shared is not None:

@@ -77,13 +77,15 @@ class Weighting(ABC):
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         """Return the float64 weights of the tasks at positions ``tasks``. See :meth:`__call__`."""
 
-    def combine(self, jacobian: Tensor, losses: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    def combine(
+        self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient, for methods that read the k gradients entry by entry.
 
         Args:
             jacobian: Gradients of the tasks with labels, shape (k, P).
-            losses: Their losses, float64 of shape (k,).
-            tasks: Their positions among all tasks.
+            losses: Their losses, float64 of shape (k,), for methods that read them too.
+            tasks: Their positions among all tasks; 0..k-1 if None.
 
         Returns:
             The combined gradient, shape (P,), and k weights to report, float64.

@@ -27,8 +27,7 @@ class GradDrop(Weighting):
 
     Example:
         >>> import torch
-        >>> J, losses = torch.tensor([[1.0, 2.0], [3.0, 1.0]]), torch.ones(2)
-        >>> combined, kept = GradDrop().combine(J, losses, torch.arange(2))
+        >>> combined, kept = GradDrop().combine(torch.tensor([[1.0, 2.0], [3.0, 1.0]]))
         >>> combined, kept  # no entry has two signs: nothing is dropped
         (tensor([4., 3.]), tensor([1., 1.], dtype=torch.float64))
     """
@@ -44,7 +43,9 @@ class GradDrop(Weighting):
             "graddrop needs the gradients entry by entry, which no kernel holds; call combine"
         )
 
-    def combine(self, jacobian: Tensor, losses: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
+    def combine(
+        self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
         with self._random.as_global(jacobian.device):
             combined = self._aggregator(jacobian)
