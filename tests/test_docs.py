@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_pages_of_methods_are_those_of_the_docstrings() -> None:
+    path = ROOT / "scripts" / "make_method_pages.py"
+    spec = importlib.util.spec_from_file_location("make_method_pages", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = {page.name: page.read_text(encoding="utf-8") for page in module.FOLDER.glob("*.md")}
+    assert written == module.pages(), "run python scripts/make_method_pages.py"

@@ -1,0 +1,122 @@
+"""Write a page per method from the registry and the docstrings: `docs/methods/`.
+
+    python scripts/make_method_pages.py
+
+The tests hold the pages equal to what this writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+from ntkmtl.files import write_text
+from ntkmtl.weighting import MethodSpec, specs
+
+FOLDER = Path(__file__).parents[1] / "docs" / "methods"
+
+READS = {
+    "losses": "the losses",
+    "eigenvalues": "the largest eigenvalue of each task's block of the extended NTK",
+    "gramian": "the Gramian of the k gradients",
+    "kernel": "the extended NTK with all blocks, between mini-batches too",
+    "jacobian": "the k gradients, entry by entry",
+}
+COSTS = {
+    ("losses", ""): "Nothing to speak of on top of plain training.",
+    ("exact", "jacobian"): (
+        "One pass over the trunk per task; the k gradients are kept. With "
+        '`source="representation"` next to nothing, but for the method\'s own arithmetic.'
+    ),
+    ("exact", "other"): (
+        "One pass over the trunk per task and mini-batch, plus the method's own solve. With "
+        '`source="representation"` next to nothing but the solve.'
+    ),
+    ("representation", "other"): "Next to nothing on top of plain training, for any k and n.",
+}
+
+
+def cost(spec: MethodSpec, after_step: bool) -> str:
+    """Say what a method costs in its default form."""
+    if spec.reads == "losses":
+        text = COSTS["losses", ""]
+        if after_step:
+            text += " One more forward pass, for the losses after the step."
+        return text
+    source = spec.defaults.get("source", "exact")
+    kind = "jacobian" if spec.reads == "jacobian" and source == "exact" else "other"
+    return COSTS[source, kind]
+
+
+def markdown(docstring: str) -> str:
+    """Turn a docstring into Markdown: mathematics in dollars, sections as headings."""
+    text = inspect.cleandoc(docstring)
+    text = re.sub(r":math:`([^`]*)`", lambda m: f"${' '.join(m[1].split())}$", text)
+    text = re.sub(r":(?:func|meth|class|mod):`~?([^`]*)`", r"`\1`", text)
+    text = text.replace("``", "`")
+    parts = re.split(r"^(Args|Raises|Example|Attributes|Returns|Note):$", text, flags=re.MULTILINE)
+    pages = [parts[0].strip()]
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        body = inspect.cleandoc("\n" + body)
+        if name == "Example":
+            pages.append(f"## Example\n\n```pycon\n{body}\n```")
+        elif name in ("Args", "Attributes"):
+            items = re.sub(r"^(\w+): ", r"- `\1`: ", body, flags=re.MULTILINE)
+            items = re.sub(r"\n {4}", "\n  ", items)
+            pages.append(f"## {'Settings' if name == 'Args' else name}\n\n{items}")
+        else:
+            items = re.sub(r"^(\w+): ", r"- `\1`: ", body, flags=re.MULTILINE)
+            pages.append(f"## {name}\n\n" + re.sub(r"\n {4}", "\n  ", items))
+    return "\n\n".join(pages)
+
+
+def page(spec: MethodSpec) -> str:
+    """Return the page of one method."""
+    module, _, attribute = spec.home.partition(":")
+    loaded = getattr(import_module(module), attribute)
+    signature = ", ".join(
+        f"{p.name}={p.default!r}" for p in inspect.signature(loaded).parameters.values()
+    )
+    defaults = ", ".join(f"{key}={value!r}" for key, value in spec.defaults.items())
+    lines = [f"# {spec.name}", "", f"{spec.summary}.", ""]
+    if spec.paper:
+        lines += [f"Source: {spec.paper}.", ""]
+    lines += [
+        "| | |",
+        "| --- | --- |",
+        f"| reads | {READS[spec.reads]} |",
+        f"| costs | {cost(spec, loaded.needs_after_step)} |",
+        f"| settings | {f'`{signature}`' if signature else 'none'} |",
+        f"| as published | {f'`{defaults}`' if defaults else 'nothing to set'} |",
+        f"| needs | {f'the extra `{spec.extra}`' if spec.extra else 'no extra'} |",
+        "",
+        markdown(loaded.__doc__ or ""),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every page by its file name."""
+    index = ["# Methods", "", "| name | what it does | reads |", "| --- | --- | --- |"]
+    index += [f"| [{s.name}]({s.name}.md) | {s.summary} | {s.reads} |" for s in specs()]
+    index += ["", "Written by `python scripts/make_method_pages.py` from the docstrings.", ""]
+    found = {f"{spec.name}.md": page(spec) for spec in specs()}
+    found["README.md"] = "\n".join(index)
+    return found
+
+
+def main() -> None:
+    made = pages()
+    for name, text in made.items():
+        write_text(FOLDER / name, text)
+    for path in FOLDER.glob("*.md"):
+        if path.name not in made:
+            path.unlink()
+    print(f"{len(made)} pages in {FOLDER.name}")
+
+
+if __name__ == "__main__":
+    main()
