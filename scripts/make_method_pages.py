@@ -38,7 +38,7 @@ COSTS = {
 }
 
 
-def cost(spec: MethodSpec, after_step: bool) -> str:
+def cost(spec: MethodSpec, after_step: bool, follows_parameters: bool) -> str:
     """Say what a method costs in its default form."""
     if spec.reads == "losses":
         text = COSTS["losses", ""]
@@ -46,6 +46,8 @@ def cost(spec: MethodSpec, after_step: bool) -> str:
             text += " One more forward pass, for the losses after the step."
         return text
     source = spec.defaults.get("source", "exact")
+    if follows_parameters:
+        return "One pass over the trunk per task, and two copies of the k gradients in memory."
     kind = "jacobian" if spec.reads == "jacobian" and source == "exact" else "other"
     return COSTS[source, kind]
 
@@ -87,7 +89,7 @@ def page(spec: MethodSpec) -> str:
         "| | |",
         "| --- | --- |",
         f"| reads | {READS[spec.reads]} |",
-        f"| costs | {cost(spec, loaded.needs_after_step)} |",
+        f"| costs | {cost(spec, loaded.needs_after_step, loaded.follows_parameters)} |",
         f"| settings | {f'`{signature}`' if signature else 'none'} |",
         f"| as published | {f'`{defaults}`' if defaults else 'nothing to set'} |",
         f"| needs | {f'the extra `{spec.extra}`' if spec.extra else 'no extra'} |",

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl import kernel, metrics, paper, problems, report, training, weighting
+    from ntkmtl import interop, kernel, metrics, paper, problems, report, training, weighting
     from ntkmtl.balance import Balancer, BalanceResult
     from ntkmtl.errors import NonFiniteError
     from ntkmtl.kernel import ExtendedNTK, branch, extended_ntk
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
-    {"balance", "errors", "kernel", "metrics", "paper", "problems", "report"}
+    {"balance", "errors", "interop", "kernel", "metrics", "paper", "problems", "report"}
     | {"training", "weighting"}
 )
 _HOMES = {
@@ -43,6 +43,7 @@ __all__ = [
     "__version__",
     "branch",
     "extended_ntk",
+    "interop",
     "kernel",
     "metrics",
     "paper",

@@ -111,7 +111,8 @@ class Balancer:
         memory_budget: Bytes that the exact source may use to keep k gradients and save one pass
             over the trunk.
         log_losses: Balance the logarithms of the losses instead, as the published code's log-MGDA,
-            log-CAGrad and log-IMTL do. Reported weights are still those of the losses.
+            log-CAGrad and log-IMTL do. Reported weights are still those of the losses. The
+            method's own published form if None.
         **options: Settings of the method, such as ``exponent``.
 
     Options about the kernel do nothing for methods that read losses only.
@@ -151,7 +152,7 @@ class Balancer:
         process_group: dist.ProcessGroup | None = None,
         preset: Literal["published"] | None = None,
         memory_budget: int = 1 << 28,
-        log_losses: bool = False,
+        log_losses: bool | None = None,
         **options: Any,
     ) -> None:
         name = method if isinstance(method, str) else getattr(method, "name", None)
@@ -183,6 +184,11 @@ class Balancer:
         reads = self.weighting.reads
         self.method = name or type(self.weighting).__name__
         self.source = _one_of("source", source or defaults.get("source", "exact"), SOURCES)
+        if self.source == "representation" and self.weighting.follows_parameters:
+            raise ValueError(
+                f"{self.method} follows gradients over steps, which features of different samples "
+                "do not allow; set source='exact'"
+            )
         if pooling is not None and reads != "losses" and self.source == "exact":
             raise ValueError(
                 f"pooling={pooling!r} belongs to source='representation'; this is 'exact'"
@@ -202,7 +208,9 @@ class Balancer:
             raise ValueError(f"{self.method} compares mini-batches of one step: no ema")
         if log_losses and self.weighting.takes_logarithms:
             raise ValueError(f"{self.method} takes logarithms of the losses already: no log_losses")
-        self.log_losses = bool(log_losses)
+        self.log_losses = bool(
+            defaults.get("log_losses", False) if log_losses is None else log_losses
+        )
         self.weight_heads = bool(
             defaults.get("weight_heads", True) if weight_heads is None else weight_heads
         )
@@ -299,7 +307,7 @@ class Balancer:
             return BalanceResult(torch.zeros(len(values)))
         slope = None
         if self.log_losses:
-            raw, slope = self._logarithms(raw, present, step)
+            raw, slope = self._logarithms(raw, present)
             live = [loss.log() for loss in live]
         active = scaler if scaler is not None and scaler.is_enabled() else None
         scaled = live if active is None else list(active.scale(live))
@@ -461,12 +469,10 @@ class Balancer:
         empty = (counts == 0).all(dim=1).tolist()
         return [None if none else value for value, none in zip(values, empty, strict=True)]
 
-    def _logarithms(self, raw: Tensor, present: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
-        """Return log losses and their slopes, 1 / loss."""
+    def _logarithms(self, raw: Tensor, present: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return log losses, not finite where the losses are not, and their slopes, 1 / loss."""
         for position, value in zip(present, raw.tolist(), strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteError(self._name(position), step, "loss", value)
-            if value <= 0:
+            if -math.inf < value <= 0:
                 raise ValueError(
                     f"log_losses needs positive losses, found {value} for task "
                     f"{self._name(position)}; shift the loss, or leave log_losses out"
@@ -773,7 +779,7 @@ class Balancer:
             rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
             matrix = torch.cat([rows(i) for i in range(k)])
         self._require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), job, "gradient")
-        combined, kept = self.weighting.combine(matrix, job.raw, job.index)
+        combined, kept = self._combine(matrix, job)
         self._add_heads(gradients, [1.0] * k)
         if self.source == "representation":
             sizes = [t.numel() for t in outputs]
@@ -790,6 +796,13 @@ class Balancer:
                 )
             _add_flat(parameters, combined)
         return BalanceResult(self._weights_of(kept, job))
+
+    def _combine(self, matrix: Tensor, job: _Step) -> tuple[Tensor, Tensor]:
+        """Show the method the gradients without the gradient scale, and put it back after."""
+        if job.scale == 1.0:
+            return self.weighting.combine(matrix, job.raw, job.index)
+        combined, weights = self.weighting.combine(matrix / job.scale, job.raw, job.index)
+        return combined * job.scale, weights
 
     def _require_alone(self, job: _Step) -> None:
         if job.ranks is not None:
@@ -833,7 +846,7 @@ class Balancer:
                 matrix = torch.cat([row(i) for i in range(k)])
                 peaks = matrix.abs().amax(dim=1).to("cpu", torch.float64)
                 self._require_finite(peaks, job, "gradient")
-                kept, weights = self.weighting.combine(matrix, job.raw, job.index)
+                kept, weights = self._combine(matrix, job)
             else:
                 full = self.weighting.reads != "eigenvalues"
                 kernel, jacobian = exact_kernel(

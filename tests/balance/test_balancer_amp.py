@@ -10,11 +10,17 @@ from torch import Tensor
 
 from kernel.oracle import Case, make_case
 from ntkmtl import Balancer, branch
-from ntkmtl.weighting import names, spec
+from ntkmtl.weighting import accepted_options, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
-SEEDED = ("rlw", "pcgrad", "graddrop")
-IMPOSSIBLE = (("graddrop", "hooked"), ("ntkmtl-tk", "shared"))
+SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
+IMPOSSIBLE = [
+    *((name, "hooked") for name in METHODS if spec(name).reads == "jacobian"),
+    *((name, "shared") for name in METHODS if spec(name).reads == "kernel"),
+    ("ntkmtl-tk", "shared"),
+]
+# A factor of 1e28 is nothing to a logarithm.
+OF_LOGARITHMS = [name for name in METHODS if spec(name).defaults.get("log_losses")]
 
 
 def make_balancer(method: str, **options: Any) -> Balancer:
@@ -78,7 +84,12 @@ def broken_steps() -> list[Any]:
             continue
         for form in ("tensor", "branch", "hooked", "shared"):
             if (method, form) not in IMPOSSIBLE:
-                made += [(method, kind, form) for kind in ("loss", "gradient", "overflow")]
+                kinds = ("loss", "gradient", "overflow")
+                made += [
+                    (method, kind, form)
+                    for kind in kinds
+                    if (method, kind) not in [(m, "overflow") for m in OF_LOGARITHMS]
+                ]
     return [*made, ("ls", "gradient", "tensor"), ("ls", "overflow", "tensor")]
 
 

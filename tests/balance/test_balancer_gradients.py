@@ -13,11 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from kernel import oracle
 from kernel.oracle import EXACT, Case, make_case
 from ntkmtl import Balancer, BalanceResult, ExtendedNTK, branch
-from ntkmtl.weighting import create, names, spec
+from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).reads != "losses"]
-SEEDED = ("rlw", "pcgrad", "graddrop")
+OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
+# These need more than one mini-batch, and so features to split.
+OF_MINIBATCHES = [name for name in METHODS if spec(name).reads == "kernel"]
+SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 FORMS = ["tensor", "branch", "hooked", "hooked-branch"]
 
 
@@ -69,19 +72,31 @@ def assert_weighted_pair(
     assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
 
 
-def dropped(case: Case, source: str) -> tuple[list[Tensor], Tensor]:
-    """GradDrop's shared gradient and the shares it keeps."""
-    rule = create("graddrop", seed=0)
+def combined_by_hand(
+    case: Case, method: str, source: str
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Gradients of trunk and heads by a method that combines them, and the weights it reports."""
+    rule = create(method, seed=0) if method in SEEDED else create(method)
     z = case.features()
     losses = case.losses(z)
+    slopes = torch.ones(len(losses))
+    if spec(method).defaults.get("log_losses"):
+        slopes = torch.stack([1.0 / loss.detach() for loss in losses])
+        losses = [loss.log() for loss in losses]
     over = case.shared if source == "exact" else [z]
-    combined, kept = rule.combine(
-        torch.stack([oracle.flat_gradient(loss, over) for loss in losses])
+    combined, weights = rule.combine(
+        torch.stack([oracle.flat_gradient(loss, over) for loss in losses]),
+        torch.stack(losses).detach(),
+        torch.arange(len(losses)),
     )
+    heads = weighted_gradients(losses, list(case.heads.parameters()), torch.ones(len(losses)))
     if source == "exact":
         sizes = [p.numel() for p in case.shared]
-        return [c.view_as(p) for c, p in zip(combined.split(sizes), case.shared, strict=True)], kept
-    return list(torch.autograd.grad(z, case.shared, combined.view_as(z))), kept
+        parts = combined.split(sizes)
+        trunk = [c.view_as(p) for c, p in zip(parts, case.shared, strict=True)]
+    else:
+        trunk = list(torch.autograd.grad(z, case.shared, combined.view_as(z)))
+    return trunk, heads, weights * slopes
 
 
 @pytest.mark.parametrize("weight_heads", [True, False])
@@ -92,12 +107,16 @@ def test_every_method_source_and_form(
     method: str, source: str, form: str, weight_heads: bool
 ) -> None:
     case = make_case()
+    if source == "representation" and method in ("moco", "db-mtl"):
+        with pytest.raises(ValueError, match="follows gradients over steps"):
+            make_balancer(method, source=source)
+        return
     hooked = True if form.startswith("hooked") else None
     options: dict[str, Any] = {"shared": case.shared} if source == "exact" else {}
     balancer = make_balancer(
         method, source=source, minibatches=2, hooked=hooked, weight_heads=weight_heads, **options
     )
-    if method == "graddrop" and hooked:
+    if method in OF_ENTRIES and hooked:
         with pytest.raises(ValueError, match="entry by entry"):
             step(case, balancer, form)
         assert all(p.grad is None for p in case.parameters)
@@ -106,12 +125,11 @@ def test_every_method_source_and_form(
     fresh = make_case()
     losses = fresh.losses(fresh.features())
     ones = torch.ones(len(losses))
-    if method == "graddrop":
-        expected, kept = dropped(fresh, source)
+    if method in OF_ENTRIES:
+        expected, on_heads, weights = combined_by_hand(fresh, method, source)
         assert_grads(case.shared, expected)
-        heads = list(fresh.heads.parameters())
-        assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, ones))
-        torch.testing.assert_close(out.weights, kept, **EXACT)
+        assert_grads(list(case.heads.parameters()), on_heads)
+        torch.testing.assert_close(out.weights, weights, **EXACT)
         return
     on_heads = out.weights if weight_heads else ones
     expected = weighted_gradients(losses, fresh.shared, out.weights)
@@ -124,7 +142,7 @@ def test_every_method_source_and_form(
 
 
 @pytest.mark.parametrize("source", ["pooled", "blockwise", "kernel", "exact"])
-@pytest.mark.parametrize("method", [m for m in OF_KERNEL if m != "graddrop"])
+@pytest.mark.parametrize("method", [m for m in OF_KERNEL if m not in OF_ENTRIES])
 def test_weights_are_those_of_the_oracles_kernel(method: str, source: str) -> None:
     case = make_case()
     z = case.features()
@@ -136,6 +154,10 @@ def test_weights_are_those_of_the_oracles_kernel(method: str, source: str) -> No
     else:
         values = oracle.representation(per_sample, [z], split, source)
         balancer = make_balancer(method, source="representation", pooling=source, minibatches=3)
+    if method in OF_MINIBATCHES and source == "blockwise":
+        with pytest.raises(ValueError, match="pooling='blockwise'"):
+            step(case, balancer)
+        return
     shares = torch.tensor([split] * 3, dtype=torch.float64) / oracle.BATCH
     weighting = create(method, seed=0) if method in SEEDED else create(method)
     expected = weighting(ExtendedNTK(values, shares=shares))
@@ -224,7 +246,9 @@ def test_shared_may_be_a_part_of_the_trunk(method: str, budget: int) -> None:
     assert_grads(case.shared, weighted_gradients(losses, fresh.shared, out.weights))
 
 
-@pytest.mark.parametrize("method", [m for m in OF_KERNEL if m != "ntkmtl-tk"])
+@pytest.mark.parametrize(
+    "method", [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_MINIBATCHES)]
+)
 @pytest.mark.parametrize("weight_heads", [True, False])
 def test_shared_parameters_without_features(method: str, weight_heads: bool) -> None:
     case, fresh = make_case(), make_case()
@@ -234,16 +258,14 @@ def test_shared_parameters_without_features(method: str, weight_heads: bool) -> 
     per_sample = case.per_sample(case.features())
     out = balancer.backward([row.mean() for row in per_sample])
     losses = fresh.losses(fresh.features())
-    ones = torch.ones(3)
-    if method == "graddrop":
-        expected, _ = dropped(fresh, "exact")
-        assert_grads(case.shared, expected)
-        on_heads = ones
+    if method in OF_ENTRIES:
+        expected, on_heads, _ = combined_by_hand(fresh, method, "exact")
     else:
-        assert_grads(case.shared, weighted_gradients(losses, fresh.shared, out.weights))
-        on_heads = out.weights if weight_heads else ones
-    heads = list(fresh.heads.parameters())
-    assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
+        expected = weighted_gradients(losses, fresh.shared, out.weights)
+        weights = out.weights if weight_heads else torch.ones(3)
+        on_heads = weighted_gradients(losses, list(fresh.heads.parameters()), weights)
+    assert_grads(case.shared, expected)
+    assert_grads(list(case.heads.parameters()), on_heads)
 
 
 # --------------------------------------------------------------------------- forms of input
@@ -409,7 +431,9 @@ def skip_losses(case: Case, z: Any, hidden: Tensor) -> list[Tensor]:
     return case.losses([view + hidden for view in ([z] * 3 if isinstance(z, Tensor) else z)])
 
 
-@pytest.mark.parametrize("method", [m for m in OF_KERNEL if m not in ("graddrop", "ntkmtl-tk")])
+@pytest.mark.parametrize(
+    "method", [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_ENTRIES, *OF_MINIBATCHES)]
+)
 @pytest.mark.parametrize("source", ["representation", "exact"])
 def test_a_path_around_the_features(method: str, source: str) -> None:
     case, fresh = skipping(), skipping()

@@ -17,9 +17,12 @@ from ntkmtl.errors import MissingExtraError
 from ntkmtl.weighting import create, names, spec, specs
 
 EXPECTED = {
-    "losses": {"stl", "ls", "si", "rlw", "dwa", "uw", "famo", "stch"},
-    "gramian": {"mgda", "pcgrad", "cagrad", "imtl-g", "nash-mtl", "aligned-mtl", "fairgrad"},
-    "jacobian": {"graddrop"},
+    "losses": {"stl", "ls", "si", "rlw", "dwa", "uw", "famo", "stch", "ldc-mtl"}
+    | {"gls", "imtl-l", "go4align", "fixed", "unit"},
+    "gramian": {"mgda", "pcgrad", "cagrad", "imtl-g", "nash-mtl", "aligned-mtl", "fairgrad"}
+    | {"imtl", "gradnorm", "upgrad", "dualproj", "gradvac", "pcd", "config", "cr-mogm", "pivrg"},
+    "kernel": {"modo", "sdmgrad"},
+    "jacobian": {"graddrop", "moco", "db-mtl", "excess-mtl"},
     "eigenvalues": {"ntkmtl", "ntkmtl-sr", "ntkmtl-tk"},
 }
 

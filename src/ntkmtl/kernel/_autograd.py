@@ -136,9 +136,10 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
     if not graph.depends:
         raise ValueError(
             "no loss depends on the features; pass the very tensor that the heads read, not a copy "
-            "or a detached one. What a model compiled in one piece returns, or one wrapped in DDP "
-            "with find_unused_parameters=True, is a copy: compile trunk and heads apart, and keep "
-            "the features from inside the forward pass"
+            "or a detached one. What a model returns is a copy if it was compiled in one piece, is "
+            "wrapped in DDP with find_unused_parameters=True, or was prepared by accelerate or the "
+            "Hugging Face Trainer for mixed precision: compile trunk and heads apart, and keep the "
+            "features from inside the forward pass"
         )
     if graph.crosses:
         i, j = graph.crosses[0]

@@ -28,6 +28,8 @@ class Weighting(ABC):
             gradients of independent samples as well; or, by :meth:`combine` instead of
             :meth:`weigh`, the k gradients entry by entry.
         takes_logarithms: Whether it is a method of log losses already.
+        follows_parameters: Whether it averages gradients over steps, entry by entry, which makes
+            sense for parameters only: features of the next batch belong to other samples.
         needs_after_step: Whether :meth:`after_step` wants the losses after the update.
         name: The name it was made by, which decides the Balancer's defaults; None for one's own.
     """
@@ -36,6 +38,7 @@ class Weighting(ABC):
     reads: ClassVar[Reads]
     needs_after_step: ClassVar[bool] = False
     takes_logarithms: ClassVar[bool] = False
+    follows_parameters: ClassVar[bool] = False
 
     def __call__(
         self,

@@ -1,0 +1,1 @@
+"""Bridges to other libraries' own interfaces."""

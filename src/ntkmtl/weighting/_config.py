@@ -1,0 +1,54 @@
+"""Conflict-free gradients of equal cosines."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import GramianWeighting
+
+__all__ = ["ConFIG"]
+
+# Below this share of the largest eigenvalue, gradients count as linearly dependent: a Gramian of
+# float32 gradients is not more precise.
+_DEPENDENT = 1e-6
+
+
+class ConFIG(GramianWeighting):
+    r"""The direction of equal cosine with every gradient, as long as their projections on it.
+
+    Eq. 2 of "ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks": with the
+    unit gradients U as rows, the direction d is that of :math:`U^+ 1`, and the gradient
+    :math:`(\sum_i \langle g_i, d \rangle) d`. As :math:`U^+ = U^T (U U^T)^+`, d is the combination
+    :math:`b = C^+ 1` of unit gradients, with their cosines C; so the weights need the Gramian only,
+    :math:`w_i = b_i / \|g_i\| \cdot \sum_j \|g_j\| (C b)_j / (b^T C b)`. TorchJD's version combines
+    the gradients themselves, which no process has of the others and no backward pass with hooks can
+    do.
+
+    Gradients that vanish have no direction and are left out. Where gradients cancel, no direction
+    serves all of them and every weight is 0.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> K = ExtendedNTK(torch.diag(torch.tensor([1.0, 9.0])).reshape(2, 1, 2, 1))
+        >>> ConFIG()(K)  # b = (1, 1): (1, 1/3) * (1 + 3) / 2
+        tensor([2.0000, 0.6667], dtype=torch.float64)
+    """
+
+    def of_gramian(self, gramian: Tensor) -> Tensor:
+        norms = gramian.diagonal().clamp_min(0.0).sqrt()
+        inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+        cosines = gramian * inverse[:, None] * inverse[None, :]
+        values, vectors = torch.linalg.eigh(cosines)
+        kept = values > _DEPENDENT * values[-1]
+        # Both from the eigenvectors: of C^+ 1 a product with C itself would lose digits.
+        ones = vectors.sum(dim=0)
+        b = vectors @ torch.where(kept, ones / values, 0.0)
+        projections = vectors @ torch.where(kept, ones, 0.0)
+        # b^T C b, a sum of squares; the share of 1 that the gradients can reach.
+        square = float(torch.where(kept, ones.square() / values, 0.0).sum())
+        if square <= _DEPENDENT:
+            return torch.zeros_like(norms)
+        weights: Tensor = b * inverse * ((norms @ projections) / square)
+        return weights

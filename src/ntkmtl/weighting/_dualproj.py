@@ -1,0 +1,40 @@
+"""Projection onto the dual cone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import GramianWeighting, check_positive
+from ntkmtl.weighting._dual_cone import project
+
+__all__ = ["DualProj"]
+
+
+class DualProj(GramianWeighting):
+    r"""The mean gradient, projected so that it conflicts with no task's.
+
+    The projection of Eq. 11 of "Gradient Episodic Memory for Continual Learning", with the mean of
+    the gradients in place of the current task's: the nearest point of the dual cone
+    :math:`\{d : \langle g_i, d \rangle \ge 0 \text{ for all } i\}`.
+
+    Args:
+        regularisation: Added to the diagonal of the Gramian, relative to its trace, before the
+            program is solved; TorchJD's value.
+
+    Raises:
+        ValueError: ``regularisation`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> DualProj()(ExtendedNTK(torch.eye(2).reshape(2, 1, 2, 1)))  # no conflict: the mean
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+
+    def __init__(self, regularisation: float = 1e-4) -> None:
+        self.regularisation = check_positive("regularisation", regularisation, zero=True)
+
+    def of_gramian(self, gramian: Tensor) -> Tensor:
+        mean = torch.full((len(gramian),), 1.0 / len(gramian), dtype=gramian.dtype)
+        return project(mean, gramian.cpu(), self.regularisation).to(gramian.device)

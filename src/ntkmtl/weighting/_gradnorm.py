@@ -1,0 +1,163 @@
+"""Gradient normalisation."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+
+__all__ = ["GradNorm", "TaskAdam"]
+
+# A weight that a step would make negative starts again from here.
+_LEAST = 1e-6
+
+
+class TaskAdam:
+    """One number per task, learned by Adam; each has its own step count.
+
+    Numbers of tasks that a step leaves out do not move, and neither do their moments.
+
+    Args:
+        learning_rate: Of Adam, with its usual decays 0.9 and 0.999.
+        start: What the numbers start at.
+    """
+
+    def __init__(self, learning_rate: float, start: float) -> None:
+        self.learning_rate = learning_rate
+        self.start = start
+        self.values: Tensor | None = None
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
+        self._updates: Tensor | None = None
+
+    def prepare(self, tasks: int, device: torch.device) -> Tensor:
+        """Return the numbers, shape (k,); made if there are none."""
+        if self.values is None:
+            self.values = torch.full((tasks,), self.start, dtype=torch.float64, device=device)
+            self._first = torch.zeros_like(self.values)
+            self._second = torch.zeros_like(self.values)
+            self._updates = torch.zeros_like(self.values)
+        return self.values
+
+    def step(self, gradient: Tensor, tasks: Tensor) -> None:
+        """Take one step against a gradient of the numbers at ``tasks``."""
+        assert self.values is not None
+        assert self._first is not None
+        assert self._second is not None
+        assert self._updates is not None
+        self._updates[tasks] += 1
+        self._first[tasks] = 0.9 * self._first[tasks] + 0.1 * gradient
+        self._second[tasks] = 0.999 * self._second[tasks] + 0.001 * gradient.square()
+        first = self._first[tasks] / (1 - 0.9 ** self._updates[tasks])
+        second = self._second[tasks] / (1 - 0.999 ** self._updates[tasks])
+        self.values[tasks] -= self.learning_rate * first / (second.sqrt() + 1e-8)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return numbers, moments and step counts."""
+        return {
+            "values": self.values,
+            "first": self._first,
+            "second": self._second,
+            "updates": self._updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned."""
+        self.values, self._updates = state["values"], state["updates"]
+        self._first, self._second = state["first"], state["second"]
+
+
+class GradNorm(Weighting):
+    r"""Weights that bring the tasks' gradients to norms which follow their training rates.
+
+    Algorithm 1 of "GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
+    Networks": with the norms :math:`G_i = w_i \|g_i\|`, their mean :math:`\bar G`, and the inverse
+    training rates :math:`r_i = \tilde\ell_i / \mathrm{mean}_j \tilde\ell_j` for
+    :math:`\tilde\ell_i = \ell_i / \ell_i(0)`, the weights descend on
+    :math:`\sum_i |G_i - \bar G r_i^\alpha|`, whose targets :math:`\bar G r_i^\alpha` count as
+    constants; then they are renormalised to sum to k. All start at 1. Each step uses the weights
+    before its own update. A call without losses shows the weights and learns nothing.
+
+    The paper takes gradients of the last shared layer; here they are of whatever the Balancer's
+    kernel is of, all shared parameters by default (give the layer's as ``shared`` for the paper's
+    choice). The weights have an Adam of their own, which sees norms relative to their root mean
+    square in each step, so that the scale of the losses does not matter; a weight that would become
+    negative is held above zero. Where a first loss is zero, the first positive one stands for
+    :math:`\ell_i(0)`.
+
+    A task without labels in a batch keeps its weight; those of the others keep their sum.
+
+    Args:
+        alpha: How strongly slow tasks are pushed; 1.5 as in the paper's experiments.
+        learning_rate: Of the weights. Ours: the right one depends on the number of steps.
+
+    Raises:
+        ValueError: A setting is negative, or, on use, a loss is.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> K = ExtendedNTK(torch.diag(torch.tensor([1.0, 9.0])).reshape(2, 1, 2, 1))
+        >>> w = GradNorm(learning_rate=0.1)
+        >>> for _ in range(2):  # G = (1, 3), target 2 each: up by 0.1, down by 0.1
+        ...     w(K, losses=torch.tensor([1.0, 1.0]))
+        tensor([1., 1.], dtype=torch.float64)
+        tensor([1.1000, 0.9000], dtype=torch.float64)
+    """
+
+    reads: ClassVar[Reads] = "gramian"
+
+    def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025) -> None:
+        self.alpha = check_positive("alpha", alpha, zero=True)
+        self.learning_rate = check_positive("learning_rate", learning_rate)
+        self._adam = TaskAdam(self.learning_rate, 1.0)
+        self._start: Tensor | None = None
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        self._adam.prepare(tasks, device)
+        if self._start is None:
+            self._start = torch.full((tasks,), float("nan"), dtype=torch.float64, device=device)
+
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        assert kernel is not None
+        self.prepare(kernel.tasks, tasks.device)
+        values = self._adam.values
+        assert values is not None
+        weights = values[tasks]
+        if losses is None:
+            return weights
+        norms = balanced_gramian(kernel.gramian())[0].diagonal().clamp_min(0.0).sqrt()
+        norms = norms.to(weights.device)
+        sizes = weights * norms
+        target = sizes.mean() * self._rates(losses, tasks).pow(self.alpha)
+        self._adam.step(torch.sign(sizes - target) * norms, tasks)
+        moved = values[tasks].clamp_min(_LEAST)
+        values[tasks] = moved * (weights.sum() / moved.sum())
+        return weights
+
+    def _rates(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        """Return the inverse training rates r, and remember first losses."""
+        assert self._start is not None
+        if bool((losses < 0).any()):
+            raise ValueError(
+                f"gradnorm compares losses with their first values, found a negative one in "
+                f"{losses.tolist()}; shift the loss, or use another method"
+            )
+        start = self._start[tasks]
+        start = torch.where(start.isnan() & (losses > 0), losses, start)
+        self._start[tasks] = start
+        ratio = torch.where(start.isnan(), 1.0, losses / start)
+        mean = ratio.mean()
+        return ratio / mean if float(mean) > 0 else torch.ones_like(ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"start": self._start, **self._adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._start = state["start"]
+        self._adam.load_state_dict(state)

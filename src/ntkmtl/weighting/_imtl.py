@@ -1,0 +1,75 @@
+"""Impartial multi-task learning, both halves."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchjd.aggregation import IMTLGWeighting
+
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+from ntkmtl.weighting._gradnorm import TaskAdam
+from ntkmtl.weighting._imtl_l import require_not_negative
+
+__all__ = ["IMTL"]
+
+
+class IMTL(Weighting):
+    r"""Equal projections on the gradients of losses that are brought to one scale.
+
+    The hybrid balance of "Towards Impartial Multi-Task Learning": the loss half scales the losses
+    to :math:`e^{s_i} \ell_i - s_i` and learns the :math:`s_i` by descending on their sum; the
+    gradient half (Eq. 5, by TorchJD) finds :math:`\alpha`, summing to 1, with equal projections of
+    :math:`\sum_i \alpha_i e^{s_i} g_i` on every gradient. The weights are
+    :math:`\alpha_i e^{s_i}`. All :math:`s_i` start at 0, where the method is ``imtl-g``. Each step
+    uses the scales before its own update. A call without losses shows the weights and learns
+    nothing.
+
+    Two things differ from the paper. The scales have an Adam of their own, so that nothing has to
+    be handed to the model's optimiser. And heads get the same weights as the shared part, or none
+    (``weight_heads``), where the paper gives them :math:`e^{s_i}`.
+
+    Args:
+        learning_rate: Of the scales. Ours: in the paper it is the network's.
+
+    Raises:
+        ValueError: The learning rate is not positive, or, on use, a loss is negative.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> K = ExtendedNTK(torch.diag(torch.tensor([1.0, 9.0])).reshape(2, 1, 2, 1))
+        >>> IMTL()(K, losses=torch.tensor([1.0, 2.0]))  # first step: as imtl-g
+        tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+
+    reads: ClassVar[Reads] = "gramian"
+
+    def __init__(self, learning_rate: float = 1e-3) -> None:
+        self.learning_rate = check_positive("learning_rate", learning_rate)
+        self._adam = TaskAdam(self.learning_rate, 0.0)
+        self._solver = IMTLGWeighting()
+
+    def prepare(self, tasks: int, device: torch.device) -> None:
+        self._adam.prepare(tasks, device)
+
+    def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
+        assert kernel is not None
+        if losses is not None:
+            require_not_negative("imtl", losses)
+        scale = self._adam.prepare(kernel.tasks, tasks.device)[tasks].exp()
+        gramian = kernel.gramian().to(scale)
+        gramian, _ = balanced_gramian(gramian * scale[:, None] * scale[None, :])
+        alpha: Tensor = self._solver(gramian)
+        if losses is not None:
+            self._adam.step(scale * losses.to(scale) - 1.0, tasks)
+        return alpha * scale
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._adam.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._adam.load_state_dict(state)

@@ -1,0 +1,28 @@
+"""Unitary scalarisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import LossWeighting
+
+__all__ = ["UnitaryScalarisation"]
+
+
+class UnitaryScalarisation(LossWeighting):
+    """Every task has weight 1.
+
+    "In Defense of the Unitary Scalarization for Deep Multi-Task Learning" finds that the plain sum
+    of the losses keeps up with elaborate methods once the network is regularised as in single-task
+    training. The weights are those of ``ls``; what is particular, weight decay, dropout and early
+    stopping, belongs to the model and its optimiser, and is set there.
+
+    Example:
+        >>> import torch
+        >>> UnitaryScalarisation()(losses=torch.tensor([3.0, 5.0]))
+        tensor([1., 1.], dtype=torch.float64)
+    """
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        return torch.ones_like(losses)

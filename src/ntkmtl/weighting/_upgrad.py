@@ -1,0 +1,42 @@
+"""Unconflicting projection of gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ntkmtl.weighting._base import GramianWeighting, check_positive
+from ntkmtl.weighting._dual_cone import project
+
+__all__ = ["UPGrad"]
+
+
+class UPGrad(GramianWeighting):
+    r"""The mean of the gradients, each projected so that it conflicts with none.
+
+    From "Jacobian Descent for Multi-Objective Optimization": every gradient is
+    projected onto the dual cone
+    :math:`\{d : \langle g_i, d \rangle \ge 0 \text{ for all } i\}`, which is a quadratic program
+    in the Gramian (Proposition 1), and the projections are averaged.
+
+    Args:
+        regularisation: Added to the diagonal of the Gramian, relative to its trace, before the
+            program is solved; TorchJD's value.
+
+    Raises:
+        ValueError: ``regularisation`` is negative.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import ExtendedNTK
+        >>> UPGrad()(ExtendedNTK(torch.eye(2).reshape(2, 1, 2, 1)))  # no conflict: the mean
+        tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
+
+    def __init__(self, regularisation: float = 1e-4) -> None:
+        self.regularisation = check_positive("regularisation", regularisation, zero=True)
+
+    def of_gramian(self, gramian: Tensor) -> Tensor:
+        one_each = torch.eye(len(gramian), dtype=gramian.dtype)
+        projected = [project(u, gramian.cpu(), self.regularisation) for u in one_each]
+        return torch.stack(projected).mean(dim=0).to(gramian.device)
