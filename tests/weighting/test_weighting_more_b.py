@@ -18,7 +18,8 @@ from torchjd.aggregation import MoDoWeighting, SDMGradWeighting
 from kernel.oracle import Case, flat_gradient, make_case
 from ntkmtl import Balancer, ExtendedNTK, NonFiniteError
 from ntkmtl.weighting import Weighting, create, spec
-from ntkmtl.weighting._modo import independent_products, project_onto_simplex
+from ntkmtl.weighting._independent import independent_products
+from ntkmtl.weighting._simplex import project_onto_simplex
 
 EXACT = {"rtol": 1e-9, "atol": 1e-14}
 OF_ENTRIES = ("moco", "db-mtl")

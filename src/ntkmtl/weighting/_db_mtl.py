@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting, check_positive
-from ntkmtl.weighting._moco import TrackedGradients, norms
+from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["DBMTL"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["FAMO"]
 
@@ -49,19 +50,13 @@ class FAMO(LossWeighting):
         self.learning_rate = check_positive("learning_rate", learning_rate)
         self.gamma = check_positive("gamma", gamma, zero=True)
         self.min_loss = float(min_loss)
-        self._logits: Tensor | None = None
-        self._first: Tensor | None = None
-        self._second: Tensor | None = None
-        self._updates: Tensor | None = None
+        self._logits = TaskAdam(self.learning_rate, start=0.0)
         self._before: Tensor | None = None
 
     def prepare(self, tasks: int, device: torch.device) -> None:
-        if self._logits is None:
-            self._logits = torch.zeros(tasks, dtype=torch.float64, device=device)
-            self._first = torch.zeros_like(self._logits)
-            self._second = torch.zeros_like(self._logits)
-            self._updates = torch.zeros_like(self._logits)
-            self._before = torch.full_like(self._logits, float("nan"))
+        logits = self._logits.prepare(tasks, device)
+        if self._before is None:
+            self._before = torch.full_like(logits, float("nan"))
 
     def _distance(self, losses: Tensor) -> Tensor:
         distance = losses - self.min_loss + _EPSILON
@@ -74,9 +69,9 @@ class FAMO(LossWeighting):
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         self.prepare(len(losses), losses.device)
-        assert self._logits is not None
         assert self._before is not None
-        share = torch.softmax(self._logits[tasks], dim=0) / self._distance(losses)
+        logits = self._logits.prepare(len(self._before), losses.device)
+        share = torch.softmax(logits[tasks], dim=0) / self._distance(losses)
         self._before.fill_(float("nan"))
         self._before[tasks] = losses
         return share / share.sum()
@@ -86,37 +81,16 @@ class FAMO(LossWeighting):
             raise ValueError(
                 "after_step was called with losses of tasks that the last backward did not have"
             )
-        assert self._logits is not None
+        logits = self._logits.prepare(len(self._before), losses.device)[tasks]
         fall = self._distance(self._before[tasks]).log() - self._distance(losses).log()
-        z = torch.softmax(self._logits[tasks], dim=0)
-        self._adam(z * (fall - (z * fall).sum()), tasks)
+        z = torch.softmax(logits, dim=0)
+        self._logits.step(z * (fall - (z * fall).sum()) + self.gamma * logits, tasks)
         self._before.fill_(float("nan"))
 
-    def _adam(self, gradient: Tensor, tasks: Tensor) -> None:
-        """One step of Adam on the entries at ``tasks``, each with its own step count."""
-        assert self._logits is not None
-        assert self._first is not None
-        assert self._second is not None
-        assert self._updates is not None
-        gradient = gradient + self.gamma * self._logits[tasks]
-        self._updates[tasks] += 1
-        self._first[tasks] = 0.9 * self._first[tasks] + 0.1 * gradient
-        self._second[tasks] = 0.999 * self._second[tasks] + 0.001 * gradient.square()
-        first = self._first[tasks] / (1 - 0.9 ** self._updates[tasks])
-        second = self._second[tasks] / (1 - 0.999 ** self._updates[tasks])
-        self._logits[tasks] -= self.learning_rate * first / (second.sqrt() + 1e-8)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "logits": self._logits,
-            "first": self._first,
-            "second": self._second,
-            "updates": self._updates,
-            "before": self._before,
-        }
+        return {**self._logits.state_dict(), "before": self._before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._logits, self._before = state["logits"], state["before"]
-        self._first, self._second = state["first"], state["second"]
-        self._updates = state["updates"]
+        self._before = state["before"]
+        self._logits.load_state_dict(state)

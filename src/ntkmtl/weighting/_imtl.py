@@ -10,8 +10,8 @@ from torchjd.aggregation import IMTLGWeighting
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
-from ntkmtl.weighting._gradnorm import TaskAdam
 from ntkmtl.weighting._imtl_l import require_not_negative
+from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["IMTL"]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting, check_positive
-from ntkmtl.weighting._modo import SimplexWeights, independent_products, project_onto_simplex
+from ntkmtl.weighting._independent import independent_products
+from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
 __all__ = ["SDMGrad"]
 
