@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchjd.aggregation import (
+    AlignedMTL,
     AlignedMTLWeighting,
     ConstantWeighting,
     CRMOGMWeighting,
@@ -21,8 +22,6 @@ from torchjd.aggregation import (
     MoDoWeighting,
     SDMGradWeighting,
     SumWeighting,
-    UPGrad,
-    UPGradWeighting,
 )
 from torchjd.aggregation import Weighting as TorchJDWeighting
 from torchjd.autogram import Engine
@@ -208,7 +207,7 @@ def test_a_method_that_learns_from_losses_is_refused(inner: str) -> None:
         (lambda: as_torchjd("ntkmtl-rs"), ValueError, "did you mean"),
         (lambda: as_torchjd("ntkmtl", exponant=1), TypeError, "no option 'exponant'"),
         (lambda: as_torchjd(create("ntkmtl"), exponent=1), TypeError, "unknown options"),
-        (lambda: as_torchjd(UPGradWeighting()), TypeError, "a weighting of ntkmtl"),  # type: ignore[arg-type]
+        (lambda: as_torchjd(AlignedMTLWeighting()), TypeError, "a weighting of ntkmtl"),  # type: ignore[arg-type]
         (lambda: as_torchjd("modo")(torch.eye(3)), ValueError, "mini-batches"),
         (lambda: as_torchjd("ntkmtl", minibatches=0), ValueError, "at least 1, found 0"),
         (lambda: as_torchjd("ntkmtl")(torch.ones(2, 3)), ValueError, r"found \(2, 3\)"),
@@ -236,7 +235,7 @@ def test_a_gradient_that_is_not_finite_raises() -> None:
 
 @pytest.mark.parametrize(
     "weighting",
-    [UPGradWeighting(), MGDAWeighting(), IMTLGWeighting(), SumWeighting()],
+    [AlignedMTLWeighting(), MGDAWeighting(), IMTLGWeighting(), SumWeighting()],
     ids=lambda w: type(w).__name__,
 )
 def test_torchjds_weighting_sees_the_exact_gramian(
@@ -260,11 +259,11 @@ def test_the_same_step_as_torchjds_own_mtl_backward(setting: Setting) -> None:
         tasks_params=[head.parameters() for head in setting.heads],
         shared_params=setting.parameters,
     )
-    jac_to_grad(setting.parameters, UPGrad())
+    jac_to_grad(setting.parameters, AlignedMTL())
     theirs = setting.grads()
 
     z, losses = setting.losses()
-    Balancer(from_torchjd(UPGrad()), weight_heads=False).backward(losses, features=z)
+    Balancer(from_torchjd(AlignedMTL()), weight_heads=False).backward(losses, features=z)
     assert_same_grads(theirs, setting.grads())
 
 
@@ -272,9 +271,9 @@ def test_it_takes_any_source(setting: Setting) -> None:
     z, losses = setting.losses()
     rows = torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in losses])
     J = rows.flatten(1)
-    expected = UPGradWeighting()(J @ J.T)
+    expected = AlignedMTLWeighting()(J @ J.T)
     expected = expected.detach()
-    out = Balancer(from_torchjd(UPGradWeighting()), source="representation").backward(
+    out = Balancer(from_torchjd(AlignedMTLWeighting()), source="representation").backward(
         losses, features=z
     )
     # Rows of different samples do not meet in the representation: a mini-batch of one is the batch.
@@ -294,8 +293,8 @@ def test_there_and_back_is_the_same_method() -> None:
 def test_a_task_without_a_label_is_not_among_the_rows(setting: Setting) -> None:
     z, found = setting.losses()
     losses = [found[0], None, found[2]]
-    expected = UPGradWeighting()(setting.gramian()[[0, 2]][:, [0, 2]])
-    out = Balancer(from_torchjd(UPGradWeighting()), tasks=k).backward(losses, features=z)
+    expected = AlignedMTLWeighting()(setting.gramian()[[0, 2]][:, [0, 2]])
+    out = Balancer(from_torchjd(AlignedMTLWeighting()), tasks=k).backward(losses, features=z)
     assert out.weights[1] == 0
     torch.testing.assert_close(out.weights[[0, 2]], expected, rtol=1e-9, atol=1e-12)
 
@@ -339,7 +338,9 @@ def test_a_weighting_with_a_state_wants_the_same_tasks_each_time() -> None:
 
 
 def test_state_dict_belongs_to_one_weighting() -> None:
-    state = Balancer(from_torchjd(UPGradWeighting()), tasks=2).state_dict()
-    Balancer(from_torchjd(UPGradWeighting())).load_state_dict(state)
-    with pytest.raises(ValueError, match="of TorchJD's UPGradWeighting, this is ConstantWeighting"):
+    state = Balancer(from_torchjd(AlignedMTLWeighting()), tasks=2).state_dict()
+    Balancer(from_torchjd(AlignedMTLWeighting())).load_state_dict(state)
+    with pytest.raises(
+        ValueError, match="AlignedMTLWeighting, this is ConstantWeighting"
+    ):
         Balancer(from_torchjd(ConstantWeighting(torch.ones(2)))).load_state_dict(state)
