@@ -4,163 +4,83 @@
 
 One process per contender, so that peak memory is its own; they take turns, so that a machine that
 slows down slows all of them. The network is the one that the field trains on CelebA, fed with
-random images: a step costs the same whatever they show.
+random images: a step costs the same whatever they show. ``peers.py`` times more networks, and other
+libraries beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from multiprocessing.connection import Connection
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Contender:
-    """What is timed: a method of the Balancer and its options, or plain training."""
-
-    label: str
-    method: str | None
-    options: tuple[tuple[str, Any], ...] = ()
-    branched: bool = False
-    slow: bool = False
+from sidebyside.contenders import PLAIN, Case, Contender, make_step
+from sidebyside.summary import summarise
+from sidebyside.turns import Entrant, take_turns
 
 
 def contenders(minibatches: int) -> list[Contender]:
     n = ("minibatches", minibatches)
+
+    def ours(label: str, method: str, *options: tuple[str, Any], branch: bool = False) -> Contender:
+        run = "branched" if branch else "balancer"
+        return Contender(label, "ntkmtl", run, method, options=options)
+
     return [
-        Contender("plain sum(losses).backward()", None),
-        Contender("ls", "ls"),
-        Contender(f"ntkmtl-sr n={minibatches}", "ntkmtl-sr", (n,)),
-        Contender(f"ntkmtl-sr n={minibatches}, branch", "ntkmtl-sr", (n,), branched=True),
-        Contender(f"ntkmtl-sr n={minibatches}, hooked", "ntkmtl-sr", (n, ("hooked", True))),
-        Contender(f"ntkmtl-tk n={minibatches}", "ntkmtl-tk", (n,)),
-        Contender("nash-mtl, representation", "nash-mtl", (("source", "representation"),)),
-        Contender("ntkmtl n=1 (exact), streamed", "ntkmtl", (("memory_budget", 0),), slow=True),
-        Contender(
-            "ntkmtl n=1 (exact), gradients kept", "ntkmtl", (("memory_budget", 1 << 40),), slow=True
-        ),
+        PLAIN,
+        ours("ls", "ls"),
+        ours(f"ntkmtl-sr n={minibatches}", "ntkmtl-sr", n),
+        ours(f"ntkmtl-sr n={minibatches}, branch", "ntkmtl-sr", n, branch=True),
+        ours(f"ntkmtl-sr n={minibatches}, hooked", "ntkmtl-sr", n, ("hooked", True)),
+        ours(f"ntkmtl-tk n={minibatches}", "ntkmtl-tk", n),
+        ours("nash-mtl, representation", "nash-mtl", ("source", "representation")),
+        ours("ntkmtl n=1 (exact), streamed", "ntkmtl", ("memory_budget", 0)),
+        ours("ntkmtl n=1 (exact), gradients kept", "ntkmtl", ("memory_budget", 1 << 40)),
     ]
 
 
-def _build(contender: Contender, tasks: int, batch: int, size: int) -> Callable[[], None]:
-    import torch
-
-    import ntkmtl
-    from ntkmtl.problems.networks import CelebANetwork, celeba_losses
-
-    torch.manual_seed(0)
-    network = CelebANetwork(tasks)
-    images = torch.randn(batch, 3, size, size)
-    labels = (torch.rand(batch, tasks) < 0.5).float()
-    optimiser = torch.optim.Adam(network.parameters(), lr=3e-4)
-    balancer = None
-    if contender.method is not None:
-        balancer = ntkmtl.Balancer(contender.method, tasks=tasks, **dict(contender.options))
-
-    def step() -> None:
-        optimiser.zero_grad()
-        z = network.represent(images)
-        features = ntkmtl.branch(z, tasks) if contender.branched else z
-        losses = celeba_losses(network.predict(features), labels)
-        if balancer is None:
-            torch.stack(losses).sum().backward()
-        else:
-            balancer.backward(losses, features=features)
-        optimiser.step()
-
-    return step
-
-
-def _serve(
-    pipe: Connection, contender: Contender, tasks: int, batch: int, size: int, threads: int
-) -> None:
-    """Run steps when told to; answer with their times, at the end with the peak memory."""
-    import torch
-
-    torch.set_num_threads(threads)
-    step = _build(contender, tasks, batch, size)
-    while (steps := pipe.recv()) is not None:
-        times = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-        pipe.send(times)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    pipe.send(peak * (1 if sys.platform == "darwin" else 1024))
-
-
 def measure(
-    entries: list[Contender],
-    *,
-    tasks: int,
-    batch: int,
-    size: int,
-    rounds: int,
-    steps: int,
-    threads: int,
+    entries: list[Contender], case: Case, *, rounds: int, steps: int, threads: int
 ) -> list[dict[str, Any]]:
     """Return one row per contender: seconds per step, peak bytes, and both relative to ``ls``."""
     from rich.progress import Progress
 
-    context = multiprocessing.get_context("spawn")
-    pipes: list[Connection] = []
-    processes = []
-    times: list[list[float]] = [[] for _ in entries]
+    entrants = [Entrant(make_step, (entry, case)) for entry in entries]
+    base = entrants[next(i for i, entry in enumerate(entries) if entry.label == "ls")]
     with Progress() as progress:
-        bar = progress.add_task("warming up", total=(rounds + 1) * len(entries))
-        for entry in entries:
-            here, there = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(there, entry, tasks, batch, size, threads)
-            )
-            process.start()
-            pipes.append(here)
-            processes.append(process)
-        for pipe in pipes:
-            pipe.send(1)
-            pipe.recv()
-            progress.advance(bar)
-        for number in range(rounds):
-            # Turn the order round each time, so that no contender always follows the same one.
-            for i in list(range(len(entries)))[:: -1 if number % 2 else 1]:
-                progress.update(bar, description=entries[i].label)
-                if not entries[i].slow or number < 2:
-                    pipes[i].send(1 if entries[i].slow else steps)
-                    times[i] += pipes[i].recv()
-                progress.advance(bar)
+        bar = progress.add_task("taking turns", total=1.0)
+        take_turns(
+            base,
+            [entrant for entrant in entrants if entrant is not base],
+            rounds=rounds,
+            threads=threads,
+            turn_seconds=0.0,
+            turn_steps=steps,
+            progress=lambda done: progress.update(bar, completed=done),
+        )
     rows = []
-    for entry, pipe, process, seconds in zip(entries, pipes, processes, times, strict=True):
-        pipe.send(None)
-        peak = pipe.recv()
-        process.join()
-        quartiles = statistics.quantiles(seconds, n=4)
+    for entry, entrant in zip(entries, entrants, strict=True):
+        if entrant.error:
+            raise RuntimeError(f"{entry.label} failed: {entrant.error}")
+        found = summarise(entrant.turns, base.turns)
         rows.append(
             {
-                **asdict(entry),
+                "label": entry.label,
+                "method": entry.method or None,
                 "options": dict(entry.options),
-                "seconds": statistics.median(seconds),
-                "lower_quartile": quartiles[0],
-                "upper_quartile": quartiles[2],
-                "steps": len(seconds),
-                "peak_bytes": peak,
+                "branched": entry.run == "branched",
+                "seconds": found["seconds"]["median"],
+                "lower_quartile": found["seconds"]["lower"],
+                "upper_quartile": found["seconds"]["upper"],
+                "steps": entrant.steps,
+                "peak_bytes": entrant.peak_bytes,
+                "time_ratio": 1.0 if entrant is base else found["ratio"]["median"],
+                "memory_ratio": entrant.peak_bytes / base.peak_bytes,
             }
         )
-    base = next(row for row in rows if row["label"] == "ls")
-    for row in rows:
-        row["time_ratio"] = row["seconds"] / base["seconds"]
-        row["memory_ratio"] = row["peak_bytes"] / base["peak_bytes"]
     return rows
 
 
@@ -183,9 +103,7 @@ def main() -> None:
         ]
     rows = measure(
         entries,
-        tasks=arguments.tasks,
-        batch=arguments.batch,
-        size=arguments.size,
+        Case("celeba", arguments.tasks, arguments.batch, scale=arguments.size / 64),
         rounds=arguments.rounds,
         steps=arguments.steps,
         threads=arguments.threads,

@@ -340,7 +340,5 @@ def test_a_weighting_with_a_state_wants_the_same_tasks_each_time() -> None:
 def test_state_dict_belongs_to_one_weighting() -> None:
     state = Balancer(from_torchjd(AlignedMTLWeighting()), tasks=2).state_dict()
     Balancer(from_torchjd(AlignedMTLWeighting())).load_state_dict(state)
-    with pytest.raises(
-        ValueError, match="AlignedMTLWeighting, this is ConstantWeighting"
-    ):
+    with pytest.raises(ValueError, match="AlignedMTLWeighting, this is ConstantWeighting"):
         Balancer(from_torchjd(ConstantWeighting(torch.ones(2)))).load_state_dict(state)

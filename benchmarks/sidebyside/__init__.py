@@ -1,0 +1,1 @@
+"""Training steps timed side by side: networks, contenders, turns, statistics, tables, figures."""

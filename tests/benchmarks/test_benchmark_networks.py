@@ -1,0 +1,125 @@
+"""The networks that steps are timed on, against slow and obvious versions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ntkmtl import Balancer
+from ntkmtl.problems.networks import (
+    MessagePassingNetwork,
+    Molecules,
+    SegNetMTAN,
+    TransformerNetwork,
+    dense_losses,
+    random_molecules,
+)
+
+
+def test_edge_convolution_is_the_sum_over_edges_of_a_matrix_each() -> None:
+    network = MessagePassingNetwork(heads=1, width=6, hidden=10).double()
+    convolve = network.convolve
+    batch = Molecules(*(t.double() for t in random_molecules(2, atoms=5)))
+    x = torch.randn(2, 5, 6, dtype=torch.float64) * batch.present[:, :, None]
+    fast = convolve(x, convolve.of_edges(batch.edges, batch.linked), batch.linked)
+    make = nn.Sequential(convolve.first, nn.ReLU(), convolve.second)
+    for b in range(2):
+        for i in range(5):
+            messages = [
+                x[b, j] @ make(batch.edges[b, i, j]).view(6, 6)
+                for j in range(5)
+                if batch.linked[b, i, j]
+            ]
+            mean = torch.stack(messages).mean(dim=0) if messages else torch.zeros(6)
+            torch.testing.assert_close(fast[b, i], convolve.root(x[b, i]) + mean)
+
+
+def test_padding_and_order_of_atoms_do_not_matter() -> None:
+    network = MessagePassingNetwork(heads=2, width=8, hidden=16).double()
+    batch = Molecules(*(t.double() for t in random_molecules(3, atoms=6)))
+    z = network.represent(batch)
+    wider = Molecules(
+        functional.pad(batch.nodes, (0, 0, 0, 2), value=9.0),
+        functional.pad(batch.edges, (0, 0, 0, 2, 0, 2), value=9.0),
+        functional.pad(batch.linked, (0, 2, 0, 2)),
+        functional.pad(batch.present, (0, 2)),
+    )
+    torch.testing.assert_close(network.represent(wider), z)
+    order = torch.randperm(6)
+    mixed = Molecules(
+        batch.nodes[:, order],
+        batch.edges[:, order][:, :, order],
+        batch.linked[:, order][:, :, order],
+        batch.present[:, order],
+    )
+    torch.testing.assert_close(network.represent(mixed), z)
+
+
+def test_mtan_keeps_its_tasks_apart() -> None:
+    kinds = ("segmentation", "depth", "normals", "depth")
+    network = SegNetMTAN(kinds, classes=5, widths=(4, 6, 8), depths=(1, 2, 2))
+    z = network.represent(torch.randn(2, 3, 16, 8))
+    outputs = network.predict(z)
+    assert [y.shape[1] for y in outputs] == [5, 1, 3, 1]
+    torch.testing.assert_close(outputs[2].norm(dim=1), torch.ones(2, 16, 8))
+    outputs[1].sum().backward()
+    touched = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert all(name.split(".")[1] == "1" for name in touched if "attention" in name)
+    shared = {id(p) for p in network.shared_parameters()}
+    in_blocks = {n for n, p in network.named_parameters() if id(p) in shared}
+    assert in_blocks == {
+        n for n, _ in network.named_parameters() if n.split(".")[0] in ("encoder", "decoder")
+    }
+    assert in_blocks <= touched
+
+
+def test_mtan_at_its_published_size() -> None:
+    # VGG-16's 13 convolutions have 14.71 million weights, and as many again on the way back.
+    with torch.device("meta"):
+        network = SegNetMTAN()
+    convolutions = [m for m in network.encoder.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 13
+    assert sum(m.weight.numel() for m in convolutions) == 14_710_464
+
+
+def test_mtan_goes_through_the_balancer() -> None:
+    kinds = ("segmentation", "depth", "normals")
+    network = SegNetMTAN(kinds, widths=(4, 8), depths=(1, 1))
+    z = network.represent(torch.randn(4, 3, 8, 8))
+    labels = [
+        torch.randint(13, (4, 8, 8)),
+        torch.rand(4, 1, 8, 8) + 0.1,
+        functional.normalize(torch.randn(4, 3, 8, 8), dim=1),
+    ]
+    losses = dense_losses(kinds, network.predict(z), labels)
+    out = Balancer("ntkmtl-sr", minibatches=2).backward(losses, features=z)
+    assert bool((out.weights > 0).all())
+
+
+def test_pixels_that_are_not_valid_do_not_count() -> None:
+    depth, guess = torch.rand(2, 1, 4, 4) + 0.1, torch.rand(2, 1, 4, 4)
+    holes = depth.clone()
+    holes[:, :, :2] = 0.0
+    (found,) = dense_losses(["depth"], [guess], [holes])
+    torch.testing.assert_close(found, (guess - depth).abs()[:, :, 2:].mean())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ("edges",)}, "tasks must be of segmentation, depth, normals"),
+        ({"widths": (4, 8), "depths": (2,)}, "same stages"),
+    ],
+)
+def test_mtan_refuses_what_it_does_not_know(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SegNetMTAN(**options)  # type: ignore[arg-type]
+
+
+def test_transformer_sees_order() -> None:
+    network = TransformerNetwork(heads=1, vocabulary=10, length=4, width=16, layers=1)
+    tokens = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
+    z = network.represent(tokens)
+    assert not torch.allclose(z[0], z[1], atol=1e-4)
