@@ -177,7 +177,7 @@ def test_famo_is_the_slope_of_its_total() -> None:
     for _ in range(3):
         losses = torch.rand(3, dtype=torch.float64)
         found = weighting(losses=losses)
-        z = torch.softmax(weighting.state_dict()["values"], dim=0)
+        z = torch.softmax(weighting.state_dict()["logits"], dim=0)
         c = 1 / (z / (losses + 1e-8)).sum()
         expected = slopes(lambda x, z=z, c=c: c * (z * (x + 1e-8).log()).sum(), losses)
         torch.testing.assert_close(found, expected, **EXACT)

@@ -88,9 +88,10 @@ class FAMO(LossWeighting):
         self._before.fill_(float("nan"))
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self._logits.state_dict(), "before": self._before}
+        state = self._logits.state_dict()
+        return {"logits": state.pop("values"), **state, "before": self._before}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self._before = state["before"]
-        self._logits.load_state_dict(state)
+        self._logits.load_state_dict({**state, "values": state["logits"]})
