@@ -326,12 +326,10 @@ def test_dual_cone_methods_solve_their_program(k: int, seed: int, scale: float) 
 
 @pytest.mark.parametrize("name", ["upgrad", "dualproj"])
 @pytest.mark.parametrize("seed", range(3))
-def test_dual_cone_methods_equal_torchjd_and_do_not_conflict(name: str, seed: int) -> None:
+def test_dual_cone_methods_do_not_conflict(name: str, seed: int) -> None:
     rows = gradients(4, 6, seed)
     gramian = rows @ rows.T
-    theirs = {"upgrad": aggregation.UPGradWeighting, "dualproj": aggregation.DualProjWeighting}
     found = weigh(name, gramian)
-    torch.testing.assert_close(found, theirs[name]()(gramian), **EXACT)
     assert (rows @ (found @ rows) >= -1e-3 * gramian.diagonal()).all()
 
 
