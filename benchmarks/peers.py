@@ -219,9 +219,9 @@ def _cases(arguments: argparse.Namespace) -> list[tuple[str, int]]:
     return [case for case in USUAL if case[0] in networks]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     folder = Path(arguments.write) if arguments.write else None
     file = Path(arguments.json) if arguments.json else folder and folder / "measured.json"
     settings = {

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -84,7 +85,7 @@ def measure(
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time and peak memory of one step against LS.")
     parser.add_argument("--tasks", type=int, default=40, help="heads k")
     parser.add_argument("--batch", type=int, default=32, help="images per step")
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", nargs="*", help="labels that contain one of these words")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     entries = contenders(arguments.minibatches)
     if arguments.only:
         entries = [

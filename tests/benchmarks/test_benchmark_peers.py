@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
+import step_cost
 import torch
 from sidebyside.contenders import PLAIN, Case, Contender, contenders, make_step
 from sidebyside.tables import BEGIN, END
 from sidebyside.turns import Entrant, take_turns
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = ["--scale", "0.1", "--batch", "4", "--rounds", "2", "--turn", "0", "--threads", "1"]
 
 SECONDS = {"median": float, "lower": float, "upper": float}
@@ -51,19 +50,12 @@ def _fits(value: Any, schema: Any) -> bool:
     return isinstance(value, schema)
 
 
-def _peers(*arguments: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / "peers.py"), *TINY, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_numbers_page_and_pictures(tmp_path: Path) -> None:
     folder, page = tmp_path / "performance", tmp_path / "performance.md"
     page.write_text(f"# Cost\n\n{BEGIN}\n{END}\n\nEnd.\n")
     select = ["--networks", "qm9", "--tasks", "2", "--minibatches", "1", "2"]
     select += ["--only", "ntkmtl-sr n=", "mtl_backward", "--write", str(folder)]
-    _peers(*select)
+    peers.main([*TINY, *select])
     report = json.loads((folder / "measured.json").read_text())
     assert set(report) == {"schema", "command", "facts", "settings", "cases"}
     assert str(tmp_path.parent) not in report["command"]
@@ -82,7 +74,7 @@ def test_numbers_page_and_pictures(tmp_path: Path) -> None:
     assert (folder / "minibatches.png").read_bytes().startswith(b"\x89PNG")
     # A second run with the same settings has nothing left to measure.
     before = (folder / "measured.json").stat().st_mtime_ns
-    _peers(*select)
+    peers.main([*TINY, *select])
     assert json.loads((folder / "measured.json").read_text())["cases"] == report["cases"]
     assert (folder / "measured.json").stat().st_mtime_ns == before
 
@@ -149,12 +141,9 @@ def test_plain_training_that_fails_is_an_error() -> None:
         take_turns(Entrant(_fails, ()), [], rounds=1, threads=1)
 
 
-def test_step_cost_prints_its_table() -> None:
-    command = [sys.executable, str(BENCHMARKS / "step_cost.py"), "--tasks", "2", "--batch", "4"]
-    command += ["--size", "8", "--rounds", "2", "--steps", "1", "--threads", "1"]
-    done = subprocess.run(
-        [*command, "--only", "ntkmtl-sr n=4"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "ntkmtl-sr n=4, hooked" in done.stdout
-    assert "x ls" in done.stdout
+def test_step_cost_prints_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tasks", "2", "--batch", "4", "--size", "8", "--rounds", "2", "--steps", "1"]
+    step_cost.main([*arguments, "--threads", "1", "--only", "ntkmtl-sr n=4"])
+    printed = capsys.readouterr().out
+    assert "ntkmtl-sr n=4, hooked" in printed
+    assert "x ls" in printed
