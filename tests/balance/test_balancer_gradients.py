@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -662,3 +663,51 @@ def test_compiled_trunk_and_heads(method: str) -> None:
     out = step(case, Balancer(method, minibatches=2))
     torch.testing.assert_close(out.weights, expected.weights, **EXACT)
     assert_grads(case.parameters, [p.grad for p in plain.parameters])
+
+
+@pytest.mark.parametrize("source", ["representation", "exact"])
+def test_a_head_that_reads_the_features_in_two_places(source: str) -> None:
+    torch.manual_seed(0)
+    trunk = nn.Linear(3, 4).double()
+    heads = [nn.Linear(4, 1).double() for _ in range(2)]
+    x, y = torch.randn(6, 3).double(), torch.randn(2, 6, 1).double()
+    z = trunk(x)
+    losses = [(h(z) * (1.0 + z[:, :1]) - t).square().mean() for h, t in zip(heads, y, strict=True)]
+    parameters = [*trunk.parameters(), *heads[0].parameters(), *heads[1].parameters()]
+    each = [
+        torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        for loss in losses
+    ]
+    out = Balancer("ntkmtl-sr", source=source, minibatches=2).backward(losses, features=z)
+    for p, first, second in zip(parameters, *each, strict=True):
+        expected = sum(
+            w * g for w, g in zip(out.weights, (first, second), strict=True) if g is not None
+        )
+        torch.testing.assert_close(p.grad, expected, rtol=1e-9, atol=0)
+
+
+def test_scale_multiplies_gradients_and_leaves_weights() -> None:
+    for method in ("ntkmtl-sr", "ntkmtl", "famo", "fairgrad", "graddrop", "uw"):
+        found = {}
+        for scale in (1.0, 0.25):
+            torch.manual_seed(0)
+            trunk = nn.Linear(3, 4).double()
+            heads = [nn.Linear(4, 1).double() for _ in range(2)]
+            x, y = torch.randn(6, 3).double(), torch.randn(2, 6, 1).double()
+            z = trunk(x)
+            losses = [(h(z) - t).square().mean() for h, t in zip(heads, y, strict=True)]
+            balancer = Balancer(method, minibatches=2 if method.startswith("ntk") else None)
+            out = balancer.backward(losses, features=z, scale=scale)
+            found[scale] = (
+                out.weights,
+                [p.grad for p in (*trunk.parameters(), *heads[1].parameters())],
+            )
+        torch.testing.assert_close(found[1.0][0], found[0.25][0], rtol=1e-9, atol=0)
+        for whole, quarter in zip(found[1.0][1], found[0.25][1], strict=True):
+            torch.testing.assert_close(0.25 * whole, quarter, rtol=1e-9, atol=1e-12)
+
+
+def test_scale_must_be_positive() -> None:
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="scale must be positive and finite, found"):
+            Balancer("ls").backward([torch.ones((), requires_grad=True)], scale=scale)

@@ -314,7 +314,7 @@ def extended_ntk(
             )
         rows, shares = _rows_of_losses(scalars, shared, 1)
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
-    gradients = feature_gradients(scalars, cut, None, retain=True)
+    gradients = feature_gradients(scalars, cut, graph, heads=False, retain=True)
     if shared is None:
         return representation_kernel(gradients, cut, partition, pooling)
     through = rows_through_features(gradients, cut, shared, partition, release=False)

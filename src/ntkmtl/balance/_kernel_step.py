@@ -1,0 +1,426 @@
+"""One step of a method that reads a kernel: cut the graph, make the kernel, fill ``.grad``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ntkmtl.balance._fill import HeadGradients, add_flat, plain_backward, weighted_sum
+from ntkmtl.balance._step import BalanceResult, Step, with_zeros
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._autograd import (
+    TaskGradients,
+    feature_gradients,
+    has_hooks,
+    head_graph,
+    leaves,
+    require_cut,
+    vjp,
+)
+from ntkmtl.kernel._features import Features, FeaturesLike
+from ntkmtl.kernel._partition import Partition, require_counts
+from ntkmtl.kernel._sources import (
+    exact_kernel,
+    representation_kernel,
+    rows_through_features,
+    shared_parameters,
+)
+
+if TYPE_CHECKING:
+    from ntkmtl.balance._balancer import Balancer
+
+__all__ = ["KernelStep", "backward_around_features"]
+
+
+class KernelStep:
+    """A step through features that part the graph into trunk and heads.
+
+    Args:
+        balancer: Whose options count.
+        step: What is known of this call.
+        features: The representation, as the user gave it.
+        counts: Labels per task and sample.
+
+    Raises:
+        ValueError: The features do not part the graph, or not so that the method can use it.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        step: Step,
+        features: FeaturesLike,
+        counts: Tensor | None,
+    ) -> None:
+        self.balancer = balancer
+        self.step = step
+        whole = Features.of(features, step.names, balancer.batch_dim)
+        cut = whole.select([step.present[i] for i in step.local])
+        graph = head_graph(step.losses, cut)
+        if graph.crosses and whole.root is not None:
+            # Losses that come out of one operation (stack, unbind) reach every head's view.
+            whole = cut = whole.joined()
+            graph = head_graph(step.losses, cut)
+        require_cut(graph, step.local_names)
+        self.whole = whole
+        self.cut = cut
+        self.graph = graph
+        self.around = balancer._path_around(graph, cut)
+        self.hooked = self._is_hooked()
+        if counts is not None:
+            require_counts(counts, step.total, cut.batch)
+            counts = counts[step.index.to(counts.device)]
+        self.partition = Partition.of(
+            cut.batch, balancer.minibatches, counts, published=balancer.preset == "published"
+        )
+
+    def run(self) -> BalanceResult:
+        """Weigh and differentiate."""
+        balancer, step = self.balancer, self.step
+        if self.around and balancer.source == "exact":
+            # Rows of z do not carry all of the gradient: differentiate the losses themselves.
+            if self.partition.minibatches > 1:
+                raise ValueError(
+                    f"{self.around}, so the exact kernel of {self.partition.minibatches} "
+                    "mini-batches cannot be had through them; use minibatches=1"
+                )
+            return backward_around_features(balancer, step, self.shared, hooked=True)
+        weights = balancer._reusable(step)
+        if weights is not None:
+            if self.hooked:
+                self._ordinary(weights)
+            else:
+                gradients, heads = self._differentiate()
+                peaks = [
+                    torch.stack([g.abs().amax() for g in per_task])
+                    for per_task in gradients.features
+                ]
+                step.require_finite(torch.stack(peaks).amax(dim=0), "gradient")
+                self._fill(gradients, heads, weights)
+            return step.result(weights)
+        gradients, heads = self._differentiate()
+        if balancer.weighting.reads == "jacobian":
+            return self._combine_entries(gradients, heads)
+        kernel, jacobian = self._kernel(gradients)
+        weights, eigenvalues = balancer._observe(kernel, step)
+        if self.hooked:
+            self._ordinary(weights)
+        else:
+            self._fill(gradients, heads, weights, jacobian)
+        return step.result(weights, eigenvalues)
+
+    # ------------------------------------------------------------------ what is there
+
+    @cached_property
+    def shared(self) -> list[Tensor]:
+        """The shared parameters: the user's, or those below the features."""
+        own = self.balancer.shared
+        return list(own) if own is not None else shared_parameters(self.cut)
+
+    def _is_hooked(self) -> bool:
+        wanted = self.balancer.hooked
+        if wanted is False and self.around:
+            raise ValueError(
+                f"{self.around}, so their gradients cannot be told apart; use hooked=True"
+            )
+        if wanted is not None:
+            return wanted
+        # DDP's own hooks cannot be seen from here, and wait for a backward pass even where there is
+        # one process only.
+        return (
+            bool(self.around)
+            or (dist.is_available() and dist.is_initialized())
+            or any(has_hooks(p) for head in self.graph.parameters for p in head)
+        )
+
+    def _differentiate(self) -> tuple[TaskGradients, HeadGradients]:
+        gradients = feature_gradients(
+            self.step.losses, self.cut, self.graph, heads=not self.hooked, retain=self.hooked
+        )
+        heads = HeadGradients(gradients)
+        heads.require_finite(self.step)
+        return gradients, heads
+
+    # ------------------------------------------------------------------ the kernel
+
+    def _kernel(self, gradients: TaskGradients) -> tuple[ExtendedNTK, Tensor | None]:
+        """Return the kernel, and the gradients of shape (k, P) if they were kept."""
+        balancer, step, partition = self.balancer, self.step, self.partition
+        full = balancer.weighting.reads != "eigenvalues"
+        if full and self.cut.separate and balancer.source == "representation":
+            raise ValueError(
+                f"{balancer.method} needs the blocks between tasks, which do not exist where each "
+                "task has a representation of its own; set source='exact'"
+            )
+        jacobian = None
+        known = with_zeros(gradients, self.whole, step)
+        everywhere = self.whole.select(step.present)
+        if balancer.source == "representation":
+            layer = balancer._last_layer
+            inputs, constant = (None, 0.0) if layer is None else layer.kernel()
+            kernel = representation_kernel(
+                known,
+                everywhere,
+                partition,
+                balancer.pooling,
+                inputs=inputs,
+                constant=constant,
+                full=full,
+                ranks=step.ranks,
+            )
+        else:
+            parameters = self.shared
+            # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
+            keep = (
+                not self.hooked
+                and balancer.shared is None
+                and may_keep(balancer, parameters, step, full)
+            )
+            kernel, jacobian = exact_kernel(
+                rows_through_features(known, everywhere, parameters, partition, release=keep),
+                len(step.present),
+                partition.shares,
+                full=full,
+                keep=keep,
+                ranks=step.ranks,
+            )
+        if step.ranks is not None:
+            shares = partition.shares.expand(len(step.present), -1)
+            kernel = kernel.with_shares(step.ranks.shares(shares, step.has_label))
+        return kernel, jacobian
+
+    # ------------------------------------------------------------------ filling .grad
+
+    def _ordinary(self, weights: Tensor) -> None:
+        """One backward pass of the weighted sum, every hook firing."""
+        balancer, step, cut = self.balancer, self.step, self.cut
+        weights = weights[step.local]
+        factor = shared_factor(balancer, step)
+        if balancer.weight_heads and factor == 1.0:
+            plain_backward(step.losses, weights)
+            return
+        on_shared = weights * factor
+        on_heads = weights if balancer.weight_heads else torch.ones(len(step.losses))
+        if self.around or (cut.root is None and not cut.separate):
+            if step.ranks is not None:
+                raise ValueError(
+                    "weight_heads=False with several processes needs a view of the features per "
+                    "head: pass features=ntkmtl.branch(z, k) and give each head its own, or set "
+                    "weight_heads=True"
+                )
+            # Two passes: one to the trunk's parameters, one to the heads'.
+            trunk = shared_parameters(cut)
+            own = {id(p) for p in trunk}
+            heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
+            if heads:
+                plain_backward(step.losses, on_heads, inputs=heads, retain=True)
+            plain_backward(step.losses, on_shared, inputs=trunk)
+            clip(balancer, trunk, step)
+            return
+        handles = [
+            view.register_hook(lambda g, c=w / h: g * c)
+            for view, w, h in zip(cut.tensors, on_shared.tolist(), on_heads.tolist(), strict=True)
+        ]
+        try:
+            plain_backward(step.losses, on_heads)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if balancer.preset is not None:
+            clip(balancer, self.shared, step)
+
+    def _fill(
+        self,
+        gradients: TaskGradients,
+        heads: HeadGradients,
+        weights: Tensor,
+        jacobian: Tensor | None = None,
+    ) -> None:
+        """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
+        balancer, step = self.balancer, self.step
+        factor = shared_factor(balancer, step)
+        known: list[float] = weights.tolist()
+        local = [known[i] for i in step.local]
+        heads.add(local if balancer.weight_heads else [1.0] * len(local))
+        # Found before the backward pass lets go of the graph.
+        parameters = self.shared if jacobian is not None or factor != 1.0 else []
+        if jacobian is not None:
+            add_flat(parameters, (weights * factor).to(jacobian) @ jacobian)
+        else:
+            self._trunk(gradients, [factor * w for w in local])
+        clip(balancer, parameters, step)
+
+    def _trunk(
+        self,
+        gradients: TaskGradients,
+        weights: Sequence[float],
+        inputs: Sequence[Tensor] | None = None,
+    ) -> None:
+        """One pass over the trunk with the weighted sum of the tasks' gradients."""
+        cut = self.cut
+        if cut.separate:
+            own = gradients.features[0]
+            cotangents = [g * w for g, w in zip(own, weights, strict=True)]
+        else:
+            cotangents = [
+                weighted_sum(gradients.stacked(f), weights) for f in range(len(gradients.features))
+            ]
+        torch.autograd.backward(cut.outputs, cotangents, inputs=inputs)
+
+    # ------------------------------------------------------------------ entry by entry
+
+    def _combine_entries(self, gradients: TaskGradients, heads: HeadGradients) -> BalanceResult:
+        """Let the method combine the gradients entry by entry."""
+        balancer, step, cut = self.balancer, self.step, self.cut
+        require_alone(balancer, step)
+        if self.hooked:
+            raise ValueError(
+                f"{balancer.method} changes gradients entry by entry, which one ordinary backward "
+                "pass cannot; it needs hooked=False and a clean cut at the features"
+            )
+        if cut.separate:
+            raise ValueError(
+                f"{balancer.method} compares the tasks' gradients, which needs a representation "
+                "that they share"
+            )
+        k = len(step.losses)
+        outputs = cut.outputs
+        rest: list[Tensor] = []
+        if balancer.source == "representation":
+            matrix = torch.cat(
+                [torch.stack(per_task).flatten(1) for per_task in gradients.features], dim=1
+            )
+        else:
+            parameters = self.shared
+            chosen = {id(p) for p in parameters}
+            rest = [p for p in shared_parameters(cut) if id(p) not in chosen]
+            whole = Partition.of(cut.batch, 1)
+            rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
+            matrix = torch.cat([rows(i) for i in range(k)])
+        step.require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), "gradient")
+        combined, weights = step.unscaled(balancer.weighting.combine, matrix)
+        heads.add([1.0] * k)
+        if balancer.source == "representation":
+            sizes = [t.numel() for t in outputs]
+            torch.autograd.backward(
+                outputs,
+                [part.view_as(t) for part, t in zip(combined.split(sizes), outputs, strict=True)],
+            )
+        else:
+            if rest:
+                self._trunk(gradients, [1.0] * k, inputs=rest)
+            add_flat(parameters, combined)
+        return step.result(weights)
+
+
+def backward_around_features(
+    balancer: Balancer, step: Step, shared: list[Tensor], *, hooked: bool | None = None
+) -> BalanceResult:
+    """The exact source from the losses themselves, without features to cut the graph at.
+
+    Args:
+        balancer: Whose options count.
+        step: What is known of this call.
+        shared: The shared parameters.
+        hooked: Whether hooks must fire; the balancer's choice if None.
+    """
+    if balancer.minibatches > 1:
+        raise ValueError(
+            f"{balancer.minibatches} mini-batches need features to split: pass features=z, or use "
+            "minibatches=1"
+        )
+    k = len(step.present)
+    local = dict(zip(step.local, step.losses, strict=True))
+    if hooked is None:
+        together = dist.is_available() and dist.is_initialized()
+        hooked = balancer.hooked if balancer.hooked is not None else together
+
+    def row(task: int) -> Tensor:
+        if task in local:
+            return vjp((local[task],), shared, None)[None]
+        return torch.cat([torch.zeros_like(p).reshape(-1) for p in shared])[None]
+
+    hooks = any(has_hooks(p) for p in shared)
+    ordinary = balancer.weight_heads and (bool(hooked) or hooks)
+    weights = balancer._reusable(step)
+    eigenvalues = jacobian = combined = None
+    if weights is None and balancer.weighting.reads == "jacobian":
+        require_alone(balancer, step)
+        matrix = torch.cat([row(i) for i in range(k)])
+        step.require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), "gradient")
+        combined, weights = step.unscaled(balancer.weighting.combine, matrix)
+    elif weights is None:
+        full = balancer.weighting.reads != "eigenvalues"
+        kernel, jacobian = exact_kernel(
+            row,
+            k,
+            torch.ones(1, 1, dtype=torch.float64),
+            full=full,
+            keep=not ordinary and may_keep(balancer, shared, step, full),
+            ranks=step.ranks,
+        )
+        if step.ranks is not None:
+            ones = torch.ones(k, 1, dtype=torch.float64)
+            kernel = kernel.with_shares(step.ranks.shares(ones, step.has_label))
+        weights, eigenvalues = balancer._observe(kernel, step)
+    factor = shared_factor(balancer, step)
+    if ordinary and combined is None and factor == 1.0:
+        plain_backward(step.losses, weights[step.local])
+        return step.result(weights, eigenvalues)
+    own = {id(p) for p in shared}
+    heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
+    on_heads = weights if balancer.weight_heads and combined is None else torch.ones(k)
+    if heads:
+        plain_backward(
+            step.losses,
+            on_heads[step.local],
+            inputs=heads,
+            retain=combined is None and jacobian is None,
+        )
+    if combined is not None:
+        add_flat(shared, combined)
+    elif jacobian is not None:
+        add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
+    else:
+        plain_backward(step.losses, (weights * factor)[step.local], inputs=shared)
+    clip(balancer, shared, step)
+    return step.result(weights, eigenvalues)
+
+
+def may_keep(balancer: Balancer, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:
+    """Whether k gradients are kept to save a pass over the trunk."""
+    if any(has_hooks(p) for p in parameters):
+        return False
+    if full and balancer.minibatches == 1:
+        return True  # the gradients are in memory anyway
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    return size * len(step.present) <= balancer.memory_budget
+
+
+def require_alone(balancer: Balancer, step: Step) -> None:
+    """Refuse to combine entries of gradients that are spread over processes."""
+    if step.ranks is not None:
+        raise ValueError(
+            f"{balancer.method} combines gradients entry by entry, which would need those of all "
+            f"{step.ranks.size} processes on each; it works in a single process only"
+        )
+
+
+def _published_ntkmtl(balancer: Balancer) -> bool:
+    return balancer.preset == "published" and balancer.method == "ntkmtl"
+
+
+def shared_factor(balancer: Balancer, step: Step) -> float:
+    """What the published code of NTKMTL multiplies the shared gradient by: k."""
+    return float(len(step.present)) if _published_ntkmtl(balancer) else 1.0
+
+
+def clip(balancer: Balancer, shared: Sequence[Tensor], step: Step) -> None:
+    """Clip as the published code of NTKMTL does, to norm 1 before the gradient scale."""
+    if _published_ntkmtl(balancer):
+        nn.utils.clip_grad_norm_(shared, step.scale)

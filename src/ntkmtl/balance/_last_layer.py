@@ -1,0 +1,55 @@
+"""What a layer of the trunk saw in its last forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["LastLayer"]
+
+
+class LastLayer:
+    """Remembers input and output of the trunk's last linear layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"last_layer must be a torch.nn.Linear, found {type(layer)}")
+        self._bias = layer.bias is not None
+        self._seen: tuple[Tensor, Tensor, int] | None = None
+        layer.register_forward_hook(self._remember)
+
+    def _remember(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if torch.is_grad_enabled():
+            self._seen = (args[0].detach(), output, output._version)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The layer that it hangs on must stay copyable; what was seen belongs to one graph.
+        return {**vars(self), "_seen": None}
+
+    def output(self) -> Tensor:
+        """Return the layer's output in the last forward pass with gradients."""
+        if self._seen is None:
+            raise ValueError("last_layer has not run with gradients since the Balancer was made")
+        _, output, version = self._seen
+        if output._version != version:
+            raise ValueError(
+                "the output of last_layer was changed in place (an activation with inplace=True "
+                "after it?), so it cannot be differentiated; set inplace=False"
+            )
+        return output
+
+    def kernel(self) -> tuple[Tensor, float]:
+        """Return what the layer's own kernel between samples, a a^T + 1, is made of: a and the 1.
+
+        The constant comes from the bias; without one it is 0.
+        """
+        assert self._seen is not None
+        inputs = self._seen[0]
+        if inputs.ndim != 2:
+            raise ValueError(
+                f"last_layer must be applied to samples of shape (B, d), found "
+                f"{tuple(inputs.shape)}"
+            )
+        return inputs, 1.0 if self._bias else 0.0

@@ -1,0 +1,106 @@
+"""The kernel that a recorder is shown, made beside the step's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._autograd import (
+    TaskGradients,
+    feature_gradients,
+    head_graph,
+    path_around,
+    require_cut,
+    vjp,
+)
+from ntkmtl.kernel._features import Features, FeaturesLike
+from ntkmtl.kernel._partition import Partition
+from ntkmtl.kernel._sources import (
+    exact_kernel,
+    representation_kernel,
+    rows_through_features,
+    shared_parameters,
+)
+
+if TYPE_CHECKING:
+    from ntkmtl.analysis import Recorder
+    from ntkmtl.balance._balancer import Balancer
+    from ntkmtl.balance._step import Step
+
+__all__ = ["recorded_kernel"]
+
+
+def recorded_kernel(
+    balancer: Balancer,
+    recorder: Recorder,
+    step: Step,
+    features: FeaturesLike | None,
+    counts: Tensor | None,
+) -> ExtendedNTK | None:
+    """Return the kernel of this step's tasks with all its blocks, and keep the graph.
+
+    It is made for the recorder alone, so that a training with one takes the very steps of a
+    training without, whatever the method reads and how often.
+
+    Args:
+        balancer: Whose options count where the recorder leaves them open.
+        recorder: What is to be recorded.
+        step: What is known of this call.
+        features: The representation, as the user gave it.
+        counts: Labels per task and sample.
+
+    Returns:
+        float64 on the CPU, diagonal blocks only where each task has its own representation; None
+        where neither features nor shared parameters are known, in several processes, or in a
+        process without labels for some of the tasks.
+    """
+    if step.ranks is not None or len(step.local) < len(step.present):
+        return None
+    reads_kernel = balancer.weighting.reads != "losses"
+    source = recorder.source or (balancer.source if reads_kernel else "representation")
+    if features is None:
+        if balancer.shared is None:
+            return None
+        return _whole_batch(step, list(balancer.shared))
+    cut = Features.of(features, step.names, balancer.batch_dim).select(step.present)
+    graph = head_graph(step.losses, cut)
+    if graph.crosses and cut.root is not None:
+        cut = cut.joined()
+        graph = head_graph(step.losses, cut)
+    require_cut(graph, step.local_names)
+    minibatches = min(recorder.minibatches or balancer.minibatches, cut.batch)
+    if counts is not None:
+        counts = counts[step.index.to(counts.device)]
+    gradients: TaskGradients = feature_gradients(step.losses, cut, graph, heads=False, retain=True)
+    partition = Partition.of(cut.batch, minibatches, counts)
+    if source == "representation":
+        pooling = recorder.pooling or (balancer.pooling if reads_kernel else "pooled")
+        kernel = representation_kernel(gradients, cut, partition, pooling)
+        return _on_cpu(kernel, step)
+    parameters = list(balancer.shared) if balancer.shared is not None else shared_parameters(cut)
+    if path_around(graph, cut):
+        # Rows of z do not carry all of the gradient, and there are no mini-batches without them.
+        return _whole_batch(step, parameters)
+    rows = rows_through_features(gradients, cut, parameters, partition, release=False)
+    kernel, _ = exact_kernel(rows, len(step.losses), partition.shares, full=True, keep=False)
+    return _on_cpu(kernel, step)
+
+
+def _whole_batch(step: Step, parameters: Sequence[Tensor]) -> ExtendedNTK:
+    kernel, _ = exact_kernel(
+        lambda task: vjp((step.losses[task],), parameters, None)[None],
+        len(step.losses),
+        torch.ones(1, 1, dtype=torch.float64),
+        full=True,
+        keep=False,
+    )
+    return _on_cpu(kernel, step)
+
+
+def _on_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
+    kernel = kernel.cpu()
+    return kernel if step.scale == 1.0 else kernel / step.scale**2
