@@ -10,12 +10,18 @@ from torch import Tensor
 
 from kernel.oracle import Case, make_case
 from ntkmtl import Balancer, branch
-from ntkmtl.weighting import accepted_options, names, spec
+from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 IMPOSSIBLE = [
     *((name, "hooked") for name in METHODS if spec(name).reads == "jacobian"),
+    *(
+        (name, form)
+        for name in METHODS
+        if create(name).guides_heads
+        for form in ("hooked", "shared")
+    ),
     *((name, "shared") for name in METHODS if spec(name).reads == "kernel"),
     ("ntkmtl-tk", "shared"),
 ]

@@ -21,6 +21,8 @@ OF_KERNEL = [name for name in METHODS if spec(name).reads != "losses"]
 OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
 # These need more than one mini-batch, and so features to split.
 OF_MINIBATCHES = [name for name in METHODS if spec(name).reads == "kernel"]
+# Their heads get more than the gradients of their losses.
+GUIDED = [name for name in METHODS if create(name).guides_heads]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 FORMS = ["tensor", "branch", "hooked", "hooked-branch"]
 
@@ -117,8 +119,9 @@ def test_every_method_source_and_form(
     balancer = make_balancer(
         method, source=source, minibatches=2, hooked=hooked, weight_heads=weight_heads, **options
     )
-    if method in OF_ENTRIES and hooked:
-        with pytest.raises(ValueError, match="entry by entry"):
+    if method in (*OF_ENTRIES, *GUIDED) and hooked:
+        said = "entry by entry" if method in OF_ENTRIES else "more than the gradient"
+        with pytest.raises(ValueError, match=said):
             step(case, balancer, form)
         assert all(p.grad is None for p in case.parameters)
         return
@@ -135,8 +138,9 @@ def test_every_method_source_and_form(
     on_heads = out.weights if weight_heads else ones
     expected = weighted_gradients(losses, fresh.shared, out.weights)
     assert_grads(case.shared, expected)
-    heads = list(fresh.heads.parameters())
-    assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
+    if method not in GUIDED:
+        heads = list(fresh.heads.parameters())
+        assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
     assert out.weights.shape == (3,)
     assert out.weights.dtype == torch.float64
     assert (out.eigenvalues is not None) == (spec(method).reads == "eigenvalues")
@@ -248,7 +252,7 @@ def test_shared_may_be_a_part_of_the_trunk(method: str, budget: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_MINIBATCHES)]
+    "method", [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_MINIBATCHES, *GUIDED)]
 )
 @pytest.mark.parametrize("weight_heads", [True, False])
 def test_shared_parameters_without_features(method: str, weight_heads: bool) -> None:
@@ -433,7 +437,8 @@ def skip_losses(case: Case, z: Any, hidden: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    "method", [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_ENTRIES, *OF_MINIBATCHES)]
+    "method",
+    [m for m in OF_KERNEL if m not in ("ntkmtl-tk", *OF_ENTRIES, *OF_MINIBATCHES, *GUIDED)],
 )
 @pytest.mark.parametrize("source", ["representation", "exact"])
 def test_a_path_around_the_features(method: str, source: str) -> None:

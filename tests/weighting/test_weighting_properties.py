@@ -20,7 +20,7 @@ OF_LOSSES = [name for name in METHODS if spec(name).reads == "losses"]
 OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
 RANDOM = tuple(name for name in METHODS if "seed" in accepted_options(name))
 # How weights change when the Gramian is multiplied by c: as c to this power.
-DEGREE = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3, "pivrg": -2 / 3}
+DEGREE = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3, "pivrg": -2 / 3, "consmtl": -2 / 3}
 # Neighbours are compared, or the first task is primary: the order is a part of the method.
 ORDERED = ("ldc-mtl", "pcd")
 SHAPES = ("full", "zero", "one-zero", "line", "opposite", "cancelling", "equal", "unlike")

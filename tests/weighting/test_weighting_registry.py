@@ -20,7 +20,18 @@ EXPECTED = {
     "losses": {"stl", "ls", "si", "rlw", "dwa", "uw", "famo", "stch", "ldc-mtl"}
     | {"gls", "imtl-l", "go4align", "fixed", "unit"},
     "gramian": {"mgda", "pcgrad", "cagrad", "imtl-g", "nash-mtl", "aligned-mtl", "fairgrad"}
-    | {"imtl", "gradnorm", "upgrad", "dualproj", "gradvac", "pcd", "config", "cr-mogm", "pivrg"},
+    | {
+        "imtl",
+        "gradnorm",
+        "upgrad",
+        "dualproj",
+        "gradvac",
+        "pcd",
+        "config",
+        "cr-mogm",
+        "pivrg",
+        "consmtl",
+    },
     "kernel": {"modo", "sdmgrad"},
     "jacobian": {"graddrop", "moco", "db-mtl", "excess-mtl"},
     "eigenvalues": {"ntkmtl", "ntkmtl-sr", "ntkmtl-tk"},

@@ -16,6 +16,7 @@ from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._autograd import (
     TaskGradients,
     feature_gradients,
+    guiding_gradients,
     has_hooks,
     head_graph,
     leaves,
@@ -90,6 +91,8 @@ class KernelStep:
                     "mini-batches cannot be had through them; use minibatches=1"
                 )
             return backward_around_features(balancer, step, self.shared, hooked=True)
+        if balancer.weighting.guides_heads:
+            return self._guide_heads()
         weights = balancer._reusable(step)
         if weights is not None:
             if self.hooked:
@@ -272,6 +275,59 @@ class KernelStep:
             ]
         torch.autograd.backward(cut.outputs, cotangents, inputs=inputs)
 
+    # ------------------------------------------------------------------ heads with more to do
+
+    def _guide_heads(self) -> BalanceResult:
+        """Let heads descend along an objective of the gradients that they send to the trunk."""
+        balancer, step, cut = self.balancer, self.step, self.cut
+        weighting = balancer.weighting
+        require_alone(balancer, step)
+        if self.hooked:
+            raise ValueError(
+                f"{balancer.method} gives the heads more than the gradient of their losses, which "
+                "one ordinary backward pass cannot; it needs hooked=False and a clean cut at the "
+                "features"
+            )
+        if len({t.shape for t in cut.tensors}) > 1 and cut.per_task:
+            raise ValueError(
+                f"{balancer.method} adds up the tasks' gradients with respect to their features, "
+                f"which have shapes {sorted({tuple(t.shape) for t in cut.tensors})} here; it needs "
+                "one shape"
+            )
+        live = feature_gradients(
+            step.losses, cut, self.graph, heads=True, retain=True, differentiable=True
+        )
+        gradients = TaskGradients([[g.detach() for g in f] for f in live.features], live.heads)
+        heads = HeadGradients(gradients)
+        heads.require_finite(step)
+        weights, eigenvalues = balancer._reusable(step), None
+        jacobian = None
+        if weights is None:
+            kernel, jacobian = self._kernel(gradients)
+            weights, eigenvalues = balancer._observe(kernel, step)
+        # One factor of the gradient scale is to stay, like that of the losses.
+        joint = [
+            weighted_sum(gradients.stacked(f), (weights / step.scale).tolist())
+            for f in range(len(gradients.features))
+        ]
+        for i, head in enumerate(gradients.heads):
+            if not head:
+                continue
+            objective = torch.stack(
+                [
+                    weighting.head_objective(per_task[i], j)
+                    for per_task, j in zip(live.features, joint, strict=True)
+                ]
+            ).sum()
+            guiding = guiding_gradients(objective, [p for p, _ in head])
+            updated = weighting.head_update([g for _, g in head], guiding)
+            gradients.heads[i] = [(p, g) for (p, _), g in zip(head, updated, strict=True)]
+        del live
+        heads = HeadGradients(gradients)
+        heads.require_finite(step)
+        self._fill(gradients, heads, weights, jacobian)
+        return step.result(weights, eigenvalues)
+
     # ------------------------------------------------------------------ entry by entry
 
     def _combine_entries(self, gradients: TaskGradients, heads: HeadGradients) -> BalanceResult:
@@ -323,12 +379,20 @@ def backward_around_features(
 ) -> BalanceResult:
     """The exact source from the losses themselves, without features to cut the graph at.
 
+    Raises:
+        ValueError: The method or the number of mini-batches needs features.
+
     Args:
         balancer: Whose options count.
         step: What is known of this call.
         shared: The shared parameters.
         hooked: Whether hooks must fire; the balancer's choice if None.
     """
+    if balancer.weighting.guides_heads:
+        raise ValueError(
+            f"{balancer.method} needs the features that part trunk and heads: pass features=z, the "
+            "tensor that the heads read, and let no loss reach the trunk around it"
+        )
     if balancer.minibatches > 1:
         raise ValueError(
             f"{balancer.minibatches} mini-batches need features to split: pass features=z, or use "
@@ -406,8 +470,8 @@ def require_alone(balancer: Balancer, step: Step) -> None:
     """Refuse to combine entries of gradients that are spread over processes."""
     if step.ranks is not None:
         raise ValueError(
-            f"{balancer.method} combines gradients entry by entry, which would need those of all "
-            f"{step.ranks.size} processes on each; it works in a single process only"
+            f"{balancer.method} works on the gradients entry by entry, which would need those of "
+            f"all {step.ranks.size} processes on each; it works in a single process only"
         )
 
 

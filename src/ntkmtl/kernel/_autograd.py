@@ -19,6 +19,7 @@ __all__ = [
     "HeadGraph",
     "TaskGradients",
     "feature_gradients",
+    "guiding_gradients",
     "head_graph",
     "leaves",
     "vjp",
@@ -207,6 +208,7 @@ def feature_gradients(
     *,
     heads: bool,
     retain: bool,
+    differentiable: bool = False,
 ) -> TaskGradients:
     """Differentiate each loss with respect to the features, and its head if asked to.
 
@@ -219,13 +221,16 @@ def feature_gradients(
         graph: What :func:`head_graph` found between the two.
         heads: Differentiate with respect to the heads' parameters as well.
         retain: Keep the graph for a later pass over the heads.
+        differentiable: Make gradients that can be differentiated once more, through the heads.
     """
     parameters = graph.parameters if heads else [[] for _ in losses]
     flat = [p for head in parameters for p in head]
     # A parameter that two heads share would get the sum of both tasks' gradients, and so would a
     # feature below an operation that they share.
     apart = len({id(p) for p in flat}) == len(flat)
-    if features.per_task:
+    if differentiable:
+        own, grads = _twice_differentiable(losses, features, parameters)
+    elif features.per_task:
         own, grads = (_own if apart else _own_one_by_one)(losses, features, parameters, retain)
     elif apart and not graph.overlapping and len(losses) > 1:
         own, grads = _seen_at_borders(losses, features, graph, flat, retain)
@@ -348,6 +353,36 @@ def _own_one_by_one(
         own.append(torch.zeros_like(tensor) if g is None else g)
         flat += rest
     return [own], flat
+
+
+def _twice_differentiable(
+    losses: Sequence[Tensor],
+    features: Features,
+    parameters: list[list[Tensor]],
+) -> _Gradients:
+    own: list[list[Tensor]] = [[] for _ in range(1 if features.per_task else len(features.tensors))]
+    flat: list[Tensor | None] = []
+    for i, loss in enumerate(losses):
+        read = features.tensors[i : i + 1] if features.per_task else features.tensors
+        grads = torch.autograd.grad(
+            loss, (*read, *parameters[i]), create_graph=True, allow_unused=True
+        )
+        for per_task, tensor, g in zip(own, read, grads, strict=False):
+            per_task.append(torch.zeros_like(tensor) if g is None else g)
+        flat += [None if g is None else g.detach() for g in grads[len(read) :]]
+    return own, flat
+
+
+def guiding_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Differentiate an objective made of gradients with respect to a head's parameters.
+
+    Parameters that it does not depend on, as where a head is linear in them and its loss in its
+    output, have gradient zero.
+    """
+    if not objective.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    grads = torch.autograd.grad(objective, list(parameters), retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
 
 
 def vjp(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -31,13 +31,19 @@ class Weighting(ABC):
         follows_parameters: Whether it averages gradients over steps, entry by entry, which makes
             sense for parameters only: features of the next batch belong to other samples.
         needs_after_step: Whether :meth:`after_step` wants the losses after the update.
+        needs_scores: Whether :meth:`observe` wants to be told after each epoch how well each task
+            performs against its single-task network.
+        guides_heads: Whether each head also descends along an objective of its own, made of the
+            gradient that it sends to the trunk; see :meth:`head_objective`.
         name: The name it was made by, which decides the Balancer's defaults; None for one's own.
     """
 
     name: str | None = None
     reads: ClassVar[Reads]
     needs_after_step: ClassVar[bool] = False
+    needs_scores: ClassVar[bool] = False
     takes_logarithms: ClassVar[bool] = False
+    guides_heads: ClassVar[bool] = False
     follows_parameters: ClassVar[bool] = False
 
     def __call__(
@@ -98,6 +104,36 @@ class Weighting(ABC):
         """
         raise TypeError(f"{type(self).__name__} weighs whole gradients; it combines none")
 
+    def head_objective(self, own: Tensor, joint: Tensor) -> Tensor:
+        """Return what a head minimises beside its loss, where :attr:`guides_heads` says so.
+
+        Args:
+            own: The task's gradient with respect to the features, which depends on the head.
+            joint: The weighted sum of all tasks' gradients, a constant of the same shape.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: The method has no such objective.
+        """
+        raise TypeError(f"{type(self).__name__} has no objective for heads")
+
+    def head_update(self, plain: Sequence[Tensor], guiding: Sequence[Tensor]) -> list[Tensor]:
+        """Combine a head's gradients of its loss and of :meth:`head_objective`.
+
+        Args:
+            plain: One gradient per parameter of the head, of its loss.
+            guiding: Likewise, of the objective.
+
+        Returns:
+            What is added to ``.grad``.
+
+        Raises:
+            TypeError: The method has no such objective.
+        """
+        raise TypeError(f"{type(self).__name__} has no objective for heads")
+
     def prepare(self, tasks: int, device: torch.device) -> None:
         """Make the state for a number of tasks. Called before the first step; may be called again.
 
@@ -115,6 +151,20 @@ class Weighting(ABC):
 
     def after_step(self, losses: Tensor, tasks: Tensor) -> None:
         """Look at the losses of the same batch after the update, float64 of shape (k,)."""
+
+    def observe(self, scores: Sequence[float] | Tensor) -> None:
+        """Take over how well each task performs, where :attr:`needs_scores` says so.
+
+        :func:`ntkmtl.training.train` calls it after each epoch, before :meth:`end_epoch`.
+
+        Args:
+            scores: Delta-m of every task against its single-task network in percent, in the order
+                of the tasks; lower is better. NaN leaves a task's score as it is.
+
+        Raises:
+            TypeError: The method takes no scores.
+        """
+        raise TypeError(f"{type(self).__name__} takes no scores")
 
     def end_epoch(self) -> None:
         """Note that an epoch is over."""

@@ -33,10 +33,12 @@ class PIVRG(Weighting):
     gradients, which :func:`ntkmtl.weighting._fair.fair_weights` solves to machine precision (the
     published code: least squares from equal weights).
 
-    Call :meth:`observe` with the scores after each epoch, as ``balancer.weighting.observe(...)``.
-    All are 0 in the first epoch, where the method is FairGrad with alpha 2; if the second epoch
-    ends and none were ever given, a warning says so. (For NYUv2 and CityScapes the published code
-    takes its scores from the training data; a score is the mean over the task's metrics.)
+    ``ntkmtl compare`` and ``ntkmtl run`` train the single-task networks first and give the scores.
+    In a loop of one's own, call :meth:`observe` with them after each epoch, as
+    ``balancer.weighting.observe(...)``. All are 0 in the first epoch, where the method is FairGrad
+    with alpha 2; if the second epoch ends and none were ever given, a warning says so. (For NYUv2
+    and CityScapes the published code takes its scores from the training data; a score is the mean
+    over the task's metrics.)
 
     A task without labels is left out of the softmax of that step; its score stays.
 
@@ -60,6 +62,7 @@ class PIVRG(Weighting):
     """
 
     reads: ClassVar[Reads] = "gramian"
+    needs_scores: ClassVar[bool] = True
 
     def __init__(self, bound: float = 2.0, min_temperature: float = 10.0) -> None:
         self.bound = check_positive("bound", bound)

@@ -294,6 +294,14 @@ _SPECS = (
         defaults=_EXACT,
     ),
     MethodSpec(
+        "consmtl",
+        "Consistent: fair gradients, and heads that turn theirs towards the joint one",
+        "Qin, Wang, Yan: Towards Consistent Multi-Task Learning, CVPR 2025",
+        "gramian",
+        "ntkmtl.weighting._consmtl:ConsMTL",
+        defaults=_EXACT,
+    ),
+    MethodSpec(
         "moco",
         "Gradient correction: the shortest convex combination of tracked gradients",
         "Fernando et al.: Mitigating Gradient Bias in Multi-objective Learning, ICLR 2023",
