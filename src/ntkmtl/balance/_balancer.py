@@ -57,7 +57,9 @@ class Balancer:
         minibatches: The paper's n.
         every: Compute the kernel in each ``every``-th step and keep the weights in between.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
-            for none.
+            for none. A task without a label keeps its average, and for methods that read
+            eigenvalues still counts in the others' weights: tasks whose batches take turns are
+            balanced by this.
         weight_heads: Whether the weights apply to the heads too, or to the shared part only. The
             method's own published form if None.
         shared: The shared parameters, where they cannot be found from features.
@@ -570,16 +572,30 @@ class Balancer:
         eigenvalues = None
         if self.weighting.reads == "eigenvalues":
             eigenvalues = self._smooth(kernel.max_eigenvalues(), step)
-            kernel = ExtendedNTK(blocks=eigenvalues[:, None, None])
+            weights = self._weigh_eigenvalues(eigenvalues, step)
         elif self.weighting.reads == "gramian" and self.ema:
             smooth = self._smooth(kernel.gramian(), step)
-            kernel = ExtendedNTK(smooth[:, None, :, None])
-        weights = self._weigh(kernel, step)
+            weights = self._weigh(ExtendedNTK(smooth[:, None, :, None]), step)
+        else:
+            weights = self._weigh(kernel, step)
         if self.every > 1:
             if self._cached is None:
                 self._cached = torch.full((step.total,), math.nan, dtype=torch.float64)
             self._cached[step.index] = weights
         return weights, eigenvalues
+
+    def _weigh_eigenvalues(self, eigenvalues: Tensor, step: Step) -> Tensor:
+        """Weigh by eigenvalues; with a moving average, against those of absent tasks as well.
+
+        Tasks whose batches take turns are so balanced with each other.
+        """
+        if self._average is None or len(step.present) == step.total:
+            return self._weigh(ExtendedNTK(blocks=eigenvalues[:, None, None]), step)
+        known = (~self._average.isnan()).nonzero().flatten()
+        all_weights = self.weighting(
+            ExtendedNTK(blocks=self._average[known, None, None]), tasks=known
+        )
+        return all_weights[torch.searchsorted(known, step.index)]
 
     def _smooth(self, fresh: Tensor, step: Step) -> Tensor:
         """Update the moving average of a vector or matrix over tasks at the tasks with labels."""

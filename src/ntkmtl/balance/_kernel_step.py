@@ -30,6 +30,7 @@ from ntkmtl.kernel._sources import (
     representation_kernel,
     rows_through_features,
     shared_parameters,
+    split_batch,
 )
 
 if TYPE_CHECKING:
@@ -73,11 +74,14 @@ class KernelStep:
         self.graph = graph
         self.around = balancer._path_around(graph, cut)
         self.hooked = self._is_hooked()
-        if counts is not None:
+        if counts is not None and not whole.uneven:
             require_counts(counts, step.total, cut.batch)
             counts = counts[step.index.to(counts.device)]
-        self.partition = Partition.of(
-            cut.batch, balancer.minibatches, counts, published=balancer.preset == "published"
+        self.partition = split_batch(
+            whole.select(step.present),
+            balancer.minibatches,
+            counts,
+            published=balancer.preset == "published",
         )
 
     def run(self) -> BalanceResult:

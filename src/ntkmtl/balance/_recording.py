@@ -18,12 +18,12 @@ from ntkmtl.kernel._autograd import (
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
-from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._sources import (
     exact_kernel,
     representation_kernel,
     rows_through_features,
     shared_parameters,
+    split_batch,
 )
 
 if TYPE_CHECKING:
@@ -72,11 +72,11 @@ def recorded_kernel(
         cut = cut.joined()
         graph = head_graph(step.losses, cut)
     require_cut(graph, step.local_names)
-    minibatches = min(recorder.minibatches or balancer.minibatches, cut.batch)
-    if counts is not None:
+    minibatches = min(recorder.minibatches or balancer.minibatches, *cut.batches)
+    if counts is not None and not cut.uneven:
         counts = counts[step.index.to(counts.device)]
     gradients: TaskGradients = feature_gradients(step.losses, cut, graph, heads=False, retain=True)
-    partition = Partition.of(cut.batch, minibatches, counts)
+    partition = split_batch(cut, minibatches, counts)
     if source == "representation":
         pooling = recorder.pooling or (balancer.pooling if reads_kernel else "pooled")
         kernel = representation_kernel(gradients, cut, partition, pooling)

@@ -80,15 +80,26 @@ class Features:
         per_task: ``tensors[i]`` belongs to task i alone (views of one representation, or one
             representation per task); otherwise all tasks read all of them.
         root: The representation that per-task views are views of, None if there is none.
-        batch: Number of samples.
+        batches: Number of samples of each tensor; all the same, unless each task has a
+            representation of its own, of samples of its own.
         batch_dim: The dimension of the samples.
     """
 
     tensors: tuple[Tensor, ...]
     per_task: bool
     root: Tensor | None
-    batch: int
+    batches: tuple[int, ...]
     batch_dim: int
+
+    @property
+    def batch(self) -> int:
+        """Number of samples, of the first tensor where that differs."""
+        return self.batches[0]
+
+    @property
+    def uneven(self) -> bool:
+        """Whether tasks have batches of different sizes."""
+        return len(set(self.batches)) > 1
 
     @property
     def separate(self) -> bool:
@@ -109,12 +120,13 @@ class Features:
         if not self.per_task or len(tasks) == len(self.tensors):
             return self
         kept = tuple(self.tensors[i] for i in tasks)
-        return Features(kept, True, self.root, self.batch, self.batch_dim)
+        batches = tuple(self.batches[i] for i in tasks)
+        return Features(kept, True, self.root, batches, self.batch_dim)
 
     def joined(self) -> Features:
         """Take views of one representation as that one tensor, which every task reads."""
         assert self.root is not None
-        return Features((self.root,), False, None, self.batch, self.batch_dim)
+        return Features((self.root,), False, None, self.batches[:1], self.batch_dim)
 
     @staticmethod
     def of(features: FeaturesLike, names: Sequence[str], batch_dim: int = 0) -> Features:
@@ -124,7 +136,8 @@ class Features:
             features: One tensor; a tuple of tensors that every task reads (multi-scale trunks); a
                 list or a dict with one tensor per task (attention networks); or :class:`Branches`.
             names: Names of the k tasks.
-            batch_dim: The dimension of the samples, the same in all tensors.
+            batch_dim: The dimension of the samples, the same in all tensors. Its size is the same
+                as well, unless each task has a tensor of its own.
 
         Raises:
             TypeError: Something that is not a tensor is among them.
@@ -161,7 +174,7 @@ class Features:
             )
         if not tensors:
             raise ValueError("features is empty; give at least one tensor")
-        sizes = set()
+        sizes = []
         for tensor in tensors:
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"features must be tensors, found {type(tensor)}")
@@ -176,13 +189,13 @@ class Features:
                     f"batch_dim={batch_dim} does not exist in features of shape "
                     f"{tuple(tensor.shape)}"
                 )
-            sizes.add(tensor.shape[batch_dim])
-        if len(sizes) != 1:
+            sizes.append(tensor.shape[batch_dim])
+        if len(set(sizes)) != 1 and not (per_task and root is None):
             raise ValueError(
                 f"features must agree in the size of dimension {batch_dim}, the samples; found "
-                f"{sorted(sizes)}"
+                f"{sorted(set(sizes))}"
             )
-        return Features(tensors, per_task, root, sizes.pop(), batch_dim)
+        return Features(tensors, per_task, root, tuple(sizes), batch_dim)
 
 
 def sample_gram(features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -55,16 +56,18 @@ class Partition:
     """A batch of B samples split into n consecutive mini-batches, for k tasks.
 
     Attributes:
-        sizes: Samples in each mini-batch.
+        sizes: Samples in each mini-batch; empty where each task has a batch of its own.
         scales: What the rows of mini-batch u of task i's batch gradient are multiplied by to make
             the gradient of that mini-batch's mean loss, float64 of shape (k, n); or (1, n) where
             all tasks agree.
         shares: Share of task i's labelled samples in mini-batch u, same shape.
+        own: One partition per task where each has a batch of its own.
     """
 
     sizes: tuple[int, ...]
     scales: Tensor
     shares: Tensor
+    own: tuple[Partition, ...] = ()
 
     @staticmethod
     def of(
@@ -98,10 +101,42 @@ class Partition:
         shares = torch.where(total > 0, part / total, 1.0 / len(sizes))
         return Partition(sizes, scales, shares)
 
+    @staticmethod
+    def per_task(batches: Sequence[int], minibatches: int, *, published: bool = False) -> Partition:
+        """Split one batch per task, of different sizes.
+
+        Args:
+            batches: Number of samples of each task's batch.
+            minibatches: Number of mini-batches n of each.
+            published: See :func:`minibatch_sizes`.
+
+        Raises:
+            ValueError: n is not in 1..B for one of them, or they end up with different numbers.
+        """
+        own = tuple(Partition.of(batch, minibatches, published=published) for batch in batches)
+        if len({part.minibatches for part in own}) > 1:
+            raise ValueError(
+                f"batches of {sorted(set(batches))} samples do not all make the same number of "
+                "mini-batches when split as the published code does; leave preset out"
+            )
+        return Partition(
+            (),
+            torch.cat([part.scales for part in own]),
+            torch.cat([part.shares for part in own]),
+            own,
+        )
+
+    def of_task(self, task: int) -> Partition:
+        """Return the partition of one task's batch."""
+        if self.own:
+            return self.own[task]
+        i = task if len(self.scales) > 1 else 0
+        return Partition(self.sizes, self.scales[i : i + 1], self.shares[i : i + 1])
+
     @property
     def minibatches(self) -> int:
         """Number of mini-batches n."""
-        return len(self.sizes)
+        return self.scales.shape[1]
 
     @cached_property
     def scale_products(self) -> Tensor:

@@ -29,6 +29,7 @@ __all__ = [
     "representation_kernel",
     "rows_through_features",
     "shared_parameters",
+    "split_batch",
 ]
 
 
@@ -63,12 +64,17 @@ def representation_kernel(
     for f in range(len(gradients.features)):
         stack = gradients.stacked(f)
         rows = stack if features.batch_dim == 0 else [features.rows(g) for g in stack]
-        if pooling == "kernel" and features.separate and inputs is None:
+        if partition.own and inputs is not None:
+            raise ValueError(
+                "last_layer saw one batch, but the tasks have batches of different sizes; leave "
+                "last_layer out"
+            )
+        if partition.own or (pooling == "kernel" and features.separate and inputs is None):
             # Each task has its own representation, hence its own kernel between samples.
             parts = [
                 _one(
                     [row],
-                    _of_task(partition, i),
+                    partition.of_task(i),
                     pooling,
                     features.rows(features.tensors[i]),
                     constant,
@@ -111,11 +117,6 @@ def _one(
     return ranks.blockwise(kernel) if ranks is not None and pooling == "blockwise" else kernel
 
 
-def _of_task(partition: Partition, task: int) -> Partition:
-    i = task if len(partition.scales) > 1 else 0
-    return Partition(partition.sizes, partition.scales[i : i + 1], partition.shares[i : i + 1])
-
-
 def rows_through_features(
     gradients: TaskGradients,
     features: Features,
@@ -153,10 +154,11 @@ def rows_through_features(
         keep_graph = not (release and task == len(gradients.features[0]) - 1)
         if n == 1:
             return vjp(outputs, parameters, cotangents, retain=keep_graph)[None]
-        scales = partition.scales[task if len(partition.scales) > 1 else 0].tolist()
+        part_of_task = partition.of_task(task)
+        scales = part_of_task.scales[0].tolist()
         result = []
         start = 0
-        for u, (size, scale) in enumerate(zip(partition.sizes, scales, strict=True)):
+        for u, (size, scale) in enumerate(zip(part_of_task.sizes, scales, strict=True)):
             masked = []
             for g in cotangents:
                 part = torch.zeros_like(g)
@@ -222,6 +224,28 @@ def exact_kernel(
     if ranks is None:
         kernel = kernel.with_shares(shares.expand(tasks, -1).to(kernel.blocks.device))
     return kernel, jacobian
+
+
+def split_batch(
+    features: Features,
+    minibatches: int,
+    counts: Tensor | None = None,
+    *,
+    published: bool = False,
+) -> Partition:
+    """Split the batch, or each task's own, into mini-batches.
+
+    Raises:
+        ValueError: n is not in 1..B, or counts are given for batches of different sizes.
+    """
+    if not features.uneven:
+        return Partition.of(features.batch, minibatches, counts, published=published)
+    if counts is not None:
+        raise ValueError(
+            "counts has one column per sample, but the tasks have batches of "
+            f"{sorted(set(features.batches))} samples; leave counts out, or use equal batches"
+        )
+    return Partition.per_task(features.batches, minibatches, published=published)
 
 
 def shared_parameters(features: Features) -> list[Tensor]:
@@ -297,9 +321,9 @@ def extended_ntk(
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
     scalars = [_scalar(loss, name) for loss, name in zip(values, names, strict=True)]
     cut = Features.of(features, names, batch_dim)
-    if counts is not None:
+    if counts is not None and not cut.uneven:
         require_counts(counts, k, cut.batch)
-    partition = Partition.of(cut.batch, minibatches, counts)
+    partition = split_batch(cut, minibatches, counts)
     graph = head_graph(scalars, cut)
     if graph.crosses and cut.root is not None:
         cut = cut.joined()
