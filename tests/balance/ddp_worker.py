@@ -93,7 +93,11 @@ def main(rank: int, port: int, folder: str, cases: list[Case]) -> None:
             # Different seeds: random methods must agree all the same.
             torch.manual_seed(100 + rank)
             balancer = Balancer(method, **options)
-            result = run(net, balancer, rows, missing if rank == 1 else None)
+            try:
+                result = run(net, balancer, rows, missing if rank == 1 else None)
+            except ValueError as error:
+                grads = [p.grad for p in net.parameters()]
+                result = {"error": str(error), "grads": grads}
             torch.save(result, Path(folder) / f"{number}-{rank}.pt")
     finally:
         dist.destroy_process_group()

@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 
 from ntkmtl import Balancer
+from ntkmtl.weighting import accepted_options, create, names, spec
 
 
 def same(a, b, tolerance=1e-9):
@@ -31,12 +32,30 @@ CASES = [
 ]
 
 
+# Every other method as it comes. Those that work on the gradients entry by entry, or on the heads,
+# say that they need a single process.
+TRIED = {method for method, _, _ in CASES}
+RANDOM_NAMES = {name for name in names() if "seed" in accepted_options(name)}
+ALONE = [name for name in names() if spec(name).reads == "jacobian" or create(name).guides_heads]
+CASES += [
+    (
+        name,
+        {} if spec(name).reads == "losses" else {"weight_heads": True},
+        {"minibatches": 4} if spec(name).reads == "kernel" else {},
+    )
+    for name in names()
+    if name not in TRIED | RANDOM_NAMES | {"stl", *ALONE}
+]
 MISSING = ["ls", "ntkmtl-sr", "ntkmtl", "nash-mtl"]
-RANDOM = [("rlw", {}), ("pcgrad", {"weight_heads": True})]
+RANDOM = [
+    (name, {} if spec(name).reads == "losses" else {"weight_heads": True})
+    for name in sorted(RANDOM_NAMES - set(ALONE))
+]
 ALL = [
     *((method, options, None) for method, options, _ in CASES),
     *((method, {"weight_heads": True}, 2) for method in MISSING),
     *((method, options, None) for method, options in RANDOM),
+    *((method, {}, None) for method in ALONE),
 ]
 
 
@@ -84,3 +103,14 @@ def test_a_task_without_labels_in_one_process(results, number):
 def test_random_methods_agree(results, number):
     first, second = results[len(CASES) + len(MISSING) + number]
     assert torch.equal(first["weights"], second["weights"])
+
+
+@pytest.mark.parametrize("number", range(len(ALONE)), ids=ALONE)
+def test_methods_for_one_process_say_so(results, number):
+    for found in results[len(ALL) - len(ALONE) + number]:
+        assert "works in a single process only" in found["error"]
+        assert all(g is None for g in found["grads"])
+
+
+def test_every_method_was_tried():
+    assert {method for method, _, _ in ALL} == set(names()) - {"stl"}

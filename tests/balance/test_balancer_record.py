@@ -1,0 +1,127 @@
+"""A recorder sees the kernel of the step, and the training does not notice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ntkmtl import Balancer, branch
+from ntkmtl.analysis import Snapshot
+from ntkmtl.kernel import extended_ntk
+
+EXACT = {"rtol": 1e-9, "atol": 0.0}
+
+
+class _Keeps:
+    """Keeps whole snapshots, where the real recorder keeps summaries."""
+
+    def __init__(self, every: int = 1, **settings: Any) -> None:
+        self.every = every
+        self.source = settings.get("source")
+        self.minibatches = settings.get("minibatches")
+        self.pooling = settings.get("pooling")
+        self.seen: list[Snapshot] = []
+
+    def wants(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        self.seen.append(snapshot)
+
+
+def _train(record: Any, method: str, steps: int = 3, views: bool = False, **options: Any) -> Any:
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(3, 5), nn.Tanh()).double()
+    heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(3)).double()
+    parameters = [*trunk.parameters(), *heads.parameters()]
+    balancer = Balancer(method, record=record, **options)
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    kernels = []
+    for _ in range(steps):
+        x, y = torch.randn(6, 3).double(), torch.randn(3, 6, 1).double()
+        z = trunk(x)
+        read = branch(z, 3) if views else [z] * 3
+        losses: list[Tensor] = [
+            (head(own) - t).square().mean() for head, own, t in zip(heads, read, y, strict=True)
+        ]
+        kernels.append(
+            (
+                extended_ntk(losses, features=z, minibatches=2),
+                extended_ntk(losses, features=z, parameters=trunk.parameters(), minibatches=2),
+            )
+        )
+        optimizer.zero_grad()
+        balancer.backward(losses, features=read if views else z)
+        optimizer.step()
+    return [p.detach().clone() for p in parameters], kernels
+
+
+@pytest.mark.parametrize("views", [False, True])
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ntkmtl-sr", {"minibatches": 2}),
+        ("ntkmtl-sr", {"minibatches": 2, "every": 2}),
+        ("ntkmtl", {"minibatches": 2}),
+        ("ls", {}),
+        ("rlw", {"seed": 0}),
+        ("graddrop", {"seed": 0}),
+        ("fairgrad", {}),
+    ],
+)
+def test_training_is_the_same_and_the_kernel_is_right(
+    method: str, options: dict[str, Any], views: bool
+) -> None:
+    plain, kernels = _train(None, method, views=views, **options)
+    for source in ("representation", "exact"):
+        record = _Keeps(source=source, minibatches=2, pooling="pooled")
+        recorded, _ = _train(record, method, views=views, **options)
+        assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
+        assert [snapshot.step for snapshot in record.seen] == [0, 1, 2]
+        for snapshot, (features, exact) in zip(record.seen, kernels, strict=True):
+            expected = features if source == "representation" else exact
+            assert snapshot.kernel is not None
+            torch.testing.assert_close(snapshot.kernel.values, expected.values, **EXACT)
+            assert snapshot.tasks == ("0", "1", "2")
+            assert snapshot.present == (0, 1, 2)
+
+
+def test_only_the_steps_that_it_wants() -> None:
+    record = _Keeps(every=2)
+    _train(record, "ntkmtl-sr", steps=5, minibatches=2)
+    assert [snapshot.step for snapshot in record.seen] == [0, 2, 4]
+
+
+def test_tasks_without_labels_and_a_gradient_scale() -> None:
+    kernels = []
+    for scale in (1.0, 64.0):
+        torch.manual_seed(0)
+        trunk, head = nn.Linear(3, 4).double(), nn.Linear(4, 1).double()
+        record = _Keeps(source="exact")
+        z = trunk(torch.randn(5, 3).double())
+        losses = [head(z).square().mean(), None, z.square().mean()]
+        out = Balancer("ls", record=record).backward(losses, features=z, scale=scale)
+        (snapshot,) = record.seen
+        assert snapshot.present == (0, 2)
+        assert snapshot.losses.tolist() == [losses[0].item(), losses[2].item()]
+        assert snapshot.weights.tolist() == out.weights.tolist() == [1.0, 0.0, 1.0]
+        kernels.append(snapshot.kernel.values)
+    torch.testing.assert_close(*kernels, **EXACT)
+
+
+def test_without_features_the_shared_parameters_do() -> None:
+    trunk, head = nn.Linear(3, 4).double(), nn.Linear(4, 1).double()
+    shared = list(trunk.parameters())
+    record = _Keeps()
+    z = trunk(torch.randn(5, 3).double())
+    losses = [head(z).square().mean(), z.square().mean()]
+    expected = extended_ntk(losses, parameters=shared)
+    Balancer("ls", record=record, shared=shared).backward(losses)
+    torch.testing.assert_close(record.seen[0].kernel.values, expected.values, **EXACT)
+    z = trunk(torch.randn(5, 3).double())
+    unknown = _Keeps()
+    Balancer("ls", record=unknown).backward([z.square().mean()])
+    assert unknown.seen[0].kernel is None
