@@ -145,14 +145,15 @@ def test_scaler_skips_a_step_that_is_not_finite(method: str, kind: str, form: st
     assert not all(torch.equal(p, q) for p, q in zip(case.parameters, before, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
-def test_autocast_in_the_forward_pass(method: str) -> None:
+def test_autocast_in_the_forward_pass(method: str, dtype: torch.dtype) -> None:
     case = single(make_case())
     balancer = make_balancer(method)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         z = case.features()
         losses = case.losses(z)
-    assert z.dtype == torch.bfloat16
+    assert z.dtype == dtype
     out = balancer.backward(losses, features=z)
     assert out.weights.isfinite().all()
     for p in case.parameters:
