@@ -1,0 +1,170 @@
+"""Analysis: what the extended NTK says about a multi-task problem.
+
+Names are loaded on first use, so that importing the package costs nothing.
+
+Example:
+    >>> import torch
+    >>> from ntkmtl import analysis
+    >>> kernel = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    >>> analysis.critical_learning_rate(kernel)
+    1.0
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ntkmtl.analysis._record import (
+        Recorder,
+        RecordFileError,
+        Snapshot,
+    )
+    from ntkmtl.analysis.dynamics import (
+        Components,
+        Conditioning,
+        Simulation,
+        WeightingEffect,
+        WideMLP,
+        component_steps,
+        components,
+        critical_learning_rate,
+        predict_descent,
+        predict_flow,
+        prediction_error,
+        simulate,
+        task_losses,
+        task_steps,
+        weighting_effect,
+    )
+    from ntkmtl.analysis.grouping import (
+        Grouping,
+        group_tasks,
+    )
+    from ntkmtl.analysis.kernels import (
+        condition_number,
+        convergence_steps,
+        effective_rank,
+        extended_spectrum,
+        imbalance,
+        numerical_rank,
+        participation_ratio,
+        task_spectra,
+    )
+    from ntkmtl.analysis.spectrum import (
+        Estimate,
+        SpectralDensity,
+        SymmetricOperator,
+        estimate_trace,
+        lanczos,
+        linear_operator,
+        spectral_density,
+        task_eigenvalues,
+        top_eigenvalues,
+    )
+
+__all__ = [
+    "Components",
+    "Conditioning",
+    "Estimate",
+    "Grouping",
+    "RecordFileError",
+    "Recorder",
+    "Simulation",
+    "Snapshot",
+    "SpectralDensity",
+    "SymmetricOperator",
+    "WeightingEffect",
+    "WideMLP",
+    "component_steps",
+    "components",
+    "condition_number",
+    "convergence_steps",
+    "critical_learning_rate",
+    "effective_rank",
+    "estimate_trace",
+    "extended_spectrum",
+    "group_tasks",
+    "imbalance",
+    "lanczos",
+    "linear_operator",
+    "numerical_rank",
+    "participation_ratio",
+    "predict_descent",
+    "predict_flow",
+    "prediction_error",
+    "simulate",
+    "spectral_density",
+    "task_eigenvalues",
+    "task_losses",
+    "task_spectra",
+    "task_steps",
+    "top_eigenvalues",
+    "weighting_effect",
+]
+
+_HOMES = {
+    "ntkmtl.analysis._record": (
+        "RecordFileError",
+        "Recorder",
+        "Snapshot",
+    ),
+    "ntkmtl.analysis.kernels": (
+        "condition_number",
+        "convergence_steps",
+        "effective_rank",
+        "extended_spectrum",
+        "imbalance",
+        "numerical_rank",
+        "participation_ratio",
+        "task_spectra",
+    ),
+    "ntkmtl.analysis.grouping": (
+        "Grouping",
+        "group_tasks",
+    ),
+    "ntkmtl.analysis.dynamics": (
+        "Components",
+        "Conditioning",
+        "Simulation",
+        "WeightingEffect",
+        "WideMLP",
+        "component_steps",
+        "components",
+        "critical_learning_rate",
+        "predict_descent",
+        "predict_flow",
+        "prediction_error",
+        "simulate",
+        "task_losses",
+        "task_steps",
+        "weighting_effect",
+    ),
+    "ntkmtl.analysis.spectrum": (
+        "Estimate",
+        "SpectralDensity",
+        "SymmetricOperator",
+        "estimate_trace",
+        "lanczos",
+        "linear_operator",
+        "spectral_density",
+        "task_eigenvalues",
+        "top_eigenvalues",
+    ),
+}
+"""Module -> the public names it holds."""
+
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ntkmtl.analysis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

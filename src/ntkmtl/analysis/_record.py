@@ -1,0 +1,380 @@
+"""Recording a training: summaries of the extended NTK every so many steps."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.analysis.kernels import (
+    condition_number,
+    effective_rank,
+    extended_spectrum,
+    numerical_rank,
+    participation_ratio,
+    task_spectra,
+)
+from ntkmtl.files import write_text
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._pooling import Pooling
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["RecordFileError", "Recorder", "Snapshot"]
+
+SCHEMA = 1
+"""Version of the file's layout."""
+
+_VECTORS = ("losses", "weights", "max_eigenvalues", "effective_ranks", "participation_ratios")
+_NUMBERS = ("condition", "condition_weighted", "rank", "rank_weighted", "kernel_minibatches")
+_COLUMNS = (*_VECTORS, *_NUMBERS, "affinity")
+
+
+class RecordFileError(ValueError):
+    """A file holds no record of a training, or a damaged one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """One step of a training, as :class:`ntkmtl.Balancer` shows it to a recorder.
+
+    Attributes:
+        step: Number of the step, from 0.
+        tasks: Names of all k tasks.
+        present: Positions of the p tasks with labels in this batch.
+        losses: Their losses, shape (p,).
+        weights: The weights of all tasks as reported, shape (k,).
+        kernel: The extended NTK of the tasks with labels; None where there was none to be had.
+    """
+
+    step: int
+    tasks: tuple[str, ...]
+    present: tuple[int, ...]
+    losses: Tensor
+    weights: Tensor
+    kernel: ExtendedNTK | None
+
+
+class Recorder:
+    """Keeps what the kernel says every so many steps, for :mod:`ntkmtl.analysis`.
+
+    Give it to a Balancer, ``Balancer(..., record=recorder)``. Only summaries are kept, about
+    ``8 k (k + 5)`` bytes a step, and the training's numbers stay what they are without it.
+
+    Args:
+        every: Record each ``every``-th step, from step 0.
+        source: Where the recorded kernel comes from, ``"representation"`` or ``"exact"``; the
+            Balancer's own if None. ``"exact"`` costs one pass over the trunk per task and
+            mini-batch at each recorded step.
+        minibatches: The recorded kernel's n; the Balancer's own if None.
+        pooling: For ``source="representation"``: see :class:`ntkmtl.Balancer`; its own if None.
+
+    Attributes:
+        tasks: Names of the k tasks, empty before the first snapshot.
+
+    Raises:
+        ValueError: ``every`` or ``minibatches`` is below 1.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl.kernel import ExtendedNTK
+        >>> recorder = Recorder(every=10)
+        >>> recorder.wants(0), recorder.wants(5)
+        (True, False)
+        >>> J = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+        >>> kernel = ExtendedNTK((J @ J.T).reshape(2, 1, 2, 1))
+        >>> ones = torch.ones(2, dtype=torch.float64)
+        >>> recorder(Snapshot(0, ("a", "b"), (0, 1), losses=ones, weights=ones, kernel=kernel))
+        >>> recorder["max_eigenvalues"]
+        tensor([[9., 1.]], dtype=torch.float64)
+        >>> recorder["condition"]
+        tensor([9.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        every: int = 50,
+        *,
+        source: str | None = None,
+        minibatches: int | None = None,
+        pooling: Pooling | None = None,
+    ) -> None:
+        for name, value in (("every", every), ("minibatches", minibatches)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        self.every = every
+        self.source = source
+        self.minibatches = minibatches
+        self.pooling = pooling
+        self.tasks: tuple[str, ...] = ()
+        self._steps: list[int] = []
+        self._columns: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
+
+    def __repr__(self) -> str:
+        return f"Recorder(every={self.every}, snapshots={len(self)})"
+
+    def __len__(self) -> int:
+        """Return the number T of recorded steps."""
+        return len(self._steps)
+
+    def wants(self, step: int) -> bool:
+        """Return whether this step is to be recorded."""
+        return step % self.every == 0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Keep the summaries of one step.
+
+        Args:
+            snapshot: The step. Nothing of it is kept.
+
+        Raises:
+            ValueError: Its tasks are not those of the steps before, its step is not after theirs,
+                or its parts do not fit each other.
+        """
+        tasks = tuple(snapshot.tasks)
+        if self.tasks and tasks != self.tasks:
+            raise ValueError(
+                f"this recorder has tasks {list(self.tasks)}, found {list(tasks)}; use one "
+                "recorder per training"
+            )
+        if self._steps and snapshot.step <= self._steps[-1]:
+            raise ValueError(
+                f"step {self._steps[-1]} is recorded already, found step {snapshot.step} after it; "
+                "use one recorder per training"
+            )
+        row = _summary(snapshot)
+        self.tasks = tasks
+        self._steps.append(int(snapshot.step))
+        for name, value in row.items():
+            self._columns[name].append(value)
+
+    # ------------------------------------------------------------------ what was recorded
+
+    @property
+    def steps(self) -> Tensor:
+        """Numbers of the recorded steps, int64 of shape (T,)."""
+        return torch.tensor(self._steps, dtype=torch.int64)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return one quantity over the recorded steps, float64; NaN where it is not known.
+
+        Args:
+            name: Of shape (T, k): ``losses``, ``weights``, ``max_eigenvalues``,
+                ``effective_ranks`` and ``participation_ratios`` (of each task's block). Of shape
+                (T,): ``condition`` and ``rank`` of the extended kernel,
+                ``condition_weighted`` and ``rank_weighted`` of the kernel under the step's weights
+                (Eq. 13), and ``kernel_minibatches``, its n. Of shape (T, k, k): ``affinity``, the
+                cosines between the tasks' gradients.
+
+        Raises:
+            KeyError: There is no such quantity.
+        """
+        if name not in self._columns:
+            raise KeyError(f"{name!r} is not recorded; there are {', '.join(_COLUMNS)}")
+        rows = self._columns[name]
+        if rows:
+            return torch.stack(rows)
+        k = len(self.tasks)
+        shape = (0, k) if name in _VECTORS else (0, k, k) if name == "affinity" else (0,)
+        return torch.zeros(shape, dtype=torch.float64)
+
+    def mean_affinity(self, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the affinity averaged over recorded steps, float64 of shape (k, k).
+
+        Each pair is averaged over the steps at which both tasks had labels and gradients between
+        them were compared; NaN for a pair that never was.
+
+        Args:
+            first: First step that counts.
+            last: Last step that counts; all that follow if None.
+
+        Raises:
+            ValueError: No recorded step lies in that range.
+        """
+        steps = self.steps
+        chosen = steps >= first
+        if last is not None:
+            chosen &= steps <= last
+        if not bool(chosen.any()):
+            raise ValueError(
+                f"no step from {first} to {'the end' if last is None else last} is recorded; "
+                f"recorded: {steps.tolist()}"
+            )
+        return self["affinity"][chosen].nanmean(dim=0)
+
+    # ------------------------------------------------------------------ state and files
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is recorded: texts, numbers and tensors, loadable with weights_only."""
+        return {
+            "every": self.every,
+            "tasks": list(self.tasks),
+            "step": self.steps,
+            **{name: self[name] for name in _COLUMNS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; what was recorded before is dropped.
+
+        Raises:
+            ValueError: It is no state of a recorder, or of one with another ``every``.
+        """
+        expected = {"every", "tasks", "step", *_COLUMNS}
+        if set(state) != expected:
+            raise ValueError(
+                f"this is no state of a Recorder: it holds {sorted(state)}, expected "
+                f"{sorted(expected)}"
+            )
+        if state["every"] != self.every:
+            raise ValueError(
+                f"the state was recorded every {state['every']} steps, this every {self.every}"
+            )
+        self.tasks = tuple(state["tasks"])
+        self._steps = state["step"].tolist()
+        self._columns = {name: [row.clone() for row in state[name]] for name in _COLUMNS}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that is recorded as JSON values, NaN and infinity as null."""
+        return {
+            "schema": SCHEMA,
+            "every": self.every,
+            "source": self.source,
+            "minibatches": self.minibatches,
+            "pooling": self.pooling,
+            "tasks": list(self.tasks),
+            "step": list(self._steps),
+            **{name: _plain(self[name].tolist()) for name in _COLUMNS},
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all that is recorded as JSON, in one piece."""
+        text = json.dumps(self.to_json(), separators=(",", ":"), allow_nan=False)
+        write_text(path, text + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recorder:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            RecordFileError: It is damaged, foreign, or of another version.
+        """
+        path = Path(path)
+        try:
+            found = json.loads(path.read_bytes().decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RecordFileError(f"{path}: is not valid JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise RecordFileError(f"{path}: must hold an object, found {type(found).__name__}")
+        if found.get("schema") != SCHEMA:
+            raise RecordFileError(
+                f"{path}: has schema {found.get('schema')!r}, this version of ntkmtl reads schema "
+                f"{SCHEMA}; record again"
+            )
+        try:
+            return cls._from_json(found)
+        except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise RecordFileError(f"{path}: is damaged ({error!r})") from error
+
+    @classmethod
+    def _from_json(cls, found: Mapping[str, Any]) -> Recorder:
+        recorder = cls(
+            _whole(found["every"]),
+            source=found["source"],
+            minibatches=found["minibatches"],
+            pooling=found["pooling"],
+        )
+        recorder.tasks = tuple(found["tasks"])
+        if not all(isinstance(task, str) for task in recorder.tasks):
+            raise ValueError("tasks must be texts")
+        recorder._steps = [_whole(step) for step in found["step"]]
+        for before, after in zip(recorder._steps, recorder._steps[1:], strict=False):
+            if after <= before:
+                raise ValueError(f"step {after} stands after step {before}")
+        count, k = len(recorder._steps), len(recorder.tasks)
+        for name in _COLUMNS:
+            tail = [k] if name in _VECTORS else [k, k] if name == "affinity" else []
+            shape = [count, *tail]
+            values = torch.tensor(_known(found[name]), dtype=torch.float64)
+            # An empty list says nothing of the axes behind the first.
+            if list(values.shape) != shape and (count or values.numel()):
+                raise ValueError(f"{name} has shape {list(values.shape)}, expected {shape}")
+            recorder._columns[name] = list(values) if count else []
+        return recorder
+
+
+def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
+    """Return one row per quantity, the tasks without labels as NaN."""
+    k, present = len(snapshot.tasks), list(snapshot.present)
+    p = len(present)
+    if sorted(set(present)) != present or (p and not 0 <= present[0] <= present[-1] < k):
+        raise ValueError(f"present must be rising positions below {k}, found {present}")
+    if snapshot.losses.shape != (p,):
+        raise ValueError(
+            f"losses must have shape ({p},), one per task with labels, "
+            f"found {tuple(snapshot.losses.shape)}"
+        )
+    if snapshot.weights.shape != (k,):
+        raise ValueError(f"weights must have shape ({k},), found {tuple(snapshot.weights.shape)}")
+    kernel = snapshot.kernel
+    if kernel is not None and kernel.tasks != p:
+        raise ValueError(f"the kernel is of {kernel.tasks} tasks, {p} have labels")
+
+    weights = snapshot.weights.detach().to("cpu", torch.float64).clone()
+    index = torch.tensor(present, dtype=torch.int64)
+
+    def spread(values: Tensor | None) -> Tensor:
+        full = torch.full((k,), math.nan, dtype=torch.float64)
+        if values is not None:
+            full[index] = values.detach().to("cpu", torch.float64)
+        return full
+
+    def number(value: float | None) -> Tensor:
+        return torch.tensor(math.nan if value is None else float(value), dtype=torch.float64)
+
+    eigenvalues = None if kernel is None else task_spectra(kernel)
+    row = {
+        "losses": spread(snapshot.losses),
+        "weights": weights,
+        "max_eigenvalues": spread(None if eigenvalues is None else eigenvalues[:, 0]),
+        "effective_ranks": spread(None if eigenvalues is None else effective_rank(eigenvalues)),
+        "participation_ratios": spread(
+            None if eigenvalues is None else participation_ratio(eigenvalues)
+        ),
+        "kernel_minibatches": number(None if kernel is None else kernel.minibatches),
+        "affinity": torch.full((k, k), math.nan, dtype=torch.float64),
+    }
+    before = after = None
+    if kernel is not None and kernel.has_all_blocks:
+        row["affinity"][index[:, None], index[None, :]] = kernel.affinity().cpu()
+        before = extended_spectrum(kernel)
+        after = extended_spectrum(kernel.weighted(weights[index]))
+    for name, values in (("", before), ("_weighted", after)):
+        row["condition" + name] = number(None if values is None else condition_number(values))
+        row["rank" + name] = number(None if values is None else numerical_rank(values))
+    return row
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else None
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_known(entry) for entry in value]
+    return math.nan if value is None else value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"expected a whole number, found {value!r}")
+    return value
