@@ -1,0 +1,134 @@
+"""What each estimator makes of a recorded training: its error and its price."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from estimators_record import REFRESH, STRIDE
+from torch import Tensor
+
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._corrected import ProbeCorrection
+from ntkmtl.kernel._probe import kernel_from_slopes
+
+__all__ = ["study"]
+
+# Probes m, steps between them, decay per update.
+SCHEDULES = ((1, 1, 0.98), (4, REFRESH, 0.95), (1, REFRESH, 0.95))
+
+
+def _largest(blocks: Tensor) -> Tensor:
+    """Largest eigenvalues of (T, k, n, n), shape (T, k)."""
+    return torch.stack([ExtendedNTK(blocks=b).max_eigenvalues() for b in blocks])
+
+
+def _log_weights(eigenvalues: Tensor) -> Tensor:
+    """Logarithms of the weights of Eq. 15 with exponent 0.5."""
+    return 0.5 * (eigenvalues.mean(dim=-1, keepdim=True) / eigenvalues).log()
+
+
+def study(run: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Return error and price of every contender along one recorded training.
+
+    Args:
+        run: What ``record`` returned.
+        seconds: What ``prices`` returned.
+
+    Returns:
+        JSON values: ``rows`` with the root mean square over steps and tasks of the difference of
+        log weights from exact ones (``error``; ``early`` over the first tenth of the steps), the
+        price (time of a step relative to plain training), and the error step by step.
+    """
+    exact, slopes, free = run["exact"], run["slopes"], run["free"]
+    plain = seconds["plain"]
+    total, tasks = exact.shape[:2]
+    steps = list(range(0, total, STRIDE))
+    known = _largest(exact[steps])
+    truth = _log_weights(known)
+    rows: list[dict[str, Any]] = []
+
+    def enter(label: str, group: str, price: float, log_weights: Tensor) -> None:
+        squares = (log_weights - truth).square().mean(dim=1)
+        tenth = max(1, len(steps) // 10)
+        rows.append(
+            {
+                "label": label,
+                "group": group,
+                "price": price,
+                "error": float(squares.mean().sqrt()),
+                "early": float(squares[:tenth].mean().sqrt()),
+                "by_step": [round(x, 4) for x in squares.sqrt().tolist()],
+            }
+        )
+
+    enter("equal weights", "plain", 1.0, torch.zeros_like(truth))
+    blocks = dict(free)
+    prices = {name: seconds[name] / plain for name in free}
+    for name in [name for name in free if name not in ("pooled", "blockwise")]:
+        joint = f"blockwise x {name}"
+        # Traces and largest eigenvalues of this one are those of the geometric mean: all that is
+        # read of it here.
+        blocks[joint] = _geometric(free["blockwise"], free[name])
+        prices[joint] = prices[name] + max(0.0, prices["blockwise"] - prices["pooled"])
+    largest = {name: _largest(b[steps]) for name, b in blocks.items()}
+    for name in blocks:
+        enter(name, "free", prices[name], _log_weights(largest[name]))
+
+    probe, once = seconds["probe"] / plain, seconds["exact"] / plain
+    for m in (1, 4, 8):
+        kernels = torch.stack([kernel_from_slopes(slopes[t, :m]).blocks for t in steps])
+        # Gradients of the heads and one pass over the trunk are what pooling has as well.
+        enter(
+            f"probe m={m}", "probe", prices["pooled"] + m * probe, _log_weights(_largest(kernels))
+        )
+
+    for every in (REFRESH, 5 * REFRESH):
+        last = [t // every * every for t in steps]
+        enter(
+            f"exact every {every}", "exact", 1.0 + once / every, _log_weights(_largest(exact[last]))
+        )
+    for name in free:
+        every = 10 * REFRESH
+        last = [t // every * every for t in steps]
+        factor = _largest(exact[last]) / _largest(free[name][last])
+        enter(
+            f"{name}, exact factor every {every}",
+            "exact factor",
+            prices[name] + once / every,
+            _log_weights(largest[name] * factor),
+        )
+
+    for name in blocks:
+        for m, every, decay in SCHEDULES:
+            correction = ProbeCorrection(tasks, decay=decay)
+            found = []
+            for t in range(total):
+                if t % every == 0:
+                    correction.update(slopes[t, :m], ExtendedNTK(blocks=blocks[name][t]))
+                if t % STRIDE == 0:
+                    found.append(correction.factors())
+            often = "every step" if every == 1 else f"every {every}"
+            enter(
+                f"{name}, corrected, m={m} {often}",
+                "corrected",
+                prices[name] + m * probe / every,
+                _log_weights(largest[name] * torch.stack(found)),
+            )
+    return {
+        "title": run["title"],
+        "mode": run["mode"],
+        "steps": steps,
+        "seconds": dict(seconds),
+        "eigenvalues": [
+            [float(f"{x:.5g}") for x in row] for row in _largest(exact[steps]).tolist()
+        ],
+        "rows": rows,
+    }
+
+
+def _geometric(a: Tensor, b: Tensor) -> Tensor:
+    """The second kernel, each task's scaled to the geometric mean of both traces."""
+    traces = [x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (a, b)]
+    return b * (traces[0] / traces[1]).sqrt()[..., None, None]
