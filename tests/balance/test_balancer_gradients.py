@@ -20,7 +20,7 @@ METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).reads != "losses"]
 OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
 # These need more than one mini-batch, and so features to split.
-OF_MINIBATCHES = [name for name in METHODS if spec(name).reads == "kernel"]
+OF_MINIBATCHES = [name for name in METHODS if spec(name).reads == "kernel" and name != "ntkmtl-x"]
 # Their heads get more than the gradients of their losses.
 GUIDED = [name for name in METHODS if create(name).guides_heads]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ntkmtl.balance._choice import Choice
 from ntkmtl.balance._fill import plain_backward
 from ntkmtl.balance._kernel_step import KernelStep, backward_around_features
 from ntkmtl.balance._last_layer import LastLayer
@@ -18,8 +19,10 @@ from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._autograd import HeadGraph, add_to_grad, leaves, path_around, trainable
+from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
+from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting import create, spec
 from ntkmtl.weighting._base import Weighting
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Balancer", "Losses", "Source"]
 
 Losses = Sequence[Tensor | None] | Mapping[str, Tensor | None]
-Source = Literal["representation", "exact"]
-SOURCES: tuple[Source, ...] = ("representation", "exact")
+Source = Literal["representation", "exact", "probe", "auto"]
+SOURCES: tuple[Source, ...] = ("representation", "exact", "probe", "auto")
 
 
 class Balancer:
@@ -54,6 +57,14 @@ class Balancer:
         pooling: How the representation's rows make a kernel: ``"pooled"`` (Eq. 17),
             ``"blockwise"`` (the published code), or ``"kernel"`` (joined with the kernel of the
             features, or of ``last_layer``).
+        trunk: For ``source="probe"`` and ``"auto"``, the module that makes the features. Its last
+            inputs are remembered by a hook, and it is run again at other parameters; nothing of it
+            changes. Or a :class:`ntkmtl.kernel.RememberInputs`.
+        probes: Random directions m of each probe.
+        probe_every: Probe in each ``probe_every``-th kernel only, if probes correct.
+        corrected: With ``source="probe"``, whether probes correct the features' kernel, by a factor
+            for each task that is averaged over steps, rather than stand in its place.
+        budget: For ``source="auto"``, what a step may cost relative to plain training.
         minibatches: The paper's n.
         every: Compute the kernel in each ``every``-th step and keep the weights in between.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
@@ -88,6 +99,10 @@ class Balancer:
 
     Options about the kernel do nothing for methods that read losses only.
 
+    Attributes:
+        choice: What ``source="auto"`` settled on in its first step; None before, and for other
+            sources.
+
     Raises:
         ValueError: An option is unknown or out of range.
         TypeError: The method has no such setting.
@@ -112,6 +127,11 @@ class Balancer:
         tasks: int | Sequence[str] | None = None,
         source: Source | None = None,
         pooling: Pooling | None = None,
+        trunk: nn.Module | RememberInputs | None = None,
+        probes: int = 1,
+        probe_every: int = 10,
+        corrected: bool = True,
+        budget: float = 1.1,
         minibatches: int | None = None,
         every: int = 1,
         ema: float = 0.0,
@@ -156,7 +176,7 @@ class Balancer:
         reads = self.weighting.reads
         self.method = name or type(self.weighting).__name__
         self.source = _one_of("source", source or defaults.get("source", "exact"), SOURCES)
-        if self.source == "representation" and self.weighting.follows_parameters:
+        if self.source != "exact" and self.weighting.follows_parameters:
             raise ValueError(
                 f"{self.method} follows gradients over steps, which features of different samples "
                 "do not allow; set source='exact'"
@@ -165,8 +185,29 @@ class Balancer:
             raise ValueError(
                 f"pooling={pooling!r} belongs to source='representation'; this is 'exact'"
             )
-        fallback = "pooled" if reads == "eigenvalues" else "blockwise"
-        self.pooling = _one_of("pooling", pooling or defaults.get("pooling", fallback), POOLINGS)
+        if self.source in ("probe", "auto") and reads == "jacobian":
+            raise ValueError(
+                f"{self.method} works on the gradients entry by entry, which probes do not give; "
+                "set source='exact' or 'representation'"
+            )
+        if self.source == "probe" and trunk is None:
+            raise ValueError(
+                "source='probe' runs the trunk again: give the module that makes the features as "
+                "Balancer(..., trunk=model.trunk)"
+            )
+        if trunk is not None and self.source in ("exact", "representation"):
+            raise ValueError(f"trunk belongs to source='probe' or 'auto'; this is {self.source!r}")
+        if pooling is not None and self.source == "probe" and not corrected:
+            raise ValueError(
+                f"pooling={pooling!r} says which kernel of the features probes correct; "
+                "corrected=False leaves it out"
+            )
+        if not budget > 1.0:
+            raise ValueError(f"budget must be above 1, the cost of plain training, found {budget}")
+        usual = defaults.get("pooling", "pooled" if reads == "eigenvalues" else "blockwise")
+        if self.source in ("probe", "auto") and usual == "pooled" and reads != "kernel":
+            usual = "blockwise"  # what is wrong with Eq. 17 is no factor that probes could correct
+        self.pooling = _one_of("pooling", pooling or usual, POOLINGS)
         self.minibatches = _at_least_one(
             "minibatches", defaults.get("minibatches", 1) if minibatches is None else minibatches
         )
@@ -198,6 +239,17 @@ class Balancer:
         self._last_layer = None if last_layer is None else LastLayer(last_layer)
         if last_layer is not None and self.pooling != "kernel":
             raise ValueError(f"last_layer belongs to pooling='kernel', found {self.pooling!r}")
+        self.probe_every = _at_least_one("probe_every", probe_every)
+        self.corrected = bool(corrected)
+        self.budget = float(budget)
+        self.choice: Choice | None = None
+        self._probe = (
+            None
+            if trunk is None
+            else Probe(trunk, _at_least_one("probes", probes), parameters=self.shared)
+        )
+        self._correction: ProbeCorrection | None = None
+        self._kernels = 0
         self._step = 0
         self._skipped = False
         self._names: tuple[str, ...] | None = None
@@ -213,7 +265,7 @@ class Balancer:
         parts = [repr(self.method)]
         if self.weighting.reads != "losses":
             parts.append(f"source={self.source!r}")
-            if self.source == "representation":
+            if self.source in ("representation", "probe"):
                 parts.append(f"pooling={self.pooling!r}")
             parts.append(f"minibatches={self.minibatches}")
         return f"Balancer({', '.join(parts)})"
@@ -363,7 +415,7 @@ class Balancer:
             features = self._last_layer.output()
         if features is not None:
             return KernelStep(self, step, features, counts).run()
-        if self.source == "representation":
+        if self.source != "exact":
             raise ValueError(
                 f"{self.method} reads the kernel of the shared representation: pass "
                 "features=z, the tensor that the heads read, or set source='exact' and shared"
@@ -424,6 +476,10 @@ class Balancer:
             "names": None if self._names is None else list(self._names),
             "cached": _copy(self._cached),
             "average": _copy(self._average),
+            "choice": None if self.choice is None else self.choice.state(),
+            "kernels": self._kernels,
+            "probe": None if self._probe is None else self._probe.state_dict(),
+            "correction": None if self._correction is None else self._correction.state_dict(),
             "weighting": {key: _copy(value) for key, value in self.weighting.state_dict().items()},
         }
 
@@ -450,6 +506,19 @@ class Balancer:
         self.weighting.load_state_dict(
             {key: _copy(value) for key, value in state["weighting"].items()}
         )
+        for name in ("probe", "correction"):
+            known = getattr(self, f"_{name}")
+            if (known is None) != (state[name] is None):
+                raise ValueError(
+                    f"the state is {'without' if state[name] is None else 'with'} a {name}, this "
+                    f"is {'without' if known is None else 'with'} one: source, trunk and corrected "
+                    "must be as they were"
+                )
+            if known is not None:
+                known.load_state_dict(state[name])
+        if state["choice"] is not None:
+            self._settle(Choice(**state["choice"]))
+        self._kernels = int(state["kernels"])
         self._step = int(state["step"])
         self._cached = _copy(state["cached"])
         self._average = _copy(state["average"])
@@ -460,6 +529,8 @@ class Balancer:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"tasks must be one or more different names, found {list(names)}")
         self._names = names
+        if self._probe is not None and self.corrected:
+            self._correction = ProbeCorrection(len(names))
         self.weighting.prepare(len(names), torch.device("cpu"))
 
     def _name(self, position: int) -> str:
@@ -554,6 +625,21 @@ class Balancer:
         if self._clean is None or self._clean[0] != key:
             self._clean = (key, path_around(graph, cut))
         return self._clean[1]
+
+    # ------------------------------------------------------------------ sources
+
+    def _settle(self, choice: Choice) -> None:
+        """Take over what ``source="auto"`` came to."""
+        self.choice = choice
+        self.source = cast("Source", choice.source)
+        self.pooling = cast("Pooling", choice.pooling)
+        self.every = max(self.every, choice.every)
+
+    def _probe_due(self) -> bool:
+        """Whether this kernel is to be probed. Counts it."""
+        due = not self.corrected or self._kernels % self.probe_every == 0
+        self._kernels += 1
+        return due
 
     # ------------------------------------------------------------------ weights
 

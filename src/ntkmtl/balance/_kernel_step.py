@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ntkmtl.balance._choice import Choice, choose, exact_price
 from ntkmtl.balance._fill import HeadGradients, add_flat, plain_backward, weighted_sum
 from ntkmtl.balance._step import BalanceResult, Step, with_zeros
 from ntkmtl.kernel import ExtendedNTK
@@ -25,6 +27,7 @@ from ntkmtl.kernel._autograd import (
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._partition import Partition, require_counts
+from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._sources import (
     exact_kernel,
     representation_kernel,
@@ -87,6 +90,8 @@ class KernelStep:
     def run(self) -> BalanceResult:
         """Weigh and differentiate."""
         balancer, step = self.balancer, self.step
+        if balancer.source == "auto":
+            balancer._settle(self._choose())
         if self.around and balancer.source == "exact":
             # Rows of z do not carry all of the gradient: differentiate the losses themselves.
             if self.partition.minibatches > 1:
@@ -159,7 +164,10 @@ class KernelStep:
         """Return the kernel, and the gradients of shape (k, P) if they were kept."""
         balancer, step, partition = self.balancer, self.step, self.partition
         full = balancer.weighting.reads != "eigenvalues"
-        if full and self.cut.separate and balancer.source == "representation":
+        of_features = balancer.source == "representation" or (
+            balancer.source == "probe" and balancer.corrected
+        )
+        if full and self.cut.separate and of_features:
             raise ValueError(
                 f"{balancer.method} needs the blocks between tasks, which do not exist where each "
                 "task has a representation of its own; set source='exact'"
@@ -167,19 +175,8 @@ class KernelStep:
         jacobian = None
         known = with_zeros(gradients, self.whole, step)
         everywhere = self.whole.select(step.present)
-        if balancer.source == "representation":
-            layer = balancer._last_layer
-            inputs, constant = (None, 0.0) if layer is None else layer.kernel()
-            kernel = representation_kernel(
-                known,
-                everywhere,
-                partition,
-                balancer.pooling,
-                inputs=inputs,
-                constant=constant,
-                full=full,
-                ranks=step.ranks,
-            )
+        if balancer.source != "exact":
+            kernel = self._kernel_of_features(known, everywhere, full)
         else:
             parameters = self.shared
             # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
@@ -200,6 +197,63 @@ class KernelStep:
             shares = partition.shares.expand(len(step.present), -1)
             kernel = kernel.with_shares(step.ranks.shares(shares, step.has_label))
         return kernel, jacobian
+
+    def _kernel_of_features(
+        self, gradients: TaskGradients, features: Features, full: bool
+    ) -> ExtendedNTK:
+        """Return the kernel of the features, probes, or the former corrected by the latter."""
+        balancer, step, partition = self.balancer, self.step, self.partition
+        slopes = None
+        if balancer.source == "probe" and balancer._probe_due():
+            assert balancer._probe is not None
+            slopes = balancer._probe.slopes(features, gradients, partition, ranks=step.ranks)
+            step.require_finite(slopes.abs().amax(dim=(0, 2)), "gradient")
+            if not balancer.corrected:
+                shares = partition.shares.to(slopes.device).expand(slopes.shape[1], -1)
+                return kernel_from_slopes(slopes, None if step.ranks is not None else shares)
+        layer = balancer._last_layer
+        inputs, constant = (None, 0.0) if layer is None else layer.kernel()
+        kernel = representation_kernel(
+            gradients,
+            features,
+            partition,
+            balancer.pooling,
+            inputs=inputs,
+            constant=constant,
+            full=full,
+            ranks=step.ranks,
+        )
+        correction = balancer._correction
+        if balancer.source != "probe" or correction is None:
+            return kernel
+        kernel = kernel.cpu()
+        if slopes is not None:
+            correction.update(slopes, kernel, step.index)
+        return correction(kernel, step.index)
+
+    def _choose(self) -> Choice:
+        """Find the best source that fits the budget."""
+        balancer, step, cut = self.balancer, self.step, self.cut
+        if self.around:
+            # Gradients with respect to the features do not carry all that reaches the trunk.
+            pooling = "pooled" if cut.separate else "blockwise"
+            reason = f"{pooling}: {self.around}, so that the trunk cannot be probed through them"
+            return Choice("representation", pooling, 1, math.inf, reason)
+        price = exact_price(
+            lambda: feature_gradients(step.losses, cut, self.graph, heads=False, retain=True),
+            cut,
+            self.shared,
+            self.partition.minibatches,
+        )
+        if step.ranks is not None:
+            # Batches may differ; the first process's count decides for all.
+            price = float(step.ranks.first(torch.tensor([price], dtype=torch.float64)))
+        return choose(
+            price,
+            balancer.budget,
+            separate=cut.separate,
+            has_trunk=balancer._probe is not None,
+        )
 
     # ------------------------------------------------------------------ filling .grad
 

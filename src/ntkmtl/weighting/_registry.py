@@ -364,6 +364,22 @@ _SPECS = (
         "ntkmtl.weighting._ntkmtl:NTKMTL",
         defaults=_sr("kernel"),
     ),
+    MethodSpec(
+        "ntkmtl-auto",
+        "Equal largest NTK eigenvalues, from the best source that fits a budget",
+        "This library",
+        "eigenvalues",
+        "ntkmtl.weighting._ntkmtl:NTKMTL",
+        defaults=MappingProxyType({"source": "auto", "minibatches": 4, "weight_heads": True}),
+    ),
+    MethodSpec(
+        "ntkmtl-x",
+        "The same rate for each task's fastest direction, what tasks do to each other included",
+        "This library",
+        "kernel",
+        "ntkmtl.weighting._ntkmtl_x:NTKMTLX",
+        defaults=MappingProxyType({**_EXACT, "minibatches": 4}),
+    ),
 )
 _BY_NAME = {entry.name: entry for entry in _SPECS}
 
