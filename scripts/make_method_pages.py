@@ -34,6 +34,10 @@ COSTS = {
         "One pass over the trunk per task and mini-batch, plus the method's own solve. With "
         '`source="representation"` next to nothing but the solve.'
     ),
+    ("auto", "other"): (
+        "One more run of the trunk in ten steps where exact kernels do not fit the budget and the "
+        "trunk is given; see [estimators](../estimators.md)."
+    ),
     ("representation", "other"): "Next to nothing on top of plain training, for any k and n.",
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+import ntkmtl._paper_command  # noqa: F401  (adds its command)
 from ntkmtl._commands import app
 
 TOY = "toy_problem:Toy"
@@ -112,7 +113,7 @@ def test_methods_problems_and_data() -> None:
 def test_paper() -> None:
     assert "Table 3" in good("paper").output
     assert "NTKMTL-SR" in good("paper", "3").output
-    assert len(json.loads(good("paper", "--json").output)) == 8
+    assert len(json.loads(good("paper", "--json").output)) == 12
     table = json.loads(good("paper", "3", "--json").output)
     assert table["rows"][0]["Method"] == "STL"
     refused = call("paper", "5")
@@ -201,7 +202,7 @@ def test_a_failed_run_is_told_at_the_end(tmp_path: Path) -> None:
         (["compare", TOY, "--problem-option", "data_seed"], "KEY=VALUE"),
         (["compare", TOY, "--problem-option", "sead=1"], "sead"),
         (["compare", TOY, "--lr", "-1"], "learning_rate must be positive"),
-        (["compare", "qm9", "--methods", "ls"], "no problem 'qm9'"),
+        (["compare", "qm8", "--methods", "ls"], "is named 'qm8'"),
         (["compare", "no_such:Thing"], "no_such"),
         (["compare", TOY, "--seeds", "0"], "--seeds"),
         (["run", TOY, "--method", "ls", "--task", "a"], "--task goes with"),

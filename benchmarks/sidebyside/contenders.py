@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import ntkmtl
+from ntkmtl.kernel import RememberInputs
 from sidebyside.workloads import WORKLOADS, Workload
 
 __all__ = ["PLAIN", "Case", "Contender", "contenders", "make_step"]
@@ -95,6 +96,9 @@ def contenders(
         ours("ntkmtl-sr", "branch", "branched", minibatches=middle)
     ours("ntkmtl-sr", "hooked", minibatches=middle, hooked=True)
     ours("ntkmtl-tk", "", minibatches=middle)
+    probe = {"source": "probe", "minibatches": middle}
+    ours("ntkmtl-sr", "corrected by a probe every 10 steps", "probed", **probe)
+    ours("ntkmtl-sr", "a probe every step", "probed", **probe, corrected=False)
     if shared:
         for method in ("imtl-g", "mgda", "nash-mtl"):
             ours(method, "representation", source="representation")
@@ -157,6 +161,23 @@ def _balancer(contender: Contender, case: Case, workload: Workload) -> Callable[
         z: Any = workload.represent()
         features = ntkmtl.branch(z, case.tasks) if branched else z
         balancer.backward(workload.losses(workload.predict(features)), features=features)
+
+    return step
+
+
+def _probed(contender: Contender, case: Case, workload: Workload) -> Callable[[], None]:
+    trunk = RememberInputs(workload.model, "represent")
+    balancer = ntkmtl.Balancer(
+        contender.method,
+        tasks=case.tasks,
+        trunk=trunk,
+        shared=workload.shared,
+        **dict(contender.options),
+    )
+
+    def step() -> None:
+        z: Any = trunk(workload.inputs)
+        balancer.backward(workload.losses(workload.predict(z)), features=z)
 
     return step
 
@@ -325,6 +346,7 @@ _RUNS: dict[str, Callable[[Contender, Case, Workload], Callable[[], None]]] = {
     "plain": _plain,
     "balancer": _balancer,
     "branched": _balancer,
+    "probed": _probed,
     "jacobian": _jacobian,
     "autogram": _autogram,
     "calls": _calls,

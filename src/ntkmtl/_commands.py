@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shlex
@@ -53,7 +52,8 @@ ProblemName = Annotated[
     str,
     typer.Argument(
         metavar="PROBLEM",
-        help="A name that `ntkmtl problems` lists, or your own as module.path:ClassName.",
+        help="A name that `ntkmtl problems` lists, or your own as module.path:ClassName or "
+        "path/file.py:ClassName.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)]
@@ -71,6 +71,53 @@ Minibatches = Annotated[
 ProblemOption = Annotated[
     list[str] | None,
     typer.Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated."),
+]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="NAME", help="For problems with several recipes: paper, small."
+    ),
+]
+DataFolder = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Prepared data, as `ntkmtl data` made them."),
+]
+Record = Annotated[
+    int | None,
+    typer.Option(
+        "--record",
+        metavar="N",
+        min=1,
+        help="Record the kernel every N steps, for `ntkmtl analyze`.",
+        show_default="no record",
+    ),
+]
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="For table: a CSV, Parquet or ARFF file."),
+]
+Targets = Annotated[
+    str | None,
+    typer.Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
+]
+Types = Annotated[
+    str | None,
+    typer.Option(
+        "--types",
+        metavar="A=TYPE,...",
+        help="For table: regression or classification for targets; number, category, date or "
+        "ignore for other columns.",
+        show_default="as found",
+    ),
+]
+SplitColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--split-column",
+        metavar="COLUMN",
+        help="For table: the column that says train, val or test.",
+        show_default="split at random",
+    ),
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace runs that were made with other settings.")
@@ -131,9 +178,37 @@ def compare(
         ),
     ] = None,
     problem_option: ProblemOption = None,
+    recipe: RecipeName = None,
+    data_dir: DataFolder = None,
+    csv: Csv = None,
+    targets: Targets = None,
+    types: Types = None,
+    split_column: SplitColumn = None,
     stl: Annotated[
-        bool, typer.Option("--stl/--no-stl", help="Train the baselines that Delta-m needs.")
+        bool,
+        typer.Option(
+            "--stl/--no-stl",
+            help="Train the baselines that Delta-m needs. Methods that are told scores during "
+            "training (pivrg) and --tune train theirs in any case.",
+        ),
     ] = True,
+    tune: Annotated[
+        int,
+        typer.Option(
+            "--tune",
+            metavar="N",
+            min=0,
+            help="Search the task weights of fixed with N trials, judged on the validation split.",
+            show_default="no search",
+        ),
+    ] = 0,
+    tune_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--tune-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
+        ),
+    ] = None,
+    record: Record = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -152,13 +227,20 @@ def compare(
             seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
             out=out,
             jobs=jobs or cores(),
-            problem_options=_options(problem_option or []),
+            problem_options={
+                **_options(problem_option or []),
+                **_given(recipe=recipe, data=data_dir),
+                **_given(csv=csv, targets=targets, types=types, split_column=split_column),
+            },
             method_options=_method_settings(settings or []),
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=lr,
             minibatches=minibatches,
             single_task_baselines=stl,
+            tune=tune,
+            tune_epochs=tune_epochs,
+            record=None if record is None else {"every": record},
         )
         sweep = _sweep(comparison, overwrite=overwrite)
         _show_sweep(sweep, as_json)
@@ -184,6 +266,13 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
     ] = None,
     problem_option: ProblemOption = None,
+    recipe: RecipeName = None,
+    data_dir: DataFolder = None,
+    csv: Csv = None,
+    targets: Targets = None,
+    types: Types = None,
+    split_column: SplitColumn = None,
+    record: Record = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -202,13 +291,18 @@ def run(
             seeds=[seed],
             out=out,
             jobs=1,
-            problem_options=_options(problem_option or []),
+            problem_options={
+                **_options(problem_option or []),
+                **_given(recipe=recipe, data=data_dir),
+                **_given(csv=csv, targets=targets, types=types, split_column=split_column),
+            },
             method_options={method: chosen} if chosen else {},
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=lr,
             minibatches=minibatches,
             single_task_baselines=False,
+            record=None if record is None else {"every": record},
             tasks=None if task is None else [task],
         )
         sweep = _sweep(comparison, overwrite=overwrite, keep_request=False)
@@ -366,67 +460,6 @@ def report_page(
         print(page)
 
 
-@app.command("paper")
-def paper_table(
-    number: Annotated[
-        int | None, typer.Argument(metavar="[NUMBER]", help="A table's number in the paper.")
-    ] = None,
-    recomputed: Annotated[
-        bool,
-        typer.Option("--recomputed", help="Add what the printed metrics give for MR and Delta-m."),
-    ] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Say which published columns do not follow.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Print a table of the paper, or list those that there are."""
-    from ntkmtl import paper
-
-    if check:
-        if as_json:
-            _print_json(
-                [
-                    {
-                        "table": c.table,
-                        "method": c.row.method,
-                        "column": c.column.name,
-                        "published": c.published,
-                        "recomputed": c.recomputed,
-                    }
-                    for c in paper.discrepancies(number)
-                ]
-            )
-        else:
-            print(paper.report())
-        return
-    if number is None:
-        tables = paper.tables()
-        if as_json:
-            _print_json([{"number": t.number, "title": t.title} for t in tables])
-        else:
-            _print_columns([(f"Table {t.number}", t.title) for t in tables])
-        return
-    try:
-        found = paper.table(number)
-    except KeyError as error:
-        _refuse(str(error.args[0]))
-    heads, rows = paper.render(number, recomputed=recomputed)
-    if as_json:
-        _print_json(
-            {
-                "number": found.number,
-                "title": found.title,
-                "rows": [dict(zip(heads, row, strict=True)) for row in rows],
-                "notes": list(found.notes),
-            }
-        )
-        return
-    _print_grid(f"Table {found.number}: {found.title}", heads, rows)
-    for note in found.notes:
-        print(note)
-
-
 # ------------------------------------------------------------------------------------------------
 # What there is
 
@@ -467,25 +500,42 @@ def problems(as_json: Json = False) -> None:
 
 
 @app.command()
-def data(as_json: Json = False) -> None:
-    """List the data sets that the problems need, and where they are."""
-    from ntkmtl import problems as registry
+def data(
+    problem: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROBLEM]", help="The problem to prepare the data of."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="What was downloaded: a file or a folder."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Where the prepared data go.",
+            show_default="$NTKMTL_DATA/PROBLEM, or in the user's cache folder",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the data sets that the problems need and where they are, or prepare one."""
+    from ntkmtl._data_command import describe, list_data, prepare_data
 
-    listed, lines = [], []
-    for spec in registry.specs():
-        module = importlib.util.find_spec(spec.target.partition(":")[0])
-        if module is None or module.origin is None:
-            _refuse(f"the problem {spec.name} is listed, but its module is not installed")
-        folder = Path(module.origin).parent / "data"
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        source = "shipped with the package" if size else "made on the fly"
-        place = str(folder) if size else None
-        listed.append({"problem": spec.name, "source": source, "folder": place, "bytes": size})
-        lines.append((spec.name, f"{source}: {place} ({size / 1e6:.1f} MB)" if size else source))
+    if problem is not None:
+        with _refusing(ValueError):
+            made = prepare_data(problem, source, folder, _say)
+        if as_json:
+            _print_json({"problem": problem, "made": made})
+        else:
+            print(made)
+        return
+    with _refusing():
+        listed = list_data()
     if as_json:
         _print_json(listed)
     else:
-        _print_columns(lines)
+        _print_columns([(entry["problem"], describe(entry)) for entry in listed])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -591,6 +641,11 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+def _given(**options: str | None) -> dict[str, str]:
+    """Return the options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:

@@ -24,6 +24,7 @@ def main() -> None:
     try:
         import rich  # noqa: F401
 
+        from ntkmtl import _analyze_command, _paper_command  # noqa: F401  (add their commands)
         from ntkmtl._commands import app
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:

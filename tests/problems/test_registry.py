@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -18,11 +19,17 @@ def test_listing_problems_does_not_import_torch() -> None:
 
 def test_table_names_classes_that_agree_with_it() -> None:
     for spec in problems.specs():
-        problem = problems.create(spec.name)
-        assert isinstance(problem, problems.Problem)
-        assert problem.name == spec.name
-        assert problem.summary == spec.summary
-        assert {metric.task for metric in problem.metrics} == set(problem.tasks)
+        module, _, name = spec.target.partition(":")
+        kind = getattr(import_module(module), name)
+        assert issubclass(kind, problems.Problem)
+        assert kind.name == spec.name
+        assert kind.summary == spec.summary
+        # Tasks that depend on the data are known once there is a problem.
+        if hasattr(kind, "tasks"):
+            assert {metric.task for metric in kind.metrics} == set(kind.tasks)
+        if spec.prepare:
+            module, _, name = spec.prepare.partition(":")
+            assert callable(getattr(import_module(module), name))
 
 
 def test_names_and_specs_agree() -> None:

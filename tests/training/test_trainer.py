@@ -18,11 +18,14 @@ from toy_problem import Toy
 
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.training import RunConflictError, RunInterrupted, load_run, train
-from ntkmtl.training.runs import Run
+from ntkmtl.training.runs import Run, clear_run
 from ntkmtl.training.trainer import learning_rate_factor
 
 FILES = ["config.json", "history.json", "result.json", "steps.npz"]
-METHODS = ["ls", "si", "uw", "famo", "dwa", "rlw", "graddrop", "cagrad", "ntkmtl", "ntkmtl-sr"]
+METHODS = [
+    *("ls", "si", "uw", "famo", "dwa", "rlw", "graddrop", "cagrad", "ntkmtl", "ntkmtl-sr"),
+    "ntkmtl-auto",
+]
 
 
 def options(method: str) -> dict[str, int]:
@@ -277,3 +280,42 @@ def test_result_is_written_last(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.pt").exists()
     assert json.loads((tmp_path / "result.json").read_text())["steps"] == 24
     assert load_run(tmp_path).config == run.config
+
+
+def test_what_is_left_of_a_removal_does_not_pass_for_a_result(tmp_path: Path) -> None:
+    """A result without a configuration belongs to a run that was being replaced."""
+    train(Toy(data_seed=1), "ls", 0, tmp_path, threads=1)
+    (tmp_path / "config.json").unlink()
+    interrupted_at(tmp_path, 2)
+    assert not (tmp_path / "result.json").exists()
+    whole = train(Toy(), "ls", 0, tmp_path / "whole", threads=1)
+    same_numbers(train(Toy(), "ls", 0, tmp_path, threads=1), whole)
+
+
+def test_runs_are_removed_from_their_result_to_their_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a removal is cut short, what is left is no complete run."""
+    removed: list[str] = []
+    unlink = Path.unlink
+
+    def note(path: Path, missing_ok: bool = False) -> None:
+        if path.exists():
+            removed.append(path.name)
+        unlink(path, missing_ok=missing_ok)
+
+    train(Toy(), "ls", 0, tmp_path, threads=1)
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(Path, "unlink", note)
+    clear_run(tmp_path)
+    assert sorted(removed) == FILES
+    assert (removed[0], removed[-1]) == ("result.json", "config.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_is_forgotten_once_the_run_is_complete(tmp_path: Path) -> None:
+    """A worker that dies after its last write is told as a failure of a run that is whole."""
+    train(Toy(), "ls", 0, tmp_path, threads=1)
+    (tmp_path / "failure.json").write_text("{}")
+    train(Toy(), "ls", 0, tmp_path, threads=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES

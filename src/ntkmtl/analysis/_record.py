@@ -355,7 +355,10 @@ def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
     if kernel is not None and kernel.has_all_blocks:
         row["affinity"][index[:, None], index[None, :]] = kernel.affinity().cpu()
         before = extended_spectrum(kernel)
-        after = extended_spectrum(kernel.weighted(weights[index]))
+        own = weights[index]
+        # Equal weights, as those of plain training, change neither number.
+        equal = bool((own == own[0]).all() & (own[0] != 0))
+        after = before if equal else extended_spectrum(kernel.weighted(own))
     for name, values in (("", before), ("_weighted", after)):
         row["condition" + name] = number(None if values is None else condition_number(values))
         row["rank" + name] = number(None if values is None else numerical_rank(values))

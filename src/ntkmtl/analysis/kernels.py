@@ -166,11 +166,12 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
 
 
 def imbalance(largest: Tensor) -> float:
-    """Return the largest over the smallest of the tasks' largest eigenvalues.
+    r"""Return the largest over the smallest of the tasks' largest eigenvalues.
 
-    The paper's measure of how far apart tasks converge (section 3.3); 1 after the weights of Eq. 15
-    have been applied, when those come from the same kernel. Tasks without a kernel (NaN) are left
-    out, tasks whose gradient vanishes too.
+    The paper's measure of how far apart tasks converge (section 3.3). For the kernel of the losses
+    under weights, :math:`w_i^2 \lambda_i`, it is 1 after those of Eq. 15 from the same kernel; the
+    outputs' rates are then still :math:`w_i \lambda_i`, see docs/analysis/theory.md. Tasks without
+    a kernel (NaN) are left out, tasks whose gradient vanishes too.
 
     Args:
         largest: Largest eigenvalue of each task, shape (k,).
@@ -193,7 +194,7 @@ def convergence_steps(
     learning_rate: float,
     *,
     losses: Tensor | None = None,
-    minibatches: int = 1,
+    minibatches: int | Tensor = 1,
     weights: Tensor | None = None,
     fraction: float = 0.1,
 ) -> Tensor:
@@ -220,7 +221,8 @@ def convergence_steps(
         largest: Largest eigenvalue of each task, shape (k,).
         learning_rate: Of gradient descent.
         losses: Loss of each task, positive, shape (k,).
-        minibatches: The kernel's n. Without ``losses`` it has no effect.
+        minibatches: The kernel's n, or one n per row where ``largest`` has rows of several steps.
+            Without ``losses`` it has no effect.
         weights: Task weights, shape (k,); a task's own pull is then ``weight`` times as strong.
         fraction: In (0, 1).
 

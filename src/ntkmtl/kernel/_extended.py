@@ -202,6 +202,9 @@ class ExtendedNTK:
     def weighted(self, weights: Tensor) -> ExtendedNTK:
         """Return the kernel under task weights, w w^T times K (Prop. 3.3, Eq. 13).
 
+        That is exact for this kernel of losses, as the gradient of w_i l_i is w_i times that of
+        l_i. Of kernels of outputs it is not: see docs/analysis/theory.md.
+
         Args:
             weights: Shape (k,).
 

@@ -4,8 +4,8 @@ Listing the problems does not import torch; creating one does.
 
 Example:
     >>> from ntkmtl import problems
-    >>> problems.names()
-    ('qm9-mini',)
+    >>> problems.names()[0]
+    'qm9-mini'
     >>> problem = problems.create("qm9-mini", targets="standardised")
     >>> len(problem.tasks), problem.size("train")
     (11, 3000)
@@ -18,6 +18,7 @@ import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.problems._own import ProblemError, check, load_class
 from ntkmtl.problems._registry import PROBLEMS, ProblemSpec
 
 if TYPE_CHECKING:
@@ -27,9 +28,11 @@ __all__ = [
     "Metric",
     "MultiTaskModel",
     "Problem",
+    "ProblemError",
     "ProblemSpec",
     "Recipe",
     "Split",
+    "check",
     "create",
     "names",
     "specs",
@@ -62,35 +65,46 @@ def create(name: str, **options: Any) -> Problem:
     """Return a problem, its data loaded.
 
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`, or one's own as ``module.path:ClassName`` or
+            ``path/to/file.py:ClassName``, whose code is then run.
         **options: Options of that problem.
 
     Raises:
         ValueError: There is no problem of that name, or an option's value is unknown.
         TypeError: The problem has no such option.
+        ProblemError: One's own problem cannot be imported, or leaves a method out.
         MissingExtraError: The problem needs a package that is not installed.
 
     Example:
         >>> create("qm9-mini", targets="raw").options["targets"]
         'raw'
-        >>> create("qm9mini")
+        >>> create("qm9mini")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: no problem is named 'qm9mini'; did you mean 'qm9-mini'? Known: qm9-mini
+        ValueError: no problem is named 'qm9mini'; did you mean 'qm9-mini'? Known: qm9-mini, ...
     """
-    if name not in PROBLEMS:
+    factory: Any
+    if ":" in name or name.endswith(".py"):
+        factory = load_class(name)
+    elif name in PROBLEMS:
+        module, _, attribute = PROBLEMS[name].target.partition(":")
+        factory = getattr(import_module(module), attribute)
+    else:
         close = difflib.get_close_matches(name, PROBLEMS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"no problem is named {name!r}{hint} Known: {', '.join(PROBLEMS)}")
-    module, _, attribute = PROBLEMS[name].target.partition(":")
-    factory = getattr(import_module(module), attribute)
-    accepted = tuple(inspect.signature(factory).parameters)
-    unknown = [option for option in options if option not in accepted]
-    if unknown:
-        raise TypeError(
-            f"{name} has no option {', '.join(map(repr, unknown))}; it takes: "
-            f"{', '.join(accepted) or 'none'}"
+        raise ValueError(
+            f"no problem is named {name!r}{hint} Known: {', '.join(PROBLEMS)}, "
+            "and your own as module.path:ClassName or path/file.py:ClassName"
         )
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = tuple(parameter.name for parameter in parameters)
+        unknown = [option for option in options if option not in accepted]
+        if unknown:
+            raise TypeError(
+                f"{name} has no option {', '.join(map(repr, unknown))}; it takes: "
+                f"{', '.join(accepted) or 'none'}"
+            )
     problem: Problem = factory(**options)
     return problem
 

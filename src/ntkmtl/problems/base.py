@@ -7,16 +7,19 @@ are small protocols, so that one's own problem is one class in one's own module.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Metric", "MultiTaskModel", "Problem", "Recipe", "Split"]
+__all__ = ["Metric", "MultiTaskModel", "Problem", "Recipe", "Schedule", "Split"]
 
 Split = Literal["train", "val", "test"]
+
+Schedule = Literal["one-cycle", "constant", "plateau", "halved"]
+"""How the learning rate moves over a training. See :attr:`Recipe.schedule`."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,16 @@ class Recipe:
         minibatches: The paper's n for methods that read a kernel of mini-batches.
         reduced: True if it is smaller than what the literature uses; tables then say so.
         description: One sentence for tables and reports.
+        schedule: ``"one-cycle"``: a rise over the first tenth of the steps, then half a cosine to
+            almost 0. ``"constant"``: the learning rate as it is. ``"plateau"``: times
+            ``plateau_factor`` whenever the validation split has got no better for more than
+            ``plateau_patience`` epochs, judged by Delta-m against :attr:`Problem.reference`, or by
+            the metric itself in a single-task training. ``"halved"``: as it is in the first half of
+            the epochs, half of it in the second.
+        plateau_factor: Above.
+        plateau_patience: Above, in epochs.
+        min_learning_rate: Where ``"plateau"`` ends.
+        tested_epochs: A run's test metrics are the means of those after its last so many epochs.
     """
 
     epochs: int
@@ -57,21 +70,39 @@ class Recipe:
     minibatches: int = 4
     reduced: bool = False
     description: str = ""
+    schedule: Schedule = "one-cycle"
+    plateau_factor: float = 0.7
+    plateau_patience: int = 10
+    min_learning_rate: float = 1e-5
+    tested_epochs: int = 1
 
 
 class MultiTaskModel(nn.Module, ABC):
-    """A network with a shared trunk and one head per task."""
+    """A network with a shared trunk and one head per task.
+
+    Attributes:
+        private_below: Whether parameters of single tasks lie below the representations, as gates of
+            mixtures of experts do. The exact kernel is then that of :meth:`shared_parameters`, not
+            of all that the representations depend on.
+    """
+
+    private_below: ClassVar[bool] = False
 
     @abstractmethod
-    def represent(self, batch: Any) -> Tensor:
-        """Return the shared representation z of a batch, samples along dimension 0."""
+    def represent(self, batch: Any) -> Tensor | list[Tensor]:
+        """Return the shared representation z of a batch, samples along dimension 0.
+
+        A network whose tasks read features of their own, as attention networks do, returns a list
+        with one tensor per task.
+        """
 
     @abstractmethod
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Return one output per head.
 
         Args:
-            features: z, or one view of z per head, from :func:`ntkmtl.branch`.
+            features: z, or one view of z per head, from :func:`ntkmtl.branch`; one tensor per task
+                where :meth:`represent` returned that.
         """
 
     @abstractmethod
@@ -90,13 +121,18 @@ class Problem(ABC):
         tasks: Names of the k tasks.
         metrics: What a trained network is judged by, in the order of the table's columns.
         recipe: The training recipe used unless the caller changes it.
+        recipes: All its recipes by name, where it has several; it is then created with an option
+            ``recipe``, as a recipe may come with its own part of the data and its own network.
+        reference: One number per metric that ``"plateau"`` schedules measure Delta-m against.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
     recipe: Recipe
+    reference: tuple[float, ...] | None = None
 
     @property
     @abstractmethod
@@ -146,9 +182,28 @@ class Problem(ABC):
         of those tasks are returned, in the order of :attr:`metrics`.
         """
 
+    def counts(self, batch: Any, tasks: Sequence[str] | None = None) -> Tensor | None:
+        """Return the number of labels per task and sample of a batch, None where each has one.
+
+        A problem whose losses are means over labels of which samples have different numbers, as
+        valid pixels, says so here: a mini-batch's share of the batch's loss depends on it.
+
+        Args:
+            batch: What :meth:`batch` returned.
+            tasks: The tasks the network was built for, all of them if None.
+
+        Returns:
+            Shape (k, b), or None.
+        """
+        return None
+
     def describe(self) -> str:
         """Return one paragraph on data and network for reports."""
         return self.summary
+
+    def notice(self) -> str:
+        """Return what to show before training, as how data was read; ``""`` for nothing."""
+        return ""
 
 
 def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

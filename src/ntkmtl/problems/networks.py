@@ -33,6 +33,8 @@ class CelebANetwork(MultiTaskModel):
 
     Args:
         heads: Number of attributes.
+        width: Channels of the first convolution, 64 in the literature; the other layers keep their
+            proportion to it.
 
     Example:
         >>> import torch
@@ -42,39 +44,39 @@ class CelebANetwork(MultiTaskModel):
         (torch.Size([2, 512]), [(2,), (2,), (2,)])
     """
 
-    def __init__(self, heads: int = 40) -> None:
+    def __init__(self, heads: int = 40, width: int = 64) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
-        for width, pool in (
-            (64, True),
-            (128, False),
-            (128, True),
-            (256, False),
-            (256, True),
-            (512, False),
-            (512, False),
+        for times, pool in (
+            (1, True),
+            (2, False),
+            (2, True),
+            (4, False),
+            (4, True),
+            (8, False),
+            (8, False),
         ):
             layers += [
-                nn.Conv2d(channels, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
+                nn.Conv2d(channels, times * width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(times * width),
                 nn.ReLU(inplace=True),
             ]
             if pool:
                 layers.append(nn.MaxPool2d(2))
-            channels = width
+            channels = times * width
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         for _ in range(2):
             layers += [
-                nn.Linear(512, 512, bias=False),
-                nn.BatchNorm1d(512),
+                nn.Linear(channels, channels, bias=False),
+                nn.BatchNorm1d(channels),
                 nn.ReLU(inplace=True),
             ]
         self.trunk = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(512, 1) for _ in range(heads))
+        self.heads = nn.ModuleList(nn.Linear(channels, 1) for _ in range(heads))
 
     def represent(self, batch: Tensor) -> Tensor:
-        """Return z, shape (B, 512), of images of shape (B, 3, H, W)."""
+        """Return z, shape (B, 8 width), of images of shape (B, 3, H, W)."""
         features: Tensor = self.trunk(batch)
         return features
 

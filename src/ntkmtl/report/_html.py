@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ntkmtl.report._series import Curve, Series
     from ntkmtl.report._table import Row, Runs, Table
 
-__all__ = ["embed", "write_html"]
+__all__ = ["embed", "page_text", "write_html"]
 
 _WIDE = 14
 """Metrics above which a table is wider than a screen."""
@@ -60,44 +60,66 @@ def write_html(
             report the same metrics.
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    try:
-        import jinja2
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise missing_extra("the HTML report", "bench", error) from error
-
     pages, data = [], []
     for runs in load(runs_dir).values():
         table = table_of(runs)
         pages.append(_page(runs, table))
         data.append(_data(runs, table))
-    scripts = [get_plotlyjs(), _template("report.js")]
-    # HTML parsers turn CR LF into LF before the hash of a script is compared.
-    scripts = [script.replace("\r\n", "\n").replace("\r", "\n") for script in scripts]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("report.html.jinja").render(
+    text = page_text(
+        "report",
+        data,
         pages=pages,
         title=" · ".join(page["name"] for page in pages),
-        version=__version__,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        css=_template("report.css"),
-        scripts=scripts,
-        hashes=[_hash(script) for script in scripts],
-        data=embed(data),
     )
     path = Path(output) if output is not None else Path(runs_dir) / "report.html"
     write_text(path, text)
     return path
 
 
-def _template(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")
+def page_text(name: str, data: Any, *, folder: Path = _TEMPLATES, **context: Any) -> str:
+    """Return one self-contained page of charts.
+
+    Args:
+        name: ``NAME.html.jinja`` is the page and ``NAME.js`` the script that draws its charts, with
+            what ``charts.js`` gives it.
+        data: JSON values for that script.
+        folder: Where those two files are.
+        **context: What the page shows. Every text is escaped.
+
+    Raises:
+        MissingExtraError: plotly or jinja2 is not installed.
+    """
+    try:
+        import jinja2
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise missing_extra("the HTML report", "bench", error) from error
+
+    drawing = _read(_TEMPLATES / "charts.js") + _read(folder / f"{name}.js")
+    # HTML parsers turn CR LF into LF before the hash of a script is compared.
+    scripts = [
+        script.replace("\r\n", "\n").replace("\r", "\n") for script in (get_plotlyjs(), drawing)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, _TEMPLATES]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.html.jinja").render(
+        version=__version__,
+        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        css=_read(_TEMPLATES / "report.css"),
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
+        data=embed(data),
+        **context,
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
@@ -161,7 +183,7 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
         ],
         "rows": [
             {
-                "method": printable(row.method),
+                "method": printable(row.label),
                 "baseline": row.is_baseline,
                 "cells": [
                     {
@@ -180,12 +202,13 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
             printable(f"{column.label} ({column.unit})" if column.unit else column.label)
             for column in table.columns
         ],
+        "watched": "validation" if facts["sizes"]["val"] else "training",
         "notes": [printable(note, 2000) for note in table.notes],
         "warnings": [printable(warning, 2000) for warning in table.warnings],
         "settings": _settings(runs, table),
         "options": [
             (
-                printable(row.method),
+                printable(row.label),
                 ", ".join(map(str, row.seeds[:20])) + "…" * (len(row.seeds) > 20),
                 printable(_values(row.options), 400) or "defaults",
             )
@@ -205,9 +228,9 @@ def _lead(table: Table) -> list[tuple[str, str, str]]:
         best = min(known, key=lambda row: row.delta_m.mean if row.delta_m else math.inf)
         assert best.delta_m is not None
         spread = "" if best.delta_m.stderr is None else f" ± {best.delta_m.stderr:.2f}"
-        found.append(("Lowest Δm", best.method, _minus(f"{best.delta_m.mean:.2f}{spread} %")))
+        found.append(("Lowest Δm", best.label, _minus(f"{best.delta_m.mean:.2f}{spread} %")))
     best = min(ranked, key=lambda row: row.mean_rank or math.inf)
-    found.append(("Lowest mean rank", best.method, f"{best.mean_rank or 0:.2f}"))
+    found.append(("Lowest mean rank", best.label, f"{best.mean_rank or 0:.2f}"))
     return [(what, printable(method), number) for what, method, number in found]
 
 
@@ -271,7 +294,7 @@ def _data(runs: Runs, table: Table) -> dict[str, Any]:
     return {
         "methods": [
             {
-                "name": printable(row.method),
+                "name": printable(row.label),
                 "baseline": row.is_baseline,
                 "reference": row.method == "ls",
                 "delta": None if row.delta_m is None else _short(row.delta_m.mean),

@@ -243,7 +243,7 @@ def _text(table: Table) -> str:
     heads, rows = layout(table)
     grid = [["method", *(printable(head.text()) for head in heads)]]
     for row, cells in zip(table.rows, rows, strict=True):
-        grid.append([printable(row.method), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
+        grid.append([printable(row.label), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [
         "  ".join(
@@ -264,7 +264,7 @@ def _markdown(table: Table) -> str:
         ["---", *("---:" for _ in heads)],
     ]
     for row, cells in zip(table.rows, rows, strict=True):
-        name = _escape_markdown(printable(row.method))
+        name = _escape_markdown(printable(row.label))
         lines.append([name, *(cell.plain(lambda s: f"**{s}**") for cell in cells)])
     below = [f"- {_escape_markdown(line)}" for line in _lines(table)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *below]) + "\n"
@@ -325,7 +325,7 @@ def _latex(table: Table) -> str:
     heads, rows = layout(table)
     body = []
     for row, cells in zip(table.rows, rows, strict=True):
-        name = _escape_latex(printable(row.method))
+        name = _escape_latex(printable(row.label))
         shown = [replace(cell, text=_minus(cell.text)) for cell in cells]
         body.append([name, *(cell.plain(r"\textbf{{{}}}".format, r" $\pm$ ") for cell in shown)])
         if row.is_baseline:
@@ -354,6 +354,7 @@ def _csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     names = [name for column in table.columns for name in (column.name, f"{column.name} stderr")]
     own = ["mean_rank", "delta_m", "delta_m stderr", "relative_time", "seconds_per_epoch"]
+    own.append("tuning_trials")
     writer.writerow(["problem", "method", "seeds", *names, *own])
     for row in table.rows:
         pairs = [*row.estimates, row.delta_m]
@@ -370,6 +371,7 @@ def _csv(table: Table) -> str:
                 row.method,
                 len(row.seeds),
                 *("" if number is None else repr(float(number)) for number in numbers),
+                0 if row.tuning is None else row.tuning.trials,
             ]
         )
     return _encodable(out.getvalue())
@@ -473,7 +475,7 @@ def _rich_block(
             if spread:
                 text.append(f"\n{'±' if cell.stderr else ''}{cell.stderr}", style="dim")
             texts.append(text)
-        shown.add_row(Text(printable(row.method)), *texts, end_section=row.is_baseline)
+        shown.add_row(Text(printable(row.label)), *texts, end_section=row.is_baseline)
     return shown
 
 

@@ -21,6 +21,7 @@ from ntkmtl.training.runs import (
     RunMetric,
     load_runs,
 )
+from ntkmtl.training.studies import Tuning, read_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -123,6 +124,7 @@ class Row:
         seconds_per_epoch: Median over seeds; for STL the sum of it over the tasks.
         relative_time: ``seconds_per_epoch`` over that of LS, None without LS.
         options: The options given to the method.
+        tuning: The search that found the options, None where they were not tuned.
     """
 
     method: str
@@ -133,6 +135,14 @@ class Row:
     seconds_per_epoch: float | None
     relative_time: float | None
     options: dict[str, Any]
+    tuning: Tuning | None = None
+
+    @property
+    def label(self) -> str:
+        """The method as shown to people, who must see which ones were tuned."""
+        if self.tuning is None:
+            return self.method
+        return f"{self.method} (tuned, {_count(self.tuning.trials, 'trial')})"
 
     @property
     def is_baseline(self) -> bool:
@@ -369,6 +379,7 @@ def table_of(runs: Runs) -> Table:
             seconds_per_epoch=seconds[method],
             relative_time=_ratio(seconds[method], reference),
             options=dict(group[0].config.method_options),
+            tuning=_tuning(group),
         )
         for method, group in multi.items()
     ]
@@ -381,6 +392,23 @@ def table_of(runs: Runs) -> Table:
         notes=tuple(_notes(facts, rows, bool(delta))),
         warnings=tuple(_warnings(runs, why_not)),
     )
+
+
+def _tuning(group: Sequence[Run]) -> Tuning | None:
+    """Return the search that found the settings of all these runs of one method.
+
+    Raises:
+        RunFileError: Its file is damaged.
+    """
+    found = read_tuning(group[0].path.parent)
+    if found is None:
+        return None
+    wanted = dict(found.method_options), dict(found.recipe)
+    for run in group:
+        recipe = {key: run.config.recipe.get(key) for key in found.recipe}
+        if (dict(run.config.method_options), recipe) != wanted:
+            return None
+    return found
 
 
 def task_labels(table: Table) -> list[str]:
@@ -532,6 +560,9 @@ def _warnings(runs: Runs, why_no_delta: str) -> list[str]:
                 name = key if section != "sizes" else f"size of {key}"
                 found += _differences(name, _by_method(done, section, key))
     for method, group in runs.multi.items():
+        members = list(group.values())
+        if read_tuning(members[0].path.parent) is not None and _tuning(members) is None:
+            found.append(f"{method} was tuned, and not all of its runs have the settings found.")
         by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in sorted(group.items())}
         found += _differences(f"options of {method}", by_seed)
     for section in ("hardware", "versions"):
@@ -599,6 +630,7 @@ def _notes(facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]
         else "Time: training per epoch relative to LS "
         f"({reference.seconds_per_epoch:.3g} s), medians over epochs and seeds."
     )
+    notes += [_tuning_note(row, recipe["epochs"]) for row in rows if row.tuning is not None]
     sizes = ", ".join(f"{size:,} {split}" for split, size in facts["sizes"].items())
     kind = "Reduced recipe, smaller than in the literature" if facts["reduced"] else "Recipe"
     description = recipe["description"].strip()
@@ -620,6 +652,27 @@ def _notes(facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         notes.append(f"Versions: {versions}.")
     return notes
+
+
+def _tuning_note(row: Row, epochs: int) -> str:
+    tuning = row.tuning
+    assert tuning is not None
+    length = _count(tuning.epochs, "epoch")
+    if tuning.epochs != epochs:
+        length += f" (the runs have {epochs})"
+    chosen = {"random": "drawn at random"}.get(tuning.sampler, f"chosen by {tuning.sampler}")
+    start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
+    diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
+    return (
+        f"{row.method} is tuned: the best of {_count(tuning.trials, 'trial')}{diverged}, by Δm on "
+        f"the {_SPLITS.get(tuning.split, tuning.split)} split: {tuning.value:.2f} % (the settings "
+        f"that the search began {start}). Settings were {chosen}; trials have seed {tuning.seed} "
+        f"and {length}, and took {duration(tuning.wall_seconds)} in all, which the times here "
+        "leave out. A method of which this is not said is not tuned."
+    )
+
+
+_SPLITS = {"val": "validation", "train": "training"}
 
 
 def _count(number: int, noun: str) -> str:

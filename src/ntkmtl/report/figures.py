@@ -170,7 +170,7 @@ def _delta_m(table: Table, rows: Sequence[Row]) -> Figure:
     if any(errors):
         axes.errorbar(means, place, xerr=errors, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5)
     axes.axvline(0, color=_INK, linewidth=0.8)
-    axes.set_yticks(place, [_plain(row.method, 40) for row in order])
+    axes.set_yticks(place, [_plain(row.label, 40) for row in order])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.margins(y=0.02)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,17 +16,22 @@ class ProblemNotFoundError(ValueError):
     """A name does not lead to a problem, or the problem refuses its options."""
 
 
-def find_problem(name: str, options: Mapping[str, Any] | None = None) -> Problem:
-    """Make a problem from its registered name, or from ``module.path:ClassName``.
+def find_problem(
+    name: str, options: Mapping[str, Any] | None = None, *, try_out: bool = False
+) -> Problem:
+    """Make a problem from its registered name, or from a module or file and a class.
 
-    The second form imports the module, and so runs its code: it is for one's own problems.
+    The latter, ``module.path:ClassName`` and ``path/to/file.py:ClassName``, import the module, and
+    so run its code: they are for one's own problems.
 
     Args:
-        name: A name that ``ntkmtl problems`` lists, or ``module.path:ClassName``.
+        name: What :func:`ntkmtl.problems.create` takes.
         options: Options given to the problem.
+        try_out: Whether to put one's own problem through :func:`ntkmtl.problems.check`.
 
     Raises:
-        ProblemNotFoundError: There is no such problem, or it refuses the options.
+        ProblemNotFoundError: There is no such problem, it refuses the options, or it does not keep
+            the protocol.
 
     Example:
         >>> find_problem("no.module:Toy")
@@ -36,31 +40,14 @@ def find_problem(name: str, options: Mapping[str, Any] | None = None) -> Problem
         ntkmtl.training.lookup.ProblemNotFoundError: problem no.module:Toy: No module named 'no'
     """
     from ntkmtl import problems
-    from ntkmtl.problems.base import Problem
 
-    options = dict(options or {})
-    if ":" not in name:
-        if name not in problems.names():
-            raise ProblemNotFoundError(
-                f"there is no problem {name!r}; there are {', '.join(problems.names())}, "
-                "and your own as module.path:ClassName"
-            )
-        try:
-            return problems.create(name, **options)
-        except (TypeError, ValueError) as error:
-            raise ProblemNotFoundError(f"problem {name}: {error}") from error
-    module_name, _, class_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ProblemNotFoundError(f"problem {name}: {error}") from error
-    kind = getattr(module, class_name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Problem)):
-        raise ProblemNotFoundError(
-            f"problem {name}: {module_name} has no class {class_name} that derives from "
-            "ntkmtl.problems.base.Problem"
-        )
-    try:
-        return kind(**options)
+        problem = problems.create(name, **dict(options or {}))
+        if try_out and ":" in name:
+            problems.check(problem)
+    except problems.ProblemError as error:
+        raise ProblemNotFoundError(str(error)) from error
     except (TypeError, ValueError) as error:
-        raise ProblemNotFoundError(f"problem {name}: {error}") from error
+        known = ":" in name or name in problems.names()
+        raise ProblemNotFoundError(f"problem {name}: {error}" if known else str(error)) from error
+    return problem

@@ -31,6 +31,7 @@ __all__ = [
     "SINGLE_TASK",
     "Epoch",
     "IncompleteRun",
+    "JsonObject",
     "Run",
     "RunConfig",
     "RunFileError",
@@ -38,11 +39,14 @@ __all__ = [
     "RunResult",
     "Steps",
     "canonical_json",
+    "check_schema",
+    "clear_run",
     "differences",
     "folder_name",
     "load_run",
     "load_runs",
     "read_config",
+    "read_object",
     "run_folder",
     "write_history",
     "write_steps",
@@ -56,8 +60,12 @@ SINGLE_TASK = "stl"
 
 CONFIG, HISTORY, STEPS, RESULT = "config.json", "history.json", "steps.npz", "result.json"
 CHECKPOINT, FAILURE = "checkpoint.pt", "failure.json"
-FILES = (CONFIG, HISTORY, STEPS, RESULT, CHECKPOINT, FAILURE)
-"""Names of every file that may stand in a run directory."""
+RECORD = "record.json"
+"""What :class:`ntkmtl.analysis.Recorder` kept, where a run was recorded."""
+STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
+FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, HISTORY, STEPS, RECORD, CONFIG)
+"""Names of every file that may stand in a run directory, in the order to remove them: what is left
+of a removal that was cut short must not pass for a complete run."""
 
 MAX_STEP_ROWS = 2000
 
@@ -91,8 +99,17 @@ class RunFileError(ValueError):
 # JSON with checks
 
 
-class _Object:
-    """A JSON object of a file, whose reading says which key of which file is wrong."""
+class JsonObject:
+    """A JSON object of a file, whose reading says which key of which file is wrong.
+
+    Args:
+        path: The file, for messages.
+        value: What was read from it.
+        where: The object's own key in the file, ``""`` for the whole of it.
+
+    Raises:
+        RunFileError: The value is no object; from the methods, a key is missing or of another kind.
+    """
 
     def __init__(self, path: Path, value: Any, where: str = "") -> None:
         if not isinstance(value, dict):
@@ -104,6 +121,7 @@ class _Object:
         self.value: dict[str, Any] = value
 
     def get(self, key: str, kind: type | tuple[type, ...], *, default: Any = None) -> Any:
+        """Return the value of a key, of one of these kinds."""
         name = f"{self.where}.{key}" if self.where else key
         if key not in self.value:
             if default is not None:
@@ -118,9 +136,11 @@ class _Object:
         return found
 
     def number(self, key: str) -> float:
+        """Return a finite number."""
         return self._finite(self.get(key, (int, float)), key)
 
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
+        """Return a list of so many finite numbers."""
         found = self.get(key, list)
         if len(found) != length:
             raise RunFileError(
@@ -132,15 +152,17 @@ class _Object:
         return tuple(self._finite(value, key) for value in found)
 
     def strings(self, key: str) -> tuple[str, ...]:
+        """Return a list of texts."""
         found = self.get(key, list)
         for value in found:
             if not isinstance(value, str):
                 raise RunFileError(self.path, f"key '{key}' must hold texts, found {_say(value)}")
         return tuple(found)
 
-    def objects(self, key: str) -> list[_Object]:
+    def objects(self, key: str) -> list[JsonObject]:
+        """Return a list of objects."""
         found = self.get(key, list)
-        return [_Object(self.path, v, f"{key}[{i}]") for i, v in enumerate(found)]
+        return [JsonObject(self.path, v, f"{key}[{i}]") for i, v in enumerate(found)]
 
     def _finite(self, value: float, key: str) -> float:
         try:
@@ -172,7 +194,12 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"it holds {name}, which JSON does not have")
 
 
-def _read_object(path: Path) -> _Object:
+def read_object(path: Path) -> JsonObject:
+    """Read a file that holds a JSON object.
+
+    Raises:
+        RunFileError: It cannot be read, is not JSON, or holds something else.
+    """
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
@@ -183,10 +210,15 @@ def _read_object(path: Path) -> _Object:
         value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise RunFileError(path, f"is not valid JSON ({error})") from error
-    return _Object(path, value)
+    return JsonObject(path, value)
 
 
-def _check_schema(found: _Object) -> None:
+def check_schema(found: JsonObject) -> None:
+    """Check that a file is of the layout that this version reads.
+
+    Raises:
+        RunFileError: It is not.
+    """
     schema = found.get("schema", int)
     if schema != SCHEMA:
         raise RunFileError(
@@ -242,6 +274,8 @@ class RunConfig:
         parameters: Number of trainable parameters of the network.
         versions: Of ``python``, ``torch``, ``torchjd`` and ``ntkmtl``.
         hardware: ``device``, ``processor``, ``cores`` and ``threads``.
+        baseline: For methods that are told scores: the metrics of the single-task networks that
+            the scores compare with, one number per metric. None for the others.
     """
 
     problem: str
@@ -257,6 +291,7 @@ class RunConfig:
     parameters: int
     versions: Mapping[str, str]
     hardware: Mapping[str, Any]
+    baseline: tuple[float, ...] | None = None
 
     @property
     def single_task(self) -> str | None:
@@ -265,13 +300,20 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
-        return {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
+        content = {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
+        if self.baseline is None:
+            del content["baseline"]
+        return content
 
     def identity(self) -> dict[str, Any]:
-        """Return what two runs must share to be the same: all but size, versions, hardware."""
+        """Return what two runs must share to be the same.
+
+        All but size, versions, hardware, and the baseline, whose own identity follows from the
+        run's.
+        """
         content = self.to_json()
-        for key in ("parameters", "versions", "hardware"):
-            del content[key]
+        for key in ("parameters", "versions", "hardware", "baseline"):
+            content.pop(key, None)
         return content
 
 
@@ -313,7 +355,8 @@ class Epoch:
         epoch: Number, from 0.
         train_losses: Mean training loss of each of the k tasks over the epoch's steps, None for a
             task that no step had labels for.
-        val: One number per metric, on the validation split after the epoch.
+        val: One number per metric, on the validation split after the epoch; on the training split
+            where the problem has no validation split.
         learning_rate: That of the epoch's last step.
         train_seconds: Time in training steps, in seconds, without evaluation and checkpoints.
         eval_seconds: Time in evaluation, in seconds.
@@ -438,17 +481,27 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     Raises:
         RunFileError: It cannot be read, is not JSON, has another schema, or lacks a key.
     """
-    found = _read_object(Path(path))
-    _check_schema(found)
-    recipe = _Object(found.path, found.get("recipe", dict), "recipe")
+    found = read_object(Path(path))
+    check_schema(found)
+    recipe = JsonObject(found.path, found.get("recipe", dict), "recipe")
     for key, kind in _RECIPE_KEYS.items():
         recipe.get(key, kind)
-    sizes = _Object(found.path, found.get("sizes", dict), "sizes")
+    sizes = JsonObject(found.path, found.get("sizes", dict), "sizes")
     for split in ("train", "val", "test"):
         sizes.get(split, int)
     tasks = found.strings("tasks")
     if not tasks:
         raise RunFileError(found.path, "key 'tasks' must name at least one task, found none")
+    metrics = tuple(
+        RunMetric(
+            name=metric.get("name", str),
+            task=metric.get("task", str),
+            unit=metric.get("unit", str),
+            higher_is_better=metric.get("higher_is_better", bool),
+            label=metric.get("label", str),
+        )
+        for metric in found.objects("metrics")
+    )
     return RunConfig(
         problem=found.get("problem", str),
         problem_class=found.get("problem_class", str, default=""),
@@ -458,26 +511,18 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
         seed=found.get("seed", int),
         recipe=recipe.value,
         tasks=tasks,
-        metrics=tuple(
-            RunMetric(
-                name=metric.get("name", str),
-                task=metric.get("task", str),
-                unit=metric.get("unit", str),
-                higher_is_better=metric.get("higher_is_better", bool),
-                label=metric.get("label", str),
-            )
-            for metric in found.objects("metrics")
-        ),
+        metrics=metrics,
         sizes=sizes.value,
         parameters=found.get("parameters", int),
         versions=found.get("versions", dict),
         hardware=found.get("hardware", dict),
+        baseline=found.numbers("baseline", len(metrics)) if "baseline" in found.value else None,
     )
 
 
 def _read_result(path: Path, config: RunConfig) -> RunResult:
-    found = _read_object(path)
-    _check_schema(found)
+    found = read_object(path)
+    check_schema(found)
     return RunResult(
         test=found.numbers("test", len(config.metrics)),
         val=found.numbers("val", len(config.metrics)),
@@ -492,7 +537,7 @@ def _read_result(path: Path, config: RunConfig) -> RunResult:
 def _read_history(path: Path, config: RunConfig) -> tuple[Epoch, ...]:
     k = len(config.tasks)
     epochs = []
-    for entry in _read_object(path).objects("epochs"):
+    for entry in read_object(path).objects("epochs"):
         losses = entry.get("train_losses", list)
         if len(losses) != k or not all(_is_loss(value) for value in losses):
             raise RunFileError(
@@ -593,7 +638,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 def load_runs(
     folder: str | os.PathLike[str],
 ) -> tuple[list[Run], list[IncompleteRun]]:
-    """Read every run below a folder.
+    """Read every run below a folder, but for the trials of a tuning.
 
     Args:
         folder: The folder of a comparison, or one above or below it.
@@ -612,6 +657,10 @@ def load_runs(
     runs: list[Run] = []
     incomplete: list[IncompleteRun] = []
     for place, folders, files in os.walk(folder):
+        if STUDY in files:
+            # Trials have the seed and the method of a run of the comparison, and are none.
+            folders.clear()
+            continue
         folders.sort()
         if CONFIG not in files:
             continue
@@ -625,7 +674,7 @@ def load_runs(
 def _why_incomplete(path: Path, files: Sequence[str]) -> str:
     if FAILURE not in files:
         return "unfinished"
-    failure = _read_object(path / FAILURE)
+    failure = read_object(path / FAILURE)
     return f"failed: {failure.get('message', str)}"
 
 
@@ -666,6 +715,12 @@ def run_folder(
     """
     path = Path(out) / folder_name(problem) / folder_name(method) / f"seed-{seed}"
     return path if task is None else path / folder_name(task)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the files of a run, and nothing else."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_history(path: str | os.PathLike[str], epochs: Sequence[Epoch]) -> None:

@@ -9,37 +9,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from torch import nn
 
 from ntkmtl import weighting
 from ntkmtl.balance import Balancer
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
+from ntkmtl.metrics import delta_m
+from ntkmtl.problems.base import Recipe
 from ntkmtl.training.baselines import BaselineCache, baseline_key
 from ntkmtl.training.environment import cores
 from ntkmtl.training.lookup import find_problem
+from ntkmtl.training.recording import record_differences, record_settings
 from ntkmtl.training.reporters import Reporter
 from ntkmtl.training.runs import (
     CHECKPOINT,
     CONFIG,
-    FILES,
+    FAILURE,
+    RECORD,
     RESULT,
     SCHEMA,
     SINGLE_TASK,
+    STUDY,
     RunFileError,
+    clear_run,
     differences,
     load_run,
     read_config,
     run_folder,
 )
+from ntkmtl.training.scores import read_baseline
 from ntkmtl.training.signals import stop_requests
-from ntkmtl.training.trainer import run_identity, steps_per_epoch
+from ntkmtl.training.studies import (
+    COMPLETE,
+    DIVERGED,
+    TUNING,
+    Study,
+    Trial,
+    read_study,
+    weight_parameters,
+)
+from ntkmtl.training.trainer import reruns_trunk, run_identity, steps_per_epoch
 from ntkmtl.training.workers import Failure, Job, run_jobs
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ntkmtl.problems.base import Problem, Recipe
+    from ntkmtl.problems.base import Problem
 
 __all__ = [
     "ALL_METHODS",
@@ -56,6 +73,9 @@ __all__ = [
 
 ALL_METHODS = "all"
 """Stands for every registered method."""
+
+TUNED = "fixed"
+"""The method whose task weights a tuning searches."""
 
 LOCK = ".ntkmtl.lock"
 
@@ -83,6 +103,11 @@ class Comparison:
         single_task_baselines: Whether to train the baselines that Delta-m compares with.
         tasks: The tasks to train baselines for, all that a metric judges if None.
         checkpoint_seconds: Least time between two checkpoints of a run.
+        tune: Least number of trials to search the task weights of ``fixed`` with, 0 for no search.
+            Trial 0 has equal weights; the others draw each weight log-uniformly from 0.1 to 10.
+            Each is a run with the first seed, judged by Delta-m on the validation split.
+        tune_epochs: Epochs of a trial, those of the other runs if None.
+        record: What to record of the kernel of each run but the baselines; see :func:`train`.
     """
 
     problem: str
@@ -99,6 +124,9 @@ class Comparison:
     single_task_baselines: bool = True
     tasks: Sequence[str] | None = None
     checkpoint_seconds: float = 5.0
+    record: Mapping[str, Any] | None = None
+    tune: int = 0
+    tune_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +140,7 @@ class Plan:
         complete: Number of runs that are already complete.
         conflicts: Folders that hold other runs, with what differs.
         asked: Content of ``compare.json``.
+        study: The tuning, None for none.
     """
 
     problem: str
@@ -120,6 +149,7 @@ class Plan:
     complete: int
     conflicts: Mapping[Path, Sequence[str]]
     asked: Mapping[str, Any]
+    study: Study | None = None
 
 
 @dataclass(frozen=True)
@@ -244,58 +274,41 @@ def _plan(asked: Comparison, problem: Problem) -> Plan:
         learning_rate=asked.learning_rate,
         minibatches=asked.minibatches,
     )
-    options = _method_options(problem, names, asked.method_options, recipe)
-    judged = _tasks(problem, asked.tasks) if baselines else []
-    threads = max(1, cores() // asked.jobs)
+    options, scored = _method_options(problem, names, asked.method_options, recipe)
+    every, judged = _tasks(problem, None), _tasks(problem, asked.tasks)
     seeds = list(dict.fromkeys(asked.seeds))
-
-    jobs: list[Job] = []
-    complete = 0
-    conflicts: dict[Path, Sequence[str]] = {}
-    # All of one seed first: a sweep that is stopped half-way already has a whole table.
-    for seed in seeds:
-        runs: list[tuple[str, str | None]] = [(name, None) for name in names]
-        runs += [(SINGLE_TASK, task) for task in judged]
-        for method, task in runs:
-            chosen = options.get(method, {})
-            try:
-                identity = run_identity(
-                    problem, method, seed, recipe=recipe, method_options=chosen, single_task=task
-                )
-            except ValueError as error:
-                raise SweepError(str(error)) from error
-            folder = run_folder(asked.out, problem.name, method, seed, task)
-            if (folder / CONFIG).exists():
-                found = differences(read_config(folder / CONFIG).identity(), identity)
-                if found:
-                    conflicts[folder] = found
-                elif (folder / RESULT).exists():
-                    load_run(folder)
-                    complete += 1
-                    continue
-            jobs.append(
-                Job(
-                    problem=asked.problem,
-                    problem_options=dict(asked.problem_options),
-                    method=method,
-                    method_options=chosen,
-                    seed=seed,
-                    task=task,
-                    recipe=recipe,
-                    folder=folder,
-                    threads=threads,
-                    checkpoint_seconds=asked.checkpoint_seconds,
-                    steps=recipe.epochs * steps_per_epoch(problem, recipe),
-                    identity=identity,
-                    key="" if task is None else baseline_key(identity, type(problem), threads),
-                )
-            )
+    planner = _Planner(asked, problem, recipe, options)
+    try:
+        planner.record = record_settings(asked.record, recipe)
+        study = _study(asked, problem, names, options, recipe, seeds[0])
+        # All of one seed first: a sweep that is stopped half-way already has a whole table.
+        for seed in seeds:
+            tuned = study is not None and seed == study.seed
+            # Who is judged against the baselines during training needs all of them.
+            single = every if tuned or scored else judged if baselines else []
+            for name in names:
+                if name not in scored and not (study and name == TUNED):
+                    planner.add(name, seed)
+            for task in single:
+                planner.add(SINGLE_TASK, seed, task)
+            after = tuple(planner.folder(SINGLE_TASK, seed, task) for task in single)
+            for name in names:
+                if name in scored:
+                    planner.add(name, seed, after=after, scored=True)
+            if study is not None:
+                if tuned:
+                    planner.add_trials(study, after)
+                planner.add_tuned(study, seed)
+    except RunFileError:
+        raise
+    except ValueError as error:
+        raise SweepError(str(error)) from error
     return Plan(
         problem=problem.name,
         out=Path(asked.out),
-        jobs=tuple(jobs),
-        complete=complete,
-        conflicts=conflicts,
+        jobs=tuple(planner.jobs),
+        complete=planner.complete,
+        conflicts=planner.conflicts,
         asked={
             "schema": SCHEMA,
             "problem": problem.name,
@@ -306,8 +319,219 @@ def _plan(asked: Comparison, problem: Problem) -> Plan:
             "seeds": seeds,
             "recipe": asdict(recipe),
             "single_task_baselines": baselines,
+            "tune": asked.tune,
+            "tune_epochs": asked.tune_epochs,
         },
+        study=study,
     )
+
+
+class _Planner:
+    """Collects the runs to train, those that are complete, and those in the way."""
+
+    def __init__(
+        self,
+        asked: Comparison,
+        problem: Problem,
+        recipe: Recipe,
+        options: Mapping[str, dict[str, Any]],
+    ) -> None:
+        self.asked = asked
+        self.problem = problem
+        self.recipe = recipe
+        self.options = options
+        self.threads = max(1, cores() // asked.jobs)
+        self.record: Mapping[str, Any] | None = None
+        self.jobs: list[Job] = []
+        self.complete = 0
+        self.conflicts: dict[Path, Sequence[str]] = {}
+
+    def folder(self, method: str, seed: int, task: str | None = None) -> Path:
+        return run_folder(self.asked.out, self.problem.name, method, seed, task)
+
+    def add(self, method: str, seed: int, task: str | None = None, **more: Any) -> None:
+        """Plan one run of the comparison.
+
+        Raises:
+            ValueError: The parts of the run do not fit each other.
+            RunFileError: A file of an earlier run is damaged.
+        """
+        job = self._job(self.folder(method, seed, task), method, seed, task=task, **more)
+        if (job.folder / CONFIG).exists():
+            found = differences(read_config(job.folder / CONFIG).identity(), job.identity)
+            complete = not found and (job.folder / RESULT).exists()
+            if complete and task is None:
+                found = record_differences(job.folder / RECORD, self.record)
+            if found:
+                self.conflicts[job.folder] = found
+            elif complete:
+                load_run(job.folder)
+                self.complete += 1
+                return
+        self.jobs.append(job)
+
+    def add_trials(self, study: Study, after: tuple[Path, ...]) -> None:
+        """Plan the trials that have not ended.
+
+        Args:
+            study: The tuning.
+            after: Folders of the single-task networks that trials are judged against.
+        """
+        ended: Mapping[int, Trial] = {}
+        if (study.folder / STUDY).exists():
+            found = differences(read_study(study.folder), study.asked)
+            if found:
+                self.conflicts[study.folder] = found
+            else:
+                ended = study.ended()
+        self.complete += len(ended)
+        recipe = Recipe(**study.asked["recipe"])
+        for number in range(study.trials):
+            if number not in ended:
+                job = self._job(
+                    study.place(number),
+                    TUNED,
+                    study.seed,
+                    recipe=recipe,
+                    options={**self.options[TUNED], **_weights(study, number)},
+                    after=after,
+                    trial=number,
+                )
+                self.jobs.append(replace(job, record=None))
+
+    def add_tuned(self, study: Study, seed: int) -> None:
+        """Plan a run with the settings that a tuning finds, if it has not found them already."""
+        trials = tuple(job.folder for job in self.jobs if job.trial is not None)
+        if not trials:
+            self.options[TUNED].update(study.best().method_options)
+            self.add(TUNED, seed)
+            return
+        job = self._job(self.folder(TUNED, seed), TUNED, seed, after=trials, tuned=True)
+        if (job.folder / CONFIG).exists():
+            there = read_config(job.folder / CONFIG).identity()
+            # What was found by fewer trials may be found again: that is seen when they have ended.
+            settings = {k: v for k, v in there["method_options"].items() if k != "weights"}
+            found = differences({**there, "method_options": settings}, job.identity)
+            if "weights" not in there["method_options"]:
+                found.append("method_options.weights is absent, asked for those to be found")
+            if found:
+                self.conflicts[job.folder] = found
+        self.jobs.append(job)
+
+    def _job(
+        self,
+        folder: Path,
+        method: str,
+        seed: int,
+        *,
+        task: str | None = None,
+        recipe: Recipe | None = None,
+        options: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Job:
+        recipe = recipe or self.recipe
+        options = self.options.get(method, {}) if options is None else options
+        identity = run_identity(
+            self.problem, method, seed, recipe=recipe, method_options=options, single_task=task
+        )
+        kind = type(self.problem)
+        return Job(
+            problem=self.asked.problem,
+            problem_options=dict(self.asked.problem_options),
+            method=method,
+            method_options=dict(options),
+            seed=seed,
+            task=task,
+            recipe=recipe,
+            folder=folder,
+            threads=self.threads,
+            checkpoint_seconds=self.asked.checkpoint_seconds,
+            steps=recipe.epochs * steps_per_epoch(self.problem, recipe),
+            identity=identity,
+            key="" if task is None else baseline_key(identity, kind, self.threads),
+            record=self.asked.record if task is None else None,
+            **more,
+        )
+
+
+def _study(
+    asked: Comparison,
+    problem: Problem,
+    names: Sequence[str],
+    options: Mapping[str, Mapping[str, Any]],
+    recipe: Recipe,
+    seed: int,
+) -> Study | None:
+    """Return the tuning that is asked for.
+
+    Raises:
+        SweepError: It cannot be done.
+    """
+    if asked.tune < 0:
+        raise SweepError(f"tune must not be negative. Found {asked.tune}.")
+    if asked.tune == 0:
+        if asked.tune_epochs is not None:
+            raise SweepError("epochs of trials are given, but no number of trials to tune with")
+        return None
+    if TUNED not in names:
+        raise SweepError(
+            f"a tuning searches the weights of {TUNED!r}, which is not among the methods compared"
+        )
+    if "weights" in options[TUNED]:
+        raise SweepError(f"the weights of {TUNED!r} are given: there is nothing to tune")
+    if problem.size("val") == 0:
+        raise SweepError(
+            f"{problem.name} has no validation split to judge trials on, and the test split must "
+            "not choose: give the problem one, from its training samples, or do not tune"
+        )
+    judged = _tasks(problem, None)
+    if not judged:
+        raise SweepError(f"{problem.name} has no metric to judge trials by")
+    parameters = weight_parameters(problem.tasks)
+    chosen = changed_recipe(recipe, epochs=asked.tune_epochs)
+    identity = run_identity(problem, TUNED, seed, recipe=chosen, method_options=options[TUNED])
+    study = Study(
+        folder=run_folder(asked.out, problem.name, TUNED, seed).parent / TUNING,
+        asked={
+            **{
+                key: identity[key]
+                for key in (
+                    "schema",
+                    "problem",
+                    "problem_class",
+                    "problem_options",
+                    "method",
+                    "method_options",
+                    "seed",
+                    "recipe",
+                )
+            },
+            "sampler": "random",
+            "objective": {
+                "metric": "delta_m",
+                "against": SINGLE_TASK,
+                "split": "val",
+                "direction": "minimize",
+            },
+            "parameters": [asdict(parameter) for parameter in parameters],
+        },
+        parameters=parameters,
+        trials=asked.tune,
+    )
+    # Trials that are there count: a search is not made better by forgetting some.
+    return replace(study, trials=max(asked.tune, *(n + 1 for n in _known(study)), 0))
+
+
+def _known(study: Study) -> Mapping[int, Trial]:
+    """Return the trials that have ended, none if they are of another study."""
+    if not (study.folder / STUDY).exists():
+        return {}
+    return {} if differences(read_study(study.folder), study.asked) else study.ended()
+
+
+def _weights(study: Study, number: int) -> dict[str, list[float]]:
+    """Return the options of the method that the parameters of a trial stand for."""
+    return {"weights": list(study.draw(number).values())}
 
 
 def _tasks(problem: Problem, asked: Sequence[str] | None) -> list[str]:
@@ -326,8 +550,9 @@ def _method_options(
     names: Sequence[str],
     asked: Mapping[str, Mapping[str, Any]],
     recipe: Recipe,
-) -> dict[str, dict[str, Any]]:
-    """Return the options of each method, tried out on a Balancer."""
+) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Return the options of each method, tried out on a Balancer, and who wants to know scores."""
+    scored = set()
     by_name: dict[str, dict[str, Any]] = {name: {} for name in names}
     for name, values in asked.items():
         if name not in by_name:
@@ -340,12 +565,15 @@ def _method_options(
         if "minibatches" in weighting.spec(name).defaults:
             values.setdefault("minibatches", recipe.minibatches)
         try:
-            Balancer(name, tasks=list(problem.tasks), **values)
+            trunk = nn.Identity() if reruns_trunk(name, values) else None
+            balancer = Balancer(name, tasks=list(problem.tasks), trunk=trunk, **values)
         except MissingExtraError:
             raise
         except (TypeError, ValueError) as error:
             raise SweepError(f"method {name}: {error}") from error
-    return by_name
+        if balancer.weighting.needs_scores:
+            scored.add(name)
+    return by_name, scored
 
 
 def compare(
@@ -383,18 +611,27 @@ def compare(
     started = time.monotonic()
     reporter = reporter or Reporter()
     cache = cache or BaselineCache()
-    problem = find_problem(comparison.problem, comparison.problem_options)
+    problem = find_problem(comparison.problem, comparison.problem_options, try_out=True)
+    if notice := problem.notice():
+        reporter.message(notice)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     _plan(comparison, problem)
     with _locked(Path(comparison.out)):
         todo = _plan(comparison, problem)
         if todo.conflicts and not overwrite:
             raise SweepError(_conflict_message(todo))
+        study = todo.study
         for folder in todo.conflicts:
-            for name in FILES:
-                (folder / name).unlink(missing_ok=True)
+            if study is not None and folder == study.folder:
+                study.clear()
+            else:
+                clear_run(folder)
         if keep_request:
             write_json(todo.out / "compare.json", todo.asked)
+        if study is not None:
+            study.begin()
+            if not any(job.trial is not None for job in todo.jobs):
+                study.settle()
 
         work = [job for job in todo.jobs if not _from_cache(job, cache, reporter)]
         cached = len(todo.jobs) - len(work)
@@ -409,18 +646,36 @@ def compare(
         if already:
             reporter.message(f"Not trained again: {', '.join(already)}")
 
-        def keep(job: Job) -> None:
+        def ended(job: Job, seconds: float, error: str) -> None:
+            if job.trial is not None:
+                assert study is not None
+                trial = _ended_trial(study, job, problem, seconds, error)
+                study.record(trial)
+                if trial.value is not None:
+                    reporter.message(f"{job.label}: Δm {trial.value:.2f} % on the validation split")
             if not job.key:
                 return
             try:
                 cache.store(job.key, job.folder)
-            except OSError as error:
-                reporter.message(f"{job.label}: the baseline was not kept in the cache: {error}")
+            except OSError as failure:
+                reporter.message(f"{job.label}: the baseline was not kept in the cache: {failure}")
+
+        def prepare(job: Job) -> Job:
+            if job.scored or job.trial is not None:
+                folders = {
+                    task: run_folder(todo.out, todo.problem, SINGLE_TASK, job.seed, task)
+                    for task in _tasks(problem, None)
+                }
+                return replace(job, baseline=read_baseline(problem.metrics, folders))
+            if not job.tuned:
+                return job
+            assert study is not None
+            return _with_best(job, problem, study, overwrite=overwrite)
 
         try:
             with stop_requests() as requested:
                 reporter.start(len(work), sum(job.steps for job in work))
-                outcome = run_jobs(work, comparison.jobs, reporter, requested, keep)
+                outcome = run_jobs(work, comparison.jobs, reporter, requested, ended, prepare)
         finally:
             reporter.close()
     return Sweep(
@@ -434,6 +689,51 @@ def compare(
         interrupted=outcome.interrupted,
         seconds=time.monotonic() - started,
     )
+
+
+def _ended_trial(study: Study, job: Job, problem: Problem, seconds: float, error: str) -> Trial:
+    """Return what came of a trial."""
+    assert job.trial is not None
+    assert job.baseline is not None
+    if error:
+        # It has no result, so nothing else would remove it.
+        (job.folder / CHECKPOINT).unlink(missing_ok=True)
+        state, value = DIVERGED, None
+    else:
+        result = load_run(job.folder).result
+        higher = [metric.higher_is_better for metric in problem.metrics]
+        state, value = COMPLETE, float(delta_m(result.val, job.baseline, higher))
+        seconds = result.wall_seconds
+    return Trial(
+        number=job.trial,
+        state=state,
+        parameters=study.draw(job.trial),
+        method_options=job.method_options,
+        value=value,
+        wall_seconds=seconds,
+        error=error,
+    )
+
+
+def _with_best(job: Job, problem: Problem, study: Study, *, overwrite: bool) -> Job:
+    """Return a run with the settings that its tuning has found.
+
+    Raises:
+        ValueError: No trial has a value, or the folder holds another run that is to be kept.
+        RunFileError: A file is damaged.
+    """
+    options = study.settle().method_options
+    identity = run_identity(
+        problem, job.method, job.seed, recipe=job.recipe, method_options=options
+    )
+    if overwrite and (job.folder / CONFIG).exists():
+        found = differences(read_config(job.folder / CONFIG).identity(), identity)
+        if not found and (job.folder / RESULT).exists():
+            settings = record_settings(job.record, job.recipe)
+            found = record_differences(job.folder / RECORD, settings)
+        if found:
+            clear_run(job.folder)
+    return replace(job, method_options=dict(options), identity=identity)
 
 
 def _conflict_message(todo: Plan) -> str:
@@ -456,8 +756,12 @@ def _from_cache(job: Job, cache: BaselineCache, reporter: Reporter) -> bool:
         reporter.message(f"{job.label}: the cached baseline is damaged and discarded: {error}")
         cache.discard(job.key)
         return False
+    except OSError as error:
+        reporter.message(f"{job.label}: the cached baseline cannot be copied: {error}")
+        return False
     if found:
-        (job.folder / CHECKPOINT).unlink(missing_ok=True)
+        for name in (CHECKPOINT, FAILURE):
+            (job.folder / name).unlink(missing_ok=True)
     return found
 
 

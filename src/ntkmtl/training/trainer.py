@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntkmtl.analysis import Recorder
 from ntkmtl.balance import Balancer
 from ntkmtl.files import write_json
-from ntkmtl.kernel import branch
+from ntkmtl.kernel import RememberInputs, branch
 from ntkmtl.problems.base import Problem, Recipe, Split, batches
 from ntkmtl.training.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
 from ntkmtl.training.environment import cores, hardware, reproducible, versions
+from ntkmtl.training.recording import record_differences, record_settings
 from ntkmtl.training.runs import (
     CHECKPOINT,
     CONFIG,
@@ -30,6 +32,7 @@ from ntkmtl.training.runs import (
     FILES,
     HISTORY,
     MAX_STEP_ROWS,
+    RECORD,
     RESULT,
     SCHEMA,
     SINGLE_TASK,
@@ -47,7 +50,10 @@ from ntkmtl.training.runs import (
     write_history,
     write_steps,
 )
+from ntkmtl.training.schedules import LearningRate, check_schedule, learning_rate_factor
+from ntkmtl.training.scores import check_baseline, task_scores, validation_split
 from ntkmtl.training.signals import stop_requests
+from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
     import os
@@ -61,9 +67,6 @@ __all__ = [
     "steps_per_epoch",
     "train",
 ]
-
-WARM_UP = 0.1
-"""Share of the steps over which the learning rate rises."""
 
 
 class RunConflictError(ValueError):
@@ -87,25 +90,6 @@ class RunInterrupted(KeyboardInterrupt):
     """A run was stopped on request at a step boundary; its checkpoint is written."""
 
 
-def learning_rate_factor(step: int, total: int) -> float:
-    """Return the learning rate of a step relative to its peak.
-
-    A straight rise over the first tenth of the steps, then half a cosine down to almost 0.
-
-    Args:
-        step: Number of the step, from 0.
-        total: Number of steps of the whole training.
-
-    Example:
-        >>> [round(learning_rate_factor(s, 20), 3) for s in (0, 1, 2, 11, 19)]
-        [0.5, 1.0, 0.993, 0.459, 0.007]
-    """
-    rise = max(1, round(WARM_UP * total))
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step + 1 - rise) / (total + 1 - rise)))
-
-
 def steps_per_epoch(problem: Problem, recipe: Recipe) -> int:
     """Return the number of whole batches in the training split.
 
@@ -118,6 +102,7 @@ def steps_per_epoch(problem: Problem, recipe: Recipe) -> int:
         raise ValueError(f"batch_size must be at least 1. Found {recipe.batch_size}.")
     if not (math.isfinite(recipe.learning_rate) and recipe.learning_rate > 0):
         raise ValueError(f"learning_rate must be positive. Found {recipe.learning_rate}.")
+    check_schedule(problem, recipe)
     size = problem.size("train")
     if size < recipe.batch_size:
         raise ValueError(
@@ -201,10 +186,12 @@ def train(
     recipe: Recipe | None = None,
     method_options: Mapping[str, Any] | None = None,
     single_task: str | None = None,
+    baseline: Sequence[float] | None = None,
     threads: int | None = None,
     checkpoint_seconds: float = 5.0,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train one network and leave a run directory.
 
@@ -212,7 +199,8 @@ def train(
     A run that was stopped or killed goes on from its last checkpoint, with the threads it began
     with, and ends with the numbers of one that never was. A complete run is not trained again.
 
-    The network of the last epoch is the one that is tested: nothing is chosen by its results.
+    The network of the last epoch is the one that is tested, or the means over the last few epochs
+    are taken where the recipe says so: nothing is chosen by its results.
 
     Args:
         problem: What is trained.
@@ -222,12 +210,20 @@ def train(
         recipe: How long it is trained; the problem's own if None.
         method_options: Options given to :class:`ntkmtl.Balancer`.
         single_task: The task of a single-task baseline, whose method is ``"stl"``.
+        baseline: For methods that are told scores after each epoch
+            (:attr:`ntkmtl.weighting.Weighting.needs_scores`): what the single-task networks of the
+            same seed came to on the validation split, one number per metric, as
+            :func:`ntkmtl.training.scores.read_baseline` reads it. A run that goes on keeps the one
+            that it began with. Other methods do not look at it.
         threads: Threads that torch computes with, all cores if None.
         checkpoint_seconds: Least time between two checkpoints. Where writing one takes long, they
             are spaced so that they take at most a twentieth of the time.
         progress: Called after every step with the steps done and their total number.
         should_stop: Asked after every step; True writes a checkpoint and stops. If None, Ctrl-C and
             SIGTERM do so.
+        record: ``every``, ``source`` and ``minibatches`` of a record of the kernel over training,
+            written to ``record.json``; see :func:`ntkmtl.training.recording.record_settings`. None
+            for no record. It changes none of the run's numbers.
 
     Returns:
         The complete run.
@@ -236,6 +232,7 @@ def train(
         RunConflictError: ``out_dir`` holds a run with another configuration.
         RunFileError: A file in ``out_dir`` is damaged.
         RunInterrupted: The run was stopped on request.
+        ValueError: The parts do not fit each other, or the method needs a baseline and got none.
         NonFiniteError: A loss or gradient became NaN or infinite.
         FloatingPointError: A metric became NaN or infinite.
     """
@@ -248,24 +245,35 @@ def train(
         method_options=method_options,
         single_task=single_task,
     )
+    settings = record_settings(record, Recipe(**identity["recipe"]))
     if (folder / CONFIG).exists():
         found = differences(read_config(folder / CONFIG).identity(), identity)
         if found:
             raise RunConflictError(folder, found)
         if (folder / RESULT).exists():
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+            found = record_differences(folder / RECORD, settings)
+            if found:
+                raise RunConflictError(folder, found)
+            for name in (CHECKPOINT, FAILURE):
+                (folder / name).unlink(missing_ok=True)
             return load_run(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    else:
+        # A result without a configuration is what is left of a run that was being removed.
+        (folder / RESULT).unlink(missing_ok=True)
     _remove_leftovers(folder)
 
-    checkpoint = _usable_checkpoint(folder, identity)
+    checkpoint = _usable_checkpoint(folder, identity, settings)
     if checkpoint is not None:
         threads = checkpoint["threads"]
+        baseline = checkpoint.get("baseline")
     with reproducible(threads or cores()):
-        training = _Training(problem, identity, single_task, torch.get_num_threads())
+        training = _Training(
+            problem, identity, single_task, torch.get_num_threads(), settings, baseline
+        )
         if checkpoint is not None:
             training.load_state_dict(checkpoint)
         else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / CONFIG, training.config.to_json())
         if should_stop is not None:
             training.run(folder, checkpoint_seconds, progress, should_stop)
@@ -283,15 +291,21 @@ def _remove_leftovers(folder: Path) -> None:
     (folder / FAILURE).unlink(missing_ok=True)
 
 
-def _usable_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def _usable_checkpoint(
+    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     path = folder / CHECKPOINT
     try:
         state = read_checkpoint(path)
         if (folder / CONFIG).exists():
             written = state.get("identity"), state.get("versions")
-            if written == (canonical_json(identity), versions()):
+            recorded = state.get("record_settings")
+            if written != (canonical_json(identity), versions()):
+                why = f"{path}: was written by another version or for another run ({written[1]})"
+            elif settings is not None and recorded != settings:
+                why = f"{path}: was written with another record ({recorded})"
+            else:
                 return state
-            why = f"{path}: was written by another version or for another run ({written[1]})"
         else:
             why = f"{path}: stands without {CONFIG}"
     except FileNotFoundError:
@@ -307,6 +321,12 @@ def _usable_checkpoint(folder: Path, identity: Mapping[str, Any]) -> dict[str, A
     return None
 
 
+def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a Balancer with these options needs to be given the trunk."""
+    source = options.get("source", spec(method).defaults.get("source"))
+    return source in ("probe", "auto")
+
+
 class _Training:
     """The state of one training, and the loop over it."""
 
@@ -316,6 +336,8 @@ class _Training:
         identity: Mapping[str, Any],
         single_task: str | None,
         threads: int,
+        record: Mapping[str, Any] | None = None,
+        baseline: Sequence[float] | None = None,
     ) -> None:
         self.problem = problem
         self.identity = identity
@@ -331,9 +353,23 @@ class _Training:
 
         torch.manual_seed(self.seed)
         self.model = problem.model(self.chosen)
+        self.record_settings = None if record is None else dict(record)
+        self.recorder = None if record is None else Recorder(**record)
+        options = dict(identity["method_options"])
+        self.represent: Callable[[Any], Any] = self.model.represent
+        if reruns_trunk(identity["method"], options):
+            trunk = RememberInputs(self.model, "represent")
+            options |= {"trunk": trunk, "shared": list(self.model.shared_parameters())}
+            self.represent = trunk
+        elif self.model.private_below:
+            # Else the exact kernel would be that of all below the representations.
+            options["shared"] = list(self.model.shared_parameters())
         self.balancer = Balancer(
-            identity["method"], tasks=list(self.tasks), **identity["method_options"]
+            identity["method"], tasks=list(self.tasks), record=self.recorder, **options
         )
+        self.scored = self.balancer.weighting.needs_scores
+        self.baseline = self._checked(baseline) if self.scored else None
+        self.split = validation_split(problem)
         self.config = RunConfig(
             **{
                 **{key: value for key, value in identity.items() if key != "schema"},
@@ -343,11 +379,13 @@ class _Training:
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             versions=versions(),
             hardware=hardware(threads),
+            baseline=self.baseline,
         )
         self._make_optimizer()
 
         self.step = 0
         self.history: list[Epoch] = []
+        self.tested: list[tuple[float, ...]] = []
         self.loss_sums = [0.0] * len(self.tasks)
         self.loss_counts = [0] * len(self.tasks)
         self.epoch_seconds = 0.0
@@ -357,6 +395,16 @@ class _Training:
         self.row_eigenvalues: list[Tensor | None] = []
         self.stride = math.ceil(self.total_steps / MAX_STEP_ROWS)
 
+    def _checked(self, baseline: Sequence[float] | None) -> tuple[float, ...]:
+        if baseline is None:
+            raise ValueError(
+                f"{self.balancer.method} is told after each epoch how each task performs against "
+                "its single-task network: give baseline=, what those came to on the validation "
+                "split, or use ntkmtl compare or ntkmtl run, which train them first"
+            )
+        check_baseline(baseline, self.metrics)
+        return tuple(float(value) for value in baseline)
+
     def _make_optimizer(self) -> None:
         groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
         # Weights that are learned (uncertainty weighting) move with the network's learning rate.
@@ -365,6 +413,13 @@ class _Training:
             groups.append({"params": learned})
         # Fused: one operation for all parameters, which is a fifth of a small network's step.
         self.optimizer = torch.optim.Adam(groups, lr=self.recipe.learning_rate, fused=True)
+        self.learning_rate = LearningRate(
+            self.recipe,
+            self.optimizer,
+            self.total_steps,
+            self.metrics,
+            self.problem.reference if self.chosen is None else None,
+        )
 
     # -------------------------------------------------------------------------------------------
     # Steps
@@ -413,13 +468,13 @@ class _Training:
         started = time.perf_counter()
         batch = self.problem.batch("train", indices)
         self.optimizer.zero_grad(set_to_none=True)
+        features = self.represent(batch)
         # A view of the features per head lets one engine call find every head's gradient.
-        views = branch(self.model.represent(batch), len(self.tasks))
+        views = branch(features, len(self.tasks)) if isinstance(features, Tensor) else features
         losses = self._losses(batch, views)
-        balanced = self.balancer.backward(losses, features=views)
-        rate = self.recipe.learning_rate * learning_rate_factor(self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        counts = self.problem.counts(batch, self.chosen)
+        balanced = self.balancer.backward(losses, features=views, counts=counts)
+        self.learning_rate.before_step(self.step)
         self.optimizer.step()
 
         # Only some methods call it, and without gradients.
@@ -440,10 +495,13 @@ class _Training:
         self.epoch_seconds += time.perf_counter() - started
 
     def _end_epoch(self) -> None:
-        self.balancer.end_epoch()
         started = time.perf_counter()
         epoch = self.step // self.steps_per_epoch - 1
-        val = self._evaluate("val", epoch)
+        val = self._evaluate(self.split, epoch)
+        if self.baseline is not None:
+            scores = task_scores(val, self.baseline, self.metrics, self.tasks)
+            self.balancer.weighting.observe(scores)
+        self.balancer.end_epoch()
         means = [
             total / count if count else None
             for total, count in zip(self.loss_sums, self.loss_counts, strict=True)
@@ -458,6 +516,9 @@ class _Training:
                 eval_seconds=time.perf_counter() - started,
             )
         )
+        self.learning_rate.end_epoch(val)
+        if epoch >= self.recipe.epochs - self.recipe.tested_epochs:
+            self.tested.append(self._evaluate("test", epoch))
         self.loss_sums = [0.0] * len(self.tasks)
         self.loss_counts = [0] * len(self.tasks)
         self.epoch_seconds = 0.0
@@ -479,9 +540,11 @@ class _Training:
         return numbers
 
     def _finish(self, folder: Path, started: float) -> None:
-        test = self._evaluate("test", self.recipe.epochs - 1)
+        test = tuple(statistics.fmean(values) for values in zip(*self.tested, strict=True))
         write_history(folder / HISTORY, self.history)
         write_steps(folder / STEPS, self._steps())
+        if self.recorder is not None:
+            self.recorder.save(folder / RECORD)
         seconds = [epoch.train_seconds for epoch in self.history]
         result = RunResult(
             test=test,
@@ -515,12 +578,15 @@ class _Training:
             "identity": canonical_json(self.identity),
             "versions": versions(),
             "threads": self.threads,
+            "baseline": None if self.baseline is None else list(self.baseline),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "schedule": self.learning_rate.state_dict(),
             "balancer": self.balancer.state_dict(),
             "random": torch.get_rng_state(),
             "step": self.step,
             "history": [asdict(epoch) for epoch in self.history],
+            "tested": [list(values) for values in self.tested],
             "loss_sums": self.loss_sums,
             "loss_counts": self.loss_counts,
             "epoch_seconds": self.epoch_seconds,
@@ -531,6 +597,8 @@ class _Training:
             "eigenvalues": None
             if steps.eigenvalues is None
             else torch.from_numpy(steps.eigenvalues),
+            "record_settings": self.record_settings,
+            "record": None if self.recorder is None else self.recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -539,11 +607,13 @@ class _Training:
         # A balancer may make the weights that it learns only when it knows what to make.
         self._make_optimizer()
         self.optimizer.load_state_dict(state["optimizer"])
+        self.learning_rate.load_state_dict(state["schedule"])
         self.step = state["step"]
         self.history = [
             Epoch(**{**e, "train_losses": tuple(e["train_losses"]), "val": tuple(e["val"])})
             for e in state["history"]
         ]
+        self.tested = [tuple(values) for values in state["tested"]]
         self.loss_sums = state["loss_sums"]
         self.loss_counts = state["loss_counts"]
         self.epoch_seconds = state["epoch_seconds"]
@@ -554,6 +624,8 @@ class _Training:
         self.row_eigenvalues = (
             [None] * len(self.row_steps) if read is None else [row.clone() for row in read]
         )
+        if self.recorder is not None:
+            self.recorder.load_state_dict(state["record"])
         torch.set_rng_state(state["random"])
 
 

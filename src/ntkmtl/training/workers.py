@@ -7,7 +7,6 @@ import signal
 import time
 import traceback
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -51,6 +50,13 @@ class Job:
         steps: Number of optimiser steps.
         identity: What determines the run, as :func:`ntkmtl.training.trainer.run_identity` says it.
         key: Key in the cache of baselines, ``""`` for other runs.
+        after: Folders of the runs that must be complete before this one can begin.
+        scored: Whether the method is told scores, so that it needs ``baseline``.
+        tuned: Whether ``method_options`` are to be completed by what a tuning found.
+        trial: Number of the trial of a tuning, None for the runs of the comparison itself.
+        baseline: What the single-task networks of the same seed came to on the validation split,
+            known once those in ``after`` are complete.
+        record: What to record of the kernel, None for nothing.
     """
 
     problem: str
@@ -66,12 +72,19 @@ class Job:
     steps: int
     identity: Mapping[str, Any]
     key: str = ""
+    record: Mapping[str, Any] | None = None
+    after: tuple[Path, ...] = ()
+    scored: bool = False
+    tuned: bool = False
+    trial: int | None = None
+    baseline: tuple[float, ...] | None = None
 
     @property
     def label(self) -> str:
         """The run in a few words."""
         task = "" if self.task is None else f" {self.task}"
-        return f"{self.method}{task} seed {self.seed}"
+        trial = "" if self.trial is None else f" trial {self.trial}"
+        return f"{self.method}{task}{trial} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Outcome:
     """What became of the jobs.
 
     Attributes:
-        finished: Those that are complete.
+        finished: Those that are complete, and the trials of a tuning that diverged.
         failures: Those that failed.
         interrupted: True if a stop was requested before all had ended.
     """
@@ -107,6 +120,13 @@ class Outcome:
 
 
 Send = Callable[[tuple[Any, ...]], None]
+
+DIVERGENCE = ("NonFiniteError", "FloatingPointError")
+"""Errors that are a result where settings are tried out: the same settings give the same again."""
+
+
+class DependencyError(ValueError):
+    """A run cannot begin, as one that it needs has failed."""
 
 
 def _run_job(
@@ -136,15 +156,18 @@ def _run_job(
                 recipe=job.recipe,
                 method_options=job.method_options,
                 single_task=job.task,
+                baseline=job.baseline,
                 threads=job.threads,
                 checkpoint_seconds=job.checkpoint_seconds,
                 progress=progress,
                 should_stop=should_stop,
+                record=job.record,
             )
     except RunInterrupted:
         send(("stopped",))
     except Exception as error:  # noqa: BLE001  (one run's failure must not stop the others)
-        send(("failed", type(error).__name__, str(error), traceback.format_exc()))
+        seconds = time.monotonic() - started
+        send(("failed", type(error).__name__, str(error), traceback.format_exc(), seconds))
     else:
         send(("finished", time.monotonic() - started))
 
@@ -164,11 +187,18 @@ def _warnings_sent(send: Send) -> Iterator[None]:
 class _Book:
     """Takes what jobs send, tells the reporter, and keeps the outcome."""
 
-    def __init__(self, reporter: Reporter, on_finished: Callable[[Job], None]) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        reporter: Reporter,
+        on_ended: Callable[[Job, float, str], None],
+    ) -> None:
         self.reporter = reporter
-        self.on_finished = on_finished
+        self.on_ended = on_ended
         self.finished: list[Job] = []
         self.failures: list[Failure] = []
+        self.open = {job.folder for job in jobs}
+        self.failed: dict[Path, str] = {}
 
     def take(self, number: int, job: Job, message: tuple[Any, ...]) -> bool:
         """Take a message; return True if it was the job's last."""
@@ -181,15 +211,25 @@ class _Book:
             return False
         if kind == "finished":
             self.finished.append(job)
-            self.on_finished(job)
+            self.on_ended(job, content[0], "")
             self.reporter.run_finished(number, content[0])
         elif kind == "stopped":
             self.reporter.run_stopped(number)
         else:
             self._fail(number, job, *content)
+        if kind != "stopped":
+            self.open.discard(job.folder)
         return True
 
-    def _fail(self, number: int, job: Job, error: str, message: str, trace: str) -> None:
+    def _fail(
+        self, number: int, job: Job, error: str, message: str, trace: str, seconds: float
+    ) -> None:
+        if job.trial is not None and error in DIVERGENCE:
+            self.finished.append(job)
+            self.on_ended(job, seconds, message)
+            self.reporter.run_failed(number, f"diverged: {message}")
+            return
+        self.failed[job.folder] = job.label
         try:
             write_json(
                 job.folder / FAILURE,
@@ -207,36 +247,80 @@ class _Book:
         self.reporter.run_failed(number, f"{error}: {message}")
 
 
+class _Queue:
+    """The jobs that have not begun, some of which wait until others have ended."""
+
+    def __init__(self, jobs: Sequence[Job], book: _Book, prepare: Callable[[Job], Job]) -> None:
+        self.pending = list(enumerate(jobs))
+        self.book = book
+        self.prepare = prepare
+
+    def next(self) -> tuple[int, Job] | None:
+        """Return the next job that waits for nothing, with its number; None if all of them wait.
+
+        Those that cannot begin, as a run that they need has failed, fail here.
+        """
+        place = 0
+        while place < len(self.pending):
+            number, job = self.pending[place]
+            if not self.book.open.isdisjoint(job.after):
+                place += 1
+                continue
+            del self.pending[place]
+            self.book.reporter.run_started(number, job.label, job.steps)
+            try:
+                missing = [self.book.failed[f] for f in job.after if f in self.book.failed]
+                if missing:
+                    more = f" (and {len(missing) - 1} more like it)" if missing[1:] else ""
+                    raise DependencyError(f"needs {missing[0]}, which failed{more}")
+                return number, self.prepare(job)
+            except (ValueError, OSError) as error:
+                trace = traceback.format_exc()
+                self.book.take(number, job, ("failed", type(error).__name__, str(error), trace, 0))
+                # Those that waited for it were passed by.
+                place = 0
+        return None
+
+
 def run_jobs(
     jobs: Sequence[Job],
     workers: int,
     reporter: Reporter,
     stop_requested: Callable[[], bool],
-    on_finished: Callable[[Job], None],
+    on_ended: Callable[[Job, float, str], None],
+    prepare: Callable[[Job], Job] = lambda job: job,
 ) -> Outcome:
     """Train runs, so many at a time; the failure of one does not stop the others.
 
     Args:
-        jobs: What to train, in this order.
+        jobs: What to train, in this order, but for those that must wait for others.
         workers: Number of processes; 1 trains in this one.
         reporter: Told what happens.
         stop_requested: Asked often; True stops every run at a step boundary, with a checkpoint.
-        on_finished: Called with every job whose run is complete.
+        on_ended: Called with every job whose run is complete, the seconds that it took, and ``""``;
+            and with every trial that diverged, and what was said.
+        prepare: Called with every job just before it begins, when those that it waits for are
+            complete; returns the job to train. What it raises of ``ValueError`` and ``OSError``
+            is the job's failure.
     """
-    book = _Book(reporter, on_finished)
+    book = _Book(jobs, reporter, on_ended)
+    queue = _Queue(jobs, book, prepare)
     if workers == 1:
-        interrupted = _run_here(jobs, book, stop_requested)
+        interrupted = _run_here(queue, book, stop_requested)
     else:
-        interrupted = _run_in_processes(jobs, min(workers, len(jobs)), book, stop_requested)
+        interrupted = _run_in_processes(queue, min(workers, len(jobs)), book, stop_requested)
     return Outcome(tuple(book.finished), tuple(book.failures), interrupted)
 
 
-def _run_here(jobs: Sequence[Job], book: _Book, stop_requested: Callable[[], bool]) -> bool:
+def _run_here(queue: _Queue, book: _Book, stop_requested: Callable[[], bool]) -> bool:
     problems: dict[str, Problem] = {}
-    for number, job in enumerate(jobs):
+    while queue.pending:
         if stop_requested():
             return True
-        book.reporter.run_started(number, job.label, job.steps)
+        found = queue.next()
+        if found is None:
+            return False
+        number, job = found
         ended: list[str] = []
 
         def send(
@@ -318,20 +402,26 @@ def _serve(connection: Connection) -> None:
 
 
 def _run_in_processes(
-    jobs: Sequence[Job], count: int, book: _Book, stop_requested: Callable[[], bool]
+    queue: _Queue, count: int, book: _Book, stop_requested: Callable[[], bool]
 ) -> bool:
-    pending = deque(enumerate(jobs))
     active: dict[_Worker, tuple[int, Job]] = {}
+    idle: list[_Worker] = []
     stopping = False
 
-    def give(worker: _Worker) -> None:
-        number, job = active[worker] = pending.popleft()
-        book.reporter.run_started(number, job.label, job.steps)
-        worker.send(job)
+    def hand_out() -> None:
+        while len(active) < count and not stopping:
+            found = queue.next()
+            if found is None:
+                break
+            worker = idle.pop() if idle else _Worker()
+            active[worker] = found
+            worker.send(found[1])
+        # The others may be needed again when what is waited for has ended.
+        while idle and (stopping or not queue.pending):
+            idle.pop().end()
 
     try:
-        for worker in [_Worker() for _ in range(count)]:
-            give(worker)
+        hand_out()
         while active:
             ready = wait([worker.connection for worker in active], timeout=POLL_SECONDS)
             if stop_requested() and not stopping:
@@ -345,24 +435,23 @@ def _run_in_processes(
                     message = worker.connection.recv()
                 except (EOFError, OSError):
                     died = True
-                    message = ("failed", "WorkerDied", worker.epitaph(), "")
+                    message = ("failed", "WorkerDied", worker.epitaph(), "", 0.0)
                     if stopping and worker.process.exitcode == -signal.SIGTERM:
                         # The system told the whole process group to end, not only the parent.
                         message = ("stopped",)
                 number, job = active[worker]
                 if not book.take(number, job, message):
                     continue
-                if pending and not stopping and not died:
-                    give(worker)
-                    continue
                 del active[worker]
-                worker.end()
-                if pending and not stopping:
-                    give(_Worker())
+                if died:
+                    worker.end()
+                else:
+                    idle.append(worker)
+                hand_out()
     finally:
-        # Only with active workers where something was raised: a second Ctrl-C for one.
-        for worker in active:
+        # Only with workers where something was raised: a second Ctrl-C for one.
+        for worker in (*active, *idle):
             worker.process.terminate()
-        for worker in active:
+        for worker in (*active, *idle):
             worker.end()
-    return stopping and len(book.finished) + len(book.failures) < len(jobs)
+    return stopping and bool(book.open)

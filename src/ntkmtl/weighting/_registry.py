@@ -374,7 +374,7 @@ _SPECS = (
     ),
     MethodSpec(
         "ntkmtl-x",
-        "The same rate for each task's fastest direction, what tasks do to each other included",
+        "Equal mean NTK eigenvalues over mini-batches; or equal rates with cross terms",
         "This library",
         "kernel",
         "ntkmtl.weighting._ntkmtl_x:NTKMTLX",

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkmtl.problems.architectures import Backbone, Represent
 from ntkmtl.problems.base import MultiTaskModel
 from ntkmtl.problems.qm9_mini._features import SHELLS
 
 if TYPE_CHECKING:
     from ntkmtl.problems.qm9_mini._problem import Batch
 
-__all__ = ["MoleculeNet"]
+__all__ = ["MoleculeNet", "backbone"]
+
+REPRESENTATION = 96
+"""Size d of the shared representation z."""
 
 
 class MoleculeNet(MultiTaskModel):
@@ -45,7 +50,7 @@ class MoleculeNet(MultiTaskModel):
         width: int = 64,
         message: int = 8,
         charges: int = 8,
-        representation: int = 96,
+        representation: int = REPRESENTATION,
     ) -> None:
         super().__init__()
         self.embed = nn.Linear(features, width)
@@ -96,3 +101,25 @@ class MoleculeNet(MultiTaskModel):
         for name, parameter in self.named_parameters():
             if not name.startswith("heads."):
                 yield parameter
+
+
+def _trunk(features: int, whole: int) -> list[nn.Module]:
+    return [Represent(MoleculeNet(features, whole, heads=0))]
+
+
+def _whole(batch: Batch) -> Tensor:
+    return batch.whole
+
+
+def backbone(features: int, whole: int) -> Backbone:
+    """Return the trunk of :class:`MoleculeNet` for architectures, as one stage.
+
+    Gates read the numbers that describe the whole molecule.
+
+    Args:
+        features: Numbers that describe a heavy atom.
+        whole: Numbers that describe a whole molecule.
+    """
+    return Backbone(
+        partial(_trunk, features, whole), widths=(REPRESENTATION,), gate=_whole, gate_width=whole
+    )

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.problems._registry import PROBLEMS
+from ntkmtl.problems.architectures import choose
 from ntkmtl.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
 from ntkmtl.problems.qm9_mini._data import SPLITS, TARGETS, read
 from ntkmtl.problems.qm9_mini._features import Scaling, invariants
-from ntkmtl.problems.qm9_mini._model import MoleculeNet
+from ntkmtl.problems.qm9_mini._model import MoleculeNet, backbone
 
 __all__ = ["Batch", "QM9Mini", "Targets"]
 
@@ -72,9 +73,13 @@ class QM9Mini(Problem):
         targets: ``"standardised"`` trains on targets of mean 0 and standard deviation 1 over the
             training molecules; ``"raw"`` on debye, a0^3, eV, a0^2 and cal/(mol K) as they are:
             losses then differ by a factor of a million and more.
+        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc`` or
+            ``dselect-k``, over the whole trunk. See :mod:`ntkmtl.problems.architectures`.
+        architecture_options: Settings of the architecture, as a mapping.
 
     Raises:
-        ValueError: ``targets`` is neither, or the data file is damaged.
+        ValueError: ``targets`` is neither, the data file is damaged, or the architecture or one of
+            its settings is unknown, out of range or, as ``ple``, in need of several stages.
         FileNotFoundError: The data file is missing.
 
     Example:
@@ -108,7 +113,13 @@ class QM9Mini(Problem):
         ),
     )
 
-    def __init__(self, targets: Targets = "standardised") -> None:
+    def __init__(
+        self,
+        targets: Targets = "standardised",
+        architecture: str = "hard",
+        architecture_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._architecture = choose(architecture, architecture_options)
         if targets not in get_args(Targets):
             known = " or ".join(map(repr, get_args(Targets)))
             raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
@@ -128,6 +139,9 @@ class QM9Mini(Problem):
             split: Batch(*(part[first:last] for part in (*prepared.inputs, labels)))
             for split, (first, last) in SPLITS.items()
         }
+        # Settings that do not fit are refused now, at no cost.
+        with torch.device("meta"):
+            self.model()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -138,6 +152,7 @@ class QM9Mini(Problem):
             "split": {name: list(rows) for name, rows in SPLITS.items()},
             "model": MODEL_VERSION,
             "loss": "mse",
+            **self._architecture.options,
         }
 
     def size(self, split: Split) -> int:
@@ -150,14 +165,20 @@ class QM9Mini(Problem):
         return Batch(*(part.index_select(0, indices) for part in self._splits[split]))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network. See :class:`MoleculeNet`.
+        """Build a freshly initialised :class:`MoleculeNet`, or another architecture over its trunk.
 
         Raises:
             ValueError: A task is unknown or named twice.
         """
         whole = self._splits["train"]
         columns = self._columns(tasks)
-        return MoleculeNet(whole.atoms.shape[-1], whole.whole.shape[-1], heads=len(columns))
+        sizes = whole.atoms.shape[-1], whole.whole.shape[-1]
+        if self._architecture.name == "hard":
+            return MoleculeNet(*sizes, heads=len(columns))
+        trunk = backbone(*sizes)
+        return self._architecture.build(
+            trunk, [partial(nn.Linear, trunk.widths[-1], 1) for _ in columns]
+        )
 
     def losses(
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
@@ -207,13 +228,15 @@ class QM9Mini(Problem):
     def describe(self) -> str:
         """Return one paragraph on data and network."""
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
+        hard = self._architecture.name == "hard"
+        said = "" if hard else f"Architecture {self._architecture.describe()}. "
         return (
             "4,000 molecules drawn at random from QM9 (3,000 for training, 500 for validation, 500 "
             "for testing) and the 11 properties of the literature's benchmark, "
             f"{self._targets} for training. The network sees each heavy atom's surroundings as "
             "invariant features, passes messages once between all heavy atoms, adds over atoms and "
-            f"ends in one linear head per property: {parameters:,} parameters. Errors are mean "
-            "absolute errors on the test molecules."
+            f"ends in one linear head per property: {parameters:,} parameters. {said}"
+            "Errors are mean absolute errors on the test molecules."
         )
 
     def _columns(self, tasks: Sequence[str] | None) -> list[int]:

@@ -1,44 +1,26 @@
 "use strict";
 (() => {
-  // Okabe and Ito's colours without black and yellow, and an olive; all stand out on white and on
-  // black. More curves than colours go on with other dashes.
-  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b"];
-  const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+  const {
+    config,
+    safe,
+    short,
+    shown,
+    colour,
+    styles,
+    axis,
+    layout,
+    logTicks,
+    extent,
+    smoothed,
+    empty,
+    legend,
+    fill,
+    faded,
+  } = Charts;
   const HATCHES = { solid: "", dash: "/", dot: ".", dashdot: "x", longdash: "-" };
-  const STROKES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "11 4" };
   const SHOWN_AT_FIRST = 8;
-  const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
 
   const problems = JSON.parse(document.getElementById("data").textContent);
-  const touch = matchMedia("(pointer: coarse)").matches;
-  const config = {
-    responsive: true,
-    displaylogo: false,
-    displayModeBar: touch ? false : "hover",
-    modeBarButtons: [["toImage", "resetScale2d"]],
-    scrollZoom: false,
-  };
-
-  // Plotly reads a few HTML tags and entities in texts, so names must not hold any.
-  const safe = (text) =>
-    text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
-  const minus = (text) => text.replace("-", "−");
-  const shown = (value) => {
-    if (value === null || value === undefined) return "–";
-    const size = Math.abs(value);
-    if (size !== 0 && (size >= 1e6 || size < 1e-4)) return minus(value.toExponential(2));
-    return minus(String(Number(value.toPrecision(4))));
-  };
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-
-  function styles(count) {
-    return Array.from({ length: count }, (_, i) => ({
-      color: COLOURS[i % COLOURS.length],
-      dash: DASHES[Math.floor(i / COLOURS.length) % DASHES.length],
-      width: 2,
-    }));
-  }
 
   function methodStyles(methods) {
     const rest = styles(methods.length);
@@ -47,103 +29,6 @@
       if (method.reference) return { color: colour("--ink"), dash: "solid", width: 2 };
       return rest.shift();
     });
-  }
-
-  function axis(title, more) {
-    return {
-      title: { text: title, standoff: 10, font: { size: 13 } },
-      gridcolor: colour("--grid"),
-      linecolor: colour("--line"),
-      zerolinecolor: colour("--line"),
-      tickcolor: colour("--line"),
-      automargin: true,
-      exponentformat: "power",
-      fixedrange: touch,
-      ...more,
-    };
-  }
-
-  function layout(more) {
-    return {
-      font: { family: FONT, size: 12, color: colour("--ink") },
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      margin: { l: 10, r: 14, t: 10, b: 10 },
-      hovermode: "closest",
-      hoverlabel: {
-        bgcolor: colour("--ground"),
-        bordercolor: colour("--line"),
-        font: { family: FONT, size: 12, color: colour("--ink") },
-      },
-      modebar: {
-        bgcolor: "rgba(0,0,0,0)",
-        color: colour("--muted"),
-        activecolor: colour("--accent"),
-      },
-      showlegend: false,
-      dragmode: touch ? false : "zoom",
-      ...more,
-    };
-  }
-
-  // Whole labels at 1, 2 and 5, or at powers of ten only: a bare "2" says nothing of its decade.
-  function logTicks(low, high) {
-    const from = Math.floor(Math.log10(low)) - 1;
-    const to = Math.ceil(Math.log10(high)) + 1;
-    const span = Math.log10(high / low);
-    const factors = span > 2.5 ? [1] : span > 0.7 ? [1, 2, 5] : [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
-    const every = Math.ceil(span / 8) || 1;
-    const tickvals = [];
-    const ticktext = [];
-    for (let decade = from; decade <= to; decade++) {
-      if (span > 8 && decade % every) continue;
-      for (const factor of factors) {
-        const value = factor * 10 ** decade;
-        tickvals.push(value);
-        ticktext.push(
-          decade >= -3 && decade <= 4
-            ? String(Number(value.toPrecision(2)))
-            : (factor === 1 ? "" : factor + "·") + "10<sup>" + minus(String(decade)) + "</sup>",
-        );
-      }
-    }
-    return { type: "log", tickmode: "array", tickvals, ticktext };
-  }
-
-  function extent(lists) {
-    let low = Infinity;
-    let high = -Infinity;
-    for (const list of lists)
-      for (const value of list)
-        if (value !== null) {
-          if (value < low) low = value;
-          if (value > high) high = value;
-        }
-    return [low, high];
-  }
-
-  // Means over as many points to the left as to the right; points without a value stay without.
-  function smoothed(values, reach) {
-    return values.map((value, at) => {
-      if (value === null) return null;
-      let sum = 0;
-      let count = 0;
-      const span = Math.min(reach, at, values.length - 1 - at);
-      for (let i = at - span; i <= at + span; i++)
-        if (values[i] !== null) {
-          sum += values[i];
-          count += 1;
-        }
-      return sum / count;
-    });
-  }
-
-  function empty(element, sentence) {
-    Plotly.purge(element);
-    element.classList.add("empty");
-    element.removeAttribute("role");
-    element.removeAttribute("aria-label");
-    element.textContent = sentence;
   }
 
   function bars(element, entries, title, more) {
@@ -194,67 +79,6 @@
       }),
       { ...config, modeBarButtons: [["toImage"]] },
     );
-  }
-
-  // Buttons are made once and then kept, so that focus and double clicks survive a redraw.
-  function legend(container, entries, look, hidden, redraw) {
-    if (!container.children.length) {
-      for (const entry of entries) {
-        const button = document.createElement("button");
-        button.type = "button";
-        const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-        svg.setAttribute("width", "26");
-        svg.setAttribute("height", "8");
-        svg.setAttribute("aria-hidden", "true");
-        const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-        for (const [name, value] of [["x1", 0], ["x2", 26], ["y1", 4], ["y2", 4], ["stroke-width", 2.5]])
-          line.setAttribute(name, value);
-        svg.append(line);
-        button.append(svg, document.createTextNode(entry.name));
-        button.addEventListener("click", (event) => {
-          if (event.detail === 2) {
-            entries.forEach((other) => hidden.add(other.key));
-            hidden.delete(entry.key);
-          } else if (!hidden.delete(entry.key)) {
-            hidden.add(entry.key);
-          }
-          redraw();
-        });
-        container.append(button);
-      }
-      const all = [
-        ["all", () => hidden.clear()],
-        ["none", () => entries.forEach((entry) => hidden.add(entry.key))],
-      ];
-      for (const [word, act] of all) {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.className = "plain";
-        button.textContent = word;
-        button.addEventListener("click", () => {
-          act();
-          redraw();
-        });
-        container.append(button);
-      }
-    }
-    entries.forEach((entry, i) => {
-      const button = container.children[i];
-      const style = look[entry.key];
-      button.setAttribute("aria-pressed", String(!hidden.has(entry.key)));
-      button.querySelector("line").setAttribute("stroke", style.color);
-      button.querySelector("line").setAttribute("stroke-dasharray", STROKES[style.dash]);
-    });
-  }
-
-  function fill(select, options) {
-    select.replaceChildren();
-    for (const [value, text] of options) {
-      const option = document.createElement("option");
-      option.value = value;
-      option.textContent = text;
-      select.append(option);
-    }
   }
 
   class Page {
@@ -551,11 +375,6 @@
         });
       });
     }
-  }
-
-  function faded(hex) {
-    const channel = (at) => parseInt(hex.slice(at, at + 2), 16);
-    return `rgba(${channel(1)},${channel(3)},${channel(5)},0.16)`;
   }
 
   const articles = [...document.querySelectorAll("article[data-problem]")];

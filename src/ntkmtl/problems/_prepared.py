@@ -1,0 +1,248 @@
+"""Prepared data: arrays in files of their own, mapped into memory and checked.
+
+A prepared data set is a folder of ``.npy`` files and a ``manifest.json``, which is written last and
+holds shape, type, size and SHA-256 of every array. A folder without a manifest is incomplete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import atomic_write, write_json
+
+try:
+    import numpy as np
+except ImportError as error:
+    raise missing_extra("prepared data", "bench", error) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+__all__ = [
+    "MANIFEST",
+    "DataMissingError",
+    "Prepared",
+    "data_folder",
+    "publish",
+    "refuse_foreign",
+    "replacing",
+    "write_array",
+    "write_manifest",
+]
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_CHUNK = 1 << 24
+
+TRUSTED = 1 << 28
+"""Arrays of more bytes are not read again for their digest while their time of change stays."""
+
+
+class DataMissingError(FileNotFoundError):
+    """The data of a problem are not where they were looked for."""
+
+
+def data_folder(name: str, chosen: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of a problem's prepared data.
+
+    Args:
+        name: Name of the data set.
+        chosen: The folder itself, as ``--data`` names it. If None it is ``$NTKMTL_DATA/name``, and
+            without that variable ``data/name`` in the user's cache folder for ntkmtl, which
+            ``$NTKMTL_CACHE`` changes.
+
+    Example:
+        >>> data_folder("qm9", "somewhere").as_posix()
+        'somewhere'
+    """
+    if chosen is not None:
+        return Path(chosen)
+    for variable, below in (("NTKMTL_DATA", ()), ("NTKMTL_CACHE", ("data",))):
+        value = os.environ.get(variable)
+        if value:
+            return Path(value, *below, name)
+    try:
+        import platformdirs
+    except ImportError as error:
+        raise missing_extra("the folder of prepared data", "bench", error) from error
+    return platformdirs.user_cache_path("ntkmtl") / "data" / name
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array as ``.npy`` in one piece."""
+    with atomic_write(path) as file:
+        np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+
+def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str, Any]) -> None:
+    """Write the manifest of arrays that already stand in a folder; the data are then complete.
+
+    Args:
+        folder: The folder.
+        kind: Name and version of the layout, as ``"qm9 1"``.
+        names: Names of the arrays, ``NAME.npy`` each.
+        facts: JSON values for people: where the data came from, counts.
+    """
+    arrays = {}
+    for name in names:
+        path = folder / f"{name}.npy"
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        arrays[name] = {
+            "dtype": str(array.dtype),
+            "shape": list(array.shape),
+            "bytes": path.stat().st_size,
+            "changed": path.stat().st_mtime_ns,
+            "sha256": file_digest(path),
+        }
+    write_json(
+        folder / MANIFEST,
+        {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)},
+    )
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give a new folder to write into, which takes the place of ``folder`` if the body succeeds.
+
+    Raises:
+        ValueError: ``folder`` holds something that is no prepared data.
+    """
+    refuse_foreign(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        yield new
+        publish(new, folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Put a folder of whole data in the place of another."""
+    new.chmod(0o755)
+    refuse_foreign(folder)
+    if folder.exists():
+        shutil.rmtree(folder)
+    new.rename(folder)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse to write prepared data into a folder that holds other things.
+
+    Raises:
+        ValueError: It does.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give another one for the prepared data")
+    other = [p.name for p in folder.iterdir() if p.name != MANIFEST and p.suffix != ".npy"]
+    if other:
+        raise ValueError(
+            f"{folder} holds {sorted(other)[0]}, which is no prepared data; give a new folder"
+        )
+
+
+class Prepared:
+    """The arrays of a prepared data set, read-only and mapped into memory.
+
+    Args:
+        folder: Their folder.
+        kind: The layout that is expected.
+        how: What a user types to prepare the data, for errors.
+
+    Attributes:
+        folder: Their folder.
+        facts: What the manifest says of them.
+        sha256: One digest of all arrays.
+
+    Raises:
+        DataMissingError: There are no data.
+        ValueError: They are damaged, incomplete or of another layout.
+    """
+
+    def __init__(self, folder: Path, kind: str, how: str) -> None:
+        self.folder = folder
+        self._how = how
+        path = folder / MANIFEST
+        if not path.is_file():
+            state = "holds no prepared data" if folder.is_dir() else "is not there"
+            raise DataMissingError(f"{folder} {state}. {how}")
+        try:
+            manifest = json.loads(path.read_bytes().decode("utf-8"))
+            if manifest["schema"] != SCHEMA or manifest["kind"] != kind:
+                found = f"{manifest['kind']}, schema {manifest['schema']}"
+                raise ValueError(f"it describes {found}, not {kind}, schema {SCHEMA}")
+            self.facts: dict[str, Any] = dict(manifest["facts"])
+            entries = {
+                name: (
+                    entry["dtype"],
+                    tuple(entry["shape"]),
+                    entry["bytes"],
+                    entry["changed"],
+                    entry["sha256"],
+                )
+                for name, entry in manifest["arrays"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise self._damaged(path, what) from error
+        self._arrays: dict[str, NDArray[Any]] = {}
+        digest = hashlib.sha256()
+        for name, entry in sorted(entries.items()):
+            self._arrays[name] = self._open(name, *entry)
+            digest.update(f"{name} {entry[-1]}\n".encode())
+        self.sha256 = digest.hexdigest()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return an array by name.
+
+        Raises:
+            ValueError: The manifest names no such array.
+        """
+        if name not in self._arrays:
+            raise self._damaged(self.folder / MANIFEST, f"it names no array {name!r}")
+        return self._arrays[name]
+
+    def _open(
+        self, name: str, dtype: str, shape: tuple[int, ...], size: int, changed: int, sha256: str
+    ) -> NDArray[Any]:
+        path = self.folder / f"{name}.npy"
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise self._damaged(path, error.strerror or str(error)) from error
+        if status.st_size != size:
+            raise self._damaged(path, f"it has {status.st_size} bytes, not {size}")
+        trusted = size > TRUSTED and status.st_mtime_ns == changed
+        if not trusted and file_digest(path) != sha256:
+            raise self._damaged(path, "its SHA-256 is not the one in the manifest")
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise self._damaged(path, str(error)) from error
+        if str(array.dtype) != dtype or array.shape != shape:
+            raise self._damaged(path, f"it holds {array.dtype} {array.shape}, not {dtype} {shape}")
+        return array
+
+    def _damaged(self, path: Path, what: str) -> ValueError:
+        return ValueError(f"{path} cannot be used: {what}. {self._how}")
