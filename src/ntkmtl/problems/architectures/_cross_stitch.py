@@ -42,7 +42,7 @@ class CrossStitch(Architecture):
 
     References:
         Misra, Shrivastava, Gupta, Hebert: Cross-stitch networks for multi-task learning. CVPR 2016,
-        Eq. 1 and Section 4 for the initialisation.
+        Eq. 1; the initialisation is theirs too.
 
     Example:
         >>> import torch

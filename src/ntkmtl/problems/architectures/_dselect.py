@@ -51,7 +51,7 @@ class DSelectKGate(nn.Module):
     r"""Weights of n experts of which at most so many are not zero, once z is binary.
 
     Each of ``nonzeros`` selectors r picks one expert by its number in binary, of m = log2 n digits
-    S(z_1), ..., S(z_m) (Section 3 of the paper, the single-expert selector):
+    S(z_1), ..., S(z_m) (the single-expert selector of the paper):
 
         r(z)_i = prod over digits j of  S(z_j) where digit j of i is 1, else 1 - S(z_j),
 

@@ -67,8 +67,8 @@ class MMoE(Architecture):
 
         f_k(x) = sum_i g_k(x)_i f_i(x),   g_k(x) = softmax(W_gk x),   y_k = h_k(f_k(x))
 
-    (Section 4 of the paper). Shared are the experts, which every task reads. Gates are not: task
-    k's gate is reached by its own loss alone, as its head is.
+    Shared are the experts, which every task reads. Gates are not: task k's gate is reached by its
+    own loss alone, as its head is.
 
     Args:
         backbone: The encoder that each expert is one of.
