@@ -24,7 +24,11 @@ def main() -> None:
     try:
         import rich  # noqa: F401
 
-        from ntkmtl import _analyze_command, _paper_command  # noqa: F401  (add their commands)
+        from ntkmtl import (  # noqa: F401  (add their commands)
+            _analyze_command,
+            _paper_command,
+            _reinforce_command,
+        )
         from ntkmtl._commands import app
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in _NEEDED:

@@ -15,6 +15,7 @@ Example:
 from __future__ import annotations
 
 from ntkmtl.paper._checks import Check, Verdict, checks, discrepancies, report
+from ntkmtl.paper._exhibits import Exhibit, Part, exhibit, exhibits
 from ntkmtl.paper._render import render
 from ntkmtl.paper._tables import Cell, Column, Kind, Row, Table, table, tables
 
@@ -22,12 +23,16 @@ __all__ = [
     "Cell",
     "Check",
     "Column",
+    "Exhibit",
     "Kind",
+    "Part",
     "Row",
     "Table",
     "Verdict",
     "checks",
     "discrepancies",
+    "exhibit",
+    "exhibits",
     "render",
     "report",
     "table",
