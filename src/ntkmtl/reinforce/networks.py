@@ -1,0 +1,235 @@
+"""The networks of multi-task Soft Actor-Critic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Actor", "Encoding", "Heads", "TaskEncoder", "TwinCritic", "TwinLinear", "squash"]
+
+Heads = Literal["shared", "multi"]
+Encoding = Literal["none", "one-hot", "learned"]
+
+LOG_DEVIATION = (-20.0, 2.0)
+"""Bounds of the logarithm of the policy's deviation before squashing."""
+
+_EMBEDDING = 50
+
+
+class TaskEncoder(nn.Module):
+    """Tells a network which task it is at.
+
+    Args:
+        tasks: Number of tasks k.
+        encoding: ``"none"``: not at all; ``"one-hot"``; or ``"learned"``: an embedding of 50
+            numbers and two layers of 50, trained with the network that reads it.
+    """
+
+    def __init__(self, tasks: int, encoding: Encoding) -> None:
+        super().__init__()
+        self.code: Tensor | nn.Module
+        self.encoding = encoding
+        self.width = {"none": 0, "one-hot": tasks, "learned": _EMBEDDING}[encoding]
+        if encoding == "one-hot":
+            self.register_buffer("code", torch.eye(tasks), persistent=False)
+        elif encoding == "learned":
+            self.code = nn.Sequential(
+                nn.Embedding(tasks, _EMBEDDING),
+                nn.Linear(_EMBEDDING, _EMBEDDING),
+                nn.ReLU(),
+                nn.Linear(_EMBEDDING, _EMBEDDING),
+            )
+
+    def forward(self, inputs: Tensor, index: Tensor) -> Tensor:
+        """Return the inputs, shape (B, d), with the tasks' codes behind them.
+
+        Args:
+            inputs: Shape (B, d).
+            index: The task of each row, int64 of shape (B,).
+        """
+        if self.encoding == "none":
+            return inputs
+        codes = self.code[index] if isinstance(self.code, Tensor) else self.code(index)
+        return torch.cat([inputs, codes], dim=1)
+
+
+class TwinLinear(nn.Module):
+    """Two linear layers side by side, initialised as ``nn.Linear`` is."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(2, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(2, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (2, B, inputs), or (B, inputs) for both, to (2, B, outputs)."""
+        if x.ndim == 2:
+            x = x.expand(2, -1, -1)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def _layers(kind: type[nn.Module], inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [kind(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+class _Network(nn.Module):
+    """A trunk, and one head for all tasks or one for each."""
+
+    encoder: TaskEncoder
+    trunk: nn.Sequential
+    heads: nn.ModuleList
+    trace: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+    """Where set, linear layers are noted with what goes in and what comes out."""
+
+    @property
+    def traceable(self) -> bool:
+        """Whether a trace meets every parameter, and rows of all tasks in every layer."""
+        return len(self.heads) == 1 and self.encoder.encoding != "learned"
+
+    def _run(self, layer: nn.Module, inputs: Tensor) -> Tensor:
+        output: Tensor = layer(inputs)
+        if self.trace is not None and not isinstance(layer, nn.ReLU):
+            self.trace.append((layer, inputs, output))
+        return output
+
+    def _climb(self, inputs: Tensor) -> Tensor:
+        for layer in self.trunk:
+            inputs = self._run(layer, inputs)
+        return inputs
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield what all tasks share: everything, or all but the heads where each has its own."""
+        if len(self.heads) == 1:
+            yield from self.parameters()
+        else:
+            yield from self.encoder.parameters()
+            yield from self.trunk.parameters()
+
+    def head(self, features: Tensor, task: int) -> Tensor:
+        """Return what a task's head makes of features that are all of that task."""
+        return self._run(self.heads[task if len(self.heads) > 1 else 0], features)
+
+    def read(self, features: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+        """Return what the heads make of the features of several tasks.
+
+        Args:
+            features: The trunk's output; rows of one task stand together.
+            sizes: Number of rows of each task.
+            dim: Dimension of the rows.
+        """
+        if len(self.heads) == 1:
+            return self.head(features, 0)
+        parts = features.split(list(sizes), dim=dim)
+        return torch.cat([self.head(part, i) for i, part in enumerate(parts) if sizes[i]], dim=dim)
+
+
+class Actor(_Network):
+    """The policy: a normal distribution per action, squashed by tanh.
+
+    Args:
+        tasks: Number of tasks k.
+        observation: Numbers in an observation.
+        action: Numbers in an action.
+        hidden: Widths of the hidden layers, with ReLU after each.
+        heads: One output layer for all tasks, or one each.
+        encoding: See :class:`TaskEncoder`.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        observation: int,
+        action: int,
+        hidden: Sequence[int],
+        heads: Heads,
+        encoding: Encoding,
+    ) -> None:
+        super().__init__()
+        self.encoder = TaskEncoder(tasks, encoding)
+        self.trunk = _layers(nn.Linear, observation + self.encoder.width, hidden)
+        count = tasks if heads == "multi" else 1
+        self.heads = nn.ModuleList(nn.Linear(hidden[-1], 2 * action) for _ in range(count))
+
+    def represent(self, observations: Tensor, index: Tensor) -> Tensor:
+        """Return the features z, shape (B, width)."""
+        return self._climb(self.encoder(observations, index))
+
+    def forward(self, observations: Tensor, index: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return means and log deviations before squashing, shape (B, 2 * action).
+
+        Args:
+            observations: Shape (B, observation), rows of one task together.
+            index: The task of each row, shape (B,).
+            sizes: Number of rows of each task.
+        """
+        return self.read(self.represent(observations, index), sizes, dim=0)
+
+
+class TwinCritic(_Network):
+    """Two critics side by side.
+
+    Args:
+        tasks: Number of tasks k.
+        observation: Numbers in an observation.
+        action: Numbers in an action.
+        hidden: Widths of the hidden layers, with ReLU after each.
+        heads: One output layer for all tasks, or one each.
+        encoding: See :class:`TaskEncoder`.
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        observation: int,
+        action: int,
+        hidden: Sequence[int],
+        heads: Heads,
+        encoding: Encoding,
+    ) -> None:
+        super().__init__()
+        self.encoder = TaskEncoder(tasks, encoding)
+        self.trunk = _layers(TwinLinear, observation + action + self.encoder.width, hidden)
+        count = tasks if heads == "multi" else 1
+        self.heads = nn.ModuleList(TwinLinear(hidden[-1], 1) for _ in range(count))
+
+    def represent(self, observations: Tensor, actions: Tensor, index: Tensor) -> Tensor:
+        """Return the features z of both, shape (2, B, width)."""
+        return self._climb(self.encoder(torch.cat([observations, actions], dim=1), index))
+
+    def forward(
+        self, observations: Tensor, actions: Tensor, index: Tensor, sizes: Sequence[int]
+    ) -> Tensor:
+        """Return both values, shape (2, B). Arguments as for :class:`Actor`."""
+        z = self.represent(observations, actions, index)
+        return self.read(z, sizes, dim=1).squeeze(-1)
+
+
+def squash(output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw actions and return their log probabilities.
+
+    Args:
+        output: Means and log deviations, shape (B, 2 * action).
+        noise: Standard normal, shape (B, action).
+
+    Returns:
+        tanh(u) for u = mean + deviation * noise, shape (B, action), and
+        log N(u) - sum log(1 - tanh(u)^2), shape (B,).
+    """
+    noise = noise.to(output.dtype)
+    mean, log_deviation = output.chunk(2, dim=1)
+    log_deviation = log_deviation.clamp(*LOG_DEVIATION)
+    u = mean + log_deviation.exp() * noise
+    normal = -0.5 * noise.square() - log_deviation - 0.5 * math.log(2 * math.pi)
+    # log(1 - tanh(u)^2), which loses all its digits where |u| is large, in a form that does not.
+    slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
+    return u.tanh(), (normal - slope).sum(dim=1)

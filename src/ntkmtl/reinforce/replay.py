@@ -1,0 +1,194 @@
+"""What was seen, kept task by task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Replay"]
+
+_FIELDS = ("observations", "actions", "rewards", "next_observations")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions of k tasks, one task's behind the other's.
+
+    There is no flag for the end of an episode: these tasks end by the clock alone, and a target
+    looks past that.
+
+    Attributes:
+        observations: Shape (B, observation).
+        actions: Shape (B, action).
+        rewards: Shape (B,).
+        next_observations: Shape (B, observation).
+        sizes: Number of rows of each task; 0 where a uniform draw missed one.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    next_observations: Tensor
+    sizes: tuple[int, ...]
+
+    @property
+    def slices(self) -> list[slice]:
+        """Where each task's rows are."""
+        places, start = [], 0
+        for size in self.sizes:
+            places.append(slice(start, start + size))
+            start += size
+        return places
+
+
+class Replay:
+    """A ring of transitions for each task, all of the same length.
+
+    Args:
+        tasks: Number of tasks k.
+        capacity: Transitions kept per task.
+        observation: Numbers in an observation.
+        action: Numbers in an action.
+        seed: Seed of the draws.
+        device: Where the tensors are.
+
+    Raises:
+        ValueError: A number is below 1.
+
+    Example:
+        >>> import torch
+        >>> replay = Replay(2, capacity=4, observation=3, action=1)
+        >>> for t in range(6):
+        ...     seen = torch.full((2, 3), float(t))
+        ...     replay.add(seen, torch.zeros(2, 1), torch.zeros(2), seen + 1)
+        >>> len(replay)
+        4
+        >>> batch = replay.stratified(5)
+        >>> batch.observations.shape, batch.sizes
+        (torch.Size([10, 3]), (5, 5))
+    """
+
+    def __init__(
+        self,
+        tasks: int,
+        capacity: int,
+        observation: int = 39,
+        action: int = 4,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        for name, value in (
+            ("tasks", tasks),
+            ("capacity", capacity),
+            ("observation", observation),
+            ("action", action),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, found {value}")
+        self.tasks = tasks
+        self.capacity = capacity
+        self._rows = {
+            "observations": torch.empty(tasks, capacity, observation, device=device),
+            "actions": torch.empty(tasks, capacity, action, device=device),
+            "rewards": torch.empty(tasks, capacity, device=device),
+            "next_observations": torch.empty(tasks, capacity, observation, device=device),
+        }
+        # Draws are made on the CPU: the same on every device.
+        self._draws = torch.Generator().manual_seed(seed)
+        self._size = 0
+        self._next = 0
+
+    def __len__(self) -> int:
+        """Return the number of transitions of each task."""
+        return self._size
+
+    def add(
+        self, observations: Tensor, actions: Tensor, rewards: Tensor, next_observations: Tensor
+    ) -> None:
+        """Keep one transition of every task, in the place of the oldest where there is no room.
+
+        Args:
+            observations: Shape (k, observation).
+            actions: Shape (k, action).
+            rewards: Shape (k,).
+            next_observations: Shape (k, observation).
+        """
+        given = (observations, actions, rewards, next_observations)
+        for name, values in zip(_FIELDS, given, strict=True):
+            place = self._rows[name][:, self._next]
+            if values.shape != place.shape:
+                raise ValueError(
+                    f"{name} must have shape {tuple(place.shape)}, found {tuple(values.shape)}"
+                )
+            place.copy_(values)
+        self._next = (self._next + 1) % self.capacity
+        self._size = min(self._size + 1, self.capacity)
+
+    def stratified(self, per_task: int) -> Batch:
+        """Draw as many transitions of every task, with replacement.
+
+        Raises:
+            ValueError: There is nothing to draw from, or nothing to be drawn.
+        """
+        self._require(per_task)
+        at = torch.randint(self._size, (self.tasks, per_task), generator=self._draws)
+        flat = (at + torch.arange(self.tasks)[:, None] * self.capacity).flatten()
+        return self._batch(flat, (per_task,) * self.tasks)
+
+    def uniform(self, size: int) -> Batch:
+        """Draw transitions of all tasks as from one buffer, with replacement.
+
+        Raises:
+            ValueError: There is nothing to draw from, or nothing to be drawn.
+        """
+        self._require(size)
+        at = torch.randint(self._size * self.tasks, (size,), generator=self._draws).sort().values
+        task = at // self._size
+        counts = torch.bincount(task, minlength=self.tasks)
+        return self._batch(task * self.capacity + at % self._size, tuple(counts.tolist()))
+
+    def _require(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"a batch holds at least 1 transition per draw, found {size}")
+        if not self._size:
+            raise ValueError("the replay is empty: add transitions before drawing")
+
+    def _batch(self, flat: Tensor, sizes: tuple[int, ...]) -> Batch:
+        rows = {
+            name: values.flatten(0, 1).index_select(0, flat.to(values.device))
+            for name, values in self._rows.items()
+        }
+        return Batch(**rows, sizes=sizes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, as far as there is something, and the state of the draws."""
+        rows = {name: v[:, : self._size].cpu().clone() for name, v in self._rows.items()}
+        return {**rows, "next": self._next, "draws": self._draws.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: It is of another number of tasks, or holds more than there is room for.
+        """
+        size = state["rewards"].shape[1]
+        for name, values in self._rows.items():
+            found = state[name]
+            if found.shape[0] != self.tasks or found.shape[2:] != values.shape[2:]:
+                raise ValueError(
+                    f"{name} of the state have shape {tuple(found.shape)}, this replay's "
+                    f"{tuple(values.shape)}"
+                )
+            if size > self.capacity:
+                raise ValueError(
+                    f"the state holds {size} transitions per task, this replay {self.capacity}"
+                )
+            values[:, :size] = found.to(values.device)
+        self._size = size
+        self._next = int(state["next"])
+        self._draws.set_state(state["draws"])
