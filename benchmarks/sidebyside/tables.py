@@ -48,7 +48,8 @@ def meets_target(case: Report, row: Mapping[str, Any]) -> bool:
 def is_sr(row: Mapping[str, Any]) -> bool:
     """Whether a row is ntkmtl-sr by the representation, heads walked once."""
     label = str(row["label"])
-    return row["group"] == "ntkmtl" and label.startswith("ntkmtl-sr") and "hooked" not in label
+    ours = row["group"] == "ntkmtl" and label.startswith("ntkmtl-sr")
+    return ours and "hooked" not in label and "probe" not in label
 
 
 def _overview(cases: Sequence[Report]) -> list[str]:
