@@ -2,8 +2,8 @@
 
     python benchmarks/small_step.py
 
-Two linear layers with k linear heads, one thread. Plain training and NTKMTL-SR take turns; times are
-processor time of the calling thread, the fifth percentile of all turns.
+Two linear layers with k linear heads, one thread. Plain training and NTKMTL-SR take turns; times
+are processor time of the calling thread, the fifth percentile of all turns.
 """
 
 from __future__ import annotations
