@@ -71,18 +71,19 @@ def run(
 Case = tuple[str, dict[str, Any], int | None]
 
 
-def main(rank: int, port: int, folder: str, cases: list[Case]) -> None:
+def main(rank: int, folder: str, cases: list[Case]) -> None:
     """Run every case in one process group, so that torch is imported once per process.
 
     Args:
         rank: 0 or 1.
-        port: A free port of the loopback interface.
-        folder: Where results go, ``CASE-RANK.pt``.
+        folder: Where results go, ``CASE-RANK.pt``, and where the processes meet.
         cases: Method, options, and the task that the second process has no labels for.
     """
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # They meet in a file: a port that was free a moment ago may be taken.
+    meet = (Path(folder) / "meet").as_uri()
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     half = BATCH // 2
     rows = slice(rank * half, (rank + 1) * half)
     try:

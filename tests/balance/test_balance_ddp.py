@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import socket
-
 import ddp_worker
 import pytest
 import torch
@@ -24,6 +22,8 @@ CASES = [
     ("ntkmtl-sr", {"minibatches": 2}, {"minibatches": 4}),
     ("ntkmtl-sr", {"minibatches": 2, "pooling": "blockwise"}, {"minibatches": 4}),
     ("ntkmtl-tk", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl-auto", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl-x", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
     ("ntkmtl", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
     ("nash-mtl", {"source": "representation"}, {}),
     ("nash-mtl", {"source": "exact"}, {}),
@@ -63,10 +63,7 @@ ALL = [
 def results(tmp_path_factory):
     """Results of both processes, by the position of the case in ALL."""
     folder = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(ddp_worker.main, args=(port, str(folder), ALL), nprocs=2, join=True)
+    mp.spawn(ddp_worker.main, args=(str(folder), ALL), nprocs=2, join=True)
     return [
         [torch.load(folder / f"{number}-{rank}.pt", weights_only=True) for rank in range(2)]
         for number in range(len(ALL))

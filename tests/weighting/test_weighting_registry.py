@@ -32,9 +32,9 @@ EXPECTED = {
         "pivrg",
         "consmtl",
     },
-    "kernel": {"modo", "sdmgrad"},
+    "kernel": {"modo", "sdmgrad", "ntkmtl-x"},
     "jacobian": {"graddrop", "moco", "db-mtl", "excess-mtl"},
-    "eigenvalues": {"ntkmtl", "ntkmtl-sr", "ntkmtl-tk"},
+    "eigenvalues": {"ntkmtl", "ntkmtl-sr", "ntkmtl-tk", "ntkmtl-auto"},
 }
 
 
