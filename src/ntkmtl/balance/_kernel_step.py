@@ -20,15 +20,14 @@ from ntkmtl.kernel._autograd import (
     feature_gradients,
     guiding_gradients,
     has_hooks,
-    head_graph,
     leaves,
-    require_cut,
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._partition import Partition, require_counts
 from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._sources import (
+    cut_graph,
     exact_kernel,
     representation_kernel,
     rows_through_features,
@@ -65,13 +64,10 @@ class KernelStep:
         self.balancer = balancer
         self.step = step
         whole = Features.of(features, step.names, balancer.batch_dim)
-        cut = whole.select([step.present[i] for i in step.local])
-        graph = head_graph(step.losses, cut)
-        if graph.crosses and whole.root is not None:
-            # Losses that come out of one operation (stack, unbind) reach every head's view.
-            whole = cut = whole.joined()
-            graph = head_graph(step.losses, cut)
-        require_cut(graph, step.local_names)
+        local = whole.select([step.present[i] for i in step.local])
+        cut, graph = cut_graph(step.losses, local, step.local_names)
+        if cut is not local:
+            whole = cut  # views that losses cross are one representation, for every task
         self.whole = whole
         self.cut = cut
         self.graph = graph

@@ -12,13 +12,12 @@ from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._autograd import (
     TaskGradients,
     feature_gradients,
-    head_graph,
     path_around,
-    require_cut,
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._sources import (
+    cut_graph,
     exact_kernel,
     representation_kernel,
     rows_through_features,
@@ -67,11 +66,7 @@ def recorded_kernel(
             return None
         return _whole_batch(step, list(balancer.shared))
     cut = Features.of(features, step.names, balancer.batch_dim).select(step.present)
-    graph = head_graph(step.losses, cut)
-    if graph.crosses and cut.root is not None:
-        cut = cut.joined()
-        graph = head_graph(step.losses, cut)
-    require_cut(graph, step.local_names)
+    cut, graph = cut_graph(step.losses, cut, step.local_names)
     minibatches = min(recorder.minibatches or balancer.minibatches, *cut.batches)
     if counts is not None and not cut.uneven:
         counts = counts[step.index.to(counts.device)]

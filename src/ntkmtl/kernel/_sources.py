@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel._autograd import (
+    HeadGraph,
     TaskGradients,
     feature_gradients,
     head_graph,
@@ -24,6 +25,7 @@ from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows
 from ntkmtl.kernel._ranks import Ranks
 
 __all__ = [
+    "cut_graph",
     "exact_kernel",
     "extended_ntk",
     "representation_kernel",
@@ -226,6 +228,31 @@ def exact_kernel(
     return kernel, jacobian
 
 
+def cut_graph(
+    losses: Sequence[Tensor], features: Features, names: Sequence[str]
+) -> tuple[Features, HeadGraph]:
+    """Find what lies between the features and the losses.
+
+    Args:
+        losses: k scalars.
+        features: The representation.
+        names: Names of the tasks.
+
+    Returns:
+        The features, views of one representation taken as that one where losses come out of one
+        operation (stack, unbind) and so reach every head's view; and the heads.
+
+    Raises:
+        ValueError: The features do not lie between the trunk and the losses.
+    """
+    graph = head_graph(losses, features)
+    if graph.crosses and features.root is not None:
+        features = features.joined()
+        graph = head_graph(losses, features)
+    require_cut(graph, names)
+    return features, graph
+
+
 def split_batch(
     features: Features,
     minibatches: int,
@@ -324,11 +351,7 @@ def extended_ntk(
     if counts is not None and not cut.uneven:
         require_counts(counts, k, cut.batch)
     partition = split_batch(cut, minibatches, counts)
-    graph = head_graph(scalars, cut)
-    if graph.crosses and cut.root is not None:
-        cut = cut.joined()
-        graph = head_graph(scalars, cut)
-    require_cut(graph, names)
+    cut, graph = cut_graph(scalars, cut, names)
     around = "" if shared is None else path_around(graph, cut)
     if around and shared is not None:
         if minibatches > 1:
