@@ -348,7 +348,7 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
         (["figure9"], "no Figure 9"),
         (["chapter"], "no 'chapter' in the paper"),
         (["3", "--seeds", "2"], "--seeds is for a run: add --recipe small"),
-        (["table4", "--recipe", "small"], "reinforcement learning"),
+        (["table4", "--recipe", "small"], "ntkmtl reinforce"),
         (["table2", "--problem", STAND_IN], "--problem chooses one of them"),
         (["table7", *RUN, "--methods", "nash"], "unknown method 'nash'"),
         (["table7", *RUN, "--methods", "stl"], "ntkmtl compare PROBLEM --methods stl"),
