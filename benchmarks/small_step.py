@@ -25,7 +25,7 @@ from ntkmtl.balance import _balancer, _fill, _kernel_step
 WIDTH, BATCH = 64, 60
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
-    ("walk over the heads' graphs", _kernel_step, "head_graph"),
+    ("cut at the features", _kernel_step, "cut_graph"),
     ("gradients of features and heads", _kernel_step, "feature_gradients"),
     ("are the heads' gradients finite", _fill.HeadGradients, "require_finite"),
     ("kernel", _kernel_step, "representation_kernel"),
