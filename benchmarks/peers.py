@@ -60,7 +60,8 @@ def measure(
         threads: Threads of each process.
         together: Contenders whose processes exist at the same time.
         turn_seconds: How long a turn lasts at least.
-        slow_seconds: A contender with longer steps takes part in ``slow_rounds`` rounds only.
+        slow_seconds: A contender with longer steps, which are not about plain training's, takes
+            part in ``slow_rounds`` rounds only.
         slow_rounds: See ``slow_seconds``.
         progress: Called with the share of the work that is done.
 
@@ -122,6 +123,7 @@ def row_of(contender: Contender, entrant: Entrant, base: Entrant) -> dict[str, A
     own = summarise(entrant.turns, base.turns)
     if entrant is base:  # against itself: its own spread
         own["ratio"] = {"median": 1.0, "lower": 1.0, "upper": 1.0}
+        own["paired"] = []
         own["extra"] = 0.0
     grown = base.peak_bytes - base.start_bytes
     return {
@@ -178,7 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=11, help="turns that each contender takes")
     add("--turn", type=float, default=0.02, help="seconds that a turn lasts at least")
     add("--together", type=int, default=8, help="contenders in memory at the same time")
-    add("--slow", type=float, default=2.0, help="contenders with longer steps take two turns only")
+    add(
+        "--slow",
+        type=float,
+        default=2.0,
+        help="contenders with longer steps (and not about plain training's) take two turns only",
+    )
     add("--threads", type=int, default=os.cpu_count() or 1)
     add("--device", default="cpu", help="cpu or cuda")
     add("--only", nargs="*", help="labels that contain one of these words")

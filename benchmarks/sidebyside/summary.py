@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["median_interval", "ratios", "spread"]
+__all__ = ["median_interval", "ratios", "spread", "summarise"]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -84,7 +84,7 @@ def summarise(
 
     Returns:
         ``seconds`` (median, quartiles), ``extra`` (seconds on top of the base's), ``ratio`` (median
-        of the pairwise ratios, 95 % interval), ``turns``.
+        of the pairwise ratios, 95 % interval), ``paired`` (those ratios), ``turns``.
     """
     paired = ratios(turns, base)
     seconds = spread([s for _, s in turns])
@@ -96,5 +96,6 @@ def summarise(
             [s - s / ratio for (_, s), ratio in zip(turns, paired, strict=True)]
         ),
         "ratio": {"median": median, "lower": lower, "upper": upper},
+        "paired": [round(ratio, 5) for ratio in paired],
         "turns": len(turns),
     }

@@ -26,6 +26,8 @@ LIBRARIES = (
 )
 _WARM = 0.05
 """Steps shorter than this (in seconds) are preceded by one that is not timed: caches are cold."""
+_ALIKE = 1.7
+"""Contenders below this many times plain training take all turns, however long a step is."""
 _PAUSE = 0.01
 """Seconds between turns, in which the threads of the last one stop spinning."""
 
@@ -150,8 +152,8 @@ def take_turns(
         turn_seconds: Steps are repeated within a turn until they took this long.
         turn_steps: Steps of a turn at least.
         between: See ``base``.
-        slow_seconds: A contender whose step takes longer takes part in the first ``slow_rounds``
-            rounds only.
+        slow_seconds: A contender whose step takes longer, and not about as long as plain
+            training's, takes part in the first ``slow_rounds`` rounds only.
         slow_rounds: See ``slow_seconds``.
         cuda: Whether steps run on a GPU.
         progress: Called with the share of the work that is done.
@@ -240,7 +242,8 @@ def _rounds(
         able = [
             i
             for i in range(1, len(entrants))
-            if not entrants[i].error and (entrants[i].first <= limit or number < few)
+            if not entrants[i].error
+            and (number < few or entrants[i].first <= max(limit, _ALIKE * entrants[0].first))
         ]
         # Turned round each time, so that no contender always follows the same one.
         if number % 2:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sidebyside.contenders import Case, contenders
 from sidebyside.summary import median_interval, ratios, spread, summarise
-from sidebyside.tables import BEGIN, END, fill_page, is_sr, markdown, meets_target
+from sidebyside.tables import BEGIN, END, fill_page, is_sr, markdown, pooled, verdict
 
 
 def test_each_turn_is_compared_with_the_base_just_before_and_after() -> None:
@@ -63,6 +63,7 @@ def _row(label: str, group: str, ratio: float, extra: float, n: int = 0) -> dict
         "seconds": {"median": 0.1, "lower": 0.1, "upper": 0.1},
         "extra": extra,
         "ratio": number,
+        "paired": [ratio] * 3,
         "turns": 3,
         "steps": 3,
         "start_bytes": 1 << 20,
@@ -107,10 +108,10 @@ def test_the_page_holds_every_number_and_every_reason() -> None:
     assert "| ntkmtl-sr n=4 | 100 (100 to 100) | 1.020 (1.020 to 1.020) | 50 | 3 |" in text
     assert "- TorchJD X: ValueError: no" in text
     assert "![A caption.](performance/a.png)" in text
-    assert "kept by 1 of 1" in text
+    assert "| 1.020 (1.020 to 1.020) |  | 1.00 to 1.00 | kept |" in text
     tables = [line for line in text.splitlines() if line.startswith("|")]
     widths = {len(re.findall(r"\|", line)) for line in tables}
-    assert widths == {8, 9}  # two tables, each row of a table as wide as its head
+    assert widths == {9}  # each row of both tables as wide as its head
 
 
 def test_the_target_depends_on_how_long_a_step_takes() -> None:
@@ -118,14 +119,24 @@ def test_the_target_depends_on_how_long_a_step_takes() -> None:
     sr = case["rows"][1]
     assert is_sr(sr)
     assert not is_sr(case["rows"][2])  # hooked has a target of its own
-    assert meets_target(case, sr)
-    sr["ratio"]["median"] = 1.04
-    assert not meets_target(case, sr)
+    assert verdict(case, sr["ratio"], sr["extra"]) == "kept"
+    assert verdict(case, {"median": 1.02, "lower": 0.99, "upper": 1.05}, 0.0) == (
+        "kept, within noise"
+    )
+    assert verdict(case, {"median": 1.04, "lower": 1.0, "upper": 1.05}, 0.0) == (
+        "missed, within noise"
+    )
+    assert verdict(case, {"median": 1.04, "lower": 1.035, "upper": 1.05}, 0.0) == "missed"
     case["rows"][0]["seconds"]["median"] = 0.001  # a small network: 30 us for each of 40 tasks
-    sr["extra"] = 0.0012
-    assert meets_target(case, sr)
-    sr["extra"] = 0.0013
-    assert not meets_target(case, sr)
+    assert verdict(case, sr["ratio"], 0.0012) == "kept"
+    assert verdict(case, sr["ratio"], 0.0013) == "missed"
+
+
+def test_turns_of_all_n_are_pooled() -> None:
+    rows = [{"paired": [1.0, 2.0, 3.0]}, {"paired": [4.0, 5.0, 6.0, 7.0]}]
+    found = pooled(rows)
+    assert found == {"median": 4.0, "lower": 1.0, "upper": 7.0}
+    assert pooled([]) is None
 
 
 def test_a_page_without_marks_is_left_alone() -> None:
