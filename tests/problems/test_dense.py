@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ntkmtl.problems._dense import (
     augment,
 )
 from ntkmtl.problems._dense_network import ARCHITECTURES, MTANNetwork, SegNetNetwork
+from ntkmtl.problems.networks import SegNetMTAN
 
 KINDS: dict[Kind, int] = {"segmentation": 13, "depth": 1, "normals": 3}
 
@@ -366,3 +368,22 @@ def test_masks_belong_to_one_task_and_the_rest_to_all() -> None:
         for own in groups.values():
             found = torch.autograd.grad(output.sum(), own, retain_graph=True, allow_unused=True)
             assert all(g is not None for g in found)
+
+
+def test_the_network_of_the_measurements_differs_in_what_its_docstring_says() -> None:
+    with torch.device("meta"):
+        measured, published = SegNetMTAN(), MTANNetwork(KINDS)
+    count = [sum(p.numel() for p in network.parameters()) for network in (measured, published)]
+    narrower = 3 * (256 * 256 + 128 * 128 + 64 * 64)
+    assert count[0] - count[1] == 2 * BETWEEN - narrower
+    said = " ".join(str(SegNetMTAN.__doc__).split())
+    for number in (*count, 2 * BETWEEN, narrower):
+        assert f"{number:,}" in said
+    # A mask of the decoder: after the first convolution here, before it in the published code.
+    for place, stage in enumerate(published.decoder):
+        here: Any = measured.decoder_attention[0][place]  # type: ignore[index]
+        there: Any = published.up_masks[0][place]  # type: ignore[index]
+        convolution: Any = stage
+        read, after = convolution.first[0].in_channels, convolution.first[0].out_channels
+        assert here.mask[0][0].in_channels == after + after
+        assert there[0].in_channels == read + after

@@ -30,6 +30,7 @@ __all__ = [
     "augment",
     "loss",
     "meter",
+    "metrics_of",
     "valid",
 ]
 
@@ -62,6 +63,16 @@ METRICS: Mapping[Kind, tuple[Metric, ...]] = {
     ),
 }
 """Metrics of each kind of task, by the names and in the units of the paper's tables."""
+
+
+def metrics_of(kinds: Sequence[Kind]) -> tuple[Metric, ...]:
+    """Return the metrics of tasks in the order of the paper's tables.
+
+    Example:
+        >>> [metric.name for metric in metrics_of(["segmentation", "depth"])]
+        ['miou', 'pixel_accuracy', 'abs_error', 'rel_error']
+    """
+    return tuple(metric for kind in kinds for metric in METRICS[kind])
 
 
 class Batch(NamedTuple):
@@ -208,9 +219,11 @@ class DepthMeter:
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Take notice of depths, both (B, 1, H, W)."""
         known = valid("depth", labels)
-        truth = labels.squeeze(1)[known].double()
-        error = (outputs.squeeze(1)[known].double() - truth).abs()
-        self.sums += torch.stack([error.sum(), (error / truth.abs()).sum()]).to(self.sums.device)
+        # Brought home before they get the precision that not every accelerator has.
+        home = self.sums.device
+        truth = labels.squeeze(1)[known].to(home).double()
+        error = (outputs.squeeze(1)[known].to(home).double() - truth).abs()
+        self.sums += torch.stack([error.sum(), (error / truth.abs()).sum()])
         self.pixels += len(truth)
 
     def values(self) -> list[float]:
@@ -246,15 +259,15 @@ class NormalsMeter:
     def update(self, outputs: Tensor, labels: Tensor) -> None:
         """Take notice of normals, both (B, 3, H, W), of any length above 0."""
         known = valid("normals", labels)
-        found = outputs.movedim(1, -1)[known].double()
-        truth = labels.movedim(1, -1)[known].double()
+        home = self.histogram.device
+        found = outputs.movedim(1, -1)[known].to(home).double()
+        truth = labels.movedim(1, -1)[known].to(home).double()
         # An arc cosine would be off by hundredths of a degree near 0.
         sine = torch.linalg.cross(found, truth).norm(dim=-1)
         angles = torch.atan2(sine, (found * truth).sum(dim=-1)).rad2deg()
         bins = (angles / BIN).long()
-        home = self.histogram.device
-        self.histogram += torch.bincount(bins, minlength=len(self.histogram)).to(home)
-        self.within += torch.stack([(angles < limit).sum() for limit in self.THRESHOLDS]).to(home)
+        self.histogram += torch.bincount(bins, minlength=len(self.histogram))
+        self.within += torch.stack([(angles < limit).sum() for limit in self.THRESHOLDS])
         self.total += float(angles.sum())
         self.pixels += len(angles)
 
@@ -303,6 +316,7 @@ def augment(batch: Batch, power: int = -1, scales: Sequence[float] = SCALES) -> 
         tensor([0.5000])
     """
     count, _, height, width = batch.images.shape
+    device = batch.images.device
     images, classes, depths, normals = [], [], [], []
     for place in range(count):
         scale = scales[int(torch.randint(len(scales), (1,)))]
@@ -312,8 +326,10 @@ def augment(batch: Batch, power: int = -1, scales: Sequence[float] = SCALES) -> 
         mirrored = bool(torch.rand(1) < 0.5)
         window = (slice(place, place + 1), ..., slice(top, top + high), slice(left, left + wide))
         # Rows and columns of the nearest pixels, where linear interpolation has their centres.
-        rows = (torch.arange(height) + 0.5).mul(high / height).long().clamp(max=high - 1)
-        columns = (torch.arange(width) + 0.5).mul(wide / width).long().clamp(max=wide - 1)
+        rows = (torch.arange(height, device=device) + 0.5).mul(high / height).long()
+        rows = rows.clamp(max=high - 1)
+        columns = (torch.arange(width, device=device) + 0.5).mul(wide / width).long()
+        columns = columns.clamp(max=wide - 1)
         image = functional.interpolate(
             batch.images[window], size=(height, width), mode="bilinear", align_corners=False
         )

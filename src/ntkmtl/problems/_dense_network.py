@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.problems._dense import Batch, Kind
+from ntkmtl.problems.architectures import Backbone, Head
 from ntkmtl.problems.base import MultiTaskModel
 
-__all__ = ["ARCHITECTURES", "DEPTHS", "WIDTHS", "MTANNetwork", "SegNetNetwork"]
+__all__ = [
+    "ARCHITECTURES",
+    "DEPTHS",
+    "WIDTHS",
+    "MTANNetwork",
+    "SegNetNetwork",
+    "backbone",
+    "heads",
+]
 
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of SegNet's five stages."""
@@ -38,6 +48,33 @@ def _mask(before: int, after: int) -> nn.Sequential:
         nn.BatchNorm2d(after),
         nn.Sigmoid(),
     )
+
+
+def _head(before: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, before, 3, padding=1), nn.Conv2d(before, channels, 1))
+
+
+def _initialise(network: nn.Module) -> None:
+    """Start weights of convolutions from Xavier's normal distribution, their biases from 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.xavier_normal_(module.weight)
+            nn.init.zeros_(cast("Tensor", module.bias))
+
+
+def _fitting(images: Tensor, stages: int) -> Tensor:
+    """Return the images.
+
+    Raises:
+        ValueError: They cannot be halved so many times.
+    """
+    multiple = 2**stages
+    if images.shape[-2] % multiple or images.shape[-1] % multiple:
+        raise ValueError(
+            f"height and width must be multiples of {multiple}, found "
+            f"{images.shape[-2]} x {images.shape[-1]}"
+        )
+    return images
 
 
 class _Stage(nn.Module):
@@ -107,16 +144,8 @@ class SegNetNetwork(MultiTaskModel):
             )
         )
         self.add_attention(widths)
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(widths[0], widths[0], 3, padding=1), nn.Conv2d(widths[0], channels, 1)
-            )
-            for channels in outputs.values()
-        )
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.xavier_normal_(module.weight)
-                nn.init.zeros_(cast("Tensor", module.bias))
+        self.heads = nn.ModuleList(_head(widths[0], channels) for channels in outputs.values())
+        _initialise(self)
 
     def add_attention(self, widths: Sequence[int]) -> None:
         """Make what stands between SegNet and the heads; nothing here."""
@@ -136,13 +165,7 @@ class SegNetNetwork(MultiTaskModel):
         Raises:
             ValueError: The images' sides are no such multiples.
         """
-        multiple = 2 ** len(self.encoder)
-        if images.shape[-2] % multiple or images.shape[-1] % multiple:
-            raise ValueError(
-                f"height and width must be multiples of {multiple}, found "
-                f"{images.shape[-2]} x {images.shape[-1]}"
-            )
-        x = images
+        x = _fitting(images, len(self.encoder))
         down, indices = [], []
         for stage in self.encoder:
             first, last = stage(x)
@@ -258,7 +281,116 @@ class MTANNetwork(SegNetNetwork):
 ARCHITECTURES: Mapping[str, type[SegNetNetwork]] = MappingProxyType(
     {"mtan": MTANNetwork, "segnet": SegNetNetwork}
 )
-"""Networks by name."""
+"""Networks of their own by name; further ones are made of :func:`backbone` and :func:`heads`."""
+
+
+# ------------------------------------------------------------------------------------------------
+# SegNet for the architectures that any encoder takes
+
+
+class _Carried(NamedTuple):
+    """What a stage of SegNet reads, and the places of maxima at which no map was enlarged yet."""
+
+    x: Tensor
+    places: tuple[Tensor, ...] = ()
+
+
+class _Convolutions(nn.Sequential):
+    """A stage of SegNet, from what is carried to its last feature map."""
+
+    def forward(self, carried: _Carried) -> Tensor:
+        x = carried.x
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class _Normalised(nn.Module):
+    """Vectors along dimension 1 brought to length 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.normalize(x, dim=1)
+
+
+def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[nn.Module]:
+    down = list(zip((3, *widths[:-1]), widths, depths, strict=True))
+    up = list(zip(widths, (widths[0], *widths[:-1]), depths, strict=True))
+    made = [
+        _Convolutions(
+            _convolution(before, after), *(_convolution(after, after) for _ in range(depth - 1))
+        )
+        for before, after, depth in (*down, *reversed(up))
+    ]
+    for stage in made:
+        _initialise(stage)
+    return list(made)
+
+
+def _read(stages: int, batch: Batch | Tensor) -> _Carried:
+    return _Carried(_fitting(_images(batch), stages))
+
+
+def _carry(stages: int, number: int, read: _Carried, said: Tensor) -> _Carried:
+    """Pool the map of a stage of the encoder, and enlarge what a stage of the decoder reads."""
+    x, places = said, read.places
+    if number < stages:
+        x, place = functional.max_pool2d(said, 2, return_indices=True)
+        places = (*places, place)
+    if number >= stages - 1:
+        x, places = _unpooled(x, places[-1]), places[:-1]
+    return _Carried(x, places)
+
+
+def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> Backbone:
+    """Return SegNet, encoder and decoder, for architectures: each of its stages is one.
+
+    What stands between stages mixes their last feature maps before these are pooled, so each way
+    through the network pools its own mixtures, and enlarges at the places that it pooled. Gates
+    read the mean of the image over its pixels, and of feature maps the mean over theirs.
+
+    Args:
+        widths: Channels of each stage of the encoder.
+        depths: Convolutions of each stage.
+
+    Raises:
+        ValueError: ``widths`` and ``depths`` are of different lengths.
+
+    Example:
+        >>> import torch
+        >>> segnet = backbone(widths=(4, 8), depths=(2, 2))
+        >>> segnet.widths
+        (4, 8, 4, 4)
+        >>> segnet.encoder()(segnet.read(torch.zeros(2, 3, 8, 12))).shape
+        torch.Size([2, 4, 8, 12])
+    """
+    if len(widths) != len(depths) or not widths:
+        raise ValueError(
+            f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
+        )
+    return Backbone(
+        partial(_stages, tuple(widths), tuple(depths)),
+        widths=(*widths, *reversed((widths[0], *widths[:-1]))),
+        gate=_images,
+        gate_width=3,
+        read=partial(_read, len(widths)),
+        carry=partial(_carry, len(widths)),
+    )
+
+
+def _made_head(kind: Kind, before: int, channels: int) -> nn.Module:
+    head = _head(before, channels)
+    _initialise(head)
+    return head.append(_Normalised()) if kind == "normals" else head
+
+
+def heads(outputs: Mapping[Kind, int], width: int = WIDTHS[0]) -> list[Head]:
+    """Return one maker of a head per task, those of :class:`SegNetNetwork`.
+
+    Args:
+        outputs: Channels of each task's output, by kind.
+        width: Channels of z.
+    """
+    return [partial(_made_head, kind, width, channels) for kind, channels in outputs.items()]
 
 
 def _unpooled(x: Tensor, index: Tensor) -> Tensor:

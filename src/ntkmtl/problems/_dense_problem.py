@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,20 +15,24 @@ from torch.nn import functional
 
 from ntkmtl.problems import _dense
 from ntkmtl.problems._dense import Batch, Kind
-from ntkmtl.problems._dense_network import ARCHITECTURES, DEPTHS, WIDTHS
-from ntkmtl.problems._prepared import MANIFEST, data_folder
+from ntkmtl.problems._dense_network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
+from ntkmtl.problems._prepared import data_folder, last_change
 from ntkmtl.problems._supervised import (
+    SPLITS,
+    RowsProblem,
     chosen_recipe,
     evaluating,
+    moved,
     one_output_per_task,
     positions,
 )
-from ntkmtl.problems.base import Metric, MultiTaskModel, Problem, Split
+from ntkmtl.problems.architectures import Choice, choose, names
+from ntkmtl.problems.base import Metric, MultiTaskModel, Recipe, Split
 
 if TYPE_CHECKING:
     from ntkmtl.problems._dense_store import Frames, Layout
 
-__all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split"]
+__all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
 
 MODEL_VERSION = "dense 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
@@ -44,7 +47,8 @@ BLOCK = 8
 EVALUATED_PIXELS = 1 << 20
 """Pixels in a batch of an evaluation."""
 
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+PLAIN = "segnet"
+"""The name of hard sharing in a run's identity."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,75 @@ class Part:
     depths: tuple[int, ...] = DEPTHS
     training: int = 0
     testing: int = 0
+
+
+def parts(*, factor: int, training: int, testing: int) -> Mapping[str, Part]:
+    """Return the parts of the recipes ``paper`` and ``small``.
+
+    Args:
+        factor: What ``small`` divides height and width by.
+        training: Most training frames of ``small``.
+        testing: Most test frames of ``small``.
+    """
+    return {
+        "paper": Part("paper"),
+        "small": Part(
+            "clean",
+            factor=factor,
+            widths=(8, 16, 32),
+            depths=(2, 2, 2),
+            training=training,
+            testing=testing,
+        ),
+    }
+
+
+def recipes(
+    *, table: str, batch_sizes: tuple[int, int], minibatches: int, small: str
+) -> Mapping[str, Recipe]:
+    """Return the recipes ``paper`` and ``small``.
+
+    Args:
+        table: Where the paper has its numbers.
+        batch_sizes: Frames per step, of ``paper`` and of ``small``.
+        minibatches: The paper's n.
+        small: One sentence on how ``small`` is smaller.
+    """
+    return {
+        "paper": Recipe(
+            epochs=200,
+            batch_size=batch_sizes[0],
+            learning_rate=1e-4,
+            minibatches=minibatches,
+            description=f"The settings of the paper's {table} and Appendix C.2.",
+            schedule="halved",
+        ),
+        "small": Recipe(
+            epochs=10,
+            batch_size=batch_sizes[1],
+            learning_rate=3e-3,
+            minibatches=minibatches,
+            reduced=True,
+            description=small,
+        ),
+    }
+
+
+def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
+    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES.
+
+    Raises:
+        ValueError: The name or a setting is unknown.
+    """
+    known = (*ARCHITECTURES, *names())
+    if name not in known:
+        raise ValueError(f"architecture must be one of {', '.join(known)}. Found {name!r}.")
+    if name in ARCHITECTURES:
+        if settings:
+            raise ValueError(f"{name} has no settings. Found architecture_options={settings!r}.")
+        return None
+    chosen = choose(name, settings)
+    return None if chosen.name == "hard" else chosen
 
 
 def clean_split(count: int) -> tuple[Tensor, Tensor]:
@@ -143,56 +216,76 @@ def _load(
     return frames, pixels if factor == 1 else pixels.reduced(factor)
 
 
-class DenseProblem(Problem):
+class DenseProblem(RowsProblem):
     """A problem whose labels are images.
 
     Args:
         recipe: Name of a recipe.
-        data: Folder of the prepared data.
-        architecture: Name of a network.
-        protocol: What is trained on and how it is tested; the recipe's own if None.
-        augmentation: Whether and how training images are changed at random.
+        data: Folder of the prepared data. If None: ``$NTKMTL_DATA/NAME``, or in the user's cache.
+        architecture: ``"mtan"``, the multi-task attention network on SegNet; ``"segnet"``, or
+            ``"hard"`` by another name, SegNet with one head per task; or ``"cross-stitch"``,
+            ``"mmoe"``, ``"cgc"``, ``"ple"`` or ``"dselect-k"`` over SegNet, see
+            :mod:`ntkmtl.problems.architectures`.
+        protocol: ``"paper"``: trained on all training frames, test metrics averaged over the last
+            10 epochs, no validation split. ``"clean"``: a tenth of the training frames is kept for
+            validation, and the network of the last epoch is tested. The recipe's own if None.
+        augmentation: Whether and how training images are changed at random, one of
+            ``augmentations``; their first if None.
+        architecture_options: Settings of the architecture, as a mapping.
+
+    Attributes:
+        layout: What the frames are like.
+        load: Maps the prepared data into memory.
+        parts: What each recipe takes of data and network.
+        frames_needed: Training and test frames of all data.
+        augmentations: By name, the exponent of the scale that depth is multiplied by in an enlarged
+            crop; None for no crops.
+        frames_said: What the frames are, for :meth:`describe`.
 
     Raises:
-        ValueError: An option is unknown, the data are damaged, or frames are missing.
+        ValueError: An option is unknown or out of range, the data are damaged, or frames are
+            missing.
         DataMissingError: The data have not been prepared.
     """
 
     layout: ClassVar[Layout]
+    load: ClassVar[Callable[[Path], Frames]]
     parts: ClassVar[Mapping[str, Part]]
     frames_needed: ClassVar[tuple[int, int]]
     augmentations: ClassVar[Mapping[str, int | None]]
-    """What depth is multiplied by in an enlarged crop is the scale to this; None for no crops."""
+    frames_said: ClassVar[str]
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
 
     def __init__(
         self,
-        recipe: str,
-        data: str | None,
-        architecture: str,
-        protocol: str | None,
-        augmentation: str,
+        recipe: str = "paper",
+        data: str | None = None,
+        architecture: str = "mtan",
+        protocol: str | None = None,
+        augmentation: str | None = None,
+        architecture_options: Mapping[str, Any] | None = None,
     ) -> None:
         chosen = chosen_recipe(self.recipes, recipe)
         self._part = self.parts[recipe]
         self.protocol = self._part.protocol if protocol is None else protocol
-        self.architecture = architecture
-        self.augmentation = augmentation
+        augmentations = tuple(self.augmentations)
+        self.augmentation = augmentations[0] if augmentation is None else augmentation
         for name, value, known in (
             ("protocol", self.protocol, PROTOCOLS),
-            ("architecture", architecture, tuple(ARCHITECTURES)),
-            ("augmentation", augmentation, tuple(self.augmentations)),
+            ("augmentation", self.augmentation, augmentations),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}. Found {value!r}.")
+        self._choice = _choice(architecture, architecture_options)
+        self.architecture = PLAIN if architecture == "hard" else architecture
         self.recipe = replace(
             chosen, tested_epochs=TESTED_EPOCHS if self.protocol == "paper" else 1
         )
         folder = data_folder(self.name, data)
-        manifest = folder / MANIFEST
-        changed = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        self._frames, self._pixels = _load(self.load, folder, changed, self._part.factor)
+        self._frames, self._pixels = _load(
+            type(self).load, folder, last_change(folder), self._part.factor
+        )
         training = self._frames.training
         testing = len(self._frames) - training
         if recipe == "paper" and (training, testing) != self.frames_needed:
@@ -206,7 +299,7 @@ class DenseProblem(Problem):
         if self.protocol == "clean":
             kept, taken = clean_split(len(train))
             train, held = train[kept], train[taken]
-        self._rows: dict[Split, Tensor] = {
+        self._rows = {
             "train": train,
             "val": held,
             "test": training + _some(testing, self._part.testing),
@@ -214,11 +307,10 @@ class DenseProblem(Problem):
         self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
         if self.layout.normals:
             self._kinds["normals"] = 3
-
-    @staticmethod
-    @abstractmethod
-    def load(folder: Path) -> Frames:
-        """Map the prepared data into memory."""
+        if self._choice is not None:
+            # Settings that do not fit are refused now, at no cost.
+            with torch.device("meta"):
+                self.model()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -230,15 +322,12 @@ class DenseProblem(Problem):
             "frames": [part.training, part.testing],
             "model": MODEL_VERSION,
             "architecture": self.architecture,
+            **({} if self._choice is None else self._choice.options),
             "widths": list(part.widths),
             "depths": list(part.depths),
             "factor": part.factor,
             "augmentation": self.augmentation,
         }
-
-    def size(self, split: Split) -> int:
-        """Return the number of frames in a split; ``val`` is empty in the paper's protocol."""
-        return len(self._rows[split])
 
     def batch(self, split: Split, indices: Tensor) -> Batch:
         """Return the frames of a split at ``indices``, those for training augmented."""
@@ -273,7 +362,10 @@ class DenseProblem(Problem):
             ValueError: A task is unknown or named twice.
         """
         outputs = {kind: self._kinds[kind] for kind in self._chosen(tasks)}
-        return ARCHITECTURES[self.architecture](outputs, self._part.widths, self._part.depths)
+        widths, depths = self._part.widths, self._part.depths
+        if self._choice is None:
+            return ARCHITECTURES[self.architecture](outputs, widths, depths)
+        return self._choice.build(backbone(widths, depths), heads(outputs, widths[0]))
 
     def losses(
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
@@ -314,10 +406,11 @@ class DenseProblem(Problem):
         with evaluating(model):
             for some in self._rows[split].split(max(1, EVALUATED_PIXELS // (height * width) // 4)):
                 batch = self._take(some)
-                outputs = model.predict(model.represent(batch))
+                outputs = model.predict(model.represent(moved(batch, model)))
                 one_output_per_task(outputs, range(len(chosen)))
                 for kind, output in zip(chosen, outputs, strict=True):
-                    meters[kind].update(output, batch.labels(kind))
+                    labels = batch.labels(kind)
+                    meters[kind].update(output.to(labels.device), labels)
         # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
         ordered = [meters[kind] for kind in self._kinds if kind in meters]
         values = [value for meter in ordered for value in meter.values()]
@@ -331,12 +424,16 @@ class DenseProblem(Problem):
 
     def describe(self) -> str:
         """Return one paragraph on data, network and protocol."""
-        sizes = [f"{self.size(split):,}" for split in _SPLITS]
+        sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
-        network = {
-            "mtan": "MTAN on SegNet, each task with features of its own",
-            "segnet": "SegNet with one head per task",
-        }[self.architecture]
+        network = (
+            {
+                "mtan": "MTAN on SegNet, each task with features of its own",
+                "segnet": "SegNet with one head per task",
+            }[self.architecture]
+            if self._choice is None
+            else f"Architecture {self._choice.describe()}, SegNet as the encoder"
+        )
         height, width = self.image_size
         tested = (
             f"tested after each of the last {TESTED_EPOCHS} epochs, of which the means are given, "
@@ -353,8 +450,3 @@ class DenseProblem(Problem):
             "is the same network with one task. Metrics are over all labelled pixels. "
             f"{self.notice()}"
         ).rstrip()
-
-    @property
-    @abstractmethod
-    def frames_said(self) -> str:
-        """What the frames are, for :meth:`describe`."""

@@ -33,6 +33,7 @@ __all__ = [
     "DataMissingError",
     "Prepared",
     "data_folder",
+    "last_change",
     "publish",
     "refuse_foreign",
     "replacing",
@@ -76,6 +77,15 @@ def data_folder(name: str, chosen: str | os.PathLike[str] | None = None) -> Path
     except ImportError as error:
         raise missing_extra("the folder of prepared data", "bench", error) from error
     return platformdirs.user_cache_path("ntkmtl") / "data" / name
+
+
+def last_change(folder: Path) -> int:
+    """Return when prepared data were made, in nanoseconds; 0 where there are none.
+
+    What was loaded from a folder may be used again for as long as this stays.
+    """
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else 0
 
 
 def file_digest(path: Path) -> str:

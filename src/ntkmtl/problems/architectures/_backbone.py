@@ -35,6 +35,10 @@ class Backbone:
             the mean over the dimensions at the end is taken.
         gate_width: Above.
         read: What the first stage reads of a batch; the batch itself unless said.
+        carry: What the next stage reads, of the stage's number, of what the stage read and of its
+            output, or of the mixture of outputs that stands for it; the output itself unless said.
+            It has no parameters. Networks whose later stages need what earlier ones found along the
+            same way carry it here, as SegNet does the places of maxima.
 
     Example:
         >>> import torch
@@ -51,10 +55,23 @@ class Backbone:
     gate: Callable[[Any], Tensor]
     gate_width: int
     read: Callable[[Any], Any] = _whole
+    carry: Callable[[int, Any, Tensor], Any] | None = None
 
     def encoder(self) -> nn.Module:
-        """Make one encoder."""
-        return nn.Sequential(*self.made())
+        """Make one encoder, from what the first stage reads to z."""
+        return _Encoder(self)
+
+    def after(self, number: int, read: Any, said: Tensor) -> Any:
+        """Return what comes after a stage: what the next one reads, or z after the last.
+
+        Args:
+            number: The stage's, from 0.
+            read: What it read.
+            said: Its output, or the mixture of outputs that stands for it.
+        """
+        if self.carry is None or number == len(self.widths) - 1:
+            return said
+        return self.carry(number, read, said)
 
     def made(self) -> list[nn.Module]:
         """Make the stages of one encoder.
@@ -75,6 +92,19 @@ class Backbone:
         return Backbone(
             lambda: [self.encoder()], self.widths[-1:], self.gate, self.gate_width, self.read
         )
+
+
+class _Encoder(nn.Sequential):
+    """The stages of one encoder, one after the other."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(*backbone.made())
+        self._after = backbone.after
+
+    def forward(self, x: Any) -> Any:
+        for number, stage in enumerate(self):
+            x = self._after(number, x, stage(x))
+        return x
 
 
 class Represent(nn.Module):

@@ -88,9 +88,10 @@ class CrossStitch(Architecture):
         xs: list[Any] = [self.backbone.read(batch)] * self.number_of_tasks
         encoders: Any = self.encoders
         for number in range(len(self.backbone.widths)):
-            xs = [encoder[number](x) for encoder, x in zip(encoders, xs, strict=True)]
+            said = [encoder[number](x) for encoder, x in zip(encoders, xs, strict=True)]
             if len(self.units):
-                xs = self._stitched(self.units[number], torch.stack(xs))
+                said = self._stitched(self.units[number], torch.stack(said))
+            xs = [self.backbone.after(number, *pair) for pair in zip(xs, said, strict=True)]
         return xs
 
     def _stitched(self, alpha: Tensor, x: Tensor) -> list[Tensor]:

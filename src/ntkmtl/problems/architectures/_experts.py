@@ -255,10 +255,12 @@ class PLE(Architecture):
         read = pooled(self.backbone.gate(batch))
         xs: list[Any] = [x] * k
         gates, shared_x, shared_read = [read] * k, x, read
-        for level in self.levels:
-            xs, shared_x = level(xs, gates, shared_x, shared_read)
-            if shared_x is not None:
-                gates, shared_read = [pooled(x) for x in xs], pooled(shared_x)
+        for number, level in enumerate(self.levels):
+            outputs, mixture = level(xs, gates, shared_x, shared_read)
+            xs = [self.backbone.after(number, *pair) for pair in zip(xs, outputs, strict=True)]
+            if mixture is not None:
+                gates, shared_read = [pooled(said) for said in outputs], pooled(mixture)
+                shared_x = self.backbone.after(number, shared_x, mixture)
         return xs
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
@@ -306,4 +308,5 @@ class CGC(PLE):
 
     def add_encoder(self, backbone: Backbone) -> None:
         """Make the experts and the gates."""
-        self._add_levels(backbone.whole())
+        self.backbone = backbone.whole()
+        self._add_levels(self.backbone)

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.problems._prepared import data_folder
+from ntkmtl.problems._prepared import data_folder, last_change
 from ntkmtl.problems._registry import PROBLEMS
 from ntkmtl.problems._supervised import (
+    SPLITS,
+    ColumnsProblem,
     chosen_recipe,
-    evaluating,
-    one_output_per_task,
+    enough,
     positions,
+    shuffled,
 )
-from ntkmtl.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.problems.architectures import choose
+from ntkmtl.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.problems.celeba._network import Batch, Network, backbone, head
 from ntkmtl.problems.celeba._source import ATTRIBUTES, IMAGES
 from ntkmtl.problems.celeba._store import HOW, SIDE, Faces, load
-from ntkmtl.problems.networks import CelebANetwork
 
 __all__ = ["Batch", "CelebA", "f1_scores"]
 
@@ -55,7 +57,7 @@ class _Part:
     width: int
 
 
-_PARTS = {
+PARTS = {
     "paper": _Part(ATTRIBUTES, side=SIDE, width=64),
     "small": _Part(SMALL, side=SIDE // 2, width=16),
 }
@@ -64,19 +66,6 @@ _SMALL_SPLIT: dict[Split, slice] = {
     "val": slice(800, 1_200),
     "train": slice(1_200, SMALL_IMAGES),
 }
-_SPLITS: tuple[Split, ...] = ("train", "val", "test")
-
-
-class Batch(NamedTuple):
-    """b images.
-
-    Attributes:
-        images: From 0 to 1, float32 of shape (b, 3, side, side).
-        labels: 0 or 1, float32 of shape (b, k).
-    """
-
-    images: Tensor
-    labels: Tensor
 
 
 def f1_scores(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -106,7 +95,7 @@ def _load(folder: Path, changed: int) -> tuple[Faces, str]:
     return load(folder)
 
 
-class CelebA(Problem):
+class CelebA(ColumnsProblem):
     """Attributes of faces, with the field's nine-layer convolutional network.
 
     Losses are binary cross-entropies; metrics are F1 scores.
@@ -116,9 +105,13 @@ class CelebA(Problem):
             and the network at its published width. ``"small"``: the first 4,000 images at 32 x 32,
             split at random, eight attributes, and a quarter of the width.
         data: Folder of the prepared data. If None: ``$NTKMTL_DATA/celeba``, or in the user's cache.
+        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
+            ``ple`` or ``dselect-k``. See :mod:`ntkmtl.problems.architectures`.
+        architecture_options: Settings of the architecture, as a mapping.
 
     Raises:
-        ValueError: The recipe is unknown, the data are damaged, or images are missing.
+        ValueError: The recipe, the architecture or one of its settings is unknown or out of range,
+            the data are damaged, or images are missing.
         DataMissingError: The data have not been prepared.
     """
 
@@ -152,33 +145,35 @@ class CelebA(Problem):
         for name in ATTRIBUTES
     )
 
-    def __init__(self, recipe: str = "paper", data: str | None = None) -> None:
+    def __init__(
+        self,
+        recipe: str = "paper",
+        data: str | None = None,
+        architecture: str = "hard",
+        architecture_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.recipe = chosen_recipe(self.recipes, recipe)
-        self._part = _PARTS[recipe]
+        self._architecture = choose(architecture, architecture_options)
+        self._part = PARTS[recipe]
         self.tasks = self._part.attributes
         self.metrics = tuple(metric for metric in type(self).metrics if metric.task in self.tasks)
         folder = data_folder("celeba", data)
-        manifest = folder / "manifest.json"
-        changed = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        self._faces, self._sha256 = _load(folder, changed)
+        self._faces, self._sha256 = _load(folder, last_change(folder))
         needed = IMAGES if recipe == "paper" else SMALL_IMAGES
-        if len(self._faces) < needed:
-            raise ValueError(
-                f"the recipe {recipe} takes {needed:,} images, and {folder} holds "
-                f"{len(self._faces):,}. {HOW}"
-            )
+        enough(recipe, needed, len(self._faces), "images", folder, HOW)
         if recipe == "paper":
             self._rows = {
                 split: torch.from_numpy(np.flatnonzero(self._faces.partition == number))
-                for number, split in enumerate(_SPLITS)
+                for number, split in enumerate(SPLITS)
             }
         else:
-            numbers = self._faces.numbers[:SMALL_IMAGES].tolist()
-            keys = [hashlib.sha256(f"celeba split {n}".encode()).digest() for n in numbers]
-            order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+            order = shuffled("celeba split", self._faces.numbers[:SMALL_IMAGES].tolist())
             self._rows = {split: order[part] for split, part in _SMALL_SPLIT.items()}
         columns = [ATTRIBUTES.index(task) for task in self.tasks]
         self._labels = torch.from_numpy(self._faces.labels[:, columns].copy())
+        # Settings that do not fit are refused now, at no cost.
+        with torch.device("meta"):
+            self.model()
 
     @property
     def options(self) -> dict[str, Any]:
@@ -191,15 +186,8 @@ class CelebA(Problem):
             "side": self._part.side,
             "width": self._part.width,
             "loss": "bce",
+            **self._architecture.options,
         }
-
-    def size(self, split: Split) -> int:
-        """Return the number of images in a split."""
-        return len(self._rows[split])
-
-    def batch(self, split: Split, indices: Tensor) -> Batch:
-        """Return the images of a split at ``indices``."""
-        return self._take(self._rows[split][indices])
 
     def _take(self, rows: Tensor) -> Batch:
         pixels = torch.from_numpy(self._faces.images[rows.numpy()])
@@ -211,28 +199,26 @@ class CelebA(Problem):
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialised network.
 
-        See :class:`~ntkmtl.problems.networks.CelebANetwork`.
+        See :class:`~ntkmtl.problems.networks.CelebANetwork`; other architectures are over its
+        trunk.
 
         Raises:
             ValueError: A task is unknown or named twice.
         """
-        return _Network(len(positions(self.tasks, tasks)), self._part.width)
+        count, width = len(positions(self.tasks, tasks)), self._part.width
+        if self._architecture.name == "hard":
+            return Network(count, width)
+        return self._architecture.build(backbone(width), [partial(head, width)] * count)
 
-    def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor | None]:
-        """Return the binary cross-entropy of each task.
+    @staticmethod
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the binary cross-entropy of a task."""
+        return functional.binary_cross_entropy_with_logits(outputs, labels)
 
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
-        labels = batch.labels.unbind(dim=1)
-        return {
-            self.tasks[column]: functional.binary_cross_entropy_with_logits(output, labels[column])
-            for column, output in zip(columns, outputs, strict=True)
-        }
+    @staticmethod
+    def labels(batch: Batch) -> Tensor:
+        """Return the labels of a batch, shape (b, k)."""
+        return batch.labels
 
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
@@ -242,36 +228,21 @@ class CelebA(Problem):
         Raises:
             ValueError: The network has not as many heads as there are tasks.
         """
-        columns = positions(self.tasks, tasks)
-        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
-        order = sorted(range(len(columns)), key=columns.__getitem__)
-        columns = [columns[position] for position in order]
         rows = self._rows[split]
-        predicted = []
-        with evaluating(model):
-            for some in rows.split(EVALUATED):
-                outputs = model.predict(model.represent(self._take(some)))
-                one_output_per_task(outputs, columns)
-                predicted.append(torch.stack([outputs[i] for i in order], dim=1) > 0)
-        return f1_scores(torch.cat(predicted), self._labels[rows][:, columns] > 0)
+        columns, logits = self._predicted(model, rows, EVALUATED, tasks)
+        return f1_scores(torch.cat(logits) > 0, self._labels[rows][:, columns] > 0)
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""
-        sizes = [f"{self.size(split):,}" for split in _SPLITS]
+        sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
         side, width = self._part.side, self._part.width
+        hard = self._architecture.name == "hard"
+        said = "" if hard else f"Architecture {self._architecture.describe()}. "
         return (
             f"Aligned faces of CelebA at {side} x {side} pixels ({sizes[0]} for training, "
             f"{sizes[1]} for validation, {sizes[2]} for testing) and {len(self.tasks)} attributes. "
             f"Seven convolutions of {width} to {8 * width} channels, two linear layers of "
             f"{8 * width}, batch norm and ReLU after each, and one linear head per attribute; "
-            f"{parameters:,} parameters. F1 scores on the test images."
+            f"{parameters:,} parameters. {said}F1 scores on the test images."
         )
-
-
-class _Network(CelebANetwork):
-    """The network on batches of the problem."""
-
-    def represent(self, batch: Batch | Tensor) -> Tensor:
-        """Return z of a batch, or of its images."""
-        return super().represent(batch.images if isinstance(batch, Batch) else batch)

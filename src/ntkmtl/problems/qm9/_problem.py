@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.problems._prepared import data_folder
+from ntkmtl.problems._prepared import data_folder, last_change
 from ntkmtl.problems._registry import PROBLEMS
 from ntkmtl.problems._supervised import (
+    SPLITS,
+    ColumnsProblem,
     chosen_recipe,
-    evaluating,
-    one_output_per_task,
+    enough,
     positions,
+    shuffled,
 )
-from ntkmtl.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.problems.base import Metric, MultiTaskModel, Recipe, Split
 from ntkmtl.problems.networks import MessagePassingNetwork
 from ntkmtl.problems.networks import Molecules as Graphs
 from ntkmtl.problems.qm9._sources import COLUMNS, Molecules
@@ -149,13 +150,10 @@ class _Loaded(NamedTuple):
 def _load(folder: Path, changed: int) -> _Loaded:
     """Return data and their random order. ``changed`` is the time at which the data were made."""
     molecules, sha256 = load(folder)
-    # A molecule's place depends on its GDB index alone, whatever other molecules there are.
-    keys = [hashlib.sha256(f"qm9 split {i}".encode()).digest() for i in molecules.index.tolist()]
-    order = torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
-    return _Loaded(molecules, sha256, order)
+    return _Loaded(molecules, sha256, shuffled("qm9 split", molecules.index.tolist()))
 
 
-class QM9(Problem):
+class QM9(ColumnsProblem):
     """11 properties of molecules, with the field's message-passing network.
 
     The split is random and fixed. Losses are mean squared errors; metrics are mean absolute errors
@@ -223,9 +221,7 @@ class QM9(Problem):
         self._part = _PARTS[recipe]
         self._targets = targets
         folder = data_folder("qm9", data)
-        manifest = folder / "manifest.json"
-        changed = manifest.stat().st_mtime_ns if manifest.is_file() else 0
-        self._molecules, self._sha256, order = _load(folder, changed)
+        self._molecules, self._sha256, order = _load(folder, last_change(folder))
         self._rows = self._split(order, recipe, folder)
         properties = torch.from_numpy(np.array(self._molecules.targets))
         if targets == "standardised":
@@ -240,11 +236,7 @@ class QM9(Problem):
     def _split(self, order: Tensor, recipe: str, folder: Path) -> dict[Split, Tensor]:
         part = self._part
         needed = part.test + part.val + (PAPER_TRAIN if part.train is None else part.train)
-        if len(order) < needed:
-            raise ValueError(
-                f"the recipe {recipe} takes {needed:,} molecules, and {folder} holds "
-                f"{len(order):,}. {HOW}"
-            )
+        enough(recipe, needed, len(order), "molecules", folder, HOW)
         last = len(order) if part.train is None else needed
         return {
             "test": order[: part.test],
@@ -265,15 +257,8 @@ class QM9(Problem):
             "loss": "mse",
         }
 
-    def size(self, split: Split) -> int:
-        """Return the number of molecules in a split."""
-        return len(self._rows[split])
-
-    def batch(self, split: Split, indices: Tensor) -> Batch:
-        """Return the molecules of a split at ``indices``, padded to the largest of them."""
-        return self._take(self._rows[split][indices])
-
     def _take(self, rows: Tensor) -> Batch:
+        """Return molecules, padded to the largest of them."""
         return Batch(graphs(self._molecules, rows), self._labels[rows])
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
@@ -290,21 +275,15 @@ class QM9(Problem):
         nn.init.zeros_(model.convolve.root.bias)
         return model
 
-    def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor | None]:
-        """Return the mean squared error of each task.
+    @staticmethod
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean squared error of a task."""
+        return functional.mse_loss(outputs, labels)
 
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
-        labels = batch.targets.unbind(dim=1)
-        return {
-            self.tasks[column]: functional.mse_loss(output, labels[column])
-            for column, output in zip(columns, outputs, strict=True)
-        }
+    @staticmethod
+    def labels(batch: Batch) -> Tensor:
+        """Return the targets of a batch, shape (b, 11)."""
+        return batch.targets
 
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
@@ -314,26 +293,19 @@ class QM9(Problem):
         Raises:
             ValueError: The network has not as many heads as there are tasks.
         """
-        columns = positions(self.tasks, tasks)
-        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
-        order = sorted(range(len(columns)), key=columns.__getitem__)
-        columns = [columns[position] for position in order]
         rows = self._rows[split]
         # Molecules of like size together: less padding.
         rows = rows[torch.from_numpy(self._molecules.atoms[rows.numpy()]).argsort(stable=True)]
+        columns, outputs = self._predicted(model, rows, EVALUATED, tasks)
         total = torch.zeros(len(columns), dtype=torch.float64)
-        with evaluating(model):
-            for some in rows.split(EVALUATED):
-                outputs = model.predict(model.represent(self._take(some)))
-                one_output_per_task(outputs, columns)
-                predicted = torch.stack([outputs[i] for i in order], dim=1).double()
-                predicted = predicted * self._scale[columns] + self._centre[columns]
-                total += (predicted - self._properties[some][:, columns]).abs().sum(0)
+        for some, output in zip(rows.split(EVALUATED), outputs, strict=True):
+            predicted = output.double() * self._scale[columns] + self._centre[columns]
+            total += (predicted - self._properties[some][:, columns]).abs().sum(0)
         return total / len(rows) * self._unit[columns]
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""
-        sizes = [f"{self.size(split):,}" for split in ("train", "val", "test")]
+        sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
         return (
             f"Molecules of QM9 ({sizes[0]} for training, {sizes[1]} for validation, {sizes[2]} for "
