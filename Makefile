@@ -7,7 +7,7 @@ JOBS ?= 2
 SEEDS ?= 2
 METHODS ?= ls,si,rlw,dwa,uw,famo,nash-mtl,fairgrad,imtl-g,ntkmtl,ntkmtl-sr,ntkmtl-tk
 
-.PHONY: help compare test slow lint types docs bench clean
+.PHONY: help compare test slow lint types docs bench faults sbom audit clean
 
 help:
 	@echo "make compare   install, train and compare on real molecules, print the table, draw the page"
@@ -15,6 +15,9 @@ help:
 	@echo "make slow      the tests that take minutes"
 	@echo "make lint types docs   checks of style, types and of every example in the docs"
 	@echo "make bench     cost of one step against plain training"
+	@echo "make faults    every fault of docs/reliability.md, made on purpose"
+	@echo "make sbom      bill of materials of the pinned versions, CycloneDX"
+	@echo "make audit     ask the Python advisory database about them"
 
 # Pinned versions, so that a machine set up next year gets what was tested.
 $(VENV)/.bench: pyproject.toml constraints.txt
@@ -48,6 +51,26 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step_cost.py
+
+faults: $(VENV)/.dev
+	$(BIN)/python benchmarks/reliability.py
+
+# Tools that look at the pins have pins of their own, and a place where they change none of ours.
+$(VENV)/audit/.done: constraints.txt
+	test -x $(VENV)/audit/bin/python || $(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check \
+		cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	touch $@
+
+sbom: $(VENV)/audit/.done
+	mkdir -p build
+	$(VENV)/audit/bin/cyclonedx-py requirements constraints.txt --pyproject pyproject.toml \
+		--mc-type library --output-reproducible -o build/sbom.cdx.json 2> build/sbom.log \
+		|| { cat build/sbom.log; exit 1; }
+	@echo "build/sbom.cdx.json"
+
+audit: $(VENV)/audit/.done
+	$(VENV)/audit/bin/python scripts/audit.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

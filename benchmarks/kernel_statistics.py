@@ -57,6 +57,8 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("largest eigenvalue, alpha 2", "ntkmtl-x", {"statistic": "max", "alpha": 2.0}),
     ("trace", "ntkmtl-x", {"statistic": "trace"}),
     ("weighted eigenvalue", "ntkmtl-x", {"statistic": "weighted"}),
+    # A control, added when the others had been run: is it the statistic, or n?
+    ("ntkmtl, 4 mini-batches", "ntkmtl", {"minibatches": 4}),
 )
 """Label, method, and its settings."""
 

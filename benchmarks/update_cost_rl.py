@@ -1,6 +1,9 @@
-"""What does an update of each method cost beside one of plain multi-task SAC?
+r"""What does an update of each method cost beside one of plain multi-task SAC?
 
     python benchmarks/update_cost_rl.py --json runs/update-cost-rl.json
+
+    python benchmarks/update_cost_rl.py --tasks 4 --per-task 32 --hidden 256,256 \
+        --bfloat16-products      # of the recipe cpu-mt4
 
 At the paper's size (networks of 3 x 400, 128 transitions of each of ten tasks) unless told
 otherwise, on random transitions: no simulator is needed. All agents live in one process and take
@@ -113,6 +116,7 @@ def measure(
             "rounds": rounds,
             "device": device,
             "threads": torch.get_num_threads(),
+            "products": torch.get_float32_matmul_precision(),
             "torch": str(torch.__version__),
             "processor": platform.processor() or platform.machine(),
         },
@@ -149,10 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--hidden", default="400,400,400")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--bfloat16-products", action="store_true", help="as in the recipe cpu-mt4")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
+    torch.set_float32_matmul_precision("medium" if chosen.bfloat16_products else "highest")
     contenders = []
     for name in chosen.rows.split(","):
         row = row_named(name)

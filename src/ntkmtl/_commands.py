@@ -9,7 +9,7 @@ import shlex
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ntkmtl.report import Table
+    from ntkmtl.training.engines import Engine
     from ntkmtl.training.reporters import Reporter
     from ntkmtl.training.runs import Run
     from ntkmtl.training.sweep import Comparison, Sweep
@@ -45,6 +46,13 @@ class Format(str, Enum):
     latex = "latex"
     csv = "csv"
     json = "json"
+
+
+class EngineName(str, Enum):
+    """Who trains the runs."""
+
+    local = "local"
+    ray = "ray"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -90,6 +98,96 @@ Record = Annotated[
         min=1,
         help="Record the kernel every N steps, for `ntkmtl analyze`.",
         show_default="no record",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train; auto takes a GPU."),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        metavar="fp32|bf16|fp16",
+        help="What forward passes compute in.",
+        show_default="the recipe's",
+    ),
+]
+Accumulate = Annotated[
+    int | None,
+    typer.Option(
+        "--accumulate",
+        metavar="M",
+        min=1,
+        help="Pass the samples of a step through the network in M parts.",
+        show_default="the recipe's",
+    ),
+]
+Clip = Annotated[
+    float | None,
+    typer.Option(
+        "--clip",
+        metavar="NORM",
+        min=0.0,
+        help="Bring the gradient's norm down to this; 0 for no clipping.",
+        show_default="the recipe's",
+    ),
+]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the trunk and each head by torch.compile.",
+        show_default="the recipe's",
+    ),
+]
+OnNonFinite = Annotated[
+    str | None,
+    typer.Option(
+        "--on-nonfinite",
+        metavar="stop|skip",
+        help="At a NaN or an infinity, end the run, or leave the step out and count it.",
+        show_default="the recipe's",
+    ),
+]
+TrackerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        metavar="NAME",
+        help="Log while it trains: tensorboard, wandb, mlflow or trackio.",
+        show_default="none",
+    ),
+]
+EngineOption = Annotated[
+    EngineName,
+    typer.Option("--engine", help="Who trains the runs: processes here, or tasks of Ray."),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="With --engine ray: the head of a cluster to join, or auto.",
+        show_default="a Ray of its own on this machine",
+    ),
+]
+RayCpus = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-cpus",
+        min=1,
+        help="With --engine ray: processors and threads of a run.",
+        show_default="1",
+    ),
+]
+RayGpus = Annotated[
+    float | None,
+    typer.Option(
+        "--ray-gpus",
+        min=0,
+        help="With --engine ray: GPUs of a run; 0.5 lets two share one.",
+        show_default="0",
     ),
 ]
 Csv = Annotated[
@@ -148,6 +246,7 @@ def _main(
 
 @app.command()
 def compare(
+    context: typer.Context,
     problem: ProblemName,
     methods: Annotated[
         str,
@@ -209,6 +308,17 @@ def compare(
         ),
     ] = None,
     record: Record = None,
+    device: Device = "cpu",
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    clip: Clip = None,
+    compile: Compile = None,
+    on_nonfinite: OnNonFinite = None,
+    tracker: TrackerName = None,
+    engine: EngineOption = EngineName.local,
+    ray_address: RayAddress = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -216,7 +326,16 @@ def compare(
 
     Called again, it goes on where it stopped, and trains nothing twice.
     """
+    if problem == "mt10":
+        from ntkmtl._reinforce_command import compare_mt10
+
+        numbers = list(range(seeds)) if seed_list is None else _numbers(seed_list)
+        compare_mt10(
+            context, recipe, _names(methods), numbers, jobs, out, device, overwrite, as_json
+        )
+        return
     with _refusing():
+        from ntkmtl.training.distributed import launched
         from ntkmtl.training.environment import cores
         from ntkmtl.training.sweep import Comparison
 
@@ -226,7 +345,7 @@ def compare(
             methods=_names(methods),
             seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
             out=out,
-            jobs=jobs or cores(),
+            jobs=jobs or (cores() if launched() == 1 else 1),
             problem_options={
                 **_options(problem_option or []),
                 **_given(recipe=recipe, data=data_dir),
@@ -241,8 +360,12 @@ def compare(
             tune=tune,
             tune_epochs=tune_epochs,
             record=None if record is None else {"every": record},
+            training=_training(precision, accumulate, clip, compile, on_nonfinite),
+            device=cast("Any", device),
+            tracker=tracker,
         )
-        sweep = _sweep(comparison, overwrite=overwrite)
+        chosen = _engine(engine, ray_address, ray_cpus, ray_gpus, jobs)
+        sweep = _sweep(comparison, overwrite=overwrite, engine=chosen)
         _show_sweep(sweep, as_json)
     _exit_as(sweep)
 
@@ -273,6 +396,17 @@ def run(
     types: Types = None,
     split_column: SplitColumn = None,
     record: Record = None,
+    device: Device = "cpu",
+    precision: Precision = None,
+    accumulate: Accumulate = None,
+    clip: Clip = None,
+    compile: Compile = None,
+    on_nonfinite: OnNonFinite = None,
+    tracker: TrackerName = None,
+    engine: EngineOption = EngineName.local,
+    ray_address: RayAddress = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -303,9 +437,17 @@ def run(
             minibatches=minibatches,
             single_task_baselines=False,
             record=None if record is None else {"every": record},
+            training=_training(precision, accumulate, clip, compile, on_nonfinite),
+            device=cast("Any", device),
+            tracker=tracker,
             tasks=None if task is None else [task],
         )
-        sweep = _sweep(comparison, overwrite=overwrite, keep_request=False)
+        sweep = _sweep(
+            comparison,
+            overwrite=overwrite,
+            keep_request=False,
+            engine=_engine(engine, ray_address, ray_cpus, ray_gpus, None),
+        )
         root = run_folder(out, sweep.problem, method, seed)
         folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
         if task is not None:
@@ -315,14 +457,71 @@ def run(
     _exit_as(sweep)
 
 
-def _sweep(comparison: Comparison, *, overwrite: bool, keep_request: bool = True) -> Sweep:
+def _engine(
+    name: EngineName,
+    address: str | None,
+    cpus: int | None,
+    gpus: float | None,
+    jobs: int | None,
+) -> Engine | None:
+    """Return the engine that was asked for, None for processes on this machine."""
+    if name is EngineName.local:
+        given = {"--ray-address": address, "--ray-cpus": cpus, "--ray-gpus": gpus}
+        for option, value in given.items():
+            if value is not None:
+                _refuse(f"{option} goes with --engine ray")
+        return None
+    from ntkmtl.training import distributed
+    from ntkmtl.training.engines_ray import RayEngine
+
+    if distributed.launched() > 1:
+        _refuse("--engine ray starts its own processes: call it without torchrun")
+    return RayEngine(address, cpus or 1, gpus or 0.0, jobs)
+
+
+def _sweep(
+    comparison: Comparison,
+    *,
+    overwrite: bool,
+    keep_request: bool = True,
+    engine: Engine | None = None,
+) -> Sweep:
     from rich.console import Console
 
     from ntkmtl.training.reporters import reporter_for
     from ntkmtl.training.sweep import compare as train_all
 
     reporter: Reporter = reporter_for(Console(stderr=True))
-    return train_all(comparison, overwrite=overwrite, reporter=reporter, keep_request=keep_request)
+    with _together(comparison.device):
+        return train_all(
+            comparison,
+            overwrite=overwrite,
+            reporter=reporter,
+            keep_request=keep_request,
+            engine=engine,
+        )
+
+
+@contextlib.contextmanager
+def _together(device: str) -> Iterator[None]:
+    """Lead the processes that were launched together; the others train with the first, and end."""
+    from ntkmtl.training import distributed
+
+    if distributed.launched() == 1:
+        yield
+        return
+    from ntkmtl.training._device import DeviceError, choose_device
+    from ntkmtl.training.workers import follow_jobs
+
+    try:
+        place = choose_device(device)
+    except DeviceError as error:
+        _refuse(str(error))
+    if distributed.rank() > 0:
+        follow_jobs(place)
+        raise typer.Exit
+    with distributed.leading(place):
+        yield
 
 
 def _show_sweep(sweep: Sweep, as_json: bool) -> None:
@@ -551,11 +750,12 @@ def _refusing(*more: type[Exception]) -> Iterator[None]:
     except kinds as error:
         _refuse(str(error))
     except ValueError as error:
+        from ntkmtl.training.engines import EngineError
         from ntkmtl.training.lookup import ProblemNotFoundError
         from ntkmtl.training.runs import RunFileError
         from ntkmtl.training.sweep import SweepError
 
-        if not isinstance(error, ProblemNotFoundError | RunFileError | SweepError):
+        if not isinstance(error, EngineError | ProblemNotFoundError | RunFileError | SweepError):
             raise
         _refuse(str(error))
     except KeyboardInterrupt:
@@ -641,6 +841,24 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+def _training(
+    precision: str | None,
+    accumulate: int | None,
+    clip: float | None,
+    compile: bool | None,
+    on_nonfinite: str | None,
+) -> dict[str, Any]:
+    """Return what the recipe is changed by."""
+    asked = {
+        "precision": precision,
+        "accumulate": accumulate,
+        "clip": clip,
+        "compile": compile,
+        "on_nonfinite": on_nonfinite,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
 
 
 def _given(**options: str | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ntkmtl._commands import (
+    FAILED,
     BatchSize,
     Epochs,
     Json,
@@ -32,6 +33,8 @@ from ntkmtl._commands import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ntkmtl.paper._exhibits import Exhibit
     from ntkmtl.paper._figures import Drawn
     from ntkmtl.paper._runs import Measured, Prepared
@@ -236,11 +239,36 @@ def paper(
         if strange:
             _refuse(
                 f"{strange[0]} is for a run: add --recipe small, --recipe paper or --problem NAME"
+                if exhibit.name != "table4"
+                else f"{strange[0]} is for a run: add --recipe cpu-mt4, cpu-mt10 or paper"
             )
         _show_published(exhibit, recomputed, as_json)
         return
     if recomputed:
         _refuse("--recomputed is for the published table alone: leave --recipe and --problem out")
+    if exhibit.name == "table4":
+        known = (
+            "--methods",
+            "--seeds",
+            "--seed-list",
+            "--jobs",
+            "--out",
+            "--overwrite",
+            "--format",
+        )
+        for option, value in {**given, "--problem": problem}.items():
+            if value is not None and option not in known:
+                _refuse(f"{option} is not for table4, which is trained as its recipe says")
+        _run_table4(
+            recipe or "",
+            exhibit.methods if methods is None else _names(methods),
+            _numbers(seed_list) if seed_list is not None else list(range(seeds or 3)),
+            out or Path("paper-runs"),
+            jobs,
+            overwrite,
+            "json" if as_json else (format or Layout.text).value,
+        )
+        return
     with _refusing(ValueError):
         from ntkmtl.paper._runs import Request, prepare
         from ntkmtl.training.environment import cores
@@ -358,8 +386,7 @@ def _list(as_json: bool) -> None:
     problems: dict[str, dict[str, Any]] = {}
     for entry in entries:
         names = [problem["name"] for problem in entry["problems"]]
-        behind = f"cannot be run: {entry['missing']}" if entry["missing"] else ", ".join(names)
-        lines.append((entry["label"], f"{entry['title']} ({behind})"))
+        lines.append((entry["label"], f"{entry['title']} ({', '.join(names)})"))
         problems.update({problem["name"]: problem for problem in entry["problems"]})
     _print_columns(lines)
     print("\nThe problems behind them:")
@@ -373,12 +400,21 @@ def _list(as_json: bool) -> None:
     )
 
 
+_MT10 = {
+    "name": "mt10",
+    "published": "2,000,000 vector steps, 10 seeds, Meta-World V1",
+    "recipes": ["paper", "cpu-mt10", "cpu-mt4"],
+    "data": "simulated: pip install 'ntkmtl[rl]'; today's V3 tasks are not comparable",
+}
+
+
 def _entry(exhibit: Exhibit) -> dict[str, Any]:
     from ntkmtl._data_command import describe, list_data
     from ntkmtl.paper._exhibits import RECIPES
     from ntkmtl.paper._settings import summary
 
     data = {entry["problem"]: describe(entry) for entry in list_data()}
+    reinforced = exhibit.name == "table4"
     return {
         "name": exhibit.name,
         "label": exhibit.label,
@@ -393,9 +429,9 @@ def _entry(exhibit: Exhibit) -> dict[str, Any]:
                 "data": data[part.problem],
             }
             for part in exhibit.parts
-        ],
-        "run": "" if exhibit.missing else f"ntkmtl paper {exhibit.name} --recipe small",
-        "missing": exhibit.missing,
+        ]
+        or [_MT10],
+        "run": f"ntkmtl paper {exhibit.name} --recipe {'cpu-mt4' if reinforced else 'small'}",
     }
 
 
@@ -425,8 +461,6 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
     _print_grid(f"Table {found.number}: {found.title}", heads, rows)
     for note in found.notes:
         print(note)
-    if exhibit.missing:
-        print(f"It cannot be run: {exhibit.missing}.")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -456,6 +490,41 @@ def _run_table(exhibit: Exhibit, prepared: list[Prepared], overwrite: bool, form
 
         both = side_by_side(exhibit, found)
         sys.stdout.write(render(both, format))
+
+
+def _run_table4(
+    recipe: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    jobs: int | None,
+    overwrite: bool,
+    format: str,
+) -> None:
+    """Train rows of Table 4 by reinforcement learning."""
+    from ntkmtl._reinforce_command import train_only
+    from ntkmtl.training.environment import cores
+
+    folder = out / f"mt10-{recipe}"
+    with _refusing(ValueError):
+        from ntkmtl import reinforce as rl
+        from ntkmtl.paper import exhibit
+
+        chosen = rl.recipe_named(recipe)
+        every = ("stl", *exhibit("table4").all_methods)
+        rows = [row for name in methods for row in (every if name == "all" else (name,))]
+    failed = train_only(recipe, rows, seeds, folder, jobs=jobs or cores(), overwrite=overwrite)
+    with _refusing(ValueError):
+        from ntkmtl.paper._reinforce import success_side_by_side
+        from ntkmtl.paper._sidebyside import render
+        from ntkmtl.training.runs import load_runs
+
+        asked = {rl.row_named(row).name for row in rows}
+        found = [one for one in rl.summarise(folder) if one.row in asked]
+        runs = [run for run in load_runs(folder)[0] if run.config.method in asked]
+        sys.stdout.write(render(success_side_by_side(found, chosen, runs, folder), format))
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite: bool) -> Drawn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,12 +17,13 @@ from ntkmtl._commands import (
     _names,
     _numbers,
     _print_json,
+    _refuse,
     _refusing,
     _say,
     app,
 )
 
-__all__ = ["reinforce"]
+__all__ = ["draw_frames", "reinforce", "train_only", "train_rows"]
 
 
 @app.command()
@@ -52,6 +54,12 @@ def reinforce(
     train: Annotated[
         bool, typer.Option("--train/--no-train", help="Or only show what is finished.")
     ] = True,
+    frames: Annotated[
+        bool,
+        typer.Option(
+            "--frames/--no-frames", help="Draw what the trained agents do, where that can be done."
+        ),
+    ] = True,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -59,55 +67,121 @@ def reinforce(
 
     Called again, it goes on where it stopped, and trains nothing twice.
     """
-    failures = []
+    train_rows(
+        recipe,
+        _names(methods),
+        list(range(seeds)) if seed_list is None else _numbers(seed_list),
+        out,
+        jobs=jobs,
+        vector_steps=vector_steps,
+        device=device,
+        train=train,
+        frames=frames,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+_COMPARED = frozenset(
+    {
+        *("problem", "methods", "seeds", "seed_list", "jobs", "out"),
+        *("recipe", "stl", "device", "overwrite", "as_json"),
+    }
+)
+"""What `ntkmtl compare` takes for mt10 too."""
+
+
+def compare_mt10(
+    context: typer.Context,
+    recipe: str | None,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    jobs: int | None,
+    out: Path,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Do what ``ntkmtl compare mt10`` asks for; ``--stl`` is met by naming stl as a method."""
+    from ntkmtl.training.environment import cores
+
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in _COMPARED:
+            _refuse(
+                f"{parameter.opts[0]} is not for mt10, which is trained as its recipe says: paper, "
+                "cpu-mt10 or cpu-mt4"
+            )
+    train_rows(
+        recipe or "cpu-mt4",
+        methods,
+        seeds,
+        out,
+        jobs=jobs or cores(),
+        device=device,
+        overwrite=overwrite,
+        as_json=as_json,
+    )
+
+
+def train_rows(
+    recipe: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    jobs: int,
+    vector_steps: int | None = None,
+    device: str = "cpu",
+    train: bool = True,
+    frames: bool = True,
+    overwrite: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Train rows of Table 4, print their success rates, and write figure and report.
+
+    This is what ``ntkmtl reinforce`` and ``ntkmtl compare mt10`` both do.
+    """
+    failures = train_only(
+        recipe,
+        methods,
+        seeds,
+        out,
+        jobs=jobs,
+        vector_steps=vector_steps,
+        device=device,
+        train=train,
+        overwrite=overwrite,
+    )
     with _refusing(ValueError):
         from ntkmtl import reinforce as rl
-        from ntkmtl.reinforce.results import as_markdown
-        from ntkmtl.training.trainer import RunInterrupted
+        from ntkmtl import report
+        from ntkmtl.reinforce.results import CURVES, NOT_COMPARABLE, as_markdown
 
-        chosen = rl.recipe_named(recipe)
-        if vector_steps is not None and vector_steps != chosen.vector_steps:
-            chosen = replace(
-                chosen,
-                vector_steps=vector_steps,
-                reduced=chosen.reduced or vector_steps < chosen.vector_steps,
-                description=f"{chosen.description} (changed: vector steps to {vector_steps})",
-            )
-        asked = list(range(seeds)) if seed_list is None else _numbers(seed_list)
-        if train:
-            try:
-                failures = rl.compare(
-                    chosen,
-                    _names(methods),
-                    asked,
-                    out,
-                    jobs=jobs,
-                    device=device,
-                    overwrite=overwrite,
-                    say=_say,
-                )
-            except RunInterrupted as stopped:
-                _say(f"Stopped: {stopped}. The same command goes on from there.")
-                raise typer.Exit(INTERRUPTED) from None
-        for job, why in failures:
-            _say(f"Failed: {job.label}: {why}")
-        if failures and len(failures) == len(asked) * len(_names(methods)):
-            raise typer.Exit(FAILED)
         found = rl.summarise(out)
-        figure = out / "success.png"
+        figure = out / CURVES
         rl.save_curves(found, figure)
+        strips = draw_frames(out, [entry.row for entry in found]) if frames else []
+        page = None
+        if any(entry.row != "stl" for entry in found):
+            page = report.write_html(out, out / "report.html")
     if as_json:
         _print_json(
             {
                 "figure": str(figure),
+                "report": None if page is None else str(page),
+                "frames": [str(path) for path in strips],
                 "rows": [
                     {
                         "row": entry.row,
                         "seeds": list(entry.seeds),
+                        "maximum_over_time": entry.best,
+                        "maximum_over_time_stderr": entry.best_stderr,
                         "final": entry.final,
                         "interval": entry.interval(),
                         "interquartile_mean": entry.final_interquartile_mean,
-                        "maximum_over_time": entry.best,
+                        "interquartile_interval": entry.interquartile_interval(),
                         "per_task": dict(zip(entry.tasks, entry.per_task, strict=True)),
                         "reduced": entry.reduced,
                     }
@@ -119,10 +193,84 @@ def reinforce(
         print(as_markdown(found), end="")
         if found[0].reduced:
             _say("Reduced recipe, smaller than in the literature.")
-        _say(
-            "Success in percent on V3 tasks with V2 rewards: not comparable with Table 4, which "
-            "is of V1 tasks."
-        )
+        _say(NOT_COMPARABLE)
         _say(f"Curves: {figure}")
+        if page is not None:
+            _say(f"Report: {page}")
     if failures:
         raise typer.Exit(FAILED)
+
+
+def train_only(
+    recipe: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    jobs: int,
+    vector_steps: int | None = None,
+    device: str = "cpu",
+    train: bool = True,
+    overwrite: bool = False,
+) -> bool:
+    """Train; return whether runs failed. End the command where all did or it was stopped."""
+    with _refusing(ValueError):
+        from ntkmtl import reinforce as rl
+        from ntkmtl.training.trainer import RunInterrupted
+
+        chosen = rl.recipe_named(recipe)
+        if vector_steps is not None and vector_steps != chosen.vector_steps:
+            chosen = replace(
+                chosen,
+                vector_steps=vector_steps,
+                reduced=chosen.reduced or vector_steps < chosen.vector_steps,
+                description=f"{chosen.description} (changed: vector steps to {vector_steps})",
+            )
+        failures = []
+        if train:
+            try:
+                failures = rl.compare(
+                    chosen,
+                    methods,
+                    seeds,
+                    out,
+                    jobs=jobs,
+                    device=device,
+                    overwrite=overwrite,
+                    say=_say,
+                )
+            except RunInterrupted as stopped:
+                _say(f"Stopped: {stopped}. The same command goes on from there.")
+                raise typer.Exit(INTERRUPTED) from None
+        for job, why in failures:
+            _say(f"Failed: {job.label}: {why}")
+        if failures and len(failures) == len(seeds) * len(methods):
+            raise typer.Exit(FAILED)
+    return bool(failures)
+
+
+def draw_frames(out: Path, rows: Sequence[str]) -> list[Path]:
+    """Film the agents of each row's first seed, unless that has been done; say why where not."""
+    from ntkmtl import reinforce as rl
+    from ntkmtl.reinforce.results import FRAMES
+    from ntkmtl.reinforce.training import AGENT, PROBLEM
+    from ntkmtl.training.runs import folder_name, load_runs
+
+    runs = load_runs(out / folder_name(PROBLEM))[0]
+    drawn: list[Path] = []
+    for row in rows:
+        own = [run for run in runs if run.config.method == row]
+        seed = min(run.config.seed for run in own)
+        own = [run for run in own if run.config.seed == seed]
+        path = out / FRAMES / f"{row}.png"
+        newest = max((run.path / AGENT).stat().st_mtime for run in own)
+        if not path.exists() or path.stat().st_mtime < newest:
+            try:
+                films = [rl.film_run(run) for run in own]
+            except rl.DrawingError as error:
+                _say(f"No frames: {error}")
+                return drawn
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rl.save_strip(films, path, f"{row}, seed {seed}, goal 0")
+        drawn.append(path)
+    return drawn

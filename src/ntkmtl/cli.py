@@ -28,6 +28,7 @@ def main() -> None:
             _analyze_command,
             _paper_command,
             _reinforce_command,
+            _tune_command,
         )
         from ntkmtl._commands import app
     except ImportError as error:

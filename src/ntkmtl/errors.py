@@ -17,20 +17,28 @@ class NonFiniteError(FloatingPointError):
         task: Name of the task, or its position where tasks have no names.
         step: Number of the call to :meth:`ntkmtl.Balancer.backward`, counted from 0.
         what: ``"loss"`` or ``"gradient"``.
+        value: The value found.
+        where: The batch, where a training knows it; ``step`` is then that of the training.
     """
 
-    def __init__(self, task: str, step: int, what: str, value: float) -> None:
+    def __init__(self, task: str, step: int, what: str, value: float, where: str = "") -> None:
         self.task = task
         self.step = step
         self.what = what
         self.value = value
+        self.where = where
+        found = f"the {what} of task {task} is {value} at step {step}"
         super().__init__(
-            f"the {what} of task {task} is {value} at step {step}; no .grad was changed. "
+            f"{found} ({where}); the network is as it was before this step. Look at this batch's "
+            "inputs and labels, lower the learning rate, or leave such steps out with "
+            "on_nonfinite='skip'."
+            if where
+            else f"{found}; no .grad was changed. "
             "Look at this batch's inputs and labels, lower the learning rate, or skip the batch."
         )
 
-    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, str, float]]:
-        return (type(self), (self.task, self.step, self.what, self.value))
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, str, float, str]]:
+        return (type(self), (self.task, self.step, self.what, self.value, self.where))
 
 
 class MissingExtraError(ImportError):

@@ -14,7 +14,9 @@ __all__ = ["atomic_write", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_write(
+    path: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None
+) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name only once it is whole and on disk.
 
     The bytes go to a temporary name in the same folder, are synced, and renamed over ``path``. If
@@ -22,9 +24,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     Args:
         path: Where the file shall stand. Its folder is made if there is none.
+        previous: Where to keep what stood at ``path`` before, in the same folder; it is replaced if
+            None. Between the two renames a reader finds the old file there and none at ``path``.
 
     Yields:
         A binary file object.
+
+    Raises:
+        OSError: The file cannot be written, as on a full disk; the error names ``path``.
 
     Example:
         >>> import tempfile, pathlib
@@ -36,7 +43,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+    except OSError as error:
+        raise _naming(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -46,10 +58,15 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # noqa: PTH101
+        if previous is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(path, previous)  # noqa: PTH105
         os.replace(temporary, path)  # noqa: PTH105
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)  # noqa: PTH108
+        if isinstance(error, OSError):
+            raise _naming(path, error, temporary) from error
         raise
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
@@ -57,6 +74,16 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _naming(path: Path, error: OSError, temporary: str | None = None) -> OSError:
+    """Return an error of the same kind that names the file, which an error of a write does not."""
+    # An error of the caller's own, as of a file that it copies from, names that file.
+    foreign = error.filename is not None and temporary is not None and error.filename != temporary
+    if error.errno is None or foreign:
+        return error
+    # The constructor picks the subclass by the number, as PermissionError for EACCES.
+    return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -26,6 +26,7 @@ ROW: dict[str, Any] = {
     "seconds": SECONDS,
     "extra": float,
     "ratio": SECONDS,
+    "paired": list,
     "turns": int,
     "steps": int,
     "start_bytes": int,

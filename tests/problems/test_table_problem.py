@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -491,3 +492,14 @@ def test_the_mean_predictor_is_beaten_on_enb(tmp_path: Path) -> None:
     result = train(problem, "ls", 0, tmp_path / "run", recipe=recipe, threads=1).result
     # Even a quarter of the recipe leaves less than a third of the mean predictor's error.
     assert (torch.tensor(result.test) < problem.trivial() / 3).all()
+
+
+def test_the_longest_cell_does_not_depend_on_what_others_allow(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(f"x,y\n1,{'z' * 200_000}\n")
+    before = csv.field_size_limit(10**9)  # as scipy's reader of ARFF does
+    try:
+        with pytest.raises(TableError, match="line 2: a cell has more than 131,072"):
+            read_table(path)
+    finally:
+        csv.field_size_limit(before)

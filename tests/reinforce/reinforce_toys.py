@@ -84,6 +84,9 @@ def toy_recipe(**changes: Any) -> ReinforceRecipe:
         "capacity": 90,
         "hidden": (8, 8),
         "every": 2,
+        "goals": "random",
+        "learning_rate": 3e-4,
+        "bfloat16_products": False,
         **changes,
     }
     return replace(recipe_named("cpu-mt4"), **settings)

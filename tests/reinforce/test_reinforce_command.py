@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 from reinforce_toys import make_toy, toy_recipe
 from typer.testing import CliRunner
 
-from ntkmtl import _reinforce_command  # noqa: F401  (adds its command)
+from ntkmtl import _paper_command, _reinforce_command  # noqa: F401  (add their commands)
 from ntkmtl._commands import app
-from ntkmtl.reinforce import MultiTaskSAC, compare
+from ntkmtl.paper._reinforce import PUBLISHED
+from ntkmtl.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarise
 from ntkmtl.reinforce import training as training_module
 from ntkmtl.reinforce.sweep import jobs_of
 
@@ -38,6 +40,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("toys")
 def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> None:
     call = ["reinforce", "--methods", "stl,mtl-sac,ntkmtl", "--seeds", "2", "--out", str(tmp_path)]
+    call += ["--no-frames"]
     first = CliRunner().invoke(app, call)
     assert first.exit_code == 0, first.output
     assert "| ntkmtl | 2 |" in first.output
@@ -51,6 +54,77 @@ def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> No
     assert [row["row"] for row in rows] == ["stl", "mtl-sac", "ntkmtl"]
     assert rows[0]["seeds"] == [0, 1]
     assert set(rows[0]["per_task"]) == {"a", "b", "c"}
+    page = (tmp_path / "report.html").read_text()
+    assert "Success over training" in page
+    assert "data:image/png;base64," in page
+    # The two aggregates stand in the page as in the table.
+    number = f"{rows[2]['maximum_over_time']:.1f} ± {rows[2]['maximum_over_time_stderr']:.1f}"
+    assert number in page
+    assert number in first.output
+
+
+@pytest.mark.usefixtures("toys")
+def test_compare_mt10_is_the_same_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ntkmtl._reinforce_command.draw_frames", lambda out, rows: [])
+    call = ["compare", "mt10", "--methods", "ls,ntkmtl", "--seeds", "1", "--jobs", "1"]
+    found = CliRunner().invoke(app, [*call, "--out", str(tmp_path), "--json"])
+    assert found.exit_code == 0, found.output
+    # The plain sum is the row mtl-sac.
+    assert [row["row"] for row in json.loads(found.stdout)["rows"]] == ["mtl-sac", "ntkmtl"]
+    again = CliRunner().invoke(
+        app, ["reinforce", "--out", str(tmp_path), "--methods", "mtl-sac,ntkmtl", "--no-frames"]
+    )
+    assert "2 of 2 runs are complete" in again.stderr
+    for arguments, message in (
+        (["--epochs", "3"], "--epochs is not for mt10"),
+        (["--set", "famo.gamma=1"], "--set is not for mt10"),
+    ):
+        refused = CliRunner().invoke(app, [*call, *arguments])
+        assert refused.exit_code == 2
+        assert message in refused.output
+
+
+@pytest.mark.usefixtures("toys")
+def test_table_4_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    call = ["paper", "table4", "--recipe", "toy", "--methods", "mtl-sac,ntkmtl,imtl-g"]
+    call += ["--seeds", "2", "--jobs", "1", "--out", str(tmp_path)]
+    text = CliRunner().invoke(app, call)
+    assert text.exit_code == 0, text.output
+    for said in (
+        "Success rate ↑",
+        "0.96 ±0.03",
+        "simulator: Meta-World V3 tasks with V2 rewards: not comparable here",
+        "seeds: 2 here, 10 published",
+        "hidden layers: 8 x 8 here, 400 x 400 x 400 published †",
+        "batch size: 12 here, 1,280 published †",
+        "Reduced recipe",
+        "published ntkmtl < mtl-sac",
+    ):
+        assert said in text.stdout, said
+    found = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    rows = {(row["method"], row["source"]): row["numbers"] for row in found["rows"]}
+    # IMTL-G is not in the published table.
+    assert ("imtl-g", "published") not in rows
+    assert rows["ntkmtl", "published"]["success_rate"]["value"] == 0.96
+    result = summarise(tmp_path / "mt10-toy")
+    by_row = {one.row: one for one in result}
+    measured = rows["ntkmtl", "measured"]
+    assert measured["success_rate"]["value"] == pytest.approx(by_row["ntkmtl"].best / 100)
+    assert measured["final"]["value"] == pytest.approx(by_row["ntkmtl"].final / 100)
+    assert {one["setting"] for one in found["differences"]} >= {"simulator", "tasks", "seeds"}
+    alone = CliRunner().invoke(app, [*call, "--methods", "ntkmtl", "--json"])
+    assert {row["method"] for row in json.loads(alone.stdout)["rows"]} == {"ntkmtl"}
+
+
+def test_every_setting_of_a_recipe_is_held_against_the_published_one() -> None:
+    # A new setting must say what the published runs have.
+    own = {"name", "description", "reduced", "tasks"}
+    fields = {field.name for field in dataclasses.fields(ReinforceRecipe)} - own
+    assert fields == set(PUBLISHED) - {"tasks", "simulator", "seeds"}
+    paper = recipe_named("paper")
+    differing = {name for name in fields if getattr(paper, name) != PUBLISHED[name][0]}
+    # 1000 steps longer, to end with an episode.
+    assert differing == {"vector_steps"}
 
 
 def test_the_command_refuses_what_there_is_not(tmp_path: Path) -> None:

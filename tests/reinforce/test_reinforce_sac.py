@@ -262,7 +262,7 @@ def test_slices_equal_gradients_of_one_retained_graph(encoding: str) -> None:
     twin = copy.deepcopy(agent)
     from ntkmtl.reinforce.sac import _View
 
-    view = _View(batch, torch.device("cpu"))
+    view = _View(batch.sizes, torch.device("cpu"))
     alpha = twin._alpha(view.index)
     fresh = twin._draw(batch.actions.shape)
     losses = twin.critic_losses(batch, view, twin._targets(batch, view, alpha, fresh))

@@ -88,6 +88,44 @@ def test_a_run_that_was_stopped_ends_bit_equal(name: str, tmp_path: Path) -> Non
     assert not same(parameters(tmp_path / "whole"), parameters(other.path))
 
 
+@pytest.mark.parametrize("name", ["mtl-sac", "ntkmtl"])
+def test_a_stopped_run_of_the_real_simulator_ends_bit_equal(name: str, tmp_path: Path) -> None:
+    recipe = toy_recipe(
+        tasks=("reach", "drawer-close"),
+        goals="random",
+        scale_rewards=True,
+        horizon=15,
+        vector_steps=90,
+        evaluate_every=30,
+        evaluation_episodes=1,
+    )
+    row = row_named(name)
+    whole = train(recipe, row, 0, tmp_path / "whole")
+    asked = 0
+
+    def stop() -> bool:
+        # In the middle of an episode: the run goes on to its end, as a simulator in the middle of
+        # one is not saved.
+        nonlocal asked
+        asked += 1
+        return asked == 37
+
+    with pytest.raises(RunInterrupted, match="stopped after step 45 of 90"):
+        train(recipe, row, 0, tmp_path / "parts", should_stop=stop)
+    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    parts = train(recipe, row, 0, tmp_path / "parts")
+    assert same(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))
+    assert [(e.val, e.train_losses) for e in whole.history] == [
+        (e.val, e.train_losses) for e in parts.history
+    ]
+    assert np.array_equal(whole.steps.weights, parts.steps.weights)
+    # What the checkpoint holds matters: another order of goals ends elsewhere.
+    agent = state["agent"]["actor"]
+    assert not same(agent, parameters(tmp_path / "parts")["actor"])
+    assert state["replay"]["rewards"].shape == (2, 45)
+    assert float(state["world"]["variance"].min()) != 1.0
+
+
 @pytest.mark.usefixtures("small_agents")
 def test_updates_begin_after_the_random_steps_and_may_catch_up(tmp_path: Path) -> None:
     row = row_named("mtl-sac")
@@ -162,8 +200,12 @@ def test_aggregates_are_those_of_their_names() -> None:
     # The middle two of 0, 20, 60, 100.
     assert entry.final_interquartile_mean == 40
     assert entry.interval() == (10.0, 80.0)
-    assert bootstrap(np.array([3.0])) is None
-    low, high = bootstrap(np.arange(400.0), draws=4000) or (0.0, 0.0)
+    # Whole seeds are drawn: 0, 20, 60, 100 twice over, or one seed's four values doubled.
+    assert entry.interquartile_interval() == (10.0, 80.0)
+    # The two seeds at the first evaluation, 20 and 90.
+    assert entry.best_stderr == pytest.approx(35)
+    assert bootstrap(np.array([3.0]), np.mean) is None
+    low, high = bootstrap(np.arange(400.0), np.mean, draws=4000) or (0.0, 0.0)
     # The normal interval of a mean over 400.
     half = 1.96 * np.arange(400.0).std() / 20
     assert low == pytest.approx(199.5 - half, abs=1.5)

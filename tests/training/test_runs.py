@@ -190,7 +190,7 @@ def test_arrays_that_are_not_what_they_should_be(folder: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("step.npy", "no array")
         archive.writestr("weights.npy", "no array")
-    with pytest.raises(RunFileError, match="'step' must be integers"):
+    with pytest.raises(RunFileError, match=r"not a readable .* magic string"):
         _ = load_run(folder).steps
 
 

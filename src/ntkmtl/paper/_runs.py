@@ -139,8 +139,11 @@ def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
         DataMissingError: Data have not been prepared.
         SweepError: A method is unknown.
     """
-    if exhibit.missing:
-        raise RequestError(f"{exhibit.label} cannot be run: {exhibit.missing}")
+    if not exhibit.parts:
+        raise RequestError(
+            f"{exhibit.label} is of reinforcement learning, which has a runner of its own: "
+            f"`ntkmtl paper {exhibit.name} --recipe cpu-mt4`"
+        )
     chosen = _chosen(exhibit, request)
     asked = exhibit.methods if request.methods is None else request.methods
     names = [n for name in asked for n in (exhibit.all_methods if name == "all" else [name])]

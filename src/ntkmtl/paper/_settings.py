@@ -83,6 +83,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
         "split": _code("official"),
         "image size": _code("64 x 64"),
         "width": _code(64),
+        "network": _code("hard"),
         "tested": _code("network of the epoch that is best in validation"),
     },
     "nyuv2": {
@@ -206,6 +207,10 @@ def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
     for key, name in _OPTIONS.items():
         if key in options:
             found[name] = options[key]
+    if isinstance(options.get("architecture"), dict):
+        found["network"] = options["architecture"]["name"]
+    elif problem == "celeba":
+        found["network"] = "hard"
     if isinstance(options.get("split"), str):
         found["split"] = _SPLITS.get(options["split"], options["split"])
     for key, name in (("widths", "channels"), ("depths", "convolutions per stage")):

@@ -8,18 +8,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Metric", "MultiTaskModel", "Problem", "Recipe", "Schedule", "Split"]
+__all__ = [
+    "Metric",
+    "MultiTaskModel",
+    "OnNonFinite",
+    "Precision",
+    "Problem",
+    "Recipe",
+    "Schedule",
+    "Split",
+]
 
 Split = Literal["train", "val", "test"]
 
 Schedule = Literal["one-cycle", "constant", "plateau", "halved"]
 """How the learning rate moves over a training. See :attr:`Recipe.schedule`."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What a training's forward passes compute in. See :attr:`Recipe.precision`."""
+
+OnNonFinite = Literal["stop", "skip"]
+"""What a training does at a NaN or an infinity. See :attr:`Recipe.on_nonfinite`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,14 @@ class Recipe:
         plateau_patience: Above, in epochs.
         min_learning_rate: Where ``"plateau"`` ends.
         tested_epochs: A run's test metrics are the means of those after its last so many epochs.
+        precision: What forward passes compute in: ``"fp32"``; or, by autocast with parameters and
+            losses in fp32, ``"bf16"`` or ``"fp16"``, the latter with a gradient scaler.
+        accumulate: Parts that the samples of a step pass through the network in, one after
+            another, so that memory is needed for one part only. Each part has its own task weights.
+        clip: The gradient's norm over the network's parameters is brought down to it; 0 for none.
+        compile: Whether the trunk and each head are compiled by ``torch.compile``.
+        on_nonfinite: ``"stop"`` ends the training at a NaN or an infinity; ``"skip"`` leaves the
+            step out and counts it.
     """
 
     epochs: int
@@ -75,6 +98,31 @@ class Recipe:
     plateau_patience: int = 10
     min_learning_rate: float = 1e-5
     tested_epochs: int = 1
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    clip: float = 0.0
+    compile: bool = False
+    on_nonfinite: OnNonFinite = "stop"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values.
+
+        Those that came later are left out where they have their defaults, so that a run from
+        before has the same identity as one of today.
+
+        Example:
+            >>> sorted(set(Recipe(1, 2, 0.1, clip=1.0).to_json()) & _LATER)
+            ['clip']
+        """
+        usual = {field.name: field.default for field in fields(self)}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _LATER or value != usual[key]
+        }
+
+
+_LATER = frozenset({"precision", "accumulate", "clip", "compile", "on_nonfinite"})
 
 
 class MultiTaskModel(nn.Module, ABC):

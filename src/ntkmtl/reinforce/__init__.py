@@ -16,7 +16,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl.reinforce.environment import EnvironmentStep, MetaWorld, Simulator, expert
+    from ntkmtl.reinforce.environment import (
+        DrawingError,
+        EnvironmentStep,
+        MetaWorld,
+        Simulator,
+        expert,
+    )
+    from ntkmtl.reinforce.frames import Film, film, film_run, save_strip
     from ntkmtl.reinforce.recipes import (
         RECIPES,
         ROWS,
@@ -32,10 +39,15 @@ if TYPE_CHECKING:
     from ntkmtl.reinforce.training import evaluate, train
 
 _HOMES = {
+    "DrawingError": "environment",
     "EnvironmentStep": "environment",
     "MetaWorld": "environment",
     "Simulator": "environment",
     "expert": "environment",
+    "Film": "frames",
+    "film": "frames",
+    "film_run": "frames",
+    "save_strip": "frames",
     "RECIPES": "recipes",
     "ROWS": "recipes",
     "ReinforceRecipe": "recipes",
@@ -58,7 +70,9 @@ __all__ = [
     "RECIPES",
     "ROWS",
     "Batch",
+    "DrawingError",
     "EnvironmentStep",
+    "Film",
     "MetaWorld",
     "MultiTaskSAC",
     "ReinforceRecipe",
@@ -70,9 +84,12 @@ __all__ = [
     "compare",
     "evaluate",
     "expert",
+    "film",
+    "film_run",
     "recipe_named",
     "row_named",
     "save_curves",
+    "save_strip",
     "summarise",
     "train",
 ]

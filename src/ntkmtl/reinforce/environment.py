@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from ctypes.util import find_library
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -14,7 +17,16 @@ from torch import Tensor
 
 from ntkmtl.errors import missing_extra
 
-__all__ = ["MT10", "EnvironmentStep", "Goals", "MetaWorld", "RewardScale", "Simulator", "expert"]
+__all__ = [
+    "MT10",
+    "DrawingError",
+    "EnvironmentStep",
+    "Goals",
+    "MetaWorld",
+    "RewardScale",
+    "Simulator",
+    "expert",
+]
 
 Goals = Literal["fixed", "random"]
 
@@ -38,6 +50,10 @@ OBSERVATION, ACTION = 39, 4
 LONGEST_HORIZON = 500
 GOALS = 50
 """Goals that Meta-World draws for a task and a seed."""
+
+
+class DrawingError(RuntimeError):
+    """MuJoCo cannot draw here; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ class MetaWorld:
 
     Raises:
         MissingExtraError: Meta-World is not installed.
+        DrawingError: Pictures are asked for, and MuJoCo has nothing to draw with.
         ValueError: A task is unknown or named twice, or a number is out of range.
 
     Example:
@@ -186,6 +203,8 @@ class MetaWorld:
         self.goal_count = goal_count
         self.horizon = horizon
         self._drawn = render > 0
+        if self._drawn:
+            _choose_drawing()
         self._made = [_simulator(name, render) for name in self._tasks]
         self._goals = [_goals(name, seed) for name in self._tasks]
         self._scale = RewardScale(len(self._tasks)) if scale_rewards else None
@@ -278,11 +297,19 @@ class MetaWorld:
         """Return one picture per task, uint8 arrays of shape (height, width, 3).
 
         Raises:
-            RuntimeError: The world was made without ``render``, or nothing here can draw.
+            RuntimeError: The world was made without ``render``.
+            DrawingError: MuJoCo cannot draw here.
         """
         if not self._drawn:
             raise RuntimeError("this world has no pictures: make it as MetaWorld(..., render=240)")
-        pictures = [simulator.render() for simulator in self._made]
+        try:
+            pictures = [_picture(simulator) for simulator in self._made]
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
+            # What OpenGL's loaders raise where a library or a device is missing.
+            raise DrawingError(
+                f"MuJoCo cannot draw with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')}: {error}. "
+                f"{_DRAWING_NEEDS}"
+            ) from error
         # The camera hangs upside down.
         return [picture[::-1] for picture in pictures]
 
@@ -341,6 +368,37 @@ def expert(task: str) -> Callable[[Tensor], Tensor]:
     return act
 
 
+_DRAWERS = {"egl": "EGL", "osmesa": "OSMesa"}
+_DRAWING_NEEDS = (
+    "Off screen it needs libEGL (Debian: apt install libegl1 libgl1-mesa-dri) with MUJOCO_GL=egl, "
+    "or libOSMesa (apt install libosmesa6) with MUJOCO_GL=osmesa."
+)
+
+
+def _choose_drawing() -> None:
+    """Have MuJoCo draw off screen with what there is, unless ``MUJOCO_GL`` says with what.
+
+    Raises:
+        DrawingError: The library is missing.
+    """
+    asked = os.environ.get("MUJOCO_GL", "").strip().lower()
+    if not sys.platform.startswith("linux") or (not asked and os.environ.get("DISPLAY")):
+        return
+    if not asked:
+        there = [name for name, library in _DRAWERS.items() if find_library(library)]
+        if not there:
+            raise DrawingError(
+                f"pictures cannot be drawn: neither libEGL nor libOSMesa was found. "
+                f"{_DRAWING_NEEDS}"
+            )
+        os.environ["MUJOCO_GL"] = there[0]
+    elif asked in _DRAWERS and not find_library(_DRAWERS[asked]):
+        raise DrawingError(
+            f"pictures cannot be drawn: MUJOCO_GL={asked}, and lib{_DRAWERS[asked]} was not found. "
+            f"{_DRAWING_NEEDS}"
+        )
+
+
 def _metaworld(module: str = "metaworld") -> Any:
     from importlib import import_module
 
@@ -361,6 +419,14 @@ def _known(name: str) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown task {name!r}{hint} Tasks: {', '.join(names)}")
     return _plain(name)
+
+
+def _picture(simulator: Any) -> Any:
+    """Draw one simulator's scene in its own drawing context, not in that of the last drawn one."""
+    viewer = simulator.mujoco_renderer.viewer
+    if viewer is not None:
+        viewer.make_context_current()
+    return simulator.render()
 
 
 def _simulator(name: str, render: int) -> Any:

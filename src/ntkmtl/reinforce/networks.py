@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Actor", "Encoding", "Heads", "TaskEncoder", "TwinCritic", "TwinLinear", "squash"]
+__all__ = [
+    "Actor",
+    "Encoding",
+    "Heads",
+    "Shape",
+    "TaskEncoder",
+    "TwinCritic",
+    "TwinLinear",
+    "squash",
+]
 
 Heads = Literal["shared", "multi"]
 Encoding = Literal["none", "one-hot", "learned"]
@@ -19,6 +29,23 @@ LOG_DEVIATION = (-20.0, 2.0)
 """Bounds of the logarithm of the policy's deviation before squashing."""
 
 _EMBEDDING = 50
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the networks of actor and critics have in common.
+
+    Attributes:
+        tasks: Number of tasks k.
+        hidden: Widths of the hidden layers, with ReLU after each.
+        heads: One output layer for all tasks, or one each.
+        encoding: See :class:`TaskEncoder`.
+    """
+
+    tasks: int
+    hidden: Sequence[int]
+    heads: Heads
+    encoding: Encoding
 
 
 class TaskEncoder(nn.Module):
@@ -45,17 +72,17 @@ class TaskEncoder(nn.Module):
                 nn.Linear(_EMBEDDING, _EMBEDDING),
             )
 
-    def forward(self, inputs: Tensor, index: Tensor) -> Tensor:
-        """Return the inputs, shape (B, d), with the tasks' codes behind them.
+    def forward(self, inputs: Sequence[Tensor], index: Tensor) -> Tensor:
+        """Return the inputs side by side, shape (B, sum of d), with the tasks' codes behind them.
 
         Args:
-            inputs: Shape (B, d).
+            inputs: One or more of shape (B, d).
             index: The task of each row, int64 of shape (B,).
         """
         if self.encoding == "none":
-            return inputs
+            return inputs[0] if len(inputs) == 1 else torch.cat(list(inputs), dim=1)
         codes = self.code[index] if isinstance(self.code, Tensor) else self.code(index)
-        return torch.cat([inputs, codes], dim=1)
+        return torch.cat([*inputs, codes], dim=1)
 
 
 class TwinLinear(nn.Module):
@@ -74,7 +101,9 @@ class TwinLinear(nn.Module):
         return torch.baddbmm(self.bias, x, self.weight)
 
 
-def _layers(kind: type[nn.Module], inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+def _layers(
+    kind: Callable[[int, int], nn.Module], inputs: int, hidden: Sequence[int]
+) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [kind(inputs, width), nn.ReLU()]
@@ -83,13 +112,29 @@ def _layers(kind: type[nn.Module], inputs: int, hidden: Sequence[int]) -> nn.Seq
 
 
 class _Network(nn.Module):
-    """A trunk, and one head for all tasks or one for each."""
+    """A trunk, and one head for all tasks or one for each.
 
-    encoder: TaskEncoder
-    trunk: nn.Sequential
-    heads: nn.ModuleList
-    trace: list[tuple[nn.Module, Tensor, Tensor]] | None = None
-    """Where set, linear layers are noted with what goes in and what comes out."""
+    Args:
+        layer: Kind of its linear layers.
+        inputs: Numbers in an input, without the task's code.
+        outputs: Numbers that a head gives.
+        shape: The rest.
+    """
+
+    def __init__(
+        self,
+        layer: Callable[[int, int], nn.Module],
+        inputs: int,
+        outputs: int,
+        shape: Shape,
+    ) -> None:
+        super().__init__()
+        self.encoder = TaskEncoder(shape.tasks, shape.encoding)
+        self.trunk = _layers(layer, inputs + self.encoder.width, shape.hidden)
+        count = shape.tasks if shape.heads == "multi" else 1
+        self.heads = nn.ModuleList(layer(shape.hidden[-1], outputs) for _ in range(count))
+        self.trace: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+        """Where set, linear layers are noted with what goes in and what comes out."""
 
     @property
     def traceable(self) -> bool:
@@ -98,13 +143,19 @@ class _Network(nn.Module):
 
     def _run(self, layer: nn.Module, inputs: Tensor) -> Tensor:
         output: Tensor = layer(inputs)
-        if self.trace is not None and not isinstance(layer, nn.ReLU):
+        if self.trace is not None:
             self.trace.append((layer, inputs, output))
         return output
 
     def _climb(self, inputs: Tensor) -> Tensor:
         for layer in self.trunk:
-            inputs = self._run(layer, inputs)
+            if not isinstance(layer, nn.ReLU):
+                inputs = self._run(layer, inputs)
+            elif self.trace is None:
+                # In place, as nothing else reads a linear layer's output unless it is traced.
+                inputs = inputs.relu_()
+            else:
+                inputs = inputs.relu()
         return inputs
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
@@ -137,32 +188,17 @@ class Actor(_Network):
     """The policy: a normal distribution per action, squashed by tanh.
 
     Args:
-        tasks: Number of tasks k.
         observation: Numbers in an observation.
         action: Numbers in an action.
-        hidden: Widths of the hidden layers, with ReLU after each.
-        heads: One output layer for all tasks, or one each.
-        encoding: See :class:`TaskEncoder`.
+        shape: What it has in common with the critics.
     """
 
-    def __init__(
-        self,
-        tasks: int,
-        observation: int,
-        action: int,
-        hidden: Sequence[int],
-        heads: Heads,
-        encoding: Encoding,
-    ) -> None:
-        super().__init__()
-        self.encoder = TaskEncoder(tasks, encoding)
-        self.trunk = _layers(nn.Linear, observation + self.encoder.width, hidden)
-        count = tasks if heads == "multi" else 1
-        self.heads = nn.ModuleList(nn.Linear(hidden[-1], 2 * action) for _ in range(count))
+    def __init__(self, observation: int, action: int, shape: Shape) -> None:
+        super().__init__(nn.Linear, observation, 2 * action, shape)
 
     def represent(self, observations: Tensor, index: Tensor) -> Tensor:
         """Return the features z, shape (B, width)."""
-        return self._climb(self.encoder(observations, index))
+        return self._climb(self.encoder([observations], index))
 
     def forward(self, observations: Tensor, index: Tensor, sizes: Sequence[int]) -> Tensor:
         """Return means and log deviations before squashing, shape (B, 2 * action).
@@ -179,32 +215,17 @@ class TwinCritic(_Network):
     """Two critics side by side.
 
     Args:
-        tasks: Number of tasks k.
         observation: Numbers in an observation.
         action: Numbers in an action.
-        hidden: Widths of the hidden layers, with ReLU after each.
-        heads: One output layer for all tasks, or one each.
-        encoding: See :class:`TaskEncoder`.
+        shape: What they have in common with the actor.
     """
 
-    def __init__(
-        self,
-        tasks: int,
-        observation: int,
-        action: int,
-        hidden: Sequence[int],
-        heads: Heads,
-        encoding: Encoding,
-    ) -> None:
-        super().__init__()
-        self.encoder = TaskEncoder(tasks, encoding)
-        self.trunk = _layers(TwinLinear, observation + action + self.encoder.width, hidden)
-        count = tasks if heads == "multi" else 1
-        self.heads = nn.ModuleList(TwinLinear(hidden[-1], 1) for _ in range(count))
+    def __init__(self, observation: int, action: int, shape: Shape) -> None:
+        super().__init__(TwinLinear, observation + action, 1, shape)
 
     def represent(self, observations: Tensor, actions: Tensor, index: Tensor) -> Tensor:
         """Return the features z of both, shape (2, B, width)."""
-        return self._climb(self.encoder(torch.cat([observations, actions], dim=1), index))
+        return self._climb(self.encoder([observations, actions], index))
 
     def forward(
         self, observations: Tensor, actions: Tensor, index: Tensor, sizes: Sequence[int]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +17,21 @@ from ntkmtl.files import atomic_write
 from ntkmtl.reinforce.training import PROBLEM
 from ntkmtl.training.runs import SINGLE_TASK, Run, folder_name, load_runs
 
-__all__ = ["Success", "as_markdown", "bootstrap", "interquartile_mean", "save_curves", "summarise"]
+__all__ = [
+    "NOT_COMPARABLE",
+    "Success",
+    "as_markdown",
+    "bootstrap",
+    "interquartile_mean",
+    "save_curves",
+    "section",
+    "summarise",
+]
 
 Array = npt.NDArray[np.float64]
+
+CURVES, FRAMES = "success.png", "frames"
+"""Where a comparison's folder has its curves and, one file per row, its strips of frames."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +69,14 @@ class Success:
         return float(self.over_time.mean(axis=0).max())
 
     @property
+    def best_stderr(self) -> float | None:
+        """Standard error over seeds at the evaluation of :attr:`best`; None for one seed."""
+        if len(self.seeds) < 2:
+            return None
+        values = self.over_time[:, self.over_time.mean(axis=0).argmax()]
+        return float(values.std(ddof=1) / len(values) ** 0.5)
+
+    @property
     def final(self) -> float:
         """Mean over seeds after the last step."""
         return float(self.over_time[:, -1].mean())
@@ -66,7 +88,13 @@ class Success:
 
     def interval(self, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
         """Return the 95 % bootstrap interval of :attr:`final` over seeds; None for one seed."""
-        return bootstrap(self.over_time[:, -1], draws, seed)
+        return bootstrap(self.over_time[:, -1], np.mean, draws, seed)
+
+    def interquartile_interval(
+        self, draws: int = 2000, seed: int = 0
+    ) -> tuple[float, float] | None:
+        """Return that of :attr:`final_interquartile_mean`: each draw is of whole seeds."""
+        return bootstrap(self.curves[:, -1], interquartile_mean, draws, seed)
 
     @property
     def per_task(self) -> tuple[float, ...]:
@@ -75,36 +103,48 @@ class Success:
 
 
 def interquartile_mean(values: Array) -> float:
-    """Return the mean of the middle half of all values, those at its ends in part.
+    """Return the mean of the middle half of all values: a quarter is cut off at each end.
+
+    The number to cut is rounded down, as ``scipy.stats.trim_mean`` and rliable do.
 
     Example:
         >>> import numpy as np
         >>> interquartile_mean(np.array([0.0, 1.0, 2.0, 100.0]))
         1.5
-        >>> interquartile_mean(np.array([1.0, 2.0, 6.0]))  # 0.25 and 0.25 of the ends
-        2.5
+        >>> interquartile_mean(np.array([1.0, 2.0, 6.0]))
+        3.0
     """
-    ordered = np.sort(values.reshape(-1))
-    n = len(ordered)
-    # Value i covers [i, i + 1]; what of it lies in the middle half is its weight.
-    edges = np.arange(n, dtype=np.float64)
-    weights = np.clip(np.minimum(edges + 1, 0.75 * n) - np.maximum(edges, 0.25 * n), 0.0, None)
-    return float((weights * ordered).sum() / weights.sum())
+    try:
+        from scipy.stats import trim_mean
+    except ImportError as error:
+        raise missing_extra("an interquartile mean", "bench", error) from error
+    return float(trim_mean(values.reshape(-1), 0.25))
 
 
-def bootstrap(values: Array, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean over resampled seeds; None for one seed.
+def bootstrap(
+    values: Array, statistic: Callable[[Array], float], draws: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of a statistic over resampled seeds.
+
+    Args:
+        values: One entry per seed, shape (seeds, ...).
+        statistic: From an array of that shape to a number.
+        draws: Number of resamples.
+        seed: Of the resamples.
+
+    Returns:
+        Its two ends; None for one seed.
 
     Example:
         >>> import numpy as np
-        >>> bootstrap(np.array([3.0, 3.0]))
+        >>> bootstrap(np.array([3.0, 3.0]), np.mean)
         (3.0, 3.0)
     """
     if len(values) < 2:
         return None
     generator = np.random.default_rng(seed)
     at = generator.integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile(values[at].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile([statistic(values[rows]) for rows in at], [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -168,27 +208,48 @@ def summarise(out: str | os.PathLike[str]) -> list[Success]:
     return found
 
 
+HEADS = (
+    "row",
+    "seeds",
+    "max over time",
+    "final",
+    "95 % interval",
+    "final IQM",
+    "95 % interval",
+)
+
+
+def cells(entry: Success) -> list[str]:
+    """Return a row of the table of success rates in percent; the tasks stand last."""
+
+    def ends(found: tuple[float, float] | None) -> str:
+        return "" if found is None else f"{found[0]:.1f} to {found[1]:.1f}"
+
+    error = entry.best_stderr
+    return [
+        entry.row,
+        str(len(entry.seeds)),
+        f"{entry.best:.1f}" + ("" if error is None else f" ± {error:.1f}"),
+        f"{entry.final:.1f}",
+        ends(entry.interval()),
+        f"{entry.final_interquartile_mean:.1f}",
+        ends(entry.interquartile_interval()),
+        *(f"{value:.0f}" for value in entry.per_task),
+    ]
+
+
 def as_markdown(found: Sequence[Success]) -> str:
     """Return the table of success rates in percent as Markdown."""
-    heads = ["row", "seeds", "final", "95 % interval", "IQM", "max over time", *found[0].tasks]
+    heads = [*HEADS, *found[0].tasks]
     lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    for entry in found:
-        interval = entry.interval()
-        cells = [
-            entry.row,
-            str(len(entry.seeds)),
-            f"{entry.final:.1f}",
-            "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}",
-            f"{entry.final_interquartile_mean:.1f}",
-            f"{entry.best:.1f}",
-            *(f"{value:.0f}" for value in entry.per_task),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["| " + " | ".join(cells(entry)) + " |" for entry in found]
     return "\n".join(lines) + "\n"
 
 
 def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
-    """Draw success over training, mean over seeds and their range, as a PNG or SVG file.
+    """Draw success over training, its mean over tasks and each task, as a PNG or SVG file.
+
+    Lines are means over seeds; the band around the mean over tasks is the seeds' range.
 
     Args:
         found: The rows.
@@ -201,16 +262,73 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise missing_extra("a figure", "bench", error) from error
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    for entry in found:
-        mean = entry.over_time.mean(axis=0)
-        (line,) = axes.plot(entry.steps, mean, label=f"{entry.row} ({len(entry.seeds)})")
+    tasks = found[0].tasks
+    wide = min(len(tasks), 5)
+    deep = math.ceil(len(tasks) / wide)
+    figure = Figure(figsize=(max(7.5, 1.9 * wide), 3.6 + 1.7 * deep), layout="constrained")
+    grid = figure.add_gridspec(deep + 1, wide, height_ratios=[3.6, *[1.7] * deep])
+    axes = figure.add_subplot(grid[0, :])
+    small: list[Any] = []
+    for place in range(len(tasks)):
+        first = small[0] if small else None
+        spot = grid[1 + place // wide, place % wide]
+        small.append(figure.add_subplot(spot, sharex=first, sharey=first))
+    # Seven colours, then the same dashed.
+    styles = [(f"C{n % 7}", "--" if n >= 7 else "-") for n in range(len(found))]
+    for entry, (colour, dash) in zip(found, styles, strict=True):
+        line: dict[str, Any] = {"color": colour, "linestyle": dash}
+        label = f"{entry.row} ({len(entry.seeds)})"
+        axes.plot(entry.steps, entry.over_time.mean(axis=0), label=label, **line)
         if len(entry.seeds) > 1:
             low, high = entry.over_time.min(axis=0), entry.over_time.max(axis=0)
-            axes.fill_between(entry.steps, low, high, color=line.get_color(), alpha=0.12, lw=0)
-    axes.set(xlabel="vector steps", ylabel="success, mean over tasks (%)", ylim=(0, 100))
+            axes.fill_between(entry.steps, low, high, color=colour, alpha=0.12, lw=0)
+        for panel, curve in zip(small, entry.curves.mean(axis=0).T, strict=True):
+            panel.plot(entry.steps, curve, lw=1, **line)
+    axes.set(xlabel="vector steps", ylabel="success, mean over tasks (%)", ylim=(-2, 102))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title="row (seeds)")
+    for panel, task in zip(small, tasks, strict=True):
+        panel.set_title(task, fontsize=8)
+        panel.set_ylim(-5, 105)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+
+
+NOT_COMPARABLE = (
+    "Success in percent on V3 tasks with V2 rewards: not comparable with Table 4, which is of V1 "
+    "tasks."
+)
+
+
+def section(out: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what a report shows of success over training, None without a complete row.
+
+    Args:
+        out: The folder of the comparison.
+
+    Returns:
+        ``heads`` and ``rows`` of text, ``notes``, and ``pictures``: PNG files with captions, as far
+        as the command has drawn them.
+    """
+    try:
+        found = summarise(out)
+    except ValueError:
+        # Single-task agents of some tasks alone: no row is complete.
+        return None
+    pictures = [(Path(out) / CURVES, "Success over training: mean over tasks, then each task.")]
+    for entry in found:
+        caption = f"{entry.row}, seed {entry.seeds[0]}: one deterministic episode per task, goal 0."
+        pictures.append((Path(out) / FRAMES / f"{entry.row}.png", caption))
+    return {
+        "heads": [*HEADS, *found[0].tasks],
+        "rows": [cells(entry) for entry in found],
+        "notes": [
+            NOT_COMPARABLE,
+            "Max over time: the best evaluation of the mean over seeds, ± its standard error, as "
+            "in Table 4. Final: after the last step. IQM: interquartile mean over seeds and "
+            "tasks. Intervals: 95 % bootstrap over seeds.",
+        ],
+        "pictures": [(path, caption) for path, caption in pictures if path.exists()],
+    }

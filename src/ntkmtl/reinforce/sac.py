@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ntkmtl.balance import Balancer
 from ntkmtl.reinforce._task_gradients import with_task_gradients
-from ntkmtl.reinforce.networks import Actor, Encoding, Heads, TwinCritic, squash
+from ntkmtl.reinforce.networks import Actor, Encoding, Heads, Shape, TwinCritic, squash
 from ntkmtl.reinforce.replay import Batch
 from ntkmtl.weighting import spec
 
@@ -191,8 +191,9 @@ class MultiTaskSAC:
         self.balance = chosen
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor = Actor(tasks, observation, action, hidden, heads, encoding)
-            self.critic = TwinCritic(tasks, observation, action, hidden, heads, encoding)
+            shape = Shape(tasks, tuple(hidden), heads, encoding)
+            self.actor = Actor(observation, action, shape)
+            self.critic = TwinCritic(observation, action, shape)
         self.actor.to(self.device)
         self.critic.to(self.device)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -207,11 +208,17 @@ class MultiTaskSAC:
             "critic": _adam(
                 [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
             ),
+            # Adam moves each number by itself, so one optimiser does for both.
             "actor": _adam(
-                [*self.actor.parameters(), *self.actor_balancer.parameters()], learning_rate
+                [
+                    *self.actor.parameters(),
+                    *self.actor_balancer.parameters(),
+                    self.log_temperature,
+                ],
+                learning_rate,
             ),
-            "temperature": _adam([self.log_temperature], learning_rate),
         }
+        self._last_view: _View | None = None
         self.updates = 0
         self.always_slice = False
 
@@ -275,7 +282,9 @@ class MultiTaskSAC:
         Raises:
             NonFiniteError: A loss or gradient is not finite; the parameters are as before.
         """
-        view = _View(batch, self.device)
+        view = self._last_view
+        if view is None or view.sizes != batch.sizes:
+            view = self._last_view = _View(batch.sizes, self.device)
         alpha = self._alpha(view.index)
         fresh, drawn = self._draw(batch.actions.shape), self._draw(batch.actions.shape)
         targets = self._targets(batch, view, alpha, fresh)
@@ -301,12 +310,11 @@ class MultiTaskSAC:
                 joint=lambda: self.actor_losses(batch, view, alpha, drawn),
                 sliced=lambda: self._sliced_actor(batch, view, alpha, drawn),
                 cut=lambda: self._cut_actor(batch, view, alpha, drawn),
+                before_step=lambda: self._warm(view),
             )
         finally:
             for parameter in self.critic.parameters():
                 parameter.requires_grad_(True)
-        pieces = self._log_probabilities
-        self._warm(torch.cat([pieces[key] for key in sorted(pieces)]), view)
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.target.parameters()), list(self.critic.parameters()), self.tau
@@ -343,6 +351,7 @@ class MultiTaskSAC:
         joint: Callable[[], list[Tensor | None]],
         sliced: Callable[[], list[Tensor | None]],
         cut: Callable[[], tuple[list[Tensor | None], list[Tensor]]],
+        before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weigh and differentiate in the cheapest way that the method allows; step."""
         optimiser = self._optimisers[part]
@@ -360,6 +369,8 @@ class MultiTaskSAC:
         else:
             losses, features = cut()
         out = balancer.backward(losses, features)
+        if before_step is not None:
+            before_step()
         optimiser.step()
         if balancer.needs_after_step:
             balancer.after_step(joint)
@@ -469,14 +480,17 @@ class MultiTaskSAC:
         terms: Tensor = alpha[place] * log_probability - values.amin(dim=0)
         return terms
 
-    def _warm(self, log_probability: Tensor, view: _View) -> None:
-        """Move the temperature by the plain mean of its loss over all rows."""
-        optimiser = self._optimisers["temperature"]
-        optimiser.zero_grad(set_to_none=True)
-        alpha = self.log_temperature.exp()
-        rows = alpha[view.index] if len(alpha) > 1 else alpha
-        (rows * (-log_probability - self.target_entropy)).mean().backward()
-        optimiser.step()
+    @torch.no_grad()
+    def _warm(self, view: _View) -> None:
+        """Give the temperature its gradient, that of the plain mean of its loss over all rows.
+
+        The loss of a row, alpha * (-log pi - H), is its own derivative by log alpha.
+        """
+        pieces = self._log_probabilities
+        log_probability = torch.cat([pieces[key] for key in sorted(pieces)])
+        terms = self._alpha(view.index) * (-log_probability - self.target_entropy)
+        sums = view.sums(terms) if len(self.log_temperature) > 1 else terms.sum().reshape(1)
+        self.log_temperature.grad = (sums / len(terms)).to(self.log_temperature.dtype)
 
     # ------------------------------------------------------------------ state
 
@@ -517,11 +531,12 @@ class MultiTaskSAC:
 class _View:
     """Which task each row of a batch is of."""
 
-    def __init__(self, batch: Batch, device: torch.device) -> None:
-        self.sizes = batch.sizes
-        self.index = torch.repeat_interleave(
-            torch.arange(len(batch.sizes)), torch.tensor(batch.sizes)
-        ).to(device)
+    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+        self.sizes = sizes
+        self.index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(
+            device
+        )
+        self._even = len(set(sizes)) == 1
 
     def alone(self, task: int) -> tuple[int, ...]:
         """Return the sizes of a batch of one task's rows only."""
@@ -529,8 +544,16 @@ class _View:
 
     def means(self, rows: Tensor) -> list[Tensor | None]:
         """Return the mean over each task's rows, None where there are none."""
+        if self._even:
+            return list(rows.view(len(self.sizes), -1).mean(dim=1).unbind())
         parts = rows.split(list(self.sizes))
         return [part.mean() if len(part) else None for part in parts]
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Return the sum over each task's rows, shape (k,)."""
+        if self._even:
+            return rows.view(len(self.sizes), -1).sum(dim=1)
+        return torch.stack([part.sum() for part in rows.split(list(self.sizes))])
 
 
 def _adam(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Adam:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +55,13 @@ from ntkmtl.weighting import spec
 if TYPE_CHECKING:
     import os
 
-__all__ = ["PROBLEM", "Progress", "agent_for", "evaluate", "train"]
+__all__ = ["AGENT", "PROBLEM", "Progress", "agent_for", "evaluate", "train"]
 
 PROBLEM = "mt10"
 """Name of the problem in run directories."""
+
+AGENT = "agent.pt"
+"""File of the trained agent in a run directory."""
 
 Progress = Callable[[int, int, float, "float | None"], None]
 """Called with vector steps done, in all, per second, and the last success rate in percent."""
@@ -205,7 +210,7 @@ def train(
     if task is not None and task not in recipe.tasks:
         raise ValueError(f"task must be one of {', '.join(recipe.tasks)}, found {task!r}")
     folder = Path(folder)
-    with reproducible(threads):
+    with reproducible(threads), _products(recipe.bfloat16_products):
         training = _Training(recipe, row, seed, task, device, threads, make_simulator)
         try:
             if (folder / CONFIG).exists():
@@ -233,6 +238,17 @@ def train(
         finally:
             training.close()
     return load_run(folder)
+
+
+@contextlib.contextmanager
+def _products(bfloat16: bool) -> Iterator[None]:
+    """Multiply matrices of float32 as a recipe says, and leave torch as it was found."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium" if bfloat16 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _checkpoint(folder: Path, config: RunConfig) -> dict[str, Any] | None:
@@ -426,7 +442,7 @@ class _Training:
     def _finish(self, folder: Path, started: float) -> None:
         write_history(folder / HISTORY, self.history)
         write_steps(folder / STEPS, _steps(self.rows, len(self.tasks)))
-        write_checkpoint(folder / "agent.pt", self.agent.state_dict())
+        write_checkpoint(folder / AGENT, self.agent.state_dict())
         seconds = [epoch.train_seconds for epoch in self.history]
         final = self.history[-1].val
         result = RunResult(
@@ -495,13 +511,14 @@ def _steps(rows: Sequence[tuple[int, Tensor, Tensor | None]], tasks: int) -> Ste
 
 
 def _versions() -> dict[str, str]:
-    from importlib import metadata
+    return versions() | {name: _version(name) for name in ("metaworld", "mujoco")}
 
-    installed = {package.name for package in metadata.distributions()}
-    simulators = ("metaworld", "mujoco")
-    return versions() | {
-        name: metadata.version(name) if name in installed else "absent" for name in simulators
-    }
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 def _plain(value: Any) -> Any:

@@ -63,7 +63,7 @@ def write_html(
     pages, data = [], []
     for runs in load(runs_dir).values():
         table = table_of(runs)
-        pages.append(_page(runs, table))
+        pages.append({**_page(runs, table), "success": _success(runs, runs_dir)})
         data.append(_data(runs, table))
     text = page_text(
         "report",
@@ -215,6 +215,21 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
             for row in table.rows
         ],
     }
+
+
+def _success(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return what reinforcement learning shows besides, None for other problems."""
+    if runs.problem != "mt10":
+        return None
+    from ntkmtl.reinforce.results import section
+
+    found = section(runs_dir)
+    if found is not None:
+        found["pictures"] = [
+            (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
+            for path, caption in found["pictures"]
+        ]
+    return found
 
 
 def _lead(table: Table) -> list[tuple[str, str, str]]:

@@ -576,8 +576,13 @@ def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dic
     for run in runs:
         value = dict(getattr(run.config, section))
         item = value if key is None else value.get(key)
-        found[run.config.method].setdefault(json.dumps(item, sort_keys=True), item)
+        found[run.config.method].setdefault(_key(item), item)
     return {method: list(items.values()) for method, items in found.items()}
+
+
+def _key(item: Any) -> str:
+    """Return a text that equal JSON values share; most are plain ones, in a thousand runs each."""
+    return repr(item) if type(item) in (int, str, bool) else json.dumps(item, sort_keys=True)
 
 
 def _differences(what: str, values: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -660,7 +665,9 @@ def _tuning_note(row: Row, epochs: int) -> str:
     length = _count(tuning.epochs, "epoch")
     if tuning.epochs != epochs:
         length += f" (the runs have {epochs})"
-    chosen = {"random": "drawn at random"}.get(tuning.sampler, f"chosen by {tuning.sampler}")
+    chosen = {"random": "drawn at random", "tpe": "chosen by Optuna's TPE"}.get(
+        tuning.sampler, f"chosen by {tuning.sampler}"
+    )
     start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
     diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
     return (

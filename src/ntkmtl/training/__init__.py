@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ntkmtl.training.locks import RunBusyError
     from ntkmtl.training.lookup import ProblemNotFoundError, find_problem
     from ntkmtl.training.runs import (
         Epoch,
@@ -36,6 +37,7 @@ _HOMES = {
     "SweepError": "sweep",
     "compare": "sweep",
     "plan": "sweep",
+    "RunBusyError": "locks",
     "ProblemNotFoundError": "lookup",
     "find_problem": "lookup",
     "Epoch": "runs",
@@ -60,6 +62,7 @@ __all__ = [
     "Plan",
     "ProblemNotFoundError",
     "Run",
+    "RunBusyError",
     "RunConfig",
     "RunConflictError",
     "RunFileError",

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 from ntkmtl.files import atomic_write
 from ntkmtl.training.environment import hardware, versions
+from ntkmtl.training.locks import PATIENCE
 from ntkmtl.training.runs import (
     CONFIG,
     HISTORY,
@@ -130,6 +132,16 @@ class BaselineCache:
         entry = self.folder / key
         if entry.exists():
             return
+        try:
+            with FileLock(self.folder.with_name(".stl.lock"), timeout=PATIENCE):
+                self._store(entry, run)
+        except Timeout as error:
+            raise OSError(f"another process has been writing in {self.folder}") from error
+
+    def _store(self, entry: Path, run: Path) -> None:
+        # Nobody else writes: what is unfinished here is of a process that was killed.
+        for leftover in self.folder.glob(".new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
         try:
             for name in _COPIED:

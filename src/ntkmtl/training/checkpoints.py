@@ -15,21 +15,52 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-__all__ = ["CheckpointError", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "CheckpointError",
+    "previous_checkpoint",
+    "read_checkpoint",
+    "remove_checkpoints",
+    "write_checkpoint",
+]
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used: damaged, or made by something else."""
 
 
-def write_checkpoint(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """Return where the checkpoint before the one at ``path`` is kept.
+
+    Example:
+        >>> previous_checkpoint("run/checkpoint.pt").as_posix()
+        'run/checkpoint.previous.pt'
+    """
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def remove_checkpoints(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint and the one before it, where they are there."""
+    for place in (Path(path), previous_checkpoint(path)):
+        place.unlink(missing_ok=True)
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], state: Mapping[str, Any], *, keep_previous: bool = False
+) -> None:
     """Write a checkpoint in one piece.
 
     Args:
         path: The file.
         state: Tensors, numbers, texts, None, and dicts and lists of them.
+        keep_previous: Whether the checkpoint that stood at ``path`` is kept under the name that
+            :func:`previous_checkpoint` gives, for the day on which the new one proves damaged.
+
+    Raises:
+        OSError: It cannot be written; what stood at ``path`` is still there, under one of the two
+            names.
     """
-    with atomic_write(path) as file:
+    with atomic_write(path, previous_checkpoint(path) if keep_previous else None) as file:
         torch.save(dict(state), file)
 
 

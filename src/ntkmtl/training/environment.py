@@ -20,7 +20,14 @@ __all__ = ["cores", "hardware", "reproducible", "versions"]
 
 
 def cores() -> int:
-    """Return the number of processor cores that this process may use."""
+    """Return the number of processor cores for this process.
+
+    Those that it may use, shared out among the processes that were launched together with it.
+    """
+    return max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -36,18 +43,27 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware(threads: int) -> dict[str, Any]:
+def hardware(
+    threads: int, device: torch.device | None = None, processes: int = 1
+) -> dict[str, Any]:
     """Return where a run runs.
 
     Args:
         threads: Threads that torch computes with.
+        device: Where it computes, the CPU if None. A GPU's name is ``gpu``.
+        processes: Number of processes that train together, said where there are several.
     """
-    return {
-        "device": "cpu",
+    found: dict[str, Any] = {
+        "device": "cpu" if device is None else device.type,
         "processor": _processor(),
-        "cores": cores(),
+        "cores": _cores(),
         "threads": threads,
     }
+    if device is not None and device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    if processes > 1:
+        found["processes"] = processes
+    return found
 
 
 def _processor() -> str:
@@ -62,22 +78,27 @@ def _processor() -> str:
 
 
 @contextlib.contextmanager
-def reproducible(threads: int) -> Iterator[None]:
+def reproducible(threads: int, device: torch.device | None = None) -> Iterator[None]:
     """Compute so that the same seed gives the same numbers, and leave torch as it was found.
+
+    On a GPU sums may be added in any order: several operations have no other way there, so equal
+    bits are promised on the CPU only.
 
     Args:
         threads: Threads that torch computes with; the rounding of sums depends on it.
+        device: Where it computes, the CPU if None.
     """
+    on_gpu = device is not None and device.type == "cuda"
     before = torch.get_num_threads()
     mode = torch.get_deterministic_debug_mode()
     flags: Any = torch.utils.deterministic
     fill = flags.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
         try:
             torch.set_num_threads(threads)
             # Indexing on several threads adds in any order otherwise. The better known function,
             # use_deterministic_algorithms, takes two seconds to import torch's compiler first.
-            torch.set_deterministic_debug_mode("error")
+            torch.set_deterministic_debug_mode("default" if on_gpu else "error")
             # Filling every new tensor with NaN finds bugs, it does not change right results.
             flags.fill_uninitialized_memory = False
             yield

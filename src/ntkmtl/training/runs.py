@@ -47,6 +47,7 @@ __all__ = [
     "load_runs",
     "read_config",
     "read_object",
+    "remove_leftovers",
     "run_folder",
     "write_history",
     "write_steps",
@@ -60,10 +61,13 @@ SINGLE_TASK = "stl"
 
 CONFIG, HISTORY, STEPS, RESULT = "config.json", "history.json", "steps.npz", "result.json"
 CHECKPOINT, FAILURE = "checkpoint.pt", "failure.json"
+PREVIOUS = "checkpoint.previous.pt"
+"""The checkpoint before the last one, for the day on which the last one proves damaged."""
 RECORD = "record.json"
 """What :class:`ntkmtl.analysis.Recorder` kept, where a run was recorded."""
 STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
-FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, HISTORY, STEPS, RECORD, CONFIG)
+REQUEST = "compare.json"
+FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, CONFIG)
 """Names of every file that may stand in a run directory, in the order to remove them: what is left
 of a removal that was cut short must not pass for a complete run."""
 
@@ -398,6 +402,10 @@ class RunResult:
         wall_seconds: Time from start to end, in seconds, summed over the parts of a resumed run.
         steps: Number of optimiser steps.
         finished: UTC time, ISO 8601.
+        skipped_steps: Steps left out, as a loss or a gradient was not finite; None where the
+            recipe does not allow that.
+        overflowed_steps: Steps left out while the gradient scaler of fp16 found its scale; None in
+            other precisions.
     """
 
     test: tuple[float, ...]
@@ -407,9 +415,15 @@ class RunResult:
     wall_seconds: float
     steps: int
     finished: str
+    skipped_steps: int | None = None
+    overflowed_steps: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
+        counts = {
+            "skipped_steps": self.skipped_steps,
+            "overflowed_steps": self.overflowed_steps,
+        }
         return {
             "schema": SCHEMA,
             "test": list(self.test),
@@ -419,6 +433,7 @@ class RunResult:
             "wall_seconds": self.wall_seconds,
             "steps": self.steps,
             "finished": self.finished,
+            **{key: value for key, value in counts.items() if value is not None},
         }
 
 
@@ -531,6 +546,11 @@ def _read_result(path: Path, config: RunConfig) -> RunResult:
         wall_seconds=found.number("wall_seconds"),
         steps=found.get("steps", int),
         finished=found.get("finished", str),
+        **{
+            key: found.get(key, int)
+            for key in ("skipped_steps", "overflowed_steps")
+            if key in found.value
+        },
     )
 
 
@@ -583,17 +603,16 @@ _ARRAY_ERRORS = (
 
 def _read_steps(path: Path, k: int) -> Steps:
     try:
-        # np.load of a file that is no archive returns an array or raises, by what it holds.
+        # np.load would read the archive's list of members a second time for each of a thousand
+        # runs; and of a file that is no archive it makes an array or an error, by what it holds.
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
-        if not {"step.npy", "weights.npy"} <= names:
-            raise RunFileError(path, f"must hold 'step' and 'weights', found {sorted(names)}")
-        with np.load(path, allow_pickle=False) as arrays:
-            # A member that is no array comes out as bytes, of which asarray makes shape ().
-            step, weights = np.asarray(arrays["step"]), np.asarray(arrays["weights"])
+            if not {"step.npy", "weights.npy"} <= names:
+                raise RunFileError(path, f"must hold 'step' and 'weights', found {sorted(names)}")
+            step, weights = _member(archive, "step.npy"), _member(archive, "weights.npy")
             eigenvalues = None
             if "eigenvalues.npy" in names:
-                eigenvalues = np.asarray(arrays["eigenvalues"])
+                eigenvalues = _member(archive, "eigenvalues.npy")
     except RunFileError:
         raise
     except _ARRAY_ERRORS as error:
@@ -614,6 +633,12 @@ def _read_steps(path: Path, k: int) -> Steps:
         weights=weights.astype(np.float32, copy=False),
         eigenvalues=None if eigenvalues is None else eigenvalues.astype(np.float32, copy=False),
     )
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with archive.open(name) as file:
+        # Read to its end, which is where its checksum is looked at.
+        return np.asarray(np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False))
 
 
 def load_run(path: str | os.PathLike[str]) -> Run:
@@ -721,6 +746,18 @@ def clear_run(folder: Path) -> None:
     """Remove the files of a run, and nothing else."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove what killed processes left of files that they had not finished writing.
+
+    Args:
+        out: Folder of a comparison, in which nobody else writes.
+    """
+    ours = {*FILES, STUDY, BEST, REQUEST}
+    for path in out.rglob(".*.tmp"):
+        if path.name[1:].rsplit(".", 2)[0] in ours:
+            path.unlink(missing_ok=True)
 
 
 def write_history(path: str | os.PathLike[str], epochs: Sequence[Epoch]) -> None:

@@ -17,7 +17,12 @@ from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
 from ntkmtl.problems.base import Recipe
+from ntkmtl.training._device import Arithmetic, Device, choose_device
+from ntkmtl.training.accelerating import check_tracker
 from ntkmtl.training.baselines import BaselineCache, baseline_key
+from ntkmtl.training.checkpoints import remove_checkpoints
+from ntkmtl.training.distributed import launched
+from ntkmtl.training.engines import EngineError
 from ntkmtl.training.environment import cores
 from ntkmtl.training.lookup import find_problem
 from ntkmtl.training.recording import record_differences, record_settings
@@ -36,6 +41,7 @@ from ntkmtl.training.runs import (
     differences,
     load_run,
     read_config,
+    remove_leftovers,
     run_folder,
 )
 from ntkmtl.training.scores import read_baseline
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ntkmtl.problems.base import Problem
+    from ntkmtl.training.engines import Engine
 
 __all__ = [
     "ALL_METHODS",
@@ -96,6 +103,7 @@ class Comparison:
         jobs: Worker processes; the cores are shared out among them. 1 trains in this process.
         problem_options: Options given to the problem.
         method_options: Options given to the Balancer, by method.
+        method_recipes: Changes of the recipe by method, as ``learning_rate``; after those for all.
         epochs: Instead of the recipe's; fewer make the recipe a reduced one.
         batch_size: Instead of the recipe's.
         learning_rate: Instead of the recipe's.
@@ -108,6 +116,12 @@ class Comparison:
             Each is a run with the first seed, judged by Delta-m on the validation split.
         tune_epochs: Epochs of a trial, those of the other runs if None.
         record: What to record of the kernel of each run but the baselines; see :func:`train`.
+        threads: Threads that a run computes with; the cores shared out among the jobs if None. An
+            engine of its own has a say of its own.
+        training: ``precision``, ``accumulate``, ``clip``, ``compile`` and ``on_nonfinite`` instead
+            of the recipe's.
+        device: Where to train; see :func:`train`.
+        tracker: What logs the runs while they are trained; see :func:`train`.
     """
 
     problem: str
@@ -127,6 +141,11 @@ class Comparison:
     record: Mapping[str, Any] | None = None
     tune: int = 0
     tune_epochs: int | None = None
+    threads: int | None = None
+    method_recipes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    device: Device = "cpu"
+    tracker: str | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,7 @@ def changed_recipe(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     minibatches: int | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Return a recipe with some settings changed.
 
@@ -218,6 +238,8 @@ def changed_recipe(
         batch_size: Samples per step.
         learning_rate: Peak learning rate.
         minibatches: The paper's n.
+        training: ``precision``, ``accumulate``, ``clip``, ``compile`` and ``on_nonfinite``, as far
+            as they are to be changed.
 
     Example:
         >>> from ntkmtl.problems.base import Recipe
@@ -231,6 +253,7 @@ def changed_recipe(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "minibatches": minibatches,
+        **(training or {}),
     }
     current = asdict(recipe)
     changes = {k: v for k, v in wanted.items() if v is not None and v != current[k]}
@@ -241,7 +264,7 @@ def changed_recipe(
     )
     return replace(
         recipe,
-        **changes,  # type: ignore[arg-type]
+        **changes,
         reduced=recipe.reduced or (epochs is not None and epochs < recipe.epochs),
         description=f"{recipe.description} (changed: {words})".strip(),
     )
@@ -262,6 +285,8 @@ def plan(comparison: Comparison) -> Plan:
 def _plan(asked: Comparison, problem: Problem) -> Plan:
     if asked.jobs < 1:
         raise SweepError(f"jobs must be at least 1. Found {asked.jobs}.")
+    if asked.threads is not None and asked.threads < 1:
+        raise SweepError(f"threads must be at least 1. Found {asked.threads}.")
     if not asked.seeds:
         raise SweepError("at least one seed is needed. Found none.")
     names = method_names(asked.methods)
@@ -273,6 +298,7 @@ def _plan(asked: Comparison, problem: Problem) -> Plan:
         batch_size=asked.batch_size,
         learning_rate=asked.learning_rate,
         minibatches=asked.minibatches,
+        training=asked.training,
     )
     options, scored = _method_options(problem, names, asked.method_options, recipe)
     every, judged = _tasks(problem, None), _tasks(problem, asked.tasks)
@@ -317,10 +343,11 @@ def _plan(asked: Comparison, problem: Problem) -> Plan:
             "methods": names,
             "method_options": {name: dict(v) for name, v in asked.method_options.items()},
             "seeds": seeds,
-            "recipe": asdict(recipe),
+            "recipe": recipe.to_json(),
             "single_task_baselines": baselines,
             "tune": asked.tune,
             "tune_epochs": asked.tune_epochs,
+            **({"method_recipes": asked.method_recipes} if asked.method_recipes else {}),
         },
         study=study,
     )
@@ -340,11 +367,15 @@ class _Planner:
         self.problem = problem
         self.recipe = recipe
         self.options = options
-        self.threads = max(1, cores() // asked.jobs)
+        self.threads = asked.threads or max(1, cores() // asked.jobs)
         self.record: Mapping[str, Any] | None = None
         self.jobs: list[Job] = []
         self.complete = 0
         self.conflicts: dict[Path, Sequence[str]] = {}
+        self.recipes = {
+            name: changed_recipe(recipe, **changes)
+            for name, changes in asked.method_recipes.items()
+        }
 
     def folder(self, method: str, seed: int, task: str | None = None) -> Path:
         return run_folder(self.asked.out, self.problem.name, method, seed, task)
@@ -429,7 +460,7 @@ class _Planner:
         options: Mapping[str, Any] | None = None,
         **more: Any,
     ) -> Job:
-        recipe = recipe or self.recipe
+        recipe = recipe or self.recipes.get(method, self.recipe)
         options = self.options.get(method, {}) if options is None else options
         identity = run_identity(
             self.problem, method, seed, recipe=recipe, method_options=options, single_task=task
@@ -448,10 +479,18 @@ class _Planner:
             checkpoint_seconds=self.asked.checkpoint_seconds,
             steps=recipe.epochs * steps_per_epoch(self.problem, recipe),
             identity=identity,
-            key="" if task is None else baseline_key(identity, kind, self.threads),
+            key="" if task is None else baseline_key(self._placed(identity), kind, self.threads),
             record=self.asked.record if task is None else None,
+            device=self.asked.device,
+            tracker=self.asked.tracker,
             **more,
         )
+
+    def _placed(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an identity with where the numbers come from, unless it is the usual place."""
+        place = {"device": self.asked.device, "processes": launched()}
+        usual = {"device": "cpu", "processes": 1}
+        return {**identity, **{k: v for k, v in place.items() if v != usual[k]}}
 
 
 def _study(
@@ -583,6 +622,7 @@ def compare(
     keep_request: bool = True,
     cache: BaselineCache | None = None,
     reporter: Reporter | None = None,
+    engine: Engine | None = None,
 ) -> Sweep:
     """Train a problem with several methods over several seeds.
 
@@ -599,10 +639,13 @@ def compare(
         keep_request: Whether to write ``compare.json``, which gives tables the methods' order.
         cache: Where single-task baselines are kept; the user's cache folder if None.
         reporter: Told how it gets on; silent if None.
+        engine: Who trains the runs, such as :class:`ntkmtl.training.engines_ray.RayEngine`;
+            processes on this machine if None.
 
     Raises:
         SweepError: An unknown method, a wrong option, an impossible recipe, a folder in use or one
-            that holds other runs. Nothing was trained or changed.
+            that holds other runs, or an engine that cannot be started. Nothing was trained or
+            changed.
         ProblemNotFoundError: There is no such problem, or it refuses its options.
         MissingExtraError: A method needs something that is not installed.
         RunFileError: A file of an earlier run is damaged.
@@ -611,15 +654,24 @@ def compare(
     started = time.monotonic()
     reporter = reporter or Reporter()
     cache = cache or BaselineCache()
+    if engine is not None:
+        comparison = replace(comparison, threads=engine.threads)
+    _check_place(comparison, engine)
     problem = find_problem(comparison.problem, comparison.problem_options, try_out=True)
     if notice := problem.notice():
         reporter.message(notice)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     _plan(comparison, problem)
-    with _locked(Path(comparison.out)):
+    with _locked(Path(comparison.out)), contextlib.ExitStack() as stack:
         todo = _plan(comparison, problem)
         if todo.conflicts and not overwrite:
             raise SweepError(_conflict_message(todo))
+        runner = None
+        if engine is not None and todo.jobs:
+            try:
+                runner = stack.enter_context(engine.start(todo.out, reporter.message))
+            except EngineError as error:
+                raise SweepError(str(error)) from error
         study = todo.study
         for folder in todo.conflicts:
             if study is not None and folder == study.folder:
@@ -675,7 +727,9 @@ def compare(
         try:
             with stop_requests() as requested:
                 reporter.start(len(work), sum(job.steps for job in work))
-                outcome = run_jobs(work, comparison.jobs, reporter, requested, ended, prepare)
+                outcome = run_jobs(
+                    work, comparison.jobs, reporter, requested, ended, prepare, runner
+                )
         finally:
             reporter.close()
     return Sweep(
@@ -691,13 +745,36 @@ def compare(
     )
 
 
+def _check_place(asked: Comparison, engine: Engine | None) -> None:
+    """Refuse a device, a precision or a tracker that is not there, before anything is trained.
+
+    Raises:
+        SweepError: The device is not there or cannot do it, or there is no such tracker.
+        MissingExtraError: The tracker is not installed.
+    """
+    if launched() > 1 and (asked.jobs > 1 or engine is not None):
+        raise SweepError(
+            f"the {launched()} processes that were launched train one run together, and the runs "
+            "one after another: jobs must be 1, and there can be no engine"
+        )
+    try:
+        check_tracker(asked.tracker)
+        if engine is None:
+            place = choose_device(asked.device)
+            Arithmetic(asked.training.get("precision", "fp32"), place)
+    except MissingExtraError:
+        raise
+    except ValueError as error:
+        raise SweepError(str(error)) from error
+
+
 def _ended_trial(study: Study, job: Job, problem: Problem, seconds: float, error: str) -> Trial:
     """Return what came of a trial."""
     assert job.trial is not None
     assert job.baseline is not None
     if error:
         # It has no result, so nothing else would remove it.
-        (job.folder / CHECKPOINT).unlink(missing_ok=True)
+        remove_checkpoints(job.folder / CHECKPOINT)
         state, value = DIVERGED, None
     else:
         result = load_run(job.folder).result
@@ -760,8 +837,8 @@ def _from_cache(job: Job, cache: BaselineCache, reporter: Reporter) -> bool:
         reporter.message(f"{job.label}: the cached baseline cannot be copied: {error}")
         return False
     if found:
-        for name in (CHECKPOINT, FAILURE):
-            (job.folder / name).unlink(missing_ok=True)
+        remove_checkpoints(job.folder / CHECKPOINT)
+        (job.folder / FAILURE).unlink(missing_ok=True)
     return found
 
 
@@ -776,6 +853,7 @@ def _locked(out: Path) -> Iterator[None]:
             f"another process is working in {out}; wait until it is done, or give another --out"
         ) from error
     try:
+        remove_leftovers(out)
         yield
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""Running the jobs of a sweep in worker processes, or in this one."""
+"""Running the jobs of a sweep: in worker processes, in this one, or by another engine."""
 
 from __future__ import annotations
 
@@ -15,21 +15,37 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.files import write_json
+from ntkmtl.training.distributed import announced, follow, is_known_to_all, launched
 from ntkmtl.training.lookup import find_problem
 from ntkmtl.training.runs import FAILURE, SCHEMA, canonical_json
-from ntkmtl.training.signals import without_interrupts
+from ntkmtl.training.signals import stop_requests, without_interrupts
 from ntkmtl.training.trainer import RunInterrupted, train
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
 
+    import torch
+
     from ntkmtl.problems.base import Problem, Recipe
+    from ntkmtl.training._device import Device
+    from ntkmtl.training.engines import Runner
     from ntkmtl.training.reporters import Reporter
 
-__all__ = ["Failure", "Job", "Outcome", "run_jobs"]
+__all__ = [
+    "POLL_SECONDS",
+    "Book",
+    "Failure",
+    "Job",
+    "JobQueue",
+    "Outcome",
+    "follow_jobs",
+    "run_job",
+    "run_jobs",
+]
 
 POLL_SECONDS = 0.2
+"""How often one who waits for runs looks around, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,8 @@ class Job:
         baseline: What the single-task networks of the same seed came to on the validation split,
             known once those in ``after`` are complete.
         record: What to record of the kernel, None for nothing.
+        device: Where it is trained.
+        tracker: What logs it while it trains, None for nothing.
     """
 
     problem: str
@@ -78,6 +96,8 @@ class Job:
     tuned: bool = False
     trial: int | None = None
     baseline: tuple[float, ...] | None = None
+    device: Device = "cpu"
+    tracker: str | None = None
 
     @property
     def label(self) -> str:
@@ -129,7 +149,7 @@ class DependencyError(ValueError):
     """A run cannot begin, as one that it needs has failed."""
 
 
-def _run_job(
+def run_job(
     job: Job, problems: dict[str, Problem], send: Send, should_stop: Callable[[], bool]
 ) -> None:
     """Train one run and send what happens: step, warning, then finished, stopped or failed."""
@@ -144,32 +164,58 @@ def _run_job(
             send(("step", done))
 
     try:
-        with _warnings_sent(send):
-            key = canonical_json([job.problem, dict(job.problem_options)])
-            if key not in problems:
-                problems[key] = find_problem(job.problem, job.problem_options)
-            train(
-                problems[key],
-                job.method,
-                job.seed,
-                job.folder,
-                recipe=job.recipe,
-                method_options=job.method_options,
-                single_task=job.task,
-                baseline=job.baseline,
-                threads=job.threads,
-                checkpoint_seconds=job.checkpoint_seconds,
-                progress=progress,
-                should_stop=should_stop,
-                record=job.record,
-            )
+        with _warnings_sent(send), announced(job):
+            _train(job, problems, progress, should_stop)
     except RunInterrupted:
         send(("stopped",))
-    except Exception as error:  # noqa: BLE001  (one run's failure must not stop the others)
+    except Exception as error:
+        if launched() > 1 and not is_known_to_all(error):
+            # The other processes know nothing of it and would wait for ever.
+            raise
+        # One run's failure must not stop the others.
         seconds = time.monotonic() - started
         send(("failed", type(error).__name__, str(error), traceback.format_exc(), seconds))
     else:
         send(("finished", time.monotonic() - started))
+
+
+def _train(
+    job: Job,
+    problems: dict[str, Problem],
+    progress: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool],
+) -> None:
+    key = canonical_json([job.problem, dict(job.problem_options)])
+    if key not in problems:
+        problems[key] = find_problem(job.problem, job.problem_options)
+    train(
+        problems[key],
+        job.method,
+        job.seed,
+        job.folder,
+        recipe=job.recipe,
+        method_options=job.method_options,
+        single_task=job.task,
+        baseline=job.baseline,
+        threads=job.threads,
+        checkpoint_seconds=job.checkpoint_seconds,
+        progress=progress,
+        should_stop=should_stop,
+        record=job.record,
+        device=job.device,
+        tracker=job.tracker,
+    )
+
+
+def follow_jobs(device: torch.device) -> None:
+    """Train with the first process what it trains, in another one that was launched with it.
+
+    Args:
+        device: Where the runs are trained.
+    """
+    problems: dict[str, Problem] = {}
+    with stop_requests() as requested:
+        follow(device, lambda job: _train(job, problems, None, requested))
 
 
 @contextmanager
@@ -184,7 +230,7 @@ def _warnings_sent(send: Send) -> Iterator[None]:
         yield
 
 
-class _Book:
+class Book:
     """Takes what jobs send, tells the reporter, and keeps the outcome."""
 
     def __init__(
@@ -247,10 +293,10 @@ class _Book:
         self.reporter.run_failed(number, f"{error}: {message}")
 
 
-class _Queue:
+class JobQueue:
     """The jobs that have not begun, some of which wait until others have ended."""
 
-    def __init__(self, jobs: Sequence[Job], book: _Book, prepare: Callable[[Job], Job]) -> None:
+    def __init__(self, jobs: Sequence[Job], book: Book, prepare: Callable[[Job], Job]) -> None:
         self.pending = list(enumerate(jobs))
         self.book = book
         self.prepare = prepare
@@ -289,6 +335,7 @@ def run_jobs(
     stop_requested: Callable[[], bool],
     on_ended: Callable[[Job, float, str], None],
     prepare: Callable[[Job], Job] = lambda job: job,
+    runner: Runner | None = None,
 ) -> Outcome:
     """Train runs, so many at a time; the failure of one does not stop the others.
 
@@ -302,17 +349,21 @@ def run_jobs(
         prepare: Called with every job just before it begins, when those that it waits for are
             complete; returns the job to train. What it raises of ``ValueError`` and ``OSError``
             is the job's failure.
+        runner: Who trains the runs, an engine that has been started; processes on this machine if
+            None, as many as ``workers``.
     """
-    book = _Book(jobs, reporter, on_ended)
-    queue = _Queue(jobs, book, prepare)
-    if workers == 1:
+    book = Book(jobs, reporter, on_ended)
+    queue = JobQueue(jobs, book, prepare)
+    if runner is not None:
+        interrupted = runner(queue, book, stop_requested)
+    elif workers == 1:
         interrupted = _run_here(queue, book, stop_requested)
     else:
         interrupted = _run_in_processes(queue, min(workers, len(jobs)), book, stop_requested)
     return Outcome(tuple(book.finished), tuple(book.failures), interrupted)
 
 
-def _run_here(queue: _Queue, book: _Book, stop_requested: Callable[[], bool]) -> bool:
+def _run_here(queue: JobQueue, book: Book, stop_requested: Callable[[], bool]) -> bool:
     problems: dict[str, Problem] = {}
     while queue.pending:
         if stop_requested():
@@ -329,7 +380,7 @@ def _run_here(queue: _Queue, book: _Book, stop_requested: Callable[[], bool]) ->
             if book.take(number, job, message):
                 ended.append(message[0])
 
-        _run_job(job, problems, send, stop_requested)
+        run_job(job, problems, send, stop_requested)
         if ended == ["stopped"]:
             return True
     return False
@@ -398,11 +449,11 @@ def _serve(connection: Connection) -> None:
             return
         if not isinstance(job, Job):
             return
-        _run_job(job, problems, send, should_stop)
+        run_job(job, problems, send, should_stop)
 
 
 def _run_in_processes(
-    queue: _Queue, count: int, book: _Book, stop_requested: Callable[[], bool]
+    queue: JobQueue, count: int, book: Book, stop_requested: Callable[[], bool]
 ) -> bool:
     active: dict[_Worker, tuple[int, Job]] = {}
     idle: list[_Worker] = []

@@ -28,6 +28,8 @@ CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 SEPARATORS = (",", ";", "\t", "|")
 CHUNK = 50_000
 """Rows that are held as Python's texts at a time."""
+MAX_CELL = 131_072
+"""Longest cell in characters, as many as a csv.reader allows by itself."""
 
 
 class TableError(ValueError):
@@ -150,6 +152,8 @@ def read_table(
                 f"there is no text encoding {encoding!r}; try utf-8, cp1252, latin-1 or utf-16"
             ) from error
         encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        if "\n".encode(encoding.removesuffix("-sig")) == b"\n":
+            _refuse_null_bytes(path)
         try:
             if suffix in ARFF:
                 columns = _read_arff(path, encoding)
@@ -168,6 +172,27 @@ def _digest(file: BinaryIO) -> str:
     while block := file.read(1 << 20):
         digest.update(block)
     return digest.hexdigest()
+
+
+def _refuse_null_bytes(path: Path) -> None:
+    """Refuse a file with bytes 0, which no text has, but in encodings of two bytes and more.
+
+    UTF-16 without its mark would else pass for UTF-8 with unprintable names and texts.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(_pieces(file), start=1):
+            if b"\0" in line:
+                raise TableError(
+                    f"{path} is not text: byte 0x00 in line {number}. If it is a table in UTF-16, "
+                    "pass --problem-option encoding=utf-16-le or utf-16-be, or save it as UTF-8."
+                )
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of a file; most files hold no byte 0, and are passed by in large blocks."""
+    if any(b"\0" in block for block in iter(lambda: file.read(1 << 20), b"")):
+        file.seek(0)
+        yield from file
 
 
 def _length(column: RawColumn) -> int:
@@ -248,7 +273,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 def _read_csv(path: Path, encoding: str, separator: str | None, decimal: str) -> list[RawColumn]:
     if separator is None:
         with path.open(encoding=encoding, newline="") as file:
-            separator = _find_separator(file)
+            separator = _find_separator(path, file)
     elif len(separator) != 1 or separator in '"\r\n':
         raise TableError(f"separator must be one character. Found {separator!r}.")
     with path.open(encoding=encoding, newline="") as file:
@@ -282,11 +307,14 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _find_separator(file: Iterable[str]) -> str:
+def _find_separator(path: Path, file: Iterable[str]) -> str:
     """Return the separator that splits the first line that is not empty into the most cells."""
-    for line in file:
+    for number, line in enumerate(file, start=1):
         if line.strip():
-            counts = {s: len(next(csv.reader([line], delimiter=s), [])) for s in SEPARATORS}
+            try:
+                counts = {s: len(next(csv.reader([line], delimiter=s), [])) for s in SEPARATORS}
+            except csv.Error as error:
+                raise TableError(f"{path}, line {number}: {_csv_trouble(str(error))}") from error
             return max(SEPARATORS, key=lambda s: counts[s])
     return ","
 
@@ -302,6 +330,9 @@ def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
             raise TableError(f"{path}, line {line}: {_csv_trouble(str(error))}") from error
         if row is None:
             return
+        # The reader's own limit is one for the whole process, and scipy lifts it.
+        if any(len(cell) > MAX_CELL for cell in row):
+            raise TableError(f"{path}, line {line}: {_csv_trouble('field limit')}")
         if not row or (len(row) == 1 and not row[0].strip() and width != 1):
             continue
         if width is None:
@@ -319,7 +350,7 @@ def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
 def _csv_trouble(message: str) -> str:
     if "field limit" in message:
         return (
-            f"a cell has more than {csv.field_size_limit():,} characters. Leave its column out, or "
+            f"a cell has more than {MAX_CELL:,} characters. Leave its column out, or "
             "look for a quote that is not closed."
         )
     if "unexpected end of data" in message:
