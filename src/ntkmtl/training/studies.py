@@ -20,6 +20,7 @@ from ntkmtl.files import write_json
 from ntkmtl.training.runs import (
     BEST,
     SCHEMA,
+    SINGLE_TASK,
     STUDY,
     TRIAL,
     JsonObject,
@@ -38,6 +39,7 @@ __all__ = [
     "Tuning",
     "read_study",
     "read_tuning",
+    "study_request",
     "weight_parameters",
 ]
 
@@ -261,6 +263,33 @@ class Study:
         for place in sorted(self.folder.glob("trial-*/")):
             shutil.rmtree(place)
         (self.folder / STUDY).unlink(missing_ok=True)
+
+
+def study_request(
+    identity: Mapping[str, Any], sampler: str, parameters: Sequence[Parameter]
+) -> dict[str, Any]:
+    """Return what ``study.json`` says of a search by validation Delta-m.
+
+    Args:
+        identity: What :func:`ntkmtl.training.trainer.run_identity` says of its trials.
+        sampler: How settings are drawn.
+        parameters: What is searched.
+    """
+    kept = (
+        *("schema", "problem", "problem_class", "problem_options"),
+        *("method", "method_options", "seed", "recipe"),
+    )
+    return {
+        **{key: identity[key] for key in kept},
+        "sampler": sampler,
+        "objective": {
+            "metric": "delta_m",
+            "against": SINGLE_TASK,
+            "split": "val",
+            "direction": "minimize",
+        },
+        "parameters": [asdict(parameter) for parameter in parameters],
+    }
 
 
 def read_study(folder: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ from ntkmtl.training.studies import (
     Study,
     Trial,
     read_study,
+    study_request,
     weight_parameters,
 )
 from ntkmtl.training.trainer import reruns_trunk, run_identity, steps_per_epoch
@@ -531,29 +532,7 @@ def _study(
     identity = run_identity(problem, TUNED, seed, recipe=chosen, method_options=options[TUNED])
     study = Study(
         folder=run_folder(asked.out, problem.name, TUNED, seed).parent / TUNING,
-        asked={
-            **{
-                key: identity[key]
-                for key in (
-                    "schema",
-                    "problem",
-                    "problem_class",
-                    "problem_options",
-                    "method",
-                    "method_options",
-                    "seed",
-                    "recipe",
-                )
-            },
-            "sampler": "random",
-            "objective": {
-                "metric": "delta_m",
-                "against": SINGLE_TASK,
-                "split": "val",
-                "direction": "minimize",
-            },
-            "parameters": [asdict(parameter) for parameter in parameters],
-        },
+        asked=study_request(identity, "random", parameters),
         parameters=parameters,
         trials=asked.tune,
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from ntkmtl.training.studies import (
     Trial,
     Tuning,
     read_study,
+    study_request,
     weight_parameters,
 )
 from ntkmtl.training.sweep import (
@@ -284,33 +285,11 @@ def _studies(search: Search, asked: Comparison, problem: Problem) -> dict[str, S
             raise SweepError(str(error)) from error
         found[name] = Study(
             folder=run_folder(asked.out, problem.name, name, 0).parent / TUNING,
-            asked={
-                **{key: identity[key] for key in _OF_IDENTITY},
-                "sampler": "tpe",
-                "objective": {
-                    "metric": "delta_m",
-                    "against": SINGLE_TASK,
-                    "split": "val",
-                    "direction": "minimize",
-                },
-                "parameters": [asdict(parameter) for parameter in parameters],
-            },
+            asked=study_request(identity, "tpe", parameters),
             parameters=parameters,
             trials=search.trials,
         )
     return found
-
-
-_OF_IDENTITY = (
-    "schema",
-    "problem",
-    "problem_class",
-    "problem_options",
-    "method",
-    "method_options",
-    "seed",
-    "recipe",
-)
 
 
 def _begin(studies: Mapping[str, Study], *, overwrite: bool) -> None:
