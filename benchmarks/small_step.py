@@ -1,9 +1,11 @@
-"""What balancing adds to a step that takes a millisecond, and where it goes.
+"""What balancing adds to a step, and where it goes.
 
     python benchmarks/small_step.py
+    python benchmarks/small_step.py --network transformer --tasks 40 --turns 200
 
-Two linear layers with k linear heads, one thread. Plain training and NTKMTL-SR take turns; times
-are processor time of the calling thread, the fifth percentile of all turns.
+Two linear layers with k linear heads, where a step takes a millisecond, or a network of
+``benchmarks/peers.py``; one thread. Plain training and NTKMTL-SR take turns; times are processor
+time of the calling thread, the fifth percentile of all turns.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from sidebyside.workloads import WORKLOADS
 from torch import Tensor, nn
 from torch.nn import functional
 
 import ntkmtl
 from ntkmtl.balance import _balancer, _fill, _kernel_step
 
+SMALL = "linear"
 WIDTH, BATCH = 64, 60
 
 PARTS: tuple[tuple[str, Any, str], ...] = (
@@ -36,26 +40,49 @@ PARTS: tuple[tuple[str, Any, str], ...] = (
 )
 """Name, where a function is, and its name there."""
 
+Forward = Callable[[], tuple[Any, list[Tensor]]]
+"""From nothing to the features and the k losses of a batch."""
+
+
+def _linear(tasks: int) -> tuple[list[nn.Parameter], Forward]:
+    trunk = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU())
+    heads = nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(tasks))
+    x = torch.randn(BATCH, WIDTH)
+    targets = torch.randn(tasks, BATCH, 1)
+
+    def forward() -> tuple[Any, list[Tensor]]:
+        z = trunk(x)
+        pairs = zip(heads, targets, strict=True)
+        return z, [functional.mse_loss(head(z), y) for head, y in pairs]
+
+    return [*trunk.parameters(), *heads.parameters()], forward
+
+
+def _workload(network: str, tasks: int) -> tuple[list[nn.Parameter], Forward]:
+    kind = WORKLOADS[network]
+    workload = kind.make(tasks, kind.batch, 1.0, "cpu")
+
+    def forward() -> tuple[Any, list[Tensor]]:
+        z = workload.represent()
+        return z, workload.losses(workload.predict(z))
+
+    return list(workload.model.parameters()), forward
+
 
 class Step:
     """A network, and one step's forward and backward pass."""
 
-    def __init__(self, tasks: int) -> None:
+    def __init__(self, tasks: int, network: str = SMALL) -> None:
         torch.manual_seed(0)
-        self.trunk = nn.Sequential(
-            nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU()
+        self.parameters, self.forward = (
+            _linear(tasks) if network == SMALL else _workload(network, tasks)
         )
-        self.heads = nn.ModuleList(nn.Linear(WIDTH, 1) for _ in range(tasks))
-        self.x = torch.randn(BATCH, WIDTH)
-        self.y = torch.randn(tasks, BATCH, 1)
         self.balancer = ntkmtl.Balancer("ntkmtl-sr", minibatches=4)
 
-    def _forward(self) -> tuple[Tensor, list[Tensor]]:
-        for p in (*self.trunk.parameters(), *self.heads.parameters()):
+    def _forward(self) -> tuple[Any, list[Tensor]]:
+        for p in self.parameters:
             p.grad = None
-        z = self.trunk(self.x)
-        pairs = zip(self.heads, self.y, strict=True)
-        return z, [functional.mse_loss(head(z), y) for head, y in pairs]
+        return self.forward()
 
     def plain(self) -> None:
         """Plain training."""
@@ -72,9 +99,9 @@ def _low(times: Sequence[float]) -> float:
     return sorted(times)[len(times) // 20] * 1e6
 
 
-def overhead(tasks: int, turns: int) -> tuple[float, float]:
+def overhead(tasks: int, turns: int, network: str = SMALL) -> tuple[float, float]:
     """Return microseconds of a plain and of a balanced step."""
-    step = Step(tasks)
+    step = Step(tasks, network)
     times: dict[str, list[float]] = {"plain": [], "balanced": []}
     for turn in range(turns + 5):
         for name, run in (("plain", step.plain), ("balanced", step.balanced)):
@@ -107,9 +134,9 @@ def _timed(spent: dict[str, float]) -> Iterator[None]:
             setattr(place, function, inner)
 
 
-def profile(tasks: int, turns: int) -> dict[str, float]:
+def profile(tasks: int, turns: int, network: str = SMALL) -> dict[str, float]:
     """Return microseconds that each part of a balanced step takes."""
-    step = Step(tasks)
+    step = Step(tasks, network)
     found: dict[str, list[float]] = defaultdict(list)
     spent: dict[str, float] = defaultdict(float)
     with _timed(spent):
@@ -122,7 +149,8 @@ def profile(tasks: int, turns: int) -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="What balancing adds to a step of a millisecond.")
+    parser = argparse.ArgumentParser(description="What balancing adds to a step.")
+    parser.add_argument("--network", choices=[SMALL, *WORKLOADS], default=SMALL)
     parser.add_argument("--tasks", nargs="+", type=int, default=[2, 3, 11, 40])
     parser.add_argument("--turns", type=int, default=1000)
     arguments = parser.parse_args(argv)
@@ -130,10 +158,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("| k | plain step (us) | ntkmtl-sr n=4 (us) | on top, per task (us) |")
     print("| ---: | ---: | ---: | ---: |")
     for tasks in arguments.tasks:
-        plain, balanced = overhead(tasks, arguments.turns)
+        plain, balanced = overhead(tasks, arguments.turns, arguments.network)
         added = (balanced - plain) / tasks
         print(f"| {tasks} | {plain:.0f} | {balanced:.0f} | {added:.0f} |")
-    columns = [profile(tasks, arguments.turns) for tasks in arguments.tasks]
+    columns = [profile(tasks, arguments.turns, arguments.network) for tasks in arguments.tasks]
     print("\n| part of a step (us) | " + " | ".join(f"k = {k}" for k in arguments.tasks) + " |")
     print("| --- |" + " ---: |" * len(columns))
     for name, _, _ in PARTS:

@@ -23,3 +23,9 @@ def test_two_tables(capsys: pytest.CaptureFixture[str]) -> None:
     whole = parts.pop("all of backward()")
     assert all(value > 0 for value in parts.values())
     assert sum(parts.values()) < 1.5 * whole
+
+
+def test_another_network() -> None:
+    parts = small_step.profile(2, 2, "transformer")
+    assert set(parts) == {name for name, _, _ in small_step.PARTS}
+    assert min(parts.values()) > 0
