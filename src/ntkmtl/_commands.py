@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ntkmtl.training.reporters import Reporter
     from ntkmtl.training.runs import Run
     from ntkmtl.training.sweep import Comparison, Sweep
+    from ntkmtl.training.workers import Failure
 
 __all__ = ["app"]
 
@@ -330,8 +331,10 @@ def compare(
         from ntkmtl._reinforce_command import compare_mt10
 
         numbers = list(range(seeds)) if seed_list is None else _numbers(seed_list)
+        with _refusing():
+            chosen = _engine(engine, ray_address, ray_cpus, ray_gpus, jobs)
         compare_mt10(
-            context, recipe, _names(methods), numbers, jobs, out, device, overwrite, as_json
+            context, recipe, _names(methods), numbers, jobs, out, device, chosen, overwrite, as_json
         )
         return
     with _refusing():
@@ -568,10 +571,14 @@ def _show_sweep(sweep: Sweep, as_json: bool) -> None:
         _say(f"Report: {page}")
 
 
-def _exit_as(sweep: Sweep) -> None:
-    for failure in sweep.failures:
+def _say_failures(failures: Sequence[Failure]) -> None:
+    for failure in failures:
         _say(f"Failed: {failure.label}: {failure.error}: {failure.message}")
         _say(f"        see {failure.folder / 'failure.json'}")
+
+
+def _exit_as(sweep: Sweep) -> None:
+    _say_failures(sweep.failures)
     if sweep.interrupted:
         done = sweep.trained + sweep.complete + sweep.cached
         again = shlex.join(["ntkmtl", *sys.argv[1:]])
@@ -751,11 +758,13 @@ def _refusing(*more: type[Exception]) -> Iterator[None]:
         _refuse(str(error))
     except ValueError as error:
         from ntkmtl.training.engines import EngineError
+        from ntkmtl.training.locks import RunBusyError
         from ntkmtl.training.lookup import ProblemNotFoundError
         from ntkmtl.training.runs import RunFileError
         from ntkmtl.training.sweep import SweepError
 
-        if not isinstance(error, EngineError | ProblemNotFoundError | RunFileError | SweepError):
+        known = EngineError | ProblemNotFoundError | RunBusyError | RunFileError | SweepError
+        if not isinstance(error, known):
             raise
         _refuse(str(error))
     except KeyboardInterrupt:

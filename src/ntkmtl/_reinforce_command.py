@@ -5,23 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ntkmtl._commands import (
     FAILED,
     INTERRUPTED,
+    EngineName,
+    EngineOption,
     Json,
     Overwrite,
+    RayAddress,
+    RayCpus,
+    RayGpus,
+    _engine,
     _names,
     _numbers,
     _print_json,
     _refuse,
     _refusing,
     _say,
+    _say_failures,
     app,
 )
+
+if TYPE_CHECKING:
+    from ntkmtl.training.engines import Engine
 
 __all__ = ["draw_frames", "reinforce", "train_only", "train_rows"]
 
@@ -42,7 +52,15 @@ def reinforce(
     seed_list: Annotated[
         str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
     ] = None,
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            min=1,
+            help="Runs at a time.",
+            show_default="1; with --engine ray as many as there is room for",
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)
     ] = Path("runs-mt10"),
@@ -60,6 +78,10 @@ def reinforce(
             "--frames/--no-frames", help="Draw what the trained agents do, where that can be done."
         ),
     ] = True,
+    engine: EngineOption = EngineName.local,
+    ray_address: RayAddress = None,
+    ray_cpus: RayCpus = None,
+    ray_gpus: RayGpus = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -67,16 +89,19 @@ def reinforce(
 
     Called again, it goes on where it stopped, and trains nothing twice.
     """
+    with _refusing():
+        chosen = _engine(engine, ray_address, ray_cpus, ray_gpus, jobs)
     train_rows(
         recipe,
         _names(methods),
         list(range(seeds)) if seed_list is None else _numbers(seed_list),
         out,
-        jobs=jobs,
+        jobs=jobs or 1,
         vector_steps=vector_steps,
         device=device,
         train=train,
         frames=frames,
+        engine=chosen,
         overwrite=overwrite,
         as_json=as_json,
     )
@@ -86,6 +111,7 @@ _COMPARED = frozenset(
     {
         *("problem", "methods", "seeds", "seed_list", "jobs", "out"),
         *("recipe", "stl", "device", "overwrite", "as_json"),
+        *("engine", "ray_address", "ray_cpus", "ray_gpus"),
     }
 )
 """What `ntkmtl compare` takes for mt10 too."""
@@ -99,6 +125,7 @@ def compare_mt10(
     jobs: int | None,
     out: Path,
     device: str,
+    engine: Engine | None,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -120,6 +147,7 @@ def compare_mt10(
         out,
         jobs=jobs or cores(),
         device=device,
+        engine=engine,
         overwrite=overwrite,
         as_json=as_json,
     )
@@ -136,6 +164,7 @@ def train_rows(
     device: str = "cpu",
     train: bool = True,
     frames: bool = True,
+    engine: Engine | None = None,
     overwrite: bool = False,
     as_json: bool = False,
 ) -> None:
@@ -152,6 +181,7 @@ def train_rows(
         vector_steps=vector_steps,
         device=device,
         train=train,
+        engine=engine,
         overwrite=overwrite,
     )
     with _refusing(ValueError):
@@ -211,12 +241,15 @@ def train_only(
     vector_steps: int | None = None,
     device: str = "cpu",
     train: bool = True,
+    engine: Engine | None = None,
     overwrite: bool = False,
 ) -> bool:
     """Train; return whether runs failed. End the command where all did or it was stopped."""
+    from rich.console import Console
+
     with _refusing(ValueError):
         from ntkmtl import reinforce as rl
-        from ntkmtl.training.trainer import RunInterrupted
+        from ntkmtl.training.reporters import reporter_for
 
         chosen = rl.recipe_named(recipe)
         if vector_steps is not None and vector_steps != chosen.vector_steps:
@@ -226,35 +259,34 @@ def train_only(
                 reduced=chosen.reduced or vector_steps < chosen.vector_steps,
                 description=f"{chosen.description} (changed: vector steps to {vector_steps})",
             )
-        failures = []
-        if train:
-            try:
-                failures = rl.compare(
-                    chosen,
-                    methods,
-                    seeds,
-                    out,
-                    jobs=jobs,
-                    device=device,
-                    overwrite=overwrite,
-                    say=_say,
-                )
-            except RunInterrupted as stopped:
-                _say(f"Stopped: {stopped}. The same command goes on from there.")
-                raise typer.Exit(INTERRUPTED) from None
-        for job, why in failures:
-            _say(f"Failed: {job.label}: {why}")
-        if failures and len(failures) == len(seeds) * len(methods):
-            raise typer.Exit(FAILED)
-    return bool(failures)
+        if not train:
+            return False
+        outcome = rl.compare(
+            chosen,
+            methods,
+            seeds,
+            out,
+            jobs=jobs,
+            device=device,
+            overwrite=overwrite,
+            reporter=reporter_for(Console(stderr=True)),
+            engine=engine,
+        )
+    _say_failures(outcome.failures)
+    if outcome.interrupted:
+        _say("Stopped. The same command goes on from there.")
+        raise typer.Exit(INTERRUPTED)
+    if outcome.failures and not outcome.finished:
+        raise typer.Exit(FAILED)
+    return bool(outcome.failures)
 
 
 def draw_frames(out: Path, rows: Sequence[str]) -> list[Path]:
     """Film the agents of each row's first seed, unless that has been done; say why where not."""
     from ntkmtl import reinforce as rl
     from ntkmtl.reinforce.results import FRAMES
-    from ntkmtl.reinforce.training import AGENT, PROBLEM
-    from ntkmtl.training.runs import folder_name, load_runs
+    from ntkmtl.reinforce.training import PROBLEM
+    from ntkmtl.training.runs import AGENT, folder_name, load_runs
 
     runs = load_runs(out / folder_name(PROBLEM))[0]
     drawn: list[Path] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import signal
+from io import StringIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +21,10 @@ from ntkmtl.paper._reinforce import PUBLISHED
 from ntkmtl.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarise
 from ntkmtl.reinforce import training as training_module
 from ntkmtl.reinforce.sweep import jobs_of
+from ntkmtl.training.locks import RunBusyError, alone_among_runs
+from ntkmtl.training.reporters import PlainReporter, Reporter
+from ntkmtl.training.runs import load_run
+from ntkmtl.training.workers import Book, run_job
 
 
 @pytest.fixture
@@ -153,13 +159,55 @@ def test_a_run_that_fails_does_not_stop_the_others(
         return whole(recipe, row, *rest, **more)
 
     monkeypatch.setattr(sweep, "train", breaks)
-    said: list[str] = []
-    failed = compare(toy_recipe(), ["pcgrad", "mtl-sac"], [0], tmp_path, say=said.append)
-    assert [(job.row, why) for job, why in failed] == [
-        ("pcgrad", "FloatingPointError: the loss of task a is nan")
+    said = StringIO()
+    reporter = PlainReporter(said, every=0.0)
+    found = compare(toy_recipe(), ["pcgrad", "mtl-sac"], [0], tmp_path, reporter=reporter)
+    assert [(one.label, one.error, one.message) for one in found.failures] == [
+        ("pcgrad seed 0", "FloatingPointError", "the loss of task a is nan")
     ]
-    assert (tmp_path / "mt10" / "mtl-sac" / "seed-0" / "result.json").exists()
-    assert any("mtl-sac seed 0: success" in line for line in said)
+    assert [job.row for job in found.finished] == ["mtl-sac"]
+    assert not found.interrupted
+    folder = tmp_path / "mt10"
+    assert (folder / "mtl-sac" / "seed-0" / "result.json").exists()
+    failure = json.loads((folder / "pcgrad" / "seed-0" / "failure.json").read_text())
+    assert failure["error"] == "FloatingPointError"
+    assert "0 of 2 runs are complete" in said.getvalue()
+    assert "mtl-sac seed 0: done" in said.getvalue()
+
+
+@pytest.mark.usefixtures("toys")
+def test_the_success_so_far_is_shown(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Listener(Reporter):
+        def run_note(self, run: int, words: str) -> None:
+            told.append(words)
+
+    (job,) = jobs_of(toy_recipe(), ["mtl-sac"], [0], tmp_path)
+    book = Book([job], Listener(), lambda job, seconds, error: None)
+    run_job(job, {}, lambda message: book.take(0, job, message), lambda: False)
+    assert book.finished == [job]
+    final = load_run(job.folder).result.test
+    assert told[-1] == f"success {sum(final) / len(final):.1f} %"
+
+
+@pytest.mark.usefixtures("toys")
+def test_a_stopped_comparison_goes_on(tmp_path: Path) -> None:
+    class Stopper(Reporter):
+        def run_started(self, run: int, label: str, steps: int) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    first = compare(toy_recipe(), ["mtl-sac"], [0, 1], tmp_path, reporter=Stopper())
+    assert first.interrupted
+    assert first.finished == ()
+    again = compare(toy_recipe(), ["mtl-sac"], [0, 1], tmp_path)
+    assert not again.interrupted
+    assert len(again.finished) == 2
+    with (
+        alone_among_runs(tmp_path),
+        pytest.raises(RunBusyError, match="another process is working in"),
+    ):
+        compare(toy_recipe(), ["mtl-sac"], [0], tmp_path)
 
 
 def test_all_of_one_seed_comes_first(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ntkmtl.reinforce import (
 )
 from ntkmtl.reinforce.results import as_markdown, bootstrap
 from ntkmtl.reinforce.training import agent_for, settings_of
+from ntkmtl.training.locks import RunBusyError, alone_in
 from ntkmtl.training.trainer import RunConflictError, RunInterrupted
 
 
@@ -242,6 +243,32 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path: Path) -> None:
     clean = train(recipe, row, 0, tmp_path / "clean", make_simulator=make_toy)
     assert run.result.test == clean.result.test
     assert same(parameters(tmp_path), parameters(tmp_path / "clean"))
+
+
+@pytest.mark.usefixtures("small_agents")
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path: Path) -> None:
+    recipe, row = toy_recipe(), row_named("ntkmtl")
+    clean = train(recipe, row, 0, tmp_path / "clean", make_simulator=make_toy)
+    for _ in range(2):
+        with pytest.raises(RunInterrupted):
+            train(recipe, row, 0, tmp_path, make_simulator=make_toy, should_stop=lambda: True)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match=r"the one before it, .*checkpoint\.previous\.pt"):
+        run = train(recipe, row, 0, tmp_path, make_simulator=make_toy)
+    assert run.result.test == clean.result.test
+    assert same(parameters(tmp_path), parameters(tmp_path / "clean"))
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+@pytest.mark.usefixtures("small_agents")
+def test_two_processes_do_not_train_in_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ntkmtl.training.locks.PATIENCE", 0.1)
+    with alone_in(tmp_path), pytest.raises(RunBusyError, match="another process is training"):
+        train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_and_rows_are_as_published() -> None:

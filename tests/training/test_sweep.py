@@ -26,6 +26,7 @@ from ntkmtl.training import (
     plan,
 )
 from ntkmtl.training.baselines import BaselineCache, baseline_key
+from ntkmtl.training.locks import RunBusyError
 from ntkmtl.training.reporters import PlainReporter, Reporter, RichReporter, reporter_for
 from ntkmtl.training.trainer import run_identity
 from ntkmtl.training.workers import _serve
@@ -250,7 +251,7 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path) -> None:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     with (
         FileLock(tmp_path / ".ntkmtl.lock"),
-        pytest.raises(SweepError, match="another process is working in"),
+        pytest.raises(RunBusyError, match="another process is working in"),
     ):
         compare(ask(tmp_path))
     assert compare(ask(tmp_path, methods=["ls"], seeds=[0])).trained == 4

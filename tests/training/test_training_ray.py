@@ -16,8 +16,10 @@ from children import start
 from ray_children import compare_on_ray
 from typer.testing import CliRunner
 
+from ntkmtl import reinforce
 from ntkmtl._commands import app
 from ntkmtl.errors import MissingExtraError
+from ntkmtl.reinforce import ReinforceRecipe
 from ntkmtl.training import Comparison, SweepError, compare, load_run, load_runs
 from ntkmtl.training.checkpoints import read_checkpoint
 from ntkmtl.training.engines import EngineError
@@ -139,6 +141,28 @@ def test_a_worker_that_dies_costs_its_run_only(cluster: Any, local: Path, tmp_pa
     (told,) = notes.messages
     assert "seed 1: its worker died" in told
     assert_same_bits(local, out)
+
+
+def test_agents_are_trained_by_ray_too(cluster: Any, tmp_path: Path) -> None:
+    recipe = ReinforceRecipe(
+        name="tiny",
+        description="",
+        tasks=("reach", "drawer-close"),
+        goals="fixed",
+        horizon=15,
+        vector_steps=90,
+        random_steps=30,
+        evaluate_every=45,
+        evaluation_episodes=1,
+        hidden=(16,),
+        batch_size=8,
+        capacity=2000,
+    )
+    engine = RayEngine(address=cluster.address)
+    found = reinforce.compare(recipe, ["ntkmtl"], [0], tmp_path / "ray", engine=engine)
+    assert [job.label for job in found.finished] == ["ntkmtl seed 0"]
+    reinforce.compare(recipe, ["ntkmtl"], [0], tmp_path / "local")
+    assert_same_bits(tmp_path / "local", tmp_path / "ray")
 
 
 def test_what_cannot_be_done_is_refused_before_anything_is_made(

@@ -16,12 +16,12 @@ from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 from ntkmtl.reinforce.environment import MetaWorld
 from ntkmtl.reinforce.recipes import ROWS, ReinforceRecipe, row_named
-from ntkmtl.reinforce.training import AGENT, agent_for
+from ntkmtl.reinforce.training import agent_for
 from ntkmtl.training.checkpoints import read_checkpoint
-from ntkmtl.training.runs import SINGLE_TASK
+from ntkmtl.training.runs import AGENT, SINGLE_TASK
 
 if TYPE_CHECKING:
-    from ntkmtl.training.runs import Run
+    from ntkmtl.training.runs import AGENT, Run
 
 __all__ = ["Film", "film", "film_run", "save_strip"]
 

@@ -2,49 +2,102 @@
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
+import contextlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ntkmtl.reinforce.recipes import ReinforceRecipe, row_named
 from ntkmtl.reinforce.training import PROBLEM, train
+from ntkmtl.training.engines import EngineError
+from ntkmtl.training.locks import alone_among_runs
+from ntkmtl.training.reporters import Reporter
 from ntkmtl.training.runs import RESULT, SINGLE_TASK, run_folder
-from ntkmtl.training.trainer import RunInterrupted
+from ntkmtl.training.signals import stop_requests
+from ntkmtl.training.workers import Outcome, run_jobs
 
-__all__ = ["Job", "compare"]
+if TYPE_CHECKING:
+    from ntkmtl.problems.base import Problem
+    from ntkmtl.training.engines import Engine
 
-Say = Callable[[str], None]
+__all__ = ["AgentJob", "compare", "jobs_of"]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run.
+class AgentJob:
+    """One run, as :class:`ntkmtl.training.workers.Work` has it.
 
     Attributes:
+        recipe: How long and how.
         row: Name of the row.
         seed: Seed.
         task: The task of a single-task agent.
         folder: The run's folder.
+        device: Where networks and replay are.
+        threads: Threads that torch computes with.
+        overwrite: Replace a run of other settings.
+        after: Runs that it waits for: none.
+        trial: Number of a trial: none.
     """
 
+    recipe: ReinforceRecipe
     row: str
     seed: int
     task: str | None
     folder: Path
+    device: str = "cpu"
+    threads: int = 1
+    overwrite: bool = False
+    after: tuple[Path, ...] = ()
+    trial: int | None = None
 
     @property
     def label(self) -> str:
         """The run in a few words."""
         return f"{self.row}{'' if self.task is None else ' ' + self.task} seed {self.seed}"
 
+    @property
+    def steps(self) -> int:
+        """Number of vector steps."""
+        return self.recipe.vector_steps
+
+    def train(
+        self,
+        problems: dict[str, Problem],
+        show: Callable[[int, str], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """See :meth:`ntkmtl.training.workers.Work.train`; problems are not for agents."""
+
+        def progress(done: int, total: int, success: float | None) -> None:
+            show(done, "" if success is None else f"success {success:.1f} %")
+
+        train(
+            self.recipe,
+            row_named(self.row),
+            self.seed,
+            self.folder,
+            task=self.task,
+            device=self.device,
+            threads=self.threads,
+            overwrite=self.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+        )
+
 
 def jobs_of(
-    recipe: ReinforceRecipe, rows: Sequence[str], seeds: Sequence[int], out: Path
-) -> list[Job]:
+    recipe: ReinforceRecipe,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    overwrite: bool = False,
+) -> list[AgentJob]:
     """Return the runs of a comparison, all of one seed first.
 
     Raises:
@@ -59,7 +112,9 @@ def jobs_of(
             method = SINGLE_TASK if row.single_task else row.name
             for task in recipe.tasks if row.single_task else (None,):
                 folder = run_folder(out, PROBLEM, method, seed, task)
-                jobs.append(Job(row.name, seed, task, folder))
+                jobs.append(
+                    AgentJob(recipe, row.name, seed, task, folder, device, threads, overwrite)
+                )
     return jobs
 
 
@@ -72,86 +127,52 @@ def compare(
     jobs: int = 1,
     device: str = "cpu",
     overwrite: bool = False,
-    say: Say = print,
-) -> list[tuple[Job, str]]:
+    reporter: Reporter | None = None,
+    engine: Engine | None = None,
+) -> Outcome[AgentJob]:
     """Train every row with every seed; what is complete is not trained again.
+
+    A run that fails does not stop the others; its folder says why in ``failure.json``. Ctrl-C and
+    SIGTERM stop every run at the end of its episode.
 
     Args:
         recipe: How long and how.
         rows: Names that :func:`row_named` knows.
         seeds: Seeds.
-        out: Folder for the runs.
+        out: Folder for the runs. It is locked: a second process is refused.
         jobs: Runs at a time, each in a process of its own with one thread.
         device: Where networks and replays are.
         overwrite: Replace runs of other settings.
-        say: Told in lines of text how it gets on.
+        reporter: Told how it gets on; silent if None.
+        engine: Who trains the runs; processes on this machine if None.
 
     Returns:
-        The runs that failed, and why.
+        What became of the runs that were not complete.
 
     Raises:
-        ValueError: A row is unknown, or a number is out of range.
-        RunInterrupted: It was stopped; call again to go on.
+        ValueError: A row is unknown, a number is out of range, the folder is in use, or the engine
+            cannot be started.
     """
     recipe.check()
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, found {jobs}")
-    planned = jobs_of(recipe, rows, seeds, Path(out))
-    todo = [job for job in planned if not (job.folder / RESULT).exists() or overwrite]
-    say(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
-    failures: list[tuple[Job, str]] = []
-    if jobs == 1:
-        ended = [(job, _run(job, recipe, device, overwrite, say)) for job in todo]
-        return [(job, why) for job, why in ended if why]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, max(1, len(todo))), context) as pool:
-        futures: dict[Future[str], Job] = {
-            pool.submit(_run, job, recipe, device, overwrite, _print): job for job in todo
-        }
-        try:
-            waiting = set(futures)
-            while waiting:
-                done, waiting = wait(waiting, return_when="FIRST_COMPLETED")
-                failures += [(futures[f], why) for f in done if (why := f.result())]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return failures
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-def _run(job: Job, recipe: ReinforceRecipe, device: str, overwrite: bool, say: Say) -> str:
-    """Train one run; return why it failed, ``""`` if it did not."""
-    try:
-        run = train(
-            recipe,
-            row_named(job.row),
-            job.seed,
-            job.folder,
-            task=job.task,
-            device=device,
-            overwrite=overwrite,
-            progress=functools.partial(_show, job, say, [0]),
+    reporter = reporter or Reporter()
+    out = Path(out)
+    threads = 1 if engine is None else engine.threads
+    # Planned before the folder is made, so that a mistyped name leaves nothing behind.
+    planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
+    with alone_among_runs(out), contextlib.ExitStack() as stack:
+        todo = [job for job in planned if not (job.folder / RESULT).exists() or overwrite]
+        reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
+        runner = None
+        if engine is not None and todo:
+            try:
+                runner = stack.enter_context(engine.start(out, reporter.message))
+            except EngineError as error:
+                raise ValueError(str(error)) from error
+        stack.callback(reporter.close)
+        requested = stack.enter_context(stop_requests())
+        reporter.start(len(todo), sum(job.steps for job in todo))
+        return run_jobs(
+            todo, jobs, reporter, requested, lambda job, seconds, error: None, runner=runner
         )
-    except RunInterrupted:
-        raise
-    except (ArithmeticError, ValueError, RuntimeError, OSError) as error:
-        say(f"{job.label}: failed: {error}")
-        return f"{type(error).__name__}: {error}"
-    success = sum(run.result.test) / len(run.result.test)
-    say(f"{job.label}: success {success:.1f} % after {run.result.wall_seconds:.0f} s")
-    return ""
-
-
-def _show(
-    job: Job, say: Say, told: list[int], done: int, total: int, rate: float, success: float | None
-) -> None:
-    # A line per twentieth of the run: readable in a log as well.
-    share = 20 * done // total
-    if share > told[0]:
-        told[0] = share
-        so_far = "" if success is None else f", success {success:.1f} %"
-        say(f"{job.label}: {done} of {total} vector steps, {rate:.0f}/s{so_far}")

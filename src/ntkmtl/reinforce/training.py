@@ -6,7 +6,6 @@ import contextlib
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -23,9 +22,11 @@ from ntkmtl.reinforce.environment import MetaWorld, Simulator
 from ntkmtl.reinforce.recipes import ReinforceRecipe, Row
 from ntkmtl.reinforce.replay import Replay
 from ntkmtl.reinforce.sac import MultiTaskSAC
-from ntkmtl.training.checkpoints import CheckpointError, read_checkpoint, write_checkpoint
+from ntkmtl.training.checkpoints import remove_checkpoints, usable_checkpoint, write_checkpoint
 from ntkmtl.training.environment import hardware, reproducible, versions
+from ntkmtl.training.locks import alone_in
 from ntkmtl.training.runs import (
+    AGENT,
     CHECKPOINT,
     CONFIG,
     FAILURE,
@@ -55,16 +56,13 @@ from ntkmtl.weighting import spec
 if TYPE_CHECKING:
     import os
 
-__all__ = ["AGENT", "PROBLEM", "Progress", "agent_for", "evaluate", "train"]
+__all__ = ["PROBLEM", "Progress", "agent_for", "evaluate", "train"]
 
 PROBLEM = "mt10"
 """Name of the problem in run directories."""
 
-AGENT = "agent.pt"
-"""File of the trained agent in a run directory."""
-
-Progress = Callable[[int, int, float, "float | None"], None]
-"""Called with vector steps done, in all, per second, and the last success rate in percent."""
+Progress = Callable[[int, int, "float | None"], None]
+"""Called with vector steps done, in all, and the last success rate in percent."""
 
 MakeSimulator = Callable[[ReinforceRecipe, Sequence[str], int], Simulator]
 
@@ -192,12 +190,14 @@ def train(
         checkpoint_seconds: Least time between checkpoints, which are made between episodes.
         overwrite: Replace a run of other settings.
         progress: Told how it gets on, about once a second.
-        should_stop: Asked after each vector step; True stops at the end of the episode.
+        should_stop: Asked after each vector step; True stops at the end of the episode. Ctrl-C and
+            SIGTERM do so if None.
         make_simulator: Makes the tasks, twice: to train on and to be judged on.
 
     Raises:
         ValueError: Recipe, row and task do not go together.
         RunConflictError: The folder holds another run.
+        RunBusyError: Another process is training in it.
         RunInterrupted: It was stopped; call again to go on.
         NonFiniteError: A loss or gradient was not finite.
     """
@@ -210,33 +210,30 @@ def train(
     if task is not None and task not in recipe.tasks:
         raise ValueError(f"task must be one of {', '.join(recipe.tasks)}, found {task!r}")
     folder = Path(folder)
-    with reproducible(threads), _products(recipe.bfloat16_products):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reproducible(threads))
+        stack.enter_context(_products(recipe.bfloat16_products))
         training = _Training(recipe, row, seed, task, device, threads, make_simulator)
-        try:
-            if (folder / CONFIG).exists():
-                found = differences(
-                    read_config(folder / CONFIG).identity(), training.config.identity()
-                )
-                if found and not overwrite:
-                    raise RunConflictError(folder, found)
-                if found:
-                    clear_run(folder)
-                elif (folder / RESULT).exists():
-                    return load_run(folder)
-            state = _checkpoint(folder, training.config)
-            if state is not None:
-                training.load_state_dict(state)
-            (folder / FAILURE).unlink(missing_ok=True)
-            write_json(folder / CONFIG, training.config.to_json())
-            with stop_requests() as requested:
-                training.run(
-                    folder,
-                    checkpoint_seconds,
-                    progress,
-                    lambda: requested() or (should_stop is not None and should_stop()),
-                )
-        finally:
-            training.close()
+        stack.callback(training.close)
+        stack.enter_context(alone_in(folder))
+        if (folder / CONFIG).exists():
+            found = differences(read_config(folder / CONFIG).identity(), training.config.identity())
+            if found and not overwrite:
+                raise RunConflictError(folder, found)
+            if found:
+                clear_run(folder)
+            elif (folder / RESULT).exists():
+                return load_run(folder)
+        state = usable_checkpoint(
+            folder / CHECKPOINT, lambda state: _why_unusable(state, training.config)
+        )
+        if state is not None:
+            training.load_state_dict(state)
+        (folder / FAILURE).unlink(missing_ok=True)
+        write_json(folder / CONFIG, training.config.to_json())
+        if should_stop is None:
+            should_stop = stack.enter_context(stop_requests())
+        training.run(folder, checkpoint_seconds, progress, should_stop)
     return load_run(folder)
 
 
@@ -251,26 +248,11 @@ def _products(bfloat16: bool) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _checkpoint(folder: Path, config: RunConfig) -> dict[str, Any] | None:
-    path = folder / CHECKPOINT
-    try:
-        state = read_checkpoint(path)
-        if state.get("identity") == canonical_json(config.identity()) and state.get(
-            "versions"
-        ) == dict(config.versions):
-            return state
-        why = f"{path}: was written by another version or for another run"
-    except FileNotFoundError:
+def _why_unusable(state: Mapping[str, Any], config: RunConfig) -> str | None:
+    written = state.get("identity"), state.get("versions")
+    if written == (canonical_json(config.identity()), dict(config.versions)):
         return None
-    except CheckpointError as error:
-        why = str(error)
-    warnings.warn(
-        f"the checkpoint cannot be used, so the run starts again from its beginning. {why}",
-        RuntimeWarning,
-        stacklevel=3,
-    )
-    path.unlink()
-    return None
+    return f"was written by another version or for another run ({written[1]})"
 
 
 class _Training:
@@ -354,7 +336,6 @@ class _Training:
         recipe = self.recipe
         started = time.monotonic() - self.wall_seconds
         saved = told = time.monotonic()
-        told_step = self.step
         stopping = False
         while self.step < recipe.vector_steps:
             stopping = stopping or should_stop()
@@ -364,16 +345,15 @@ class _Training:
             now = time.monotonic()
             if progress is not None and (now - told >= 1.0 or self.step == recipe.vector_steps):
                 success = statistics.fmean(self.history[-1].val) if self.history else None
-                rate = (self.step - told_step) / max(now - told, 1e-9)
-                progress(self.step, recipe.vector_steps, rate, success)
-                told, told_step = now, self.step
+                progress(self.step, recipe.vector_steps, success)
+                told = now
             if not ended:
                 continue
             if self.step % recipe.evaluate_every == 0:
                 self._evaluate()
             if stopping or now - saved >= checkpoint_seconds:
                 self.wall_seconds = time.monotonic() - started
-                write_checkpoint(folder / CHECKPOINT, self.state_dict())
+                write_checkpoint(folder / CHECKPOINT, self.state_dict(), keep_previous=True)
                 saved = time.monotonic()
             if stopping:
                 raise RunInterrupted(f"stopped after step {self.step} of {recipe.vector_steps}")
@@ -455,7 +435,7 @@ class _Training:
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         write_json(folder / RESULT, result.to_json())
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        remove_checkpoints(folder / CHECKPOINT)
 
     # ------------------------------------------------------------------ state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,14 @@ from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "CheckpointError",
     "previous_checkpoint",
     "read_checkpoint",
     "remove_checkpoints",
+    "usable_checkpoint",
     "write_checkpoint",
 ]
 
@@ -98,3 +100,48 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a checkpoint")
     return state
+
+
+def usable_checkpoint(
+    path: str | os.PathLike[str], why_not: Callable[[Mapping[str, Any]], str | None]
+) -> dict[str, Any] | None:
+    """Return the last checkpoint that can be used, and warn where it is not the last one.
+
+    Where none can be used though there are some, all are removed.
+
+    Args:
+        path: The last one; the one before it is looked for too.
+        why_not: From a checkpoint to the reason why it cannot be used, None if it can.
+    """
+    path = Path(path)
+    reasons = []
+    for place in (path, previous_checkpoint(path)):
+        try:
+            state = read_checkpoint(place)
+        except FileNotFoundError:
+            continue
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        why = why_not(state)
+        if why is None:
+            if reasons:
+                _warn(
+                    "the last checkpoint cannot be used, so the run goes on from the one before "
+                    f"it, {place}. {'; '.join(reasons)}"
+                )
+                # Else the next write would put it in the place of the good one.
+                path.unlink(missing_ok=True)
+            return state
+        reasons.append(f"{place}: {why}")
+    if reasons:
+        _warn(
+            "the checkpoint cannot be used, so the run starts again from its beginning. "
+            f"{'; '.join(reasons)}"
+        )
+        remove_checkpoints(path)
+    return None
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=5)

@@ -7,7 +7,7 @@ is the same, bit for bit, as long as a run has the same number of threads.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,9 @@ class EngineError(ValueError):
 class Runner(Protocol):
     """What an engine that has been started offers."""
 
-    def __call__(self, queue: JobQueue, book: Book, stop_requested: Callable[[], bool], /) -> bool:
+    def __call__(
+        self, queue: JobQueue[Any], book: Book[Any], stop_requested: Callable[[], bool], /
+    ) -> bool:
         """Train the jobs of a queue.
 
         Args:

@@ -32,7 +32,7 @@ from ntkmtl.files import write_text
 from ntkmtl.training.engines import EngineError
 from ntkmtl.training.environment import cores, versions
 from ntkmtl.training.locks import RunBusyError
-from ntkmtl.training.workers import POLL_SECONDS, Book, Job, JobQueue, run_job
+from ntkmtl.training.workers import POLL_SECONDS, Book, JobQueue, Work, run_job
 
 if TYPE_CHECKING:
     from ntkmtl.problems.base import Problem
@@ -428,7 +428,7 @@ _problems: dict[str, Problem] = {}
 
 
 def _task(
-    job: Job, surroundings: _Surroundings, post: Any, number: int, attempt: int
+    job: Work, surroundings: _Surroundings, post: Any, number: int, attempt: int
 ) -> tuple[Any, ...]:
     """Train one run; return its last message."""
     line = _Line(post, number, attempt)
@@ -478,7 +478,7 @@ class _Attempt:
     """A run that has been given to Ray."""
 
     number: int
-    job: Job
+    job: Any
     count: int = 0
     begun: bool = False
     steps: int = 0
@@ -499,7 +499,9 @@ class _Runs:
         self.post: Any = None
         self.task: Any = None
 
-    def run(self, queue: JobQueue, book: Book, stop_requested: Callable[[], bool], /) -> bool:
+    def run(
+        self, queue: JobQueue[Any], book: Book[Any], stop_requested: Callable[[], bool], /
+    ) -> bool:
         """See :class:`ntkmtl.training.engines.Runner`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -539,7 +541,7 @@ class _Runs:
             ray.kill(self.post)
         return stopping and bool(book.open)
 
-    def _fill(self, queue: JobQueue) -> None:
+    def _fill(self, queue: JobQueue[Any]) -> None:
         room = self.engine._room() if self.engine.jobs is None else self.engine.jobs
         if room == 0 and not self.waits:
             self.say(f"No node has room for a run any more ({_nodes_in_words()}): waiting for one")
@@ -558,7 +560,7 @@ class _Runs:
         )
         self.active[reference] = attempt
 
-    def _listen(self, book: Book) -> None:
+    def _listen(self, book: Book[Any]) -> None:
         import ray
 
         attempts = {(a.number, a.count): a for a in self.active.values()}
@@ -574,7 +576,7 @@ class _Runs:
                 attempt.steps, attempt.deaths = message[1], 0
             book.take(number, attempt.job, message)
 
-    def _end(self, reference: Any, book: Book, stopping: bool) -> None:
+    def _end(self, reference: Any, book: Book[Any], stopping: bool) -> None:
         import ray
 
         attempt = self.active.pop(reference)

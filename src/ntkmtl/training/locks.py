@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run."""
+"""One process at a time in the folder of a run, or in that of several."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from ntkmtl.training.runs import remove_leftovers
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOCK", "RunBusyError", "alone_in"]
+__all__ = ["LOCK", "RunBusyError", "alone_among_runs", "alone_in"]
 
 LOCK = ".ntkmtl.lock"
 
@@ -21,7 +23,7 @@ PATIENCE = 10.0
 
 
 class RunBusyError(ValueError):
-    """Another process is training in the folder of a run."""
+    """Another process works in the folder of a run, or in that of several."""
 
 
 @contextlib.contextmanager
@@ -63,3 +65,38 @@ def alone_in(folder: Path) -> Iterator[None]:
             # A run that could not begin leaves nothing behind.
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+@contextlib.contextmanager
+def alone_among_runs(out: Path) -> Iterator[None]:
+    """Keep other processes out of a folder of runs, and clear away what killed ones left.
+
+    Args:
+        out: The folder, made if there is none.
+
+    Raises:
+        RunBusyError: Another process is in it; it is not waited for.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "runs"
+        >>> with alone_among_runs(folder), alone_among_runs(folder):  # doctest: +ELLIPSIS
+        ...     pass
+        Traceback (most recent call last):
+            ...
+        ntkmtl.training.locks.RunBusyError: another process is working in ...
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunBusyError(
+            f"another process is working in {out}; wait until it is done, or give another folder"
+        ) from error
+    try:
+        remove_leftovers(out)
+        yield
+    finally:
+        lock.release()

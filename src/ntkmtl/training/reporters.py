@@ -28,6 +28,9 @@ class Reporter:
     def run_progress(self, run: int, done: int) -> None:
         """So many steps of a run are done, those before a resume among them."""
 
+    def run_note(self, run: int, words: str) -> None:
+        """What a run has come to so far, in a few words."""
+
     def run_finished(self, run: int, seconds: float) -> None:
         """A run is complete."""
 
@@ -59,6 +62,7 @@ class PlainReporter(Reporter):
         self.labels: dict[int, str] = {}
         self.totals: dict[int, int] = {}
         self.done: dict[int, int] = {}
+        self.notes: dict[int, str] = {}
         self.began = self.last = time.monotonic()
 
     def start(self, runs: int, steps: int) -> None:
@@ -79,7 +83,12 @@ class PlainReporter(Reporter):
         if now - self.last >= self.every:
             self.last = now
             share = sum(self.done.values()) / max(1, self.steps)
-            self.message(f"{100 * share:.0f} % of all steps after {now - self.began:.0f} s")
+            notes = "".join(f"; {self.labels[n]}: {words}" for n, words in self.notes.items())
+            self.message(f"{100 * share:.0f} % of all steps after {now - self.began:.0f} s{notes}")
+
+    def run_note(self, run: int, words: str) -> None:
+        """See :meth:`Reporter.run_note`."""
+        self.notes[run] = words
 
     def run_finished(self, run: int, seconds: float) -> None:
         """See :meth:`Reporter.run_finished`."""
@@ -92,6 +101,7 @@ class PlainReporter(Reporter):
 
     def run_stopped(self, run: int) -> None:
         """See :meth:`Reporter.run_stopped`."""
+        self.notes.pop(run, None)
         self.message(f"{self.labels[run]}: stopped")
 
     def message(self, text: str) -> None:
@@ -100,6 +110,7 @@ class PlainReporter(Reporter):
 
     def _ended(self, run: int, text: str) -> None:
         self.finished += 1
+        self.notes.pop(run, None)
         self.last = time.monotonic()
         self.message(f"[{self.finished}/{self.runs}] {self.labels[run]}: {text}")
 
@@ -135,6 +146,7 @@ class RichReporter(Reporter):
         self.bars: dict[int, TaskID] = {}
         self.done: dict[int, int] = {}
         self.labels: dict[int, str] = {}
+        self.notes: dict[int, str] = {}
         self.overall: TaskID | None = None
 
     def start(self, runs: int, steps: int) -> None:
@@ -158,8 +170,14 @@ class RichReporter(Reporter):
             self.progress.reset(bar, completed=done)
         self.progress.update(bar, completed=done)
         speed = self.progress.tasks[self.progress.task_ids.index(bar)].speed
-        self.progress.update(bar, note="" if speed is None else f"{speed:.0f} steps/s")
+        said = [] if speed is None else [f"{speed:.0f} steps/s"]
+        said += [self.notes[run]] if self.notes.get(run) else []
+        self.progress.update(bar, note=", ".join(said))
         self._advance(run, done)
+
+    def run_note(self, run: int, words: str) -> None:
+        """See :meth:`Reporter.run_note`."""
+        self.notes[run] = words
 
     def run_finished(self, run: int, seconds: float) -> None:
         """See :meth:`Reporter.run_finished`."""

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from ntkmtl.files import atomic_write, write_json
 
 __all__ = [
+    "AGENT",
     "SCHEMA",
     "SINGLE_TASK",
     "Epoch",
@@ -67,7 +68,9 @@ RECORD = "record.json"
 """What :class:`ntkmtl.analysis.Recorder` kept, where a run was recorded."""
 STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
 REQUEST = "compare.json"
-FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, CONFIG)
+AGENT = "agent.pt"
+"""The trained agent, where one was trained by reinforcement."""
+FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, AGENT, CONFIG)
 """Names of every file that may stand in a run directory, in the order to remove them: what is left
 of a removal that was cut short must not pass for a complete run."""
 

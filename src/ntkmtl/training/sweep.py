@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
 from torch import nn
 
 from ntkmtl import weighting
@@ -24,6 +23,7 @@ from ntkmtl.training.checkpoints import remove_checkpoints
 from ntkmtl.training.distributed import launched
 from ntkmtl.training.engines import EngineError
 from ntkmtl.training.environment import cores
+from ntkmtl.training.locks import alone_among_runs
 from ntkmtl.training.lookup import find_problem
 from ntkmtl.training.recording import record_differences, record_settings
 from ntkmtl.training.reporters import Reporter
@@ -41,7 +41,6 @@ from ntkmtl.training.runs import (
     differences,
     load_run,
     read_config,
-    remove_leftovers,
     run_folder,
 )
 from ntkmtl.training.scores import read_baseline
@@ -61,7 +60,7 @@ from ntkmtl.training.workers import Failure, Job, run_jobs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from ntkmtl.problems.base import Problem
     from ntkmtl.training.engines import Engine
@@ -84,8 +83,6 @@ ALL_METHODS = "all"
 
 TUNED = "fixed"
 """The method whose task weights a tuning searches."""
-
-LOCK = ".ntkmtl.lock"
 
 
 class SweepError(ValueError):
@@ -622,9 +619,9 @@ def compare(
             processes on this machine if None.
 
     Raises:
-        SweepError: An unknown method, a wrong option, an impossible recipe, a folder in use or one
-            that holds other runs, or an engine that cannot be started. Nothing was trained or
-            changed.
+        SweepError: An unknown method, a wrong option, an impossible recipe, a folder that holds
+            other runs, or an engine that cannot be started. Nothing was trained or changed.
+        RunBusyError: Another process works in the folder.
         ProblemNotFoundError: There is no such problem, or it refuses its options.
         MissingExtraError: A method needs something that is not installed.
         RunFileError: A file of an earlier run is damaged.
@@ -641,7 +638,7 @@ def compare(
         reporter.message(notice)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     _plan(comparison, problem)
-    with _locked(Path(comparison.out)), contextlib.ExitStack() as stack:
+    with alone_among_runs(Path(comparison.out)), contextlib.ExitStack() as stack:
         todo = _plan(comparison, problem)
         if todo.conflicts and not overwrite:
             raise SweepError(_conflict_message(todo))
@@ -819,20 +816,3 @@ def _from_cache(job: Job, cache: BaselineCache, reporter: Reporter) -> bool:
         remove_checkpoints(job.folder / CHECKPOINT)
         (job.folder / FAILURE).unlink(missing_ok=True)
     return found
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SweepError(
-            f"another process is working in {out}; wait until it is done, or give another --out"
-        ) from error
-    try:
-        remove_leftovers(out)
-        yield
-    finally:
-        lock.release()

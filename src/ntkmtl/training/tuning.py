@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_json
 from ntkmtl.training.engines import EngineError
+from ntkmtl.training.locks import alone_among_runs
 from ntkmtl.training.lookup import find_problem
 from ntkmtl.training.reporters import Reporter
 from ntkmtl.training.runs import SCHEMA, SINGLE_TASK, STUDY, differences, run_folder
@@ -39,7 +40,6 @@ from ntkmtl.training.sweep import (
     Sweep,
     SweepError,
     _ended_trial,
-    _locked,
     _method_options,
     _Planner,
     _tasks,
@@ -163,7 +163,7 @@ def tune(
                 runner = stack.enter_context(engine.start(out, reporter().message))
             except EngineError as error:
                 raise SweepError(str(error)) from error
-        with _locked(out):
+        with alone_among_runs(out):
             _begin(studies, overwrite=overwrite)
         baselines = _Baselines(search, asked, problem)
         sweep = compare(
@@ -176,7 +176,7 @@ def tune(
         )
         if sweep.interrupted or sweep.failures:
             return sweep
-        with _locked(out):
+        with alone_among_runs(out):
             outcome = _Trials(search, asked, problem, studies, baselines.read()).run(
                 reporter(), runner
             )
@@ -371,7 +371,7 @@ class _Trials:
         self.searches = {name: _Optuna(study, search.seed) for name, study in studies.items()}
         self.parameters: dict[tuple[str, int], dict[str, float]] = {}
 
-    def run(self, reporter: Reporter, runner: Runner | None) -> Outcome:
+    def run(self, reporter: Reporter, runner: Runner | None) -> Outcome[Job]:
         """Try what has not been tried; a method whose trial fails is not searched further."""
         finished: list[Job] = []
         failures: list[Failure] = []
@@ -544,6 +544,9 @@ class _Shifted(Reporter):
 
     def run_progress(self, run: int, done: int) -> None:
         self.reporter.run_progress(run + self.by, done)
+
+    def run_note(self, run: int, words: str) -> None:
+        self.reporter.run_note(run + self.by, words)
 
     def run_finished(self, run: int, seconds: float) -> None:
         self.reporter.run_finished(run + self.by, seconds)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ntkmtl.files import write_json
 from ntkmtl.training.distributed import announced, follow, is_known_to_all, launched
@@ -39,18 +39,61 @@ __all__ = [
     "Job",
     "JobQueue",
     "Outcome",
+    "Work",
     "follow_jobs",
     "run_job",
     "run_jobs",
 ]
 
+STOP = "stop"
+"""What a worker process is sent to end its run, and itself."""
+
 POLL_SECONDS = 0.2
 """How often one who waits for runs looks around, in seconds."""
 
 
+class Work(Protocol):
+    """One run to be trained: what a queue, an engine and a reporter need to know of it."""
+
+    @property
+    def label(self) -> str:
+        """The run in a few words."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def steps(self) -> int:
+        """Number of its steps."""
+
+    @property
+    def after(self) -> tuple[Path, ...]:
+        """Folders of the runs that must be complete before this one can begin."""
+
+    @property
+    def trial(self) -> int | None:
+        """Number of the trial of a tuning, None for any other run."""
+
+    def train(self, problems: dict[str, Problem], show: Show, should_stop: Stop) -> None:
+        """Train it.
+
+        Args:
+            problems: Those that this process has made already, for runs that train on one.
+            show: Called with the steps that are done, and with a few words beside them.
+            should_stop: Asked often; True stops the run, with a checkpoint.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+
+
+WorkT = TypeVar("WorkT", bound=Work)
+
+
 @dataclass(frozen=True)
 class Job:
-    """One run to be trained.
+    """One run of a problem.
 
     Attributes:
         problem: Name of the problem, or ``module:Class``.
@@ -106,6 +149,29 @@ class Job:
         trial = "" if self.trial is None else f" trial {self.trial}"
         return f"{self.method}{task}{trial} seed {self.seed}"
 
+    def train(self, problems: dict[str, Problem], show: Show, should_stop: Stop) -> None:
+        """See :meth:`Work.train`."""
+        key = canonical_json([self.problem, dict(self.problem_options)])
+        if key not in problems:
+            problems[key] = find_problem(self.problem, self.problem_options)
+        train(
+            problems[key],
+            self.method,
+            self.seed,
+            self.folder,
+            recipe=self.recipe,
+            method_options=self.method_options,
+            single_task=self.task,
+            baseline=self.baseline,
+            threads=self.threads,
+            checkpoint_seconds=self.checkpoint_seconds,
+            progress=lambda done, total: show(done, ""),
+            should_stop=should_stop,
+            record=self.record,
+            device=self.device,
+            tracker=self.tracker,
+        )
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -125,7 +191,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[WorkT]):
     """What became of the jobs.
 
     Attributes:
@@ -134,12 +200,14 @@ class Outcome:
         interrupted: True if a stop was requested before all had ended.
     """
 
-    finished: tuple[Job, ...]
+    finished: tuple[WorkT, ...]
     failures: tuple[Failure, ...]
     interrupted: bool
 
 
 Send = Callable[[tuple[Any, ...]], None]
+Show = Callable[[int, str], None]
+Stop = Callable[[], bool]
 
 DIVERGENCE = ("NonFiniteError", "FloatingPointError")
 """Errors that are a result where settings are tried out: the same settings give the same again."""
@@ -149,15 +217,17 @@ class DependencyError(ValueError):
     """A run cannot begin, as one that it needs has failed."""
 
 
-def run_job(
-    job: Job, problems: dict[str, Problem], send: Send, should_stop: Callable[[], bool]
-) -> None:
-    """Train one run and send what happens: step, warning, then finished, stopped or failed."""
+def run_job(job: Work, problems: dict[str, Problem], send: Send, should_stop: Stop) -> None:
+    """Train one run and send what happens; its last word is finished, stopped or failed."""
     started = time.monotonic()
     last_sent = 0.0
+    last_words = ""
 
-    def progress(done: int, total: int) -> None:
-        nonlocal last_sent
+    def show(done: int, words: str) -> None:
+        nonlocal last_sent, last_words
+        if words != last_words:
+            last_words = words
+            send(("note", words))
         now = time.monotonic()
         if now - last_sent >= POLL_SECONDS / 2:
             last_sent = now
@@ -165,7 +235,7 @@ def run_job(
 
     try:
         with _warnings_sent(send), announced(job):
-            _train(job, problems, progress, should_stop)
+            job.train(problems, show, should_stop)
     except RunInterrupted:
         send(("stopped",))
     except Exception as error:
@@ -179,34 +249,6 @@ def run_job(
         send(("finished", time.monotonic() - started))
 
 
-def _train(
-    job: Job,
-    problems: dict[str, Problem],
-    progress: Callable[[int, int], None] | None,
-    should_stop: Callable[[], bool],
-) -> None:
-    key = canonical_json([job.problem, dict(job.problem_options)])
-    if key not in problems:
-        problems[key] = find_problem(job.problem, job.problem_options)
-    train(
-        problems[key],
-        job.method,
-        job.seed,
-        job.folder,
-        recipe=job.recipe,
-        method_options=job.method_options,
-        single_task=job.task,
-        baseline=job.baseline,
-        threads=job.threads,
-        checkpoint_seconds=job.checkpoint_seconds,
-        progress=progress,
-        should_stop=should_stop,
-        record=job.record,
-        device=job.device,
-        tracker=job.tracker,
-    )
-
-
 def follow_jobs(device: torch.device) -> None:
     """Train with the first process what it trains, in another one that was launched with it.
 
@@ -215,7 +257,7 @@ def follow_jobs(device: torch.device) -> None:
     """
     problems: dict[str, Problem] = {}
     with stop_requests() as requested:
-        follow(device, lambda job: _train(job, problems, None, requested))
+        follow(device, lambda job: job.train(problems, lambda done, words: None, requested))
 
 
 @contextmanager
@@ -230,27 +272,30 @@ def _warnings_sent(send: Send) -> Iterator[None]:
         yield
 
 
-class Book:
+class Book(Generic[WorkT]):
     """Takes what jobs send, tells the reporter, and keeps the outcome."""
 
     def __init__(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[WorkT],
         reporter: Reporter,
-        on_ended: Callable[[Job, float, str], None],
+        on_ended: Callable[[WorkT, float, str], None],
     ) -> None:
         self.reporter = reporter
         self.on_ended = on_ended
-        self.finished: list[Job] = []
+        self.finished: list[WorkT] = []
         self.failures: list[Failure] = []
         self.open = {job.folder for job in jobs}
         self.failed: dict[Path, str] = {}
 
-    def take(self, number: int, job: Job, message: tuple[Any, ...]) -> bool:
+    def take(self, number: int, job: WorkT, message: tuple[Any, ...]) -> bool:
         """Take a message; return True if it was the job's last."""
         kind, *content = message
         if kind == "step":
             self.reporter.run_progress(number, content[0])
+            return False
+        if kind == "note":
+            self.reporter.run_note(number, content[0])
             return False
         if kind == "warning":
             self.reporter.message(f"{job.label}: {content[0]}")
@@ -268,7 +313,7 @@ class Book:
         return True
 
     def _fail(
-        self, number: int, job: Job, error: str, message: str, trace: str, seconds: float
+        self, number: int, job: WorkT, error: str, message: str, trace: str, seconds: float
     ) -> None:
         if job.trial is not None and error in DIVERGENCE:
             self.finished.append(job)
@@ -293,15 +338,17 @@ class Book:
         self.reporter.run_failed(number, f"{error}: {message}")
 
 
-class JobQueue:
+class JobQueue(Generic[WorkT]):
     """The jobs that have not begun, some of which wait until others have ended."""
 
-    def __init__(self, jobs: Sequence[Job], book: Book, prepare: Callable[[Job], Job]) -> None:
+    def __init__(
+        self, jobs: Sequence[WorkT], book: Book[WorkT], prepare: Callable[[WorkT], WorkT]
+    ) -> None:
         self.pending = list(enumerate(jobs))
         self.book = book
         self.prepare = prepare
 
-    def next(self) -> tuple[int, Job] | None:
+    def next(self) -> tuple[int, WorkT] | None:
         """Return the next job that waits for nothing, with its number; None if all of them wait.
 
         Those that cannot begin, as a run that they need has failed, fail here.
@@ -329,14 +376,14 @@ class JobQueue:
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[WorkT],
     workers: int,
     reporter: Reporter,
     stop_requested: Callable[[], bool],
-    on_ended: Callable[[Job, float, str], None],
-    prepare: Callable[[Job], Job] = lambda job: job,
+    on_ended: Callable[[WorkT, float, str], None],
+    prepare: Callable[[WorkT], WorkT] = lambda job: job,
     runner: Runner | None = None,
-) -> Outcome:
+) -> Outcome[WorkT]:
     """Train runs, so many at a time; the failure of one does not stop the others.
 
     Args:
@@ -363,7 +410,7 @@ def run_jobs(
     return Outcome(tuple(book.finished), tuple(book.failures), interrupted)
 
 
-def _run_here(queue: JobQueue, book: Book, stop_requested: Callable[[], bool]) -> bool:
+def _run_here(queue: JobQueue[WorkT], book: Book[WorkT], stop_requested: Stop) -> bool:
     problems: dict[str, Problem] = {}
     while queue.pending:
         if stop_requested():
@@ -375,7 +422,10 @@ def _run_here(queue: JobQueue, book: Book, stop_requested: Callable[[], bool]) -
         ended: list[str] = []
 
         def send(
-            message: tuple[Any, ...], number: int = number, job: Job = job, ended: list[str] = ended
+            message: tuple[Any, ...],
+            number: int = number,
+            job: WorkT = job,
+            ended: list[str] = ended,
         ) -> None:
             if book.take(number, job, message):
                 ended.append(message[0])
@@ -447,15 +497,15 @@ def _serve(connection: Connection) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        if not isinstance(job, Job):
+        if job == STOP:
             return
         run_job(job, problems, send, should_stop)
 
 
 def _run_in_processes(
-    queue: JobQueue, count: int, book: Book, stop_requested: Callable[[], bool]
+    queue: JobQueue[WorkT], count: int, book: Book[WorkT], stop_requested: Stop
 ) -> bool:
-    active: dict[_Worker, tuple[int, Job]] = {}
+    active: dict[_Worker, tuple[int, WorkT]] = {}
     idle: list[_Worker] = []
     stopping = False
 
@@ -478,7 +528,7 @@ def _run_in_processes(
             if stop_requested() and not stopping:
                 stopping = True
                 for worker in active:
-                    worker.send("stop")
+                    worker.send(STOP)
             for worker in [w for w in active if w.connection in ready]:
                 died = False
                 message: tuple[Any, ...]
