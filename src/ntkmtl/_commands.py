@@ -69,6 +69,14 @@ Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.", file_ok
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
 ]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")]
+SeedList = Annotated[
+    str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
+]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
 LearningRate = Annotated[
@@ -256,14 +264,9 @@ def compare(
             help="Names that `ntkmtl methods` lists, with commas between them, or all.",
         ),
     ] = "ls,ntkmtl,ntkmtl-sr",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")] = 3,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
-    ] = None,
+    seeds: Seeds = 3,
+    seed_list: SeedList = None,
+    jobs: Jobs = None,
     out: Out = Path("runs"),
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -330,7 +333,7 @@ def compare(
     if problem == "mt10":
         from ntkmtl._reinforce_command import compare_mt10
 
-        numbers = list(range(seeds)) if seed_list is None else _numbers(seed_list)
+        numbers = _seeds(seeds, seed_list)
         with _refusing():
             chosen = _engine(engine, ray_address, ray_cpus, ray_gpus, jobs)
         compare_mt10(
@@ -346,7 +349,7 @@ def compare(
         comparison = Comparison(
             problem=problem,
             methods=_names(methods),
-            seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
+            seeds=_seeds(seeds, seed_list),
             out=out,
             jobs=jobs or (cores() if launched() == 1 else 1),
             problem_options={
@@ -588,6 +591,14 @@ def _exit_as(sweep: Sweep) -> None:
         raise typer.Exit(FAILED)
 
 
+def _trained(comparison: Comparison, *, overwrite: bool) -> Sweep:
+    """Train; end the command where runs failed or it was stopped."""
+    with _refusing():
+        sweep = _sweep(comparison, overwrite=overwrite)
+    _exit_as(sweep)
+    return sweep
+
+
 def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
     if as_json:
         _print_json(
@@ -698,11 +709,15 @@ def problems(as_json: Json = False) -> None:
     """List the problems, with one line each."""
     from ntkmtl import problems as registry
 
-    specs = registry.specs()
+    found = [(spec.name, spec.summary) for spec in registry.specs()]
+    # Agents are no Problem, but `ntkmtl compare mt10` is asked for in the same way.
+    found.append(
+        ("mt10", "10 tasks of a robot arm, Meta-World's MT10, by multi-task Soft Actor-Critic")
+    )
     if as_json:
-        _print_json([{"name": spec.name, "summary": spec.summary} for spec in specs])
+        _print_json([{"name": name, "summary": summary} for name, summary in found])
     else:
-        _print_columns([(spec.name, spec.summary) for spec in specs])
+        _print_columns(found)
 
 
 @app.command()
@@ -836,6 +851,11 @@ def _numbers(text: str) -> list[int]:
         return [int(number) for number in _names(text)]
     except ValueError:
         _refuse(f"--seed-list takes whole numbers with commas between them. Found {text!r}.")
+
+
+def _seeds(count: int, listed: str | None) -> list[int]:
+    """Return the seeds that --seed-list names, or else 0 to ``count`` - 1."""
+    return list(range(count)) if listed is None else _numbers(listed)
 
 
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
