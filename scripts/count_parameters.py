@@ -1,4 +1,4 @@
-"""Print how many parameters each architecture has on the problems of images, as Markdown tables.
+"""Print how many parameters each architecture has on images and molecules, as Markdown tables.
 
     python scripts/count_parameters.py
 
@@ -24,6 +24,11 @@ from ntkmtl.problems.celeba._network import head as face_head
 from ntkmtl.problems.celeba._problem import PARTS
 from ntkmtl.problems.cityscapes import Cityscapes
 from ntkmtl.problems.nyuv2 import NYUv2
+from ntkmtl.problems.qm9 import QM9
+from ntkmtl.problems.qm9._network import Network
+from ntkmtl.problems.qm9._network import backbone as molecule_backbone
+from ntkmtl.problems.qm9._network import head as molecule_head
+from ntkmtl.problems.qm9._problem import PARTS as MOLECULE_PARTS
 
 RECIPES = ("paper", "small")
 NAMES = ("mtan", *architectures.names())
@@ -51,12 +56,24 @@ def faces(recipe: str, name: str) -> MultiTaskModel | None:
     return architectures.choose(name).build(trunk, makers)
 
 
+def molecules(recipe: str, name: str) -> MultiTaskModel | None:
+    """Make the network of an architecture with its default settings; MTAN is none of them."""
+    if name not in architectures.names():
+        return None
+    part, tasks = MOLECULE_PARTS[recipe], len(QM9.tasks)
+    if name == "hard":
+        return Network(tasks, part.width, part.hidden)
+    trunk = molecule_backbone(part.width, part.hidden)
+    return architectures.choose(name).build(trunk, [partial(molecule_head, part.width)] * tasks)
+
+
 COLUMNS: dict[str, Callable[[str], MultiTaskModel | None]] = {
     f"{problem.name}, {recipe}": partial(make, recipe)
     for problem, make in (
         (NYUv2, partial(dense, NYUv2)),
         (Cityscapes, partial(dense, Cityscapes)),
         (CelebA, faces),
+        (QM9, molecules),
     )
     for recipe in RECIPES
 }

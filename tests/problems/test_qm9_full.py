@@ -406,6 +406,7 @@ def test_parameters_follow_from_the_published_definition(problem: QM9) -> None:
     published = problem.model()
     assert sum(p.numel() for p in published.parameters()) == count(32, 32, 11)
     problem_paper = object.__new__(QM9)
+    problem_paper._architecture = problem._architecture
     problem_paper._part = dataclasses.replace(problem._part, width=64, hidden=128)
     model = problem_paper.model()
     assert sum(p.numel() for p in model.parameters()) == 617_675

@@ -67,6 +67,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
         "split": _code("at random, another for each seed"),
         "width": _code(64),
         "hidden units": _code(128),
+        "network": _code("hard"),
         "targets": _code("standardised"),
         "tested": _code("network of the epoch that is best in validation"),
     },

@@ -13,8 +13,10 @@ from ntkmtl.problems.base import MultiTaskModel
 
 __all__ = [
     "DENSE_TASKS",
+    "AtomStates",
     "CelebANetwork",
     "MessagePassingNetwork",
+    "MoleculeReadout",
     "Molecules",
     "SegNetMTAN",
     "TransformerNetwork",
@@ -445,14 +447,24 @@ class MessagePassingNetwork(MultiTaskModel):
 
     def represent(self, batch: Molecules) -> Tensor:
         """Return z, shape (B, width)."""
-        present = batch.present[:, :, None]
-        state = torch.relu(self.embed(batch.nodes)) * present
-        hidden = self.convolve.of_edges(batch.edges, batch.linked)
-        for _ in range(self.rounds):
-            message = torch.relu(self.convolve(state, hidden, batch.linked))
-            state = self.update(message.flatten(0, 1), state.flatten(0, 1)).view_as(state) * present
-        features: Tensor = torch.relu(self.last(self.readout(state, batch.present)))
-        return features
+        states = _passed(batch, self.embed, self.convolve, self.update, self.rounds)
+        return _read_out(states, batch.present, self.readout, self.last)
+
+    def stages(self) -> tuple[AtomStates, MoleculeReadout]:
+        """Return the trunk in two modules, which hold its layers: up to atoms, and from atoms to z.
+
+        Example:
+            >>> network = MessagePassingNetwork(heads=0, width=8, hidden=16)
+            >>> batch = random_molecules(3, atoms=5)
+            >>> atoms, molecule = network.stages()
+            >>> z = molecule(atoms(batch), batch.present)
+            >>> bool((z == network.represent(batch)).all())
+            True
+        """
+        return (
+            AtomStates(self.embed, self.convolve, self.update, self.rounds),
+            MoleculeReadout(self.readout, self.last),
+        )
 
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Return one number per molecule and property: k tensors of shape (B,)."""
@@ -462,6 +474,66 @@ class MessagePassingNetwork(MultiTaskModel):
         """Yield all parameters but the heads'."""
         for module in (self.embed, self.convolve, self.update, self.readout, self.last):
             yield from module.parameters()
+
+
+class AtomStates(nn.Module):
+    """The first part of a :class:`MessagePassingNetwork`: embedding and message passing.
+
+    Args:
+        embed: The linear embedding.
+        convolve: The edge-conditioned convolution.
+        update: The gated recurrent unit.
+        rounds: Rounds of message passing.
+    """
+
+    def __init__(
+        self, embed: nn.Linear, convolve: _EdgeConvolution, update: nn.GRUCell, rounds: int
+    ) -> None:
+        super().__init__()
+        self.rounds = rounds
+        self.embed, self.convolve, self.update = embed, convolve, update
+
+    def forward(self, batch: Molecules) -> Tensor:
+        """Return the atoms' states, shape (B, N, width), 0 in the padding."""
+        return _passed(batch, self.embed, self.convolve, self.update, self.rounds)
+
+
+class MoleculeReadout(nn.Module):
+    """The second part of a :class:`MessagePassingNetwork`: the readout and the last linear layer.
+
+    Args:
+        readout: The set-to-set readout.
+        last: The linear layer.
+    """
+
+    def __init__(self, readout: _Set2Set, last: nn.Linear) -> None:
+        super().__init__()
+        self.readout, self.last = readout, last
+
+    def forward(self, states: Tensor, present: Tensor) -> Tensor:
+        """Return z, shape (B, width), of states (B, N, width) and of what atoms there are."""
+        return _read_out(states, present, self.readout, self.last)
+
+
+def _passed(
+    batch: Molecules,
+    embed: nn.Linear,
+    convolve: _EdgeConvolution,
+    update: nn.GRUCell,
+    rounds: int,
+) -> Tensor:
+    present = batch.present[:, :, None]
+    state = torch.relu(embed(batch.nodes)) * present
+    hidden = convolve.of_edges(batch.edges, batch.linked)
+    for _ in range(rounds):
+        message = torch.relu(convolve(state, hidden, batch.linked))
+        state = update(message.flatten(0, 1), state.flatten(0, 1)).view_as(state) * present
+    return state
+
+
+def _read_out(states: Tensor, present: Tensor, readout: _Set2Set, last: nn.Linear) -> Tensor:
+    features: Tensor = torch.relu(last(readout(states, present)))
+    return features
 
 
 class _EdgeConvolution(nn.Module):

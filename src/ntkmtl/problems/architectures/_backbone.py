@@ -56,6 +56,7 @@ class Backbone:
     gate_width: int
     read: Callable[[Any], Any] = _whole
     carry: Callable[[int, Any, Tensor], Any] | None = None
+    seen: Callable[[int, Any, Tensor], Tensor] | None = None
 
     def encoder(self) -> nn.Module:
         """Make one encoder, from what the first stage reads to z."""
@@ -72,6 +73,16 @@ class Backbone:
         if self.carry is None or number == len(self.widths) - 1:
             return said
         return self.carry(number, read, said)
+
+    def gated(self, number: int, read: Any, said: Tensor) -> Tensor:
+        """Return what gates after a stage read, shape (b, width of the stage's output).
+
+        Args:
+            number: The stage's, from 0.
+            read: What it read.
+            said: Its output, or the mixture of outputs that stands for it.
+        """
+        return pooled(said) if self.seen is None else self.seen(number, read, said)
 
     def made(self) -> list[nn.Module]:
         """Make the stages of one encoder.

@@ -257,10 +257,12 @@ class PLE(Architecture):
         gates, shared_x, shared_read = [read] * k, x, read
         for number, level in enumerate(self.levels):
             outputs, mixture = level(xs, gates, shared_x, shared_read)
-            xs = [self.backbone.after(number, *pair) for pair in zip(xs, outputs, strict=True)]
+            pairs = list(zip(xs, outputs, strict=True))
             if mixture is not None:
-                gates, shared_read = [pooled(said) for said in outputs], pooled(mixture)
+                gates = [self.backbone.gated(number, *pair) for pair in pairs]
+                shared_read = self.backbone.gated(number, shared_x, mixture)
                 shared_x = self.backbone.after(number, shared_x, mixture)
+            xs = [self.backbone.after(number, *pair) for pair in pairs]
         return xs
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:

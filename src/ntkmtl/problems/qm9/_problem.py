@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.problems._prepared import data_folder, last_change
@@ -23,14 +23,14 @@ from ntkmtl.problems._supervised import (
     positions,
     shuffled,
 )
+from ntkmtl.problems.architectures import choose
 from ntkmtl.problems.base import Metric, MultiTaskModel, Recipe, Split
-from ntkmtl.problems.networks import MessagePassingNetwork
-from ntkmtl.problems.networks import Molecules as Graphs
+from ntkmtl.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.problems.qm9._sources import COLUMNS, Molecules
 from ntkmtl.problems.qm9._store import HOW, load
 from ntkmtl.problems.qm9_mini._data import TARGETS
 
-__all__ = ["QM9", "Batch", "Graphs", "Targets", "graphs"]
+__all__ = ["PARTS", "QM9", "Batch", "Graphs", "Targets", "graphs"]
 
 Targets = Literal["standardised", "raw"]
 
@@ -52,23 +52,11 @@ class _Part:
     hidden: int
 
 
-_PARTS = {
+PARTS = {
     "paper": _Part(test=10_000, val=10_000, train=None, width=64, hidden=128),
     "small": _Part(test=1_000, val=500, train=3_000, width=32, hidden=32),
 }
 PAPER_TRAIN = 110_831
-
-
-class Batch(NamedTuple):
-    """b molecules.
-
-    Attributes:
-        graphs: Atoms and pairs of atoms as the network takes them.
-        targets: What the heads shall say, float32 of shape (b, 11).
-    """
-
-    graphs: Graphs
-    targets: Tensor
 
 
 def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
@@ -166,9 +154,14 @@ class QM9(ColumnsProblem):
         targets: ``"standardised"`` trains on targets of mean 0 and standard deviation 1 over the
             training molecules; ``"raw"`` on D, a0^3, eV, a0^2 and cal/(mol K) as they are.
         data: Folder of the prepared data. If None: ``$NTKMTL_DATA/qm9``, or in the user's cache.
+        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
+            ``ple`` or ``dselect-k``. Encoders and experts are whole message-passing networks, for
+            ``ple`` in two levels, atoms and molecule. See :mod:`ntkmtl.problems.architectures`.
+        architecture_options: Settings of the architecture, as a mapping.
 
     Raises:
-        ValueError: An option is unknown, the data are damaged, or there are too few molecules.
+        ValueError: An option is unknown or out of range, the data are damaged, or there are too few
+            molecules.
         DataMissingError: The data have not been prepared.
     """
 
@@ -213,12 +206,15 @@ class QM9(ColumnsProblem):
         recipe: str = "paper",
         targets: Targets = "standardised",
         data: str | None = None,
+        architecture: str = "hard",
+        architecture_options: Mapping[str, Any] | None = None,
     ) -> None:
         self.recipe = chosen_recipe(self.recipes, recipe)
+        self._architecture = choose(architecture, architecture_options)
         if targets not in get_args(Targets):
             known = " or ".join(map(repr, get_args(Targets)))
             raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
-        self._part = _PARTS[recipe]
+        self._part = PARTS[recipe]
         self._targets = targets
         folder = data_folder("qm9", data)
         self._molecules, self._sha256, order = _load(folder, last_change(folder))
@@ -232,6 +228,9 @@ class QM9(ColumnsProblem):
         self._properties = properties
         self._labels = ((properties - self._centre) / self._scale).float()
         self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
+        # Settings that do not fit are refused now, at no cost.
+        with torch.device("meta"):
+            self.model()
 
     def _split(self, order: Tensor, recipe: str, folder: Path) -> dict[Split, Tensor]:
         part = self._part
@@ -255,6 +254,7 @@ class QM9(ColumnsProblem):
             "width": self._part.width,
             "hidden": self._part.hidden,
             "loss": "mse",
+            **self._architecture.options,
         }
 
     def _take(self, rows: Tensor) -> Batch:
@@ -264,16 +264,18 @@ class QM9(ColumnsProblem):
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialised network.
 
-        See :class:`~ntkmtl.problems.networks.MessagePassingNetwork`.
+        See :class:`~ntkmtl.problems.networks.MessagePassingNetwork`; other architectures are over
+        its trunk.
 
         Raises:
             ValueError: A task is unknown or named twice.
         """
-        heads = len(positions(self.tasks, tasks))
-        model = _Network(heads, width=self._part.width, hidden=self._part.hidden)
-        # torch_geometric's NNConv starts with a bias of zero.
-        nn.init.zeros_(model.convolve.root.bias)
-        return model
+        count, part = len(positions(self.tasks, tasks)), self._part
+        if self._architecture.name == "hard":
+            return Network(count, part.width, part.hidden)
+        return self._architecture.build(
+            backbone(part.width, part.hidden), [partial(head, part.width)] * count
+        )
 
     @staticmethod
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
@@ -307,6 +309,8 @@ class QM9(ColumnsProblem):
         """Return one paragraph on data and network."""
         sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
+        hard = self._architecture.name == "hard"
+        said = "" if hard else f"Architecture {self._architecture.describe()}. "
         return (
             f"Molecules of QM9 ({sizes[0]} for training, {sizes[1]} for validation, {sizes[2]} for "
             "testing) and the 11 properties of the literature's benchmark, "
@@ -314,16 +318,9 @@ class QM9(ColumnsProblem):
             "with kinds of bonds and distances on its edges: a linear embedding, three rounds of "
             f"edge-conditioned convolution and gated recurrent unit at width {self._part.width}, a "
             "set-to-set readout, and one linear head per property; "
-            f"{parameters:,} parameters. Errors are mean absolute errors on the test molecules."
+            f"{parameters:,} parameters. {said}"
+            "Errors are mean absolute errors on the test molecules."
         )
-
-
-class _Network(MessagePassingNetwork):
-    """The network on batches of the problem."""
-
-    def represent(self, batch: Batch | Graphs) -> Tensor:
-        """Return z of a batch, or of its graphs."""
-        return super().represent(batch.graphs if isinstance(batch, Batch) else batch)
 
 
 assert tuple(target.task for target in TARGETS) == COLUMNS
