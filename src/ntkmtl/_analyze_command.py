@@ -12,22 +12,24 @@ import typer
 from ntkmtl._commands import (
     BatchSize,
     Epochs,
+    Jobs,
     Json,
     LearningRate,
     Minibatches,
     Overwrite,
     ProblemOption,
-    _exit_as,
+    SeedList,
+    Seeds,
     _find_modules_here,
     _names,
-    _numbers,
     _options,
     _print_columns,
     _print_json,
     _refuse,
     _refusing,
     _say,
-    _sweep,
+    _seeds,
+    _trained,
     app,
 )
 
@@ -56,10 +58,8 @@ def analyze(
     methods: Annotated[
         str, typer.Option("--methods", help="Methods to train, with commas between them.")
     ] = "ls,ntkmtl-sr",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")] = 1,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
-    ] = None,
+    seeds: Seeds = 1,
+    seed_list: SeedList = None,
     every: Annotated[
         int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
     ] = 10,
@@ -80,10 +80,7 @@ def analyze(
             show_default="as few as do not conflict on average",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
-    ] = None,
+    jobs: Jobs = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the runs of a problem.", file_okay=False)
     ] = Path("analysis"),
@@ -123,7 +120,7 @@ def analyze(
             comparison = Comparison(
                 problem=target,
                 methods=_names(methods),
-                seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
+                seeds=_seeds(seeds, seed_list),
                 out=out,
                 jobs=jobs or cores(),
                 problem_options=_options(problem_option or []),
@@ -134,8 +131,7 @@ def analyze(
                 single_task_baselines=False,
                 record={"every": every, "source": source.value},
             )
-            sweep = _sweep(comparison, overwrite=overwrite)
-        _exit_as(sweep)
+        sweep = _trained(comparison, overwrite=overwrite)
         folder, page = out / folder_name(sweep.problem), out / "analysis.html"
         chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
     page = output or page

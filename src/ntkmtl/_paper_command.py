@@ -13,14 +13,14 @@ from ntkmtl._commands import (
     FAILED,
     BatchSize,
     Epochs,
+    Jobs,
     Json,
     LearningRate,
     Overwrite,
     ProblemOption,
-    _exit_as,
+    SeedList,
     _find_modules_here,
     _names,
-    _numbers,
     _options,
     _print_columns,
     _print_grid,
@@ -28,7 +28,8 @@ from ntkmtl._commands import (
     _refuse,
     _refusing,
     _say,
-    _sweep,
+    _seeds,
+    _trained,
     app,
 )
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from ntkmtl.paper._exhibits import Exhibit
     from ntkmtl.paper._figures import Drawn
     from ntkmtl.paper._runs import Measured, Prepared
-    from ntkmtl.training.sweep import Comparison
 
 __all__ = ["paper"]
 
@@ -105,9 +105,7 @@ def paper(
         int | None,
         typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.", show_default="3"),
     ] = None,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
-    ] = None,
+    seed_list: SeedList = None,
     stl: Annotated[
         Baselines | None,
         typer.Option(
@@ -116,10 +114,7 @@ def paper(
             show_default="trained",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
-    ] = None,
+    jobs: Jobs = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -246,6 +241,7 @@ def paper(
         return
     if recomputed:
         _refuse("--recomputed is for the published table alone: leave --recipe and --problem out")
+    layout = "json" if as_json else (format or Layout.text).value
     if exhibit.name == "table4":
         known = (
             "--methods",
@@ -262,11 +258,11 @@ def paper(
         _run_table4(
             recipe or "",
             exhibit.methods if methods is None else _names(methods),
-            _numbers(seed_list) if seed_list is not None else list(range(seeds or 3)),
+            _seeds(seeds or 3, seed_list),
             out or Path("paper-runs"),
             jobs,
             overwrite,
-            "json" if as_json else (format or Layout.text).value,
+            layout,
         )
         return
     with _refusing(ValueError):
@@ -279,7 +275,7 @@ def paper(
             recipe=recipe,
             problem=problem,
             methods=None if methods is None else _names(methods),
-            seeds=_numbers(seed_list) if seed_list is not None else list(range(seeds or 3)),
+            seeds=_seeds(seeds or 3, seed_list),
             out=out or Path("paper-runs"),
             jobs=jobs or cores(),
             data=data_dir,
@@ -291,9 +287,7 @@ def paper(
         )
         prepared = prepare(exhibit, request)
     if exhibit.kind == "table":
-        _run_table(
-            exhibit, prepared, overwrite, "json" if as_json else (format or Layout.text).value
-        )
+        _run_table(exhibit, prepared, overwrite, layout)
         return
     wanted = None if ns is None else _counts(ns)
     if exhibit.number == 2:
@@ -467,13 +461,6 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
 # Runs
 
 
-def _train(comparison: Comparison, overwrite: bool) -> None:
-    """Train; end the command where runs failed or it was stopped."""
-    with _refusing():
-        sweep = _sweep(comparison, overwrite=overwrite)
-    _exit_as(sweep)
-
-
 def _read(prepared: Prepared) -> Measured:
     with _refusing(ValueError):
         from ntkmtl.paper._runs import measured
@@ -483,7 +470,7 @@ def _read(prepared: Prepared) -> Measured:
 
 def _run_table(exhibit: Exhibit, prepared: list[Prepared], overwrite: bool, format: str) -> None:
     for one in prepared:
-        _train(one.comparison(), overwrite)
+        _trained(one.comparison(), overwrite=overwrite)
     found = [_read(one) for one in prepared]
     with _refusing(ValueError):
         from ntkmtl.paper._sidebyside import render, side_by_side
@@ -546,7 +533,7 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
         total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
         record = {"every": every or max(1, total // 60), "source": "exact"}
         comparison = replace(comparison, record=record)
-    _train(comparison, overwrite)
+    _trained(comparison, overwrite=overwrite)
     with _refusing(ValueError):
         from ntkmtl.analysis._study import read_study
         from ntkmtl.paper._figures import eigenvalues
@@ -575,7 +562,7 @@ def _figure3(exhibit: Exhibit, prepared: Prepared, ns: list[int], overwrite: boo
         own = n == prepared.problem.recipe.minibatches
         one = prepared if own else prepared.variant(f"n{n}")
         _say(f"n = {n}: {one.folder}")
-        _train(one.comparison({method: {"minibatches": n}}), overwrite)
+        _trained(one.comparison({method: {"minibatches": n}}), overwrite=overwrite)
         found[n] = _read(one)
     with _refusing(ValueError):
         from ntkmtl.paper._figures import ablation

@@ -15,18 +15,21 @@ from ntkmtl._commands import (
     EngineName,
     EngineOption,
     Json,
+    Out,
     Overwrite,
     RayAddress,
     RayCpus,
     RayGpus,
+    SeedList,
+    Seeds,
     _engine,
     _names,
-    _numbers,
     _print_json,
     _refuse,
     _refusing,
     _say,
     _say_failures,
+    _seeds,
     app,
 )
 
@@ -48,10 +51,8 @@ def reinforce(
             help="Rows of Table 4 (mtl-sac, mh-sac, ...) or other methods, with commas between.",
         ),
     ] = "mtl-sac,ntkmtl",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")] = 1,
-    seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
-    ] = None,
+    seeds: Seeds = 1,
+    seed_list: SeedList = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -61,9 +62,7 @@ def reinforce(
             show_default="1; with --engine ray as many as there is room for",
         ),
     ] = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)
-    ] = Path("runs-mt10"),
+    out: Out = Path("runs-mt10"),
     vector_steps: Annotated[
         int | None,
         typer.Option("--vector-steps", min=1, help="Instead of the recipe's; fewer is reduced."),
@@ -94,7 +93,7 @@ def reinforce(
     train_rows(
         recipe,
         _names(methods),
-        list(range(seeds)) if seed_list is None else _numbers(seed_list),
+        _seeds(seeds, seed_list),
         out,
         jobs=jobs or 1,
         vector_steps=vector_steps,

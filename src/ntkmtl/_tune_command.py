@@ -15,6 +15,7 @@ from ntkmtl._commands import (
     EngineName,
     EngineOption,
     Epochs,
+    Jobs,
     Json,
     Minibatches,
     Out,
@@ -34,10 +35,10 @@ from ntkmtl._commands import (
     _given,
     _method_settings,
     _names,
-    _numbers,
     _options,
     _refuse,
     _refusing,
+    _seeds,
     _show_sweep,
     app,
 )
@@ -72,10 +73,7 @@ def tune(
     seed_list: Annotated[
         str | None, typer.Option("--seed-list", help="Final seeds with commas between them.")
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
-    ] = None,
+    jobs: Jobs = None,
     out: Out = Path("runs"),
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -129,7 +127,7 @@ def tune(
         comparison = Comparison(
             problem=problem,
             methods=_names(methods),
-            seeds=list(range(seeds)) if seed_list is None else _numbers(seed_list),
+            seeds=_seeds(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
             problem_options={

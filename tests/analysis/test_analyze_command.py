@@ -130,6 +130,7 @@ def test_without_records_it_says_how_to_record() -> None:
         (["analyze", "."], "no complete run"),
         (["analyze", TOY, "--methods", "nash"], "unknown method 'nash'"),
         (["analyze", TOY, "--every", "0"], "--every"),
+        (["analyze", TOY, "--seed-list", "1,x"], "--seed-list takes whole numbers"),
         (["analyze", TOY, "--source", "other"], "other"),
         (["compare", TOY, "--record", "0"], "--record"),
     ],

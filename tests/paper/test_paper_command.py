@@ -355,6 +355,7 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
         (["table7", *RUN, "--methods", "nash"], "unknown method 'nash'"),
         (["table7", *RUN, "--methods", "stl"], "ntkmtl compare PROBLEM --methods stl"),
         (["table7", *RUN, "--data", "missing"], "missing is not there"),
+        (["table7", *RUN, "--seed-list", "1,x"], "--seed-list takes whole numbers"),
         (["table7", "--problem", STAND_IN, "--recipe", "big"], "Found recipe='big'"),
         (["table7", "--problem", "qm9-mini", "--recipe", "small"], "has no option 'recipe'"),
         (["table3", *RUN, "--stl", "published"], "prints no STL for miou, abs_error, rel_error"),

@@ -137,6 +137,7 @@ def test_the_command_refuses_what_there_is_not(tmp_path: Path) -> None:
     for arguments, message in (
         (["--recipe", "gpu"], "unknown recipe 'gpu'; there are paper, cpu-mt10, cpu-mt4"),
         (["--methods", "ntkmlt"], "did you mean 'ntkmtl'"),
+        (["--seed-list", "1,x"], "--seed-list takes whole numbers"),
         (["--vector-steps", "1000"], "vector_steps must be a multiple of evaluate_every"),
         (["--no-train"], "holds no finished runs"),
     ):
