@@ -657,7 +657,12 @@ class Balancer:
         step.kernel = kernel
         eigenvalues = None
         if self.weighting.reads == "eigenvalues":
-            eigenvalues = self._smooth(kernel.max_eigenvalues(), step)
+            solved = (
+                kernel.max_eigenvalues()
+                if step.ranks is None
+                else step.ranks.max_eigenvalues(kernel)
+            )
+            eigenvalues = self._smooth(solved, step)
             weights = self._weigh_eigenvalues(eigenvalues, step)
         elif self.weighting.reads == "gramian" and self.ema:
             smooth = self._smooth(kernel.gramian(), step)

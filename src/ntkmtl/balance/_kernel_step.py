@@ -26,6 +26,7 @@ from ntkmtl.kernel._autograd import (
 from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._partition import Partition, require_counts
 from ntkmtl.kernel._probe import kernel_from_slopes
+from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import (
     cut_graph,
     exact_kernel,
@@ -171,8 +172,9 @@ class KernelStep:
         jacobian = None
         known = with_zeros(gradients, self.whole, step)
         everywhere = self.whole.select(step.present)
+        ranks, joint = joined_ranks(balancer, step, partition.shares)
         if balancer.source != "exact":
-            kernel = self._kernel_of_features(known, everywhere, full)
+            kernel = self._kernel_of_features(known, everywhere, full, ranks)
         else:
             parameters = self.shared
             # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
@@ -187,15 +189,14 @@ class KernelStep:
                 partition.shares,
                 full=full,
                 keep=keep,
-                ranks=step.ranks,
+                ranks=ranks,
             )
-        if step.ranks is not None:
-            shares = partition.shares.expand(len(step.present), -1)
-            kernel = kernel.with_shares(step.ranks.shares(shares, step.has_label))
+        if joint is not None:
+            kernel = kernel.with_shares(joint)
         return kernel, jacobian
 
     def _kernel_of_features(
-        self, gradients: TaskGradients, features: Features, full: bool
+        self, gradients: TaskGradients, features: Features, full: bool, ranks: Ranks | None
     ) -> ExtendedNTK:
         """Return the kernel of the features, probes, or the former corrected by the latter."""
         balancer, step, partition = self.balancer, self.step, self.partition
@@ -217,7 +218,7 @@ class KernelStep:
             inputs=inputs,
             constant=constant,
             full=full,
-            ranks=step.ranks,
+            ranks=ranks,
         )
         correction = balancer._correction
         if balancer.source != "probe" or correction is None:
@@ -474,17 +475,18 @@ def backward_around_features(
         combined, weights = step.unscaled(balancer.weighting.combine, matrix)
     elif weights is None:
         full = balancer.weighting.reads != "eigenvalues"
+        one = torch.ones(1, 1, dtype=torch.float64)
+        ranks, joint = joined_ranks(balancer, step, one)
         kernel, jacobian = exact_kernel(
             row,
             k,
-            torch.ones(1, 1, dtype=torch.float64),
+            one,
             full=full,
             keep=not ordinary and may_keep(balancer, shared, step, full),
-            ranks=step.ranks,
+            ranks=ranks,
         )
-        if step.ranks is not None:
-            ones = torch.ones(k, 1, dtype=torch.float64)
-            kernel = kernel.with_shares(step.ranks.shares(ones, step.has_label))
+        if joint is not None:
+            kernel = kernel.with_shares(joint)
         weights, eigenvalues = balancer._observe(kernel, step)
     factor = shared_factor(balancer, step)
     if ordinary and combined is None and factor == 1.0:
@@ -508,6 +510,33 @@ def backward_around_features(
         plain_backward(step.losses, (weights * factor)[step.local], inputs=shared)
     clip(balancer, shared, step)
     return step.result(weights, eigenvalues)
+
+
+def joined_ranks(
+    balancer: Balancer, step: Step, shares: Tensor
+) -> tuple[Ranks | None, Tensor | None]:
+    """Return the other processes as the method needs them, and the shares of all mini-batches.
+
+    Methods that read the Gramian take means over mini-batches, before anything is exchanged; probes
+    correct the kernel of each mini-batch.
+
+    Args:
+        balancer: Whose options count.
+        step: What is known of this call.
+        shares: Of this process's mini-batches in its samples, shape (k, n) or (1, n).
+
+    Returns:
+        The processes, None if there are none, and shares of shape (k, R n), None where the kernel
+        comes with its own.
+    """
+    if step.ranks is None:
+        return None, None
+    own = shares.expand(len(step.present), -1)
+    joint = step.ranks.shares(own, step.has_label)
+    if balancer.weighting.reads != "gramian" or balancer.source == "probe":
+        return step.ranks, joint
+    n = own.shape[1]
+    return step.ranks.averaging(joint[:, step.ranks.rank * n :][:, :n]), None
 
 
 def may_keep(balancer: Balancer, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:

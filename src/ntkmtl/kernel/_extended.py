@@ -88,6 +88,11 @@ class ExtendedNTK:
         return self._values is not None
 
     @property
+    def is_diagonal(self) -> bool:
+        """Whether each block is known to be a diagonal matrix."""
+        return self._diagonal
+
+    @property
     def blocks(self) -> Tensor:
         """The diagonal blocks K_ii, shape (k, n, n)."""
         return self._blocks

@@ -6,7 +6,9 @@ the rows that it is made of, never the model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,21 +16,43 @@ from torch import Tensor
 
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
-from ntkmtl.kernel._pooling import gram, minibatch_sums
+from ntkmtl.kernel._pooling import gram, kernel_from_rows, minibatch_sums
 
 __all__ = ["Ranks"]
+
+_BUFFER = 1 << 25
+"""Bytes of one exchanged piece: what is sent, and what is received, is never larger."""
+
+_SOLVED_ALONE = 32
+"""Mini-batches of all processes up to which each process solves for every task's eigenvalue."""
+
+_EXTRA = 1 << 16
+"""Bytes that the two further messages to each process, which slices take, count as."""
 
 
 class Ranks:
     """The processes of a group, two or more.
 
+    Two ways to a Gramian of rows that are spread over R processes: gather every row on every
+    process, which then receives R - 1 times what it has; or give each process one slice of the
+    columns of every row and add up the Gramians of the slices, which takes what it has once, and
+    the Gramian itself. Where either will do, the one that moves fewer bytes is taken.
+
     Args:
         group: The process group, the default one if None.
+
+    Attributes:
+        size: Number of processes R.
+        rank: Number of this one.
+        mean: Share of each of this process's mini-batches in its task's samples on all processes,
+            shape (k, n), where only means over mini-batches are wanted; see :meth:`averaging`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+        self.mean: Tensor | None = None
         # Collectives of NCCL take tensors of the GPU only.
         backend = str(dist.get_backend(group))
         self._on_gpu = "nccl" in backend and "gloo" not in backend
@@ -58,28 +82,95 @@ class Ranks:
         dist.broadcast(own, src=source, group=self.group)
         return own.to(tensor.device)
 
+    def averaging(self, shares: Tensor) -> Ranks:
+        """Return processes whose kernels are averaged over mini-batches and processes.
+
+        Methods that read the Gramian need no more. Rows are averaged before they are multiplied:
+        the Gramian has k rows rather than k n R.
+
+        Args:
+            shares: Of this process's mini-batches in the samples of all, shape (k, n).
+        """
+        other = copy.copy(self)
+        other.mean = shares
+        return other
+
+    def _exchange(self, part: Tensor) -> Tensor:
+        """Give each process its slice of the columns, and return the slices that came.
+
+        Args:
+            part: Shape (rows, columns), the same on every process.
+
+        Returns:
+            Shape (R, rows, columns / R rounded up), by process.
+        """
+        rows, columns = part.shape
+        width = -(-columns // self.size)
+        padded = torch.nn.functional.pad(part.detach(), (0, width * self.size - columns))
+        sent = self._lend(padded.view(rows, self.size, width).transpose(0, 1))
+        received = torch.empty_like(sent)
+        dist.all_to_all_single(received, sent, group=self.group)
+        return received
+
+    def _columns(self, rows: int, item: int) -> int:
+        """Return how many columns of a matrix are exchanged at once."""
+        return self.size * max(1, _BUFFER // (rows * self.size * item))
+
+    def _sum_of_grams(self, parts: Iterable[Tensor], product: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the sum of the products of every process's slices of every part."""
+        total: Tensor | None = None
+        device = None
+        for part in parts:
+            device = part.device
+            partial = product(self._exchange(part))
+            total = partial if total is None else total.add_(partial)
+        assert total is not None
+        dist.all_reduce(total, group=self.group)
+        return total.to(device)
+
     def gram(self, matrix: Tensor) -> Tensor:
         """Return the Gramian of the rows of all processes' matrices.
 
         Each process gets one slice of the columns of every row, so that it sends and receives about
-        as much as its own matrix holds, however many processes there are.
+        as much as its own matrix holds, however many processes there are. Besides that matrix it
+        holds two buffers of at most 32 MiB at a time, and a float64 copy of one of them.
 
         Args:
             matrix: Shape (rows, P), the same on every process.
 
         Returns:
-            float64 of shape (size * rows, size * rows), rows of the first process first.
+            float64 of shape (R * rows, R * rows), rows of the first process first; of shape
+            (rows, rows), the Gramian of the sums over processes, where means are wanted.
         """
-        rows, columns = matrix.shape
-        width = -(-columns // self.size)
-        padded = torch.nn.functional.pad(matrix.detach(), (0, width * self.size - columns))
-        slices = padded.view(rows, self.size, width).transpose(0, 1)
-        sent = self._lend(slices)
-        received = torch.empty_like(sent)
-        dist.all_to_all_single(received, sent, group=self.group)
-        partial = gram(received.flatten(0, 1))
-        dist.all_reduce(partial, group=self.group)
-        return partial.to(matrix.device)
+        parts = matrix.split(self._columns(len(matrix), matrix.element_size()), dim=1)
+
+        def product(slices: Tensor) -> Tensor:
+            return gram(slices.flatten(0, 1)) if self.mean is None else _gram_of_sum(slices)
+
+        return self._sum_of_grams(parts, product)
+
+    def max_eigenvalues(self, kernel: ExtendedNTK) -> Tensor:
+        """Return the largest eigenvalue of each diagonal block, as the kernel's own method does.
+
+        Solving for them takes the cube of the number of mini-batches, R n. Where that is large each
+        process solves for some of the tasks.
+
+        Args:
+            kernel: The same on every process.
+
+        Returns:
+            float64 of shape (k,), the same on every process.
+        """
+        if kernel.is_diagonal or kernel.minibatches <= _SOLVED_ALONE:
+            return kernel.max_eigenvalues()
+        own = slice(self.rank, None, self.size)
+        found = torch.zeros(kernel.tasks, dtype=torch.float64, device=kernel.blocks.device)
+        if self.rank < kernel.tasks:
+            found[own] = ExtendedNTK(blocks=kernel.blocks[own]).max_eigenvalues()
+        # Zeros of all others: the sum is exact.
+        lent = self._lend(found)
+        dist.all_reduce(lent, group=self.group)
+        return lent.to(found.device)
 
     def shares(self, shares: Tensor, has_label: Tensor) -> Tensor:
         """Return the share of every mini-batch of every process in the task's samples.
@@ -97,48 +188,195 @@ class Ranks:
         return torch.where(total > 0, everywhere / total, 1.0 / everywhere.shape[1])
 
     def pooled(
-        self, gradients: Tensor | Sequence[Tensor], partition: Partition
-    ) -> tuple[list[Tensor], Partition]:
-        """Exchange the sums of mini-batches, each of which then stands for one sample.
+        self, gradients: Tensor | Sequence[Tensor], partition: Partition, *, full: bool
+    ) -> ExtendedNTK:
+        """Return the pooled kernel of the mini-batches of all processes (Eq. 17).
 
-        Returns:
-            Rows of all processes' mini-batches per task, and the partition that they make.
+        Args:
+            gradients: As for :func:`kernel_from_rows`, those of this process.
+            partition: Its mini-batches.
+            full: Whether to compute blocks between tasks.
         """
-        k = len(gradients)
-        scales = partition.scales.expand(k, -1)
-        everywhere = torch.cat(self.gather(minibatch_sums(gradients, partition)), dim=1)
-        joint = torch.cat(self.gather(scales), dim=1)
-        n = joint.shape[1]
-        return list(everywhere), Partition((1,) * n, joint, torch.full_like(joint, 1.0 / n))
+        sums = minibatch_sums(gradients, partition)
+        k, n, columns = sums.shape
+        if self.mean is not None:
+            means = self._means(partition).to(sums)
+            return _averaged(self.gram(torch.einsum("ku,kud->kd", means, sums)))
+        scales = self._scales(partition, k)
+        entries = self._entries(k, n, full)
+        if self._slices_are_less(sums.numel(), entries, sums.numel(), sums.element_size()):
+            step = self._columns(k * n, sums.element_size())
+            parts = sums.view(k * n, columns).split(step, dim=1)
+            return self._joined(parts, scales, full)
+        everywhere = torch.cat(self.gather(sums), dim=1)
+        joint = Partition(
+            (1,) * (self.size * n), scales, torch.full_like(scales, 1 / self.size / n)
+        )
+        return kernel_from_rows(list(everywhere), joint, "pooled", full=full)
 
-    def samples(
-        self, gradients: Tensor | Sequence[Tensor], features: Tensor, partition: Partition
-    ) -> tuple[list[Tensor], Tensor, Partition]:
-        """Exchange gradients and features of every sample.
+    def through_features(
+        self,
+        gradients: Tensor | Sequence[Tensor],
+        features: Tensor,
+        partition: Partition,
+        *,
+        constant: float,
+        full: bool,
+    ) -> ExtendedNTK:
+        """Return the kernel joined with that of the features, of all processes' mini-batches.
 
-        Returns:
-            Gradients of all processes' samples per task, their features, and the partition.
+        It is the Gramian of one outer product per mini-batch, of its samples' gradients and
+        features, which can be exchanged by slices; or every sample is gathered.
+
+        Args:
+            gradients: As for :func:`kernel_from_rows`, those of this process.
+            features: What the kernel between samples is the Gram matrix of, shape (B, ...).
+            partition: The mini-batches.
+            constant: What is added to that Gram matrix.
+            full: Whether to compute blocks between tasks.
         """
-        k = len(gradients)
+        k, n = len(gradients), partition.minibatches
         sizes = [tuple(part.tolist()) for part in self.gather(torch.tensor(partition.sizes))]
         longest = max(sum(part) for part in sizes)
+        rows = [_precise(g) for g in gradients]
+        inputs = between = _precise(features)
+        if constant:
+            inputs = torch.nn.functional.pad(between, (0, 1), value=math.sqrt(constant))
+        inputs = inputs.to(rows[0])
+        width, across = rows[0].shape[1], inputs.shape[1]
+        gathered = longest * (k * width + between.shape[1])
+        products = (k if self.mean is not None else k * n) * width * across
+        entries = k * k if self.mean is not None else self._entries(k, n, full)
+        # What is computed of all samples grows with the square of R on each process, so that slices
+        # may cost twice the bytes.
+        sliced = self._slices_are_less(products, entries, 2 * gathered, rows[0].element_size())
+        if sliced and self.mean is not None:
+            parts = self._outer_products(rows, inputs, partition)
+            return _averaged(self._sum_of_grams(parts, _gram_of_sum))
+        scales = self._scales(partition, k)
+        if sliced:
+            return self._joined(self._outer_products(rows, inputs, partition), scales, full)
+        return self._from_samples(rows, between, sizes, scales, constant=constant, full=full)
 
-        def joined(rows: Tensor) -> Tensor:
-            flat = rows.detach().flatten(1)
-            padded = torch.nn.functional.pad(flat, (0, 0, 0, longest - len(flat)))
+    def _outer_products(
+        self, rows: Sequence[Tensor], inputs: Tensor, partition: Partition
+    ) -> Iterator[Tensor]:
+        """Yield outer products of gradients and features, some of the gradients' columns at a time.
+
+        Yields:
+            Shape (k n, columns); (k, columns) of means where those are wanted.
+        """
+        k, n = len(rows), partition.minibatches
+        width, across = rows[0].shape[1], inputs.shape[1]
+        step = max(1, self._columns(k * n, rows[0].element_size()) // across)
+        means = None if self.mean is None else self._means(partition).to(rows[0])
+        for start in range(0, width, step):
+            tasks = []
+            for i, row in enumerate(rows):
+                columns = row[:, start : start + step]
+                products = [
+                    g.T @ z
+                    for g, z in zip(
+                        columns.split(partition.sizes), inputs.split(partition.sizes), strict=True
+                    )
+                ]
+                stacked = torch.stack(products).flatten(1)
+                tasks.append(stacked if means is None else means[i : i + 1] @ stacked)
+            yield torch.cat(tasks)
+
+    def _from_samples(
+        self,
+        rows: Sequence[Tensor],
+        between: Tensor,
+        sizes: Sequence[tuple[int, ...]],
+        scales: Tensor,
+        *,
+        constant: float,
+        full: bool,
+    ) -> ExtendedNTK:
+        """Gather gradients and features of every sample, and make the kernel of all."""
+        longest = max(sum(part) for part in sizes)
+
+        def joined(own: Tensor) -> Tensor:
+            padded = torch.nn.functional.pad(own.detach(), (0, 0, 0, longest - len(own)))
             parts = self.gather(padded)
             return torch.cat([p[: sum(size)] for p, size in zip(parts, sizes, strict=True)])
 
-        scales = torch.cat(self.gather(partition.scales.expand(k, -1)), dim=1)
         joint = Partition(
             tuple(size for part in sizes for size in part),
             scales,
             torch.full_like(scales, 1.0 / scales.shape[1]),
         )
-        return [joined(g) for g in gradients], joined(features), joint
+        everywhere = [joined(row) for row in rows]
+        z = joined(between)
+        theta = (z @ z.T).to(torch.float64) + constant
+        kernel = kernel_from_rows(everywhere, joint, "kernel", theta=theta, full=full)
+        if self.mean is None:
+            return kernel
+        everyone = torch.cat(self.gather(self.mean), dim=1)
+        return _averaged(kernel.with_shares(everyone.to(kernel.blocks.device)).gramian())
+
+    def _joined(self, parts: Iterable[Tensor], scales: Tensor, full: bool) -> ExtendedNTK:
+        """Return the kernel of rows that are exchanged by slices.
+
+        Args:
+            parts: Columns of this process's rows, by task and mini-batch.
+            scales: Of all processes' mini-batches, shape (k, R n).
+            full: Whether to compute blocks between tasks.
+        """
+        k, joint = scales.shape
+        n = joint // self.size
+        scales = scales.to(torch.float64)
+
+        def by_task(slices: Tensor) -> Tensor:
+            return slices.view(self.size, k, n, -1).transpose(0, 1).reshape(k, joint, -1)
+
+        if full:
+            values = self._sum_of_grams(parts, lambda slices: gram(by_task(slices).flatten(0, 1)))
+            scales = scales.to(values.device).flatten()
+            values *= scales[:, None] * scales
+            return ExtendedNTK(values.view(k, joint, k, joint))
+        blocks = self._sum_of_grams(
+            parts, lambda slices: torch.stack([gram(task) for task in by_task(slices)])
+        )
+        scales = scales.to(blocks.device)
+        return ExtendedNTK(blocks=blocks * scales[:, :, None] * scales[:, None, :])
+
+    def _entries(self, tasks: int, minibatches: int, full: bool) -> int:
+        """Return the entries of the kernel of all processes, of n mini-batches each."""
+        joint = self.size * minibatches
+        return (tasks * joint) ** 2 if full else tasks * joint**2
+
+    def _slices_are_less(self, own: int, entries: int, gathered: int, item: int) -> bool:
+        """Return whether slices move fewer bytes than gathering does.
+
+        Args:
+            own: Entries of the rows that would be sliced.
+            entries: Entries of the kernel, which is then summed over processes.
+            gathered: Entries that would be gathered.
+            item: Bytes of an entry of the rows.
+        """
+        # An all-reduce sends everything twice, in float64.
+        sliced = item * own + 16 * entries + self.size * _EXTRA
+        return sliced < self.size * item * gathered
+
+    def _scales(self, partition: Partition, tasks: int) -> Tensor:
+        """Return the scales of all processes' mini-batches, shape (k, R n)."""
+        return torch.cat(self.gather(partition.scales.expand(tasks, -1)), dim=1)
+
+    def _means(self, partition: Partition) -> Tensor:
+        """Return what sums over mini-batches are multiplied by in the mean over all, (k, n)."""
+        assert self.mean is not None
+        return self.mean * partition.scales
 
     def blockwise(self, kernel: ExtendedNTK) -> ExtendedNTK:
         """Join kernels whose mini-batches have nothing in common between processes."""
+        if self.mean is not None:
+            means = self.mean.to(kernel.blocks)
+            own = torch.einsum("iu,iuju,ju->ij", means, kernel.values, means).contiguous()
+            lent = self._lend(own)
+            dist.all_reduce(lent, group=self.group)
+            return _averaged(lent.to(own.device))
         if not kernel.has_all_blocks:
             diagonals = self.gather(kernel.blocks.diagonal(dim1=1, dim2=2).contiguous())
             return ExtendedNTK(blocks=torch.diag_embed(torch.cat(diagonals, dim=1)), diagonal=True)
@@ -146,3 +384,19 @@ class Ranks:
         diagonals = self.gather(kernel.values.diagonal(dim1=1, dim2=3).contiguous())
         values = torch.diag_embed(torch.cat(diagonals, dim=2)).transpose(1, 2)
         return ExtendedNTK(values, diagonal=True)
+
+
+def _gram_of_sum(slices: Tensor) -> Tensor:
+    """Return the Gramian of the rows summed over the first dimension."""
+    return gram(slices.sum(dim=0, dtype=torch.float64))
+
+
+def _averaged(gramian: Tensor) -> ExtendedNTK:
+    """Return the kernel of one mini-batch, all samples of all processes."""
+    return ExtendedNTK(gramian[:, None, :, None])
+
+
+def _precise(rows: Tensor) -> Tensor:
+    """Return samples as rows, half precision as float32."""
+    flat = rows.detach().flatten(1)
+    return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat

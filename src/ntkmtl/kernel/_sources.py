@@ -111,9 +111,9 @@ def _one(
 ) -> ExtendedNTK:
     """The kernel of one tensor, with the mini-batches of other processes if there are any."""
     if ranks is not None and pooling == "pooled":
-        rows, partition = ranks.pooled(rows, partition)
-    elif ranks is not None and pooling == "kernel":
-        rows, between, partition = ranks.samples(rows, between, partition)
+        return ranks.pooled(rows, partition, full=full)
+    if ranks is not None and pooling == "kernel":
+        return ranks.through_features(rows, between, partition, constant=constant, full=full)
     theta = sample_gram(between) + constant if pooling == "kernel" else None
     kernel = kernel_from_rows(rows, partition, pooling, theta=theta, full=full)
     return ranks.blockwise(kernel) if ranks is not None and pooling == "blockwise" else kernel
@@ -199,25 +199,32 @@ def exact_kernel(
     """
     product = gram if ranks is None else ranks.gram
     processes = 1 if ranks is None else ranks.size
+    average = None if ranks is None else ranks.mean
     blocks = []
-    kept: list[Tensor] = []
+    matrix = torch.empty(0)
     means: list[Tensor] = []
     n = shares.shape[1]
     for i in range(tasks):
         own = rows(i)
         share = shares[i if len(shares) > 1 else 0]
         if full:
-            kept.append(own)
+            found = own if average is None else average[i : i + 1].to(own) @ own
+            if i == 0:
+                # Filled row by row: joined at the end, all rows would be in memory twice.
+                matrix = found.new_empty(tasks * len(found), found.shape[1])
+            matrix[i * len(found) : (i + 1) * len(found)] = found
         else:
             blocks.append(product(own))
-        if keep and not (full and n == 1):
+        if keep and not (full and n == 1 and average is None):
             means.append(own[0] if n == 1 else share.to(own) @ own)
         del own
     if not full:
         kernel = ExtendedNTK(blocks=torch.stack(blocks))
         jacobian = torch.stack(means) if keep else None
+    elif average is not None:
+        kernel = ExtendedNTK(product(matrix).view(tasks, 1, tasks, 1))
+        jacobian = torch.stack(means) if keep else None
     else:
-        matrix = torch.cat(kept)
         # Rows come by process, task and mini-batch; the kernel wants the task first.
         order = (processes, tasks, n)
         values = product(matrix).view(order + order).permute(1, 0, 2, 4, 3, 5)
