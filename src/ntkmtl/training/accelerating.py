@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
     import torch
 
-__all__ = ["TRACKERS", "Tracker", "accelerator", "check_launch", "check_tracker"]
+__all__ = [
+    "TRACKERS",
+    "Tracker",
+    "accelerator",
+    "check_launch",
+    "check_tracker",
+    "told_to_shard",
+]
 
 TRACKERS = {
     "tensorboard": ("tensorboard", "pip install 'ntkmtl[tracking]'"),
@@ -53,6 +60,30 @@ def check_tracker(name: str | None) -> None:
         )
 
 
+_SHARDING = "ACCELERATE_USE_FSDP"
+
+
+def _told(key: str) -> bool:
+    return os.environ.get(key, "false").lower() in ("true", "1")
+
+
+def told_to_shard() -> bool:
+    """Return whether ``accelerate launch`` was told to spread the network over the processes.
+
+    Raises:
+        ValueError: By the first version of FSDP.
+    """
+    if not _told(_SHARDING):
+        return False
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(
+            f"accelerate was told to use FSDP of version {version}; ntkmtl's trainer uses "
+            "version 2 (torch's fully_shard): launch with --fsdp_version 2, or set FSDP_VERSION=2"
+        )
+    return True
+
+
 def check_launch(precision: str) -> None:
     """Refuse what ``accelerate launch`` was told and a training would not do.
 
@@ -60,21 +91,19 @@ def check_launch(precision: str) -> None:
         precision: The recipe's.
 
     Raises:
-        ValueError: FSDP, DeepSpeed or Megatron-LM, or another precision, are asked for.
+        ValueError: DeepSpeed or Megatron-LM, or another precision, are asked for.
     """
-    asked = os.environ
     for key, what in (
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
     ):
-        if asked.get(key, "false").lower() in ("true", "1"):
+        if _told(key):
             raise ValueError(
                 f"accelerate was told to use {what}, which ntkmtl's trainer does not: it trains "
-                "with DDP, each process with a whole copy of the network. Launch without it; in a "
-                "loop of your own, Balancer works with any wrapper whose hooks fire"
+                "with DDP or FSDP2. Launch without it; in a loop of your own, Balancer works with "
+                "any wrapper whose hooks fire"
             )
-    launched = asked.get("ACCELERATE_MIXED_PRECISION", "no")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     mine = "no" if precision == "fp32" else precision
     if launched not in ("no", mine):
         raise ValueError(
@@ -108,19 +137,35 @@ def accelerator(device: torch.device) -> Iterator[Any]:
     for kind, _ in kept:
         kind._shared_state.clear()
     try:
-        yield Accelerator(
-            cpu=device.type == "cpu",
-            # Precision and accumulation are the trainer's: the Balancer takes part in both.
-            mixed_precision="no",
-            gradient_accumulation_steps=1,
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=PATIENCE),
-            ],
-        )
+        with _not_sharding():
+            made = Accelerator(
+                cpu=device.type == "cpu",
+                # Precision and accumulation are the trainer's: the Balancer takes part in both.
+                mixed_precision="no",
+                gradient_accumulation_steps=1,
+                kwargs_handlers=[
+                    InitProcessGroupKwargs(timeout=PATIENCE),
+                ],
+            )
+        yield made
     finally:
         for kind, state in kept:
             kind._shared_state.clear()
             kind._shared_state.update(state)
+
+
+@contextlib.contextmanager
+def _not_sharding() -> Iterator[None]:
+    """Keep accelerate from spreading parameters, which is done by the trainer.
+
+    It would do so only together with an optimiser, and change their precision.
+    """
+    told = os.environ.pop(_SHARDING, None)
+    try:
+        yield
+    finally:
+        if told is not None:
+            os.environ[_SHARDING] = told
 
 
 class Tracker:

@@ -32,13 +32,17 @@ __all__ = [
     "Team",
     "announced",
     "follow",
+    "gathered",
     "is_known_to_all",
     "join_minibatches",
     "known_to_all",
     "launched",
     "leading",
+    "local",
     "processes",
     "rank",
+    "sharded",
+    "spread_like",
 ]
 
 _T = TypeVar("_T")
@@ -68,10 +72,12 @@ class Team:
         rank: Number of this process, from 0.
         size: Number of processes.
         device: Where this process computes.
+        shards: Whether the parameters are spread over the processes between steps.
     """
 
     rank = 0
     size = 1
+    shards = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -113,6 +119,13 @@ class Team:
         """Return a module whose gradients are averaged over the processes."""
         return module
 
+    def whole(self, module: nn.Module) -> AbstractContextManager[Any]:
+        """Return within what the parameters of a prepared module are there in whole.
+
+        Every process enters it.
+        """
+        return contextlib.nullcontext()
+
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         """Return what a backward pass runs within that is not the last one before a step."""
         return contextlib.nullcontext()
@@ -141,10 +154,12 @@ class _Processes(Team):
     Args:
         device: Where this process computes.
         accelerate: An ``accelerate.Accelerator``.
+        shards: Whether to spread the parameters over them, by FSDP2.
     """
 
-    def __init__(self, device: torch.device, accelerate: Any) -> None:
+    def __init__(self, device: torch.device, accelerate: Any, shards: bool = False) -> None:
         super().__init__(device)
+        self.shards = shards
         self.accelerate = accelerate
         self.rank = int(accelerate.process_index)
         self.size = int(accelerate.num_processes)
@@ -195,10 +210,26 @@ class _Processes(Team):
         return [sum(column) for column in zip(*self.gather(values), strict=True)]
 
     def prepare(self, module: nn.Module) -> nn.Module:
+        if self.shards:
+            return sharded(module, self.device, self.size)
         prepared: nn.Module = self.accelerate.prepare_model(module)
         return prepared
 
+    @contextlib.contextmanager
+    def _whole(self, module: Any) -> Iterator[None]:
+        module.unshard()
+        try:
+            yield
+        finally:
+            module.reshard()
+
+    def whole(self, module: nn.Module) -> AbstractContextManager[Any]:
+        return self._whole(module) if self.shards else contextlib.nullcontext()
+
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
+        if self.shards:
+            # Nothing is exchanged before the module is told so.
+            return contextlib.nullcontext()
         context: AbstractContextManager[Any] = self.accelerate.no_sync(module)
         return context
 
@@ -228,18 +259,101 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
+# ------------------------------------------------------------------------------------------------
+# Parameters that are spread over the processes
+
+
+def sharded(module: nn.Module, device: torch.device, size: int) -> nn.Module:
+    """Spread the parameters of a module over the processes, in place, by FSDP2.
+
+    They are one group: whole from the module's forward pass until a backward pass from its output,
+    which averages what is in ``.grad`` and lets go of all but this process's part.
+
+    Args:
+        module: Whose parameters are the same on every process.
+        device: Where it is.
+        size: Number of processes.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    fully_shard(module, mesh=init_device_mesh(device.type, (size,)), reshard_after_forward=False)
+    return module
+
+
+def gathered(state: Any) -> Any:
+    """Return a state with every spread tensor in whole; every process calls it.
+
+    Args:
+        state: Tensors within dicts, lists and tuples.
+    """
+    from torch.distributed.tensor import DTensor
+
+    if isinstance(state, DTensor):
+        return state.full_tensor()
+    if isinstance(state, dict):
+        return {key: gathered(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(gathered(value) for value in state)
+    return state
+
+
+def spread_like(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """Return an optimiser's state with what belongs to a spread parameter spread like it.
+
+    Args:
+        state: Of an optimiser of the whole parameters.
+        parameters: Those of all groups in their order, spread.
+    """
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    def like(parameter: Tensor, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and isinstance(parameter, DTensor)):
+            return value
+        if value.shape != parameter.shape:
+            return value
+        # Every process has the whole: nothing is sent.
+        return distribute_tensor(
+            value, parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
+
+    return {
+        **state,
+        "state": {
+            number: {key: like(parameters[number], value) for key, value in own.items()}
+            for number, own in state["state"].items()
+        },
+    }
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor, all of one that is not spread."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 @contextlib.contextmanager
-def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[Team]:
+def processes(
+    device: torch.device, *, accelerated: bool = False, shards: bool = False
+) -> Iterator[Team]:
     """Meet the other processes, if there are any.
 
     Args:
         device: ``cpu`` or ``cuda``, the same on all.
         accelerated: Whether accelerate is needed in a single process too, for a tracker.
+        shards: Whether to spread the parameters over the processes.
 
     Raises:
         MissingExtraError: accelerate is needed and not installed.
+        ValueError: There is no other process to spread parameters over.
     """
     count = launched()
+    if shards and count == 1:
+        raise ValueError(
+            "parameters are spread over two or more processes, and this one was launched alone; "
+            "launch several with torchrun or accelerate launch, or leave FSDP out"
+        )
     if count == 1 and not accelerated:
         yield Team(device)
         return
@@ -249,7 +363,7 @@ def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[Te
             if count == 1:
                 yield Team(device)
             else:
-                yield _Processes(accelerate.device, accelerate)
+                yield _Processes(accelerate.device, accelerate, shards)
         finally:
             if not met and dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()

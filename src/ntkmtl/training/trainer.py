@@ -9,7 +9,6 @@ import math
 import shutil
 import statistics
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -36,14 +35,17 @@ from ntkmtl.training._device import (
     compiled,
     to_device,
 )
-from ntkmtl.training.accelerating import Tracker, check_launch, check_tracker
-from ntkmtl.training.checkpoints import (
-    CheckpointError,
-    read_checkpoint,
-    remove_checkpoints,
-    write_checkpoint,
+from ntkmtl.training.accelerating import Tracker, check_launch, check_tracker, told_to_shard
+from ntkmtl.training.checkpoints import remove_checkpoints, usable_checkpoint, write_checkpoint
+from ntkmtl.training.distributed import (
+    JoiningBalancer,
+    Team,
+    gathered,
+    known_to_all,
+    local,
+    processes,
+    spread_like,
 )
-from ntkmtl.training.distributed import JoiningBalancer, Team, known_to_all, processes
 from ntkmtl.training.environment import cores, hardware, reproducible, versions
 from ntkmtl.training.locks import alone_in
 from ntkmtl.training.recording import record_differences, record_settings
@@ -231,6 +233,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     device: Device = "cpu",
     tracker: str | None = None,
+    shard: bool | None = None,
 ) -> Run:
     """Train one network and leave a run directory.
 
@@ -271,6 +274,9 @@ def train(
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU where there is one.
         tracker: Where losses, task weights, eigenvalues and metrics are logged while it trains: a
             key of :data:`ntkmtl.training.accelerating.TRACKERS`, None for nowhere.
+        shard: With several processes, spread the parameters and the optimiser's state over them
+            between steps, by FSDP2, instead of keeping all of them on each; see
+            ``docs/training.md``. As ``accelerate launch`` was told if None.
 
     Returns:
         The complete run.
@@ -290,8 +296,9 @@ def train(
     folder = Path(out_dir)
     check_tracker(tracker)
     place = choose_device(device)
+    shards = told_to_shard() if shard is None else shard
     with (
-        processes(place, accelerated=tracker is not None) as team,
+        processes(place, accelerated=tracker is not None, shards=shards) as team,
         contextlib.ExitStack() as locked,
     ):
 
@@ -308,6 +315,8 @@ def train(
             if team.size > 1:
                 check_launch(chosen.precision)
                 _check_processes(team.size, identity, record)
+            if team.shards:
+                _check_sharding(identity)
             return identity, record_settings(record, chosen)
 
         identity, settings = team.everyone(ask)
@@ -320,7 +329,10 @@ def train(
             if (done := _complete(folder, identity, settings)) is not None:
                 return done, None
             _remove_leftovers(folder)
-            checkpoint = _usable_checkpoint(folder, identity, settings)
+            checkpoint = usable_checkpoint(
+                folder / CHECKPOINT,
+                lambda state: _why_unusable(folder, state, identity, settings),
+            )
             if checkpoint is not None:
                 _same_place(folder, checkpoint, team)
             return None, checkpoint
@@ -392,6 +404,30 @@ def _check_processes(
     _share_of_minibatches(method, identity["method_options"], size)
 
 
+def _check_sharding(identity: Mapping[str, Any]) -> None:
+    """Refuse what does not go with parameters that are spread over processes.
+
+    Raises:
+        ValueError: The method reads gradients of whole parameters, or the recipe compiles, or
+            scales gradients.
+    """
+    recipe, method = Recipe(**identity["recipe"]), identity["method"]
+    settings = {**spec(method).defaults, **identity["method_options"]}
+    source = settings.get("source", "exact")
+    if spec(method).reads != "losses" and source != "representation":
+        raise ValueError(
+            f"{method} with source={source!r} works with the whole of the shared parameters or "
+            "their gradients, k n of them, which spreading the parameters (FSDP) is to avoid; "
+            "set source='representation', or train without FSDP"
+        )
+    if recipe.compile or recipe.precision == "fp16":
+        raise ValueError(
+            "parameters are not spread over processes (FSDP) together with compile, or with the "
+            f"gradient scaler of fp16; found compile={recipe.compile} and precision "
+            f"{recipe.precision}"
+        )
+
+
 def _share_of_minibatches(
     method: str, options: Mapping[str, Any], size: int
 ) -> tuple[dict[str, Any], int | None]:
@@ -427,9 +463,10 @@ def _same_place(folder: Path, checkpoint: Mapping[str, Any], team: Team) -> None
     Raises:
         RunConflictError: The device or the number of processes is another.
     """
-    usual = {"device": "cpu", "processes": 1}
+    usual = {"device": "cpu", "processes": 1, "sharded": False}
     written = {key: checkpoint.get(key, value) for key, value in usual.items()}
-    found = differences(written, {"device": team.device.type, "processes": team.size})
+    here = {"device": team.device.type, "processes": team.size, "sharded": team.shards}
+    found = differences(written, here)
     if found:
         raise RunConflictError(folder / CHECKPOINT, found)
 
@@ -468,44 +505,6 @@ def _remove_leftovers(folder: Path) -> None:
     (folder / FAILURE).unlink(missing_ok=True)
 
 
-def _usable_checkpoint(
-    folder: Path, identity: Mapping[str, Any], settings: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """Return the last checkpoint that can be used, and say why where it is not the last one."""
-    reasons = []
-    for name in (CHECKPOINT, PREVIOUS):
-        path = folder / name
-        try:
-            state = read_checkpoint(path)
-        except FileNotFoundError:
-            continue
-        except CheckpointError as error:
-            reasons.append(str(error))
-        else:
-            why = _why_unusable(folder, state, identity, settings)
-            if why is None:
-                if reasons:
-                    warnings.warn(
-                        f"the last checkpoint cannot be used, so the run goes on from the one "
-                        f"before it, {path}. {'; '.join(reasons)}",
-                        RuntimeWarning,
-                        stacklevel=5,
-                    )
-                    # Else the next write would put it in the place of the good one.
-                    (folder / CHECKPOINT).unlink(missing_ok=True)
-                return state
-            reasons.append(f"{path}: {why}")
-    if reasons:
-        warnings.warn(
-            "the checkpoint cannot be used, so the run starts again from its beginning. "
-            f"{'; '.join(reasons)}",
-            RuntimeWarning,
-            stacklevel=5,
-        )
-        remove_checkpoints(folder / CHECKPOINT)
-    return None
-
-
 def _why_unusable(
     folder: Path,
     state: Mapping[str, Any],
@@ -536,25 +535,44 @@ class _Pass(nn.Module):
         model: The network.
         represent: Its trunk.
         heads: Number of heads.
+        shards: Whether the parameters are to be spread over processes.
 
     Attributes:
         views: What the heads read in the last pass.
+        outputs: One output per head of the last pass.
     """
 
-    def __init__(self, model: MultiTaskModel, represent: Callable[[Any], Any], heads: int) -> None:
+    def __init__(
+        self,
+        model: MultiTaskModel,
+        represent: Callable[[Any], Any],
+        heads: int,
+        shards: bool = False,
+    ) -> None:
         super().__init__()
         self.model = model
         self.heads = heads
+        self.shards = shards
+        self.outputs: list[Tensor] = []
         # In a tuple, as a module would be registered a second time.
         self._represent = (represent,)
         self.views: Any = None
 
-    def forward(self, batch: Any) -> list[Tensor]:
-        """Return one output per head."""
+    def forward(self, batch: Any) -> Any:
+        """Return one output per head, or a number to end the step with where parameters are spread.
+
+        FSDP starts to exchange gradients in a backward pass from what it is shown here. A kernel
+        takes several passes, and not always as many on each process: it is shown a zero that
+        depends on one parameter, and a pass from there follows when all gradients are there.
+        """
         features = self._represent[0](batch)
         # A view of the features per head lets one engine call find every head's gradient.
         self.views = branch(features, self.heads) if isinstance(features, Tensor) else features
-        return self.model.predict(self.views)
+        self.outputs = self.model.predict(self.views)
+        if not self.shards:
+            return self.outputs
+        first = next(p for p in self.model.parameters() if p.requires_grad)
+        return first.flatten()[:1].sum() * 0.0
 
 
 @dataclass(frozen=True)
@@ -631,7 +649,7 @@ class _Training:
             trunk = RememberInputs(self.model, "represent")
             options |= {"trunk": trunk, "shared": list(self.model.shared_parameters())}
             represent = trunk
-        elif self.model.private_below:
+        elif self.model.private_below and not self.team.shards:
             # Else the exact kernel would be that of all below the representations.
             options["shared"] = list(self.model.shared_parameters())
         options |= {"tasks": list(self.tasks), "record": self.recorder}
@@ -651,15 +669,16 @@ class _Training:
             },
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             versions=versions(),
-            hardware=hardware(threads, self.device, self.team.size),
+            hardware=hardware(threads, self.device, self.team.size)
+            | ({"sharded": True} if self.team.shards else {}),
             baseline=self.baseline,
         )
         self._make_optimizer()
         if self.recipe.compile:
             represent = compiled(represent, self.device)
             compile_heads(self.model)
-        self.forward: nn.Module = _Pass(self.model, represent, len(self.tasks))
-        self.passing = self.forward
+        self.passing = _Pass(self.model, represent, len(self.tasks), self.team.shards)
+        self.forward: nn.Module = self.passing
         self.evaluated: MultiTaskModel = (
             self.model if self.device.type == "cpu" else Evaluated(self.model, self.device)
         )
@@ -711,7 +730,16 @@ class _Training:
 
     def prepare(self) -> None:
         """Make ready for several processes, once the network has the values that it begins with."""
+        if not self.team.shards:
+            self.forward = self.team.prepare(self.forward)
+            return
+        # Other tensors take the parameters' places.
+        optimizer, schedule = self.optimizer.state_dict(), self.learning_rate.state_dict()
         self.forward = self.team.prepare(self.forward)
+        self._make_optimizer()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.optimizer.load_state_dict(spread_like(optimizer, parameters))
+        self.learning_rate.load_state_dict(schedule)
 
     def track(self, name: str, folder: Path, *, again: bool) -> None:
         """Log by a tracker.
@@ -811,7 +839,7 @@ class _Training:
                 rows = self.team.share(indices, number, count)
                 waits = number + 1 < count
                 with self.team.without_sync(self.forward) if waits else contextlib.nullcontext():
-                    parts.append(self._differentiate(rows, 1.0 / count))
+                    parts.append(self._differentiate(rows, 1.0 / count, last=not waits))
             self._update(parts)
         except NonFiniteError as error:
             with torch.no_grad():
@@ -828,15 +856,36 @@ class _Training:
         self.step += 1
         self.epoch_seconds += time.perf_counter() - started
 
-    def _differentiate(self, rows: Tensor, scale: float) -> _Part:
+    def _differentiate(self, rows: Tensor, scale: float, *, last: bool = True) -> _Part:
         """Add the gradients of some of a step's samples.
+
+        Args:
+            rows: The samples.
+            scale: What the gradients are multiplied by.
+            last: Whether the step has no more parts.
 
         Raises:
             NonFiniteError: A loss is not finite, or a gradient if it can be seen here.
         """
         batch = to_device(self.problem.batch("train", rows), self.device)
         with self.arithmetic.autocast():
-            outputs = self.forward(batch)
+            end = self.forward(batch)
+        if not self.team.shards:
+            return self._balance(batch, end, scale)
+        try:
+            part = self._balance(batch, self.passing.outputs, scale)
+        except NonFiniteError:
+            # On all processes. What there is of gradients need not be alike on them.
+            for p in self.model.parameters():
+                p.grad = None
+            end.backward()
+            raise
+        if last:
+            end.backward()
+        return part
+
+    def _balance(self, batch: Any, outputs: Sequence[Tensor], scale: float) -> _Part:
+        """Weigh the losses of the last pass, and add their gradients."""
         losses = self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen)
         known = {i: loss for i, t in enumerate(self.tasks) if (loss := losses.get(t)) is not None}
         if self.arithmetic.scaler is not None:
@@ -888,10 +937,15 @@ class _Training:
         scaler = self.arithmetic.scaler
         if scaler is None:
             # Not every method looks at gradients. A norm may overflow where no entry does.
-            if gradients and not (
-                bool(torch.stack(torch._foreach_norm(gradients)).isfinite().all())
-                or all(bool(g.isfinite().all()) for g in gradients)
-            ):
+            own = [local(g) for g in gradients] if self.team.shards else gradients
+            finite = not own or (
+                bool(torch.stack(torch._foreach_norm(own)).isfinite().all())
+                or all(bool(g.isfinite().all()) for g in own)
+            )
+            if self.team.shards:
+                # Each process sees its own part only.
+                finite = not self.team.flags(not finite)[0]
+            if not finite:
                 raise self._culprit(parts)
         elif gradients:
             scaler.unscale_(self.optimizer)
@@ -905,16 +959,24 @@ class _Training:
         self.balancer.after_step(lambda: self._losses_again(parts[-1].batch))
 
     def _losses_again(self, batch: Any) -> dict[str, Tensor | None]:
+        with self.team.whole(self.forward):
+            return self._losses_once_more(batch)
+
+    def _losses_once_more(self, batch: Any) -> dict[str, Tensor | None]:
         with self.arithmetic.autocast():
             outputs = self.model.predict(self.model.represent(batch))
         return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen)
 
     def _culprit(self, parts: Sequence[_Part]) -> NonFiniteError:
         """Find the task whose gradient is not finite, by its gradient alone."""
+        with self.team.whole(self.forward):
+            return self._culprit_of(parts)
+
+    def _culprit_of(self, parts: Sequence[_Part]) -> NonFiniteError:
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         found: str | None = None
         for part in parts:
-            losses = self._losses_again(part.batch)
+            losses = self._losses_once_more(part.batch)
             for task in self.tasks:
                 loss = losses.get(task)
                 if found is not None or loss is None:
@@ -1015,7 +1077,8 @@ class _Training:
 
     def _evaluate(self, split: Split, epoch: int) -> tuple[float, ...]:
         # Running means of batch norm are each process's own: the first one's count.
-        return self.team.from_first(lambda: self._evaluate_here(split, epoch))
+        with self.team.whole(self.forward):
+            return self.team.from_first(lambda: self._evaluate_here(split, epoch))
 
     def _evaluate_here(self, split: Split, epoch: int) -> tuple[float, ...]:
         values = self.problem.evaluate(self.evaluated, split, self.chosen)
@@ -1088,11 +1151,12 @@ class _Training:
             "versions": versions(),
             "threads": self.threads,
             "baseline": None if self.baseline is None else list(self.baseline),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": self._gathered(dict(self.model.state_dict())),
+            "optimizer": self._gathered(self.optimizer.state_dict()),
             "schedule": self.learning_rate.state_dict(),
             **own,
             "processes": self.team.size,
+            "sharded": self.team.shards,
             "device": self.device.type,
             # What each process has of its own.
             "each": self.team.gather(own) if self.team.size > 1 else None,
@@ -1113,6 +1177,9 @@ class _Training:
             "record_settings": self.record_settings,
             "record": None if self.recorder is None else self.recorder.state_dict(),
         }
+
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        return gathered(state) if self.team.shards else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         own = state if state.get("each") is None else state["each"][self.team.rank]

@@ -1,0 +1,34 @@
+"""Balancing in a loop of one's own with parameters that FSDP2 spreads over two processes."""
+
+from __future__ import annotations
+
+import ddp_worker
+import fsdp_worker
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from ntkmtl import Balancer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("fsdp")
+    mp.spawn(fsdp_worker.main, args=(str(place),), nprocs=2, join=True)
+    return place
+
+
+@pytest.mark.parametrize("layers", [False, True], ids=["at once", "by layer"])
+@pytest.mark.parametrize("number", range(len(fsdp_worker.CASES)))
+def test_two_processes_equal_one(folder, number, layers):
+    method, options = fsdp_worker.CASES[number]
+    if "minibatches" in options:
+        options = {**options, "minibatches": 2 * options["minibatches"]}
+    whole = ddp_worker.run(
+        ddp_worker.network(), Balancer(method, **options), slice(0, ddp_worker.BATCH), steps=3
+    )
+    for rank in range(2):
+        found = torch.load(folder / f"{number}-{layers}-{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found["weights"], whole["weights"], rtol=1e-9, atol=0.0)
+        for a, b in zip(found["grads"], whole["grads"], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-12)
