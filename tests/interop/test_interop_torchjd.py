@@ -194,6 +194,11 @@ def test_a_method_that_is_taken_reads_the_kernel_alone(method: str) -> None:
         assert bool(found.isfinite().all())
 
 
+def test_a_method_that_also_trains_the_heads_is_refused() -> None:
+    with pytest.raises(ValueError, match="consmtl wants more than a Gramian per step"):
+        as_torchjd("consmtl")
+
+
 @pytest.mark.parametrize("inner", ["gradnorm", "imtl"])
 def test_a_method_that_learns_from_losses_is_refused(inner: str) -> None:
     for weighting in (create(inner), create("cr-mogm", inner=inner)):

@@ -185,6 +185,16 @@ def test_pcgrad_projects_in_random_order() -> None:
 # --------------------------------------------------------------------------- GradDrop
 
 
+def test_pcgrad_leaves_all_global_streams_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are drawn on the CPU, also where the network is on a GPU with dropout."""
+    reset: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reset.append)
+    before = torch.get_rng_state()
+    create("pcgrad", seed=0)(ExtendedNTK(torch.eye(3).reshape(3, 1, 3, 1)))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert reset == []
+
+
 def test_graddrop_keeps_one_sign_per_entry() -> None:
     jacobian = tensor([[3.0, -1.0, 2.0, 0.0], [-1.0, -2.0, 2.0, 0.0], [1.0, 1.0, 0.5, 0.0]])
     positive = jacobian.clamp_min(0).sum(dim=0)

@@ -555,6 +555,12 @@ def test_cr_mogm_takes_names_and_weightings() -> None:
 # --------------------------------------------------------------------------- ExcessMTL
 
 
+@pytest.mark.parametrize(("inner", "more"), [("consmtl", "heads"), ("pivrg", "scores")])
+def test_cr_mogm_refuses_methods_that_are_more_than_their_weights(inner: str, more: str) -> None:
+    with pytest.raises(ValueError, match=f"Found '{inner}', which also wants .*{more}"):
+        create("cr-mogm", inner=inner)
+
+
 def test_excess_mtl_by_hand() -> None:
     # One entry each: 3 and 4, then 4 and 3. E = g^2 / sqrt(sum g^2): (3, 4), then (16/5, 9/5).
     # The first is the start: equal weights. Then the exponents are (16/15, 9/20).
@@ -608,6 +614,16 @@ def test_excess_mtl_tasks_without_labels() -> None:
     # The two kept the mass that they had: three thirds in all, one of them task 1's.
     shares = torch.softmax(state["log_weights"], dim=0)
     assert float(shares[1]) == pytest.approx(1 / 3)
+
+
+def test_excess_mtl_adds_up_half_precision() -> None:
+    """300 squares of 1 are 300; bfloat16 has no 257 and would stay at 256."""
+    weighting = create("excess-mtl")
+    rows = torch.eye(2, dtype=torch.bfloat16)
+    for _ in range(300):
+        combined, _ = weighting.combine(rows)
+    assert combined.dtype == torch.bfloat16
+    assert weighting.state_dict()["squares"].tolist() == [[300.0, 0.0], [0.0, 300.0]]
 
 
 def test_excess_mtl_needs_the_same_entries() -> None:

@@ -62,7 +62,7 @@ def as_torchjd(
 
     Raises:
         ValueError: The method does not read the kernel, or wants more than the kernel of each step
-            (the losses, parameters of its own).
+            (the losses, parameters of its own, a part in the heads' training).
         TypeError: ``method`` is neither a name nor a weighting, or has no such setting.
 
     Example:
@@ -136,8 +136,9 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
             )
         if _wants_more(weighting):
             raise ValueError(
-                f"{label} wants more than a Gramian per step (the losses, or parameters of its "
-                "own), which TorchJD's interface has no place for; use ntkmtl.Balancer"
+                f"{label} wants more than a Gramian per step (the losses, parameters of its own, "
+                "or a part in the heads' training), which TorchJD's interface has no place for; "
+                "use ntkmtl.Balancer"
             )
         self.weighting = weighting
         self.minibatches = int(minibatches)
@@ -269,12 +270,13 @@ class TorchJD(GramianWeighting):
 
 
 def _wants_more(weighting: Weighting) -> bool:
-    """Whether a method that reads the kernel reads the losses as well, or has parameters."""
+    """Whether a method that reads the kernel is more than weights made of it."""
     if isinstance(weighting, CRMOGM):
         return _wants_more(weighting._inner)
     return (
         isinstance(weighting, (GradNorm, IMTL))
         or weighting.needs_after_step
+        or weighting.guides_heads
         or next(weighting.parameters(), None) is not None
     )
 

@@ -29,11 +29,12 @@ class CRMOGM(Weighting):
     A task without labels in a batch keeps its average.
 
     Args:
-        inner: The method: a name, or a weighting that reads the Gramian.
+        inner: The method: a name, or a weighting that reads the Gramian. ``pivrg``, which is told
+            scores, and ``consmtl``, which also trains the heads, are refused.
         alpha: Decay in [0, 1]; 0.9 as in TorchJD.
 
     Raises:
-        ValueError: ``alpha`` is out of range, or the method reads no Gramian.
+        ValueError: ``alpha`` is out of range, or the method reads no Gramian, or not that alone.
 
     Example:
         >>> import torch
@@ -57,6 +58,12 @@ class CRMOGM(Weighting):
             raise ValueError(
                 f"inner must be a method that reads the Gramian. Found {inner!r}, which reads the "
                 f"{self._inner.reads}."
+            )
+        if self._inner.guides_heads or self._inner.needs_scores:
+            more = "a part in the heads' training" if self._inner.guides_heads else "scores"
+            raise ValueError(
+                f"inner must be a method whose weights are all of it. Found {inner!r}, which also "
+                f"wants {more}; use it by itself."
             )
         self._average: Tensor | None = None
 

@@ -89,8 +89,10 @@ class ExcessMTL(Weighting):
     def _excess(self, jacobian: Tensor, tasks: Tensor) -> Tensor:
         """Return the excess risks, float64 of shape (k,), and add up the squares."""
         assert self._start is not None
+        # A sum over steps stands still in bfloat16 once it is 256 times what is added.
+        dtype = torch.promote_types(jacobian.dtype, torch.float32)
         if self._squares is None:
-            self._squares = jacobian.new_zeros(len(self._start), jacobian.shape[1])
+            self._squares = jacobian.new_zeros(len(self._start), jacobian.shape[1], dtype=dtype)
         if self._squares.shape[1] != jacobian.shape[1]:
             raise ValueError(
                 f"excess-mtl adds up squares of the same {self._squares.shape[1]} entries in every "
@@ -101,7 +103,7 @@ class ExcessMTL(Weighting):
             self._squares = self._squares.to(jacobian.device)
         excess = []
         for row, task in zip(jacobian, tasks.tolist(), strict=True):
-            square = row.square()
+            square = row.to(dtype).square()
             total = self._squares[task].add_(square)
             share = torch.where(total > 0, square / total.sqrt(), 0.0)
             excess.append(share.sum(dtype=torch.float64))

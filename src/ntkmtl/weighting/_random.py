@@ -40,6 +40,11 @@ class RandomState:
         """
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            seed = torch.randint(2**62, (), generator=self.generator)
-            torch.manual_seed(int(seed))
+            seed = int(torch.randint(2**62, (), generator=self.generator))
+            if device.type == "cpu":
+                # torch.manual_seed would reset every GPU's stream too, of which nobody keeps a
+                # copy: dropout there would follow this method's seed.
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
             yield
