@@ -61,6 +61,15 @@ def test_which_steps_are_wanted() -> None:
             Recorder(**{name: 0})
 
 
+def test_a_source_or_pooling_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="source must be 'representation' or 'exact', found 'exct'"
+    ):
+        Recorder(source="exct")
+    with pytest.raises(ValueError, match="pooling must be one of pooled, blockwise, kernel"):
+        Recorder(pooling="mean")  # type: ignore[arg-type]
+
+
 def test_summaries_are_those_of_the_kernel_by_hand() -> None:
     # Gradients 3 e1, 3 e1 + 4 e2 of n = 1: Gramian [[9, 9], [9, 25]], cosine 9 / 15.
     rows = torch.tensor([[3.0, 0.0], [3.0, 4.0]], dtype=torch.float64)

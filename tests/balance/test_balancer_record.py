@@ -89,6 +89,40 @@ def test_training_is_the_same_and_the_kernel_is_right(
             assert snapshot.present == (0, 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("source", "separate"), [("auto", False), ("auto", True), ("probe", False)]
+)
+def test_without_a_source_all_steps_are_of_one_kind(source: str, separate: bool) -> None:
+    """A Balancer that chooses its source in its first step, and one that corrects by probes."""
+    torch.manual_seed(0)
+    trunk = nn.Linear(3, 5).double()
+    heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(2)).double()
+    record = _Keeps()
+    options = {"trunk": trunk} if source == "probe" else {}
+    balancer = Balancer("ntkmtl", source=source, minibatches=2, record=record, **options)
+    x = torch.randn(6, 3).double()
+    pooling = "pooled" if separate else "blockwise"
+    for step in range(2):
+        z = trunk(x)
+        read = [z * 1, z * 1] if separate else [z, z]
+        features = read if separate else z
+        losses = [head(own).square().mean() for head, own in zip(heads, read, strict=True)]
+        expected = extended_ntk(losses, features=features, minibatches=2, pooling=pooling)
+        balancer.backward(losses, features=features)
+        found = record.seen[step].kernel
+        assert found is not None
+        torch.testing.assert_close(found.blocks, expected.blocks, **EXACT)
+
+
+def test_counts_that_do_not_fit_are_named() -> None:
+    trunk, head = nn.Linear(3, 4), nn.Linear(4, 1)
+    z = trunk(torch.randn(5, 3))
+    losses = [head(z).square().mean(), z.square().mean()]
+    balancer = Balancer("ls", record=_Keeps())
+    with pytest.raises(ValueError, match=r"counts must have shape \(2, 5\)"):
+        balancer.backward(losses, features=z, counts=torch.ones(2, 4))
+
+
 def test_only_the_steps_that_it_wants() -> None:
     record = _Keeps(every=2)
     _train(record, "ntkmtl-sr", steps=5, minibatches=2)

@@ -22,7 +22,7 @@ from ntkmtl.analysis.kernels import (
 )
 from ntkmtl.files import write_text
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._pooling import Pooling
+from ntkmtl.kernel._pooling import POOLINGS, Pooling
 
 if TYPE_CHECKING:
     import os
@@ -71,8 +71,9 @@ class Recorder:
     Args:
         every: Record each ``every``-th step, from step 0.
         source: Where the recorded kernel comes from, ``"representation"`` or ``"exact"``; the
-            Balancer's own if None. ``"exact"`` costs one pass over the trunk per task and
-            mini-batch at each recorded step.
+            Balancer's own if None, and ``"representation"`` where that is ``"probe"`` or
+            ``"auto"`` or the method reads losses. ``"exact"`` costs one pass over the trunk per
+            task and mini-batch at each recorded step.
         minibatches: The recorded kernel's n; the Balancer's own if None.
         pooling: For ``source="representation"``: see :class:`ntkmtl.Balancer`; its own if None.
 
@@ -80,7 +81,7 @@ class Recorder:
         tasks: Names of the k tasks, empty before the first snapshot.
 
     Raises:
-        ValueError: ``every`` or ``minibatches`` is below 1.
+        ValueError: ``every`` or ``minibatches`` is below 1, or ``source`` or ``pooling`` unknown.
 
     Example:
         >>> import torch
@@ -109,6 +110,10 @@ class Recorder:
         for name, value in (("every", every), ("minibatches", minibatches)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
+        if source not in (None, "representation", "exact"):
+            raise ValueError(f"source must be 'representation' or 'exact', found {source!r}")
+        if pooling is not None and pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, found {pooling!r}")
         self.every = every
         self.source = source
         self.minibatches = minibatches

@@ -16,6 +16,8 @@ from ntkmtl.kernel._autograd import (
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
+from ntkmtl.kernel._partition import require_counts
+from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._sources import (
     cut_graph,
     exact_kernel,
@@ -56,11 +58,12 @@ def recorded_kernel(
         float64 on the CPU, diagonal blocks only where each task has its own representation; None
         where neither features nor shared parameters are known, in several processes, or in a
         process without labels for some of the tasks.
+
+    Raises:
+        ValueError: The features do not part the graph, or ``counts`` does not fit the batch.
     """
     if step.ranks is not None or len(step.local) < len(step.present):
         return None
-    reads_kernel = balancer.weighting.reads != "losses"
-    source = recorder.source or (balancer.source if reads_kernel else "representation")
     if features is None:
         if balancer.shared is None:
             return None
@@ -69,12 +72,13 @@ def recorded_kernel(
     cut, graph = cut_graph(step.losses, cut, step.local_names)
     minibatches = min(recorder.minibatches or balancer.minibatches, *cut.batches)
     if counts is not None and not cut.uneven:
+        require_counts(counts, step.total, cut.batch)
         counts = counts[step.index.to(counts.device)]
     gradients: TaskGradients = feature_gradients(step.losses, cut, graph, heads=False, retain=True)
     partition = split_batch(cut, minibatches, counts)
-    if source == "representation":
-        pooling = recorder.pooling or (balancer.pooling if reads_kernel else "pooled")
-        kernel = representation_kernel(gradients, cut, partition, pooling)
+    source, pooling = _own_kernel(balancer, separate=cut.separate)
+    if (recorder.source or source) == "representation":
+        kernel = representation_kernel(gradients, cut, partition, recorder.pooling or pooling)
         return _on_cpu(kernel, step)
     parameters = list(balancer.shared) if balancer.shared is not None else shared_parameters(cut)
     if path_around(graph, cut):
@@ -83,6 +87,19 @@ def recorded_kernel(
     rows = rows_through_features(gradients, cut, parameters, partition, release=False)
     kernel, _ = exact_kernel(rows, len(step.losses), partition.shares, full=True, keep=False)
     return _on_cpu(kernel, step)
+
+
+def _own_kernel(balancer: Balancer, *, separate: bool) -> tuple[str, Pooling]:
+    """Return source and pooling of what is recorded where the recorder leaves them open."""
+    if balancer.weighting.reads == "losses":
+        return "representation", "pooled"
+    if balancer.source == "auto" or balancer.choice is not None:
+        # What the first step is recorded with, before it settles on a source, so that all of a
+        # training is of one kind.
+        return "representation", "pooled" if separate else "blockwise"
+    if balancer.source == "probe":
+        return "representation", balancer.pooling
+    return balancer.source, balancer.pooling
 
 
 def _whole_batch(step: Step, parameters: Sequence[Tensor]) -> ExtendedNTK:
