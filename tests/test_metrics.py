@@ -286,3 +286,13 @@ class TestInputs:
             assert mean_rank(values, higher).tolist() == [2.0, 1.0]
             assert mean_rank(list(values), np.bool_(False)).tolist() == [1.5, 1.5]
             assert mean_rank(values.astype("f4"), False).tolist() == [1.5, 1.5]
+
+
+def test_tables_of_pandas_are_numbers() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([[75.0, 0.5], [25.0, 0.125]], columns=["accuracy", "error"])
+    # An index that does not begin at 0, as that of rows which were picked.
+    baseline = pandas.Series([50.0, 0.25], index=[7, 9])
+    higher = pandas.Series([True, False], index=[7, 9])
+    assert delta_m(table, baseline, higher).tolist() == [25.0, 0.0]
+    assert mean_rank(table, higher).tolist() == [1.5, 1.5]

@@ -15,7 +15,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl import interop, kernel, metrics, paper, problems, report, training, weighting
+    from ntkmtl import (
+        analysis,
+        interop,
+        kernel,
+        metrics,
+        paper,
+        problems,
+        report,
+        training,
+        weighting,
+    )
     from ntkmtl.balance import Balancer, BalanceResult
     from ntkmtl.errors import NonFiniteError
     from ntkmtl.kernel import ExtendedNTK, branch, extended_ntk
@@ -23,7 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
-    {"balance", "errors", "interop", "kernel", "metrics", "paper", "problems", "report"}
+    {"analysis", "balance", "errors", "interop", "kernel", "metrics", "paper", "problems", "report"}
     | {"training", "weighting"}
 )
 _HOMES = {
@@ -41,6 +51,7 @@ __all__ = [
     "ExtendedNTK",
     "NonFiniteError",
     "__version__",
+    "analysis",
     "branch",
     "extended_ntk",
     "interop",

@@ -30,7 +30,7 @@ class _Array(Protocol):
 
 
 Numbers: TypeAlias = Tensor | Sequence[object] | _Array
-"""Numbers as a tensor, a (nested) sequence or a NumPy array."""
+"""Numbers as a tensor, a (nested) sequence, a NumPy array or a table of pandas."""
 
 Ties: TypeAlias = Literal["average", "published"]
 """How :func:`mean_rank` ranks equal values."""
@@ -170,8 +170,9 @@ def _tensor(source: object) -> Tensor:
     if isinstance(source, Tensor):
         return source.detach()
     if hasattr(source, "__array__"):
-        # A copy: sharing memory with a read-only array warns.
-        return torch.tensor(source)
+        # The array itself, as torch cannot read a table of pandas. A copy of it: sharing memory
+        # with a read-only array warns.
+        return torch.tensor(source.__array__())
     if isinstance(source, Sequence) and any(hasattr(item, "__array__") for item in source):
         return torch.stack([_tensor(item).to(device="cpu", dtype=torch.float64) for item in source])
     # Python floats are doubles; without a dtype torch would round them to its default.
@@ -183,8 +184,13 @@ def _directions(source: bool | Sequence[bool] | Tensor | _Array, size: int) -> T
     if isinstance(source, bool):
         return torch.full((size,), source)
     try:
-        tensor = source.detach().cpu() if isinstance(source, Tensor) else torch.tensor(source)
-    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(source, Tensor):
+            tensor = source.detach().cpu()
+        elif isinstance(source, Sequence):
+            tensor = torch.tensor(source)
+        else:
+            tensor = torch.tensor(source.__array__())
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise TypeError(_NOT_DIRECTIONS.format(source)) from error
     if tensor.dtype != torch.bool:
         raise TypeError(_NOT_DIRECTIONS.format(source))

@@ -736,8 +736,7 @@ class WideMLP(nn.Module):
     r"""A fully connected network with k linear heads, wide enough to be near its kernel.
 
     Layer: :math:`h' = \phi(\sigma_w W h / \sqrt{m} + \sigma_b b)` with m inputs and standard normal
-        W
-    and b in the NTK parametrisation; in the standard one the scales are part of W and b, so that
+    W and b in the NTK parametrisation; in the standard one the scales are part of W and b, so that
     the function at the start is the same number for number, but the kernel grows with the width.
     Task i's output is ``scales[i]`` times a linear head's.
 

@@ -152,7 +152,8 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
         i, j = graph.crosses[0]
         raise ValueError(
             f"the loss of task {names[i]} also depends on the features of task {names[j]}; where "
-            "all tasks read all features, pass them as a tuple, not one per task"
+            "all tasks read the same features, pass that one tensor, or a tuple where they read "
+            "several, not one per task"
         )
 
 

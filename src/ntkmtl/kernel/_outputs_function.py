@@ -440,7 +440,8 @@ class OutputFunction:
 
         Raises:
             TypeError: What is returned are no tensors of floating-point numbers.
-            ValueError: Tasks differ in their number of samples, or an output is not finite.
+            ValueError: Tasks differ in their number of samples, or batches in the outputs' shapes.
+            FloatingPointError: An output is not finite.
         """
         with torch.no_grad():
             tasks = self._tasks(self._call(self.parameters, arguments))

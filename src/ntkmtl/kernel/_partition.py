@@ -35,7 +35,8 @@ def minibatch_sizes(batch: int, minibatches: int, published: bool = False) -> tu
     if not 1 <= minibatches <= batch:
         raise ValueError(
             f"minibatches must be between 1 and the batch size, found minibatches={minibatches} "
-            f"for a batch of {batch}; use fewer mini-batches or a larger batch"
+            f"for a batch of {batch}; use fewer mini-batches or a larger batch. Where it is the "
+            "last, shorter batch of an epoch, leave it out (drop_last=True of a DataLoader)"
         )
     if published:
         size = -(-batch // minibatches)

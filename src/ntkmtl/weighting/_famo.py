@@ -33,7 +33,7 @@ class FAMO(LossWeighting):
         min_loss: Lower bound b of every loss.
 
     Raises:
-        ValueError: A setting is negative.
+        ValueError: A setting is negative, or, on use, a loss is below ``min_loss``.
 
     Example:
         >>> import torch

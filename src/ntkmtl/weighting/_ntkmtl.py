@@ -46,16 +46,22 @@ def eigenvalue_weights(
 
 
 class NTKMTL(Weighting):
-    """Weights from the largest NTK eigenvalue of each task.
+    r"""Weights from the largest NTK eigenvalue of each task.
+
+    :math:`w_i = (\bar\lambda / \lambda_i)^p` with the largest eigenvalue :math:`\lambda_i` of task
+    i's kernel and the mean :math:`\bar\lambda` of them all (Eq. 15 and 18 of the NTKMTL paper).
 
     Which kernel the eigenvalues come from is the Balancer's choice: of the shared parameters
-    (``ntkmtl``, Eq. 15), of the shared representation (``ntkmtl-sr``, Eq. 18), or of the
-    representation joined with the last layer's kernel (``ntkmtl-tk``).
+    (``ntkmtl``, Eq. 15), of the shared representation (``ntkmtl-sr``, Eq. 18), of the
+    representation joined with the last layer's kernel (``ntkmtl-tk``), or what a budget allows
+    (``ntkmtl-auto``).
 
     Args:
-        exponent: See :func:`eigenvalue_weights`.
-        floor: See :func:`eigenvalue_weights`.
-        published: See :func:`eigenvalue_weights`.
+        exponent: p; 0.5 makes all weighted eigenvalues :math:`w_i^2 \lambda_i` equal (Eq. 14).
+        floor: A task whose eigenvalue is below ``floor`` times the mean has no measurable gradient
+            to balance; it is treated as if it were at the mean.
+        published: Take the sum of the eigenvalues instead of their mean, as the published code
+            does.
 
     Raises:
         ValueError: A number is negative, or ``floor`` is not below 1.

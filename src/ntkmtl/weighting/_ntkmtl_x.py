@@ -85,7 +85,9 @@ class NTKMTLX(Weighting):
     NTKMTL.
 
     Args:
-        statistic: See :func:`task_matrix`.
+        statistic: ``"trace"``, the mean eigenvalue of each task's block; ``"max"``, the largest;
+            ``"weighted"``, their mean weighted by themselves; ``"aligned"``, the largest, and what
+            tasks do to each other along its directions. See :func:`task_matrix`.
         alpha: Fairness; larger values care more for the slowest task.
 
     Raises:

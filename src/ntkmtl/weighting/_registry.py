@@ -22,8 +22,9 @@ class MethodSpec:
         name: Its registered name.
         summary: One line.
         paper: Authors, title, venue.
-        reads: What its weights are made of: ``"losses"``, ``"eigenvalues"``, ``"gramian"`` or
-            ``"jacobian"`` (the gradients themselves, entry by entry).
+        reads: What its weights are made of: ``"losses"``, ``"eigenvalues"``, ``"gramian"``,
+            ``"kernel"`` (all blocks between all mini-batches) or ``"jacobian"`` (the gradients
+            themselves, entry by entry).
         home: ``module:Class``.
         extra: The extra that it needs, empty for none.
         defaults: Options of :class:`ntkmtl.Balancer` that the method's own published form uses.
