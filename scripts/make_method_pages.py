@@ -95,10 +95,14 @@ def page(spec: MethodSpec) -> str:
         f"| reads | {READS[spec.reads]} |",
         f"| costs | {cost(spec, loaded.needs_after_step, loaded.follows_parameters)} |",
         f"| settings | {f'`{signature}`' if signature else 'none'} |",
-        f"| as published | {f'`{defaults}`' if defaults else 'nothing to set'} |",
+        f"| in `Balancer`, by default | {f'`{defaults}`' if defaults else 'nothing of its own'} |",
         f"| needs | {f'the extra `{spec.extra}`' if spec.extra else 'no extra'} |",
         "",
-        markdown(loaded.__doc__ or ""),
+        markdown(loaded.__doc__ or "").replace(
+            "## Example\n",
+            f"## Example\n\n`{attribute}` is the class of what "
+            f'`ntkmtl.weighting.create("{spec.name}")` makes.\n',
+        ),
         "",
     ]
     return "\n".join(lines)
