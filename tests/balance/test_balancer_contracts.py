@@ -245,9 +245,10 @@ def test_infinite_gradient_of_a_head_alone() -> None:
         assert all(p.grad is None for p in case.parameters)
 
 
-def test_gradient_that_becomes_infinite_when_weights_are_reused() -> None:
+@pytest.mark.parametrize("options", [{"weight_heads": False}, {"hooked": True}])
+def test_gradient_that_becomes_infinite_when_weights_are_reused(options: dict[str, bool]) -> None:
     case = make_case()
-    balancer = Balancer("ntkmtl-sr", every=2, weight_heads=False)
+    balancer = Balancer("ntkmtl-sr", every=2, **options)
     z = case.features()
     balancer.backward(dict(zip(NAMES, case.losses(z), strict=True)), features=z)
     for p in case.parameters:
@@ -584,7 +585,9 @@ def test_uw_learns_beside_the_model() -> None:
         ({"preset": "paper"}, ValueError, "preset must be 'published'"),
         ({"shared": []}, ValueError, "shared holds no parameter"),
         ({"tasks": []}, ValueError, "one or more"),
+        ({"tasks": "size"}, TypeError, "a number or a sequence of names, found 'size'"),
         ({"expnent": 1.0}, TypeError, "no option 'expnent'; it takes exponent"),
+        ({"minibatch": 4}, TypeError, "no option 'minibatch'; did you mean 'minibatches'"),
     ],
 )
 def test_options_out_of_range(
@@ -592,6 +595,25 @@ def test_options_out_of_range(
 ) -> None:
     with pytest.raises(error, match=message):
         Balancer("ntkmtl-sr", **options)
+
+
+def test_one_scalar_is_not_k_losses() -> None:
+    total = torch.ones((), requires_grad=True) * 2
+    with pytest.raises(TypeError, match="found one scalar"):
+        Balancer("ls").backward(total)  # type: ignore[arg-type]
+
+
+def test_fixed_weights_go_by_name() -> None:
+    case = make_case()
+    weights = {"c": 3.0, "a": 1.0, "b": 2.0}
+    z = case.features()
+    losses = dict(zip(NAMES, case.losses(z), strict=True))
+    assert Balancer("fixed", weights=weights).backward(losses).weights.tolist() == [1.0, 2.0, 3.0]
+    for given in ({"a": 1.0, "b": 2.0}, {"a": 1.0, "b": 2.0, "d": 3.0}):
+        with pytest.raises(
+            ValueError, match=r"weights for \['a', 'b'.*the tasks are \['a', 'b', 'c'\]"
+        ):
+            Balancer("fixed", weights=given, tasks=NAMES)
 
 
 def test_options_that_do_not_go_together() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -24,7 +26,7 @@ from ntkmtl.kernel._features import Features, FeaturesLike
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.weighting import create, spec
+from ntkmtl.weighting import accepted_options, create, spec
 from ntkmtl.weighting._base import Weighting
 
 if TYPE_CHECKING:
@@ -52,8 +54,9 @@ class Balancer:
         tasks: Number or names of all tasks; read off the first losses if None. Needed where the
             first batch does not show all of them.
         source: Where the kernel comes from: ``"representation"``, the shared features, at next to
-            no cost; or ``"exact"``, the shared parameters, at one pass over the trunk per task and
-            mini-batch. The method's own if None.
+            no cost; ``"exact"``, the shared parameters, at one pass over the trunk per task and
+            mini-batch; ``"probe"``, random directions, see ``probes``; or ``"auto"``, the best of
+            them that fits ``budget``. The method's own if None.
         pooling: How the representation's rows make a kernel: ``"pooled"`` (Eq. 17),
             ``"blockwise"`` (the published code), or ``"kernel"`` (joined with the kernel of the
             features, or of ``last_layer``).
@@ -160,6 +163,7 @@ class Balancer:
             if name == "ntkmtl-sr":
                 defaults["pooling"] = "blockwise"
         if isinstance(method, str):
+            _refuse_mistyped(method, options)
             self.weighting = create(method, **options)
         elif isinstance(method, Weighting):
             if options:
@@ -256,6 +260,8 @@ class Balancer:
         self._cached: Tensor | None = None
         self._average: Tensor | None = None
         self._clean: tuple[frozenset[int], str] | None = None
+        if isinstance(tasks, str):
+            raise TypeError(f"tasks must be a number or a sequence of names, found {tasks!r}")
         if tasks is not None:
             self._set_tasks(
                 tuple(str(i) for i in range(tasks)) if isinstance(tasks, int) else tuple(tasks)
@@ -308,7 +314,14 @@ class Balancer:
                 a scaler the step is marked to be skipped instead.
             ValueError: Losses or features do not fit the method or each other, or ``scale`` is not
                 a positive number.
+            TypeError: One tensor without dimensions stands where the k losses should.
         """
+        given: object = losses
+        if isinstance(given, Tensor) and given.ndim == 0:
+            raise TypeError(
+                "losses must be a sequence or a dict of k scalar tensors, one per task; found one "
+                "scalar. Pass the losses before they are added up"
+            )
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
         device = next((x.device.type for x in _tensors(losses)), "cpu")
@@ -531,6 +544,7 @@ class Balancer:
         self._names = names
         if self._probe is not None and self.corrected:
             self._correction = ProbeCorrection(len(names))
+        self.weighting.name_tasks(names)
         self.weighting.prepare(len(names), torch.device("cpu"))
 
     def _name(self, position: int) -> str:
@@ -579,7 +593,7 @@ class Balancer:
             if -math.inf < value <= 0:
                 raise ValueError(
                     f"log_losses needs positive losses, found {value} for task "
-                    f"{self._name(position)}; shift the loss, or leave log_losses out"
+                    f"{self._name(position)}; shift the loss, or set log_losses=False"
                 )
         return raw.log(), 1.0 / raw
 
@@ -712,6 +726,16 @@ class Balancer:
 def _tensors(losses: Losses) -> Iterator[Tensor]:
     values = losses.values() if isinstance(losses, Mapping) else losses
     return (value for value in values if isinstance(value, Tensor))
+
+
+def _refuse_mistyped(method: str, options: Mapping[str, Any]) -> None:
+    """Raise where an option that the method does not have looks like one of the Balancer's own."""
+    own = [
+        p.name for p in inspect.signature(Balancer).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
+    for option in sorted(set(options) - set(accepted_options(method))):
+        if close := difflib.get_close_matches(option, own, n=1, cutoff=0.75):
+            raise TypeError(f"{method} has no option {option!r}; did you mean {close[0]!r}?")
 
 
 def _one_of(name: str, value: Any, known: Sequence[Any]) -> Any:

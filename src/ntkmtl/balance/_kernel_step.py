@@ -101,15 +101,11 @@ class KernelStep:
             return self._guide_heads()
         weights = balancer._reusable(step)
         if weights is not None:
+            gradients, heads = self._differentiate()
+            self._require_finite(gradients)
             if self.hooked:
                 self._ordinary(weights)
             else:
-                gradients, heads = self._differentiate()
-                peaks = [
-                    torch.stack([g.abs().amax() for g in per_task])
-                    for per_task in gradients.features
-                ]
-                step.require_finite(torch.stack(peaks).amax(dim=0), "gradient")
                 self._fill(gradients, heads, weights)
             return step.result(weights)
         gradients, heads = self._differentiate()
@@ -154,6 +150,16 @@ class KernelStep:
         heads = HeadGradients(gradients)
         heads.require_finite(self.step)
         return gradients, heads
+
+    def _require_finite(self, gradients: TaskGradients) -> None:
+        """Raise on every process if a gradient is not finite on one: no kernel is there to tell."""
+        step = self.step
+        peaks = [torch.stack([g.abs().amax() for g in per_task]) for per_task in gradients.features]
+        values = torch.zeros(len(step.present), dtype=torch.float64)
+        values[step.local] = torch.stack(peaks).amax(dim=0).to(values)
+        if step.ranks is not None:
+            values = torch.stack(step.ranks.gather(values)).amax(dim=0)
+        step.require_finite(values, "gradient")
 
     # ------------------------------------------------------------------ the kernel
 

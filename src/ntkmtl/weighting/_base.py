@@ -82,6 +82,13 @@ class Weighting(ABC):
             tasks = torch.arange(count, device=device)
         return self.weigh(kernel, losses, tasks)
 
+    def name_tasks(self, names: Sequence[str]) -> None:
+        """Be told the names of all tasks, by position; nothing by default.
+
+        Raises:
+            ValueError: What the method was given by name is of other tasks.
+        """
+
     @abstractmethod
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         """Return the float64 weights of the tasks at positions ``tasks``. See :meth:`__call__`."""

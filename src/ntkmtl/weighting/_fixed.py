@@ -17,12 +17,12 @@ class FixedWeights(LossWeighting):
     """The same weights in every step.
 
     Args:
-        weights: One per task, in the order of the tasks; of a mapping the values count, and their
-            order. All 1 if None.
+        weights: One per task, in the order of the tasks; or a mapping from their names, whose order
+            counts only where tasks have no names, as without a Balancer. All 1 if None.
 
     Raises:
-        ValueError: A weight is negative or not finite, or, once the number of tasks is known, there
-            are more or fewer weights.
+        ValueError: A weight is negative or not finite, or, once the tasks are known, they are not
+            those that there are weights for.
 
     Example:
         >>> import torch
@@ -31,6 +31,7 @@ class FixedWeights(LossWeighting):
     """
 
     def __init__(self, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
+        self._by_name = dict(weights) if isinstance(weights, Mapping) else None
         values = weights.values() if isinstance(weights, Mapping) else weights
         self.weights = None if values is None else [float(w) for w in values]
         for weight in self.weights or ():
@@ -39,6 +40,16 @@ class FixedWeights(LossWeighting):
                     f"weights must be finite and not negative. Found weights={self.weights}."
                 )
         self._tasks: int | None = None
+
+    def name_tasks(self, names: Sequence[str]) -> None:
+        if self._by_name is None:
+            return
+        if set(names) != set(self._by_name):
+            raise ValueError(
+                f"fixed has weights for {sorted(self._by_name)}, and the tasks are {list(names)}; "
+                "give one weight per task, by these names"
+            )
+        self.weights = [float(self._by_name[name]) for name in names]
 
     def prepare(self, tasks: int, device: torch.device) -> None:
         if self._tasks is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 from torchjd.aggregation import MGDAWeighting
 
@@ -31,6 +33,10 @@ class MGDA(GramianWeighting):
     """
 
     def __init__(self, epsilon: float = 1e-3, max_iters: int = 100) -> None:
+        if not 0.0 < epsilon < math.inf:
+            raise ValueError(f"epsilon must be positive and finite. Found epsilon={epsilon}.")
+        if max_iters < 1:
+            raise ValueError(f"max_iters must be at least 1. Found max_iters={max_iters}.")
         self.epsilon = epsilon
         self.max_iters = max_iters
         self._solver = MGDAWeighting(epsilon=epsilon, max_iters=max_iters)
