@@ -5,27 +5,37 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ntkmtl._commands import (
     BatchSize,
+    Csv,
+    DataFolder,
+    Device,
     Epochs,
     Jobs,
     Json,
     LearningRate,
+    MethodSettings,
     Minibatches,
     Overwrite,
     ProblemOption,
+    RecipeName,
     SeedList,
     Seeds,
+    SplitColumn,
+    Targets,
+    Types,
     _find_modules_here,
+    _method_settings,
     _names,
-    _options,
     _print_columns,
     _print_json,
+    _problem_options,
     _refuse,
+    _refuse_others,
     _refusing,
     _say,
     _seeds,
@@ -46,8 +56,13 @@ class Source(str, Enum):
     representation = "representation"
 
 
+_OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
+"""What means something for a folder of runs as well."""
+
+
 @app.command()
 def analyze(
+    context: typer.Context,
     target: Annotated[
         str,
         typer.Argument(
@@ -98,7 +113,15 @@ def analyze(
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     minibatches: Minibatches = None,
+    settings: MethodSettings = None,
     problem_option: ProblemOption = None,
+    recipe: RecipeName = None,
+    data_dir: DataFolder = None,
+    csv: Csv = None,
+    targets: Targets = None,
+    types: Types = None,
+    split_column: SplitColumn = None,
+    device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -108,6 +131,9 @@ def analyze(
     stopped. For a folder, reads what was recorded.
     """
     if _is_folder(target):
+        _refuse_others(
+            context, _OF_FOLDERS, f"is for a problem to train; {target} is a folder of runs"
+        )
         chosen: dict[str, Any] = {}
         folder, page = Path(target), Path(target) / "analysis.html"
     else:
@@ -123,13 +149,17 @@ def analyze(
                 seeds=_seeds(seeds, seed_list),
                 out=out,
                 jobs=jobs or cores(),
-                problem_options=_options(problem_option or []),
+                problem_options=_problem_options(
+                    problem_option, recipe, data_dir, csv, targets, types, split_column
+                ),
+                method_options=_method_settings(settings or []),
                 epochs=epochs,
                 batch_size=batch_size,
                 learning_rate=lr,
                 minibatches=minibatches,
                 single_task_baselines=False,
                 record={"every": every, "source": source.value},
+                device=cast("Any", device),
             )
         sweep = _trained(comparison, overwrite=overwrite)
         folder, page = out / folder_name(sweep.problem), out / "analysis.html"

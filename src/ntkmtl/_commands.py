@@ -17,7 +17,7 @@ from ntkmtl import __version__
 from ntkmtl.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ntkmtl.report import Table
     from ntkmtl.training.engines import Engine
@@ -217,6 +217,14 @@ Types = Annotated[
         show_default="as found",
     ),
 ]
+MethodSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="METHOD.KEY=VALUE",
+        help="Setting of a method, as ntkmtl-sr.minibatches=8; may be repeated.",
+    ),
+]
 SplitColumn = Annotated[
     str | None,
     typer.Option(
@@ -272,14 +280,7 @@ def compare(
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     minibatches: Minibatches = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="METHOD.KEY=VALUE",
-            help="Setting of a method, as ntkmtl-sr.minibatches=8; may be repeated.",
-        ),
-    ] = None,
+    settings: MethodSettings = None,
     problem_option: ProblemOption = None,
     recipe: RecipeName = None,
     data_dir: DataFolder = None,
@@ -352,11 +353,9 @@ def compare(
             seeds=_seeds(seeds, seed_list),
             out=out,
             jobs=jobs or (cores() if launched() == 1 else 1),
-            problem_options={
-                **_options(problem_option or []),
-                **_given(recipe=recipe, data=data_dir),
-                **_given(csv=csv, targets=targets, types=types, split_column=split_column),
-            },
+            problem_options=_problem_options(
+                problem_option, recipe, data_dir, csv, targets, types, split_column
+            ),
             method_options=_method_settings(settings or []),
             epochs=epochs,
             batch_size=batch_size,
@@ -431,11 +430,9 @@ def run(
             seeds=[seed],
             out=out,
             jobs=1,
-            problem_options={
-                **_options(problem_option or []),
-                **_given(recipe=recipe, data=data_dir),
-                **_given(csv=csv, targets=targets, types=types, split_column=split_column),
-            },
+            problem_options=_problem_options(
+                problem_option, recipe, data_dir, csv, targets, types, split_column
+            ),
             method_options={method: chosen} if chosen else {},
             epochs=epochs,
             batch_size=batch_size,
@@ -890,9 +887,41 @@ def _training(
     return {key: value for key, value in asked.items() if value is not None}
 
 
-def _given(**options: str | None) -> dict[str, str]:
-    """Return the options that were given."""
-    return {key: value for key, value in options.items() if value is not None}
+def _problem_options(
+    pairs: Sequence[str] | None,
+    recipe: str | None,
+    data: str | None,
+    csv: str | None,
+    targets: str | None,
+    types: str | None,
+    split_column: str | None,
+) -> dict[str, Any]:
+    """Return the problem's options: KEY=VALUE pairs, and those with a flag of their own."""
+    named = {
+        "recipe": recipe,
+        "data": data,
+        "csv": csv,
+        "targets": targets,
+        "types": types,
+        "split_column": split_column,
+    }
+    given = {key: value for key, value in named.items() if value is not None}
+    return {**_options(pairs or []), **given}
+
+
+def _refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
+    """Refuse options that were given on the command line and mean nothing here.
+
+    Args:
+        context: The command's.
+        allowed: Names of the parameters that mean something.
+        why: What is said after the option's name.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in allowed:
+            _refuse(f"{parameter.opts[0]} {why}")
 
 
 def _method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:

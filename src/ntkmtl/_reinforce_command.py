@@ -25,7 +25,7 @@ from ntkmtl._commands import (
     _engine,
     _names,
     _print_json,
-    _refuse,
+    _refuse_others,
     _refusing,
     _say,
     _say_failures,
@@ -131,14 +131,11 @@ def compare_mt10(
     """Do what ``ntkmtl compare mt10`` asks for; ``--stl`` is met by naming stl as a method."""
     from ntkmtl.training.environment import cores
 
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in _COMPARED:
-            _refuse(
-                f"{parameter.opts[0]} is not for mt10, which is trained as its recipe says: paper, "
-                "cpu-mt10 or cpu-mt4"
-            )
+    _refuse_others(
+        context,
+        _COMPARED,
+        "is not for mt10, which is trained as its recipe says: paper, cpu-mt10 or cpu-mt4",
+    )
     train_rows(
         recipe or "cpu-mt4",
         methods,

@@ -23,7 +23,7 @@ from ntkmtl.analysis import Recorder, Snapshot
 from ntkmtl.analysis._page import write_page
 from ntkmtl.analysis._study import StudyError, read_study, study_of
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.training.runs import RunConfig, RunMetric
+from ntkmtl.training.runs import RunConfig, RunMetric, load_runs
 
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parents[1] / "training"
@@ -114,6 +114,21 @@ def test_a_folder_of_recorded_runs(tmp_path: Path) -> None:
     assert "different recipes" in told["notes"][0]
 
 
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    rows = [f"{i},{2 * i % 7},{i % 5},{i * i % 11}" for i in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join(["x,y,a,b", *rows]))
+    told = json.loads(
+        good(
+            *("analyze", "table", "--csv", "data.csv", "--targets", "a,b", "--epochs", "1"),
+            *("--types", "a=regression,b=regression", "--set", "ntkmtl-sr.exponent=0.25"),
+            *("--every", "1", "--jobs", "1", "--json"),
+        ).stdout
+    )
+    assert told["tasks"] == ["a", "b"]
+    (run,) = load_runs(tmp_path / "analysis" / "table" / "ntkmtl-sr")[0]
+    assert run.config.method_options["exponent"] == 0.25
+
+
 def test_without_records_it_says_how_to_record() -> None:
     assert compare().exit_code == 0
     refused = call("analyze", "o")
@@ -128,6 +143,8 @@ def test_without_records_it_says_how_to_record() -> None:
         (["analyze", "nowhere"], "nowhere"),
         (["analyze", "no/where"], "is not a folder"),
         (["analyze", "."], "no complete run"),
+        (["analyze", ".", "--epochs", "3"], "--epochs is for a problem to train; . is a folder"),
+        (["analyze", "table"], "csv"),
         (["analyze", TOY, "--methods", "nash"], "unknown method 'nash'"),
         (["analyze", TOY, "--every", "0"], "--every"),
         (["analyze", TOY, "--seed-list", "1,x"], "--seed-list takes whole numbers"),
