@@ -10,16 +10,19 @@ list below was fixed before any of it was run.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ntkmtl.files import write_json
-from ntkmtl.report import build_table
-from ntkmtl.training import Comparison, compare
+from ntkmtl.metrics import delta_m
+from ntkmtl.training import Comparison, Run, compare, load_runs
 from ntkmtl.training.reporters import PlainReporter
+from ntkmtl.training.runs import SINGLE_TASK
 
 _FROM_FEATURES = {"source": "representation", "pooling": "kernel", "weight_heads": True}
 _ALIGNED = {"statistic": "aligned"}
@@ -55,12 +58,47 @@ VARIANTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("aligned, alpha 2", "ntkmtl-x", {**_ALIGNED, "alpha": 2.0}),
     ("aligned, alpha 1", "ntkmtl-x", {**_ALIGNED, "alpha": 1.0}),
     ("largest eigenvalue, alpha 2", "ntkmtl-x", {"statistic": "max", "alpha": 2.0}),
-    ("trace", "ntkmtl-x", {"statistic": "trace"}),
-    ("weighted eigenvalue", "ntkmtl-x", {"statistic": "weighted"}),
+    ("trace", "ntkmtl-x", {"statistic": "trace", "alpha": 1.0}),
+    ("weighted eigenvalue", "ntkmtl-x", {"statistic": "weighted", "alpha": 1.0}),
     # A control, added when the others had been run: is it the statistic, or n?
     ("ntkmtl, 4 mini-batches", "ntkmtl", {"minibatches": 4}),
 )
 """Label, method, and its settings."""
+CONTROLS = ("ntkmtl", "ntkmtl, 4 mini-batches")
+"""What the others are compared with, seed by seed."""
+
+
+def by_seed(runs: Sequence[Run], method: str) -> dict[int, float]:
+    """Return Delta-m in percent of each seed, against the baselines' means, as tables have it.
+
+    Args:
+        runs: Runs of one comparison, baselines among them.
+        method: Name of the method.
+    """
+    baseline: dict[str, list[float]] = {}
+    for run in runs:
+        if run.config.method == SINGLE_TASK:
+            for metric, value in zip(run.config.metrics, run.result.test, strict=True):
+                baseline.setdefault(metric.name, []).append(value)
+    found = {}
+    for run in runs:
+        if run.config.method == method:
+            metrics = run.config.metrics
+            known = [statistics.fmean(baseline[m.name]) for m in metrics]
+            higher = [m.higher_is_better for m in metrics]
+            found[run.config.seed] = float(delta_m(run.result.test, known, higher))
+    return found
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and its standard error."""
+    return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values))
+
+
+def less(row: Mapping[str, Any], control: Mapping[str, Any]) -> tuple[float, float]:
+    """Return mean and standard error of the differences to a control, seed by seed."""
+    pairs = zip(row["by_seed"], control["by_seed"], strict=True)
+    return mean_and_error([mine - other for mine, other in pairs])
 
 
 def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -80,28 +118,35 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             ),
             reporter=PlainReporter(),
         )
-        row = build_table(out).row(method)
-        assert row.delta_m is not None
+        found = by_seed(load_runs(out)[0], method)
+        values = [found[seed] for seed in range(arguments.seeds)]
+        mean, error = mean_and_error(values)
         rows.append(
             {
                 "label": label,
                 "method": method,
                 "options": options,
-                "delta_m": row.delta_m.mean,
-                "standard_error": row.delta_m.stderr,
-                "seeds": row.delta_m.count,
+                "delta_m": mean,
+                "standard_error": error,
+                "seeds": len(values),
+                "by_seed": values,
             }
         )
     return rows
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table, best first."""
-    lines = ["| weights from | Delta-m % | standard error |", "| --- | ---: | ---: |"]
-    lines += [
-        f"| {row['label']} | {row['delta_m']:.2f} | {row['standard_error']:.2f} |"
-        for row in sorted(rows, key=lambda row: row["delta_m"])
-    ]
+    controls = [row for label in CONTROLS for row in rows if row["label"] == label]
+    heads = ["weights from", "Δm %", "standard error"]
+    heads += [f"less {control['label']}, seed by seed" for control in controls]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for row in sorted(rows, key=lambda row: float(row["delta_m"])):
+        cells = [row["label"], f"{row['delta_m']:.2f}", f"{row['standard_error']:.2f}"]
+        for control in controls:
+            mean, error = less(row, control)
+            cells.append("" if row is control else f"{mean:.2f} ± {error:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

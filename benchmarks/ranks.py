@@ -114,7 +114,13 @@ CASES = (
     Case("pooled, Gramian", "imtl-g", {**_SR, "pooling": "pooled"}, "gramian", "pooled"),
     Case("blockwise, Gramian", "imtl-g", _SR, "gramian", "blockwise"),
     Case("exact, Gramian", "imtl-g", {"source": "exact"}, "gramian", "exact"),
-    Case("exact, all blocks", "ntkmtl-x", {"source": "exact"}, "kernel", "exact"),
+    Case(
+        "exact, all blocks",
+        "ntkmtl-x",
+        {"source": "exact", "statistic": "aligned"},
+        "kernel",
+        "exact",
+    ),
 )
 POOLED_GATHERED = Case("pooled, gathered", "ntkmtl-sr", {}, "eigenvalues", "pooled", True)
 KERNEL_GATHERED = Case("kernel, gathered", "ntkmtl-tk", {}, "eigenvalues", "kernel", True)

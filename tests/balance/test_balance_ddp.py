@@ -24,6 +24,11 @@ CASES = [
     ("ntkmtl-tk", {"minibatches": 2}, {"minibatches": 4}),
     ("ntkmtl-auto", {"minibatches": 2}, {"minibatches": 4}),
     ("ntkmtl-x", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
+    (
+        "ntkmtl-x",
+        {"minibatches": 2, "weight_heads": True, "statistic": "aligned"},
+        {"minibatches": 4},
+    ),
     ("ntkmtl", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
     ("nash-mtl", {"source": "representation"}, {}),
     ("nash-mtl", {"source": "exact"}, {}),

@@ -166,7 +166,7 @@ class KernelStep:
     def _kernel(self, gradients: TaskGradients) -> tuple[ExtendedNTK, Tensor | None]:
         """Return the kernel, and the gradients of shape (k, P) if they were kept."""
         balancer, step, partition = self.balancer, self.step, self.partition
-        full = balancer.weighting.reads != "eigenvalues"
+        full = balancer.weighting.reads_cross_terms
         of_features = balancer.source == "representation" or (
             balancer.source == "probe" and balancer.corrected
         )
@@ -480,7 +480,7 @@ def backward_around_features(
         step.require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), "gradient")
         combined, weights = step.unscaled(balancer.weighting.combine, matrix)
     elif weights is None:
-        full = balancer.weighting.reads != "eigenvalues"
+        full = balancer.weighting.reads_cross_terms
         one = torch.ones(1, 1, dtype=torch.float64)
         ranks, joint = joined_ranks(balancer, step, one)
         kernel, jacobian = exact_kernel(

@@ -46,6 +46,11 @@ class Weighting(ABC):
     guides_heads: ClassVar[bool] = False
     follows_parameters: ClassVar[bool] = False
 
+    @property
+    def reads_cross_terms(self) -> bool:
+        """Whether blocks between tasks are looked at; without them a kernel is cheaper."""
+        return self.reads != "eigenvalues"
+
     def __call__(
         self,
         kernel: ExtendedNTK | None = None,

@@ -375,7 +375,7 @@ _SPECS = (
     ),
     MethodSpec(
         "ntkmtl-x",
-        "Equal mean NTK eigenvalues over mini-batches; or equal rates with cross terms",
+        "Fairer by the largest NTK eigenvalues, exponent 2/3; or other statistics, cross terms",
         "This library",
         "kernel",
         "ntkmtl.weighting._ntkmtl_x:NTKMTLX",
