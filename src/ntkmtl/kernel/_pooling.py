@@ -57,15 +57,20 @@ def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / scale.view((-1,) + (1,) * (x.ndim - 1)), scale.to(torch.float64)
 
 
+_SLICE = 1 << 24
+"""Entries of a matrix that are in memory in float64 at a time."""
+
+
 def gram(matrix: Tensor) -> Tensor:
     """Return the Gramian of the rows of a (k, P) matrix, float64 of shape (k, k).
 
-    Summed in float64 over slices of columns, so that no float64 copy of the whole is made.
+    Summed in float64 over slices of columns, so that no copy of the whole is made.
     """
     # In float64, so that dividing by it works for half precision as well.
-    safe = _power_of_two(matrix.abs().amax(dim=1).to(torch.float64))
+    low, high = matrix.aminmax(dim=1)
+    safe = _power_of_two(torch.maximum(high, -low).to(torch.float64))
     total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
-    for columns in matrix.split(1 << 20, dim=1):
+    for columns in matrix.split(max(1, _SLICE // max(1, len(matrix))), dim=1):
         part = columns.to(torch.float64) / safe[:, None]
         total += part @ part.T
     return total * safe[:, None] * safe[None, :]
