@@ -57,21 +57,33 @@ def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / scale.view((-1,) + (1,) * (x.ndim - 1)), scale.to(torch.float64)
 
 
+_CACHED = 1 << 17
+"""Entries that a processor's cache holds in float64."""
 _SLICE = 1 << 24
-"""Entries of a matrix that are in memory in float64 at a time."""
+"""Entries that are in a GPU's memory in float64 at a time."""
 
 
 def gram(matrix: Tensor) -> Tensor:
     """Return the Gramian of the rows of a (k, P) matrix, float64 of shape (k, k).
 
-    Summed in float64 over slices of columns, so that no copy of the whole is made.
+    Summed in float64 over slices of columns, so that no copy of the whole is made, and each slice
+    is read from memory once.
     """
-    # In float64, so that dividing by it works for half precision as well.
-    low, high = matrix.aminmax(dim=1)
-    safe = _power_of_two(torch.maximum(high, -low).to(torch.float64))
-    total = torch.zeros(len(matrix), len(matrix), dtype=torch.float64, device=matrix.device)
-    for columns in matrix.split(max(1, _SLICE // max(1, len(matrix))), dim=1):
-        part = columns.to(torch.float64) / safe[:, None]
+    rows = len(matrix)
+    # Products of shorter numbers neither overflow nor vanish in float64.
+    scaled = matrix.dtype == torch.float64
+    if rows == 1 and not scaled:
+        return torch.linalg.vector_norm(matrix, dtype=torch.float64).square().view(1, 1)
+    safe = torch.ones(rows, dtype=torch.float64, device=matrix.device)
+    if scaled and matrix.numel():
+        low, high = matrix.aminmax(dim=1)
+        safe = _power_of_two(torch.maximum(high, -low))
+    total = torch.zeros(rows, rows, dtype=torch.float64, device=matrix.device)
+    entries = _CACHED if matrix.device.type == "cpu" else _SLICE
+    for columns in matrix.split(max(1 << 12, entries // max(1, rows)), dim=1):
+        part = columns.to(torch.float64)
+        if scaled:
+            part = part / safe[:, None]
         total += part @ part.T
     return total * safe[:, None] * safe[None, :]
 
