@@ -73,7 +73,8 @@ def gram(matrix: Tensor) -> Tensor:
     # Products of shorter numbers neither overflow nor vanish in float64.
     scaled = matrix.dtype == torch.float64
     if rows == 1 and not scaled:
-        return torch.linalg.vector_norm(matrix, dtype=torch.float64).square().view(1, 1)
+        norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
+        return norm.square().view(1, 1)
     safe = torch.ones(rows, dtype=torch.float64, device=matrix.device)
     if scaled and matrix.numel():
         low, high = matrix.aminmax(dim=1)
