@@ -193,6 +193,8 @@ def test_the_file_holds_it_all(tmp_path: Path, steps: tuple[int, ...]) -> None:
         (lambda found: found.update(tasks=["a"]), "damaged"),
         (lambda found: found.update(every="5"), "damaged"),
         (lambda found: found.update(affinity="x"), "damaged"),
+        (lambda found: found.update(schema="x" * 5000), "schema 'xxx"),
+        (lambda found: found.update(source="x" * 5000), "source must be"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, change: Any, said: str) -> None:
@@ -203,6 +205,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, change: Any, said: str) -> None
     with pytest.raises(RecordFileError, match=said) as caught:
         Recorder.load(path)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000, "a file may hold megabytes"
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"null"])

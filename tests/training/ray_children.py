@@ -47,7 +47,7 @@ def compare_on_ray(connection: Connection, out: Path) -> None:
             methods=["ntkmtl-sr", "uw"],
             seeds=[0, 1],
             out=out,
-            problem_options={"pause": 0.05},
+            problem_options={"pause": 0.25},
             single_task_baselines=False,
         ),
         reporter=_Steps(connection),

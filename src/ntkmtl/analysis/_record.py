@@ -280,13 +280,13 @@ class Recorder:
             raise RecordFileError(f"{path}: must hold an object, found {type(found).__name__}")
         if found.get("schema") != SCHEMA:
             raise RecordFileError(
-                f"{path}: has schema {found.get('schema')!r}, this version of ntkmtl reads schema "
-                f"{SCHEMA}; record again"
+                f"{path}: has schema {_brief(found.get('schema'))}, this version of ntkmtl reads "
+                f"schema {SCHEMA}; record again"
             )
         try:
             return cls._from_json(found)
         except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise RecordFileError(f"{path}: is damaged ({error!r})") from error
+            raise RecordFileError(f"{path}: is damaged ({_brief(error)})") from error
 
     @classmethod
     def _from_json(cls, found: Mapping[str, Any]) -> Recorder:
@@ -368,6 +368,12 @@ def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
         row["condition" + name] = number(None if values is None else condition_number(values))
         row["rank" + name] = number(None if values is None else numerical_rank(values))
     return row
+
+
+def _brief(value: object) -> str:
+    """Return what a file holds in a few words: it may hold megabytes."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _plain(value: Any) -> Any:
