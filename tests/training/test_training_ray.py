@@ -225,9 +225,9 @@ def test_a_ray_of_its_own_is_for_this_machine_alone_and_stops_on_ctrl_c(
     assert (interrupted, unfinished) == (True, 4)
     assert not any("ray" in command for command in children)
     assert folders == []
-    assert files(tmp_path / "toy") == [
-        f"ntkmtl-sr/seed-0/{name}" for name in ("checkpoint.pt", "config.json")
-    ]
+    # Where it took longer than from one checkpoint to the next there are two.
+    left = [name for name in files(tmp_path / "toy") if "previous" not in name]
+    assert left == [f"ntkmtl-sr/seed-0/{name}" for name in ("checkpoint.pt", "config.json")]
     # What was begun on Ray goes on without it.
     notes = Notes()
     compare(ask(tmp_path), reporter=notes)
