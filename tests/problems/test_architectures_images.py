@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from architecture_gates import selecting_gate, softmax_gate, weighted
 from torch import Tensor, nn
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -115,31 +116,6 @@ class Way:
             self.places.append(place)
         if self.stages - 1 <= level < 2 * self.stages - 1:
             self.x = functional.max_unpool2d(self.x, self.places.pop(), 2)
-
-
-def weighted(weights: Sequence[float] | Tensor, said: Sequence[Tensor]) -> Tensor:
-    total = torch.zeros_like(said[0])
-    for weight, one in zip(weights, said, strict=True):
-        total = total + weight * one
-    return total
-
-
-def softmax_gate(gate: Any, read: Tensor) -> list[float]:
-    powers = [math.exp(float(row @ read.detach())) for row in gate.linear.weight.detach()]
-    return [power / sum(powers) for power in powers]
-
-
-def selecting_gate(gate: Any, read: Tensor) -> list[float]:
-    z, alpha = gate.z(read).detach(), gate.alpha(read).detach().exp()
-    weights = [0.0] * 4
-    for selector, expert in itertools.product(range(2), range(4)):
-        product = float(alpha[selector] / alpha.sum())
-        for digit in range(2):
-            t = min(max(float(z[2 * selector + digit]), -0.5), 0.5)
-            step = -2 * t**3 + 1.5 * t + 0.5
-            product *= step if (expert >> digit) % 2 else 1 - step
-        weights[expert] += product
-    return weights
 
 
 def whole(encoder: Any, x: Tensor, stages: int) -> Tensor:

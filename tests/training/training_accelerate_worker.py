@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,8 +147,8 @@ def trained(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
-def main(rank: int, folder: str) -> None:
-    """Meet the other process in a file, train, and leave what was found in ``RANK.pt``."""
+def meet(rank: int, folder: str, work: Callable[[], Any]) -> None:
+    """Meet the other process in a file, work, and leave what was found in ``RANK.pt``."""
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),
@@ -159,9 +159,14 @@ def main(rank: int, folder: str) -> None:
         "OMP_NUM_THREADS": "1",
     }
     # They meet in a file: a port that was free a moment ago may be taken.
-    meet = (Path(folder) / "meet").as_uri()
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
+    place = (Path(folder) / "meet").as_uri()
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=2)
     try:
-        torch.save(trained(rank, Path(folder)), Path(folder) / f"{rank}.pt")
+        torch.save(work(), Path(folder) / f"{rank}.pt")
     finally:
         dist.destroy_process_group()
+
+
+def main(rank: int, folder: str) -> None:
+    """Train what the tests look at."""
+    meet(rank, folder, lambda: trained(rank, Path(folder)))

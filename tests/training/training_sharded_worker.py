@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from toy_problem import Toy
-from training_accelerate_worker import DryToy, SmallQM9, numbers, stopped
+from training_accelerate_worker import DryToy, SmallQM9, meet, numbers, stopped
 
 from ntkmtl.training import train
 from ntkmtl.training.distributed import gathered, sharded
@@ -102,19 +101,5 @@ def trained(folder: Path) -> dict[str, Any]:
 
 
 def main(rank: int, folder: str) -> None:
-    """Meet the other process in a file, train, and leave what was found in ``RANK.pt``."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-    }
-    meet = (Path(folder) / "meet").as_uri()
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
-    try:
-        torch.save(trained(Path(folder)), Path(folder) / f"{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    """Train what the tests look at."""
+    meet(rank, folder, lambda: trained(Path(folder)))
