@@ -101,7 +101,7 @@ def full_tmpfs(times: int, work: Path, seed: int = 0) -> Outcome:
         for attempt in range(times):
             filler = place / "filler"
             # Pages of 4 KiB; a whole run with two checkpoints takes some 40 of them.
-            filler.write_bytes(bytes(4096 * draw.randint(30, 62)))
+            filler.write_bytes(bytes(4096 * draw.randint(36, 62)))
             outcome.tried += 1
             enough += _refused(outcome, place / "run", f"attempt {attempt}")
             filler.unlink()
