@@ -100,8 +100,8 @@ def full_tmpfs(times: int, work: Path, seed: int = 0) -> Outcome:
     with _tmpfs(work, "256k") as place:
         for attempt in range(times):
             filler = place / "filler"
-            # Pages of 4 KiB; a whole run with two checkpoints takes some 40 of them.
-            filler.write_bytes(bytes(4096 * draw.randint(36, 62)))
+            # Pages of 4 KiB, of which about half of the draws leave a run too few.
+            filler.write_bytes(bytes(4096 * draw.randint(46, 63)))
             outcome.tried += 1
             enough += _refused(outcome, place / "run", f"attempt {attempt}")
             filler.unlink()
