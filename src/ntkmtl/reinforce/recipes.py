@@ -144,6 +144,7 @@ RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
         batch_size=320,
         every=10,
         evaluate_every=15_000,
+        bfloat16_products=True,
         reduced=True,
     ),
     ReinforceRecipe(
