@@ -68,6 +68,13 @@ def reinforce(
         typer.Option("--vector-steps", min=1, help="Instead of the recipe's; fewer is reduced."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, ...")] = "cpu",
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile updates by torch.compile. Slower on a CPU; meant for a GPU.",
+        ),
+    ] = False,
     train: Annotated[
         bool, typer.Option("--train/--no-train", help="Or only show what is finished.")
     ] = True,
@@ -98,6 +105,7 @@ def reinforce(
         jobs=jobs or 1,
         vector_steps=vector_steps,
         device=device,
+        compile=compile,
         train=train,
         frames=frames,
         engine=chosen,
@@ -158,6 +166,7 @@ def train_rows(
     jobs: int,
     vector_steps: int | None = None,
     device: str = "cpu",
+    compile: bool = False,
     train: bool = True,
     frames: bool = True,
     engine: Engine | None = None,
@@ -176,6 +185,7 @@ def train_rows(
         jobs=jobs,
         vector_steps=vector_steps,
         device=device,
+        compile=compile,
         train=train,
         engine=engine,
         overwrite=overwrite,
@@ -236,6 +246,7 @@ def train_only(
     jobs: int,
     vector_steps: int | None = None,
     device: str = "cpu",
+    compile: bool = False,
     train: bool = True,
     engine: Engine | None = None,
     overwrite: bool = False,
@@ -257,6 +268,7 @@ def train_only(
             )
         if not train:
             return False
+        chosen = replace(chosen, compile=compile)
         outcome = rl.compare(
             chosen,
             methods,

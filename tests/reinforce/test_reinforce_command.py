@@ -23,7 +23,7 @@ from ntkmtl.reinforce import training as training_module
 from ntkmtl.reinforce.sweep import jobs_of
 from ntkmtl.training.locks import RunBusyError, alone_among_runs
 from ntkmtl.training.reporters import PlainReporter, Reporter
-from ntkmtl.training.runs import load_run
+from ntkmtl.training.runs import load_run, load_runs
 from ntkmtl.training.workers import Book, run_job
 
 
@@ -67,6 +67,19 @@ def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> No
     number = f"{rows[2]['maximum_over_time']:.1f} ± {rows[2]['maximum_over_time_stderr']:.1f}"
     assert number in page
     assert number in first.output
+
+
+@pytest.mark.usefixtures("toys")
+def test_compiled_agents_are_runs_of_their_own(tmp_path: Path) -> None:
+    call = ["reinforce", "--methods", "mtl-sac", "--out", str(tmp_path), "--no-frames"]
+    found = CliRunner().invoke(app, [*call, "--compile"])
+    assert found.exit_code == 0, found.output
+    (run,) = load_runs(tmp_path / "mt10")[0]
+    assert run.config.problem_options["compile"] is True
+    # Rounding differs, so the two do not pass for one another.
+    other = CliRunner().invoke(app, call)
+    assert other.exit_code != 0
+    assert "compile" in other.output
 
 
 @pytest.mark.usefixtures("toys")

@@ -418,6 +418,32 @@ def test_famo_weighs_the_critics_alone_and_sees_the_losses_after_the_step() -> N
     assert agent.critic_balancer.state_dict()["weighting"]["before"].isnan().all()
 
 
+@pytest.mark.parametrize(
+    ("method", "heads", "sizes"),
+    [
+        ("ls", "shared", [(6, 6, 6), (3, 9, 6)]),
+        ("ntkmtl", "shared", [(6, 6, 6)]),
+        ("famo", "multi", [(6, 6, 6)]),
+    ],
+)
+def test_compiled_updates_are_the_same(
+    method: str, heads: Any, sizes: list[tuple[int, ...]]
+) -> None:
+    eager, compiled = (
+        MultiTaskSAC(3, **SMALL, heads=heads, method=method, every=2, compile=compile)
+        for compile in (False, True)
+    )
+    assert compiled._critic_rows is not eager._critic_rows
+    for step in range(6):
+        batch = random_batch(sizes[step % len(sizes)], seed=step)
+        found, expected = compiled.update(batch), eager.update(batch)
+        torch.testing.assert_close(found.critic_losses, expected.critic_losses)
+        torch.testing.assert_close(found.actor_losses, expected.actor_losses)
+        torch.testing.assert_close(found.critic_weights, expected.critic_weights)
+    for a, b in zip(compiled.actor.parameters(), eager.actor.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_acting_is_the_squashed_mean_or_a_draw() -> None:
     agent = MultiTaskSAC(3, **SMALL, heads="multi")
     seen = torch.randn(3, 5)

@@ -42,6 +42,7 @@ PUBLISHED: dict[str, tuple[Any, bool]] = {
     "evaluate_every": (3000, False),
     "evaluation_episodes": (1, False),
     "bfloat16_products": (False, False),
+    "compile": (False, False),
 }
 """Published settings by field of a recipe, and whether the paper itself says so."""
 
@@ -61,6 +62,7 @@ _WORDS = {
     "evaluate_every": "vector steps between evaluations",
     "evaluation_episodes": "episodes per evaluation and task",
     "bfloat16_products": "matrix products of bfloat16",
+    "compile": "updates compiled",
 }
 
 _COLUMNS = (

@@ -46,6 +46,7 @@ class ReinforceRecipe:
         evaluation_episodes: Deterministic episodes per task, of as many goals, always the same.
         bfloat16_products: Let matrix products round their factors to bfloat16 on a processor that
             multiplies those faster; sums stay float32. It changes nothing on others.
+        compile: Compile updates by ``torch.compile``, as far as :class:`MultiTaskSAC` says.
         reduced: True if it is smaller than what the literature uses.
     """
 
@@ -72,6 +73,7 @@ class ReinforceRecipe:
     evaluate_every: int = 30_000
     evaluation_episodes: int = 10
     bfloat16_products: bool = False
+    compile: bool = False
     reduced: bool = False
 
     def check(self) -> None:

@@ -112,6 +112,9 @@ class MultiTaskSAC:
         seed: Seed of the initial weights and of the noise. Methods that draw at random draw from
             torch's global state.
         device: Where all of it is.
+        compile: Put what comes from one pass over the batch through ``torch.compile``: the targets,
+            and the losses of updates that need no gradients task by task. The same numbers up to
+            rounding.
 
     Attributes:
         always_slice: Let each task's rows go through on their own in any case. The same numbers up
@@ -120,6 +123,7 @@ class MultiTaskSAC:
 
     Raises:
         ValueError: The method does not suit, or a number is out of range.
+        DeviceError: ``compile`` without a C++ compiler.
 
     Example:
         >>> import torch
@@ -156,6 +160,7 @@ class MultiTaskSAC:
         target_entropy: float | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        compile: bool = False,
     ) -> None:
         for name, value, low, high in (
             ("gamma", gamma, 0.0, 1.0),
@@ -221,6 +226,16 @@ class MultiTaskSAC:
         self._last_view: _View | None = None
         self.updates = 0
         self.always_slice = False
+        # What one pass over a batch takes; traced passes and those of a task alone stay eager.
+        self._target_rows: Callable[..., Tensor] = _target_rows
+        self._critic_rows: Callable[..., Tensor] = _critic_rows
+        self._actor_rows: Callable[..., tuple[Tensor, Tensor]] = _actor_rows
+        if compile:
+            from ntkmtl.training._device import compiled
+
+            self._target_rows = compiled(_target_rows, self.device)
+            self._critic_rows = compiled(_critic_rows, self.device)
+            self._actor_rows = compiled(_actor_rows, self.device)
 
     def _balancer(
         self,
@@ -336,10 +351,8 @@ class MultiTaskSAC:
 
     @torch.no_grad()
     def _targets(self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor) -> Tensor:
-        output = self.actor(batch.next_observations, view.index, batch.sizes)
-        action, log_probability = squash(output, noise)
-        values = self.target(batch.next_observations, action, view.index, batch.sizes)
-        soft: Tensor = values.amin(dim=0) - alpha * log_probability
+        rows = (batch.next_observations, view.index, batch.sizes)
+        soft = self._target_rows(self.actor, self.target, *rows, alpha, noise)
         return batch.rewards + self.gamma * soft
 
     def _descend(
@@ -374,10 +387,10 @@ class MultiTaskSAC:
         optimiser.step()
         if balancer.needs_after_step:
             balancer.after_step(joint)
-        values = torch.stack(
-            [torch.tensor(torch.nan) if v is None else v.detach().cpu() for v in losses]
-        )
-        return values, out.weights.cpu(), out.eigenvalues
+        absent = torch.full((), torch.nan, device=self.device)
+        values = torch.stack([absent if v is None else v.detach() for v in losses])
+        # One copy for all, as a GPU waits for each.
+        return values.cpu(), out.weights.cpu(), out.eigenvalues
 
     @staticmethod
     def _traced(
@@ -397,88 +410,81 @@ class MultiTaskSAC:
 
     def critic_losses(self, batch: Batch, view: _View, targets: Tensor) -> list[Tensor | None]:
         """Return the k losses of both critics, from one pass over the batch."""
-        values = self.critic(batch.observations, batch.actions, view.index, batch.sizes)
-        return view.means((values - targets).square().sum(dim=0))
+        # A trace is of layers one by one, which compiled code no longer has.
+        rows = self._critic_rows if self.critic.trace is None else _critic_rows
+        place = (batch.observations, batch.actions, view.index, batch.sizes)
+        return view.means(rows(self.critic, *place, targets))
 
     def _sliced_critic(self, batch: Batch, view: _View, targets: Tensor) -> list[Tensor | None]:
-        losses: list[Tensor | None] = []
-        for task, place in enumerate(batch.slices):
-            if not batch.sizes[task]:
-                losses.append(None)
-                continue
-            values = self.critic(
+        def loss(task: int, place: slice) -> Tensor:
+            return _critic_rows(
+                self.critic,
                 batch.observations[place],
                 batch.actions[place],
                 view.index[place],
                 view.alone(task),
-            )
-            losses.append((values - targets[place]).square().sum(dim=0).mean())
-        return losses
+                targets[place],
+            ).mean()
+
+        return _of_each(batch, loss)
 
     def _cut_critic(
         self, batch: Batch, view: _View, targets: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.critic.represent(batch.observations, batch.actions, view.index)
         features = list(z.split(list(batch.sizes), dim=1))
-        losses: list[Tensor | None] = []
-        for task, (own, place) in enumerate(zip(features, batch.slices, strict=True)):
-            if not batch.sizes[task]:
-                losses.append(None)
-                continue
-            values = self.critic.head(own, task).squeeze(-1)
-            losses.append((values - targets[place]).square().sum(dim=0).mean())
-        return losses, features
+
+        def loss(task: int, place: slice) -> Tensor:
+            values = self.critic.head(features[task], task).squeeze(-1)
+            return _errors(values, targets[place]).mean()
+
+        return _of_each(batch, loss), features
 
     def actor_losses(
         self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         """Return the k losses of the actor, from one pass over the batch."""
-        output = self.actor(batch.observations, view.index, batch.sizes)
-        return view.means(self._actor_terms(batch, view, alpha, noise, output, None))
+        rows = self._actor_rows if self.actor.trace is None else _actor_rows
+        place = (batch.observations, view.index, batch.sizes)
+        terms, self._log_probabilities[0] = rows(self.actor, self.critic, *place, alpha, noise)
+        return view.means(terms)
 
     def _sliced_actor(
         self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
-        losses: list[Tensor | None] = []
-        for task, place in enumerate(batch.slices):
-            if not batch.sizes[task]:
-                losses.append(None)
-                continue
-            output = self.actor(batch.observations[place], view.index[place], view.alone(task))
-            losses.append(self._actor_terms(batch, view, alpha, noise, output, task).mean())
-        return losses
+        def loss(task: int, place: slice) -> Tensor:
+            terms, self._log_probabilities[task] = _actor_rows(
+                self.actor,
+                self.critic,
+                batch.observations[place],
+                view.index[place],
+                view.alone(task),
+                alpha[place],
+                noise[place],
+            )
+            return terms.mean()
+
+        return _of_each(batch, loss)
 
     def _cut_actor(
         self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.actor.represent(batch.observations, view.index)
         features = list(z.split(list(batch.sizes)))
-        losses: list[Tensor | None] = []
-        for task, own in enumerate(features):
-            if not batch.sizes[task]:
-                losses.append(None)
-                continue
-            output = self.actor.head(own, task)
-            losses.append(self._actor_terms(batch, view, alpha, noise, output, task).mean())
-        return losses, features
 
-    def _actor_terms(
-        self,
-        batch: Batch,
-        view: _View,
-        alpha: Tensor,
-        noise: Tensor,
-        output: Tensor,
-        task: int | None,
-    ) -> Tensor:
-        """Return each row's loss, for the rows of one task or of all."""
-        place = slice(None) if task is None else batch.slices[task]
-        sizes = batch.sizes if task is None else view.alone(task)
-        action, log_probability = squash(output, noise[place])
-        self._log_probabilities[task or 0] = log_probability.detach()
-        values = self.critic(batch.observations[place], action, view.index[place], sizes)
-        terms: Tensor = alpha[place] * log_probability - values.amin(dim=0)
-        return terms
+        def loss(task: int, place: slice) -> Tensor:
+            terms, self._log_probabilities[task] = _judged(
+                self.critic,
+                self.actor.head(features[task], task),
+                batch.observations[place],
+                view.index[place],
+                view.alone(task),
+                alpha[place],
+                noise[place],
+            )
+            return terms.mean()
+
+        return _of_each(batch, loss), features
 
     @torch.no_grad()
     def _warm(self, view: _View) -> None:
@@ -526,6 +532,73 @@ class MultiTaskSAC:
         """Return the number of trainable parameters of actor, critics and temperature."""
         networks = [*self.actor.parameters(), *self.critic.parameters(), self.log_temperature]
         return sum(p.numel() for p in networks)
+
+
+def _target_rows(
+    actor: Actor,
+    target: TwinCritic,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Return what the target critics give for a new action in each row, less its surprise."""
+    action, log_probability = squash(actor(seen, index, sizes), noise)
+    soft: Tensor = target(seen, action, index, sizes).amin(dim=0) - alpha * log_probability
+    return soft
+
+
+def _critic_rows(
+    critic: TwinCritic,
+    seen: Tensor,
+    actions: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    targets: Tensor,
+) -> Tensor:
+    """Return the critics' loss in each row."""
+    return _errors(critic(seen, actions, index, sizes), targets)
+
+
+def _errors(values: Tensor, targets: Tensor) -> Tensor:
+    """Return that from what both critics say, shape (2, rows)."""
+    return (values - targets).square().sum(dim=0)
+
+
+def _actor_rows(
+    actor: Actor,
+    critic: TwinCritic,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the actor's loss in each row, and the log probability of the action drawn there."""
+    return _judged(critic, actor(seen, index, sizes), seen, index, sizes, alpha, noise)
+
+
+def _judged(
+    critic: TwinCritic,
+    output: Tensor,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return that from what the actor gives."""
+    action, log_probability = squash(output, noise)
+    terms: Tensor = alpha * log_probability - critic(seen, action, index, sizes).amin(dim=0)
+    return terms, log_probability.detach()
+
+
+def _of_each(batch: Batch, loss: Callable[[int, slice], Tensor]) -> list[Tensor | None]:
+    """Return each task's loss from its number and its rows' place, None where it has none."""
+    return [
+        loss(task, place) if batch.sizes[task] else None for task, place in enumerate(batch.slices)
+    ]
 
 
 class _View:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkmtl.reinforce.recipes import ReinforceRecipe, row_named
-from ntkmtl.reinforce.training import PROBLEM, train
+from ntkmtl.reinforce.training import PROBLEM, config_of, train
 from ntkmtl.training.engines import EngineError
 from ntkmtl.training.locks import alone_among_runs
 from ntkmtl.training.reporters import Reporter
-from ntkmtl.training.runs import RESULT, SINGLE_TASK, run_folder
+from ntkmtl.training.runs import CONFIG, RESULT, SINGLE_TASK, differences, read_config, run_folder
 from ntkmtl.training.signals import stop_requests
+from ntkmtl.training.sweep import conflict_message
 from ntkmtl.training.workers import Outcome, run_jobs
 
 if TYPE_CHECKING:
@@ -150,8 +151,9 @@ def compare(
         What became of the runs that were not complete.
 
     Raises:
-        ValueError: A row is unknown, a number is out of range, the folder is in use, or the engine
-            cannot be started.
+        ValueError: A row is unknown, a number is out of range, the folder is in use or holds runs
+            of other settings, or the engine cannot be started.
+        RunFileError: A file of an earlier run is damaged.
     """
     recipe.check()
     if jobs < 1:
@@ -162,7 +164,7 @@ def compare(
     # Planned before the folder is made, so that a mistyped name leaves nothing behind.
     planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
     with alone_among_runs(out), contextlib.ExitStack() as stack:
-        todo = [job for job in planned if not (job.folder / RESULT).exists() or overwrite]
+        todo = _incomplete(planned, overwrite)
         reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
         runner = None
         if engine is not None and todo:
@@ -176,3 +178,24 @@ def compare(
         return run_jobs(
             todo, jobs, reporter, requested, lambda job, seconds, error: None, runner=runner
         )
+
+
+def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
+    """Return the runs that are still to be trained.
+
+    Raises:
+        ValueError: Folders hold runs of other settings, which are to be kept.
+    """
+    todo, conflicts = [], {}
+    for job in planned:
+        found: list[str] = []
+        if (job.folder / CONFIG).exists():
+            wanted = config_of(job.recipe, row_named(job.row), job.seed, job.task)
+            found = differences(read_config(job.folder / CONFIG).identity(), wanted.identity())
+        if found:
+            conflicts[job.folder] = found
+        if found or not (job.folder / RESULT).exists():
+            todo.append(job)
+    if conflicts and not overwrite:
+        raise ValueError(conflict_message(conflicts))
+    return todo

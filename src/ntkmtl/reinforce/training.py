@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -93,6 +93,37 @@ def settings_of(recipe: ReinforceRecipe, row: Row) -> dict[str, Any]:
     }
 
 
+def config_of(recipe: ReinforceRecipe, row: Row, seed: int, task: str | None = None) -> RunConfig:
+    """Return what identifies a run: its config without size, versions and hardware."""
+    tasks = _tasks(recipe, task)
+    return RunConfig(
+        problem=PROBLEM,
+        problem_class="ntkmtl.reinforce:MetaWorld",
+        problem_options=_plain(asdict(recipe)),
+        method=SINGLE_TASK if row.single_task else row.name,
+        method_options=settings_of(recipe, row),
+        seed=seed,
+        recipe={
+            "epochs": recipe.vector_steps // recipe.evaluate_every,
+            "batch_size": recipe.batch_size,
+            "learning_rate": recipe.learning_rate,
+            "minibatches": 1,
+            "reduced": recipe.reduced,
+            "description": recipe.description,
+        },
+        tasks=tasks,
+        metrics=tuple(RunMetric(name, name, "%", True) for name in tasks),
+        sizes={"train": recipe.vector_steps, "val": recipe.evaluation_episodes, "test": 0},
+        parameters=0,
+        versions={},
+        hardware={},
+    )
+
+
+def _tasks(recipe: ReinforceRecipe, task: str | None) -> tuple[str, ...]:
+    return recipe.tasks if task is None else (task,)
+
+
 def agent_for(
     recipe: ReinforceRecipe,
     row: Row,
@@ -128,6 +159,7 @@ def agent_for(
         "initial_temperature": recipe.initial_temperature,
         "seed": seed,
         "device": device,
+        "compile": recipe.compile,
     }
     return MultiTaskSAC(tasks, **{**chosen, **changes})
 
@@ -269,7 +301,7 @@ class _Training:
         make_simulator: MakeSimulator,
     ) -> None:
         self.recipe = recipe
-        self.tasks = recipe.tasks if task is None else (task,)
+        self.tasks = _tasks(recipe, task)
         torch.manual_seed(seed)
         k = len(self.tasks)
         self.agent = agent_for(recipe, row, k, seed=seed, device=device)
@@ -288,25 +320,8 @@ class _Training:
             device=device,
         )
         self.explore = torch.Generator().manual_seed(seed)
-        settings = settings_of(recipe, row)
-        self.config = RunConfig(
-            problem=PROBLEM,
-            problem_class="ntkmtl.reinforce:MetaWorld",
-            problem_options=_plain(asdict(recipe)),
-            method=SINGLE_TASK if row.single_task else row.name,
-            method_options=settings,
-            seed=seed,
-            recipe={
-                "epochs": recipe.vector_steps // recipe.evaluate_every,
-                "batch_size": recipe.batch_size,
-                "learning_rate": recipe.learning_rate,
-                "minibatches": 1,
-                "reduced": recipe.reduced,
-                "description": recipe.description,
-            },
-            tasks=self.tasks,
-            metrics=tuple(RunMetric(name, name, "%", True) for name in self.tasks),
-            sizes={"train": recipe.vector_steps, "val": recipe.evaluation_episodes, "test": 0},
+        self.config = replace(
+            config_of(recipe, row, seed, task),
             parameters=self.agent.parameter_count(),
             versions=_versions(),
             hardware={**hardware(threads), "device": device},

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -229,11 +229,14 @@ class Evaluated(MultiTaskModel):
         return self.model.shared_parameters()
 
 
-def compiled(represent: Callable[[Any], Any], device: torch.device) -> Callable[[Any], Any]:
-    """Return the trunk compiled.
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def compiled(function: _Function, device: torch.device) -> _Function:
+    """Return a function compiled.
 
     Args:
-        represent: From a batch to the representation.
+        function: Such as a trunk's, from a batch to the representation.
         device: Where it will run.
 
     Raises:
@@ -244,7 +247,7 @@ def compiled(represent: Callable[[Any], Any], device: torch.device) -> Callable[
             "torch.compile needs a C++ compiler on the CPU, and there is no g++ or clang++; "
             "install one, or train without compile"
         )
-    return cast("Callable[[Any], Any]", torch.compile(represent))
+    return cast("_Function", torch.compile(function))
 
 
 @contextlib.contextmanager

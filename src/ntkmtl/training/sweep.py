@@ -641,7 +641,7 @@ def compare(
     with alone_among_runs(Path(comparison.out)), contextlib.ExitStack() as stack:
         todo = _plan(comparison, problem)
         if todo.conflicts and not overwrite:
-            raise SweepError(_conflict_message(todo))
+            raise SweepError(conflict_message(todo.conflicts))
         runner = None
         if engine is not None and todo.jobs:
             try:
@@ -789,9 +789,10 @@ def _with_best(job: Job, problem: Problem, study: Study, *, overwrite: bool) -> 
     return replace(job, method_options=dict(options), identity=identity)
 
 
-def _conflict_message(todo: Plan) -> str:
-    folder, found = next(iter(todo.conflicts.items()))
-    others = len(todo.conflicts) - 1
+def conflict_message(conflicts: Mapping[Path, Sequence[str]]) -> str:
+    """Return what to say of folders that hold other runs, and how they differ."""
+    folder, found = next(iter(conflicts.items()))
+    others = len(conflicts) - 1
     more = f" (and {others} more like it)" if others else ""
     return (
         f"{folder} holds another run{more}: {'; '.join(found)}. "
