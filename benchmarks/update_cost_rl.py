@@ -61,6 +61,7 @@ def measure(
     hidden: Sequence[int],
     rounds: int,
     device: str = "cpu",
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Return median seconds per update and ratios to plain SAC.
 
@@ -72,12 +73,15 @@ def measure(
         rounds: Rounds; each times ``every`` updates of a contender, so that a round has the price
             of its weights once.
         device: Where all of it is.
+        compile: Compile the contenders' updates; plain SAC, which they are held against, stays as
+            it is.
     """
     replay = filled(tasks, device)
     agents = {(BASE, 1): MultiTaskSAC(tasks, hidden=hidden, device=device)}
     for name, every in contenders:
         row = row_named(name)
-        agents[name, every] = MultiTaskSAC(
+        label = f"{name}, compiled" if compile else name
+        agents[label, every] = MultiTaskSAC(
             tasks,
             hidden=hidden,
             heads=row.heads,
@@ -85,6 +89,7 @@ def measure(
             method_options=dict(row.options),
             every=every,
             device=device,
+            compile=compile,
         )
 
     def timed(name: str, every: int) -> float:
@@ -102,6 +107,8 @@ def measure(
     shuffle = random.Random(0)
     times: dict[tuple[str, int], list[float]] = {key: [] for key in agents}
     for key in order:
+        # Twice, as updates that make weights and those that reuse them are compiled apart.
+        timed(*key)
         timed(*key)
     for _ in range(rounds):
         shuffle.shuffle(order)
@@ -155,6 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bfloat16-products", action="store_true", help="as in the recipe cpu-mt4")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="all but the plain SAC beside them")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
@@ -171,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hidden=[int(width) for width in chosen.hidden.split(",")],
         rounds=chosen.rounds,
         device=chosen.device,
+        compile=chosen.compile,
     )
     print(table(found))
     print(json.dumps(found["settings"]))
