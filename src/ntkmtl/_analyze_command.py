@@ -9,38 +9,24 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ntkmtl._commands import (
-    BatchSize,
-    Csv,
-    DataFolder,
+from ntkmtl._commands import app, trained
+from ntkmtl._console import print_columns, print_json, refuse, refusing, say
+from ntkmtl._options import (
+    DataOptions,
     Device,
-    Epochs,
     Jobs,
     Json,
-    LearningRate,
     MethodSettings,
-    Minibatches,
     Overwrite,
-    ProblemOption,
-    RecipeName,
+    RecipeOptions,
     SeedList,
     Seeds,
-    SplitColumn,
-    Targets,
-    Types,
-    _find_modules_here,
-    _method_settings,
-    _names,
-    _print_columns,
-    _print_json,
-    _problem_options,
-    _refuse,
-    _refuse_others,
-    _refusing,
-    _say,
-    _seeds,
-    _trained,
-    app,
+    find_modules_here,
+    grouped,
+    method_settings,
+    names_in,
+    refuse_others,
+    seeds_of,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +47,7 @@ _OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
 
 
 @app.command()
+@grouped
 def analyze(
     context: typer.Context,
     target: Annotated[
@@ -70,6 +57,7 @@ def analyze(
             help="A problem to train and record, or a folder of runs made with --record.",
         ),
     ],
+    *,
     methods: Annotated[
         str, typer.Option("--methods", help="Methods to train, with commas between them.")
     ] = "ls,ntkmtl-sr",
@@ -109,18 +97,9 @@ def analyze(
             dir_okay=False,
         ),
     ] = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    minibatches: Minibatches = None,
+    changed: RecipeOptions,
     settings: MethodSettings = None,
-    problem_option: ProblemOption = None,
-    recipe: RecipeName = None,
-    data_dir: DataFolder = None,
-    csv: Csv = None,
-    targets: Targets = None,
-    types: Types = None,
-    split_column: SplitColumn = None,
+    made_with: DataOptions,
     device: Device = "cpu",
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -131,41 +110,36 @@ def analyze(
     stopped. For a folder, reads what was recorded.
     """
     if _is_folder(target):
-        _refuse_others(
+        refuse_others(
             context, _OF_FOLDERS, f"is for a problem to train; {target} is a folder of runs"
         )
         chosen: dict[str, Any] = {}
         folder, page = Path(target), Path(target) / "analysis.html"
     else:
-        with _refusing():
+        with refusing():
             from ntkmtl.training.environment import cores
             from ntkmtl.training.runs import folder_name
             from ntkmtl.training.sweep import Comparison, method_names
 
-            _find_modules_here(target)
+            find_modules_here(target)
             comparison = Comparison(
                 problem=target,
-                methods=_names(methods),
-                seeds=_seeds(seeds, seed_list),
+                methods=names_in(methods),
+                seeds=seeds_of(seeds, seed_list),
                 out=out,
                 jobs=jobs or cores(),
-                problem_options=_problem_options(
-                    problem_option, recipe, data_dir, csv, targets, types, split_column
-                ),
-                method_options=_method_settings(settings or []),
-                epochs=epochs,
-                batch_size=batch_size,
-                learning_rate=lr,
-                minibatches=minibatches,
+                problem_options=made_with.options(),
+                method_options=method_settings(settings or []),
+                **changed.changes(),
                 single_task_baselines=False,
                 record={"every": every, "source": source.value},
                 device=cast("Any", device),
             )
-        sweep = _trained(comparison, overwrite=overwrite)
+        sweep = trained(comparison, overwrite=overwrite)
         folder, page = out / folder_name(sweep.problem), out / "analysis.html"
         chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
     page = output or page
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.analysis._page import write_page
         from ntkmtl.analysis._study import read_study
         from ntkmtl.files import write_json
@@ -175,11 +149,11 @@ def analyze(
         write_page(study, page, groups=groups)
         write_json(page.with_suffix(".json"), numbers)
     if as_json:
-        _print_json({"page": str(page), **numbers})
+        print_json({"page": str(page), **numbers})
         return
-    _print_columns(_lines(study, groups))
-    _say(f"Page: {page}")
-    _say(f"Numbers: {page.with_suffix('.json')}")
+    print_columns(_lines(study, groups))
+    say(f"Page: {page}")
+    say(f"Numbers: {page.with_suffix('.json')}")
 
 
 def _is_folder(target: str) -> bool:
@@ -191,7 +165,7 @@ def _is_folder(target: str) -> bool:
     if Path(target).is_dir():
         return True
     if os.sep in target or target in (".", ".."):
-        _refuse(f"{target} is not a folder; give the one that --out named")
+        refuse(f"{target} is not a folder; give the one that --out named")
     return False
 
 

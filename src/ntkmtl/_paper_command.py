@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ntkmtl._commands import (
-    FAILED,
+from ntkmtl._commands import app, trained
+from ntkmtl._console import FAILED, print_columns, print_grid, print_json, refuse, refusing, say
+from ntkmtl._options import (
     BatchSize,
     Epochs,
     Jobs,
@@ -19,18 +20,10 @@ from ntkmtl._commands import (
     Overwrite,
     ProblemOption,
     SeedList,
-    _find_modules_here,
-    _names,
-    _options,
-    _print_columns,
-    _print_grid,
-    _print_json,
-    _refuse,
-    _refusing,
-    _say,
-    _seeds,
-    _trained,
-    app,
+    find_modules_here,
+    names_in,
+    options_in,
+    seeds_of,
 )
 
 if TYPE_CHECKING:
@@ -232,7 +225,7 @@ def paper(
     if recipe is None and problem is None:
         strange = [option for option, value in given.items() if value is not None]
         if strange:
-            _refuse(
+            refuse(
                 f"{strange[0]} is for a run: add --recipe small, --recipe paper or --problem NAME"
                 if exhibit.name != "table4"
                 else f"{strange[0]} is for a run: add --recipe cpu-mt4, cpu-mt10 or paper"
@@ -240,7 +233,7 @@ def paper(
         _show_published(exhibit, recomputed, as_json)
         return
     if recomputed:
-        _refuse("--recomputed is for the published table alone: leave --recipe and --problem out")
+        refuse("--recomputed is for the published table alone: leave --recipe and --problem out")
     layout = "json" if as_json else (format or Layout.text).value
     if exhibit.name == "table4":
         known = (
@@ -254,33 +247,33 @@ def paper(
         )
         for option, value in {**given, "--problem": problem}.items():
             if value is not None and option not in known:
-                _refuse(f"{option} is not for table4, which is trained as its recipe says")
+                refuse(f"{option} is not for table4, which is trained as its recipe says")
         _run_table4(
             recipe or "",
-            exhibit.methods if methods is None else _names(methods),
-            _seeds(seeds or 3, seed_list),
+            exhibit.methods if methods is None else names_in(methods),
+            seeds_of(seeds or 3, seed_list),
             out or Path("paper-runs"),
             jobs,
             overwrite,
             layout,
         )
         return
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._runs import Request, prepare
         from ntkmtl.training.environment import cores
 
         if problem is not None:
-            _find_modules_here(problem)
+            find_modules_here(problem)
         request = Request(
             recipe=recipe,
             problem=problem,
-            methods=None if methods is None else _names(methods),
-            seeds=_seeds(seeds or 3, seed_list),
+            methods=None if methods is None else names_in(methods),
+            seeds=seeds_of(seeds or 3, seed_list),
             out=out or Path("paper-runs"),
             jobs=jobs or cores(),
             data=data_dir,
             stl=(stl or Baselines.trained).value,
-            problem_options=_options(problem_option or []),
+            problem_options=options_in(problem_option or []),
             epochs=epochs,
             batch_size=batch_size,
             learning_rate=lr,
@@ -308,7 +301,7 @@ def _exhibit(name: str) -> Exhibit:
     try:
         return exhibit(name)
     except KeyError as error:
-        _refuse(str(error.args[0]))
+        refuse(str(error.args[0]))
 
 
 _FOR = {
@@ -325,20 +318,20 @@ def _refuse_strangers(exhibit: Exhibit, given: dict[str, Any]) -> None:
     """Refuse options that say nothing for this table or figure."""
     for option, names in _FOR.items():
         if given.get(option) is not None and exhibit.name not in names:
-            _refuse(f"{option} is for {', '.join(names)}, not for {exhibit.name}")
+            refuse(f"{option} is for {', '.join(names)}, not for {exhibit.name}")
     if exhibit.kind == "figure":
         for option in ("--format", "--recomputed"):
             if given.get(option):
-                _refuse(f"{option} is for tables, not for {exhibit.name}; --json prints numbers")
+                refuse(f"{option} is for tables, not for {exhibit.name}; --json prints numbers")
 
 
 def _counts(text: str) -> list[int]:
     try:
-        found = [int(number) for number in _names(text)]
+        found = [int(number) for number in names_in(text)]
     except ValueError:
         found = []
     if not found or min(found) < 1:
-        _refuse(f"--ns takes whole numbers from 1 with commas between them. Found {text!r}.")
+        refuse(f"--ns takes whole numbers from 1 with commas between them. Found {text!r}.")
     return list(dict.fromkeys(found))
 
 
@@ -350,11 +343,11 @@ def _check(exhibit: Exhibit | None, as_json: bool) -> None:
     from ntkmtl import paper as tables
 
     if exhibit is not None and exhibit.kind != "table":
-        _refuse(f"--check is for tables, not for {exhibit.name}")
+        refuse(f"--check is for tables, not for {exhibit.name}")
     if not as_json:
         print(tables.report())
         return
-    _print_json(
+    print_json(
         [
             {
                 "table": found.table,
@@ -371,10 +364,10 @@ def _check(exhibit: Exhibit | None, as_json: bool) -> None:
 def _list(as_json: bool) -> None:
     from ntkmtl.paper import exhibits
 
-    with _refusing():
+    with refusing():
         entries = [_entry(one) for one in exhibits()]
     if as_json:
-        _print_json(entries)
+        print_json(entries)
         return
     lines: list[tuple[str, str]] = []
     problems: dict[str, dict[str, Any]] = {}
@@ -382,12 +375,12 @@ def _list(as_json: bool) -> None:
         names = [problem["name"] for problem in entry["problems"]]
         lines.append((entry["label"], f"{entry['title']} ({', '.join(names)})"))
         problems.update({problem["name"]: problem for problem in entry["problems"]})
-    _print_columns(lines)
+    print_columns(lines)
     print("\nThe problems behind them:")
     lines = []
     for name, problem in problems.items():
         lines += [(name, problem["published"]), ("", f"data {problem['data']}")]
-    _print_columns(lines)
+    print_columns(lines)
     print(
         "\nPrint one: ntkmtl paper table3. Run one: ntkmtl paper table3 --recipe small, reduced "
         "for a CPU,\nor --recipe paper. Without the data: --problem qm9-mini stands in for qm9."
@@ -434,7 +427,7 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
 
     if exhibit.kind == "figure":
         if as_json:
-            _print_json({**_entry(exhibit), "said": exhibit.said})
+            print_json({**_entry(exhibit), "said": exhibit.said})
             return
         print(f"{exhibit.label}: {exhibit.title}")
         print(exhibit.said)
@@ -443,7 +436,7 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
     found = tables.table(exhibit.number)
     heads, rows = tables.render(exhibit.number, recomputed=recomputed)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "number": found.number,
                 "title": found.title,
@@ -452,7 +445,7 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
             }
         )
         return
-    _print_grid(f"Table {found.number}: {found.title}", heads, rows)
+    print_grid(f"Table {found.number}: {found.title}", heads, rows)
     for note in found.notes:
         print(note)
 
@@ -462,7 +455,7 @@ def _show_published(exhibit: Exhibit, recomputed: bool, as_json: bool) -> None:
 
 
 def _read(prepared: Prepared) -> Measured:
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._runs import measured
 
         return measured(prepared)
@@ -470,9 +463,9 @@ def _read(prepared: Prepared) -> Measured:
 
 def _run_table(exhibit: Exhibit, prepared: list[Prepared], overwrite: bool, format: str) -> None:
     for one in prepared:
-        _trained(one.comparison(), overwrite=overwrite)
+        trained(one.comparison(), overwrite=overwrite)
     found = [_read(one) for one in prepared]
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._sidebyside import render, side_by_side
 
         both = side_by_side(exhibit, found)
@@ -493,7 +486,7 @@ def _run_table4(
     from ntkmtl.training.environment import cores
 
     folder = out / f"mt10-{recipe}"
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl import reinforce as rl
         from ntkmtl.paper import exhibit
 
@@ -501,7 +494,7 @@ def _run_table4(
         every = ("stl", *exhibit("table4").all_methods)
         rows = [row for name in methods for row in (every if name == "all" else (name,))]
     failed = train_only(recipe, rows, seeds, folder, jobs=jobs or cores(), overwrite=overwrite)
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._reinforce import success_side_by_side
         from ntkmtl.paper._sidebyside import render
         from ntkmtl.training.runs import load_runs
@@ -518,7 +511,7 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
     # Runs without a record are other runs: these have a folder of their own.
     prepared = prepared.variant("recorded", stl="none")
     comparison = prepared.comparison()
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from dataclasses import replace
 
         from ntkmtl.training.sweep import changed_recipe
@@ -533,8 +526,8 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
         total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
         record = {"every": every or max(1, total // 60), "source": "exact"}
         comparison = replace(comparison, record=record)
-    _trained(comparison, overwrite=overwrite)
-    with _refusing(ValueError):
+    trained(comparison, overwrite=overwrite)
+    with refusing(ValueError):
         from ntkmtl.analysis._study import read_study
         from ntkmtl.paper._figures import eigenvalues
         from ntkmtl.training.runs import folder_name
@@ -549,22 +542,22 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
 
 def _figure3(exhibit: Exhibit, prepared: Prepared, ns: list[int], overwrite: bool) -> Drawn:
     if len(prepared.methods) != 1:
-        _refuse(f"figure3 varies n of one method. Found {', '.join(prepared.methods)}.")
+        refuse(f"figure3 varies n of one method. Found {', '.join(prepared.methods)}.")
     if prepared.request.stl == "none":
-        _refuse("figure3 shows Delta-m, which needs baselines: --stl trained or published")
+        refuse("figure3 shows Delta-m, which needs baselines: --stl trained or published")
     method = prepared.methods[0]
     most = prepared.request.batch_size or prepared.problem.recipe.batch_size
     if max(ns) > most:
-        _refuse(f"--ns must be at most the batch size, {most}. Found {max(ns)}.")
+        refuse(f"--ns must be at most the batch size, {most}. Found {max(ns)}.")
     found = {}
     for n in ns:
         # The recipe's own n is what the tables train.
         own = n == prepared.problem.recipe.minibatches
         one = prepared if own else prepared.variant(f"n{n}")
-        _say(f"n = {n}: {one.folder}")
-        _trained(one.comparison({method: {"minibatches": n}}), overwrite=overwrite)
+        say(f"n = {n}: {one.folder}")
+        trained(one.comparison({method: {"minibatches": n}}), overwrite=overwrite)
         found[n] = _read(one)
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._figures import ablation
 
         return ablation(exhibit, found)
@@ -573,16 +566,16 @@ def _figure3(exhibit: Exhibit, prepared: Prepared, ns: list[int], overwrite: boo
 def _time(
     exhibit: Exhibit, prepared: Prepared, ns: list[int] | None, steps: int, turns: int
 ) -> Drawn:
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._figures import times
         from ntkmtl.paper._timing import measure
 
-        found, facts = measure(prepared, ns, steps=steps, turns=turns, progress=_say)
+        found, facts = measure(prepared, ns, steps=steps, turns=turns, progress=say)
         return times(exhibit, found, facts, prepared.part.problem)
 
 
 def _draw_measured(exhibit: Exhibit, file: Path, output: Path | None, as_json: bool) -> None:
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._figures import times
         from ntkmtl.paper._timing import read_measured
 
@@ -593,13 +586,13 @@ def _draw_measured(exhibit: Exhibit, file: Path, output: Path | None, as_json: b
 
 
 def _draw(drawn: Drawn, path: Path, as_json: bool) -> None:
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl.paper._figures import draw, text_of
 
         picture, numbers = draw(drawn, path)
     if as_json:
-        _print_json({"figure": str(picture), "numbers": str(numbers), **drawn.to_json()})
+        print_json({"figure": str(picture), "numbers": str(numbers), **drawn.to_json()})
         return
     sys.stdout.write(text_of(drawn))
-    _say(f"Figure: {picture}")
-    _say(f"Numbers: {numbers}")
+    say(f"Figure: {picture}")
+    say(f"Numbers: {numbers}")

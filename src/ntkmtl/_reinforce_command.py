@@ -9,28 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ntkmtl._commands import (
-    FAILED,
-    INTERRUPTED,
-    EngineName,
-    EngineOption,
+from ntkmtl._commands import app, say_failures
+from ntkmtl._console import FAILED, INTERRUPTED, print_json, refusing, say
+from ntkmtl._options import (
+    EngineOptions,
     Json,
     Out,
     Overwrite,
-    RayAddress,
-    RayCpus,
-    RayGpus,
     SeedList,
     Seeds,
-    _engine,
-    _names,
-    _print_json,
-    _refuse_others,
-    _refusing,
-    _say,
-    _say_failures,
-    _seeds,
-    app,
+    grouped,
+    names_in,
+    refuse_others,
+    seeds_of,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +31,9 @@ __all__ = ["draw_frames", "reinforce", "train_only", "train_rows"]
 
 
 @app.command()
+@grouped
 def reinforce(
+    *,
     recipe: Annotated[
         str, typer.Option("--recipe", metavar="NAME", help="paper, cpu-mt10 or cpu-mt4.")
     ] = "cpu-mt4",
@@ -84,10 +77,7 @@ def reinforce(
             "--frames/--no-frames", help="Draw what the trained agents do, where that can be done."
         ),
     ] = True,
-    engine: EngineOption = EngineName.local,
-    ray_address: RayAddress = None,
-    ray_cpus: RayCpus = None,
-    ray_gpus: RayGpus = None,
+    engines: EngineOptions,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -95,12 +85,12 @@ def reinforce(
 
     Called again, it goes on where it stopped, and trains nothing twice.
     """
-    with _refusing():
-        chosen = _engine(engine, ray_address, ray_cpus, ray_gpus, jobs)
+    with refusing():
+        chosen = engines.made(jobs)
     train_rows(
         recipe,
-        _names(methods),
-        _seeds(seeds, seed_list),
+        names_in(methods),
+        seeds_of(seeds, seed_list),
         out,
         jobs=jobs or 1,
         vector_steps=vector_steps,
@@ -139,7 +129,7 @@ def compare_mt10(
     """Do what ``ntkmtl compare mt10`` asks for; ``--stl`` is met by naming stl as a method."""
     from ntkmtl.training.environment import cores
 
-    _refuse_others(
+    refuse_others(
         context,
         _COMPARED,
         "is not for mt10, which is trained as its recipe says: paper, cpu-mt10 or cpu-mt4",
@@ -190,7 +180,7 @@ def train_rows(
         engine=engine,
         overwrite=overwrite,
     )
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl import reinforce as rl
         from ntkmtl import report
         from ntkmtl.reinforce.results import CURVES, NOT_COMPARABLE, as_markdown
@@ -203,7 +193,7 @@ def train_rows(
         if any(entry.row != "stl" for entry in found):
             page = report.write_html(out, out / "report.html")
     if as_json:
-        _print_json(
+        print_json(
             {
                 "figure": str(figure),
                 "report": None if page is None else str(page),
@@ -228,11 +218,11 @@ def train_rows(
     else:
         print(as_markdown(found), end="")
         if found[0].reduced:
-            _say("Reduced recipe, smaller than in the literature.")
-        _say(NOT_COMPARABLE)
-        _say(f"Curves: {figure}")
+            say("Reduced recipe, smaller than in the literature.")
+        say(NOT_COMPARABLE)
+        say(f"Curves: {figure}")
         if page is not None:
-            _say(f"Report: {page}")
+            say(f"Report: {page}")
     if failures:
         raise typer.Exit(FAILED)
 
@@ -254,7 +244,7 @@ def train_only(
     """Train; return whether runs failed. End the command where all did or it was stopped."""
     from rich.console import Console
 
-    with _refusing(ValueError):
+    with refusing(ValueError):
         from ntkmtl import reinforce as rl
         from ntkmtl.training.reporters import reporter_for
 
@@ -280,9 +270,9 @@ def train_only(
             reporter=reporter_for(Console(stderr=True)),
             engine=engine,
         )
-    _say_failures(outcome.failures)
+    say_failures(outcome.failures)
     if outcome.interrupted:
-        _say("Stopped. The same command goes on from there.")
+        say("Stopped. The same command goes on from there.")
         raise typer.Exit(INTERRUPTED)
     if outcome.failures and not outcome.finished:
         raise typer.Exit(FAILED)
@@ -308,7 +298,7 @@ def draw_frames(out: Path, rows: Sequence[str]) -> list[Path]:
             try:
                 films = [rl.film_run(run) for run in own]
             except rl.DrawingError as error:
-                _say(f"No frames: {error}")
+                say(f"No frames: {error}")
                 return drawn
             path.parent.mkdir(parents=True, exist_ok=True)
             rl.save_strip(films, path, f"{row}, seed {seed}, goal 0")

@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
 
-from ntkmtl._commands import (
-    BatchSize,
-    Csv,
-    DataFolder,
+from ntkmtl._commands import app, exit_as, show_sweep
+from ntkmtl._console import refuse, refusing
+from ntkmtl._options import (
+    DataOptions,
     Device,
-    EngineName,
-    EngineOption,
-    Epochs,
+    EngineOptions,
     Jobs,
     Json,
+    Methods,
     MethodSettings,
-    Minibatches,
     Out,
     Overwrite,
     ProblemName,
-    ProblemOption,
-    RayAddress,
-    RayCpus,
-    RayGpus,
-    RecipeName,
-    SplitColumn,
-    Targets,
-    Types,
-    _engine,
-    _exit_as,
-    _find_modules_here,
-    _method_settings,
-    _names,
-    _problem_options,
-    _refuse,
-    _refusing,
-    _seeds,
-    _show_sweep,
-    app,
+    RecipeOptions,
+    find_modules_here,
+    grouped,
+    method_settings,
+    names_in,
+    seeds_of,
 )
 
 __all__ = ["tune"]
 
 
+@dataclass(frozen=True)
+class StartOptions(RecipeOptions):
+    """Changes of the recipe that the search begins with."""
+
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", help="Learning rate that the search begins with, instead of the recipe's."
+        ),
+    ] = None
+
+
 @app.command()
+@grouped
 def tune(
     problem: ProblemName,
-    methods: Annotated[
-        str,
-        typer.Option(
-            "--methods",
-            help="Names that `ntkmtl methods` lists, with commas between them, or all.",
-        ),
-    ] = "ls,ntkmtl,ntkmtl-sr",
+    *,
+    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
     trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of each method.")] = 20,
     trial_epochs: Annotated[
         int | None,
@@ -75,28 +69,11 @@ def tune(
     ] = None,
     jobs: Jobs = None,
     out: Out = Path("runs"),
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lr", help="Learning rate that the search begins with, instead of the recipe's."
-        ),
-    ] = None,
-    minibatches: Minibatches = None,
+    changed: StartOptions,
     settings: MethodSettings = None,
-    problem_option: ProblemOption = None,
-    recipe: RecipeName = None,
-    data_dir: DataFolder = None,
-    csv: Csv = None,
-    targets: Targets = None,
-    types: Types = None,
-    split_column: SplitColumn = None,
+    made_with: DataOptions,
     device: Device = "cpu",
-    engine: EngineOption = EngineName.local,
-    ray_address: RayAddress = None,
-    ray_cpus: RayCpus = None,
-    ray_gpus: RayGpus = None,
+    engines: EngineOptions,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -104,7 +81,7 @@ def tune(
 
     Validation scores choose, never the test split. Called again, it goes on where it stopped.
     """
-    with _refusing():
+    with refusing():
         from rich.console import Console
 
         from ntkmtl.training import distributed
@@ -115,30 +92,25 @@ def tune(
         from ntkmtl.training.tuning import tune as search
 
         if distributed.launched() > 1:
-            _refuse("tune starts its own processes: call it without torchrun")
-        _find_modules_here(problem)
+            refuse("tune starts its own processes: call it without torchrun")
+        find_modules_here(problem)
         comparison = Comparison(
             problem=problem,
-            methods=_names(methods),
-            seeds=_seeds(seeds, seed_list),
+            methods=names_in(methods),
+            seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
-            problem_options=_problem_options(
-                problem_option, recipe, data_dir, csv, targets, types, split_column
-            ),
-            method_options=_method_settings(settings or []),
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=lr,
-            minibatches=minibatches,
+            problem_options=made_with.options(),
+            method_options=method_settings(settings or []),
+            **changed.changes(),
             device=cast("Any", device),
         )
         sweep = search(
             Search(comparison, trials, trial_seed, trial_epochs),
             overwrite=overwrite,
             reporter=lambda: reporter_for(Console(stderr=True)),
-            engine=_engine(engine, ray_address, ray_cpus, ray_gpus, jobs),
+            engine=engines.made(jobs),
         )
         if sweep.out == comparison.out and not sweep.failures:
-            _show_sweep(sweep, as_json)
-    _exit_as(sweep)
+            show_sweep(sweep, as_json)
+    exit_as(sweep)
