@@ -142,6 +142,37 @@ def test_a_baseline_of_zero(tmp_path: Path) -> None:
     assert "STL is exactly 0 in mae, which Δm divides by: Δm is not known." in table.warnings
 
 
+def test_a_negative_baseline(tmp_path: Path) -> None:
+    # R2 of -2 under STL: -1 is better, and (-1 - -2) / -2 says -50 % of a higher-is-better metric.
+    metrics = [{**METRICS[0], "name": "r2"}, METRICS[1]]
+    write_run(tmp_path, "ls", 0, [-1.0, 0.2], metrics=metrics)
+    write_run(tmp_path, "stl", 0, [-2.0], task="seg", metrics=metrics)
+    write_run(tmp_path, "stl", 0, [0.2], task="depth", metrics=metrics)
+    table = build_table(tmp_path)
+    assert table.row("ls").delta_m is None
+    (warning,) = table.warnings
+    assert warning.startswith("STL is negative in ")
+    assert "Δm is not known" in warning
+
+
+def test_means_over_the_last_epochs_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path, "ls", 0, [50.0, 0.2], recipe={"tested_epochs": 3})
+    note = build_table(tmp_path).notes[0]
+    assert "on the test split as means over the last 3 epochs; no epoch is selected" in note
+
+
+def test_steps_left_out_are_said(tmp_path: Path) -> None:
+    for method, seed, skipped in (("ls", 0, 3), ("ls", 1, 1), ("uw", 0, 0), ("uw", 1, 0)):
+        place = write_run(tmp_path, method, seed, [50.0, 0.2])
+        result = json.loads((place / "result.json").read_text())
+        write(place / "result.json", {**result, "steps": 600, "skipped_steps": skipped})
+    warnings = build_table(tmp_path).warnings
+    said = [text for text in warnings if "left out" in text]
+    assert said == [
+        "ls left out 4 of 1,200 steps, as a loss or a gradient was not finite.",
+    ]
+
+
 def test_several_metrics_per_task_come_from_the_run_of_their_task(tmp_path: Path) -> None:
     metrics = [*METRICS, {**METRICS[1], "name": "rmse", "label": "RMSE"}]
     write_run(tmp_path, "ls", 0, [50.0, 0.2, 0.4], metrics=metrics)

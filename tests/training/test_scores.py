@@ -147,6 +147,7 @@ def test_others_are_told_nothing_and_refuse_scores(tmp_path: Path) -> None:
         (None, "give baseline=.*ntkmtl compare or ntkmtl run"),
         ((1.0, 2.0), "each of 3 metrics. Found 2"),
         ((1.0, 2.0, 0.0), "has 0.0 in corr"),
+        ((1.0, 2.0, -0.5), "has -0.5 in corr"),
         ((1.0, math.nan, 1.0), "has nan in b"),
     ],
 )
@@ -253,7 +254,7 @@ def test_read_baseline_wants_every_metric(tmp_path: Path) -> None:
         read_baseline(Toy.metrics, {task: folders[task] for task in "ab"})
     with pytest.raises(ValueError, match="does not hold the metric 'z'"):
         read_baseline([Metric("z", "a")], folders)
-    check_baseline([-1.0], [Metric("z", "a")])
+    check_baseline([1e-9], [Metric("z", "a")])
 
 
 def test_a_problem_without_validation_split_is_not_tuned(

@@ -155,7 +155,7 @@ def test_the_key_holds_everything_that_determines_a_baseline(
     ]
     monkeypatch.setattr("ntkmtl.training.baselines.versions", lambda: {"torch": "9"})
     keys.append(key(Toy()))
-    monkeypatch.setattr("ntkmtl.training.baselines._source_digest", lambda kind: "edited")
+    monkeypatch.setattr("ntkmtl.training.baselines.source_digest", lambda kind: "edited")
     keys.append(key(Toy()))
     assert len(set(keys)) == len(keys)
     assert key(Toy()) == keys[-1]

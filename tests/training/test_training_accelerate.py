@@ -356,6 +356,17 @@ def test_a_nan_names_task_step_and_batch_and_leaves_what_was_before(
     same(found["optimizer"], before["optimizer"])
 
 
+def test_a_nan_at_the_first_step_is_told_as_any_other(tmp_path: Path) -> None:
+    bad = next(sample for sample in range(96) if first_bad(0, sample) == 0)
+    with pytest.raises(NonFiniteError, match="the loss of task c is nan at step 0 "):
+        train(DryToy(bad=bad), "ntkmtl-sr", 0, tmp_path / "run", threads=1)
+    found = read_checkpoint(tmp_path / "run" / "checkpoint.pt")
+    assert (found["step"], found["weights"].shape) == (0, (0, 3))
+    whole = train(DryToy(), "ntkmtl-sr", 0, tmp_path / "whole", threads=1)
+    run = train(DryToy(), "ntkmtl-sr", 0, tmp_path / "run", threads=1)
+    assert run.result.test == whole.result.test
+
+
 def test_a_mended_batch_lets_the_run_go_on_bit_equal(tmp_path: Path) -> None:
     whole = train(DryToy(), "ntkmtl-sr", 0, tmp_path / "whole", threads=1)
     with pytest.raises(NonFiniteError):
@@ -388,6 +399,21 @@ def test_skipped_steps_are_counted_and_leave_nothing_behind(tmp_path: Path, meth
     assert all(math.isfinite(value) for value in run.result.test)
     none = train(Normed(), method, 0, tmp_path / "good", recipe=recipe, threads=1)
     assert none.result.skipped_steps == 0
+
+
+class Hopeless(DryToy):
+    """Every batch is bad."""
+
+    def batch(self, split: Any, indices: torch.Tensor) -> Any:
+        x, y, _ = super().batch(split, indices)
+        return (x * float("nan") if split == "train" else x), y, False
+
+
+def test_a_network_that_took_no_step_is_no_result(tmp_path: Path) -> None:
+    recipe = replace(Toy.recipe, on_nonfinite="skip")
+    with pytest.raises(FloatingPointError, match="none of 24 steps could be taken"):
+        train(Hopeless(), "ls", 0, tmp_path, recipe=recipe, threads=1)
+    assert not (tmp_path / "result.json").exists()
 
 
 # ------------------------------------------------------------------ trackers

@@ -116,7 +116,9 @@ class Toy(Problem):
         for task, output in zip(tasks or TASKS, outputs, strict=True):
             target = y[:, TASKS.index(task)]
             if task == "c":
-                values.append(torch.corrcoef(torch.stack([output[:, 0], target]))[0, 1])
+                # From 0 to 1: Delta-m wants metrics that are positive.
+                both = torch.stack([output[:, 0], target])
+                values.append((1 + torch.corrcoef(both)[0, 1]) / 2)
             else:
                 values.append((output[:, 0] - target).abs().mean())
         return torch.stack(values).double()

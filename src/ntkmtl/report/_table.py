@@ -485,6 +485,12 @@ def _delta_m(
     zero = [c.label for c, mean in zip(columns, means, strict=True) if mean == 0]
     if zero:
         return {}, f"STL is exactly 0 in {_listing(zero)}, which Δm divides by: Δm is not known."
+    below = [c.label for c, mean in zip(columns, means, strict=True) if mean < 0]
+    if below:
+        return {}, (
+            f"STL is negative in {_listing(below)}. A relative change of a negative number has the "
+            "wrong sign, so Δm is not known; report a metric that is positive."
+        )
     higher = [column.higher_is_better for column in columns]
     return {
         method: Estimate.of(delta_m(seeds, means, higher).tolist())
@@ -565,9 +571,20 @@ def _warnings(runs: Runs, why_no_delta: str) -> list[str]:
             found.append(f"{method} was tuned, and not all of its runs have the settings found.")
         by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in sorted(group.items())}
         found += _differences(f"options of {method}", by_seed)
+    found += filter(None, (_left_out(method, group) for method, group in runs.multi.items()))
     for section in ("hardware", "versions"):
         found += _differences(section, _by_method(done, section))
     return found
+
+
+def _left_out(method: str, group: Mapping[int, Run]) -> str:
+    """Return a sentence on the steps that a method's runs did not take, nothing for none."""
+    results = [run.result for run in group.values()]
+    missed = sum(r.skipped_steps or 0 for r in results)
+    steps = sum(r.steps for r in results)
+    if not missed:
+        return ""
+    return f"{method} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
 
 
 def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:
@@ -616,7 +633,7 @@ def _notes(facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]
     spread = "Mean ± standard error over" if len(seeds) > 1 else "Numbers of"
     notes = [
         f"{spread} {_count(len(seeds), 'seed')} ({_listing([str(seed) for seed in seeds], 10)}), "
-        "on the test split after the last epoch; no epoch is selected."
+        f"on the test split {_when(recipe)}; no epoch is selected."
     ]
     if delta:
         notes.append("Δm: mean relative change of the metrics against STL, in percent.")
@@ -680,6 +697,11 @@ def _tuning_note(row: Row, epochs: int) -> str:
 
 
 _SPLITS = {"val": "validation", "train": "training"}
+
+
+def _when(recipe: Mapping[str, Any]) -> str:
+    averaged = recipe.get("tested_epochs", 1)
+    return "after the last epoch" if averaged == 1 else f"as means over the last {averaged} epochs"
 
 
 def _count(number: int, noun: str) -> str:

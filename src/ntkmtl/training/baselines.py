@@ -7,7 +7,6 @@ trained once per machine and copied from then on.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from ntkmtl.files import atomic_write
-from ntkmtl.training.environment import hardware, versions
+from ntkmtl.training.environment import hardware, source_digest, versions
 from ntkmtl.training.locks import PATIENCE
 from ntkmtl.training.runs import (
     CONFIG,
@@ -65,24 +64,10 @@ def baseline_key(identity: Mapping[str, Any], problem_class: type, threads: int)
         "identity": dict(identity),
         "versions": versions(),
         "training": TRAINING_VERSION,
-        "source": _source_digest(problem_class),
+        "source": source_digest(problem_class),
         "hardware": hardware(threads),
     }
     return hashlib.sha256(canonical_json(everything).encode()).hexdigest()
-
-
-def _source_digest(kind: type) -> str:
-    """Return a digest of the Python files of the package or module that defines a problem."""
-    try:
-        file = Path(inspect.getfile(kind))
-    except (TypeError, OSError):
-        return ""
-    in_package = (file.parent / "__init__.py").is_file()
-    files = sorted(file.parent.glob("*.py")) if in_package else [file]
-    digest = hashlib.sha256()
-    for source in files:
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 class BaselineCache:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import inspect
 import os
 import platform
 from importlib import metadata
@@ -41,6 +43,33 @@ def versions() -> dict[str, str]:
         "torchjd": metadata.version("torchjd"),
         "ntkmtl": ntkmtl.__version__,
     }
+
+
+def source_digest(kind: type) -> str:
+    """Return a digest of the Python files of the package or module that defines a class."""
+    try:
+        file = Path(inspect.getfile(kind))
+    except (TypeError, OSError):
+        return ""
+    in_package = (file.parent / "__init__.py").is_file()
+    files = sorted(file.parent.glob("*.py")) if in_package else [file]
+    digest = hashlib.sha256()
+    for source in files:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def problem_version(kind: type) -> dict[str, str]:
+    """Return the version of a problem that is not of this library: its module's, and a digest.
+
+    Example:
+        >>> from ntkmtl.problems.table import TableProblem
+        >>> problem_version(TableProblem)
+        {}
+    """
+    module = kind.__module__
+    digest = "" if module.partition(".")[0] == "ntkmtl" else source_digest(kind)
+    return {f"source of {module}": digest[:12]} if digest else {}
 
 
 def hardware(

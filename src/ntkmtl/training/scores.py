@@ -38,7 +38,8 @@ def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetr
         metrics: The metrics.
 
     Raises:
-        ValueError: There are more or fewer numbers than metrics, or one is 0 or not finite.
+        ValueError: There are more or fewer numbers than metrics, or one is not positive or not
+            finite.
     """
     if len(baseline) != len(metrics):
         raise ValueError(
@@ -46,7 +47,8 @@ def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetr
             f"Found {len(baseline)}."
         )
     for metric, value in zip(metrics, baseline, strict=True):
-        if value == 0 or not math.isfinite(value):
+        # Relative to a negative number, better would count as worse.
+        if value <= 0 or not math.isfinite(value):
             raise ValueError(
                 f"the single-task network has {value} in {metric.name}, which Delta-m cannot be "
                 "measured against: leave that metric out of the problem, or train longer"
@@ -63,7 +65,7 @@ def task_scores(
 
     Args:
         values: One number per metric.
-        baseline: The same of the single-task networks, none of them 0.
+        baseline: The same of the single-task networks, all of them positive.
         metrics: The metrics.
         tasks: Names of the k tasks.
 

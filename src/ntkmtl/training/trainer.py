@@ -46,7 +46,13 @@ from ntkmtl.training.distributed import (
     processes,
     spread_like,
 )
-from ntkmtl.training.environment import cores, hardware, reproducible, versions
+from ntkmtl.training.environment import (
+    cores,
+    hardware,
+    problem_version,
+    reproducible,
+    versions,
+)
 from ntkmtl.training.locks import alone_in
 from ntkmtl.training.recording import record_differences, record_settings
 from ntkmtl.training.runs import (
@@ -668,7 +674,7 @@ class _Training:
                 "metrics": self.metrics,
             },
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
-            versions=versions(),
+            versions=versions() | problem_version(type(problem)),
             hardware=hardware(threads, self.device, self.team.size)
             | ({"sharded": True} if self.team.shards else {}),
             baseline=self.baseline,
@@ -1097,6 +1103,11 @@ class _Training:
         return numbers
 
     def _finish(self, folder: Path, started: float) -> None:
+        if self.skipped + self.overflowed >= self.step:
+            raise FloatingPointError(
+                f"none of {self.step} steps could be taken, as losses or gradients were not "
+                "finite: the network is as it was made. Look at the data and the losses."
+            )
         test = tuple(statistics.fmean(values) for values in zip(*self.tested, strict=True))
         write_history(folder / HISTORY, self.history)
         write_steps(folder / STEPS, self._steps())
@@ -1122,7 +1133,10 @@ class _Training:
         blank = torch.full((len(self.tasks),), math.nan)
         return Steps(
             step=np.array(self.row_steps, dtype=np.int64),
-            weights=torch.stack(self.row_weights).numpy(),
+            # None where the first step could not be taken.
+            weights=torch.stack(self.row_weights).numpy()
+            if self.row_weights
+            else np.zeros((0, len(self.tasks)), dtype=np.float32),
             eigenvalues=None
             if all(row is None for row in read)
             else torch.stack([blank if row is None else row for row in read]).numpy(),
