@@ -210,6 +210,10 @@ def test_a_failed_run_is_told_at_the_end(tmp_path: Path) -> None:
         (["compare", TOY, "--seeds", "0"], "--seeds"),
         (["run", TOY, "--method", "ls", "--task", "a"], "--task goes with"),
         (["run", TOY, "--method", "stl", "--task", "z"], "no task 'z'"),
+        (["run", TOY, "--method", "stl", "--record", "1"], "single-task networks have none"),
+        (["run", TOY, "--method", "all"], "run trains one method"),
+        (["compare", TOY, "--methods", ","], "at least one method is needed"),
+        (["data", "--source", "x"], "--source goes with a PROBLEM"),
         (["table", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
         (["table", "."], "no finished"),
@@ -246,6 +250,30 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     result = compare_toy("--methods", "ls", "--no-stl", "--out", "o")
     assert result.exit_code == 2
     assert str(path) in result.stderr
+
+
+def test_a_damaged_run_is_replaced_if_that_is_asked_for(tmp_path: Path) -> None:
+    arguments = ["compare", TOY, "--methods", "ls", "--seeds", "1", "--out", "o", "--epochs", "1"]
+    arguments += ["--no-stl", "--jobs", "1"]
+    good(*arguments)
+    path = tmp_path / "o/toy/ls/seed-0/result.json"
+    path.write_text("")
+    refused = call(*arguments)
+    assert refused.exit_code == 2
+    assert "holds a damaged run" in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert path.read_text() == ""
+    good(*arguments, "--overwrite")
+    assert json.loads(path.read_text())["test"]
+
+
+def test_a_page_that_cannot_be_written_leaves_the_table(tmp_path: Path) -> None:
+    (tmp_path / "o/report.html").mkdir(parents=True)
+    arguments = ["compare", TOY, "--methods", "ls", "--seeds", "1", "--out", "o", "--epochs", "1"]
+    result = call(*arguments, "--no-stl", "--jobs", "1")
+    assert result.exit_code == 1
+    assert "ls" in result.stdout
+    assert "No report:" in result.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no SIGINT for other processes")

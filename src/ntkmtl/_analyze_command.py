@@ -28,6 +28,7 @@ from ntkmtl._options import (
     refuse_others,
     seeds_of,
 )
+from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
     from ntkmtl.analysis._study import Study
@@ -109,6 +110,9 @@ def analyze(
     For a problem, trains it with each method and records; called again, it goes on where it
     stopped. For a folder, reads what was recorded.
     """
+    if output is not None:
+        with refusing(ValueError):
+            numbers_beside(output)
     if _is_folder(target):
         refuse_others(
             context, _OF_FOLDERS, f"is for a problem to train; {target} is a folder of runs"
@@ -142,18 +146,18 @@ def analyze(
     with refusing(ValueError):
         from ntkmtl.analysis._page import write_page
         from ntkmtl.analysis._study import read_study
-        from ntkmtl.files import write_json
 
         study = read_study(folder, **chosen)
         numbers = study.to_json(groups)
         write_page(study, page, groups=groups)
-        write_json(page.with_suffix(".json"), numbers)
+        beside = numbers_beside(page)
+        write_json(beside, numbers)
     if as_json:
         print_json({"page": str(page), **numbers})
         return
     print_columns(_lines(study, groups))
     say(f"Page: {page}")
-    say(f"Numbers: {page.with_suffix('.json')}")
+    say(f"Numbers: {beside}")
 
 
 def _is_folder(target: str) -> bool:
@@ -172,7 +176,7 @@ def _is_folder(target: str) -> bool:
 def _lines(study: Study, groups: int | None) -> list[tuple[str, str]]:
     lines = []
     for record in study.methods:
-        before, after = record.imbalance.nanmedian(dim=0).values.tolist()
+        before, after = record.imbalance.nanquantile(0.5, dim=0).tolist()
         lines.append((record.method, f"imbalance {before:.3g}, under its weights {after:.3g}"))
         found = record.grouping(groups)
         if found is not None:

@@ -195,8 +195,8 @@ def compare(
         )
         chosen = engines.made(jobs)
         sweep = _sweep(comparison, overwrite=overwrite, engine=chosen)
-        show_sweep(sweep, as_json)
-    exit_as(sweep)
+        shown = show_sweep(sweep, as_json)
+    exit_as(sweep, shown)
 
 
 @app.command()
@@ -228,9 +228,13 @@ def run(
     """Train one problem with one method and one seed; print the test metrics."""
     with refusing():
         from ntkmtl.training.runs import SINGLE_TASK, load_run, run_folder
-        from ntkmtl.training.sweep import Comparison, SweepError
+        from ntkmtl.training.sweep import ALL_METHODS, Comparison, SweepError
 
         find_modules_here(problem)
+        if method == ALL_METHODS:
+            raise SweepError("run trains one method; compare --methods all trains every one")
+        if method == SINGLE_TASK and record is not None:
+            raise SweepError("--record is for several tasks; single-task networks have none")
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
         chosen = options_in(settings or [])
@@ -310,17 +314,25 @@ def _together(device: str) -> Iterator[None]:
         yield
 
 
-def show_sweep(sweep: Sweep, as_json: bool) -> None:
-    """Print the table and write the report, as far as there are complete runs."""
+def show_sweep(sweep: Sweep, as_json: bool) -> bool:
+    """Print the table and write the report, as far as there are complete runs.
+
+    Returns:
+        False if one of them could not be made though it was asked for.
+    """
     from ntkmtl import report
 
     table, page, why = None, None, ""
     if not sweep.interrupted:
         try:
             table = report.build_table(sweep.out, sweep.problem)
-            page = report.write_html(sweep.out, sweep.out / "report.html")
         except ValueError as error:
-            why = str(error)
+            why = f"No table: {error}"
+    if table is not None:
+        try:
+            page = report.write_html(sweep.out, sweep.out / "report.html")
+        except (ValueError, OSError) as error:
+            why = f"No report: {error}"
     if as_json:
         print_json(
             {
@@ -345,13 +357,13 @@ def show_sweep(sweep: Sweep, as_json: bool) -> None:
                 "table": None if table is None else json.loads(report.render(table, "json")),
             }
         )
-        return
-    if table is not None:
+    elif table is not None:
         print_table(table)
     if why:
-        say(f"No table: {why}")
-    if page is not None:
+        say(why)
+    if page is not None and not as_json:
         say(f"Report: {page}")
+    return not why
 
 
 def say_failures(failures: Sequence[Failure]) -> None:
@@ -360,14 +372,20 @@ def say_failures(failures: Sequence[Failure]) -> None:
         say(f"        see {failure.folder / 'failure.json'}")
 
 
-def exit_as(sweep: Sweep) -> None:
+def exit_as(sweep: Sweep, shown: bool = True) -> None:
+    """Tell failures, and end the command with the status of a sweep.
+
+    Args:
+        sweep: What came of it.
+        shown: Whether its results could be shown.
+    """
     say_failures(sweep.failures)
     if sweep.interrupted:
         done = sweep.trained + sweep.complete + sweep.cached
         again = shlex.join(["ntkmtl", *sys.argv[1:]])
         say(f"Stopped with {done} runs complete and {sweep.unfinished} to go. Go on with: {again}")
         raise typer.Exit(INTERRUPTED)
-    if sweep.failures:
+    if sweep.failures or not shown:
         raise typer.Exit(FAILED)
 
 
@@ -531,6 +549,9 @@ def data(
         else:
             print(made)
         return
+    for option, value in (("--source", source), ("--data", folder)):
+        if value is not None:
+            refuse(f"{option} goes with a PROBLEM, whose data it is to prepare")
     with refusing():
         listed = list_data()
     if as_json:

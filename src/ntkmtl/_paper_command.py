@@ -191,13 +191,6 @@ def paper(
     Without WHAT: lists what there is. With --recipe or --problem: trains, and prints published and
     measured numbers side by side. Called again, it trains nothing twice.
     """
-    if check:
-        _check(None if what is None else _exhibit(what), as_json)
-        return
-    if what is None:
-        _list(as_json)
-        return
-    exhibit = _exhibit(what)
     given = {
         "--methods": methods,
         "--seeds": seeds,
@@ -218,8 +211,32 @@ def paper(
         "--output": output,
         "--format": format,
     }
+    if check or what is None:
+        of_a_run = {**given, "--recipe": recipe, "--problem": problem, "--measured": measured}
+        for option, value in of_a_run.items():
+            if value is not None:
+                refuse(
+                    f"{option} is for a run, and --check looks at what is published"
+                    if check
+                    else f"{option} is for a run: say of which table or figure, as table3"
+                )
+    if check:
+        _check(None if what is None else _exhibit(what), as_json)
+        return
+    if what is None:
+        _list(as_json)
+        return
+    exhibit = _exhibit(what)
+    if output is not None:
+        with refusing(ValueError):
+            from ntkmtl.files import numbers_beside
+
+            numbers_beside(output)
     _refuse_strangers(exhibit, {**given, "--measured": measured, "--recomputed": recomputed})
     if measured is not None:
+        for option, value in {**given, "--recipe": recipe, "--problem": problem}.items():
+            if value is not None and option != "--output":
+                refuse(f"{option} is for a run; --measured draws what a file holds")
         _draw_measured(exhibit, measured, output, as_json)
         return
     if recipe is None and problem is None:
@@ -314,6 +331,10 @@ _FOR = {
 }
 
 
+_TRAINED = ("--seeds", "--seed-list", "--stl", "--jobs", "--epochs", "--lr", "--overwrite")
+"""What says nothing where steps are timed and networks thrown away."""
+
+
 def _refuse_strangers(exhibit: Exhibit, given: dict[str, Any]) -> None:
     """Refuse options that say nothing for this table or figure."""
     for option, names in _FOR.items():
@@ -323,6 +344,10 @@ def _refuse_strangers(exhibit: Exhibit, given: dict[str, Any]) -> None:
         for option in ("--format", "--recomputed"):
             if given.get(option):
                 refuse(f"{option} is for tables, not for {exhibit.name}; --json prints numbers")
+    if exhibit.name in _FOR["--steps"]:
+        for option in _TRAINED:
+            if given.get(option) is not None:
+                refuse(f"{option} is for what trains; {exhibit.name} times a few steps")
 
 
 def _counts(text: str) -> list[int]:
@@ -345,7 +370,7 @@ def _check(exhibit: Exhibit | None, as_json: bool) -> None:
     if exhibit is not None and exhibit.kind != "table":
         refuse(f"--check is for tables, not for {exhibit.name}")
     if not as_json:
-        print(tables.report())
+        print(tables.report(None if exhibit is None else exhibit.number))
         return
     print_json(
         [
@@ -508,6 +533,8 @@ def _run_table4(
 
 
 def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite: bool) -> Drawn:
+    if len(prepared.methods) != 1:
+        refuse(f"figure2 shows the training of one method. Found {', '.join(prepared.methods)}.")
     # Runs without a record are other runs: these have a folder of their own.
     prepared = prepared.variant("recorded", stl="none")
     comparison = prepared.comparison()

@@ -111,6 +111,7 @@ def tune(
             reporter=lambda: reporter_for(Console(stderr=True)),
             engine=engines.made(jobs),
         )
+        shown = True
         if sweep.out == comparison.out and not sweep.failures:
-            show_sweep(sweep, as_json)
-    exit_as(sweep)
+            shown = show_sweep(sweep, as_json)
+    exit_as(sweep, shown)

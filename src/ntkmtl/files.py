@@ -10,7 +10,29 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "write_json", "write_text"]
+__all__ = ["atomic_write", "numbers_beside", "write_json", "write_text"]
+
+
+def numbers_beside(path: str | os.PathLike[str]) -> Path:
+    """Return where the numbers behind a page or a picture go: beside it, as ``.json``.
+
+    Args:
+        path: The page or the picture.
+
+    Raises:
+        ValueError: Both would have one name.
+
+    Example:
+        >>> numbers_beside("a/page.html").name, numbers_beside("a/v1.0").name
+        ('page.json', 'v1.0.json')
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        raise ValueError(
+            f"{path} is where the numbers would go: give the page or the picture another ending"
+        )
+    known = path.suffix in (".html", ".htm", ".png", ".svg", ".pdf")
+    return path.with_suffix(".json") if known else path.with_name(path.name + ".json")
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from ntkmtl.report import build_table
 
 STAND_IN = "paper_stand_in:StandIn"
 FOLDERS = [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parent)]
-RUN = ["--problem", STAND_IN, "--recipe", "small", "--jobs", "1", "--seeds", "2"]
+SMALL = ["--problem", STAND_IN, "--recipe", "small"]
+RUN = [*SMALL, "--jobs", "1", "--seeds", "2"]
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -275,7 +276,7 @@ def test_figure_2_is_the_recorded_kernel(place: Path) -> None:
 
 def test_figure_4_times_each_n(place: Path) -> None:
     found = json.loads(
-        good("figure4", *RUN, "--ns", "1,4", "--steps", "1", "--turns", "3", "--json").stdout
+        good("figure4", *SMALL, "--ns", "1,4", "--steps", "1", "--turns", "3", "--json").stdout
     )
     times = found["times"]
     assert [(one["method"], one["minibatches"]) for one in times] == [
@@ -367,9 +368,16 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
         (["figure3", *RUN, "--stl", "none"], "needs baselines"),
         (["figure3", *RUN, "--methods", "ls,si"], "one method"),
         (["figure3", *RUN, "--format", "text"], "--format is for tables"),
-        (["figure4", *RUN, "--ns", "17"], "minibatches must be between 1 and the batch size"),
+        (["figure4", *SMALL, "--ns", "17"], "minibatches must be between 1 and the batch size"),
         (["figure1", "--measured", "nowhere.json"], "nowhere.json"),
         (["figure2", "--check"], "--check is for tables"),
+        (["table7", "--check", "--recipe", "small"], "--recipe is for a run"),
+        (["--recipe", "small"], "say of which table or figure"),
+        (["--methods", "ls"], "say of which table or figure"),
+        (["figure1", *RUN, "--seeds", "2"], "--seeds is for what trains"),
+        (["figure1", "--measured", "x.json", "--methods", "ls"], "--methods is for a run"),
+        (["figure2", *RUN, "--methods", "uw,ls"], "the training of one method. Found uw, ls"),
+        (["figure2", *SMALL, "--output", "x.json"], "another ending"),
     ],
 )
 def test_what_users_get_wrong_is_one_line(place: Path, arguments: list[str], said: str) -> None:

@@ -21,7 +21,7 @@ from ntkmtl import weighting
 from ntkmtl._commands import app
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.report import build_table
-from ntkmtl.training import Comparison, Run, SweepError, load_run, load_runs, train
+from ntkmtl.training import Comparison, Run, SweepError, compare, load_run, load_runs, train
 from ntkmtl.training.reporters import Reporter
 from ntkmtl.training.tuning import Search, parameters_of, tune
 from ntkmtl.weighting._spaces import SPACES
@@ -251,6 +251,18 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_made(
     with pytest.raises(SweepError, match=said):
         tune(ask(tmp_path / "runs", **changes))
     assert not (tmp_path / "runs").exists()
+
+
+def test_runs_that_were_not_tuned_are_refused_before_the_search(tmp_path: Path) -> None:
+    search = ask(tmp_path, 1, seeds=[0], methods=["ls"])
+    compare(replace(search.comparison, methods=["ls"], single_task_baselines=False))
+    result = tmp_path / "toy/ls/seed-0/result.json"
+    before = result.read_bytes()
+    with pytest.raises(SweepError, match=r"ls.seed-0 holds a run whose settings were not searched"):
+        tune(search)
+    assert result.read_bytes() == before
+    assert not (tmp_path / "toy/ls/tuning").exists()
+    assert tune(search, overwrite=True).failures == ()
 
 
 def test_another_study_is_refused_or_replaced(tmp_path: Path) -> None:

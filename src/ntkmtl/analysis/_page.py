@@ -109,7 +109,7 @@ def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, An
 
 def _median(values: Tensor) -> str:
     known = values[values.isfinite()]
-    return _text(float(known.median())) if len(known) else "–"
+    return _text(float(known.quantile(0.5))) if len(known) else "–"
 
 
 def _text(value: float) -> str:

@@ -148,15 +148,18 @@ def discrepancies(number: int | None = None) -> tuple[Check, ...]:
     return tuple(check for check in checks(number) if check.verdict == "differs")
 
 
-def report() -> str:
+def report(number: int | None = None) -> str:
     """Return all checks as Markdown; ``python -m ntkmtl.paper`` prints it.
+
+    Args:
+        number: A table's number; None for all tables.
 
     Example:
         >>> report().splitlines()[0]
         '### How many follow'
     """
-    every = checks()
-    averaged = checks(ties="average")
+    every = checks(number)
+    averaged = checks(number, ties="average")
     wider = [check for check in every if check.verdict == "within rounding"]
     return "\n".join(
         [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import write_json
+from ntkmtl.files import numbers_beside, write_json
 from ntkmtl.paper._settings import differences, listing
 from ntkmtl.report._render import finite, printable
 from ntkmtl.report.figures import (
@@ -275,17 +275,18 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
         Both paths.
 
     Raises:
+        ValueError: ``path`` ends in ``.json``.
         MissingExtraError: Matplotlib is not installed.
     """
     try:
         import matplotlib as mpl
     except ImportError as error:
         raise missing_extra("figures as files", "bench", error) from error
+    numbers = numbers_beside(path)
     make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.exhibit.number]
     with mpl.rc_context(_STYLE):
         figure = make(drawn)
         _write(figure, path, "png")
-    numbers = path.with_suffix(".json")
     write_json(numbers, drawn.to_json())
     return path, numbers
 

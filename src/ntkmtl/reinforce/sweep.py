@@ -14,9 +14,17 @@ from ntkmtl.reinforce.training import PROBLEM, config_of, train
 from ntkmtl.training.engines import EngineError
 from ntkmtl.training.locks import alone_among_runs
 from ntkmtl.training.reporters import Reporter
-from ntkmtl.training.runs import CONFIG, RESULT, SINGLE_TASK, differences, read_config, run_folder
+from ntkmtl.training.runs import (
+    CONFIG,
+    RESULT,
+    SINGLE_TASK,
+    RunFileError,
+    differences,
+    read_config,
+    run_folder,
+)
 from ntkmtl.training.signals import stop_requests
-from ntkmtl.training.sweep import conflict_message
+from ntkmtl.training.sweep import conflict_message, damaged
 from ntkmtl.training.workers import Outcome, run_jobs
 
 if TYPE_CHECKING:
@@ -153,7 +161,6 @@ def compare(
     Raises:
         ValueError: A row is unknown, a number is out of range, the folder is in use or holds runs
             of other settings, or the engine cannot be started.
-        RunFileError: A file of an earlier run is damaged.
     """
     recipe.check()
     if jobs < 1:
@@ -191,7 +198,11 @@ def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
         found: list[str] = []
         if (job.folder / CONFIG).exists():
             wanted = config_of(job.recipe, row_named(job.row), job.seed, job.task)
-            found = differences(read_config(job.folder / CONFIG).identity(), wanted.identity())
+            try:
+                there = read_config(job.folder / CONFIG).identity()
+                found = differences(there, wanted.identity())
+            except RunFileError as error:
+                found = [damaged(error)]
         if found:
             conflicts[job.folder] = found
         if found or not (job.folder / RESULT).exists():

@@ -584,7 +584,9 @@ def _left_out(method: str, group: Mapping[int, Run]) -> str:
     steps = sum(r.steps for r in results)
     if not missed:
         return ""
-    return f"{method} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
+    return (
+        f"{method} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
+    )
 
 
 def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:

@@ -214,6 +214,8 @@ def method_names(asked: Sequence[str]) -> list[str]:
             found[weighting.spec(name).name] = None
         except ValueError as error:
             raise SweepError(str(error)) from error
+    if not found:
+        raise SweepError(f"at least one method is needed. Found {list(asked)}.")
     return list(found)
 
 
@@ -383,21 +385,34 @@ class _Planner:
 
         Raises:
             ValueError: The parts of the run do not fit each other.
-            RunFileError: A file of an earlier run is damaged.
         """
         job = self._job(self.folder(method, seed, task), method, seed, task=task, **more)
         if (job.folder / CONFIG).exists():
-            found = differences(read_config(job.folder / CONFIG).identity(), job.identity)
-            complete = not found and (job.folder / RESULT).exists()
-            if complete and task is None:
-                found = record_differences(job.folder / RECORD, self.record)
-            if found:
-                self.conflicts[job.folder] = found
-            elif complete:
-                load_run(job.folder)
-                self.complete += 1
-                return
+            try:
+                if self._is_complete(job):
+                    self.complete += 1
+                    return
+            except RunFileError as error:
+                # To be replaced, if that is asked for, as a run of other settings is.
+                self.conflicts[job.folder] = [damaged(error)]
         self.jobs.append(job)
+
+    def _is_complete(self, job: Job) -> bool:
+        """Return whether a run needs no training; note what differs if the folder holds another.
+
+        Raises:
+            RunFileError: A file of the run is damaged.
+        """
+        found = differences(read_config(job.folder / CONFIG).identity(), job.identity)
+        complete = not found and (job.folder / RESULT).exists()
+        if complete and job.task is None:
+            found = record_differences(job.folder / RECORD, self.record)
+        if found:
+            self.conflicts[job.folder] = found
+            return False
+        if complete:
+            load_run(job.folder)
+        return complete
 
     def add_trials(self, study: Study, after: tuple[Path, ...]) -> None:
         """Plan the trials that have not ended.
@@ -789,13 +804,23 @@ def _with_best(job: Job, problem: Problem, study: Study, *, overwrite: bool) -> 
     return replace(job, method_options=dict(options), identity=identity)
 
 
+_DAMAGED = "damaged: "
+"""How the text on a run begins whose files cannot be read."""
+
+
+def damaged(error: RunFileError) -> str:
+    """Return how to note among conflicts that a run's file cannot be read."""
+    return f"{_DAMAGED}{error}"
+
+
 def conflict_message(conflicts: Mapping[Path, Sequence[str]]) -> str:
     """Return what to say of folders that hold other runs, and how they differ."""
     folder, found = next(iter(conflicts.items()))
     others = len(conflicts) - 1
     more = f" (and {others} more like it)" if others else ""
+    kind = "a damaged run" if found[0].startswith(_DAMAGED) else "another run"
     return (
-        f"{folder} holds another run{more}: {'; '.join(found)}. "
+        f"{folder} holds {kind}{more}: {'; '.join(found).removeprefix(_DAMAGED)}. "
         "Give another --out, or --overwrite to replace what differs."
     )
 

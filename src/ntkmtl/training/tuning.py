@@ -21,7 +21,7 @@ from ntkmtl.training.engines import EngineError
 from ntkmtl.training.locks import alone_among_runs
 from ntkmtl.training.lookup import find_problem
 from ntkmtl.training.reporters import Reporter
-from ntkmtl.training.runs import SCHEMA, SINGLE_TASK, STUDY, differences, run_folder
+from ntkmtl.training.runs import CONFIG, SCHEMA, SINGLE_TASK, STUDY, differences, run_folder
 from ntkmtl.training.scores import read_baseline
 from ntkmtl.training.signals import stop_requests
 from ntkmtl.training.studies import (
@@ -164,6 +164,8 @@ def tune(
             except EngineError as error:
                 raise SweepError(str(error)) from error
         with alone_among_runs(out):
+            if not overwrite:
+                _refuse_untuned(asked, problem, studies)
             _begin(studies, overwrite=overwrite)
         baselines = _Baselines(search, asked, problem)
         sweep = compare(
@@ -290,6 +292,24 @@ def _studies(search: Search, asked: Comparison, problem: Problem) -> dict[str, S
             trials=search.trials,
         )
     return found
+
+
+def _refuse_untuned(asked: Comparison, problem: Problem, studies: Mapping[str, Study]) -> None:
+    """Refuse a folder with runs in the final ones' place before a search is made for nothing.
+
+    Raises:
+        SweepError: There are such runs.
+    """
+    for name, study in studies.items():
+        if (study.folder / STUDY).exists():
+            continue
+        for seed in asked.seeds:
+            folder = run_folder(asked.out, problem.name, name, seed)
+            if (folder / CONFIG).exists():
+                raise SweepError(
+                    f"{folder} holds a run whose settings were not searched. Give another --out, "
+                    "or --overwrite to replace it."
+                )
 
 
 def _begin(studies: Mapping[str, Study], *, overwrite: bool) -> None:
