@@ -85,6 +85,7 @@ def measure(
             tasks,
             hidden=hidden,
             heads=row.heads,
+            encoding=row.encoding or "one-hot",
             method=row.method,
             method_options=dict(row.options),
             every=every,

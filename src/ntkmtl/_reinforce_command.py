@@ -25,6 +25,7 @@ from ntkmtl._options import (
 )
 
 if TYPE_CHECKING:
+    from ntkmtl.reinforce import Success
     from ntkmtl.training.engines import Engine
 
 __all__ = ["draw_frames", "reinforce", "train_only", "train_rows"]
@@ -107,7 +108,7 @@ def reinforce(
 _COMPARED = frozenset(
     {
         *("problem", "methods", "seeds", "seed_list", "jobs", "out"),
-        *("recipe", "stl", "device", "overwrite", "as_json"),
+        *("recipe", "device", "overwrite", "as_json"),
         *("engine", "ray_address", "ray_cpus", "ray_gpus"),
     }
 )
@@ -126,7 +127,7 @@ def compare_mt10(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Do what ``ntkmtl compare mt10`` asks for; ``--stl`` is met by naming stl as a method."""
+    """Do what ``ntkmtl compare mt10`` asks for; single-task agents are the method stl."""
     from ntkmtl.training.environment import cores
 
     refuse_others(
@@ -188,7 +189,7 @@ def train_rows(
         found = rl.summarise(out)
         figure = out / CURVES
         rl.save_curves(found, figure)
-        strips = draw_frames(out, [entry.row for entry in found]) if frames else []
+        strips = draw_frames(out, found) if frames else []
         page = None
         if any(entry.row != "stl" for entry in found):
             page = report.write_html(out, out / "report.html")
@@ -279,28 +280,31 @@ def train_only(
     return bool(outcome.failures)
 
 
-def draw_frames(out: Path, rows: Sequence[str]) -> list[Path]:
+def draw_frames(out: Path, found: Sequence[Success]) -> list[Path]:
     """Film the agents of each row's first seed, unless that has been done; say why where not."""
     from ntkmtl import reinforce as rl
     from ntkmtl.reinforce.results import FRAMES
     from ntkmtl.reinforce.training import PROBLEM
+    from ntkmtl.training.checkpoints import CheckpointError
     from ntkmtl.training.runs import AGENT, folder_name, load_runs
 
     runs = load_runs(out / folder_name(PROBLEM))[0]
     drawn: list[Path] = []
-    for row in rows:
-        own = [run for run in runs if run.config.method == row]
-        seed = min(run.config.seed for run in own)
-        own = [run for run in own if run.config.seed == seed]
-        path = out / FRAMES / f"{row}.png"
-        newest = max((run.path / AGENT).stat().st_mtime for run in own)
-        if not path.exists() or path.stat().st_mtime < newest:
-            try:
+    for entry in found:
+        seed = entry.seeds[0]
+        own = [run for run in runs if (run.config.method, run.config.seed) == (entry.row, seed)]
+        path = out / FRAMES / f"{entry.row}.png"
+        try:
+            newest = max((run.path / AGENT).stat().st_mtime for run in own)
+            if not path.exists() or path.stat().st_mtime < newest:
                 films = [rl.film_run(run) for run in own]
-            except rl.DrawingError as error:
-                say(f"No frames: {error}")
-                return drawn
-            path.parent.mkdir(parents=True, exist_ok=True)
-            rl.save_strip(films, path, f"{row}, seed {seed}, goal 0")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                rl.save_strip(films, path, f"{entry.row}, seed {seed}, goal 0")
+        except rl.DrawingError as error:
+            say(f"No frames: {error}")
+            return drawn
+        except (CheckpointError, OSError) as error:
+            say(f"No frames of {entry.row}: {error}")
+            continue
         drawn.append(path)
     return drawn

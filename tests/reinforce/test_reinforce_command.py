@@ -26,19 +26,21 @@ from ntkmtl.training.reporters import PlainReporter, Reporter
 from ntkmtl.training.runs import load_run, load_runs
 from ntkmtl.training.workers import Book, run_job
 
+_agent_for, _train = training_module.agent_for, training_module.train
+
+
+def small_agent_for(*arguments: Any, **settings: Any) -> MultiTaskSAC:
+    return _agent_for(*arguments, **settings, observation=3, action=1)
+
+
+def toy_train(*arguments: Any, **settings: Any) -> Any:
+    return _train(*arguments, **settings, make_simulator=make_toy)
+
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on toys: three tasks without a simulator."""
-    agent_for, train = training_module.agent_for, training_module.train
-
-    def made(*arguments: Any, **settings: Any) -> MultiTaskSAC:
-        return agent_for(*arguments, **settings, observation=3, action=1)
-
-    def toy_train(*arguments: Any, **settings: Any) -> Any:
-        return train(*arguments, **settings, make_simulator=make_toy)
-
-    monkeypatch.setattr("ntkmtl.reinforce.training.agent_for", made)
+    monkeypatch.setattr("ntkmtl.reinforce.training.agent_for", small_agent_for)
     monkeypatch.setattr("ntkmtl.reinforce.sweep.train", toy_train)
     monkeypatch.setattr("ntkmtl.reinforce.recipe_named", lambda name: toy_recipe())
 
@@ -82,6 +84,22 @@ def test_compiled_agents_are_runs_of_their_own(tmp_path: Path) -> None:
     assert "compile" in other.output
 
 
+def test_runs_of_another_recipe_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ntkmtl.reinforce.training.agent_for", small_agent_for)
+    monkeypatch.setattr("ntkmtl.reinforce.sweep.train", toy_train)
+    compare(toy_recipe(), ["mtl-sac"], [0], tmp_path)
+    other = toy_recipe(vector_steps=40)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"by another recipe .*vector_steps is 60, asked for"):
+            compare(other, ["famo", "stl"], [0], tmp_path, overwrite=overwrite)
+    assert not (tmp_path / "mt10/famo").exists()
+    outcome = compare(other, ["famo", "mtl-sac"], [0], tmp_path, overwrite=True)
+    assert len(outcome.finished) == 2
+    assert [entry.row for entry in summarise(tmp_path)] == ["mtl-sac", "famo"]
+
+
 @pytest.mark.usefixtures("toys")
 def test_compare_mt10_is_the_same_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ntkmtl._reinforce_command.draw_frames", lambda out, rows: [])
@@ -97,6 +115,7 @@ def test_compare_mt10_is_the_same_runner(tmp_path: Path, monkeypatch: pytest.Mon
     for arguments, message in (
         (["--epochs", "3"], "--epochs is not for mt10"),
         (["--set", "famo.gamma=1"], "--set is not for mt10"),
+        (["--stl"], "--stl is not for mt10"),
     ):
         refused = CliRunner().invoke(app, [*call, *arguments])
         assert refused.exit_code == 2
@@ -115,7 +134,8 @@ def test_table_4_stands_beside_what_was_measured(tmp_path: Path) -> None:
         "simulator: Meta-World V3 tasks with V2 rewards: not comparable here",
         "seeds: 2 here, 10 published",
         "hidden layers: 8 x 8 here, 400 x 400 x 400 published †",
-        "batch size: 12 here, 1,280 published †",
+        "batch size: 12 here, 1,280 published",
+        "heads of mh-sac: one layer here, two layers of 400, in actor and critics published †",
         "Reduced recipe",
         "published ntkmtl < mtl-sac",
     ):
@@ -142,7 +162,7 @@ def test_every_setting_of_a_recipe_is_held_against_the_published_one() -> None:
     assert fields == set(PUBLISHED) - {"tasks", "simulator", "seeds"}
     paper = recipe_named("paper")
     differing = {name for name in fields if getattr(paper, name) != PUBLISHED[name][0]}
-    # 1000 steps longer, to end with an episode.
+    # 10,000 steps longer, to end with an evaluation.
     assert differing == {"vector_steps"}
 
 

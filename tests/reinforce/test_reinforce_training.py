@@ -16,6 +16,7 @@ from ntkmtl.reinforce import (
     RECIPES,
     ROWS,
     MultiTaskSAC,
+    Replay,
     evaluate,
     recipe_named,
     row_named,
@@ -25,6 +26,7 @@ from ntkmtl.reinforce import (
 )
 from ntkmtl.reinforce.results import as_markdown, bootstrap
 from ntkmtl.reinforce.training import agent_for, settings_of
+from ntkmtl.training._device import DeviceError
 from ntkmtl.training.locks import RunBusyError, alone_in
 from ntkmtl.training.trainer import RunConflictError, RunInterrupted
 
@@ -135,6 +137,50 @@ def test_updates_begin_after_the_random_steps_and_may_catch_up(tmp_path: Path) -
     recipe = toy_recipe(catch_up=True, sampling="uniform")
     caught = train(recipe, row, 0, tmp_path / "caught", make_simulator=make_toy)
     assert caught.result.steps == 60
+
+
+@pytest.mark.usefixtures("small_agents")
+def test_methods_are_told_that_an_epoch_is_over(tmp_path: Path) -> None:
+    """Otherwise DWA would stay the plain sum, and STCH the geometric mean of its warm-up."""
+    recipe = toy_recipe(vector_steps=200)
+    found = {}
+    for name in ("mtl-sac", "dwa", "si", "stch"):
+        run = train(recipe, row_named(name), 0, tmp_path / name, make_simulator=make_toy)
+        found[name] = parameters(run.path)["actor"], run.steps.weights
+    assert not same(found["dwa"][0], found["mtl-sac"][0])
+    assert not same(found["stch"][0], found["si"][0])
+    weights = found["dwa"][1]
+    assert (weights[:5] == 1).all(), "two epochs come before DWA knows anything"
+    assert (weights[-1] != 1).any()
+
+
+@pytest.mark.usefixtures("small_agents")
+def test_a_single_task_agent_has_its_share_of_the_batch(tmp_path: Path) -> None:
+    run = train(toy_recipe(), ROWS["stl"], 0, tmp_path, task="a", make_simulator=make_toy)
+    assert run.config.recipe["batch_size"] == 4
+
+
+@pytest.mark.usefixtures("small_agents")
+def test_uniform_batches_are_as_large_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: set[int] = set()
+    uniform = Replay.uniform
+
+    def noted(self: Replay, size: int) -> Any:
+        sizes.add(size)
+        return uniform(self, size)
+
+    monkeypatch.setattr(Replay, "uniform", noted)
+    recipe = toy_recipe(sampling="uniform", batch_size=13)
+    train(recipe, row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+    assert sizes == {13}
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match=r"one of auto, cpu, cuda\. Found 'tpu'"):
+        train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path / "run", device="tpu")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.usefixtures("small_agents")
@@ -280,7 +326,10 @@ def test_recipes_and_rows_are_as_published() -> None:
     assert (paper.horizon, paper.random_steps, paper.catch_up) == (150, 1500, True)
     assert (paper.gamma, paper.tau, paper.initial_temperature) == (0.99, 0.005, 1.0)
     assert paper.scale_rewards
-    assert 2_000_000 <= paper.vector_steps <= 2_002_000
+    assert 2_000_000 <= paper.vector_steps <= 2_010_000
+    assert paper.vector_steps // paper.evaluate_every == 67
+    assert settings_of(paper, ROWS["famo"])["options"] == {"gamma": 0.01}
+    assert settings_of(recipe_named("cpu-mt4"), ROWS["famo"])["options"] == {}
     assert dict(ROWS["cagrad"].options) == {"c": 0.9}
     assert dict(ROWS["fairgrad"].options) == {"alpha": 2.0}
     from ntkmtl import paper as published

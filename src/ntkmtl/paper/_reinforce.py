@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.paper._exhibits import exhibit
@@ -22,7 +23,7 @@ PUBLISHED: dict[str, tuple[Any, bool]] = {
     "tasks": ("the 10 of MT10", True),
     "simulator": ("Meta-World V1 tasks and their rewards", False),
     "seeds": (10, True),
-    "vector_steps": (2_000_000, False),
+    "vector_steps": (2_000_000, True),
     "goals": ("fixed", False),
     "horizon": (150, False),
     "scale_rewards": (True, False),
@@ -30,7 +31,7 @@ PUBLISHED: dict[str, tuple[Any, bool]] = {
     "encoding": ("none", False),
     "temperature": ("published", False),
     "initial_temperature": (1.0, False),
-    "batch_size": (1280, False),
+    "batch_size": (1280, True),
     "sampling": ("uniform", False),
     "capacity": (1_000_000, False),
     "random_steps": (1500, False),
@@ -39,9 +40,10 @@ PUBLISHED: dict[str, tuple[Any, bool]] = {
     "gamma": (0.99, False),
     "tau": (0.005, False),
     "every": (1, False),
-    "evaluate_every": (3000, False),
+    "evaluate_every": (30_000, False),
     "evaluation_episodes": (1, False),
     "bfloat16_products": (False, False),
+    "method_options": ({"famo": {"gamma": 0.01}}, False),
     "compile": (False, False),
 }
 """Published settings by field of a recipe, and whether the paper itself says so."""
@@ -62,8 +64,26 @@ _WORDS = {
     "evaluate_every": "vector steps between evaluations",
     "evaluation_episodes": "episodes per evaluation and task",
     "bfloat16_products": "matrix products of bfloat16",
+    "method_options": "settings of methods",
     "compile": "updates compiled",
 }
+
+ALWAYS = (
+    (
+        "deviation of a new policy",
+        "1, its logarithm clamped to -20..2",
+        "e^-9, its logarithm -20 + 11 (tanh + 1)",
+    ),
+    ("initial weights", "uniform, as PyTorch's layers", "Xavier, biases 0"),
+    ("heads of mh-sac", "one layer", "two layers of 400, in actor and critics"),
+    ("task encoder of mtl-sac-te", "one for the actor, one for the critics", "one for both"),
+    (
+        "gradient of the temperature",
+        "the plain mean",
+        "that of the method in CAGrad and FairGrad",
+    ),
+)
+"""What differs under every recipe: setting, here, in the published code."""
 
 _COLUMNS = (
     Column("final", "Final", higher_is_better=True),
@@ -140,9 +160,14 @@ def _differences(recipe: ReinforceRecipe, seeds: int) -> Iterator[Difference]:
         here = getattr(recipe, name)
         if here != published:
             yield Difference("mt10", _WORDS.get(name, name), _shown(here), _shown(published), said)
+    for setting, ours, theirs in ALWAYS:
+        yield Difference("mt10", setting, ours, theirs, False)
 
 
 def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        texts = [f"{m} {k} {v}" for m, own in value.items() for k, v in own.items()]
+        return ", ".join(texts) or "the methods' own"
     return " x ".join(map(str, value)) if isinstance(value, tuple) else value
 
 

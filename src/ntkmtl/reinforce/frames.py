@@ -16,7 +16,7 @@ from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 from ntkmtl.reinforce.environment import MetaWorld
 from ntkmtl.reinforce.recipes import ROWS, ReinforceRecipe, row_named
-from ntkmtl.reinforce.training import agent_for
+from ntkmtl.reinforce.training import agent_for, products_of
 from ntkmtl.training.checkpoints import read_checkpoint
 from ntkmtl.training.runs import AGENT, SINGLE_TASK
 
@@ -92,17 +92,20 @@ def film_run(run: Run, *, count: int = 6) -> Film:
         key: tuple(value) if isinstance(value, list) else value
         for key, value in run.config.problem_options.items()
     }
-    recipe = ReinforceRecipe(**{f.name: options[f.name] for f in fields(ReinforceRecipe)})
+    known = {field.name for field in fields(ReinforceRecipe)} - {"compile"}
+    recipe = ReinforceRecipe(**{name: value for name, value in options.items() if name in known})
     method = run.config.method
     row = ROWS["stl"] if method == SINGLE_TASK else row_named(method)
     tasks = run.config.tasks
     agent = agent_for(recipe, row, len(tasks))
-    agent.load_state_dict(read_checkpoint(run.path / AGENT))
+    # The policy alone: the noise of an agent that was trained on a GPU is not for a CPU.
+    agent.actor.load_state_dict(read_checkpoint(run.path / AGENT)["actor"])
     world = MetaWorld(
         tasks, seed=run.config.seed, goals=recipe.goals, horizon=recipe.horizon, render=SIZE
     )
     try:
-        return film(lambda seen: agent.act(seen, deterministic=True), world, count=count)
+        with products_of(recipe):
+            return film(lambda seen: agent.act(seen, deterministic=True), world, count=count)
     finally:
         world.close()
 

@@ -295,7 +295,8 @@ class MultiTaskSAC:
             batch: Transitions with observations as the networks read them.
 
         Raises:
-            NonFiniteError: A loss or gradient is not finite; the parameters are as before.
+            NonFiniteError: A loss or gradient is not finite. What it is of, critics or actor, is as
+                before; the critics' step comes first, so it may have been made.
         """
         view = self._last_view
         if view is None or view.sizes != batch.sizes:
@@ -343,6 +344,11 @@ class MultiTaskSAC:
             critic[2],
             self._alpha(torch.arange(self.tasks, device=self.device)),
         )
+
+    def end_epoch(self) -> None:
+        """Tell the method that an epoch is over: some change their weights between epochs."""
+        for balancer in (self.critic_balancer, self.actor_balancer):
+            balancer.end_epoch()
 
     def _alpha(self, index: Tensor) -> Tensor:
         """Return the temperature of each row."""

@@ -63,6 +63,11 @@ class AgentJob:
     trial: int | None = None
 
     @property
+    def root(self) -> Path:
+        """The folder of all runs of agents in the comparison."""
+        return self.folder.parents[1 if self.task is None else 2]
+
+    @property
     def label(self) -> str:
         """The run in a few words."""
         return f"{self.row}{'' if self.task is None else ' ' + self.task} seed {self.seed}"
@@ -110,10 +115,12 @@ def jobs_of(
     """Return the runs of a comparison, all of one seed first.
 
     Raises:
-        ValueError: A row is unknown, or there are no seeds.
+        ValueError: A row is unknown, or there are no rows or no seeds.
     """
     if not seeds or any(seed < 0 for seed in seeds):
         raise ValueError(f"at least one seed is needed, none negative. Found {list(seeds)}.")
+    if not rows:
+        raise ValueError("at least one row is needed, found none")
     jobs = []
     for seed in dict.fromkeys(seeds):
         for name in dict.fromkeys(rows):
@@ -209,4 +216,32 @@ def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
             todo.append(job)
     if conflicts and not overwrite:
         raise ValueError(conflict_message(conflicts))
+    _refuse_other_recipes(planned)
     return todo
+
+
+def _refuse_other_recipes(planned: Sequence[AgentJob]) -> None:
+    """Refuse a folder whose other runs could not share a table with the planned ones.
+
+    Raises:
+        ValueError: There are runs of another recipe.
+    """
+    first = planned[0]
+    wanted = config_of(first.recipe, row_named(first.row), first.seed, first.task)
+    folders = {job.folder for job in planned}
+    root = first.root
+    for path in sorted(root.rglob(CONFIG)):
+        if path.parent in folders:
+            continue
+        try:
+            there = read_config(path)
+        except RunFileError:
+            # Named when the table is made.
+            continue
+        found = differences(there.problem_options, wanted.problem_options)
+        if found:
+            raise ValueError(
+                f"{path.parent} was trained by another recipe ({'; '.join(found[:3])}), and would "
+                f"share a table with these runs. Give another --out, or name "
+                f"{there.method} as well, with its seeds and --overwrite."
+            )

@@ -22,6 +22,7 @@ from ntkmtl.reinforce.environment import MetaWorld, Simulator
 from ntkmtl.reinforce.recipes import ReinforceRecipe, Row
 from ntkmtl.reinforce.replay import Replay
 from ntkmtl.reinforce.sac import MultiTaskSAC
+from ntkmtl.training._device import choose_device
 from ntkmtl.training.checkpoints import remove_checkpoints, usable_checkpoint, write_checkpoint
 from ntkmtl.training.environment import hardware, reproducible, versions
 from ntkmtl.training.locks import alone_in
@@ -85,7 +86,7 @@ def settings_of(recipe: ReinforceRecipe, row: Row) -> dict[str, Any]:
     every = 1 if spec(row.method).reads in ("losses", "jacobian") else recipe.every
     return {
         "method": row.method,
-        "options": dict(row.options),
+        "options": {**row.options, **recipe.method_options.get(row.name, {})},
         "heads": row.heads,
         "encoding": row.encoding or recipe.encoding,
         "temperature": shared,
@@ -105,7 +106,7 @@ def config_of(recipe: ReinforceRecipe, row: Row, seed: int, task: str | None = N
         seed=seed,
         recipe={
             "epochs": recipe.vector_steps // recipe.evaluate_every,
-            "batch_size": recipe.batch_size,
+            "batch_size": _batch_size(recipe, task),
             "learning_rate": recipe.learning_rate,
             "minibatches": 1,
             "reduced": recipe.reduced,
@@ -122,6 +123,11 @@ def config_of(recipe: ReinforceRecipe, row: Row, seed: int, task: str | None = N
 
 def _tasks(recipe: ReinforceRecipe, task: str | None) -> tuple[str, ...]:
     return recipe.tasks if task is None else (task,)
+
+
+def _batch_size(recipe: ReinforceRecipe, task: str | None) -> int:
+    """Return the transitions of an update; a single-task agent has what falls to one task."""
+    return recipe.batch_size if task is None else recipe.batch_size // len(recipe.tasks)
 
 
 def agent_for(
@@ -171,7 +177,8 @@ def evaluate(
 
     Args:
         policy: From observations (k, observation) to actions (k, action).
-        world: The tasks; not those that an agent is being trained on.
+        world: Simulators of their own, not those that an agent is being trained in. Goals are
+            those of the seed: random ones are among the 50 that the agent trains with.
         episodes: Episodes per task.
 
     Returns:
@@ -217,7 +224,7 @@ def train(
         seed: Seed of goals, initial weights, noise and draws.
         folder: The run's own.
         task: The task of a single-task agent, where the row is one of those.
-        device: Where networks and replay are.
+        device: Where networks and replay are: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Threads that torch computes with.
         checkpoint_seconds: Least time between checkpoints, which are made between episodes.
         overwrite: Replace a run of other settings.
@@ -228,6 +235,7 @@ def train(
 
     Raises:
         ValueError: Recipe, row and task do not go together.
+        DeviceError: There is no such device.
         RunConflictError: The folder holds another run.
         RunBusyError: Another process is training in it.
         RunInterrupted: It was stopped; call again to go on.
@@ -242,10 +250,11 @@ def train(
     if task is not None and task not in recipe.tasks:
         raise ValueError(f"task must be one of {', '.join(recipe.tasks)}, found {task!r}")
     folder = Path(folder)
+    place = choose_device(device)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(reproducible(threads))
-        stack.enter_context(_products(recipe.bfloat16_products))
-        training = _Training(recipe, row, seed, task, device, threads, make_simulator)
+        stack.enter_context(reproducible(threads, place))
+        stack.enter_context(products_of(recipe))
+        training = _Training(recipe, row, seed, task, place.type, threads, make_simulator)
         stack.callback(training.close)
         stack.enter_context(alone_in(folder))
         if (folder / CONFIG).exists():
@@ -270,10 +279,10 @@ def train(
 
 
 @contextlib.contextmanager
-def _products(bfloat16: bool) -> Iterator[None]:
+def products_of(recipe: ReinforceRecipe) -> Iterator[None]:
     """Multiply matrices of float32 as a recipe says, and leave torch as it was found."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium" if bfloat16 else "highest")
+    torch.set_float32_matmul_precision("medium" if recipe.bfloat16_products else "highest")
     try:
         yield
     finally:
@@ -310,7 +319,7 @@ class _Training:
         observation = self.world.observations.shape[1]
         action = self.agent.actor.heads[0].out_features // 2  # type: ignore[operator]
         self.action = int(action)
-        self.per_task = recipe.batch_size // len(recipe.tasks)
+        self.batch_size = _batch_size(recipe, task)
         self.replay = Replay(
             k,
             recipe.capacity // len(recipe.tasks),
@@ -400,9 +409,9 @@ class _Training:
     def _update(self) -> None:
         number = self.agent.updates
         if self.recipe.sampling == "stratified":
-            batch = self.replay.stratified(self.per_task)
+            batch = self.replay.stratified(self.batch_size // len(self.tasks))
         else:
-            batch = self.replay.uniform(self.per_task * len(self.tasks))
+            batch = self.replay.uniform(self.batch_size)
         update = self.agent.update(batch)
         there = ~update.critic_losses.isnan()
         self.loss_sums += update.critic_losses.nan_to_num().double()
@@ -430,6 +439,7 @@ class _Training:
                 eval_seconds=time.perf_counter() - before,
             )
         )
+        self.agent.end_epoch()
         self.loss_sums.zero_()
         self.loss_counts.zero_()
         self.epoch_seconds = 0.0
