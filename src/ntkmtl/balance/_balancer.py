@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from ntkmtl.balance._choice import Choice
 from ntkmtl.balance._fill import plain_backward
-from ntkmtl.balance._kernel_step import KernelStep, backward_around_features
+from ntkmtl.balance._kernel_step import KernelStep, backward_around_features, trainable_now
 from ntkmtl.balance._last_layer import LastLayer
 from ntkmtl.balance._recording import recorded_kernel
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._autograd import HeadGraph, add_to_grad, leaves, path_around, trainable
+from ntkmtl.kernel._autograd import add_to_grad, leaves, trainable
 from ntkmtl.kernel._corrected import ProbeCorrection
-from ntkmtl.kernel._features import Features, FeaturesLike
+from ntkmtl.kernel._features import FeaturesLike
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._ranks import Ranks
@@ -259,7 +259,8 @@ class Balancer:
         self._names: tuple[str, ...] | None = None
         self._cached: Tensor | None = None
         self._average: Tensor | None = None
-        self._clean: tuple[frozenset[int], str] | None = None
+        self._measured: Tensor | None = None
+        self._scaled: tuple[GradScaler, float] | None = None
         if isinstance(tasks, str):
             raise TypeError(f"tasks must be a number or a sequence of names, found {tasks!r}")
         if tasks is not None:
@@ -322,6 +323,8 @@ class Balancer:
                 "losses must be a sequence or a dict of k scalar tensors, one per task; found one "
                 "scalar. Pass the losses before they are added up"
             )
+        if not isinstance(given, Mapping | Sequence):
+            losses = list(cast("Iterable[Tensor | None]", losses))  # a generator is read once
         if not 0.0 < scale < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
         device = next((x.device.type for x in _tensors(losses)), "cpu")
@@ -357,6 +360,7 @@ class Balancer:
             raw, slope = self._logarithms(raw, present)
             live = [loss.log() for loss in live]
         active = scaler if scaler is not None and scaler.is_enabled() else None
+        self._scaled = None if active is None else (active, float(active.get_scale()))
         scaled = live if active is None else list(active.scale(live))
         if scale != 1.0:
             scaled = [loss * scale for loss in scaled]
@@ -438,19 +442,19 @@ class Balancer:
                 f"{self.method} needs to know what is shared: pass features=z, the tensor that "
                 "the heads read, or Balancer(..., shared=list of shared parameters)"
             )
-        return backward_around_features(self, step, list(self.shared))
+        return backward_around_features(self, step, trainable_now(self.shared))
 
     def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Show the method the losses on the same batch after the optimiser's step.
 
-        Does nothing for methods that do not need it, nor after a step that the scaler skips; hand
-        over a function to save the work there.
+        Does nothing for methods that do not need it, nor after a step that the scaler skipped
+        (call it after ``scaler.update()``); hand over a function to save the work there.
 
         Args:
             losses: As in :meth:`backward`, or a function without arguments that returns them, which
                 is called without gradients.
         """
-        if not self.weighting.needs_after_step or self._skipped:
+        if not self.weighting.needs_after_step or self._skipped or self._overflowed():
             return
         if callable(losses):
             with torch.no_grad():
@@ -464,6 +468,13 @@ class Balancer:
                 raise NonFiniteError(self._name(position), self._step - 1, "loss", value)
         if present:
             self.weighting.after_step(after, torch.tensor(present))
+
+    def _overflowed(self) -> bool:
+        """Whether the scaler has found an overflow since: it lowers its scale then."""
+        if self._scaled is None:
+            return False
+        scaler, before = self._scaled
+        return float(scaler.get_scale()) < before
 
     @property
     def needs_after_step(self) -> bool:
@@ -487,7 +498,9 @@ class Balancer:
             "method": self.method,
             "step": self._step,
             "names": None if self._names is None else list(self._names),
+            "source": f"{self.source}, {self.pooling}",
             "cached": _copy(self._cached),
+            "measured": _copy(self._measured),
             "average": _copy(self._average),
             "choice": None if self.choice is None else self.choice.state(),
             "kernels": self._kernels,
@@ -510,23 +523,30 @@ class Balancer:
             )
         if state["method"] != self.method:
             raise ValueError(f"the state is of method {state['method']!r}, this is {self.method!r}")
+        own = f"{self.source}, {self.pooling}"
+        # What source="auto" settles on is loaded below.
+        if state["average"] is not None and state["choice"] is None and state["source"] != own:
+            raise ValueError(
+                f"the state averages the kernel of {state['source']}, this reads that of {own}"
+            )
         names = state["names"]
         if names is not None:
             if self._names is None:
                 self._set_tasks(tuple(names))
             elif tuple(names) != self._names:
                 raise ValueError(f"the state has tasks {list(names)}, this {list(self._names)}")
-        self.weighting.load_state_dict(
-            {key: _copy(value) for key, value in state["weighting"].items()}
-        )
-        for name in ("probe", "correction"):
-            known = getattr(self, f"_{name}")
+        parts = {name: getattr(self, f"_{name}") for name in ("probe", "correction")}
+        for name, known in parts.items():
             if (known is None) != (state[name] is None):
                 raise ValueError(
                     f"the state is {'without' if state[name] is None else 'with'} a {name}, this "
                     f"is {'without' if known is None else 'with'} one: source, trunk and corrected "
                     "must be as they were"
                 )
+        self.weighting.load_state_dict(
+            {key: _copy(value) for key, value in state["weighting"].items()}
+        )
+        for name, known in parts.items():
             if known is not None:
                 known.load_state_dict(state[name])
         if state["choice"] is not None:
@@ -534,6 +554,7 @@ class Balancer:
         self._kernels = int(state["kernels"])
         self._step = int(state["step"])
         self._cached = _copy(state["cached"])
+        self._measured = _copy(state["measured"])
         self._average = _copy(state["average"])
 
     # ------------------------------------------------------------------ tasks
@@ -625,21 +646,6 @@ class Balancer:
         present = count.nonzero().flatten().tolist()
         return (total / count)[present], present
 
-    # ------------------------------------------------------------------ graphs
-
-    def _path_around(self, graph: HeadGraph, cut: Features) -> str:
-        """Say how a loss reaches the trunk other than through the features, '' if none does.
-
-        Walking the trunk costs more than a small network's whole step, so where there is one tensor
-        the answer is kept until another set of head parameters shows up, as with a new path.
-        """
-        if len(cut.outputs) > 1:
-            return path_around(graph, cut)
-        key = frozenset(id(p) for head in graph.parameters for p in head)
-        if self._clean is None or self._clean[0] != key:
-            self._clean = (key, path_around(graph, cut))
-        return self._clean[1]
-
     # ------------------------------------------------------------------ sources
 
     def _settle(self, choice: Choice) -> None:
@@ -669,6 +675,8 @@ class Balancer:
             kernel = kernel / step.scale**2
         step.require_finite(kernel.blocks.sum(dim=(1, 2)), "gradient")
         step.kernel = kernel
+        if self.shared is not None and step.losses and not bool(kernel.blocks.any()):
+            self._require_shared_below(step)
         eigenvalues = None
         if self.weighting.reads == "eigenvalues":
             solved = (
@@ -684,10 +692,25 @@ class Balancer:
         else:
             weights = self._weigh(kernel, step)
         if self.every > 1:
-            if self._cached is None:
+            if self._cached is None or self._measured is None:
                 self._cached = torch.full((step.total,), math.nan, dtype=torch.float64)
+                self._measured = torch.full((step.total,), -self.every, dtype=torch.int64)
             self._cached[step.index] = weights
+            self._measured[step.index] = step.number
         return weights, eigenvalues
+
+    def _require_shared_below(self, step: Step) -> None:
+        """Refuse shared parameters that no loss depends on: every task's kernel is then zero.
+
+        Raises:
+            ValueError: They are another network's.
+        """
+        below = {id(p) for p in leaves(step.losses)[0]}
+        if self.source == "exact" and not any(id(p) in below for p in self.shared or ()):
+            raise ValueError(
+                "no loss depends on the shared parameters. Was the network copied or made anew "
+                "after the Balancer? Make the Balancer from the parameters of the one that trains"
+            )
 
     def _weigh_eigenvalues(self, eigenvalues: Tensor, step: Step) -> Tensor:
         """Weigh by eigenvalues; with a moving average, against those of absent tasks as well.
@@ -715,12 +738,38 @@ class Balancer:
         self._average[at] = mixed
         return mixed
 
+    def reuses(self, tasks: Sequence[int] | Tensor | None = None) -> bool:
+        """Whether a call now would reuse weights (``every``) rather than make a kernel.
+
+        Each task's weight is made anew in the first of its steps that comes ``every`` or more steps
+        after the one it was made in, so tasks whose batches take turns are all looked at.
+
+        Args:
+            tasks: Positions of the tasks that have a loss; all of them if None.
+
+        Example:
+            >>> import torch
+            >>> b = Balancer("ntkmtl-sr", minibatches=1, every=2)
+            >>> for _ in range(3):
+            ...     z = torch.ones(2, 3, requires_grad=True)
+            ...     print(b.reuses())
+            ...     _ = b.backward([z.sum(), 2 * z.sum()], features=z)
+            False
+            True
+            False
+        """
+        if self._measured is None:
+            return False
+        made = self._measured if tasks is None else self._measured[torch.as_tensor(tasks)]
+        return bool((self._step - made < self.every).all())
+
     def _reusable(self, step: Step) -> Tensor | None:
         """Return the weights of the last kernel, if this step is to reuse them and can."""
-        if step.number % self.every == 0 or self._cached is None:
+        if self._measured is None or self._cached is None:
             return None
-        cached = self._cached[step.index]
-        return None if bool(cached.isnan().any()) else cached
+        if not bool((step.number - self._measured[step.index] < self.every).all()):
+            return None
+        return self._cached[step.index]
 
 
 def _tensors(losses: Losses) -> Iterator[Tensor]:

@@ -21,6 +21,8 @@ from ntkmtl.kernel._autograd import (
     guiding_gradients,
     has_hooks,
     leaves,
+    path_around,
+    unretained,
     vjp,
 )
 from ntkmtl.kernel._features import Features, FeaturesLike
@@ -39,7 +41,7 @@ from ntkmtl.kernel._sources import (
 if TYPE_CHECKING:
     from ntkmtl.balance._balancer import Balancer
 
-__all__ = ["KernelStep", "backward_around_features"]
+__all__ = ["KernelStep", "backward_around_features", "trainable_now"]
 
 
 class KernelStep:
@@ -64,7 +66,8 @@ class KernelStep:
     ) -> None:
         self.balancer = balancer
         self.step = step
-        whole = Features.of(features, step.names, balancer.batch_dim)
+        absent = set(range(step.total)) - set(step.present)
+        whole = Features.of(features, step.names, balancer.batch_dim, absent)
         local = whole.select([step.present[i] for i in step.local])
         cut, graph = cut_graph(step.losses, local, step.local_names)
         if cut is not local:
@@ -72,7 +75,7 @@ class KernelStep:
         self.whole = whole
         self.cut = cut
         self.graph = graph
-        self.around = balancer._path_around(graph, cut)
+        self.around = path_around(graph, cut)
         self.hooked = self._is_hooked()
         if counts is not None and not whole.uneven:
             require_counts(counts, step.total, cut.batch)
@@ -87,6 +90,7 @@ class KernelStep:
     def run(self) -> BalanceResult:
         """Weigh and differentiate."""
         balancer, step = self.balancer, self.step
+        require_unclipped(balancer, self.shared if published_ntkmtl(balancer) else ())
         if balancer.source == "auto":
             balancer._settle(self._choose())
         if self.around and balancer.source == "exact":
@@ -123,9 +127,16 @@ class KernelStep:
 
     @cached_property
     def shared(self) -> list[Tensor]:
-        """The shared parameters: the user's, or those below the features."""
+        """The shared parameters: the user's, or those below the features.
+
+        An input that requires a gradient is a leaf below the features as well, but no parameter; it
+        counts only where nothing else is there.
+        """
         own = self.balancer.shared
-        return list(own) if own is not None else shared_parameters(self.cut)
+        if own is not None:
+            return trainable_now(own)
+        found = shared_parameters(self.cut)
+        return [p for p in found if isinstance(p, nn.Parameter)] or found
 
     def _is_hooked(self) -> bool:
         wanted = self.balancer.hooked
@@ -141,12 +152,15 @@ class KernelStep:
             bool(self.around)
             or (dist.is_available() and dist.is_initialized())
             or any(has_hooks(p) for head in self.graph.parameters for p in head)
+            # They would change what is read here, and again what is sent down the trunk.
+            or any(map(has_hooks, self.cut.tensors))
         )
 
     def _differentiate(self) -> tuple[TaskGradients, HeadGradients]:
-        gradients = feature_gradients(
-            self.step.losses, self.cut, self.graph, heads=not self.hooked, retain=self.hooked
-        )
+        with unretained(self.cut.tensors):
+            gradients = feature_gradients(
+                self.step.losses, self.cut, self.graph, heads=not self.hooked, retain=self.hooked
+            )
         heads = HeadGradients(gradients)
         heads.require_finite(self.step)
         return gradients, heads
@@ -187,16 +201,19 @@ class KernelStep:
             keep = (
                 not self.hooked
                 and balancer.shared is None
+                and len(parameters) == len(shared_parameters(self.cut))
+                and not any(t.retains_grad for t in self.cut.outputs)
                 and may_keep(balancer, parameters, step, full)
             )
-            kernel, jacobian = exact_kernel(
-                rows_through_features(known, everywhere, parameters, partition, release=keep),
-                len(step.present),
-                partition.shares,
-                full=full,
-                keep=keep,
-                ranks=ranks,
-            )
+            with unretained(self.cut.outputs):
+                kernel, jacobian = exact_kernel(
+                    rows_through_features(known, everywhere, parameters, partition, release=keep),
+                    len(step.present),
+                    partition.shares,
+                    full=full,
+                    keep=keep,
+                    ranks=ranks,
+                )
         if joint is not None:
             kernel = kernel.with_shares(joint)
         return kernel, jacobian
@@ -459,6 +476,7 @@ def backward_around_features(
             f"{balancer.minibatches} mini-batches need features to split: pass features=z, or use "
             "minibatches=1"
         )
+    require_unclipped(balancer, shared)
     k = len(step.present)
     local = dict(zip(step.local, step.losses, strict=True))
     if hooked is None:
@@ -564,16 +582,44 @@ def require_alone(balancer: Balancer, step: Step) -> None:
         )
 
 
-def _published_ntkmtl(balancer: Balancer) -> bool:
+def trainable_now(shared: Sequence[Tensor]) -> list[Tensor]:
+    """Return the shared parameters that are not frozen.
+
+    Raises:
+        ValueError: All of them are.
+    """
+    found = [p for p in shared if p.requires_grad]
+    if not found:
+        raise ValueError("every shared parameter is frozen; use a method that reads losses only")
+    return found
+
+
+def published_ntkmtl(balancer: Balancer) -> bool:
+    """Whether to do as the published code of NTKMTL does."""
     return balancer.preset == "published" and balancer.method == "ntkmtl"
+
+
+def require_unclipped(balancer: Balancer, shared: Sequence[Tensor]) -> None:
+    """Refuse to clip what other batches have left in ``.grad``.
+
+    Raises:
+        ValueError: The preset clips, and there are gradients already.
+    """
+    if published_ntkmtl(balancer) and any(
+        p.grad is not None and bool(p.grad.any()) for p in shared
+    ):
+        raise ValueError(
+            'preset="published" clips the gradient of one batch, and .grad holds that of another: '
+            "call optimizer.zero_grad() before each backward, or leave the preset out to accumulate"
+        )
 
 
 def shared_factor(balancer: Balancer, step: Step) -> float:
     """What the published code of NTKMTL multiplies the shared gradient by: k."""
-    return float(len(step.present)) if _published_ntkmtl(balancer) else 1.0
+    return float(len(step.present)) if published_ntkmtl(balancer) else 1.0
 
 
 def clip(balancer: Balancer, shared: Sequence[Tensor], step: Step) -> None:
     """Clip as the published code of NTKMTL does, to norm 1 before the gradient scale."""
-    if _published_ntkmtl(balancer):
+    if published_ntkmtl(balancer):
         nn.utils.clip_grad_norm_(shared, step.scale)

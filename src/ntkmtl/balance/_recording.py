@@ -80,7 +80,8 @@ def recorded_kernel(
     if (recorder.source or source) == "representation":
         kernel = representation_kernel(gradients, cut, partition, recorder.pooling or pooling)
         return _on_cpu(kernel, step)
-    parameters = list(balancer.shared) if balancer.shared is not None else shared_parameters(cut)
+    found = shared_parameters(cut) if balancer.shared is None else balancer.shared
+    parameters = [p for p in found if p.requires_grad]
     if path_around(graph, cut):
         # Rows of z do not carry all of the gradient, and there are no mini-batches without them.
         return _whole_batch(step, parameters)

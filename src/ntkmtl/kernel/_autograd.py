@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "guiding_gradients",
     "head_graph",
     "leaves",
+    "unretained",
     "vjp",
 ]
 
@@ -81,6 +83,7 @@ class HeadGraph:
             features can be seen passing.
         crosses: Positions (i, j) of tasks i that reach the representation of another task j.
         depends: Whether any loss reaches the features.
+        ends: The nodes of all those leaves.
     """
 
     parameters: list[list[Tensor]]
@@ -88,6 +91,7 @@ class HeadGraph:
     borders: list[list[Any]]
     crosses: list[tuple[int, int]]
     depends: bool
+    ends: set[Any]
 
 
 def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
@@ -99,6 +103,7 @@ def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
     crosses: list[tuple[int, int]] = []
     borders: list[list[Any]] = []
     walked: set[Any] = set()
+    ends: set[Any] = set()
     overlapping = False
     for i, loss in enumerate(losses):
         found: dict[Tensor, None] = {}
@@ -113,6 +118,7 @@ def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
             if not children:
                 if (variable := getattr(node, "variable", None)) is not None:
                     found[variable] = None
+                    ends.add(node)
                 continue
             seen.add(node)
             for edge in children:
@@ -127,7 +133,7 @@ def head_graph(losses: Sequence[Tensor], features: Features) -> HeadGraph:
         borders.append(border)
         overlapping = overlapping or not walked.isdisjoint(seen)
         walked |= seen
-    return HeadGraph(parameters, overlapping, borders, crosses, any(borders))
+    return HeadGraph(parameters, overlapping, borders, crosses, any(borders), ends)
 
 
 def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
@@ -160,13 +166,44 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
 def path_around(graph: HeadGraph, features: Features) -> str:
     """Say how a gradient reaches the trunk other than once through the features, or nothing."""
     outputs = features.outputs
-    below, _ = leaves(outputs)
-    if any(p in below for head in graph.parameters for p in head):
+    if _reaches(outputs, graph.ends):
         return "a loss reaches the trunk's parameters around the features"
     for i, output in enumerate(outputs):
         if leaves((output,), [t for j, t in enumerate(outputs) if j != i])[1]:
             return "one of the features is made from another"
     return ""
+
+
+def _reaches(roots: Iterable[Tensor], ends: set[Any]) -> bool:
+    """Whether one of some nodes lies below the roots.
+
+    Looked up in every step, as a network may change from one to the next: half a microsecond per
+    node of the trunk.
+    """
+    seen: set[Any] = set()
+    stack = [_node(t) for t in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        if node in ends:
+            return True
+        seen.add(node)
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                stack.append(child)
+    return False
+
+
+@contextlib.contextmanager
+def unretained(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Leave the ``.grad`` of tensors (``retain_grad``) to the backward pass that is to fill it."""
+    retained = [(t, t.grad) for t in tensors if t.retains_grad]
+    try:
+        yield
+    finally:
+        for tensor, gradient in retained:
+            tensor.grad = gradient
 
 
 @dataclass
@@ -302,11 +339,17 @@ def _one_by_one(
     flat: list[Tensor | None] = []
     count = len(own)
     for i, loss in enumerate(losses):
+        keep = retain or (graph.overlapping and i < len(losses) - 1)
+        if count > 1:
+            # Where one feature is made from another, the engine would report the total derivative.
+            alone = replace(graph, borders=graph.borders[i : i + 1])
+            found, rest = _seen_at_borders([loss], features, alone, parameters[i], keep)
+            for per_task, (g,) in zip(own, found, strict=True):
+                per_task.append(g)
+            flat += rest
+            continue
         grads = torch.autograd.grad(
-            loss,
-            (*features.tensors, *parameters[i]),
-            retain_graph=retain or (graph.overlapping and i < len(losses) - 1),
-            allow_unused=True,
+            loss, (*features.tensors, *parameters[i]), retain_graph=keep, allow_unused=True
         )
         for per_task, tensor, g in zip(own, features.tensors, grads, strict=False):
             per_task.append(torch.zeros_like(tensor) if g is None else g)
@@ -411,6 +454,11 @@ def vjp(
         retain_graph=retain,
         allow_unused=True,
     )
+    if any(g is not None and g.layout is not torch.strided for g in grads):
+        raise ValueError(
+            "the kernel of a sparse gradient is not implemented: make the embedding with "
+            "sparse=False, leave it out of shared, or set source='representation'"
+        )
     pieces = [
         (torch.zeros_like(p) if g is None else g).reshape(-1)
         for p, g in zip(parameters, grads, strict=True)

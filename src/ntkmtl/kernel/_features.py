@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,9 @@ def branch(features: Tensor, heads: int) -> Branches:
     return Branches(features, tuple(features.view_as(features) for _ in range(heads)))
 
 
-FeaturesLike = Tensor | tuple[Tensor, ...] | list[Tensor] | Mapping[str, Tensor] | Branches
+FeaturesLike = (
+    Tensor | tuple[Tensor, ...] | Sequence[Tensor | None] | Mapping[str, Tensor | None] | Branches
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,12 @@ class Features:
         return Features((self.root,), False, None, self.batches[:1], self.batch_dim)
 
     @staticmethod
-    def of(features: FeaturesLike, names: Sequence[str], batch_dim: int = 0) -> Features:
+    def of(
+        features: FeaturesLike,
+        names: Sequence[str],
+        batch_dim: int = 0,
+        absent: Collection[int] = (),
+    ) -> Features:
         """Bring what the user passed into one shape.
 
         Args:
@@ -138,6 +145,8 @@ class Features:
             names: Names of the k tasks.
             batch_dim: The dimension of the samples, the same in all tensors. Its size is the same
                 as well, unless each task has a tensor of its own.
+            absent: Positions of tasks without a batch this time, whose own tensors may be None, or
+                left out of a dict. Another task's stands in their place.
 
         Raises:
             TypeError: Something that is not a tensor is among them.
@@ -148,17 +157,18 @@ class Features:
         root = None
         per_task = True
         if isinstance(features, Tensor):
-            tensors: tuple[Tensor, ...] = (features,)
+            tensors: tuple[Any, ...] = (features,)
             per_task = False
         elif isinstance(features, Branches):
             tensors, root = features.views, features.root
         elif isinstance(features, Mapping):
-            if set(features) != set(names):
+            wanted = {name for i, name in enumerate(names) if i not in absent}
+            if not wanted <= set(features) <= set(names):
                 raise ValueError(
                     f"features are given for {sorted(features)}, but the tasks are "
                     f"{sorted(names)}; give one tensor per task"
                 )
-            tensors = tuple(features[name] for name in names)
+            tensors = tuple(features.get(name) for name in names)
         elif isinstance(features, (tuple, list)):
             tensors = tuple(features)
             per_task = isinstance(features, list)
@@ -171,6 +181,11 @@ class Features:
             raise ValueError(
                 f"features holds {len(tensors)} tensors for {k} tasks; give one per task in the "
                 "order of the losses, or a tuple if every task reads all of them"
+            )
+        if absent and per_task:
+            standing = next((t for t in tensors if t is not None), None)
+            tensors = tuple(
+                standing if t is None and i in absent else t for i, t in enumerate(tensors)
             )
         if not tensors:
             raise ValueError("features is empty; give at least one tensor")

@@ -379,7 +379,7 @@ class MultiTaskSAC:
         if balancer.weighting.reads == "losses":
             losses = joint()
         elif balancer.source == "exact":
-            if self.updates % balancer.every:
+            if balancer.reuses([task for task, size in enumerate(sizes) if size]):
                 losses = joint()
             elif network.traceable and not self.always_slice:
                 losses = self._traced(network, balancer, joint, sizes)
