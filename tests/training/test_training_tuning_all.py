@@ -265,6 +265,14 @@ def test_runs_that_were_not_tuned_are_refused_before_the_search(tmp_path: Path) 
     assert tune(search, overwrite=True).failures == ()
 
 
+def test_a_method_that_comes_later_has_as_many_trials(tmp_path: Path) -> None:
+    assert tune(ask(tmp_path, 2, seeds=[0], methods=["ls"])).failures == ()
+    with pytest.raises(SweepError, match=r"ls has had 2 trials and cagrad would have 1.*trials=2"):
+        tune(ask(tmp_path, 1, seeds=[0], methods=["ls", "cagrad"]))
+    assert not (tmp_path / "toy/cagrad").exists()
+    assert tune(ask(tmp_path, 1, seeds=[0], methods=["ls"])).failures == ()
+
+
 def test_another_study_is_refused_or_replaced(tmp_path: Path) -> None:
     tune(ask(tmp_path, 1, seeds=[0], methods=["ls"]))
     other = ask(tmp_path, 1, seeds=[0], methods=["ls"], trial_epochs=1)

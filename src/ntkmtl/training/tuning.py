@@ -166,6 +166,7 @@ def tune(
         with alone_among_runs(out):
             if not overwrite:
                 _refuse_untuned(asked, problem, studies)
+                _refuse_uneven(search, studies)
             _begin(studies, overwrite=overwrite)
         baselines = _Baselines(search, asked, problem)
         sweep = compare(
@@ -310,6 +311,25 @@ def _refuse_untuned(asked: Comparison, problem: Problem, studies: Mapping[str, S
                     f"{folder} holds a run whose settings were not searched. Give another --out, "
                     "or --overwrite to replace it."
                 )
+
+
+def _refuse_uneven(search: Search, studies: Mapping[str, Study]) -> None:
+    """Refuse fewer trials for one method than another has had already.
+
+    Raises:
+        SweepError: There would be.
+    """
+    had = {
+        name: len(study.ended()) if (study.folder / STUDY).exists() else 0
+        for name, study in studies.items()
+    }
+    richest = max(had, key=had.__getitem__)
+    poorer = [name for name, count in had.items() if count < had[richest]]
+    if had[richest] > search.trials and poorer:
+        raise SweepError(
+            f"{richest} has had {had[richest]} trials and {poorer[0]} would have {search.trials}: "
+            f"every method is to have as many, so give trials={had[richest]} or more"
+        )
 
 
 def _begin(studies: Mapping[str, Study], *, overwrite: bool) -> None:
