@@ -205,6 +205,8 @@ def train_rows(
                         "seeds": list(entry.seeds),
                         "maximum_over_time": entry.best,
                         "maximum_over_time_stderr": entry.best_stderr,
+                        "last_third": float(entry.late.mean()),
+                        "last_third_stderr": entry.late_stderr,
                         "final": entry.final,
                         "interval": entry.interval(),
                         "interquartile_mean": entry.final_interquartile_mean,

@@ -249,6 +249,11 @@ def test_aggregates_are_those_of_their_names() -> None:
     assert entry.interval() == (10.0, 80.0)
     # Whole seeds are drawn: 0, 20, 60, 100 twice over, or one seed's four values doubled.
     assert entry.interquartile_interval() == (10.0, 80.0)
+    # A third of two evaluations is less than one: the last, 80 and 10.
+    assert entry.late.tolist() == [80.0, 10.0]
+    assert entry.late_stderr == pytest.approx(35)
+    long = Success("x", (0, 1), ("a",), (1, 2, 3, 4, 5, 6), np.arange(12.0).reshape(2, 6, 1), True)
+    assert long.late.tolist() == [4.5, 10.5]
     # The two seeds at the first evaluation, 20 and 90.
     assert entry.best_stderr == pytest.approx(35)
     assert bootstrap(np.array([3.0]), np.mean) is None

@@ -71,10 +71,22 @@ class Success:
     @property
     def best_stderr(self) -> float | None:
         """Standard error over seeds at the evaluation of :attr:`best`; None for one seed."""
-        if len(self.seeds) < 2:
-            return None
-        values = self.over_time[:, self.over_time.mean(axis=0).argmax()]
-        return float(values.std(ddof=1) / len(values) ** 0.5)
+        return _stderr(self.over_time[:, self.over_time.mean(axis=0).argmax()])
+
+    @property
+    def late(self) -> Array:
+        """Mean over the last third of the evaluations, at least one, shape (seeds,).
+
+        Where an evaluation is one episode per task it says more than the last one alone.
+        """
+        count = max(1, self.curves.shape[1] // 3)
+        means: Array = self.over_time[:, -count:].mean(axis=1)
+        return means
+
+    @property
+    def late_stderr(self) -> float | None:
+        """Standard error of the mean of :attr:`late` over seeds; None for one seed."""
+        return _stderr(self.late)
 
     @property
     def final(self) -> float:
@@ -100,6 +112,10 @@ class Success:
     def per_task(self) -> tuple[float, ...]:
         """Mean over seeds of each task after the last step."""
         return tuple(self.curves[:, -1].mean(axis=0).tolist())
+
+
+def _stderr(values: Array) -> float | None:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
 
 
 def interquartile_mean(values: Array) -> float:
@@ -212,6 +228,7 @@ HEADS = (
     "row",
     "seeds",
     "max over time",
+    "last third",
     "final",
     "95 % interval",
     "final IQM",
@@ -225,11 +242,14 @@ def cells(entry: Success) -> list[str]:
     def ends(found: tuple[float, float] | None) -> str:
         return "" if found is None else f"{found[0]:.1f} to {found[1]:.1f}"
 
-    error = entry.best_stderr
+    def with_error(value: float, error: float | None) -> str:
+        return f"{value:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
     return [
         entry.row,
         str(len(entry.seeds)),
-        f"{entry.best:.1f}" + ("" if error is None else f" ± {error:.1f}"),
+        with_error(entry.best, entry.best_stderr),
+        with_error(float(entry.late.mean()), entry.late_stderr),
         f"{entry.final:.1f}",
         ends(entry.interval()),
         f"{entry.final_interquartile_mean:.1f}",
@@ -249,7 +269,9 @@ def as_markdown(found: Sequence[Success]) -> str:
 def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
     """Draw success over training, its mean over tasks and each task, as a PNG or SVG file.
 
-    Lines are means over seeds; the band around the mean over tasks is the seeds' range.
+    Lines are means over seeds. With up to three rows the band around the mean over tasks is the
+    seeds' range. From 20 evaluations on, means over five in a row are drawn, and the evaluations
+    themselves faintly.
 
     Args:
         found: The rows.
@@ -278,15 +300,15 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
     for entry, (colour, dash) in zip(found, styles, strict=True):
         line: dict[str, Any] = {"color": colour, "linestyle": dash}
         label = f"{entry.row} ({len(entry.seeds)})"
-        axes.plot(entry.steps, entry.over_time.mean(axis=0), label=label, **line)
-        if len(entry.seeds) > 1:
+        _draw(axes, entry.steps, entry.over_time.mean(axis=0), label=label, **line)
+        if len(entry.seeds) > 1 and len(found) <= 3:
             low, high = entry.over_time.min(axis=0), entry.over_time.max(axis=0)
             axes.fill_between(entry.steps, low, high, color=colour, alpha=0.12, lw=0)
         for panel, curve in zip(small, entry.curves.mean(axis=0).T, strict=True):
-            panel.plot(entry.steps, curve, lw=1, **line)
+            _draw(panel, entry.steps, curve, lw=1, **line)
     axes.set(xlabel="vector steps", ylabel="success, mean over tasks (%)", ylim=(-2, 102))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", title="row (seeds)")
+    axes.legend(fontsize="small", title="row (seeds)", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for panel, task in zip(small, tasks, strict=True):
         panel.set_title(task, fontsize=8)
         panel.set_ylim(-5, 105)
@@ -294,6 +316,15 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         panel.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+
+
+def _draw(axes: Any, steps: Sequence[int], values: Array, **line: Any) -> None:
+    if len(values) < 20:
+        axes.plot(steps, values, **line)
+        return
+    faint = {**line, "lw": 0.6, "alpha": 0.3, "label": None}
+    axes.plot(steps, values, **faint)
+    axes.plot(steps[2:-2], np.convolve(values, np.full(5, 0.2), mode="valid"), **line)
 
 
 NOT_COMPARABLE = (
@@ -317,7 +348,7 @@ def section(out: str | os.PathLike[str]) -> dict[str, Any] | None:
     except ValueError:
         # Single-task agents of some tasks alone: no row is complete.
         return None
-    pictures = [(Path(out) / CURVES, "Success over training: mean over tasks, then each task.")]
+    pictures = [(Path(out) / CURVES, "Success over training: mean over tasks, then each task; bold, means of five evaluations.")]
     for entry in found:
         caption = f"{entry.row}, seed {entry.seeds[0]}: one deterministic episode per task, goal 0."
         pictures.append((Path(out) / FRAMES / f"{entry.row}.png", caption))
@@ -327,7 +358,8 @@ def section(out: str | os.PathLike[str]) -> dict[str, Any] | None:
         "notes": [
             NOT_COMPARABLE,
             "Max over time: the best evaluation of the mean over seeds, ± its standard error, as "
-            "in Table 4. Final: after the last step. IQM: interquartile mean over seeds and "
+            "in Table 4. Last third: mean over the last third of the evaluations. Final: after the "
+            "last step. IQM: interquartile mean over seeds and "
             "tasks. Intervals: 95 % bootstrap over seeds.",
         ],
         "pictures": [(path, caption) for path, caption in pictures if path.exists()],
