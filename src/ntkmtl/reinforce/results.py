@@ -348,7 +348,10 @@ def section(out: str | os.PathLike[str]) -> dict[str, Any] | None:
     except ValueError:
         # Single-task agents of some tasks alone: no row is complete.
         return None
-    pictures = [(Path(out) / CURVES, "Success over training: mean over tasks, then each task; bold, means of five evaluations.")]
+    caption = (
+        "Success over training: mean over tasks, then each task; bold, means of five evaluations."
+    )
+    pictures = [(Path(out) / CURVES, caption)]
     for entry in found:
         caption = f"{entry.row}, seed {entry.seeds[0]}: one deterministic episode per task, goal 0."
         pictures.append((Path(out) / FRAMES / f"{entry.row}.png", caption))
