@@ -63,8 +63,8 @@ def problem_version(kind: type) -> dict[str, str]:
     """Return the version of a problem that is not of this library: its module's, and a digest.
 
     Example:
-        >>> from ntkmtl.problems.table import TableProblem
-        >>> problem_version(TableProblem)
+        >>> from ntkmtl.problems.qm9_mini import QM9Mini
+        >>> problem_version(QM9Mini)
         {}
     """
     module = kind.__module__
