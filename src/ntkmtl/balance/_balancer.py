@@ -69,7 +69,8 @@ class Balancer:
             for each task that is averaged over steps, rather than stand in its place.
         budget: For ``source="auto"``, what a step may cost relative to plain training.
         minibatches: The paper's n.
-        every: Compute the kernel in each ``every``-th step and keep the weights in between.
+        every: Compute the kernel in each ``every``-th step and keep the weights in between. Where
+            tasks are absent at times, each one's steps count from its own last kernel.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
             for none. A task without a label keeps its average, and for methods that read
             eigenvalues still counts in the others' weights: tasks whose batches take turns are
@@ -360,7 +361,10 @@ class Balancer:
             raw, slope = self._logarithms(raw, present)
             live = [loss.log() for loss in live]
         active = scaler if scaler is not None and scaler.is_enabled() else None
-        self._scaled = None if active is None else (active, float(active.get_scale()))
+        factor = 1.0 if active is None else float(active.get_scale())
+        self._scaled = None
+        if active is not None and self.weighting.needs_after_step:
+            self._scaled = active, factor
         scaled = live if active is None else list(active.scale(live))
         if scale != 1.0:
             scaled = [loss * scale for loss in scaled]
@@ -370,7 +374,7 @@ class Balancer:
             raw=raw,
             present=present,
             local=list(range(len(here))) if ranks is None else [present.index(i) for i in here],
-            scale=scale if active is None else scale * float(active.get_scale()),
+            scale=scale * factor,
             number=number,
             like=live[0],
             slope=slope,
