@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from report_folders import METRICS, realistic, toy, write, write_run
 
-from ntkmtl.report import Estimate, build_table, build_tables
+from ntkmtl.report import Estimate, build_table, build_tables, render
 from ntkmtl.training.runs import RunFileError
 
 if TYPE_CHECKING:
@@ -267,6 +267,15 @@ def test_a_damaged_compare_json_is_named(tmp_path: Path, content: bytes) -> None
     (tmp_path / "compare.json").write_bytes(content)
     with pytest.raises(RunFileError, match=r"compare\.json"):
         build_table(tmp_path)
+
+
+def test_tiny_numbers_are_told_apart(tmp_path: Path) -> None:
+    for method, value in (("ls", 5.214e-10), ("uw", 1.239e-10), ("si", 4.2e-9)):
+        write_run(tmp_path, method, 0, [50.0, value])
+    text = render(build_table(tmp_path), "markdown")
+    assert "**1.24e-10**" in text
+    assert " 5.21e-10 " in text
+    assert " 4.20e-09 " in text
 
 
 def test_huge_numbers_stay_in_the_table(tmp_path: Path) -> None:

@@ -154,23 +154,28 @@ def _cells(
     ]
 
 
+_MOST_DECIMALS = 8
+
+
 def _decimals(values: Sequence[float]) -> int:
     """Return how many decimals show three to four significant digits of a typical value.
 
     Example:
-        >>> [_decimals([value]) for value in (0.1064, 5.901, 73.57, 179.8, 12345.6)]
-        [3, 2, 2, 1, 0]
+        >>> [_decimals([value]) for value in (1e-10, 0.1064, 5.901, 73.57, 179.8, 12345.6)]
+        [12, 3, 2, 2, 1, 0]
     """
     sizes = [abs(value) for value in values if value != 0 and math.isfinite(value)]
     if not sizes:
         return 2
     magnitude = math.floor(math.log10(statistics.median_low(sizes)))
-    return min(max((3 if magnitude >= 1 else 2) - magnitude, 0), 8)
+    return max((3 if magnitude >= 1 else 2) - magnitude, 0)
 
 
 def _number(value: float, decimals: int) -> str:
     if not math.isfinite(value):
         return str(value)
+    if decimals > _MOST_DECIMALS:
+        return f"{value:.2e}"
     # A diverged run beside sound ones would else fill the line with digits.
     text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
     return text.removeprefix("-") if float(text) == 0 else text
