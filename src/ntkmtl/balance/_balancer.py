@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.balance._choice import Choice
 from ntkmtl.balance._fill import plain_backward
 from ntkmtl.balance._kernel_step import KernelStep, backward_around_features, trainable_now
@@ -124,6 +125,7 @@ class Balancer:
         (torch.Size([2]), torch.Size([4, 3]))
     """
 
+    @with_cpu_default
     def __init__(
         self,
         method: str | Weighting = "ntkmtl-sr",
@@ -280,6 +282,7 @@ class Balancer:
 
     # ------------------------------------------------------------------ the one call
 
+    @with_cpu_default
     def backward(
         self,
         losses: Losses,
@@ -448,6 +451,7 @@ class Balancer:
             )
         return backward_around_features(self, step, trainable_now(self.shared))
 
+    @with_cpu_default
     def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Show the method the losses on the same batch after the optimiser's step.
 
@@ -485,6 +489,7 @@ class Balancer:
         """Whether :meth:`after_step` does anything."""
         return self.weighting.needs_after_step
 
+    @with_cpu_default
     def end_epoch(self) -> None:
         """Tell the method that an epoch is over. Does nothing where that does not matter."""
         self.weighting.end_epoch()
@@ -513,6 +518,7 @@ class Balancer:
             "weighting": {key: _copy(value) for key, value in self.weighting.state_dict().items()},
         }
 
+    @with_cpu_default
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state.
 

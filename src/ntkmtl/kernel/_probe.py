@@ -121,6 +121,7 @@ class TrunkCall:
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in kinds
         }
+        self._default = torch.get_default_device()
         self._buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
         self._versions = [(t, t._version) for t in _tensors((self.args, dict(self.kwargs)))]
 
@@ -159,6 +160,9 @@ class TrunkCall:
         with ExitStack() as stack:
             stack.callback(_set_random_states, now)
             stack.enter_context(torch.no_grad())
+            if torch.get_default_device() != self._default:
+                # What the trunk makes without a word on where.
+                stack.enter_context(self._default)
             stack.enter_context(_plain_kernels())
             for kind, (enabled, dtype) in self._autocast.items():
                 stack.enter_context(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel._autograd import (
     HeadGraph,
     TaskGradients,
@@ -297,6 +298,7 @@ def shared_parameters(features: Features) -> list[Tensor]:
     return parameters
 
 
+@with_cpu_default
 def extended_ntk(
     losses: Sequence[Tensor] | Mapping[str, Tensor],
     features: FeaturesLike | None = None,
