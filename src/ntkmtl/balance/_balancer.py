@@ -768,16 +768,18 @@ class Balancer:
             True
             False
         """
+        at = slice(None) if tasks is None else torch.as_tensor(tasks)
+        return self._young(self._step, at)
+
+    def _young(self, number: int, tasks: Tensor | slice) -> bool:
+        """Whether the weights of some tasks are not to be made anew in a step."""
         if self._measured is None:
             return False
-        made = self._measured if tasks is None else self._measured[torch.as_tensor(tasks)]
-        return bool((self._step - made < self.every).all())
+        return bool((number - self._measured[tasks] < self.every).all())
 
     def _reusable(self, step: Step) -> Tensor | None:
         """Return the weights of the last kernel, if this step is to reuse them and can."""
-        if self._measured is None or self._cached is None:
-            return None
-        if not bool((step.number - self._measured[step.index] < self.every).all()):
+        if self._cached is None or not self._young(step.number, step.index):
             return None
         return self._cached[step.index]
 

@@ -135,8 +135,12 @@ class KernelStep:
         own = self.balancer.shared
         if own is not None:
             return trainable_now(own)
-        found = shared_parameters(self.cut)
-        return [p for p in found if isinstance(p, nn.Parameter)] or found
+        return [p for p in self.below if isinstance(p, nn.Parameter)] or self.below
+
+    @cached_property
+    def below(self) -> list[Tensor]:
+        """All leaves below the features."""
+        return shared_parameters(self.cut)
 
     def _is_hooked(self) -> bool:
         wanted = self.balancer.hooked
@@ -201,7 +205,7 @@ class KernelStep:
             keep = (
                 not self.hooked
                 and balancer.shared is None
-                and len(parameters) == len(shared_parameters(self.cut))
+                and len(parameters) == len(self.below)
                 and not any(t.retains_grad for t in self.cut.outputs)
                 and may_keep(balancer, parameters, step, full)
             )
@@ -432,7 +436,7 @@ class KernelStep:
         else:
             parameters = self.shared
             chosen = {id(p) for p in parameters}
-            rest = [p for p in shared_parameters(cut) if id(p) not in chosen]
+            rest = [p for p in self.below if id(p) not in chosen]
             whole = Partition.of(cut.batch, 1)
             rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
             matrix = torch.cat([rows(i) for i in range(k)])
