@@ -667,8 +667,9 @@ def test_pivrg_says_when_it_is_not_told_of_performance() -> None:
         told.end_epoch()
         told.weighting.observe([1.0, 2.0])
         told.end_epoch()
-    with pytest.warns(UserWarning, match="FairGrad with alpha=2 until"):
+    with pytest.warns(UserWarning, match="FairGrad with alpha=2 until") as found:
         balancer.end_epoch()
+    assert found[0].filename == __file__  # the line of the caller, not one of the library
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         balancer.end_epoch()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ntkmtl._warnings import warn
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
@@ -126,22 +126,20 @@ def usable_checkpoint(
         why = why_not(state)
         if why is None:
             if reasons:
-                _warn(
+                warn(
                     "the last checkpoint cannot be used, so the run goes on from the one before "
-                    f"it, {place}. {'; '.join(reasons)}"
+                    f"it, {place}. {'; '.join(reasons)}",
+                    RuntimeWarning,
                 )
                 # Else the next write would put it in the place of the good one.
                 path.unlink(missing_ok=True)
             return state
         reasons.append(f"{place}: {why}")
     if reasons:
-        _warn(
+        warn(
             "the checkpoint cannot be used, so the run starts again from its beginning. "
-            f"{'; '.join(reasons)}"
+            f"{'; '.join(reasons)}",
+            RuntimeWarning,
         )
         remove_checkpoints(path)
     return None
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=5)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ntkmtl._warnings import warn
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
@@ -116,10 +116,9 @@ class PIVRG(Weighting):
         self._epochs += 1
         # Scores of the first epoch may come after it has ended, but not after the second.
         if self._epochs == 2 and self._scores is None:
-            warnings.warn(
+            warn(
                 "pivrg was not told how the tasks perform, so it is FairGrad with alpha=2 until it "
-                "is: call balancer.weighting.observe(delta_m of each task) after each epoch",
-                stacklevel=3,
+                "is: call balancer.weighting.observe(delta_m of each task) after each epoch"
             )
 
     def state_dict(self) -> dict[str, Any]:
