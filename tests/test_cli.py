@@ -191,8 +191,10 @@ def test_a_failed_run_is_told_at_the_end(tmp_path: Path) -> None:
     assert str(Path("o/toy/ls/seed-0/failure.json")) in result.stderr
     assert "No table:" in result.stderr
     # Elsewhere: it would go on from right before the NaN, and the poison counts this run's batches.
-    result = call("run", TOY, "--method", "ls", "--out", "p", "--problem-option", "poison=b")
+    arguments = ["--out", "p", "--problem-option", "poison=b", "--json"]
+    result = call("run", TOY, "--method", "ls", *arguments)
     assert result.exit_code == 1
+    assert json.loads(result.stdout) == []
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def run(
 ) -> None:
     """Train one problem with one method and one seed; print the test metrics."""
     with refusing():
-        from ntkmtl.training.runs import SINGLE_TASK, load_run, run_folder
+        from ntkmtl.training.runs import RESULT, SINGLE_TASK, load_run, run_folder
         from ntkmtl.training.sweep import ALL_METHODS, Comparison, SweepError
 
         find_modules_here(problem)
@@ -264,8 +264,9 @@ def run(
         folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
         if task is not None:
             folders = [run_folder(out, sweep.problem, method, seed, task)]
-        if not (sweep.failures or sweep.interrupted):
-            _show_runs([load_run(folder) for folder in folders], as_json)
+        # Where some failed or it was stopped: those that are complete.
+        complete = [folder for folder in folders if (folder / RESULT).exists()]
+        _show_runs([load_run(folder) for folder in complete], as_json)
     exit_as(sweep)
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import ddp_worker
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+import two_processes
 from ntkmtl import Balancer
 from ntkmtl.weighting import accepted_options, create, names, spec
 
@@ -68,7 +68,7 @@ ALL = [
 def results(tmp_path_factory):
     """Results of both processes, by the position of the case in ALL."""
     folder = tmp_path_factory.mktemp("ddp")
-    mp.spawn(ddp_worker.main, args=(str(folder), ALL), nprocs=2, join=True)
+    two_processes.run(ddp_worker.main, str(folder), ALL)
     return [
         [torch.load(folder / f"{number}-{rank}.pt", weights_only=True) for rank in range(2)]
         for number in range(len(ALL))

@@ -6,15 +6,15 @@ import ddp_worker
 import fsdp_worker
 import pytest
 import torch
-import torch.multiprocessing as mp
 
+import two_processes
 from ntkmtl import Balancer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("fsdp")
-    mp.spawn(fsdp_worker.main, args=(str(place),), nprocs=2, join=True)
+    two_processes.run(fsdp_worker.main, str(place))
     return place
 
 

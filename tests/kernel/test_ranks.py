@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import ranks_worker as worker
 import torch
-import torch.multiprocessing as mp
 from torch import Tensor
+
+import two_processes
 
 SOURCES = ("pooled", "kernel", "layer", "blockwise", "exact")
 
@@ -16,7 +17,7 @@ SOURCES = ("pooled", "kernel", "layer", "blockwise", "exact")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker.main, args=(str(folder),), nprocs=2, join=True)
+    two_processes.run(worker.main, str(folder))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

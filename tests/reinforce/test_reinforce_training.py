@@ -24,7 +24,7 @@ from ntkmtl.reinforce import (
     summarise,
     train,
 )
-from ntkmtl.reinforce.results import as_markdown, bootstrap
+from ntkmtl.reinforce.results import as_markdown, bootstrap, section
 from ntkmtl.reinforce.training import agent_for, settings_of
 from ntkmtl.training._device import DeviceError
 from ntkmtl.training.locks import RunBusyError, alone_in
@@ -233,6 +233,13 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     assert "ntkmtl" in report.render(report.build_table(tmp_path), "text")
     page = report.write_html(tmp_path, tmp_path / "report.html")
     assert page.stat().st_size > 10_000
+    assert "Not shown" not in page.read_text()
+    # A folder of two recipes, as another version may have made it.
+    other = run_folder(tmp_path, "mt10", "mtl-sac", 2)
+    train(toy_recipe(batch_size=18), row_named("mtl-sac"), 2, other, make_simulator=make_toy)
+    with pytest.raises(ValueError, match="another recipe"):
+        summarise(tmp_path)
+    assert "another recipe" in section(tmp_path)["notes"][0]
 
 
 def test_aggregates_are_those_of_their_names() -> None:

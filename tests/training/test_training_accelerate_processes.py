@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import training_accelerate_worker as worker
 
+import two_processes
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.training import RunConflictError, load_run, train
 from ntkmtl.training.distributed import join_minibatches
@@ -22,7 +22,7 @@ from ntkmtl.training.distributed import join_minibatches
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained everything."""
     place = tmp_path_factory.mktemp("two")
-    mp.spawn(worker.main, args=(str(place),), nprocs=2, join=True)
+    two_processes.run(worker.main, str(place))
     return place
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 import training_sharded_worker as worker
 from training_accelerate_worker import SmallQM9, numbers, stopped
 
+import two_processes
 from ntkmtl.training import RunConflictError, load_run, train
 from ntkmtl.training.accelerating import told_to_shard
 
@@ -20,7 +20,7 @@ from ntkmtl.training.accelerating import told_to_shard
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have trained everything."""
     place = tmp_path_factory.mktemp("sharded")
-    mp.spawn(worker.main, args=(str(place),), nprocs=2, join=True)
+    two_processes.run(worker.main, str(place))
     return place
 
 

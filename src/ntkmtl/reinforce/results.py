@@ -333,21 +333,21 @@ NOT_COMPARABLE = (
 )
 
 
-def section(out: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return what a report shows of success over training, None without a complete row.
+def section(out: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a report shows of success over training.
 
     Args:
         out: The folder of the comparison.
 
     Returns:
         ``heads`` and ``rows`` of text, ``notes``, and ``pictures``: PNG files with captions, as far
-        as the command has drawn them.
+        as the command has drawn them. Where no row is complete or recipes are mixed there are no
+        ``rows``, and the note says so.
     """
     try:
         found = summarise(out)
-    except ValueError:
-        # Single-task agents of some tasks alone: no row is complete.
-        return None
+    except ValueError as error:
+        return {"heads": [], "rows": [], "notes": [f"Not shown: {error}."], "pictures": []}
     caption = (
         "Success over training: mean over tasks, then each task; bold, means of five evaluations."
     )

@@ -224,11 +224,10 @@ def _success(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | N
     from ntkmtl.reinforce.results import section
 
     found = section(runs_dir)
-    if found is not None:
-        found["pictures"] = [
-            (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
-            for path, caption in found["pictures"]
-        ]
+    found["pictures"] = [
+        (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
+        for path, caption in found["pictures"]
+    ]
     return found
 
 
