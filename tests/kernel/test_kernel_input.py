@@ -215,3 +215,74 @@ def test_branch() -> None:
     assert repr(views) == "Branches(k=3, shape=(7, 5))"
     with pytest.raises(ValueError, match="at least 1, found 0"):
         branch(z, 0)
+
+
+def test_parameters_above_the_features_count_too() -> None:
+    case = make_case()
+    z = case.features()
+    losses = case.losses(z)
+    everything = [*case.shared, *case.heads.parameters()]
+    expected = extended_ntk(losses, parameters=everything).values
+    torch.testing.assert_close(
+        extended_ntk(losses, features=z, parameters=everything).values, expected
+    )
+    heads = list(case.heads.parameters())
+    torch.testing.assert_close(
+        extended_ntk(losses, features=z, parameters=heads).values,
+        extended_ntk(losses, parameters=heads).values,
+    )
+    with pytest.raises(ValueError, match="above the features, in the heads"):
+        extended_ntk(losses, features=z, parameters=everything, minibatches=2)
+
+
+def test_options_that_mean_nothing() -> None:
+    case = make_case()
+    z = case.features()
+    losses = case.losses(z)
+    with pytest.raises(ValueError, match="counts tells the labels of the samples"):
+        extended_ntk(losses, parameters=case.shared, counts=torch.ones(7, 7))
+    for features in (None, z):
+        with pytest.raises(ValueError, match="pooling='blockwise' says how rows"):
+            extended_ntk(losses, features, case.shared, pooling="blockwise")
+
+
+def test_blockwise_kernels_of_several_features_know_that_they_are_diagonal() -> None:
+    torch.manual_seed(0)
+    x, trunks = torch.randn(6, 3), [nn.Linear(3, 4), nn.Linear(3, 5)]
+    features = tuple(trunk(x) for trunk in trunks)
+    losses = [(features[0].sum(1) * features[1].sum(1) - i).square().mean() for i in range(2)]
+    kernel = extended_ntk(losses, features, minibatches=2, pooling="blockwise")
+    assert kernel.is_diagonal
+    assert not extended_ntk(losses, features, minibatches=2).is_diagonal
+    own = {"a": trunks[0](x), "b": trunks[0](x)}
+    apart = {name: z.square().mean() for name, z in own.items()}
+    assert extended_ntk(apart, own, minibatches=2, pooling="blockwise").is_diagonal
+    balancer = Balancer("modo", source="representation", pooling="blockwise", minibatches=2)
+    with pytest.raises(ValueError, match="pooling='blockwise' takes as zero"):
+        balancer.backward(losses, features)
+
+
+@pytest.mark.parametrize("options", [{"pooling": p} for p in ("pooled", "blockwise", "kernel")])
+def test_features_of_one_number_per_sample(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    x, trunk = torch.randn(6, 3, dtype=torch.float64), nn.Linear(3, 1).double()
+    found = []
+    for flat in (True, False):
+        z = trunk(x)[:, 0] if flat else trunk(x)
+        losses = [(z.reshape(6) * (i + 1) - i).square().mean() for i in range(2)]
+        found.append(extended_ntk(losses, z, minibatches=2, **options).values)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-12, atol=0.0)
+
+
+def test_a_probe_of_features_of_one_number_per_sample() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(6, 3, dtype=torch.float64)
+    trunk = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double()
+    found = []
+    for source in ("probe", "exact"):
+        options = {"trunk": trunk, "corrected": False, "probes": 400} if source == "probe" else {}
+        balancer = Balancer("ntkmtl", source=source, minibatches=2, **options)
+        z = trunk(x)
+        losses = [(z * (i + 1) - i).square().mean() for i in range(2)]
+        found.append(balancer.backward(losses, features=z).eigenvalues)
+    torch.testing.assert_close(found[0], found[1], rtol=0.2, atol=0.0)

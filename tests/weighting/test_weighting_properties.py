@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ntkmtl import ExtendedNTK
 from ntkmtl.weighting import Weighting, accepted_options, create, names, spec
+from ntkmtl.weighting._random import RandomState
 
 METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).reads in ("gramian", "eigenvalues")]
@@ -179,22 +181,24 @@ def test_one_task(name: str) -> None:
     assert float(weights) > 0
 
 
+def step(weighting: Weighting, seed: int) -> Tensor:
+    """One step of three tasks, with all that comes after it; returns what it made."""
+    matrix = rows("full", 3, seed)
+    losses = matrix[:, 0].square() + 0.1
+    if weighting.reads == "jacobian":
+        return weighting.combine(matrix, losses, torch.arange(3))[0]
+    weights = weights_of(weighting, matrix, losses)
+    weighting.accumulate(losses, torch.arange(3), 1.0)
+    weighting.after_step(losses * 0.9, torch.arange(3))
+    for parameter in weighting.parameters():
+        parameter.data -= 0.1 * parameter.grad
+        parameter.grad = None
+    return weights
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_state_goes_through_a_file(name: str) -> None:
     first, second = make(name, seed=0), make(name, seed=1)
-
-    def step(weighting: Weighting, seed: int) -> Any:
-        matrix = rows("full", 3, seed)
-        losses = matrix[:, 0].square() + 0.1
-        if weighting.reads == "jacobian":
-            return weighting.combine(matrix, losses, torch.arange(3))[0]
-        weights = weights_of(weighting, matrix, losses)
-        weighting.accumulate(losses, torch.arange(3), 1.0)
-        weighting.after_step(losses * 0.9, torch.arange(3))
-        for parameter in weighting.parameters():
-            parameter.data -= 0.1 * parameter.grad
-            parameter.grad = None
-        return weights
 
     for seed in range(4):
         step(first, seed)
@@ -212,6 +216,42 @@ def test_state_goes_through_a_file(name: str) -> None:
         second.load_state_dict({"other": 1})
 
 
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_state_is_a_snapshot(name: str, before: int) -> None:
+    first = make(name, seed=0)
+    for seed in range(before):
+        step(first, seed)
+        first.end_epoch()
+    state = first.state_dict()
+    then = [step(first, seed) for seed in range(5, 8)]
+    # Back to it, twice from one state, side by side.
+    second = make(name, seed=1)
+    first.load_state_dict(state)
+    second.load_state_dict(state)
+    for seed, expected in zip(range(5, 8), then, strict=True):
+        assert torch.equal(step(first, seed), expected)
+        assert torch.equal(step(second, seed), expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_do_not_depend_on_the_default_device(name: str) -> None:
+    matrix = rows("full", 3, 0)
+    losses, tasks = matrix[:, 0].square() + 0.1, torch.arange(3)
+    half = torch.stack([matrix * 0.75, matrix * 1.25], dim=1)
+    kernel = ExtendedNTK(torch.einsum("iup,jvp->iujv", half, half))
+
+    def found() -> Tensor:
+        weighting = make(name)
+        if weighting.reads == "jacobian":
+            return weighting.combine(matrix, losses, tasks)[0]
+        return weighting(None if weighting.reads == "losses" else kernel, losses=losses)
+
+    expected = found()
+    with torch.device("meta"):  # as torch.set_default_device("cuda") beside tensors of the CPU
+        assert torch.equal(found(), expected)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_it_reads_must_be_given(name: str) -> None:
     with pytest.raises(ValueError, match=r"reads|entry by entry"):
@@ -224,3 +264,33 @@ def test_repr_is_the_call_that_makes_it(name: str) -> None:
     text = repr(weighting)
     assert text.startswith(type(weighting).__name__ + "(")
     assert "object at" not in text
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_graddrop_keeps_what_all_tasks_agree_on_in_half_precision(dtype: torch.dtype) -> None:
+    for sign in (1.0, -1.0):
+        combined, kept = create("graddrop", seed=0).combine(
+            torch.full((2, 100_000), sign, dtype=dtype)
+        )
+        assert combined.dtype == dtype
+        assert bool((combined == 2 * sign).all())
+        assert kept.tolist() == [1.0, 1.0]
+
+
+def test_random_streams_of_other_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded = []
+
+    @contextlib.contextmanager
+    def nothing(*_: object, **__: object) -> Iterator[None]:
+        yield
+
+    def refuse(_: int) -> None:
+        raise AssertionError("seeds every GPU")
+
+    monkeypatch.setattr(torch.random, "fork_rng", nothing)  # asks for the GPU, and there is none
+    monkeypatch.setattr(torch.cuda, "device", nothing)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
+    monkeypatch.setattr(torch, "manual_seed", refuse)
+    with RandomState(0).as_global(torch.device("cuda", 1)):
+        pass
+    assert len(seeded) == 1

@@ -28,7 +28,7 @@ from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting import accepted_options, create, spec
-from ntkmtl.weighting._base import Weighting
+from ntkmtl.weighting._base import Weighting, copied
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -515,7 +515,7 @@ class Balancer:
             "kernels": self._kernels,
             "probe": None if self._probe is None else self._probe.state_dict(),
             "correction": None if self._correction is None else self._correction.state_dict(),
-            "weighting": {key: _copy(value) for key, value in self.weighting.state_dict().items()},
+            "weighting": copied(self.weighting.state_dict()),
         }
 
     @with_cpu_default
@@ -553,9 +553,11 @@ class Balancer:
                     f"is {'without' if known is None else 'with'} one: source, trunk and corrected "
                     "must be as they were"
                 )
-        self.weighting.load_state_dict(
-            {key: _copy(value) for key, value in state["weighting"].items()}
-        )
+        self.weighting.load_state_dict(copied(state["weighting"]))
+        if self._names is not None:
+            # A state from before the first step knows of no tasks, and the next batch may have
+            # labels for some of them only.
+            self.weighting.prepare(len(self._names), torch.device("cpu"))
         for name, known in parts.items():
             if known is not None:
                 known.load_state_dict(state[name])

@@ -219,7 +219,7 @@ def sample_gram(features: Tensor) -> Tensor:
     Args:
         features: Samples along dimension 0, shape (B, ...).
     """
-    rows = features.detach().flatten(1)
+    rows = features.detach().reshape(len(features), -1)
     if rows.dtype in (torch.float16, torch.bfloat16):
         rows = rows.float()
     return (rows @ rows.T).to(torch.float64)

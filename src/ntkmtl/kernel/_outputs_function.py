@@ -397,7 +397,7 @@ class OutputFunction:
         if size not in self._projections:
             generator = torch.Generator().manual_seed(self._seed)
             directions = torch.randn(
-                size, self._directions, generator=generator, dtype=torch.float64
+                (size, self._directions), generator=generator, dtype=torch.float64, device="cpu"
             )
             scaled = directions / self._directions**0.5
             self._projections[size] = scaled.to(device=like.device, dtype=like.dtype)

@@ -103,7 +103,7 @@ def choose_jvp(
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
-        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
         return drawn.to(device=like.device, dtype=like.dtype)
 
     tangents = [draw(p) for p in f.parameters.values()]

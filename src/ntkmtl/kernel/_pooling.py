@@ -34,7 +34,7 @@ _DOUBLE_LIMIT = 1 << 18
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    rows = gradient.flatten(1)
+    rows = gradient.reshape(len(gradient), -1)
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
@@ -148,7 +148,7 @@ def kernel_from_rows(
 def _stack(gradients: Tensor | Sequence[Tensor]) -> Tensor:
     """Stack to (k, B, D), half precision as float32."""
     whole = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
-    stacked = whole.flatten(2)
+    stacked = whole.reshape(*whole.shape[:2], -1)
     return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
 
 

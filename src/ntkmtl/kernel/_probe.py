@@ -437,7 +437,7 @@ def _slopes(
         stack = gradients.stacked(f)
         if isinstance(stack, Tensor) and dz is not None and features.batch_dim == 0:
             # (B, k, d) times (B, d, 1): one product for all tasks.
-            rows = _full(stack).flatten(2).transpose(0, 1)
+            rows = _full(stack).reshape(*stack.shape[:2], -1).transpose(0, 1)
             part = torch.bmm(rows, dz[:, :, None])[:, :, 0].T
         else:
             part = torch.stack(
@@ -458,7 +458,8 @@ def _full(tensor: Tensor) -> Tensor:
 
 
 def _rows(tensor: Tensor, features: Features) -> Tensor:
-    return features.rows(_full(tensor)).flatten(1)
+    rows = features.rows(_full(tensor))
+    return rows.reshape(len(rows), -1)
 
 
 def kernel_from_slopes(slopes: Tensor, shares: Tensor | None = None) -> ExtendedNTK:

@@ -398,5 +398,5 @@ def _averaged(gramian: Tensor) -> ExtendedNTK:
 
 def _precise(rows: Tensor) -> Tensor:
     """Return samples as rows, half precision as float32."""
-    flat = rows.detach().flatten(1)
+    flat = rows.detach().reshape(len(rows), -1)
     return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat

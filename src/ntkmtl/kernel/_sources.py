@@ -86,7 +86,8 @@ def representation_kernel(
                 ).blocks
                 for i, row in enumerate(rows)
             ]
-            kernels.append(ExtendedNTK(blocks=torch.cat(parts)))
+            diagonal = pooling == "blockwise"
+            kernels.append(ExtendedNTK(blocks=torch.cat(parts), diagonal=diagonal))
             continue
         source = features.root if features.root is not None else features.tensors[f]
         between = features.rows(source) if inputs is None else inputs
@@ -94,10 +95,14 @@ def representation_kernel(
     shares = partition.shares.expand(len(gradients.features[0]), -1)
     if len(kernels) == 1:
         kernel = kernels[0]
-    elif full:
-        kernel = ExtendedNTK(torch.stack([k.values for k in kernels]).sum(dim=0))
     else:
-        kernel = ExtendedNTK(blocks=torch.stack([k.blocks for k in kernels]).sum(dim=0))
+        diagonal = all(k.is_diagonal for k in kernels)
+        if full:
+            values = torch.stack([k.values for k in kernels]).sum(dim=0)
+            kernel = ExtendedNTK(values, diagonal=diagonal)
+        else:
+            blocks = torch.stack([k.blocks for k in kernels]).sum(dim=0)
+            kernel = ExtendedNTK(blocks=blocks, diagonal=diagonal)
     return kernel if ranks is not None else kernel.with_shares(shares.to(kernel.blocks.device))
 
 
@@ -313,7 +318,8 @@ def extended_ntk(
 
     With ``features`` alone it is the kernel with respect to the shared representation (Eq. 17);
     with ``parameters`` it is the kernel with respect to them (Eq. 8 and 9, of losses), through the
-    features where both are given. The graph is kept and no ``.grad`` changes.
+    features where both are given and all of them lie below the features. The graph is kept and no
+    ``.grad`` changes.
 
     Args:
         losses: k losses. Scalars, the means over the batch; with ``parameters`` alone and
@@ -323,15 +329,15 @@ def extended_ntk(
         minibatches: Number n of consecutive mini-batches.
         pooling: How the representation's rows are pooled: ``"pooled"``, ``"blockwise"`` or
             ``"kernel"``. Only without ``parameters``.
-        counts: Labels per task and sample, shape (k, B); one each if None.
+        counts: Labels per task and sample, shape (k, B); one each if None. Only with ``features``.
         batch_dim: Dimension of the samples in the features.
 
     Returns:
         The kernel, float64, with all blocks unless each task has a representation of its own.
 
     Raises:
-        ValueError: Neither features nor parameters are given, no loss depends on the features, n is
-            not in 1..B, or a shape is wrong.
+        ValueError: Neither features nor parameters are given, an option would mean nothing, no loss
+            depends on the features, n is not in 1..B, or a shape is wrong.
 
     Example:
         >>> import torch
@@ -350,9 +356,19 @@ def extended_ntk(
     shared = None if parameters is None else trainable(parameters)
     if shared is not None and not shared:
         raise ValueError("parameters holds no tensor that requires a gradient")
+    if shared is not None and pooling != "pooled":
+        raise ValueError(
+            f"pooling={pooling!r} says how rows of a representation are pooled, and the kernel of "
+            "parameters has none; leave parameters out, or pooling"
+        )
     if features is None:
         if shared is None:
             raise ValueError("give features, parameters, or both")
+        if counts is not None:
+            raise ValueError(
+                "counts tells the labels of the samples that features hold; give features too, or "
+                "leave counts out"
+            )
         rows, shares = _rows_of_losses(values, shared, minibatches)
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
     scalars = [_scalar(loss, name) for loss, name in zip(values, names, strict=True)]
@@ -362,6 +378,11 @@ def extended_ntk(
     partition = split_batch(cut, minibatches, counts)
     cut, graph = cut_graph(scalars, cut, names)
     around = "" if shared is None else path_around(graph, cut)
+    if shared is not None and not around:
+        below = {id(p) for p in leaves(cut.outputs)[0]}
+        above = {id(p) for own in graph.parameters for p in own}
+        if any(id(p) in above and id(p) not in below for p in shared):
+            around = "some of the parameters lie above the features, in the heads"
     if around and shared is not None:
         if minibatches > 1:
             raise ValueError(

@@ -6,18 +6,24 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import AlignedMTLWeighting
 
-from ntkmtl.weighting._base import GramianWeighting, balanced_gramian
+from ntkmtl.weighting._base import DEPENDENT, GramianWeighting, balanced_gramian
 
 __all__ = ["AlignedMTL"]
 
 
 class AlignedMTL(GramianWeighting):
-    """All singular values of the matrix of gradients are made equal to the smallest, then summed.
+    r"""All singular values of the matrix of gradients are made equal to the smallest, then summed.
 
-    Algorithm 1 of "Independent Component Alignment for Multi-Task Learning", by TorchJD, with every
-    task preferred by 1 as in the published code.
+    Algorithm 1 of "Independent Component Alignment for Multi-Task Learning", with every task
+    preferred by 1 as in the published code: with the Gramian :math:`G = V \Lambda V^T` and
+    :math:`\lambda_R` the smallest eigenvalue above zero, the weights are
+    :math:`\sqrt{\lambda_R} V \Lambda^{-1/2} V^T 1`.
+
+    Directions that rounding in float32 leaves where gradients depend on each other are taken as
+    zero, by the size of the gradients that cancel there; TorchJD's version, given a float64
+    Gramian, takes them for the smallest and nearly stops. Where all gradients vanish every weight
+    is 1.
 
     Args:
         scale_mode: The singular value that all are set to: ``"min"``, ``"median"`` or ``"rmse"``.
@@ -41,5 +47,22 @@ class AlignedMTL(GramianWeighting):
         self.scale_mode = scale_mode
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
-        solver = AlignedMTLWeighting(torch.ones_like(gramian[0]), scale_mode=self.scale_mode)
-        return solver(balanced_gramian(gramian)[0])
+        gramian, _ = balanced_gramian(gramian)
+        norms = gramian.diagonal().clamp_min(0.0).sqrt()
+        values, vectors = torch.linalg.eigh(gramian)
+        # What cancels in a combination of gradients leaves a share of their sizes; what one step of
+        # the solver can tell apart is a share of the largest.
+        rounding = DEPENDENT * (norms @ vectors.abs()).square()
+        least = len(values) * torch.finfo(values.dtype).eps * values[-1]
+        kept = values > torch.maximum(rounding, least)
+        if not bool(kept.any()):
+            return torch.ones_like(norms)
+        values, vectors = values[kept], vectors[:, kept]
+        if self.scale_mode == "min":
+            scale = values[0]
+        elif self.scale_mode == "median":
+            scale = values.median()
+        else:
+            scale = values.mean()
+        weights: Tensor = vectors @ (vectors.sum(dim=0) * (scale / values).sqrt())
+        return weights

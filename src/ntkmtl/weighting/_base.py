@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 
-__all__ = ["GramianWeighting", "LossWeighting", "Reads", "Weighting", "balanced_gramian"]
+__all__ = [
+    "DEPENDENT",
+    "GramianWeighting",
+    "LossWeighting",
+    "Reads",
+    "Weighting",
+    "balanced_gramian",
+    "check_positive",
+    "copied",
+]
+
+# Below this share of the largest eigenvalue of their cosines, gradients count as linearly
+# dependent: what rounding in float32 leaves of a difference points anywhere.
+DEPENDENT = 1e-6
 
 Reads = Literal["losses", "eigenvalues", "gramian", "kernel", "jacobian"]
 
@@ -51,6 +65,7 @@ class Weighting(ABC):
         """Whether blocks between tasks are looked at; without them a kernel is cheaper."""
         return self.reads != "eigenvalues"
 
+    @with_cpu_default
     def __call__(
         self,
         kernel: ExtendedNTK | None = None,
@@ -252,6 +267,18 @@ def balanced_gramian(gramian: Tensor) -> tuple[Tensor, float]:
     if mean <= 0.0:
         return gramian, 1.0
     return gramian / mean, mean
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with tensors of its own.
+
+    Methods change theirs in place: a state that was taken would follow them, and two methods that
+    were given the same state would follow each other.
+    """
+    return {
+        key: value.detach().clone() if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }
 
 
 def check_positive(name: str, value: float, *, zero: bool = False) -> float:

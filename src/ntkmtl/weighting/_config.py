@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting
+from ntkmtl.weighting._equal_projections import equal_projections
 
 __all__ = ["ConFIG"]
-
-# Below this share of the largest eigenvalue, gradients count as linearly dependent: a Gramian of
-# float32 gradients is not more precise.
-_DEPENDENT = 1e-6
 
 
 class ConFIG(GramianWeighting):
@@ -37,18 +33,8 @@ class ConFIG(GramianWeighting):
     """
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
+        found = equal_projections(gramian)
+        if found.square == 0.0:
+            return found.weights
         norms = gramian.diagonal().clamp_min(0.0).sqrt()
-        inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
-        cosines = gramian * inverse[:, None] * inverse[None, :]
-        values, vectors = torch.linalg.eigh(cosines)
-        kept = values > _DEPENDENT * values[-1]
-        # Both from the eigenvectors: of C^+ 1 a product with C itself would lose digits.
-        ones = vectors.sum(dim=0)
-        b = vectors @ torch.where(kept, ones / values, 0.0)
-        projections = vectors @ torch.where(kept, ones, 0.0)
-        # b^T C b, a sum of squares; the share of 1 that the gradients can reach.
-        square = float(torch.where(kept, ones.square() / values, 0.0).sum())
-        if square <= _DEPENDENT:
-            return torch.zeros_like(norms)
-        weights: Tensor = b * inverse * ((norms @ projections) / square)
-        return weights
+        return found.weights * ((norms @ found.projections) / found.square)

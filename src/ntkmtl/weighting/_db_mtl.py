@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["DBMTL"]
@@ -70,6 +71,7 @@ class DBMTL(Weighting):
             "db-mtl averages the gradients entry by entry, which no kernel holds; call combine"
         )
 
+    @with_cpu_default
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -87,8 +89,9 @@ class DBMTL(Weighting):
         return (weights.to(tracked) @ tracked).to(jacobian.dtype), weights.cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        return self._tracked.state_dict()
+        return copied(self._tracked.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._tracked.load_state_dict(state)

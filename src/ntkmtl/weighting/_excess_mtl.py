@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
 
 __all__ = ["ExcessMTL"]
 
@@ -77,6 +78,7 @@ class ExcessMTL(Weighting):
             "excess-mtl needs the gradients entry by entry, which no kernel holds; call combine"
         )
 
+    @with_cpu_default
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -135,17 +137,20 @@ class ExcessMTL(Weighting):
         self._epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self._epoch,
-            "squares": self._squares,
-            "start": self._start,
-            "sum": self._sum,
-            "count": self._count,
-            "log_weights": self._log_weights,
-        }
+        return copied(
+            {
+                "epoch": self._epoch,
+                "squares": self._squares,
+                "start": self._start,
+                "sum": self._sum,
+                "count": self._count,
+                "log_weights": self._log_weights,
+            }
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._epoch = int(state["epoch"])
         self._squares, self._start = state["squares"], state["start"]
         self._sum, self._count = state["sum"], state["count"]

@@ -7,7 +7,8 @@ from torch import Tensor
 
 __all__ = ["fair_weights"]
 
-_MAX_ITERATIONS = 200
+# Tens do for everyday gradients; hundreds for a large alpha and norms that differ by many orders.
+_MAX_ITERATIONS = 2000
 
 
 def fair_weights(gramian: Tensor, alpha: float) -> Tensor:

@@ -22,6 +22,8 @@ class FairGrad(GramianWeighting):
 
     Raises:
         ValueError: ``alpha`` is not positive.
+        RuntimeError: On use, the solution was not found, which takes norms that differ by many
+            orders of magnitude and an alpha far above 2.
 
     Example:
         >>> import torch

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._base import LossWeighting, check_positive, copied
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["FAMO"]
@@ -89,9 +89,10 @@ class FAMO(LossWeighting):
 
     def state_dict(self) -> dict[str, Any]:
         state = self._logits.state_dict()
-        return {"logits": state.pop("values"), **state, "before": self._before}
+        return copied({"logits": state.pop("values"), **state, "before": self._before})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._before = state["before"]
         self._logits.load_state_dict({**state, "values": state["logits"]})

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._base import LossWeighting, check_positive, copied
 
 __all__ = ["GO4Align", "group_means"]
 
@@ -121,8 +121,9 @@ class GO4Align(LossWeighting):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {"logits": self._logits}
+        return copied({"logits": self._logits})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._logits = state["logits"]

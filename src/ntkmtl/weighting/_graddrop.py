@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchjd.aggregation import GradDrop as Aggregator
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting
 from ntkmtl.weighting._random import RandomState
@@ -43,12 +44,16 @@ class GradDrop(Weighting):
             "graddrop needs the gradients entry by entry, which no kernel holds; call combine"
         )
 
+    @with_cpu_default
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
+        half = jacobian.dtype in (torch.float16, torch.bfloat16)
         with self._random.as_global(jacobian.device):
-            combined = self._aggregator(jacobian)
+            # In half precision one number in a few hundred that are drawn from [0, 1) is 0, which
+            # drops gradients that are negative in all tasks, and none that are positive.
+            combined = self._aggregator(jacobian.float() if half else jacobian).to(jacobian)
         kept = torch.sign(jacobian) == torch.sign(combined)
         size = jacobian.abs()
         total = size.sum(dim=1, dtype=torch.float64)

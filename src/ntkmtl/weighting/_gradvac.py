@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian
+from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, copied
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradVac"]
@@ -29,6 +29,10 @@ class GradVac(Weighting):
     \sqrt{1 - \hat\phi^2})` of :math:`g_j` is added to :math:`g_i`, which makes it
     :math:`\hat\phi_{ij}`; then :math:`\hat\phi \leftarrow (1 - \beta) \hat\phi + \beta \phi`.
     Targets start at 0, where this is gradient surgery. The changed gradients are summed.
+
+    As published, the multiple has no bound: two tasks whose gradients were the same for some tens
+    of steps, such as one loss in two forms, have a target near 1, and once they differ the step is
+    larger by orders of magnitude. Clip the gradient where tasks are that close.
 
     TorchJD's version is not used because it has one state for all tasks, which is forgotten when a
     batch has no labels for one of them, and draws from the global random stream. Here a pair
@@ -101,9 +105,10 @@ class GradVac(Weighting):
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {"random": self._random.get(), "targets": self._targets}
+        return copied({"random": self._random.get(), "targets": self._targets})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._random.set(state["random"])
         self._targets = state["targets"]

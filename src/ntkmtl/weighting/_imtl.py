@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import IMTLGWeighting
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._imtl_g import impartial_weights
 from ntkmtl.weighting._imtl_l import require_not_negative
 from ntkmtl.weighting._task_adam import TaskAdam
 
@@ -21,8 +21,8 @@ class IMTL(Weighting):
 
     The hybrid balance of "Towards Impartial Multi-Task Learning": the loss half scales the losses
     to :math:`e^{s_i} \ell_i - s_i` and learns the :math:`s_i` by descending on their sum; the
-    gradient half (Eq. 5, by TorchJD) finds :math:`\alpha`, summing to 1, with equal projections of
-    :math:`\sum_i \alpha_i e^{s_i} g_i` on every gradient. The weights are
+    gradient half (Eq. 5, as in ``imtl-g``) finds :math:`\alpha`, summing to 1, with equal
+    projections of :math:`\sum_i \alpha_i e^{s_i} g_i` on every gradient. The weights are
     :math:`\alpha_i e^{s_i}`. All :math:`s_i` start at 0, where the method is ``imtl-g``. Each step
     uses the scales before its own update. A call without losses shows the weights and learns
     nothing.
@@ -50,7 +50,6 @@ class IMTL(Weighting):
     def __init__(self, learning_rate: float = 1e-3) -> None:
         self.learning_rate = check_positive("learning_rate", learning_rate)
         self._adam = TaskAdam(self.learning_rate, 0.0)
-        self._solver = IMTLGWeighting()
 
     def prepare(self, tasks: int, device: torch.device) -> None:
         self._adam.prepare(tasks, device)
@@ -61,15 +60,15 @@ class IMTL(Weighting):
             require_not_negative("imtl", losses)
         scale = self._adam.prepare(kernel.tasks, tasks.device)[tasks].exp()
         gramian = kernel.gramian().to(scale)
-        gramian, _ = balanced_gramian(gramian * scale[:, None] * scale[None, :])
-        alpha: Tensor = self._solver(gramian)
+        alpha = impartial_weights(gramian * scale[:, None] * scale[None, :])
         if losses is not None:
             self._adam.step(scale * losses.to(scale) - 1.0, tasks)
         return alpha * scale
 
     def state_dict(self) -> dict[str, Any]:
-        return self._adam.state_dict()
+        return copied(self._adam.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._adam.load_state_dict(state)

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torchjd.aggregation import IMTLGWeighting
 
-from ntkmtl.weighting._base import GramianWeighting, balanced_gramian
+from ntkmtl.weighting._base import GramianWeighting
+from ntkmtl.weighting._equal_projections import equal_projections
 
-__all__ = ["IMTLG"]
+__all__ = ["IMTLG", "impartial_weights"]
+
+# Weights that sum to less than this share of their sizes sum to nothing.
+_NOTHING = 1e-12
+
+
+def impartial_weights(gramian: Tensor) -> Tensor:
+    """Return weights, summing to 1, whose combined gradient has equal projections on all.
+
+    See :class:`IMTLG`.
+
+    Args:
+        gramian: float64, shape (k, k).
+    """
+    live = gramian.diagonal() > 0
+    weights = equal_projections(gramian).weights
+    total = weights.sum()
+    if bool(live.any()) and bool(total.abs() <= _NOTHING * weights.abs().sum()):
+        return torch.zeros_like(weights)
+    share = 1.0 / len(weights)
+    return torch.where(live, weights * (share * int(live.sum()) / total), share)
 
 
 class IMTLG(GramianWeighting):
     """Weights, summing to 1, whose combined gradient has equal projections on every gradient.
 
-    Eq. 5 of "Towards Impartial Multi-Task Learning", by TorchJD, which solves it in the
-    least-squares sense where gradients depend on each other.
+    Eq. 5 of "Towards Impartial Multi-Task Learning", in the least-squares sense where gradients
+    depend on each other; TorchJD's version takes what rounding leaves of such a dependence for a
+    direction, and nearly stops. Where gradients cancel, no direction serves all of them and every
+    weight is 0.
+
+    A task whose gradient is zero gets 1 / k, and the others share the rest, so that a head that
+    starts at zero learns.
 
     Example:
         >>> import torch
@@ -24,8 +50,5 @@ class IMTLG(GramianWeighting):
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
-    def __init__(self) -> None:
-        self._solver = IMTLGWeighting()
-
     def of_gramian(self, gramian: Tensor) -> Tensor:
-        return self._solver(balanced_gramian(gramian)[0])
+        return impartial_weights(gramian)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.weighting._base import LossWeighting
 
 __all__ = ["IMTLL", "require_not_negative"]
@@ -52,6 +53,7 @@ class IMTLL(LossWeighting):
         tensor([0., 2.])
     """
 
+    @with_cpu_default
     def __init__(self, tasks: int | None = None) -> None:
         if tasks is not None and tasks < 1:
             raise ValueError(f"tasks must be positive. Found tasks={tasks}.")
@@ -96,6 +98,9 @@ class IMTLL(LossWeighting):
         super().load_state_dict(state)
         saved = state["log_scale"]
         if saved is None:
+            # From before the first step. An optimiser may hold the parameter: in place.
+            if not isinstance(self._log_scale, nn.parameter.UninitializedParameter):
+                nn.init.zeros_(self._log_scale)
             return
         self.prepare(len(saved), saved.device)
         if self._log_scale.shape != saved.shape:

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.weighting._base import LossWeighting, check_positive
 
 __all__ = ["LDCMTL"]
@@ -54,6 +55,7 @@ class LDCMTL(LossWeighting):
         tensor([0.4000, 0.6000], dtype=torch.float64)
     """
 
+    @with_cpu_default
     def __init__(self, penalty: float = 0.01, tau: str = "sigma", tasks: int | None = None) -> None:
         self.penalty = check_positive("penalty", penalty, zero=True)
         if tau not in ("sigma", "one"):
@@ -119,6 +121,9 @@ class LDCMTL(LossWeighting):
         super().load_state_dict(state)
         saved = state["router"]
         if saved is None:
+            # From before the first step. An optimiser may hold the parameter: in place.
+            if not isinstance(self._router, nn.parameter.UninitializedParameter):
+                nn.init.ones_(self._router)
             return
         self.prepare(len(saved), saved.device)
         if self._router.shape != saved.shape:

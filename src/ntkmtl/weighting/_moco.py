@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import gram
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
@@ -97,6 +98,7 @@ class MoCo(Weighting):
             "moco follows the gradients entry by entry, which no kernel holds; call combine"
         )
 
+    @with_cpu_default
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -132,10 +134,11 @@ class MoCo(Weighting):
 
     def state_dict(self) -> dict[str, Any]:
         own = {"weights": self._weights.values, "steps": self._steps}
-        return own | self._tracked.state_dict()
+        return copied(own | self._tracked.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._weights.values = state["weights"]
         self._steps = int(state["steps"])
         self._tracked.load_state_dict(state)

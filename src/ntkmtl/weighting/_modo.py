@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
 from ntkmtl.weighting._independent import independent_products
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
@@ -74,8 +74,9 @@ class MoDo(Weighting):
         return new.to(kernel.blocks.device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": self._weights.values}
+        return copied({"weights": self._weights.values})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._weights.values = state["weights"]

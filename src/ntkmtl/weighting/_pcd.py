@@ -9,13 +9,18 @@ from torch import Tensor
 from torchjd.aggregation._pcd import _solve_qp
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+from ntkmtl.weighting._base import (
+    DEPENDENT,
+    Reads,
+    Weighting,
+    balanced_gramian,
+    check_positive,
+    copied,
+)
 
 __all__ = ["PCD"]
 
-# Gradients are linearly dependent, and directions zero, below the precision of a Gramian of
-# float32 gradients.
-_DEPENDENT = 1e-6
+# Directions are zero below the precision of a Gramian of float32 gradients.
 _ZERO = 1e-12
 
 
@@ -94,7 +99,7 @@ class PCD(Weighting):
             order = torch.tensor([first, *(i for i in range(len(squares)) if i != first)])
             normalised = (gramian * scales[:, None] * scales[None, :])[order][:, order]
             taus = torch.full((len(order) - 1,), self.tau, dtype=torch.float64)
-            found = _solve_qp(normalised, taus, dependence_tol=_DEPENDENT)
+            found = _solve_qp(normalised, taus, dependence_tol=DEPENDENT)
             square = float(found @ normalised @ found)
             magnitude = float(found.abs() @ normalised.diagonal().clamp_min(0.0).sqrt()) ** 2
             if square > _ZERO * magnitude:
@@ -119,8 +124,9 @@ class PCD(Weighting):
         return torch.where(size > 0, 1.0 / size, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average, "updates": self._updates}
+        return copied({"average": self._average, "updates": self._updates})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._average, self._updates = state["average"], state["updates"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
 from ntkmtl.weighting._fair import fair_weights
 
 __all__ = ["PIVRG"]
@@ -122,8 +122,9 @@ class PIVRG(Weighting):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scores": self._scores}
+        return copied({"scores": self._scores})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._scores = state["scores"]

@@ -40,11 +40,13 @@ class RandomState:
         """
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            seed = int(torch.randint(2**62, (), generator=self.generator))
-            if device.type == "cpu":
-                # torch.manual_seed would reset every GPU's stream too, of which nobody keeps a
-                # copy: dropout there would follow this method's seed.
-                torch.default_generator.manual_seed(seed)
-            else:
+            seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
+            # torch.manual_seed would reset every GPU's stream too, of most of which nobody keeps a
+            # copy: dropout there would follow this method's seed.
+            torch.default_generator.manual_seed(seed)
+            if device.type == "cuda":
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            elif device.type != "cpu":
                 torch.manual_seed(seed)
             yield

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._base import LossWeighting, check_positive, copied
 
 __all__ = ["SmoothTchebycheff"]
 
@@ -85,9 +85,10 @@ class SmoothTchebycheff(LossWeighting):
         self._epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self._epoch, "sum": self._sum, "count": self._count}
+        return copied({"epoch": self._epoch, "sum": self._sum, "count": self._count})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
+        state = copied(state)
         self._epoch = int(state["epoch"])
         self._sum, self._count = state["sum"], state["count"]

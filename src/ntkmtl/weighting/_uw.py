@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ntkmtl._device import with_cpu_default
 from ntkmtl.weighting._base import LossWeighting
 
 __all__ = ["UncertaintyWeighting"]
@@ -34,6 +35,7 @@ class UncertaintyWeighting(LossWeighting):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
+    @with_cpu_default
     def __init__(self, tasks: int | None = None) -> None:
         if tasks is not None and tasks < 1:
             raise ValueError(f"tasks must be positive. Found tasks={tasks}.")
@@ -77,6 +79,9 @@ class UncertaintyWeighting(LossWeighting):
         super().load_state_dict(state)
         saved = state["log_variance"]
         if saved is None:
+            # From before the first step. An optimiser may hold the parameter: in place.
+            if not isinstance(self._log_variance, nn.parameter.UninitializedParameter):
+                nn.init.zeros_(self._log_variance)
             return
         self.prepare(len(saved), saved.device)
         if self._log_variance.shape != saved.shape:
