@@ -282,6 +282,7 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter, MaxNLocator
     except ImportError as error:
         raise missing_extra("a figure", "bench", error) from error
     tasks = found[0].tasks
@@ -307,12 +308,15 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         for panel, curve in zip(small, entry.curves.mean(axis=0).T, strict=True):
             _draw(panel, entry.steps, curve, lw=1, **line)
     axes.set(xlabel="vector steps", ylabel="success, mean over tasks (%)", ylim=(-2, 102))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 300k: of 300000 no two fit below a panel
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", title="row (seeds)", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     for panel, task in zip(small, tasks, strict=True):
         panel.set_title(task, fontsize=8)
         panel.set_ylim(-5, 105)
         panel.tick_params(labelsize=7)
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+        panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
