@@ -253,6 +253,50 @@ def test_parquet_and_csv_give_the_same(tmp_path: Path) -> None:
             torch.testing.assert_close(left, right, equal_nan=True)
 
 
+@pytest.mark.parametrize("file", ["t.csv", "t.parquet"])
+@pytest.mark.parametrize(
+    ("token", "gap"), [("-999", -999.0), ("-999.0", -999), ("-9.99e2", -999), ("-999.9", -999.9)]
+)
+def test_a_number_that_stands_for_missing_is_found_in_every_form(
+    tmp_path: Path, file: str, token: str, gap: float
+) -> None:
+    import pandas as pd
+
+    path = tmp_path / file
+    columns: dict[str, Any] = {
+        "x": [gap if i % 5 == 0 else 0.5 * i**2 for i in range(40)],
+        "count": [gap if i % 5 == 1 else i % 7 for i in range(40)],
+        "grade": [str(gap) if i % 5 == 2 else "low" if i % 2 else "high" for i in range(40)],
+        "y": [gap if i % 5 == 3 else i % 11 + 0.25 for i in range(40)],
+        # The first is 999 days before 1970.
+        "day": pd.to_datetime([f"19{67 + i % 3}-04-08" for i in range(40)]),
+    }
+    frame = pd.DataFrame(columns)
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.astype({"x": "float32", "grade": "category"}).to_parquet(path)
+    problem = Table(path, "y", missing=token)
+    found = by_name(problem)
+    assert {name: column.missing for name, column in found.items()} == {
+        **dict.fromkeys(("x", "count", "grade", "y"), 8),
+        "day": 0,
+    }
+    assert (found["grade"].kind, found["y"].kind) == ("category", "regression")
+
+
+@pytest.mark.parametrize("token", ["1e-99", "1e99"])
+def test_a_number_beyond_float32_stands_for_neither_zero_nor_infinity(
+    tmp_path: Path, token: str
+) -> None:
+    rows = [f"{i % 7},{0.5 * i**2}" for i in range(40)]
+    problem = Table(table(tmp_path, "\n".join(["x,y", *rows])), "y", missing=token)
+    assert by_name(problem)["x"].missing == 0
+    rows[3] = "inf,1.5"
+    with pytest.raises(TableError, match="row 4, column 'x': 'inf' is infinite"):
+        Table(table(tmp_path, "\n".join(["x,y", *rows])), "y", missing=token)
+
+
 def test_separators_decimal_commas_and_encodings(tmp_path: Path) -> None:
     text = "größe;y\n" + "\n".join(f"{i % 13},5;{i % 7},25" for i in range(40))
     path = table(tmp_path, text.encode("cp1252"))

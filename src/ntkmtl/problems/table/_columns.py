@@ -134,20 +134,22 @@ def type_columns(
         targets: Names of the columns to predict.
         types: Types of columns, instead of those found.
         split_column: Name of the column that says train, val or test.
-        missing: Further texts that stand for a missing value.
+        missing: Further texts that stand for a missing value; one that is a number stands for every
+            cell of that value, as ``-999`` for ``-999.0``.
 
     Raises:
         TableError: A column is not there, or cannot be what it is asked to be.
     """
     types = dict(types or {})
     _check_asked(table, targets, types, split_column)
-    path, tokens = table.path, MISSING | {text.strip().lower() for text in missing}
+    path, missing = table.path, [text.strip().lower() for text in missing]
+    tokens, gaps = MISSING.union(missing), _numbers_of(missing)
     found_features: list[Feature] = []
     found_targets: dict[str, Target] = {}
     shown: list[Column] = []
     splits = None
     for name in list(table.columns):
-        values = _Values(path, table.columns.pop(name), tokens)
+        values = _Values(path, table.columns.pop(name), tokens, gaps)
         if name == split_column:
             splits = values.splits()
             counts = np.bincount(splits, minlength=3)
@@ -216,26 +218,39 @@ def _check_asked(
             )
 
 
+def _numbers_of(texts: Sequence[str]) -> Array:
+    """Return the numbers among texts."""
+    read = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
+    numbers = read[~np.isnan(read)]
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype(np.float32).astype(np.float64)
+    # What a column of float32 has for -999.9; but neither 0 for 1e-99 nor infinity for 1e99.
+    rounded = rounded[np.isclose(rounded, numbers, rtol=1e-6, atol=0.0)]
+    return np.concatenate([numbers, rounded])
+
+
 class _Values:
     """The values of one column, read as whatever is asked for."""
 
-    def __init__(self, path: Any, raw: RawColumn, tokens: frozenset[str]) -> None:
-        self.path, self.name, self.raw = path, raw.name, raw
+    def __init__(self, path: Any, raw: RawColumn, tokens: frozenset[str], gaps: Array) -> None:
+        self.path, self.name, self.raw, self.gaps = path, raw.name, raw, gaps
         self.declared = raw.declared
         if raw.numbers is not None:
-            self.absent: Array = np.isnan(raw.numbers)
             self.texts: Any = None
             self.numbers: Array = raw.numbers
+            if gaps.size and raw.declared != "date":  # a date is a number of days
+                self.numbers = np.where(np.isin(raw.numbers, gaps), np.nan, raw.numbers)
+            self.absent: Array = np.isnan(self.numbers)
             self.bad = np.zeros_like(self.absent)
         else:
             self.texts = raw.texts.str.strip()
             low = self.texts.str.lower()
             self.absent = self.texts.isna().to_numpy(bool) | low.isin(tokens).to_numpy(bool)
-            self._read_texts(low)
+            self._read_texts()
         self.missing = int(self.absent.sum())
         self.present = len(self.absent) - self.missing
 
-    def _read_texts(self, low: Any) -> None:
+    def _read_texts(self) -> None:
         known = ~self.absent
         self.numbers = np.full(len(known), np.nan)
         if not known.any():
@@ -244,6 +259,11 @@ class _Values:
         # Most texts of a column repeat: each distinct one is read once.
         codes, levels = pd.factorize(self.texts[known].to_numpy(object))
         read = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").to_numpy(np.float64)
+        gone = np.isin(read, self.gaps)
+        if gone.any():
+            self.absent[known] = gone[codes]
+            self._read_texts()
+            return
         self.numbers[known] = read[codes]
         self.bad = known & np.isnan(self.numbers)
         self.codes, self.levels = np.full(len(known), -1, dtype=np.int64), levels

@@ -264,7 +264,7 @@ class Table(Problem):
         split_seed: Seed of that. The runs of a comparison share one split.
         val: Share of the rows for validation.
         test: Share of the rows for testing.
-        missing: Further texts that stand for a missing value.
+        missing: Further texts that stand for a missing value, numbers in whatever form.
         encoding: Encoding of a CSV or ARFF file.
         separator: Separator of a CSV file, found from its header if None.
         decimal: Decimal sign of a CSV file.
