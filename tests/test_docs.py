@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from ntkmtl import (  # noqa: F401  (add their commands)
+    _analyze_command,
+    _paper_command,
+    _reinforce_command,
+    _tune_command,
+)
+from ntkmtl._commands import app
 from ntkmtl.weighting import specs
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
+SHELLS = ("", "bash", "console", "sh")
 
 
 def test_the_readme_lists_every_method_as_the_registry_does() -> None:
@@ -29,6 +42,51 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the arguments of each ``ntkmtl`` in the blocks of a shell."""
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    for block in (block for language, block in blocks if language in SHELLS):
+        for line in block.replace("\\\n", " ").splitlines():
+            if not re.match(r" *(?:\w+=\S+ +)*(?:ntkmtl |\S.* -m ntkmtl )", line):
+                continue
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            for between, group in itertools.groupby(lexer, lambda word: word in (";", "&&", "|")):
+                words = list(group)
+                if not between and "ntkmtl" in words:
+                    yield words[words.index("ntkmtl") + 1 :]
+
+
+def test_commands_are_found_in_blocks() -> None:
+    text = """`ntkmtl no` and
+```python
+ntkmtl = 1
+```
+```bash
+A=b torchrun --nproc-per-node 2 -m ntkmtl run x \\
+    --out "a b"   # why
+ntkmtl run x --method ntkmtl; ntkmtl data
+cat ntkmtl
+```
+```console
+ntkmtl table runs | less
+```
+"""
+    assert list(commands(text)) == [
+        ["run", "x", "--out", "a b"],
+        ["run", "x", "--method", "ntkmtl"],
+        ["data"],
+        ["table", "runs"],
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_on_the_pages_are_those_of_the_command_line(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for name, *arguments in commands(page.read_text(encoding="utf-8")):
+        group.commands[name].make_context(name, arguments)
 
 
 def test_pages_of_methods_are_those_of_the_docstrings() -> None:

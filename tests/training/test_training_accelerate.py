@@ -401,6 +401,61 @@ def test_skipped_steps_are_counted_and_leave_nothing_behind(tmp_path: Path, meth
     assert none.result.skipped_steps == 0
 
 
+class BadAfter(Normed):
+    """What is looked at after a step is NaN where a sample is among the batch."""
+
+    def model(self, tasks: Any = None) -> Any:
+        model = super().model(tasks)
+        model.trunk.register_forward_pre_hook(self._spoil)
+        return model
+
+    def _spoil(self, trunk: torch.nn.Module, given: tuple[torch.Tensor]) -> Any:
+        (x,) = given
+        after = trunk.training and not torch.is_grad_enabled()
+        here = (x == self.data["train"][0][7]).all(dim=1).any()
+        return (x * float("nan"),) if after and here else None
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_a_step_counts_as_taken_whatever_the_losses_after_it(
+    tmp_path: Path, on_nonfinite: Any
+) -> None:
+    recipe = replace(Toy.recipe, on_nonfinite=on_nonfinite)
+    run = train(BadAfter(), "famo", 0, tmp_path / "run", recipe=recipe, threads=1)
+    assert run.result.skipped_steps == (0 if on_nonfinite == "skip" else None)
+    assert (run.steps.weights > 0).all()
+    assert all(math.isfinite(value) for value in run.result.test)
+    # FAMO learns nothing from that step, and goes on from there as it would have.
+    step = first_bad(0, 7)
+    state = stopped(BadAfter(), "famo", tmp_path / "cut", step + 1, recipe=recipe)
+    before = stopped(BadAfter(), "famo", tmp_path / "before", step, recipe=recipe)
+    logits = [found["balancer"]["weighting"]["logits"] for found in (before, state)]
+    same(logits[1], logits[0])
+    again = train(BadAfter(), "famo", 0, tmp_path / "cut", recipe=recipe, threads=1)
+    assert again.result.test == run.result.test
+    assert again.steps.weights.tolist() == run.steps.weights.tolist()
+
+
+class Broken(DryToy):
+    """From the pass after the fifth step on, one loss is NaN."""
+
+    looks = 0
+
+    def losses(self, outputs: Any, batch: Any, tasks: Any = None) -> Any:
+        found = super().losses(outputs, batch, tasks)
+        self.looks += not torch.is_grad_enabled()
+        return {**found, "c": found["c"] * float("nan")} if self.looks >= 5 else found
+
+
+def test_a_loss_that_stays_nan_after_a_step_is_told_at_the_next(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError, match="the loss of task c is nan at step 5 "):
+        train(Broken(), "famo", 0, tmp_path / "bad", threads=1)
+    found = read_checkpoint(tmp_path / "bad" / "checkpoint.pt")
+    before = stopped(DryToy(), "famo", tmp_path / "good", 5)
+    for key in ("model", "optimizer", "random", "loss_sums", "weights", "step"):
+        same(found[key], before[key])
+
+
 class Hopeless(DryToy):
     """Every batch is bad."""
 

@@ -461,6 +461,10 @@ class Balancer:
         Args:
             losses: As in :meth:`backward`, or a function without arguments that returns them, which
                 is called without gradients.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite. The method has learned nothing from the step,
+                which the optimiser has taken all the same.
         """
         if not self.weighting.needs_after_step or self._skipped or self._overflowed():
             return

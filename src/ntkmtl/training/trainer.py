@@ -818,7 +818,7 @@ class _Training:
         return _Before(
             random=torch.get_rng_state(),
             cuda=self._cuda_random(),
-            buffers=[buffer.detach().clone() for buffer in self.model.buffers()],
+            buffers=self._buffers(),
             balancer=self.balancer.state_dict(),
         )
 
@@ -848,9 +848,7 @@ class _Training:
                     parts.append(self._differentiate(rows, 1.0 / count, last=not waits))
             self._update(parts)
         except NonFiniteError as error:
-            with torch.no_grad():
-                for buffer, value in zip(self.model.buffers(), before.buffers, strict=True):
-                    buffer.copy_(value)
+            self._restore(before.buffers)
             if self.recipe.on_nonfinite == "stop":
                 where = self._where(indices)
                 raise NonFiniteError(
@@ -961,8 +959,28 @@ class _Training:
         if (gradients or scaler is None) and not self.arithmetic.step(self.optimizer):
             self.overflowed += 1
             return
-        # Only some methods call it, and without gradients.
-        self.balancer.after_step(lambda: self._losses_again(parts[-1].batch))
+        if self.balancer.needs_after_step:
+            self._look_after_step(parts[-1].batch)
+
+    def _look_after_step(self, batch: Any) -> None:
+        """Show the method the losses after a step, unless one of them is not finite.
+
+        The step has been taken then and cannot be left out any more. What there is to learn from it
+        is left out instead; if the network is beyond help the next step's losses will say so.
+        """
+        buffers = self._buffers()
+        try:
+            self.balancer.after_step(lambda: self._losses_again(batch))
+        except NonFiniteError:
+            self._restore(buffers)
+
+    def _buffers(self) -> list[Tensor]:
+        return [buffer.detach().clone() for buffer in self.model.buffers()]
+
+    def _restore(self, buffers: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
     def _losses_again(self, batch: Any) -> dict[str, Tensor | None]:
         with self.team.whole(self.forward):
