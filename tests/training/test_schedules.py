@@ -65,6 +65,25 @@ def test_plateau_takes_a_metric_that_is_better_when_higher_the_other_way(tmp_pat
     assert found == pytest.approx([0.02] * 3 + [0.01] * 2 + [0.005] * 2 + [0.004], rel=1e-12)
 
 
+@pytest.mark.parametrize("task", [None, "a", "c"])
+def test_plateau_notices_a_standstill_below_zero(tmp_path: Path, task: str | None) -> None:
+    class Still(Scripted):
+        # Delta-m and the metric of task a; the metric of task c is negated, and below zero then.
+        wanted: ClassVar[list[float]] = [0.5 if task == "c" else -0.5] * 8
+
+    # More than one epoch of patience after the first: halved from the fourth on.
+    found = rates(Still(), tmp_path, PLATEAU, task)
+    assert found == pytest.approx([0.02] * 3 + [0.01] * 2 + [0.005] * 2 + [0.004], rel=1e-12)
+
+
+def test_plateau_counts_a_rise_of_a_negative_value_as_none(tmp_path: Path) -> None:
+    class Worse(Scripted):
+        wanted: ClassVar[list[float]] = [-0.5 + 1e-6 * i for i in range(8)]
+
+    found = rates(Worse(), tmp_path, PLATEAU)
+    assert found == pytest.approx([0.02] * 3 + [0.01] * 2 + [0.005] * 2 + [0.004], rel=1e-12)
+
+
 def test_constant_stays(tmp_path: Path) -> None:
     recipe = dataclasses.replace(Toy.recipe, schedule="constant")
     assert rates(Toy(), tmp_path, recipe) == [0.02] * 4

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TRAINING_VERSION", "BaselineCache", "baseline_key", "cache_folder"]
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raised when a change of the trainer changes the numbers of a run."""
 
 _COPIED = (CONFIG, HISTORY, STEPS, RESULT)

@@ -102,6 +102,9 @@ class LearningRate:
                 mode="min",
                 factor=recipe.plateau_factor,
                 patience=recipe.plateau_patience,
+                # Any fall counts. Torch's own threshold is a share of the best value so far: once
+                # that is negative, as Delta-m may be, a rise by less than the share counts too.
+                threshold=0.0,
                 min_lr=recipe.min_learning_rate,
             )
             if recipe.schedule == "plateau"
