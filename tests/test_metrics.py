@@ -33,6 +33,16 @@ def _double(numbers: Any) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("higher", [True, [True, False]])
+def test_the_default_device_does_not_matter(higher: bool | list[bool]) -> None:
+    values, baseline = [[1.0, 2.0], [3.0, 1.0]], [2.0, 4.0]
+    drop, rank = delta_m(values, baseline, higher), mean_rank(values, higher)
+    with torch.device("meta"):
+        again = delta_m(values, baseline, higher), mean_rank(values, higher, ties="average")
+    assert [one.device.type for one in again] == ["cpu", "cpu"]
+    torch.testing.assert_close(again, (drop, rank))
+
+
 class TestDeltaM:
     def test_by_hand(self) -> None:
         # (-(5 - 4) / 4 + (3 - 2) / 2 + (10 - 8) / 8) / 3 = (-1/4 + 1/2 + 1/4) / 3 = 1/6

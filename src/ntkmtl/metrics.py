@@ -20,6 +20,8 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from ntkmtl._device import with_cpu_default
+
 __all__ = ["Ties", "delta_m", "mean_rank"]
 
 
@@ -39,6 +41,7 @@ Ties: TypeAlias = Literal["average", "published"]
 _NOT_DIRECTIONS = "higher_is_better must be True, False or a sequence of them. Found {!r}."
 
 
+@with_cpu_default
 def delta_m(
     values: Numbers, baseline: Numbers, higher_is_better: bool | Sequence[bool] | Tensor | _Array
 ) -> Tensor:
@@ -99,6 +102,7 @@ def delta_m(
     return 100 * torch.where(higher, -drop, drop).mean(dim=-1)
 
 
+@with_cpu_default
 def mean_rank(
     values: Numbers,
     higher_is_better: bool | Sequence[bool] | Tensor | _Array,

@@ -99,6 +99,13 @@ def test_a_smaller_network_and_image_are_told() -> None:
     assert found["width"] == 16
 
 
+def test_means_are_over_no_more_epochs_than_were_trained() -> None:
+    facts = _facts("nyuv2")
+    facts["recipe"]["epochs"] = 3
+    found = {one.setting: one.here for one in differences(facts, "nyuv2", "nyuv2")}
+    assert found["tested"] == "mean over the last 3 epochs"
+
+
 def test_every_exhibit_names_columns_that_are_there() -> None:
     for one in paper.exhibits():
         for part in one.parts:

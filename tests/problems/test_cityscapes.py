@@ -213,6 +213,13 @@ def test_paper_protocol_averages_the_last_epochs(
     np.testing.assert_allclose(run.result.test, np.mean(found, axis=0), rtol=1e-12)
 
 
+def test_the_description_says_how_many_epochs_are_tested(folder: Path) -> None:
+    problem = Tiny("small", data=str(folder), protocol="paper")
+    assert "after each of the last 10 epochs" in problem.describe()
+    problem.recipe = dataclasses.replace(problem.recipe, epochs=3)
+    assert "after each of the last 3 epochs" in problem.describe()
+
+
 def test_a_stopped_run_ends_equal(folder: Path, tmp_path: Path) -> None:
     problem = Tiny("small", data=str(folder), protocol="paper")
     recipe = dataclasses.replace(short(problem), batch_size=28, tested_epochs=2)

@@ -155,20 +155,38 @@ def test_a_negative_baseline(tmp_path: Path) -> None:
     assert "Δm is not known" in warning
 
 
-def test_means_over_the_last_epochs_are_said(tmp_path: Path) -> None:
-    write_run(tmp_path, "ls", 0, [50.0, 0.2], recipe={"tested_epochs": 3})
-    note = build_table(tmp_path).notes[0]
-    assert "on the test split as means over the last 3 epochs; no epoch is selected" in note
+@pytest.mark.parametrize(
+    ("epochs", "tested", "said"),
+    [
+        (4, 3, "as means over the last 3 epochs"),
+        (4, 10, "as means over the last 4 epochs"),
+        (1, 10, "after the last epoch"),
+    ],
+)
+def test_means_over_the_last_epochs_are_said(
+    tmp_path: Path, epochs: int, tested: int, said: str
+) -> None:
+    recipe = {"epochs": epochs, "tested_epochs": tested}
+    write_run(tmp_path, "ls", 0, [50.0, 0.2], recipe=recipe)
+    assert f"on the test split {said}; no epoch is selected" in build_table(tmp_path).notes[0]
 
 
 def test_steps_left_out_are_said(tmp_path: Path) -> None:
-    for method, seed, skipped in (("ls", 0, 3), ("ls", 1, 1), ("uw", 0, 0), ("uw", 1, 0)):
-        place = write_run(tmp_path, method, seed, [50.0, 0.2])
+    places = {
+        write_run(tmp_path, "ls", 0, [50.0, 0.2]): 3,
+        write_run(tmp_path, "ls", 1, [50.0, 0.2]): 1,
+        write_run(tmp_path, "uw", 0, [50.0, 0.2]): 0,
+        write_run(tmp_path, "uw", 1, [50.0, 0.2]): 0,
+        write_run(tmp_path, "stl", 0, [50.0], task="seg"): 0,
+        write_run(tmp_path, "stl", 0, [0.2], task="depth"): 2,
+    }
+    for place, skipped in places.items():
         result = json.loads((place / "result.json").read_text())
         write(place / "result.json", {**result, "steps": 600, "skipped_steps": skipped})
     warnings = build_table(tmp_path).warnings
     said = [text for text in warnings if "left out" in text]
     assert said == [
+        "stl depth left out 2 of 600 steps, as a loss or a gradient was not finite.",
         "ls left out 4 of 1,200 steps, as a loss or a gradient was not finite.",
     ]
 

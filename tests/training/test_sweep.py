@@ -272,6 +272,18 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"methods": ["stl"], "tasks": ["z"]}, "no task 'z' with a metric; it has a, b, c"),
         ({"method_options": {"ls": {"x": float("inf")}}}, "method ls"),
+        (
+            {"method_recipes": {"lss": {"learning_rate": 0.1}}},
+            "'lss', which is not among the methods compared: ntkmtl-sr, ls, stl",
+        ),
+        ({"method_recipes": {"si": {}}}, "'si', which is not among the methods"),
+        (
+            {"method_recipes": {"ls": {"lr": 0.1}}},
+            "recipe of ls cannot change 'lr'; it can change epochs, batch_size, learning_rate, ",
+        ),
+        ({"method_recipes": {"ls": {"training": {"clp": 1.0}}}}, "training has no 'clp'"),
+        ({"training": {"precison": "bf16"}}, "no 'precison'; it has precision, accumulate, clip, "),
+        ({"training": {"description": "other"}}, "training has no 'description'"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_made(

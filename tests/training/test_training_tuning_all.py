@@ -243,6 +243,9 @@ def test_a_trial_that_fails_otherwise_is_tried_again(
         ({"method_options": {"cagrad": {"c": 0.2}}}, "c of cagrad is given"),
         ({"trial_epochs": 0}, "epochs must be at least 1"),
         ({"tune": 3, "methods": ["fixed"]}, "tune at 0"),
+        ({"method_recipes": {"si": {}}}, "'si', which is not among the methods compared: ls, cag"),
+        ({"method_recipes": {"ls": {"lr": 0.1}}}, "recipe of ls cannot change 'lr'"),
+        ({"training": {"precison": "bf16"}}, "training has no 'precison'"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused_before_anything_is_made(
@@ -251,6 +254,12 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_made(
     with pytest.raises(SweepError, match=said):
         tune(ask(tmp_path / "runs", **changes))
     assert not (tmp_path / "runs").exists()
+
+
+def test_recipes_of_methods_are_not_those_of_the_baselines(tmp_path: Path) -> None:
+    changes = {"ls": {"epochs": 1}, "stl": {"epochs": 3}}
+    tune(ask(tmp_path, 1, seeds=[0], methods=["ls"], method_recipes=changes))
+    assert load_run(tmp_path / "toy/stl/tuning/toy/stl/seed-1000/a").config.recipe["epochs"] == 3
 
 
 def test_runs_that_were_not_tuned_are_refused_before_the_search(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
         Numbers and texts by the keys of :data:`PUBLISHED`, those that there are.
     """
     recipe, sizes, options = facts["recipe"], facts["sizes"], facts["problem_options"]
-    averaged = recipe.get("tested_epochs", 1)
+    averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])
     found: dict[str, Any] = {
         "epochs": recipe["epochs"],
         "batch size": recipe["batch_size"],

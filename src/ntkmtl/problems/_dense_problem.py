@@ -435,8 +435,9 @@ class DenseProblem(RowsProblem):
             else f"Architecture {self._choice.describe()}, SegNet as the encoder"
         )
         height, width = self.image_size
+        averaged = min(self.recipe.tested_epochs, self.recipe.epochs)
         tested = (
-            f"tested after each of the last {TESTED_EPOCHS} epochs, of which the means are given, "
+            f"tested after each of the last {averaged} epochs, of which the means are given, "
             "as in the paper; there is no validation split"
             if self.protocol == "paper"
             else f"{sizes[1]} of the training frames kept for validation; the network of the last "

@@ -76,7 +76,8 @@ class Recipe:
         plateau_factor: Above.
         plateau_patience: Above, in epochs.
         min_learning_rate: Where ``"plateau"`` ends.
-        tested_epochs: A run's test metrics are the means of those after its last so many epochs.
+        tested_epochs: A run's test metrics are the means of those after its last so many epochs, or
+            after all where there are fewer.
         precision: What forward passes compute in: ``"fp32"``; or, by autocast with parameters and
             losses in fp32, ``"bf16"`` or ``"fp16"``, the latter with a gradient scaler.
         accumulate: Parts that the samples of a step pass through the network in, one after
@@ -263,13 +264,13 @@ def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[
         generator: Source of the order.
 
     Yields:
-        int64 tensors of shape (batch_size,).
+        int64 tensors of shape (batch_size,), on the generator's device.
 
     Example:
         >>> import torch
         >>> [b.shape[0] for b in batches(10, 4, torch.Generator().manual_seed(0))]
         [4, 4]
     """
-    order = torch.randperm(size, generator=generator)
+    order = torch.randperm(size, generator=generator, device=generator.device)
     for start in range(0, size - batch_size + 1, batch_size):
         yield order[start : start + batch_size]

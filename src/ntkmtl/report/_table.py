@@ -571,22 +571,20 @@ def _warnings(runs: Runs, why_no_delta: str) -> list[str]:
             found.append(f"{method} was tuned, and not all of its runs have the settings found.")
         by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in sorted(group.items())}
         found += _differences(f"options of {method}", by_seed)
-    found += filter(None, (_left_out(method, group) for method, group in runs.multi.items()))
+    found += filter(None, (_left_out(name, group) for name, group in groups.items()))
     for section in ("hardware", "versions"):
         found += _differences(section, _by_method(done, section))
     return found
 
 
-def _left_out(method: str, group: Mapping[int, Run]) -> str:
-    """Return a sentence on the steps that a method's runs did not take, nothing for none."""
+def _left_out(name: str, group: Mapping[int, Run]) -> str:
+    """Return a sentence on the steps that runs did not take, nothing for none."""
     results = [run.result for run in group.values()]
     missed = sum(r.skipped_steps or 0 for r in results)
     steps = sum(r.steps for r in results)
     if not missed:
         return ""
-    return (
-        f"{method} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
-    )
+    return f"{name} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
 
 
 def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:
@@ -702,7 +700,7 @@ _SPLITS = {"val": "validation", "train": "training"}
 
 
 def _when(recipe: Mapping[str, Any]) -> str:
-    averaged = recipe.get("tested_epochs", 1)
+    averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])
     return "after the last epoch" if averaged == 1 else f"as means over the last {averaged} epochs"
 
 

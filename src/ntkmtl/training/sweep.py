@@ -84,6 +84,9 @@ ALL_METHODS = "all"
 TUNED = "fixed"
 """The method whose task weights a tuning searches."""
 
+_CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
+_TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite")
+
 
 class SweepError(ValueError):
     """A comparison cannot be done as asked for; nothing was trained or changed."""
@@ -102,6 +105,7 @@ class Comparison:
         problem_options: Options given to the problem.
         method_options: Options given to the Balancer, by method.
         method_recipes: Changes of the recipe by method, as ``learning_rate``; after those for all.
+            What :func:`changed_recipe` takes.
         epochs: Instead of the recipe's; fewer make the recipe a reduced one.
         batch_size: Instead of the recipe's.
         learning_rate: Instead of the recipe's.
@@ -241,6 +245,9 @@ def changed_recipe(
         training: ``precision``, ``accumulate``, ``clip``, ``compile`` and ``on_nonfinite``, as far
             as they are to be changed.
 
+    Raises:
+        SweepError: ``training`` names anything else.
+
     Example:
         >>> from ntkmtl.problems.base import Recipe
         >>> recipe = Recipe(epochs=30, batch_size=64, learning_rate=1e-3, description="Published")
@@ -248,6 +255,9 @@ def changed_recipe(
         >>> changed.reduced, changed.description
         (True, 'Published (changed: epochs 30 to 3)')
     """
+    for key in training or ():
+        if key not in _TRAINING:
+            raise SweepError(f"training has no {key!r}; it has {', '.join(_TRAINING)}")
     wanted = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -301,9 +311,10 @@ def _plan(asked: Comparison, problem: Problem) -> Plan:
         training=asked.training,
     )
     options, scored = _method_options(problem, names, asked.method_options, recipe)
+    recipes = _method_recipes(names, asked.method_recipes, recipe)
     every, judged = _tasks(problem, None), _tasks(problem, asked.tasks)
     seeds = list(dict.fromkeys(asked.seeds))
-    planner = _Planner(asked, problem, recipe, options)
+    planner = _Planner(asked, problem, recipe, options, recipes)
     try:
         planner.record = record_settings(asked.record, recipe)
         study = _study(asked, problem, names, options, recipe, seeds[0])
@@ -362,20 +373,18 @@ class _Planner:
         problem: Problem,
         recipe: Recipe,
         options: Mapping[str, dict[str, Any]],
+        recipes: Mapping[str, Recipe] | None = None,
     ) -> None:
         self.asked = asked
         self.problem = problem
         self.recipe = recipe
         self.options = options
+        self.recipes = recipes or {}
         self.threads = asked.threads or max(1, cores() // asked.jobs)
         self.record: Mapping[str, Any] | None = None
         self.jobs: list[Job] = []
         self.complete = 0
         self.conflicts: dict[Path, Sequence[str]] = {}
-        self.recipes = {
-            name: changed_recipe(recipe, **changes)
-            for name, changes in asked.method_recipes.items()
-        }
 
     def folder(self, method: str, seed: int, task: str | None = None) -> Path:
         return run_folder(self.asked.out, self.problem.name, method, seed, task)
@@ -604,6 +613,30 @@ def _method_options(
         if balancer.weighting.needs_scores:
             scored.add(name)
     return by_name, scored
+
+
+def _method_recipes(
+    names: Sequence[str], asked: Mapping[str, Mapping[str, Any]], recipe: Recipe
+) -> dict[str, Recipe]:
+    """Return the recipes of the methods that have one of their own.
+
+    Raises:
+        SweepError: It is no method's here, or changes what there is not.
+    """
+    known = (*names, SINGLE_TASK)
+    for name, changes in asked.items():
+        if name not in known:
+            raise SweepError(
+                f"a recipe is given for {name!r}, which is not among the methods compared: "
+                f"{', '.join(known)}"
+            )
+        for key in changes:
+            if key not in _CHANGES:
+                raise SweepError(
+                    f"the recipe of {name} cannot change {key!r}; it can change "
+                    f"{', '.join(_CHANGES)}"
+                )
+    return {name: changed_recipe(recipe, **changes) for name, changes in asked.items()}
 
 
 def compare(

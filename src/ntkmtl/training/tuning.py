@@ -41,6 +41,7 @@ from ntkmtl.training.sweep import (
     SweepError,
     _ended_trial,
     _method_options,
+    _method_recipes,
     _Planner,
     _tasks,
     changed_recipe,
@@ -273,6 +274,7 @@ def _studies(search: Search, asked: Comparison, problem: Problem) -> dict[str, S
     recipe = _recipe(asked, problem)
     short = changed_recipe(recipe, epochs=search.epochs)
     options, _ = _method_options(problem, names, asked.method_options, recipe)
+    _method_recipes(names, asked.method_recipes, recipe)
     found = {}
     for name in names:
         parameters = parameters_of(name, problem.tasks, recipe)
@@ -373,6 +375,7 @@ class _Baselines:
             seeds=[search.seed],
             out=folder,
             method_options={},
+            method_recipes={k: v for k, v in asked.method_recipes.items() if k == SINGLE_TASK},
             record=None,
             tasks=None,
         )
