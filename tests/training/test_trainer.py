@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -202,6 +203,36 @@ def test_a_damaged_checkpoint_is_said_and_not_used(tmp_path: Path, damage: str) 
     with pytest.warns(RuntimeWarning, match="starts again from its beginning"):
         run = train(Toy(), "ls", 0, folder, threads=1)
     same_numbers(whole, run)
+
+
+@pytest.mark.parametrize("trouble", ["a full memory", "an input error", "no file"])
+def test_checkpoints_that_cannot_be_read_are_kept(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(Toy(), "ls", 0, tmp_path / "whole", threads=1)
+    folder = tmp_path / "run"
+    interrupted_at(folder, 10)
+    kept = {p.name: p.read_bytes() for p in folder.glob("checkpoint*")}
+    assert kept
+
+    def fail(*_: object, **__: object) -> None:
+        if trouble == "a full memory":
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        if trouble == "no file":
+            (folder / "checkpoint.pt").rename(folder / "aside")
+            (folder / "checkpoint.pt").mkdir()
+        else:
+            patched.setattr(torch, "load", fail)
+        with pytest.raises(MemoryError if trouble == "a full memory" else OSError):
+            train(Toy(), "ls", 0, folder, threads=1)
+    if trouble == "no file":
+        (folder / "checkpoint.pt").rmdir()
+        (folder / "aside").rename(folder / "checkpoint.pt")
+    assert {p.name: p.read_bytes() for p in folder.glob("checkpoint*")} == kept
+    same_numbers(whole, train(Toy(), "ls", 0, folder, threads=1))
 
 
 def test_a_checkpoint_of_another_version_is_not_used(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from pathlib import Path
@@ -24,6 +25,10 @@ __all__ = [
     "usable_checkpoint",
     "write_checkpoint",
 ]
+
+
+# Torch has no error of its own for it.
+_NO_MEMORY = "DefaultCPUAllocator"
 
 
 class CheckpointError(ValueError):
@@ -75,6 +80,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no checkpoint.
         CheckpointError: It is truncated, has flipped bits, or holds something else.
+        OSError: It cannot be opened or read, which says nothing of what it holds.
+        MemoryError: There is no room for it.
     """
     path = Path(path)
     try:
@@ -84,10 +91,14 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         if damaged is not None:
             raise CheckpointError(f"{path}: {damaged} has a wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, CheckpointError):
+    except CheckpointError:
         raise
+    except OSError as error:
+        # A damaged archive asks for a place before the file's beginning.
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        raise CheckpointError(f"{path}: {error}") from error
     except (
-        OSError,
         RuntimeError,
         ValueError,
         KeyError,
@@ -96,6 +107,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
+        if isinstance(error, RuntimeError) and _NO_MEMORY in str(error):
+            raise MemoryError(f"{path} cannot be read: {error}") from error
         raise CheckpointError(f"{path}: {error}") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a checkpoint")
@@ -112,6 +125,10 @@ def usable_checkpoint(
     Args:
         path: The last one; the one before it is looked for too.
         why_not: From a checkpoint to the reason why it cannot be used, None if it can.
+
+    Raises:
+        OSError: One cannot be opened or read; none is removed.
+        MemoryError: There is no room for one; none is removed.
     """
     path = Path(path)
     reasons = []
