@@ -70,6 +70,28 @@ class TestTopEigenvalues:
         torch.testing.assert_close(found, _falling()[:1], rtol=1e-5, atol=0)
         assert operator.products <= 15
 
+    @pytest.mark.parametrize("which", ["largest", "smallest"])
+    @pytest.mark.parametrize("count", [2, 3, 5, 9])
+    @pytest.mark.parametrize("copies", [2, 4])
+    def test_repeated_eigenvalues(self, copies: int, count: int, which: Any) -> None:
+        values = torch.linspace(1.0, 3.0, 40, dtype=torch.float64) ** 5
+        matrix = torch.kron(torch.eye(copies, dtype=torch.float64), _matrix(values))
+        every = values.repeat_interleave(copies)
+        expected = every.flip(0)[:count] if which == "largest" else every[:count]
+        found = top_eigenvalues(matrix, count, which=which)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+    def test_repeated_eigenvalues_in_float32(self) -> None:
+        matrix = torch.kron(torch.eye(4), _matrix(_falling(40)).float())
+        expected = _falling(40).repeat_interleave(4)[:6]
+        torch.testing.assert_close(top_eigenvalues(matrix, 6), expected, rtol=1e-5, atol=0)
+
+    def test_a_matrix_of_one_eigenvalue_and_one_of_rank_one(self) -> None:
+        assert top_eigenvalues(3 * torch.eye(50), 4).tolist() == pytest.approx([3.0] * 4)
+        one = torch.ones(50, 50, dtype=torch.float64)
+        found = top_eigenvalues(one, 3)
+        torch.testing.assert_close(found, torch.tensor([50.0, 0, 0]).double(), rtol=0, atol=1e-9)
+
     def test_the_zero_matrix(self) -> None:
         for size in (3, 50):
             assert top_eigenvalues(torch.zeros(size, size)).tolist() == [0.0]
@@ -252,6 +274,16 @@ class TestKernels:
         for i in range(3):
             torch.testing.assert_close(tasks[i], dense.eigenvalues(i)[:2], rtol=1e-8, atol=0)
         torch.testing.assert_close(tasks[:, 0], dense.max_eigenvalues(), rtol=1e-8, atol=0)
+
+    def test_linear_heads_on_the_same_features_repeat_eigenvalues(self) -> None:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(5, 32), nn.Tanh(), nn.Linear(32, 4)).double()
+        x = torch.randn(40, 5, dtype=torch.float64)
+        heads = OutputNTKOperator(network, x, lambda name, _: name.startswith("2."), task_dim=1)
+        z = network[1](network[0](x)).detach()
+        features = torch.cat([z, torch.ones(40, 1, dtype=torch.float64)], dim=1)
+        expected = torch.linalg.eigvalsh(features @ features.T).flip(0).repeat_interleave(4)[:6]
+        torch.testing.assert_close(top_eigenvalues(heads, 6), expected, rtol=1e-8, atol=0)
 
     def test_trace_and_density(self) -> None:
         operator, dense = self._pair()

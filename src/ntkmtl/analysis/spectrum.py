@@ -113,12 +113,14 @@ def linear_operator(operator: SymmetricOperator) -> Any:
         >>> linear_operator(torch.eye(2)).shape
         (2, 2)
     """
+    return _linear(_size(operator), _multiply(operator))
+
+
+def _linear(size: int, multiply: Callable[[Tensor], Tensor]) -> Any:
     try:
         from scipy.sparse.linalg import LinearOperator
     except ImportError as error:
         raise missing_extra("linear_operator", "bench", error) from error
-    size = _size(operator)
-    multiply = _multiply(operator)
 
     def product(vector: Any) -> Any:
         return multiply(torch.as_tensor(vector.reshape(-1).copy())).numpy()
@@ -141,72 +143,131 @@ def top_eigenvalues(
     few tens of products. Small ones lie close together: many products, and below rounding
     (about 1e-7 of the largest in float32) they mean nothing.
 
+    Lanczos sees one vector of each eigenspace, and output kernels repeat eigenvalues: with respect
+    to k linear heads that read the same features, each has k copies. So for ``count`` above 1 it
+    searches again beside the eigenvectors that it has, until nothing turns up that belongs among
+    them.
+
     Args:
         operator: Shape (R, R).
         count: How many, at most R.
         which: End of the spectrum.
         tolerance: Relative error allowed; 1e-10 for float64, 1e-5 for float32 if None.
-        max_products: Products after which to give up.
-        seed: Of the first vector.
+        max_products: Products after which a search gives up.
+        seed: Of the first vectors.
 
     Returns:
         float64 of shape (count,): the largest falling, or the smallest rising.
 
     Raises:
         ValueError: ``count`` is not in 1..R, or the operator is not square.
-        RuntimeError: Not converged within ``max_products``.
+        RuntimeError: A search has not converged within ``max_products``.
         MissingExtraError: SciPy is not installed.
 
     Example:
         >>> import torch
         >>> top_eigenvalues(torch.tensor([[2.0, 1.0], [1.0, 2.0]]))
         tensor([3.], dtype=torch.float64)
+        >>> K = torch.kron(torch.eye(20), torch.tensor([[2.0, 1.0], [1.0, 2.0]])).double()
+        >>> [round(value, 6) for value in top_eigenvalues(K, 2).tolist()]
+        [3.0, 3.0]
     """
     size = _size(operator)
     if not 1 <= count <= size:
         raise ValueError(f"count must be in 1..{size}, found {count}")
     if which not in ("largest", "smallest"):
         raise ValueError(f"which must be largest or smallest, found {which!r}")
+    multiply = _multiply(operator)
     if size <= max(DENSE, 2 * count):
-        multiply = _multiply(operator)
         dense = torch.stack([multiply(row) for row in torch.eye(size, dtype=torch.float64)])
         rising: Tensor = torch.linalg.eigvalsh((dense + dense.T) / 2)
         return rising.flip(0)[:count] if which == "largest" else rising[:count]
-    try:
-        from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
-    except ImportError as error:
-        raise missing_extra("top_eigenvalues", "bench", error) from error
-    start = torch.randn(
-        size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
-    ).numpy()
     if tolerance is None:
         tolerance = _TOLERANCE.get(operator.dtype, 1e-2)
-    # Vectors kept between restarts. SciPy's default of 20 costs 20 products at least; the largest
-    # eigenvalues of an NTK stand far enough apart to be found with fewer. The smallest do not.
-    kept = min(size, max(2 * count + 6, 12 if which == "largest" else 40))
-    try:
-        found = eigsh(
-            linear_operator(operator),
-            k=count,
-            which="LA" if which == "largest" else "SA",
-            v0=start,
-            ncv=kept,
-            tol=tolerance,
-            maxiter=max(1, max_products // max(1, kept - count)),
-            return_eigenvectors=False,
-        )
-    except ArpackNoConvergence as error:
-        raise RuntimeError(
-            f"{len(error.eigenvalues)} of {count} {which} eigenvalues converged to a relative "
-            f"{tolerance:g} within {max_products} products; raise max_products or tolerance"
-        ) from error
-    except ArpackError as error:
-        if "error -9:" not in str(error):
-            raise
-        # "Starting vector is zero": the product with a random vector is, so all eigenvalues are.
-        return torch.zeros(count, dtype=torch.float64)
-    values = torch.as_tensor(found.copy()).sort().values
-    return values.flip(0) if which == "largest" else values
+    search = _Search(size, which, tolerance, max_products, seed)
+    values, vectors = search(multiply, count)
+    # A copy of a single value would change nothing.
+    while count > 1:
+        last = float(values[-1])
+        extra, vector = search(_beside(multiply, vectors, search.beyond(values)), 1)
+        if search.sign * (float(extra[0]) - last) <= 2 * tolerance * abs(last):
+            break
+        values = search.sign * (search.sign * torch.cat([values, extra])).sort(descending=True)[0]
+        values, vectors = values[:count], torch.cat([vectors, vector], dim=1)
+    return values
+
+
+def _beside(
+    multiply: Callable[[Tensor], Tensor], vectors: Tensor, shifted: float
+) -> Callable[[Tensor], Tensor]:
+    """Return the product of an operator that has other eigenvalues on the span of some vectors.
+
+    Args:
+        multiply: The operator's own product.
+        vectors: Shape (R, m).
+        shifted: What the eigenvalues on their span are.
+    """
+    basis = torch.linalg.qr(vectors)[0]
+
+    def product(vector: Tensor) -> Tensor:
+        inside = basis @ (basis.T @ vector)
+        outside = multiply(vector - inside)
+        return outside - basis @ (basis.T @ outside) + shifted * inside
+
+    return product
+
+
+class _Search:
+    """Searches for eigenvalues at one end of a spectrum, each from another first vector."""
+
+    def __init__(
+        self, size: int, which: str, tolerance: float, max_products: int, seed: int
+    ) -> None:
+        self.size, self.which = size, which
+        self.tolerance, self.max_products = tolerance, max_products
+        self.sign = 1.0 if which == "largest" else -1.0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def beyond(self, values: Tensor) -> float:
+        """Return a number that is further from this end than values found here."""
+        return float(values[-1]) - self.sign * (1.0 + float(values.abs().max()))
+
+    def __call__(self, multiply: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor, Tensor]:
+        """Return values, the outermost first, and vectors, shape (R, count)."""
+        try:
+            from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
+        except ImportError as error:
+            raise missing_extra("top_eigenvalues", "bench", error) from error
+        start = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
+        # Vectors kept between restarts. SciPy's default of 20 costs 20 products at least; the
+        # largest eigenvalues of an NTK stand far enough apart to be found with fewer. The smallest
+        # do not.
+        kept = min(self.size, max(2 * count + 6, 12 if self.which == "largest" else 40))
+        try:
+            values, vectors = eigsh(
+                _linear(self.size, multiply),
+                k=count,
+                which="LA" if self.which == "largest" else "SA",
+                v0=start.numpy(),
+                ncv=kept,
+                tol=self.tolerance,
+                maxiter=max(1, self.max_products // max(1, kept - count)),
+            )
+        except ArpackNoConvergence as error:
+            raise RuntimeError(
+                f"{len(error.eigenvalues)} of {count} {self.which} eigenvalues converged to a "
+                f"relative {self.tolerance:g} within {self.max_products} products; raise "
+                "max_products or tolerance"
+            ) from error
+        except ArpackError as error:
+            if "error -9:" not in str(error):
+                raise
+            # "Starting vector is zero": the product with a random vector is, so all eigenvalues
+            # are.
+            nothing = torch.zeros(count, dtype=torch.float64)
+            return nothing, torch.eye(self.size, count, dtype=torch.float64)
+        order = (self.sign * torch.as_tensor(values.copy())).argsort(descending=True)
+        return torch.as_tensor(values.copy())[order], torch.as_tensor(vectors.copy())[:, order]
 
 
 def task_eigenvalues(operator: OutputNTKOperator, count: int = 1, **options: Any) -> Tensor:
@@ -417,8 +478,9 @@ class SpectralDensity:
     def condition_number(self, floor: float = FLOOR) -> float:
         """Return the largest node over the smallest one above ``floor`` times the largest.
 
-        A lower bound of that of the eigenvalues above the floor, as nodes lie between the smallest
-        and the largest eigenvalue. NaN where all vanish.
+        An estimate of that of the eigenvalues above the floor, and on either side of it: nodes lie
+        between the smallest and the largest of all eigenvalues, so one may stand in the gap below
+        the smallest that counts. NaN where all vanish.
 
         Args:
             floor: In [0, 1).
