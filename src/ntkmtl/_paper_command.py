@@ -576,13 +576,17 @@ def _figure3(exhibit: Exhibit, prepared: Prepared, ns: list[int], overwrite: boo
     most = prepared.request.batch_size or prepared.problem.recipe.batch_size
     if max(ns) > most:
         refuse(f"--ns must be at most the batch size, {most}. Found {max(ns)}.")
+    from ntkmtl.weighting import spec
+
+    has_n = "minibatches" in spec(method).defaults
     found = {}
     for n in ns:
-        # The recipe's own n is what the tables train.
-        own = n == prepared.problem.recipe.minibatches
+        # The method's own n is what the tables train: 1, or the recipe's where it has an n at all.
+        own = n == (prepared.problem.recipe.minibatches if has_n else 1)
         one = prepared if own else prepared.variant(f"n{n}")
         say(f"n = {n}: {one.folder}")
-        trained(one.comparison({method: {"minibatches": n}}), overwrite=overwrite)
+        options = {} if own else {method: {"minibatches": n}}
+        trained(one.comparison(options), overwrite=overwrite)
         found[n] = _read(one)
     with refusing(ValueError):
         from ntkmtl.paper._figures import ablation

@@ -255,6 +255,12 @@ def test_figure_3_is_delta_m_by_n(place: Path) -> None:
         assert row.delta_m is not None
         assert (one["delta_m"], one["stderr"]) == (row.delta_m.mean, row.delta_m.stderr)
     assert len({one["delta_m"] for one in found["by_n"]}) == 3
+    # ntkmtl has no n of its own: the table's runs have 1.
+    table = good("table3", *RUN, "--methods", "ntkmtl")
+    assert "ntkmtl" in table.stdout
+    own = json.loads(good("figure3", *RUN, "--methods", "ntkmtl", "--ns", "1,2", "--json").stdout)
+    folders = {one["n"]: Path(one["folder"]).name for one in own["by_n"]}
+    assert folders == {1: "stand-in-small", 2: "stand-in-small-n2"}
     again = good(*arguments)
     assert "to train" not in again.stderr
     assert "epochs: 2 here, 300 published" in again.stdout
