@@ -192,8 +192,9 @@ def top_eigenvalues(
         extra, vector = search(_beside(multiply, vectors, search.beyond(values)), 1)
         if search.sign * (float(extra[0]) - last) <= 2 * tolerance * abs(last):
             break
-        values = search.sign * (search.sign * torch.cat([values, extra])).sort(descending=True)[0]
-        values, vectors = values[:count], torch.cat([vectors, vector], dim=1)
+        outermost_first = (search.sign * torch.cat([values, extra])).sort(descending=True).values
+        values = search.sign * outermost_first[:count]
+        vectors = torch.cat([vectors, vector], dim=1)
     return values
 
 
@@ -207,7 +208,7 @@ def _beside(
         vectors: Shape (R, m).
         shifted: What the eigenvalues on their span are.
     """
-    basis = torch.linalg.qr(vectors)[0]
+    basis: Tensor = torch.linalg.qr(vectors)[0]
 
     def product(vector: Tensor) -> Tensor:
         inside = basis @ (basis.T @ vector)
