@@ -206,6 +206,28 @@ def test_damaged_image_is_named_and_decoding_goes_on_from_there(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "made", "source"]
 
 
+def test_decoding_into_the_working_directory_goes_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_store, "EVERY", 4)
+    source = write_release(tmp_path / "source")
+    (tmp_path / "made").mkdir()
+    monkeypatch.chdir(tmp_path / "made")
+    path = source / "img_align_celeba" / "000010.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no whole image"):
+        prepare(source, Path())
+    path.write_bytes(whole)
+    for first in ("goes on after 8 images", "4 of 12 images decoded"):
+        said: list[str] = []
+        prepare(source, Path(), said.append)
+        assert said[0] == first
+        assert len(load(Path())[0].images) == 12
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source"]
+    assert {p.suffix for p in Path().iterdir()} == {".npy", ".json"}
+
+
 def test_decoding_begins_again_for_other_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

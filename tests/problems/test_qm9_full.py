@@ -12,7 +12,16 @@ from torchmetrics.functional import mean_absolute_error
 
 from ntkmtl import paper, problems
 from ntkmtl.problems._prepared import DataMissingError, Prepared
-from ntkmtl.problems.qm9 import QM9, Graphs, Molecules, load, prepare, read_source
+from ntkmtl.problems.qm9 import (
+    QM9,
+    Graphs,
+    Molecules,
+    _sources,
+    _store,
+    load,
+    prepare,
+    read_source,
+)
 from ntkmtl.problems.qm9._bonds import bonds_of, read_smiles
 from ntkmtl.problems.qm9._problem import graphs
 from ntkmtl.problems.qm9._sources import MOLECULES, UNCHARACTERIZED
@@ -261,6 +270,42 @@ def test_missing_raw_file(tmp_path: Path) -> None:
         read_source(tmp_path)
 
 
+@needs_data
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", 0),
+        ("<!DOCTYPE html>\n<title>404 Not Found</title>\n", 0),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", 0),
+        ("     7     C1CC1\n", 1),
+        ("     7     C1CC1\n    11     CC\n999999     CC\n    12     C\n", 3),
+    ],
+    ids=["empty", "page", "picture", "cut-off", "other-list"],
+)
+def test_molecules_to_leave_out_that_are_not_named_are_not_let_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | bytes, found: int
+) -> None:
+    write_raw(tmp_path / "raw", 20)
+    # As if these were all molecules of QM9.
+    monkeypatch.setattr(_sources, "UNCHARACTERIZED", 2)
+    monkeypatch.setattr(_sources, "LAST_INDEX", 20)
+    assert len(read_source(tmp_path)) == 18
+    content = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "raw" / "uncharacterized.txt").write_bytes(content)
+    with pytest.raises(
+        ValueError, match=rf"uncharacterized\.txt must name 2 .*it names {found}: download it again"
+    ):
+        read_source(tmp_path)
+
+
+@needs_data
+def test_a_part_of_the_molecules_needs_a_list_of_those_to_leave_out_too(tmp_path: Path) -> None:
+    write_raw(tmp_path / "raw", 20)
+    (tmp_path / "raw" / "uncharacterized.txt").write_text("")
+    with pytest.raises(ValueError, match=r"uncharacterized\.txt must name the indices"):
+        read_source(tmp_path)
+
+
 def test_damaged_package(tmp_path: Path) -> None:
     write_pack(tmp_path)
     part = tmp_path / "qm9pack" / "data" / "qm9_part2.csv"
@@ -356,6 +401,19 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds letter\.txt, which is no prepared data"):
         prepare(write_pack(tmp_path / "source"), tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
+
+
+def test_a_place_for_the_data_is_looked_at_before_the_source_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: object) -> Molecules:
+        raise AssertionError("the source was read")
+
+    monkeypatch.setattr(_store, "read_source", read)
+    (tmp_path / "file").write_text("dear")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises((ValueError, OSError), match="file"):
+            prepare(write_pack(tmp_path / place.name), place)
 
 
 def test_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:

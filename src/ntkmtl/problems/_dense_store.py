@@ -15,8 +15,8 @@ import numpy as np
 from ntkmtl.files import write_json
 from ntkmtl.problems._prepared import (
     Prepared,
+    beside,
     publish,
-    refuse_foreign,
     write_array,
     write_manifest,
 )
@@ -190,15 +190,14 @@ def prepare_frames(
     Raises:
         ValueError: A frame is damaged, or ``folder`` holds other things.
     """
-    refuse_foreign(folder)
+    partial = beside(folder, "partial")
     names = (*source.training, *source.testing)
     if not source.training or not source.testing:
         raise ValueError(
             f"{source.path} holds {len(source.training)} training and {len(source.testing)} test "
             "frames; there must be some of both"
         )
-    partial = folder.parent / f".{folder.name}-partial"
-    partial.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(exist_ok=True)
     _decode(source, names, layout, partial, progress)
     facts = {
         **source.facts,

@@ -6,11 +6,12 @@ holds shape, type, size and SHA-256 of every array. A folder without a manifest 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ __all__ = [
     "MANIFEST",
     "DataMissingError",
     "Prepared",
+    "beside",
     "data_folder",
     "last_change",
     "publish",
@@ -135,10 +137,10 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: ``folder`` holds something that is no prepared data.
+        OSError: It cannot be replaced, or nothing can be written there.
     """
-    refuse_foreign(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    new = beside(folder, secrets.token_hex(4))
+    new.mkdir()
     try:
         yield new
         publish(new, folder)
@@ -146,13 +148,104 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def publish(new: Path, folder: Path) -> None:
-    """Put a folder of whole data in the place of another."""
-    new.chmod(0o755)
+def beside(folder: Path, ending: str) -> Path:
+    """Return where to make the folder of new data that is to take the place of another.
+
+    That is next to ``folder``, or within it where it cannot be renamed: where it is a mount point,
+    the working directory, or in a folder that may not be written.
+
+    Args:
+        folder: The folder to replace, which may be a link to it and need not be there.
+        ending: What tells the new folder from others of its kind.
+
+    Raises:
+        ValueError: ``folder`` holds something that is no prepared data.
+    """
     refuse_foreign(folder)
-    if folder.exists():
-        shutil.rmtree(folder)
-    new.rename(folder)
+    folder = _followed(folder)
+    fixed = folder.is_dir() and (
+        os.path.ismount(folder)
+        or folder.samefile(Path.cwd())
+        or not os.access(folder.parent, os.W_OK)
+    )
+    place = folder if fixed else folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    return place / f".{folder.name}-{ending}"
+
+
+def publish(new: Path, folder: Path) -> None:
+    """Put a folder of whole data in the place of another.
+
+    The earlier data are removed when the new ones are there. If the process is killed before, they
+    are still next to ``folder``, under a name that begins with a dot.
+
+    Args:
+        new: The whole data, at a path of :func:`beside`. It is gone afterwards.
+        folder: The folder to replace.
+
+    Raises:
+        ValueError: ``folder`` holds something that is no prepared data.
+        OSError: It cannot be replaced. One that can be renamed is as it was; another one may have
+            lost its manifest, and then looks incomplete.
+    """
+    refuse_foreign(folder)
+    folder = _followed(folder)
+    if new.parent == folder:
+        _replace_within(new, folder)
+        return
+    new.chmod(0o755)
+    old = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    there = folder.exists()
+    try:
+        if there:
+            folder.rename(old)
+    except OSError as error:
+        # A bind mount does not look like a mount point, nor does a layer of a container's disk.
+        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EPERM):
+            raise
+        _replace_within(new, folder)
+        return
+    try:
+        new.rename(folder)
+    except BaseException:
+        if there:
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_within(new: Path, folder: Path) -> None:
+    """Replace what a folder holds. Without its manifest, it looks whole at no time in between."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    arrays = list(new.glob("*.npy"))
+    for path in arrays:
+        _move(path, folder / path.name)
+    kept = {path.name for path in (*arrays, new)}
+    for path in folder.iterdir():
+        if path.is_dir() and path.name not in kept:
+            shutil.rmtree(path)
+        elif path.name not in kept:
+            path.unlink()
+    _move(new / MANIFEST, folder / MANIFEST)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _move(path: Path, to: Path) -> None:
+    try:
+        path.replace(to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with path.open("rb") as file, atomic_write(to) as copy:
+            shutil.copyfileobj(file, copy, _CHUNK)
+        # The manifest says when the array was changed.
+        shutil.copystat(path, to)
+        path.unlink()
+
+
+def _followed(folder: Path) -> Path:
+    """Return a folder by its own name: no link, and not ``.``, which has none."""
+    return Path(os.path.realpath(folder))
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -165,7 +258,15 @@ def refuse_foreign(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give another one for the prepared data")
-    other = [p.name for p in folder.iterdir() if p.name != MANIFEST and p.suffix != ".npy"]
+    # New data that are made within, and what was left of such.
+    ours = f".{_followed(folder).name}-"
+    other = [
+        path.name
+        for path in folder.iterdir()
+        if path.name != MANIFEST
+        and path.suffix != ".npy"
+        and not (path.is_dir() and path.name.startswith(ours))
+    ]
     if other:
         raise ValueError(
             f"{folder} holds {sorted(other)[0]}, which is no prepared data; give a new folder"

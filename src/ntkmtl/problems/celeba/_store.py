@@ -16,8 +16,8 @@ from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_json
 from ntkmtl.problems._prepared import (
     Prepared,
+    beside,
     publish,
-    refuse_foreign,
     write_array,
     write_manifest,
 )
@@ -142,12 +142,11 @@ def prepare(
         raise FileNotFoundError(f"the folder of CelebA as released must be named. {HOW}")
     if not source.is_dir():
         raise FileNotFoundError(f"{source} is not a folder. {HOW}")
-    refuse_foreign(folder)
+    partial = beside(folder, "partial")
     annotations = read_annotations(source)
     with open_images(source) as images:
         rows = _rows(annotations, images)
-        partial = folder.parent / f".{folder.name}-partial"
-        partial.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
         _decode(images, partial, progress)
         numbers = [int(Path(name).stem) for name in images.names]
         write_array(partial / "labels.npy", annotations.labels[rows])

@@ -268,6 +268,14 @@ def _read_raw(folder: Path, progress: Callable[[str], None]) -> Molecules:
         rows = [[float(row[name] or "nan") for name in columns] for row in reader]
     values = np.array(rows, dtype=np.float64).reshape(-1, len(columns))
     values = values * np.array([factor for _, factor in _RAW])
+    whole = len(values) == LAST_INDEX
+    if not left_out or (whole and len(left_out) != UNCHARACTERIZED):
+        wanted = f"{UNCHARACTERIZED:,} indices" if whole else "the indices"
+        raise ValueError(
+            f"{files[2]} must name {wanted} of the molecules to leave out, and it names "
+            f"{len(left_out):,}: download it again, from "
+            "https://ndownloader.figshare.com/files/3195404 as torch_geometric does"
+        )
 
     def read() -> Iterator[_One]:
         count = 0
@@ -289,8 +297,12 @@ def _read_raw(folder: Path, progress: Callable[[str], None]) -> Molecules:
 
 
 def _left_out(content: bytes) -> set[int]:
-    text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
-    return {int(match[1]) for match in re.finditer(r"^\s*(\d+)\s", text, re.MULTILINE)}
+    if content[:2] == b"\x1f\x8b":
+        content = gzip.decompress(content)
+    # Another file altogether, text or not, names none; that is refused with what was found.
+    text = content.decode("utf-8", errors="replace")
+    found = (int(match[1]) for match in re.finditer(r"^\s*(\d+)\s", text, re.MULTILINE))
+    return {index for index in found if 1 <= index <= LAST_INDEX}
 
 
 def _records(lines: Iterator[str]) -> Iterator[list[str]]:

@@ -43,9 +43,10 @@ def prepare(
         ValueError: It is damaged.
     """
     source = _installed() if source is None else source
-    molecules = read_source(source, progress)
     names = [field.name for field in fields(Molecules)]
+    # A place that cannot be written is refused before the long reading.
     with replacing(folder) as new:
+        molecules = read_source(source, progress)
         for name in names:
             write_array(new / f"{name}.npy", getattr(molecules, name))
         facts = {"source": source.name, "molecules": len(molecules)}
