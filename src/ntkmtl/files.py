@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import tempfile
@@ -44,10 +45,14 @@ def atomic_write(
     The bytes go to a temporary name in the same folder, are synced, and renamed over ``path``. If
     the body raises, the temporary file is removed and what stood at ``path`` before stays.
 
+    A link stays, and the file that it leads to is replaced. What is there and is no file, as a
+    pipe, a device or ``/dev/stdout``, is written to once the body has ended.
+
     Args:
         path: Where the file shall stand. Its folder is made if there is none.
-        previous: Where to keep what stood at ``path`` before, in the same folder; it is replaced if
-            None. Between the two renames a reader finds the old file there and none at ``path``.
+        previous: Where to keep what stood at ``path`` before, in the same folder, a link as such;
+            it is replaced if None. Between the two renames a reader finds the old file there and
+            none at ``path``.
 
     Yields:
         A binary file object.
@@ -64,6 +69,17 @@ def atomic_write(
         b'whole'
     """
     path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        content = io.BytesIO()
+        yield content
+        try:
+            with path.open("wb") as file:
+                file.write(content.getbuffer())
+        except OSError as error:
+            raise _naming(path, error) from error
+        return
+    if previous is None and path.is_symlink():
+        path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         handle, temporary = tempfile.mkstemp(
