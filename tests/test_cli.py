@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 import ntkmtl._paper_command  # noqa: F401  (adds its command)
-from ntkmtl._commands import app
+from ntkmtl._commands import app, exit_as
+from ntkmtl.training.sweep import Sweep
 
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parent / "training"
@@ -195,6 +198,19 @@ def test_a_failed_run_is_told_at_the_end(tmp_path: Path) -> None:
     result = call("run", TOY, "--method", "ls", *arguments)
     assert result.exit_code == 1
     assert json.loads(result.stdout) == []
+
+
+def test_runs_that_were_left_untrained_are_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["ntkmtl", "compare", TOY])
+    sweep = Sweep("toy", Path("runs"), 2, 0, 0, 3, (), False, 1.0)
+    with pytest.raises(typer.Exit) as end:
+        exit_as(sweep)
+    assert end.value.exit_code == 1
+    said = "3 runs were not trained. Go on with: ntkmtl compare toy_problem:Toy"
+    assert said in capsys.readouterr().err
+    exit_as(replace(sweep, unfinished=0))
 
 
 @pytest.mark.parametrize(

@@ -381,12 +381,14 @@ def exit_as(sweep: Sweep, shown: bool = True) -> None:
         shown: Whether its results could be shown.
     """
     say_failures(sweep.failures)
+    again = shlex.join(["ntkmtl", *sys.argv[1:]])
     if sweep.interrupted:
         done = sweep.trained + sweep.complete + sweep.cached
-        again = shlex.join(["ntkmtl", *sys.argv[1:]])
         say(f"Stopped with {done} runs complete and {sweep.unfinished} to go. Go on with: {again}")
         raise typer.Exit(INTERRUPTED)
-    if sweep.failures or not shown:
+    if sweep.unfinished and not sweep.failures:
+        say(f"Error: {sweep.unfinished} runs were not trained. Go on with: {again}")
+    if sweep.failures or sweep.unfinished or not shown:
         raise typer.Exit(FAILED)
 
 

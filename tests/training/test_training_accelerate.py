@@ -29,6 +29,7 @@ from ntkmtl.training._device import (
     choose_device,
     to_device,
 )
+from ntkmtl.training.accelerating import check_launch
 from ntkmtl.training.checkpoints import read_checkpoint
 from ntkmtl.training.runs import canonical_json
 from ntkmtl.training.trainer import run_identity
@@ -537,6 +538,37 @@ def test_wandb_stays_offline_unless_told_otherwise(
     monkeypatch.setenv("WANDB_MODE", "online")
     train(Toy(), "ls", 0, tmp_path / "on", threads=1, tracker="wandb")
     assert modes == ["offline", None], "the user's own setting is left to the library"
+
+
+# ------------------------------------------------------------------ accelerate launch
+
+
+@pytest.mark.parametrize(
+    ("key", "told", "said"),
+    [
+        ("DYNAMO_BACKEND", "INDUCTOR", "compile with inductor; .* give --compile to ntkmtl"),
+        ("DYNAMO_BACKEND", "aot_eager", "compile with aot_eager"),
+        ("MIXED_PRECISION", "fp8", r"use fp8, .* give --precision fp32\|bf16\|fp16 to ntkmtl"),
+        ("MIXED_PRECISION", "fp16", "the recipe says bf16; give --precision fp16"),
+    ],
+)
+def test_what_accelerate_launch_was_told_and_is_not_done_is_refused(
+    monkeypatch: pytest.MonkeyPatch, key: str, told: str, said: str
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_{key}", told)
+    with pytest.raises(ValueError, match=said) as refused:
+        check_launch("bf16")
+    assert "--precision fp8" not in str(refused.value)
+
+
+def test_what_accelerate_launch_says_unasked_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    check_launch("bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_launch("bf16")
 
 
 # ------------------------------------------------------------------ the command line

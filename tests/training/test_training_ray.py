@@ -203,6 +203,35 @@ def test_a_node_that_is_killed_costs_its_run_only(
     assert_same_bits(local, out)
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_runs_that_have_not_begun_wait_for_a_node(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    notes = Notes()
+    looked = 0
+
+    def room(engine: RayEngine) -> int:
+        """One run at first; none then, and for three looks after that run has ended."""
+        nonlocal looked
+        looked += bool(notes.ended)
+        if looked == 2 and stopped:
+            signal.raise_signal(signal.SIGINT)
+        return int(not notes.labels or looked > 3)
+
+    monkeypatch.setattr(RayEngine, "_room", room)
+    sweep = compare(
+        ask(tmp_path, methods=["uw"]), reporter=notes, engine=RayEngine(cluster.address)
+    )
+    assert sweep.failures == ()
+    if stopped:
+        assert (sweep.interrupted, sweep.trained, sweep.unfinished) == (True, 1, 1)
+    else:
+        assert (sweep.interrupted, sweep.trained, sweep.unfinished) == (False, 2, 0)
+    assert [text.partition(" (")[0] for text in notes.messages] == [
+        "No node has room for a run any more"
+    ]
+
+
 def test_a_ray_of_its_own_is_for_this_machine_alone_and_stops_on_ctrl_c(
     local: Path, tmp_path: Path
 ) -> None:

@@ -9,9 +9,10 @@ import contextlib
 import os
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from ntkmtl.errors import MissingExtraError, missing_extra
+from ntkmtl.problems.base import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -91,7 +92,7 @@ def check_launch(precision: str) -> None:
         precision: The recipe's.
 
     Raises:
-        ValueError: DeepSpeed or Megatron-LM, or another precision, are asked for.
+        ValueError: DeepSpeed, Megatron-LM, a compiler, or another precision are asked for.
     """
     for key, what in (
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
@@ -103,8 +104,21 @@ def check_launch(precision: str) -> None:
                 "with DDP or FSDP2. Launch without it; in a loop of your own, Balancer works with "
                 "any wrapper whose hooks fire"
             )
+    # accelerate would compile the network as a whole, and the run would not say so.
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise ValueError(
+            f"accelerate was told to compile with {backend}; launch with --dynamo_backend no, and "
+            "give --compile to ntkmtl, which compiles trunk and heads"
+        )
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     mine = "no" if precision == "fp32" else precision
+    known = get_args(Precision)
+    if launched not in ("no", *known):
+        raise ValueError(
+            f"accelerate launch was told to use {launched}, which ntkmtl's trainer does not: "
+            f"launch with --mixed_precision no, and give --precision {'|'.join(known)} to ntkmtl"
+        )
     if launched not in ("no", mine):
         raise ValueError(
             f"accelerate launch was told to use {launched}, and the recipe says {precision}; "

@@ -519,8 +519,8 @@ class _Runs:
         stopping = False
         try:
             self._fill(queue)
-            while self.active:
-                done, _ = ray.wait(list(self.active), timeout=POLL_SECONDS)
+            while self.active or (self.waits and queue.pending and not stopping):
+                done = self._wait()
                 if stop_requested() and not stopping:
                     stopping = True
                     ray.get(self.post.stop.remote())
@@ -540,6 +540,17 @@ class _Runs:
                 ray.cancel(reference, force=True)
             ray.kill(self.post)
         return stopping and bool(book.open)
+
+    def _wait(self) -> list[Any]:
+        """Wait until a run ends, though not for long; return those that have ended."""
+        import ray
+
+        if not self.active:
+            # There is no room for any: a node may come.
+            time.sleep(POLL_SECONDS)
+            return []
+        done: list[Any] = ray.wait(list(self.active), timeout=POLL_SECONDS)[0]
+        return done
 
     def _fill(self, queue: JobQueue[Any]) -> None:
         room = self.engine._room() if self.engine.jobs is None else self.engine.jobs
