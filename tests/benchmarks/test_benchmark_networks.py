@@ -106,6 +106,29 @@ def test_pixels_that_are_not_valid_do_not_count() -> None:
     torch.testing.assert_close(found, (guess - depth).abs()[:, :, 2:].mean())
 
 
+def test_losses_of_a_batch_without_a_valid_pixel_are_zero() -> None:
+    kinds = {"segmentation": 5, "depth": 1, "normals": 3}
+    outputs = [torch.randn(2, channels, 4, 4, requires_grad=True) for channels in kinds.values()]
+    labels = [
+        torch.full((2, 4, 4), -1),
+        torch.zeros(2, 1, 4, 4),
+        torch.zeros(2, 3, 4, 4),
+    ]
+    losses = dense_losses(list(kinds), outputs, labels)
+    assert [loss.item() for loss in losses] == [0.0, 0.0, 0.0]
+    for gradient in torch.autograd.grad(losses, outputs):
+        assert not gradient.any()
+
+
+def test_segmentation_is_the_mean_over_labelled_pixels() -> None:
+    scores = torch.randn(3, 5, 6, 8, requires_grad=True)
+    labels = torch.randint(-1, 5, (3, 6, 8))
+    (found,) = dense_losses(["segmentation"], [scores], [labels])
+    mean = functional.cross_entropy(scores, labels, ignore_index=-1)
+    torch.testing.assert_close(found, mean)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, scores)[0] for loss in (found, mean)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

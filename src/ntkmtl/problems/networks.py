@@ -345,6 +345,8 @@ def dense_losses(
 ) -> list[Tensor]:
     """Return cross-entropy, mean absolute error and one minus the cosine, each over valid pixels.
 
+    A batch without a valid pixel of a task gives 0.
+
     Args:
         tasks: Kinds of the k tasks.
         outputs: What :meth:`SegNetMTAN.predict` returned.
@@ -361,7 +363,8 @@ def dense_losses(
     losses = []
     for task, output, label in zip(tasks, outputs, labels, strict=True):
         if task == "segmentation":
-            losses.append(functional.cross_entropy(output, label, ignore_index=-1))
+            total = functional.cross_entropy(output, label, ignore_index=-1, reduction="sum")
+            losses.append(total / (label != -1).sum().clamp_min(1))
             continue
         valid = (label != 0).any(dim=1)
         if task == "depth":
