@@ -28,7 +28,7 @@ from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting import accepted_options, create, spec
-from ntkmtl.weighting._base import Weighting, copied
+from ntkmtl.weighting._base import Weighting
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -519,7 +519,7 @@ class Balancer:
             "kernels": self._kernels,
             "probe": None if self._probe is None else self._probe.state_dict(),
             "correction": None if self._correction is None else self._correction.state_dict(),
-            "weighting": copied(self.weighting.state_dict()),
+            "weighting": self.weighting.state_dict(),
         }
 
     @with_cpu_default
@@ -557,7 +557,7 @@ class Balancer:
                     f"is {'without' if known is None else 'with'} one: source, trunk and corrected "
                     "must be as they were"
                 )
-        self.weighting.load_state_dict(copied(state["weighting"]))
+        self.weighting.load_state_dict(state["weighting"])
         if self._names is not None:
             # A state from before the first step knows of no tasks, and the next batch may have
             # labels for some of them only.

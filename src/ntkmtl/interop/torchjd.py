@@ -8,7 +8,6 @@ Gramian. :func:`as_torchjd` hands one of our methods to TorchJD's autogram engin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, get_args
 
 import torch
@@ -241,7 +240,7 @@ class TorchJD(GramianWeighting):
             )
         return weights.to(torch.float64)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         """Return the weighting's class and what it registered as parameters and buffers.
 
         Raises:
@@ -255,14 +254,12 @@ class TorchJD(GramianWeighting):
             )
         return {"torchjd": label, **self.weighting.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned.
+    def _set_state(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`_get_state` returned.
 
         Raises:
             ValueError: The state is another weighting's.
         """
-        state = dict(state)
-        super().load_state_dict(state)
         found, own = state.pop("torchjd"), type(self.weighting).__name__
         if found != own:
             raise ValueError(f"the state is of TorchJD's {found}, this is {own}")

@@ -20,7 +20,6 @@ __all__ = [
     "Weighting",
     "balanced_gramian",
     "check_positive",
-    "copied",
 ]
 
 # Below this share of the largest eigenvalue of their cosines, gradients count as linearly
@@ -197,21 +196,37 @@ class Weighting(ABC):
         """Note that an epoch is over."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the next weights depend on besides the input."""
-        return {}
+        """Return everything that the next weights depend on besides the input.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        The tensors are copies: methods change theirs in place, and a state that was taken must not
+        follow them.
+        """
+        return _copied(self._get_state())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a copy of what :meth:`state_dict` returned.
 
         Raises:
             ValueError: The state does not belong to this method.
         """
-        expected, found = set(self.state_dict()), set(state)
+        expected, found = set(self._get_state()), set(state)
         if expected != found:
             raise ValueError(
                 f"the state does not belong to {type(self).__name__}: it holds "
                 f"{sorted(found)}, expected {sorted(expected)}"
             )
+        self._set_state(_copied(state))
+
+    def _get_state(self) -> dict[str, Any]:
+        """Return the state, by the same keys at all times; for methods that keep one."""
+        return {}
+
+    def _set_state(self, state: dict[str, Any]) -> None:
+        """Take over a state with the keys of :meth:`_get_state`.
+
+        Raises:
+            ValueError: It is of other tasks.
+        """
 
     def __repr__(self) -> str:
         settings = {k: v for k, v in vars(self).items() if k[0] != "_" and k != "name"}
@@ -269,18 +284,6 @@ def balanced_gramian(gramian: Tensor) -> tuple[Tensor, float]:
     return gramian / mean, mean
 
 
-def copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with tensors of its own.
-
-    Methods change theirs in place: a state that was taken would follow them, and two methods that
-    were given the same state would follow each other.
-    """
-    return {
-        key: value.detach().clone() if isinstance(value, Tensor) else value
-        for key, value in state.items()
-    }
-
-
 def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     """Return ``value`` if it is a positive finite number.
 
@@ -292,3 +295,10 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
         kind = "not negative" if zero else "positive"
         raise ValueError(f"{name} must be {kind} and finite. Found {name}={value}.")
     return value
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.detach().clone() if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }

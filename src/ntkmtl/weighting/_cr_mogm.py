@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting import create
-from ntkmtl.weighting._base import Reads, Weighting, copied
+from ntkmtl.weighting._base import Reads, Weighting
 
 __all__ = ["CRMOGM"]
 
@@ -86,13 +86,11 @@ class CRMOGM(Weighting):
     def end_epoch(self) -> None:
         self._inner.end_epoch()
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         inner = self._inner.state_dict()
-        return copied({"average": self._average, **{_INNER + key: inner[key] for key in inner}})
+        return {"average": self._average, **{_INNER + key: inner[key] for key in inner}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._average = state["average"]
         self._inner.load_state_dict(
             {key.removeprefix(_INNER): state[key] for key in state if key.startswith(_INNER)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["DBMTL"]
@@ -88,10 +88,8 @@ class DBMTL(Weighting):
         weights = torch.where(length > 0, length.max() / length, 1.0)
         return (weights.to(tracked) @ tracked).to(jacobian.dtype), weights.cpu()
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied(self._tracked.state_dict())
+    def _get_state(self) -> dict[str, Any]:
+        return self._tracked.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._tracked.load_state_dict(state)

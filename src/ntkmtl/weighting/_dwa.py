@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive, copied
+from ntkmtl.weighting._base import LossWeighting, check_positive
 
 __all__ = ["DynamicWeightAverage"]
 
@@ -73,18 +73,14 @@ class DynamicWeightAverage(LossWeighting):
         self._before, self._last = self._last, mean
         self._sum, self._count = torch.zeros_like(self._sum), torch.zeros_like(self._count)
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied(
-            {
-                "sum": self._sum,
-                "count": self._count,
-                "last": self._last,
-                "before": self._before,
-            }
-        )
+    def _get_state(self) -> dict[str, Any]:
+        return {
+            "sum": self._sum,
+            "count": self._count,
+            "last": self._last,
+            "before": self._before,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._sum, self._count = state["sum"], state["count"]
         self._last, self._before = state["last"], state["before"]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 
 __all__ = ["ExcessMTL"]
 
@@ -136,21 +136,17 @@ class ExcessMTL(Weighting):
     def end_epoch(self) -> None:
         self._epoch += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied(
-            {
-                "epoch": self._epoch,
-                "squares": self._squares,
-                "start": self._start,
-                "sum": self._sum,
-                "count": self._count,
-                "log_weights": self._log_weights,
-            }
-        )
+    def _get_state(self) -> dict[str, Any]:
+        return {
+            "epoch": self._epoch,
+            "squares": self._squares,
+            "start": self._start,
+            "sum": self._sum,
+            "count": self._count,
+            "log_weights": self._log_weights,
+        }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._epoch = int(state["epoch"])
         self._squares, self._start = state["squares"], state["start"]
         self._sum, self._count = state["sum"], state["count"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive, copied
+from ntkmtl.weighting._base import LossWeighting, check_positive
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["FAMO"]
@@ -87,12 +87,10 @@ class FAMO(LossWeighting):
         self._logits.step(z * (fall - (z * fall).sum()) + self.gamma * logits, tasks)
         self._before.fill_(float("nan"))
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         state = self._logits.state_dict()
-        return copied({"logits": state.pop("values"), **state, "before": self._before})
+        return {"logits": state.pop("values"), **state, "before": self._before}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._before = state["before"]
         self._logits.load_state_dict({**state, "values": state["logits"]})

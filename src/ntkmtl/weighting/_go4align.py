@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive, copied
+from ntkmtl.weighting._base import LossWeighting, check_positive
 
 __all__ = ["GO4Align", "group_means"]
 
@@ -120,10 +120,8 @@ class GO4Align(LossWeighting):
             weights[live] = group_means(values, self.groups)
         return weights
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"logits": self._logits})
+    def _get_state(self) -> dict[str, Any]:
+        return {"logits": self._logits}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._logits = state["logits"]

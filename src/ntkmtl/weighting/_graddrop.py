@@ -60,9 +60,8 @@ class GradDrop(Weighting):
         share = (size * kept).sum(dim=1, dtype=torch.float64) / total
         return combined, torch.where(total > 0, share, 1.0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"random": self._random.get()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._random.set(state["random"])

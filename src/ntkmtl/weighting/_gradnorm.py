@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["GradNorm"]
@@ -100,11 +100,9 @@ class GradNorm(Weighting):
         mean = ratio.mean()
         return ratio / mean if float(mean) > 0 else torch.ones_like(ratio)
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"start": self._start, **self._adam.state_dict()})
+    def _get_state(self) -> dict[str, Any]:
+        return {"start": self._start, **self._adam.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._start = state["start"]
         self._adam.load_state_dict(state)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, copied
+from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradVac"]
@@ -104,11 +104,9 @@ class GradVac(Weighting):
                 targets[i][j] = (1.0 - self.beta) * target + self.beta * cosine
         return weights
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"random": self._random.get(), "targets": self._targets})
+    def _get_state(self) -> dict[str, Any]:
+        return {"random": self._random.get(), "targets": self._targets}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._random.set(state["random"])
         self._targets = state["targets"]

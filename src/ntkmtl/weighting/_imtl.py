@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._imtl_g import impartial_weights
 from ntkmtl.weighting._imtl_l import require_not_negative
 from ntkmtl.weighting._task_adam import TaskAdam
@@ -65,10 +65,8 @@ class IMTL(Weighting):
             self._adam.step(scale * losses.to(scale) - 1.0, tasks)
         return alpha * scale
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied(self._adam.state_dict())
+    def _get_state(self) -> dict[str, Any]:
+        return self._adam.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._adam.load_state_dict(state)

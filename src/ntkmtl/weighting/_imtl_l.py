@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ntkmtl._device import with_cpu_default
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._task_parameter import TaskParameter
 
 __all__ = ["IMTLL", "require_not_negative"]
 
@@ -53,22 +53,11 @@ class IMTLL(LossWeighting):
         tensor([0., 2.])
     """
 
-    @with_cpu_default
     def __init__(self, tasks: int | None = None) -> None:
-        if tasks is not None and tasks < 1:
-            raise ValueError(f"tasks must be positive. Found tasks={tasks}.")
-        self._log_scale: nn.Parameter | nn.parameter.UninitializedParameter
-        self._log_scale = nn.parameter.UninitializedParameter()
-        if tasks is not None:
-            self.prepare(tasks, torch.device("cpu"))
+        self._log_scale = TaskParameter(0.0, tasks)
 
     def prepare(self, tasks: int, device: torch.device) -> None:
-        if isinstance(self._log_scale, nn.parameter.UninitializedParameter):
-            self._log_scale.materialize((tasks,), device=device, dtype=torch.float32)
-            nn.init.zeros_(self._log_scale)
-        elif self._log_scale.device != device:
-            # In place, since an optimiser may hold the parameter already.
-            self._log_scale.data = self._log_scale.data.to(device)
+        self._log_scale.prepare(tasks, device)
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         require_not_negative("imtl-l", losses)
@@ -77,35 +66,17 @@ class IMTLL(LossWeighting):
             raise ValueError(
                 f"imtl-l was made for {len(self._log_scale)} tasks, found {len(losses)} losses"
             )
-        return torch.exp(self._log_scale.detach().to(torch.float64)[tasks])
+        return torch.exp(self._log_scale.of(tasks))
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        yield cast("nn.Parameter", self._log_scale)
+        yield self._log_scale.parameter
 
     def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
-        s = self._log_scale
-        slope = (torch.exp(s.detach().to(torch.float64)[tasks]) * losses - 1.0) * scale
-        gradient = torch.zeros_like(s)
-        gradient[tasks] = slope.to(gradient)
-        s.grad = gradient if s.grad is None else s.grad.add_(gradient)
+        slope = (torch.exp(self._log_scale.of(tasks)) * losses - 1.0) * scale
+        self._log_scale.accumulate(slope, tasks)
 
-    def state_dict(self) -> dict[str, Any]:
-        if isinstance(self._log_scale, nn.parameter.UninitializedParameter):
-            return {"log_scale": None}
-        return {"log_scale": self._log_scale.detach().clone()}
+    def _get_state(self) -> dict[str, Any]:
+        return {"log_scale": self._log_scale.get()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        saved = state["log_scale"]
-        if saved is None:
-            # From before the first step. An optimiser may hold the parameter: in place.
-            if not isinstance(self._log_scale, nn.parameter.UninitializedParameter):
-                nn.init.zeros_(self._log_scale)
-            return
-        self.prepare(len(saved), saved.device)
-        if self._log_scale.shape != saved.shape:
-            raise ValueError(
-                f"the state has {len(saved)} tasks, this method {len(self._log_scale)}"
-            )
-        with torch.no_grad():
-            self._log_scale.copy_(saved)
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._log_scale.set(state["log_scale"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ntkmtl._device import with_cpu_default
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._task_parameter import TaskParameter
 
 __all__ = ["LDCMTL"]
 
@@ -55,33 +55,22 @@ class LDCMTL(LossWeighting):
         tensor([0.4000, 0.6000], dtype=torch.float64)
     """
 
-    @with_cpu_default
     def __init__(self, penalty: float = 0.01, tau: str = "sigma", tasks: int | None = None) -> None:
         self.penalty = check_positive("penalty", penalty, zero=True)
         if tau not in ("sigma", "one"):
             raise ValueError(f"tau must be 'sigma' or 'one'. Found {tau!r}.")
         self.tau = tau
-        if tasks is not None and tasks < 1:
-            raise ValueError(f"tasks must be positive. Found tasks={tasks}.")
-        self._router: nn.Parameter | nn.parameter.UninitializedParameter
-        self._router = nn.parameter.UninitializedParameter()
-        if tasks is not None:
-            self.prepare(tasks, torch.device("cpu"))
+        self._router = TaskParameter(1.0, tasks)
 
     def prepare(self, tasks: int, device: torch.device) -> None:
-        if isinstance(self._router, nn.parameter.UninitializedParameter):
-            self._router.materialize((tasks,), device=device, dtype=torch.float32)
-            nn.init.ones_(self._router)
-        elif self._router.device != device:
-            # In place, since an optimiser may hold the parameter already.
-            self._router.data = self._router.data.to(device)
+        self._router.prepare(tasks, device)
 
     def _sigma(self, tasks: Tensor) -> Tensor:
         if int(tasks.max()) >= len(self._router):
             raise ValueError(
                 f"ldc-mtl was made for {len(self._router)} tasks, found position {int(tasks.max())}"
             )
-        return torch.sigmoid(self._router.detach().to(torch.float64)[tasks])
+        return torch.sigmoid(self._router.of(tasks))
 
     def _pull(self, losses: Tensor, sigma: Tensor) -> Tensor:
         """Return d penalty / d (tau_i l_i)."""
@@ -99,7 +88,7 @@ class LDCMTL(LossWeighting):
         return sigma / sigma.sum() + tau * self._pull(losses, sigma)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        yield cast("nn.Parameter", self._router)
+        yield self._router.parameter
 
     def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
         sigma = self._sigma(tasks)
@@ -107,26 +96,10 @@ class LDCMTL(LossWeighting):
         if self.tau == "sigma":
             slope = slope + self._pull(losses, sigma) * losses
         slope = slope * sigma * (1.0 - sigma) * scale
-        router = self._router
-        gradient = torch.zeros_like(router)
-        gradient[tasks] = slope.to(gradient)
-        router.grad = gradient if router.grad is None else router.grad.add_(gradient)
+        self._router.accumulate(slope, tasks)
 
-    def state_dict(self) -> dict[str, Any]:
-        if isinstance(self._router, nn.parameter.UninitializedParameter):
-            return {"router": None}
-        return {"router": self._router.detach().clone()}
+    def _get_state(self) -> dict[str, Any]:
+        return {"router": self._router.get()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        saved = state["router"]
-        if saved is None:
-            # From before the first step. An optimiser may hold the parameter: in place.
-            if not isinstance(self._router, nn.parameter.UninitializedParameter):
-                nn.init.ones_(self._router)
-            return
-        self.prepare(len(saved), saved.device)
-        if self._router.shape != saved.shape:
-            raise ValueError(f"the state has {len(saved)} tasks, this method {len(self._router)}")
-        with torch.no_grad():
-            self._router.copy_(saved)
+    def _set_state(self, state: dict[str, Any]) -> None:
+        self._router.set(state["router"])

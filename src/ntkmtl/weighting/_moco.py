@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import gram
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
@@ -132,13 +132,11 @@ class MoCo(Weighting):
         self._weights.set(tasks, new)
         return (new.to(tracked) @ tracked).to(jacobian.dtype), new
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         own = {"weights": self._weights.values, "steps": self._steps}
-        return copied(own | self._tracked.state_dict())
+        return own | self._tracked.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._weights.values = state["weights"]
         self._steps = int(state["steps"])
         self._tracked.load_state_dict(state)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._independent import independent_products
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
@@ -73,10 +73,8 @@ class MoDo(Weighting):
         self._weights.set(tasks, new)
         return new.to(kernel.blocks.device)
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"weights": self._weights.values})
+    def _get_state(self) -> dict[str, Any]:
+        return {"weights": self._weights.values}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._weights.values = state["weights"]

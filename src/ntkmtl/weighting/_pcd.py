@@ -15,7 +15,6 @@ from ntkmtl.weighting._base import (
     Weighting,
     balanced_gramian,
     check_positive,
-    copied,
 )
 
 __all__ = ["PCD"]
@@ -123,10 +122,8 @@ class PCD(Weighting):
         size = (debiased.to(squares.device) / mean + self.epsilon).sqrt()
         return torch.where(size > 0, 1.0 / size, 0.0)
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"average": self._average, "updates": self._updates})
+    def _get_state(self) -> dict[str, Any]:
+        return {"average": self._average, "updates": self._updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._average, self._updates = state["average"], state["updates"]

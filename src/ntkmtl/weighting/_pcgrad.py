@@ -37,9 +37,8 @@ class PCGrad(GramianWeighting):
         with self._random.as_global(gramian.device):
             return self._solver(balanced_gramian(gramian)[0])
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"random": self._random.get()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._random.set(state["random"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive, copied
+from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
 
 __all__ = ["PIVRG"]
@@ -121,10 +121,8 @@ class PIVRG(Weighting):
                 "is: call balancer.weighting.observe(delta_m of each task) after each epoch"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"scores": self._scores})
+    def _get_state(self) -> dict[str, Any]:
+        return {"scores": self._scores}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._scores = state["scores"]

@@ -35,9 +35,8 @@ class RandomLossWeighting(LossWeighting):
         drawn = torch.randn(len(losses), dtype=torch.float64, generator=self._random.generator)
         return torch.softmax(drawn, dim=0).to(losses.device)
 
-    def state_dict(self) -> dict[str, Any]:
+    def _get_state(self) -> dict[str, Any]:
         return {"random": self._random.get()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._random.set(state["random"])

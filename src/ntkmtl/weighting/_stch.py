@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import LossWeighting, check_positive, copied
+from ntkmtl.weighting._base import LossWeighting, check_positive
 
 __all__ = ["SmoothTchebycheff"]
 
@@ -84,11 +84,9 @@ class SmoothTchebycheff(LossWeighting):
     def end_epoch(self) -> None:
         self._epoch += 1
 
-    def state_dict(self) -> dict[str, Any]:
-        return copied({"epoch": self._epoch, "sum": self._sum, "count": self._count})
+    def _get_state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "sum": self._sum, "count": self._count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        state = copied(state)
+    def _set_state(self, state: dict[str, Any]) -> None:
         self._epoch = int(state["epoch"])
         self._sum, self._count = state["sum"], state["count"]
