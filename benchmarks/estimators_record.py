@@ -18,9 +18,8 @@ from estimators_workloads import Training
 from torch import Tensor, nn
 
 from ntkmtl import Balancer, branch
+from ntkmtl.graph import Features, TaskGradients
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._autograd import TaskGradients
-from ntkmtl.kernel._features import Features
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._pooling import POOLINGS, kernel_from_rows
 from ntkmtl.kernel._probe import Probe, RememberInputs

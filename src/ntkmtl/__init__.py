@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from ntkmtl.balance import Balancer, BalanceResult
     from ntkmtl.errors import NonFiniteError
-    from ntkmtl.kernel import ExtendedNTK, branch, extended_ntk
+    from ntkmtl.kernel import ExtendedNTK, Probe, branch, extended_ntk
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,7 @@ _HOMES = {
     "Balancer": "ntkmtl.balance",
     "BalanceResult": "ntkmtl.balance",
     "NonFiniteError": "ntkmtl.errors",
+    "Probe": "ntkmtl.kernel",
     "ExtendedNTK": "ntkmtl.kernel",
     "branch": "ntkmtl.kernel",
     "extended_ntk": "ntkmtl.kernel",
@@ -50,6 +51,7 @@ __all__ = [
     "Balancer",
     "ExtendedNTK",
     "NonFiniteError",
+    "Probe",
     "__version__",
     "analysis",
     "branch",

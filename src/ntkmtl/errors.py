@@ -5,40 +5,69 @@ No part of this module imports torch: the command line uses it before torch is n
 
 from __future__ import annotations
 
+import functools
+import math
+from typing import Any
+
 __all__ = ["MissingExtraError", "NonFiniteError", "missing_extra"]
 
 
 class NonFiniteError(FloatingPointError):
-    """A loss or a gradient is NaN or infinite.
+    """A loss, a weight or a gradient is NaN or infinite.
 
     Raised before any ``.grad`` is changed.
 
     Attributes:
         task: Name of the task, or its position where tasks have no names.
         step: Number of the call to :meth:`ntkmtl.Balancer.backward`, counted from 0.
-        what: ``"loss"`` or ``"gradient"``.
+        what: ``"loss"``, ``"gradient"``, ``"weight"`` or ``"weighted gradient"``.
         value: The value found.
-        where: The batch, where a training knows it; ``step`` is then that of the training.
+        where: The batch, where a run knows it; ``step`` is then that of the run.
+        scaled: Whether a gradient scaler was at work.
     """
 
-    def __init__(self, task: str, step: int, what: str, value: float, where: str = "") -> None:
+    def __init__(
+        self,
+        task: str,
+        step: int,
+        what: str,
+        value: float,
+        where: str = "",
+        *,
+        scaled: bool = False,
+    ) -> None:
         self.task = task
         self.step = step
         self.what = what
         self.value = value
         self.where = where
+        self.scaled = scaled
         found = f"the {what} of task {task} is {value} at step {step}"
         super().__init__(
-            f"{found} ({where}); the network is as it was before this step. Look at this batch's "
-            "inputs and labels, lower the learning rate, or leave such steps out with "
-            "on_nonfinite='skip'."
+            f"{found} ({where}); the network is as it was before this step. {self._cause()}, or "
+            "leave such steps out with on_nonfinite='skip'."
             if where
-            else f"{found}; no .grad was changed. "
-            "Look at this batch's inputs and labels, lower the learning rate, or skip the batch."
+            else f"{found}; no .grad was changed. {self._cause()}, or skip the batch."
         )
 
-    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int, str, float, str]]:
-        return (type(self), (self.task, self.step, self.what, self.value, self.where))
+    def _cause(self) -> str:
+        """Say where to look first."""
+        if self.what == "loss" and math.isnan(self.value):
+            return (
+                "Look at this batch: a mean over no labels is NaN (give None for a task without a "
+                "label, or counts), and so are bad inputs; else lower the learning rate"
+            )
+        if self.what in ("weight", "weighted gradient"):
+            return (
+                "The product of weight and gradient has no place in this precision: use float32 "
+                "or bfloat16, or a gradient scaler (backward(losses, scaler=scaler)), or bring the "
+                "losses to one scale"
+            )
+        return "Look at this batch's inputs and labels, lower the learning rate"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild = functools.partial(type(self), scaled=self.scaled)
+        return (rebuild, (self.task, self.step, self.what, self.value, self.where))
 
 
 class MissingExtraError(ImportError):

@@ -47,7 +47,9 @@ class Case:
             if source == "exact":
                 rows.append(torch.cat([g.reshape(-1) for g in grads]))
             else:
-                rows.append(grads[0].sum(dim=0))  # Eq. 17: a sum of rows that are means already
+                rows.append(grads[0].flatten())
+        if source == "representation":  # blockwise: samples of two mini-batches share nothing
+            return torch.diag(torch.stack([row.square().sum() for row in rows]))
         matrix = torch.stack(rows)
         return matrix @ matrix.T
 

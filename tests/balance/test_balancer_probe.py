@@ -1,4 +1,4 @@
-"""The probe as a source of the Balancer, and the source that chooses itself."""
+"""The probe as a source of the Balancer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl import Balancer, ExtendedNTK, NonFiniteError, branch
+from ntkmtl.graph import Features, TaskGradients
 from ntkmtl.kernel import RememberInputs, extended_ntk
-from ntkmtl.kernel._autograd import TaskGradients
 from ntkmtl.kernel._corrected import ProbeCorrection
-from ntkmtl.kernel._features import Features
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import Probe
 from ntkmtl.weighting import create, names, spec
@@ -88,7 +87,7 @@ def test_gradients_are_those_of_the_weighted_sum(method: str, form: str) -> None
 def test_fresh_probes_are_the_kernel() -> None:
     net = Net()
     balancer = Balancer(
-        "ntkmtl", source="probe", corrected=False, trunk=net.trunk, probes=3, minibatches=2
+        "ntkmtl", source="probe", probe=Probe(net.trunk, 3, corrected=False), minibatches=2
     )
     found = [net.step(balancer).kernel for _ in range(3)]
     for kernel, expected in zip(found, by_hand(Net(), 3, 3), strict=True):
@@ -97,7 +96,7 @@ def test_fresh_probes_are_the_kernel() -> None:
 
 def test_probes_correct_the_kernel_of_the_features_now_and_then() -> None:
     net, fresh = Net(), Net()
-    balancer = Balancer("ntkmtl-sr", source="probe", trunk=net.trunk, minibatches=2, probe_every=2)
+    balancer = Balancer("ntkmtl-sr", source="probe", probe=Probe(net.trunk, every=2), minibatches=2)
     assert balancer.pooling == "blockwise"
     found = [net.step(balancer).kernel for _ in range(4)]
     probe, correction = Probe(fresh.trunk), ProbeCorrection(3)
@@ -135,14 +134,14 @@ def test_nothing_changes_but_the_weights(dropout: bool) -> None:
 
 def test_state_goes_on_where_it_was() -> None:
     net = Net()
-    options: dict[str, Any] = {"source": "probe", "minibatches": 2, "probe_every": 2}
-    balancer = Balancer("ntkmtl-sr", trunk=net.trunk, **options)
+    options: dict[str, Any] = {"source": "probe", "minibatches": 2}
+    balancer = Balancer("ntkmtl-sr", trunk=Probe(net.trunk, every=2), **options)
     for _ in range(3):
         net.step(balancer)
     state = copy.deepcopy(balancer.state_dict())
     other = Net()
     other.load_state_dict(net.state_dict())
-    resumed = Balancer("ntkmtl-sr", trunk=other.trunk, **options)
+    resumed = Balancer("ntkmtl-sr", trunk=Probe(other.trunk, every=2), **options)
     resumed.load_state_dict(state)
     for _ in range(3):
         assert torch.equal(net.step(balancer).weights, other.step(resumed).weights)
@@ -153,17 +152,23 @@ def test_state_goes_on_where_it_was() -> None:
 
 def test_a_gradient_that_is_not_finite_leaves_the_correction_alone() -> None:
     net = Net()
-    balancer = Balancer("ntkmtl-sr", source="probe", trunk=net.trunk, minibatches=2, tasks=3)
+    probe = Probe(net.trunk, every=1)
+    balancer = Balancer("ntkmtl-sr", source="probe", probe=probe, minibatches=2, tasks=3)
+
+    def correction() -> dict[str, Tensor]:
+        state = balancer.state_dict()
+        return {key: value for key, value in state.items() if key.startswith("correction.")}
+
     net.step(balancer)
-    before = copy.deepcopy(balancer.state_dict()["correction"])
+    before = correction()
+    assert before
     net.zero_grad()
     z = net.trunk(net.x)
     losses = net.losses([z] * 3)
     losses[1] = losses[1] + (z.sum() * 0.0).sqrt()
-    balancer.probe_every = 1
     with pytest.raises(NonFiniteError, match="gradient of task 1"):
         balancer.backward(losses, features=z)
-    assert all(torch.equal(before[key], balancer.state_dict()["correction"][key]) for key in before)
+    assert all(torch.equal(before[key], value) for key, value in correction().items())
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -172,8 +177,11 @@ def test_a_gradient_that_is_not_finite_leaves_the_correction_alone() -> None:
     [
         ({"source": "probe"}, "give the module that makes the features"),
         ({"source": "exact", "trunk": nn.Linear(1, 1)}, "trunk belongs to source='probe'"),
-        ({"source": "probe", "trunk": nn.Linear(1, 1), "probes": 0}, "probes must be"),
-        ({"source": "probe", "trunk": nn.Linear(1, 1), "probe_every": 0}, "probe_every must be"),
+        ({"probe": Probe(nn.Linear(1, 1))}, "trunk belongs to source='probe'"),
+        (
+            {"source": "probe", "trunk": nn.Linear(1, 1), "probe": Probe(nn.Linear(1, 1))},
+            "give trunk and corrected to the Probe",
+        ),
         (
             {"source": "probe", "trunk": nn.Linear(1, 1), "corrected": False, "pooling": "pooled"},
             "corrected=False leaves it out",
@@ -187,7 +195,7 @@ def test_wrong_options(options: dict[str, Any], said: str) -> None:
 
 
 def test_entry_by_entry_methods_have_no_probes() -> None:
-    with pytest.raises(ValueError, match="entry by entry, which probes do not give"):
+    with pytest.raises(ValueError, match="entry by entry, which 'probe' does not give"):
         Balancer("graddrop", source="probe", trunk=nn.Linear(1, 1))
 
 
@@ -204,59 +212,3 @@ def test_a_trunk_that_is_a_method() -> None:
     found = balancer.backward(net.losses([z] * 3), features=z)
     expected = plain.step(Balancer("ntkmtl-sr", source="probe", trunk=plain.trunk, minibatches=2))
     torch.testing.assert_close(found.weights, expected.weights, **EXACT)
-
-
-# ---------------------------------------------------------------------------------------- auto
-
-
-@pytest.mark.parametrize(
-    ("budget", "with_trunk", "source"),
-    [(1e6, True, "exact"), (1.1, True, "probe"), (1.1, False, "representation")],
-)
-def test_auto_chooses_what_fits(budget: float, with_trunk: bool, source: str) -> None:
-    net, same = Net(), Net()
-    options: dict[str, Any] = {"trunk": net.trunk} if with_trunk else {}
-    balancer = Balancer("ntkmtl-auto", minibatches=2, budget=budget, **options)
-    assert balancer.choice is None
-    out = net.step(balancer)
-    assert balancer.choice is not None
-    assert balancer.choice.source == balancer.source == source
-    # Passes over two linear layers, against those and three heads of five weights each.
-    rows = 2 * 3 * 2 * 8 * (3 * 6 + 2 * 6 * 5 + 0)  # weights of both, inputs of the second
-    assert balancer.choice.price == pytest.approx(
-        rows / (1.5 * (rows / 6 + 3 * 2 * 8 * 5)), rel=1e-12
-    )
-    fixed = {
-        "exact": {},
-        "probe": {"trunk": same.trunk},
-        "representation": {"pooling": "blockwise"},
-    }
-    expected = same.step(Balancer("ntkmtl-sr", source=source, minibatches=2, **fixed[source]))
-    torch.testing.assert_close(out.weights, expected.weights, **EXACT)
-
-
-def test_auto_keeps_its_choice_in_the_state() -> None:
-    net = Net()
-    balancer = Balancer("ntkmtl-auto", minibatches=2, budget=1e6)
-    net.step(balancer)
-    other = Balancer("ntkmtl-auto", minibatches=2, budget=1.001)
-    other.load_state_dict(balancer.state_dict())
-    assert other.source == "exact"
-    assert other.choice == balancer.choice
-
-
-def test_auto_with_one_representation_per_task() -> None:
-    def run(budget: float) -> Balancer:
-        net = Net()
-        z = net.trunk(net.x)
-        own = [1.0 * z, 2.0 * z, 3.0 * z]
-        balancer = Balancer("ntkmtl-auto", minibatches=1, budget=budget)
-        balancer.backward(net.losses(own), features=own)
-        return balancer
-
-    price = run(1.001).choice.price
-    assert price > 0
-    assert run(1.0 + price / 5).choice.every == 10
-    assert run(1.0 + price / 5).source == "exact"
-    assert run(1.0 + price / 20).choice.pooling == "pooled"
-    assert run(1.0 + 2 * price).every == 1

@@ -93,7 +93,7 @@ def test_training_is_the_same_and_the_kernel_is_right(
     ("source", "separate"), [("auto", False), ("auto", True), ("probe", False)]
 )
 def test_without_a_source_all_steps_are_of_one_kind(source: str, separate: bool) -> None:
-    """A Balancer that chooses its source in its first step, and one that corrects by probes."""
+    """A Balancer that reads exact kernels now and then, and one that corrects by probes."""
     torch.manual_seed(0)
     trunk = nn.Linear(3, 5).double()
     heads = nn.ModuleList(nn.Linear(5, 1) for _ in range(2)).double()
@@ -101,13 +101,12 @@ def test_without_a_source_all_steps_are_of_one_kind(source: str, separate: bool)
     options = {"trunk": trunk} if source == "probe" else {}
     balancer = Balancer("ntkmtl", source=source, minibatches=2, record=record, **options)
     x = torch.randn(6, 3).double()
-    pooling = "pooled" if separate else "blockwise"
     for step in range(2):
         z = trunk(x)
         read = [z * 1, z * 1] if separate else [z, z]
         features = read if separate else z
         losses = [head(own).square().mean() for head, own in zip(heads, read, strict=True)]
-        expected = extended_ntk(losses, features=features, minibatches=2, pooling=pooling)
+        expected = extended_ntk(losses, features=features, minibatches=2, pooling="blockwise")
         balancer.backward(losses, features=features)
         found = record.seen[step].kernel
         assert found is not None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernel import oracle
 from kernel.oracle import make_case
-from ntkmtl import Balancer, branch, extended_ntk
+from ntkmtl import Balancer, Probe, branch, extended_ntk
 from ntkmtl.kernel import minibatch_sizes
 
 
@@ -107,8 +107,8 @@ def test_counts_that_are_no_counts(call: _Call, value: float) -> None:
 def test_losses_that_are_no_scalars(call: _Call) -> None:
     case = make_case()
     z = case.features()
-    with pytest.raises(ValueError, match=r"task 1 must be a scalar, found shape \(7,\)"):
-        call([case.losses(z)[0], case.per_sample(z)[1], case.losses(z)[2]], z)
+    with pytest.raises(ValueError, match=r"task 1 must be a scalar.*found shape \(7, 1\)"):
+        call([case.losses(z)[0], case.per_sample(z)[1][:, None], case.losses(z)[2]], z)
 
 
 def test_features_per_task_that_do_not_fit(call: _Call) -> None:
@@ -280,7 +280,7 @@ def test_a_probe_of_features_of_one_number_per_sample() -> None:
     trunk = nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)).double()
     found = []
     for source in ("probe", "exact"):
-        options = {"trunk": trunk, "corrected": False, "probes": 400} if source == "probe" else {}
+        options = {"probe": Probe(trunk, 400, corrected=False)} if source == "probe" else {}
         balancer = Balancer("ntkmtl", source=source, minibatches=2, **options)
         z = trunk(x)
         losses = [(z * (i + 1) - i).square().mean() for i in range(2)]

@@ -76,7 +76,7 @@ def test_balancer_finds_the_same_kernel(trunk: str, source: str, n: int) -> None
     if source == "exact":
         expected = oracle.exact(per_sample, case.shared, split)
     else:
-        expected = oracle.representation(per_sample, [z], split, "pooled", case.batch_dim)
+        expected = oracle.representation(per_sample, [z], split, "blockwise", case.batch_dim)
     balancer = Balancer("ntkmtl", source=source, minibatches=n, batch_dim=case.batch_dim)
     out = balancer.backward([row.mean() for row in per_sample], features=z)
     assert out.kernel is not None
@@ -179,9 +179,9 @@ def test_representations_per_task_may_come_from_one_operation(how: str, n: int) 
     own = list(z.chunk(3, dim=1)) if how == "chunk" else list(z.view(-1, 3, 5).unbind(1))
     per_sample = case.per_sample(own)
     split = oracle.sizes(oracle.BATCH, n)
-    kernel = extended_ntk(case.losses(own), own, minibatches=n)
+    kernel = extended_ntk(case.losses(own), own, minibatches=n, pooling="blockwise")
     for i, mine in enumerate(own):
-        expected = oracle.representation(per_sample[i : i + 1], [mine], split, "pooled")
+        expected = oracle.representation(per_sample[i : i + 1], [mine], split, "blockwise")
         torch.testing.assert_close(kernel.block(i, i), expected[0, :, 0, :], **EXACT)
     out = Balancer("ntkmtl-sr", minibatches=n).backward(case.losses(own), features=own)
     torch.testing.assert_close(out.eigenvalues, kernel.max_eigenvalues(), **EXACT)
@@ -236,7 +236,7 @@ def test_balancer_counts(source: str, n: int) -> None:
     if source == "exact":
         expected = oracle.exact(sums, case.shared, split, counts)
     else:
-        expected = oracle.representation(sums, [z], split, "pooled", counts=counts)
+        expected = oracle.representation(sums, [z], split, "blockwise", counts=counts)
     out = Balancer("ntkmtl", source=source, minibatches=n).backward(losses, z, counts=counts)
     assert out.kernel is not None
     for i in range(oracle.TASKS):

@@ -12,8 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernel import oracle
 from kernel.oracle import BATCH, EXACT, make_case
-from ntkmtl.kernel._autograd import TaskGradients
-from ntkmtl.kernel._features import Branches, Features, branch
+from ntkmtl.graph import Branches, Features, TaskGradients, branch
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import (
     Probe,

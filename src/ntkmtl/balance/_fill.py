@@ -1,55 +1,160 @@
-"""How weighted gradients get into ``.grad``."""
+"""How weighted gradients get into ``.grad``, none of them if one is not finite."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._utils import _flatten_dense_tensors
 
+from ntkmtl._device import read
 from ntkmtl.balance._step import Step
-from ntkmtl.kernel._autograd import TaskGradients, add_to_grad
+from ntkmtl.balance._weigh import Core
+from ntkmtl.graph import (
+    TaskGradients,
+    add_to_grad,
+    as_real,
+    differentiate,
+    has_hooks,
+    leaves,
+    plain_backward,
+)
 
-__all__ = ["HeadGradients", "add_flat", "plain_backward", "weighted_sum"]
+__all__ = ["HeadGradients", "add_flat", "ordinary", "repeated", "require_weighted_finite"]
 
-# Entries up to which the heads' gradients are copied behind each other to be checked at once.
-_FLAT_LIMIT = 1 << 20
+_LARGE = 1e15
+"""Weights up to this leave room enough in float32: gradients of 1e23 times them are finite."""
 
 
-def plain_backward(
-    losses: Sequence[Tensor],
-    weights: Tensor | Sequence[float],
-    inputs: Sequence[Tensor] | None = None,
-    retain: bool = False,
+def ordinary(step: Step, weights: Tensor, *, careful: bool = False) -> None:
+    """One ordinary backward pass of the weighted sum, every hook firing.
+
+    Where the weighted gradients may overflow, in half precision without a gradient scaler or under
+    extreme weights, and nobody waits for hooks, gradients are looked at before they go into
+    ``.grad``.
+
+    Args:
+        step: What is known of this call.
+        weights: Of the tasks of ``step.present``, on the CPU.
+        careful: Look at gradients first in any case.
+
+    Raises:
+        NonFiniteError: A weight or a weighted gradient is not finite.
+    """
+    local = step.of_local(weights)
+    losses = list(step.losses)
+    for name, loss, weight in zip(step.local_names, losses, local, strict=True):
+        step.require_representable(name, weight, loss.dtype)
+    if step.extra is not None:
+        losses.append(step.extra)
+        local = [*local, 1.0]
+    if not losses:
+        return
+    half = not step.scaled and any(loss.dtype is torch.float16 for loss in losses)
+    careful = careful or half or any(abs(w) > _LARGE for w in local)
+    if careful and not step.parallel:
+        parameters = list(leaves(losses)[0])
+        if not any(map(has_hooks, parameters)):
+            _checked(step, losses, local, parameters)
+            return
+    plain_backward(losses, local)
+
+
+def repeated(core: Core, step: Step, weights: Tensor) -> None:
+    """An ordinary backward pass with weights of an earlier step, which is undone if it went wrong.
+
+    No kernel is made that would show gradients that are not finite, so they are looked at in
+    ``.grad``, and taken out again. Where ``.grad`` holds gradients of other batches already, they
+    are looked at before.
+
+    Raises:
+        NonFiniteError: A gradient is not finite.
+    """
+    if step.scaled:
+        ordinary(step, weights)  # the scaler looks at all gradients itself
+        return
+    if core.parameters is None:
+        core.parameters = list(leaves(step.losses)[0])
+    parameters = core.parameters
+    if any(p.grad is not None for p in parameters):
+        ordinary(step, weights, careful=True)
+        return
+    ordinary(step, weights)
+    known = [_dense(p.grad) for p in parameters if p.grad is not None]
+    if not known or _all_finite(known):
+        return
+    for p in leaves(step.losses)[0]:
+        p.grad = None
+    step.fail("gradient", math.nan, name=" or ".join(step.local_names))
+
+
+def _all_finite(gradients: Sequence[Tensor]) -> bool:
+    """Whether every entry is finite, by one read."""
+    if len({(g.dtype, g.device) for g in gradients}) == 1:
+        norms = torch.stack(torch._foreach_norm(list(gradients)))
+    else:
+        norms = torch.stack([torch.linalg.vector_norm(g).to(gradients[0]) for g in gradients])
+    if all(map(math.isfinite, read(as_real(norms))[0].flatten().tolist())):
+        return True
+    # A norm may overflow where no entry does.
+    return bool(torch.stack([as_real(g).isfinite().all() for g in gradients]).all())
+
+
+def _checked(
+    step: Step, losses: Sequence[Tensor], weights: Sequence[float], parameters: Sequence[Tensor]
 ) -> None:
-    """One ordinary backward pass of the weighted sum."""
-    values = weights.tolist() if isinstance(weights, Tensor) else weights
-    torch.autograd.backward(
-        list(losses),
-        [torch.full_like(loss, w) for loss, w in zip(losses, values, strict=True)],
-        retain_graph=retain,
-        inputs=None if inputs is None else list(inputs),
-    )
+    """Fill ``.grad`` by a backward pass whose gradients are looked at first."""
+    seeds = [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)]
+    found = differentiate(losses, parameters, seeds, retain=False)
+    pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    if not pairs:
+        return
+    finite = torch.stack([_dense(g).isfinite().all() for _, g in pairs]).all()
+    if not bool(read(finite)[0]):
+        step.fail("weighted gradient", math.inf, largest=weights[: len(step.local)])
+    add_to_grad(pairs)
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout is torch.strided else gradient.coalesce().values()
+
+
+def require_weighted_finite(
+    step: Step, norms: Tensor, weights: Sequence[float], dtype: torch.dtype
+) -> None:
+    """Raise if a weighted gradient cannot be written in its dtype.
+
+    Args:
+        step: What is known of this call.
+        norms: Norms of the local tasks' gradients, float64 on the CPU.
+        weights: Of the local tasks.
+        dtype: Of the gradients.
+
+    Raises:
+        NonFiniteError: Naming the task.
+    """
+    limit = torch.finfo(dtype).max
+    for name, norm, weight in zip(step.local_names, norms.tolist(), weights, strict=True):
+        if not norm * abs(weight) <= limit:
+            step.fail("weighted gradient", norm * weight, name=name)
 
 
 def add_flat(parameters: Sequence[Tensor], flat: Tensor) -> None:
-    """Add one gradient, all parameters behind each other, to their ``.grad``."""
-    sizes = [p.numel() for p in parameters]
+    """Add one gradient, all parameters behind each other, to their ``.grad``.
+
+    A complex entry takes two places.
+    """
+    sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
     add_to_grad(
-        (p, part.view_as(p).clone()) for p, part in zip(parameters, flat.split(sizes), strict=True)
+        (p, _shaped(part, p)) for p, part in zip(parameters, flat.split(sizes), strict=True)
     )
 
 
-def weighted_sum(gradients: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return sum_i w_i g_i of gradients of one shape, stacked along dimension 0 or in a list."""
-    if isinstance(gradients, Tensor):
-        combined = gradients.new_tensor(weights) @ gradients.flatten(1)
-        return combined.view(gradients.shape[1:])
-    total: Tensor = gradients[0] * weights[0]
-    for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-        total.add_(gradient, alpha=weight)
-    return total
+def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
+    if not parameter.is_complex():
+        return part.view_as(parameter).clone()
+    return torch.view_as_complex(part.view(*parameter.shape, 2).clone())
 
 
 class HeadGradients:
@@ -64,31 +169,36 @@ class HeadGradients:
         self._parameters = [p for head in gradients.heads for p, _ in head]
         self._gradients = [g for head in gradients.heads for _, g in head]
 
+    def norms(self) -> list[Tensor]:
+        """Return the norm of each gradient, float64."""
+        return [
+            torch.linalg.vector_norm(as_real(_dense(g)), dtype=torch.float64)
+            for g in self._gradients
+        ]
+
     def require_finite(self, step: Step) -> None:
         """Raise if a gradient is NaN or infinite.
 
         Raises:
             NonFiniteError: Naming the task.
         """
-        if not self._gradients or self._finite():
+        if not self._gradients:
             return
+        dense = [_dense(g) for g in self._gradients]
+        if not _all_finite(dense):
+            self._find(step, dense)
+
+    def _find(self, step: Step, dense: Sequence[Tensor]) -> None:
+        """Name the task of a gradient that is not finite; a norm may overflow where none is."""
         worst = torch.zeros(len(step.present), dtype=torch.float64)
         start = 0
         for position, count in zip(step.local, self._counts, strict=True):
-            for g in self._gradients[start : start + count]:
-                if not bool(g.isfinite().all()):
-                    worst[position] = g[~g.isfinite()][0]
+            for g in dense[start : start + count]:
+                real = as_real(g)
+                if not bool(real.isfinite().all()):
+                    worst[position] = real[~real.isfinite()][0]
             start += count
         step.require_finite(worst, "gradient")
-
-    def _finite(self) -> bool:
-        """Return False if an entry is not finite; it may be so by mistake."""
-        small = sum(g.numel() for g in self._gradients) <= _FLAT_LIMIT
-        if small and len({g.dtype for g in self._gradients}) == 1:
-            return bool(_flatten_dense_tensors(self._gradients).isfinite().all())
-        # Without a copy; a norm may overflow where no entry does.
-        norms = torch.stack(torch._foreach_norm(self._gradients))
-        return bool(norms.isfinite().all())
 
     def add(self, weights: Sequence[float]) -> None:
         """Add them to ``.grad``, each times its task's weight."""
@@ -96,5 +206,25 @@ class HeadGradients:
             return
         per_gradient = [w for w, n in zip(weights, self._counts, strict=True) for _ in range(n)]
         # Multiplied out of place even by 1: the engine may hand out one tensor twice.
-        scaled = torch._foreach_mul(self._gradients, per_gradient)
+        if all(g.layout is torch.strided for g in self._gradients):
+            scaled = list(torch._foreach_mul(self._gradients, per_gradient))
+        else:
+            scaled = [g * w for g, w in zip(self._gradients, per_gradient, strict=True)]
         add_to_grad(zip(self._parameters, scaled, strict=True))
+
+    def require_weighted(self, step: Step, weights: Sequence[float]) -> None:
+        """Raise if a weighted gradient of a head cannot be written in its dtype.
+
+        Raises:
+            NonFiniteError: Naming the task.
+        """
+        limits = [torch.finfo(g.dtype).max for g in self._gradients]
+        if not limits or (max(map(abs, weights)) <= _LARGE and min(limits) > 1e30):
+            return
+        (norms,) = read(torch.stack(self.norms()))
+        rest = iter(zip(norms.tolist(), limits, strict=True))
+        for name, weight, count in zip(step.local_names, weights, self._counts, strict=True):
+            for _ in range(count):
+                norm, limit = next(rest)
+                if not norm * abs(weight) <= limit:
+                    step.fail("weighted gradient", norm * weight, name=name)

@@ -1,323 +1,279 @@
-"""One step of a method that reads a kernel: cut the graph, make the kernel, fill ``.grad``."""
+"""One step of a method that reads a kernel, through a view of the graph."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from ntkmtl.balance._choice import Choice, choose, exact_price
-from ntkmtl.balance._fill import HeadGradients, add_flat, plain_backward, weighted_sum
-from ntkmtl.balance._step import BalanceResult, Step, with_zeros
-from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._autograd import (
+from ntkmtl._device import read
+from ntkmtl.balance._fill import HeadGradients, add_flat, ordinary, require_weighted_finite
+from ntkmtl.balance._options import Options
+from ntkmtl.balance._step import BalanceResult, Step
+from ntkmtl.balance._views import NamedView, View, weighted_sum
+from ntkmtl.balance._weigh import Core, observe, to_cpu
+from ntkmtl.graph import (
+    Features,
     TaskGradients,
-    feature_gradients,
+    as_real,
     guiding_gradients,
     has_hooks,
     leaves,
-    path_around,
-    unretained,
-    vjp,
+    makes_sparse,
+    plain_backward,
 )
-from ntkmtl.kernel._features import Features, FeaturesLike
-from ntkmtl.kernel._partition import Partition, require_counts
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._sources import (
-    cut_graph,
-    exact_kernel,
-    representation_kernel,
-    rows_through_features,
-    shared_parameters,
-    split_batch,
-)
+from ntkmtl.kernel._sources import exact_kernel
 
-if TYPE_CHECKING:
-    from ntkmtl.balance._balancer import Balancer
-
-__all__ = ["KernelStep", "backward_around_features", "trainable_now"]
+__all__ = ["KernelStep", "clip", "joined_ranks", "may_keep", "require_alone", "require_unclipped"]
 
 
 class KernelStep:
-    """A step through features that part the graph into trunk and heads.
+    """A step through a view whose representation carries all gradients.
 
     Args:
-        balancer: Whose options count.
+        core: What the Balancer's steps work with.
         step: What is known of this call.
-        features: The representation, as the user gave it.
-        counts: Labels per task and sample.
-
-    Raises:
-        ValueError: The features do not part the graph, or not so that the method can use it.
+        view: Where the graph parts.
+        source: ``"representation"``, ``"exact"`` or ``"probe"``.
     """
 
-    def __init__(
-        self,
-        balancer: Balancer,
-        step: Step,
-        features: FeaturesLike,
-        counts: Tensor | None,
-    ) -> None:
-        self.balancer = balancer
+    def __init__(self, core: Core, step: Step, view: View, source: str) -> None:
+        self.core = core
+        self.options = core.options
         self.step = step
-        absent = set(range(step.total)) - set(step.present)
-        whole = Features.of(features, step.names, balancer.batch_dim, absent)
-        local = whole.select([step.present[i] for i in step.local])
-        cut, graph = cut_graph(step.losses, local, step.local_names)
-        if cut is not local:
-            whole = cut  # views that losses cross are one representation, for every task
-        self.whole = whole
-        self.cut = cut
-        self.graph = graph
-        self.around = path_around(graph, cut)
+        self.view = view
+        self.source = source
         self.hooked = self._is_hooked()
-        if counts is not None and not whole.uneven:
-            require_counts(counts, step.total, cut.batch)
-            counts = counts[step.index.to(counts.device)]
-        self.partition = split_batch(
-            whole.select(step.present),
-            balancer.minibatches,
-            counts,
-            published=balancer.preset == "published",
-        )
+        # One tensor may lie below another: what is between them is walked in both passes.
+        chained = view.outputs > 1
+        self.retain = self.hooked or chained or step.extra is not None
 
-    def run(self) -> BalanceResult:
-        """Weigh and differentiate."""
-        balancer, step = self.balancer, self.step
-        require_unclipped(balancer, self.shared if published_ntkmtl(balancer) else ())
-        if balancer.source == "auto":
-            balancer._settle(self._choose())
-        if self.around and balancer.source == "exact":
-            # Rows of z do not carry all of the gradient: differentiate the losses themselves.
-            if self.partition.minibatches > 1:
-                raise ValueError(
-                    f"{self.around}, so the exact kernel of {self.partition.minibatches} "
-                    "mini-batches cannot be had through them; use minibatches=1"
-                )
-            return backward_around_features(balancer, step, self.shared, hooked=True)
-        if balancer.weighting.guides_heads:
-            return self._guide_heads()
-        weights = balancer._reusable(step)
-        if weights is not None:
-            gradients, heads = self._differentiate()
-            self._require_finite(gradients)
-            if self.hooked:
-                self._ordinary(weights)
-            else:
-                self._fill(gradients, heads, weights)
-            return step.result(weights)
-        gradients, heads = self._differentiate()
-        if balancer.weighting.reads == "jacobian":
+    def run(self, weights: Tensor | None = None) -> BalanceResult:
+        """Weigh and differentiate.
+
+        Args:
+            weights: To be used instead of new ones, of the tasks of ``step.present``.
+        """
+        options, step = self.options, self.step
+        require_unclipped(options, self.view.shared if options.published_ntkmtl else ())
+        if options.weighting.guides_heads:
+            return self._guide_heads(weights)
+        gradients, heads = self.differentiate()
+        if weights is None and options.reads == "jacobian":
             return self._combine_entries(gradients, heads)
-        kernel, jacobian = self._kernel(gradients)
-        weights, eigenvalues = balancer._observe(kernel, step)
+        if weights is not None:
+            self._require_finite(gradients)
+        eigenvalues = jacobian = None
+        if weights is None:
+            kernel, jacobian = self.kernel(gradients)
+            weights, eigenvalues = observe(self.core, to_cpu(kernel, step), step)
+        self.finish(gradients, heads, weights, jacobian)
+        return step.result(weights, eigenvalues)
+
+    def finish(
+        self,
+        gradients: TaskGradients,
+        heads: HeadGradients,
+        weights: Tensor,
+        jacobian: Tensor | None,
+    ) -> None:
+        """Fill ``.grad``, by an ordinary backward pass where hooks must fire."""
         if self.hooked:
             self._ordinary(weights)
         else:
             self._fill(gradients, heads, weights, jacobian)
-        return step.result(weights, eigenvalues)
 
     # ------------------------------------------------------------------ what is there
 
-    @cached_property
-    def shared(self) -> list[Tensor]:
-        """The shared parameters: the user's, or those below the features.
-
-        An input that requires a gradient is a leaf below the features as well, but no parameter; it
-        counts only where nothing else is there.
-        """
-        own = self.balancer.shared
-        if own is not None:
-            return trainable_now(own)
-        return [p for p in self.below if isinstance(p, nn.Parameter)] or self.below
-
-    @cached_property
-    def below(self) -> list[Tensor]:
-        """All leaves below the features."""
-        return shared_parameters(self.cut)
-
     def _is_hooked(self) -> bool:
-        wanted = self.balancer.hooked
-        if wanted is False and self.around:
-            raise ValueError(
-                f"{self.around}, so their gradients cannot be told apart; use hooked=True"
-            )
-        if wanted is not None:
+        wanted = self.options.hooked
+        cut = getattr(self.view, "cut", None)
+        if wanted is not None and not (wanted is False and getattr(cut, "apart", False)):
             return wanted
         # DDP's own hooks cannot be seen from here, and wait for a backward pass even where there is
         # one process only.
-        return (
-            bool(self.around)
-            or (dist.is_available() and dist.is_initialized())
-            or any(has_hooks(p) for head in self.graph.parameters for p in head)
-            # They would change what is read here, and again what is sent down the trunk.
-            or any(map(has_hooks, self.cut.tensors))
-        )
+        return self.step.parallel or getattr(cut, "apart", False) or self.view.hooks
 
-    def _differentiate(self) -> tuple[TaskGradients, HeadGradients]:
-        with unretained(self.cut.tensors):
-            gradients = feature_gradients(
-                self.step.losses, self.cut, self.graph, heads=not self.hooked, retain=self.hooked
-            )
+    def differentiate(self) -> tuple[TaskGradients, HeadGradients]:
+        """Differentiate the part of the graph above the representation."""
+        gradients = self.view.differentiate(heads=not self.hooked, retain=self.retain)
         heads = HeadGradients(gradients)
         heads.require_finite(self.step)
+        self._require_no_underflow(gradients)
         return gradients, heads
 
     def _require_finite(self, gradients: TaskGradients) -> None:
         """Raise on every process if a gradient is not finite on one: no kernel is there to tell."""
         step = self.step
-        peaks = [torch.stack([g.abs().amax() for g in per_task]) for per_task in gradients.features]
+        own = torch.zeros(len(step.local), dtype=torch.float64)
+        for per_task in gradients.features:
+            at = [i for i, g in enumerate(per_task) if g is not None]
+            peaks = [as_real(per_task[i]).abs().amax().to(torch.float64) for i in at]
+            (found,) = read(torch.stack(peaks))
+            own[at] = torch.maximum(own[at], found.nan_to_num(nan=math.inf))
         values = torch.zeros(len(step.present), dtype=torch.float64)
-        values[step.local] = torch.stack(peaks).amax(dim=0).to(values)
+        values[step.local] = own
         if step.ranks is not None:
             values = torch.stack(step.ranks.gather(values)).amax(dim=0)
+        (step.raw,) = read(step.raw)
+        step.require_finite(step.raw, "loss")
         step.require_finite(values, "gradient")
+
+    def _require_no_underflow(self, gradients: TaskGradients) -> None:
+        """Refuse float16 gradients that vanished for want of a gradient scaler.
+
+        Raises:
+            ValueError: A task with a loss above zero sends nothing, not even to its own head.
+        """
+        step = self.step
+        if step.scaled or not any(
+            g is not None and g.dtype is torch.float16 for f in gradients.features for g in f
+        ):
+            return
+        for i, name in enumerate(step.local_names):
+            own = [f[i] for f in gradients.features if f[i] is not None]
+            heads = [g for _, g in gradients.heads[i]] if gradients.heads else []
+            if own and not any(bool(g.any()) for g in (*own, *heads)) and bool(step.losses[i] > 0):
+                raise ValueError(
+                    f"the float16 gradient of task {name} is zero throughout, though its loss is "
+                    "not: it is too small for float16. Use a gradient scaler and pass it, "
+                    "backward(losses, scaler=scaler)"
+                )
 
     # ------------------------------------------------------------------ the kernel
 
-    def _kernel(self, gradients: TaskGradients) -> tuple[ExtendedNTK, Tensor | None]:
+    def kernel(self, gradients: TaskGradients) -> tuple[ExtendedNTK, Tensor | None]:
         """Return the kernel, and the gradients of shape (k, P) if they were kept."""
-        balancer, step, partition = self.balancer, self.step, self.partition
-        full = balancer.weighting.reads_cross_terms
-        of_features = balancer.source == "representation" or (
-            balancer.source == "probe" and balancer.corrected
+        options, step, view = self.options, self.step, self.view
+        full = options.needs_gramian
+        of_features = self.source == "representation" or (
+            self.source == "probe" and options.probe is not None and options.probe.corrected
         )
-        if full and self.cut.separate and of_features:
+        if full and view.separate and of_features:
+            who = options.method if options.weighting.reads_cross_terms else "length"
             raise ValueError(
-                f"{balancer.method} needs the blocks between tasks, which do not exist where each "
-                "task has a representation of its own; set source='exact'"
+                f"{who} needs the blocks between tasks, which do not exist where each task has a "
+                "representation of its own; set source='exact'"
             )
+        ranks, joint = joined_ranks(options, step, view.partition.shares, self.source)
         jacobian = None
-        known = with_zeros(gradients, self.whole, step)
-        everywhere = self.whole.select(step.present)
-        ranks, joint = joined_ranks(balancer, step, partition.shares)
-        if balancer.source != "exact":
-            kernel = self._kernel_of_features(known, everywhere, full, ranks)
+        if self.source == "exact":
+            kernel, jacobian = self._exact(gradients, full, ranks)
         else:
-            parameters = self.shared
-            # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
-            keep = (
-                not self.hooked
-                and balancer.shared is None
-                and len(parameters) == len(self.below)
-                and not any(t.retains_grad for t in self.cut.outputs)
-                and may_keep(balancer, parameters, step, full)
-            )
-            with unretained(self.cut.outputs):
-                kernel, jacobian = exact_kernel(
-                    rows_through_features(known, everywhere, parameters, partition, release=keep),
-                    len(step.present),
-                    partition.shares,
-                    full=full,
-                    keep=keep,
-                    ranks=ranks,
-                )
+            kernel = self._of_representation(gradients, full, ranks)
         if joint is not None:
             kernel = kernel.with_shares(joint)
         return kernel, jacobian
 
-    def _kernel_of_features(
-        self, gradients: TaskGradients, features: Features, full: bool, ranks: Ranks | None
-    ) -> ExtendedNTK:
-        """Return the kernel of the features, probes, or the former corrected by the latter."""
-        balancer, step, partition = self.balancer, self.step, self.partition
-        slopes = None
-        if balancer.source == "probe" and balancer._probe_due():
-            assert balancer._probe is not None
-            slopes = balancer._probe.slopes(features, gradients, partition, ranks=step.ranks)
-            step.require_finite(slopes.abs().amax(dim=(0, 2)), "gradient")
-            if not balancer.corrected:
-                shares = partition.shares.to(slopes.device).expand(slopes.shape[1], -1)
-                return kernel_from_slopes(slopes, None if step.ranks is not None else shares)
-        layer = balancer._last_layer
-        inputs, constant = (None, 0.0) if layer is None else layer.kernel()
-        kernel = representation_kernel(
-            gradients,
-            features,
-            partition,
-            balancer.pooling,
-            inputs=inputs,
-            constant=constant,
-            full=full,
-            ranks=ranks,
+    def _exact(
+        self, gradients: TaskGradients, full: bool, ranks: Ranks | None
+    ) -> tuple[ExtendedNTK, Tensor | None]:
+        options, step, view = self.options, self.step, self.view
+        parameters = view.shared
+        cut = getattr(view, "cut", None)
+        # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
+        keep = (
+            not self.hooked
+            and options.shared is None
+            and len(parameters) == len(view.below)
+            and not any(getattr(t, "retains_grad", False) for t in getattr(cut, "outputs", ()))
+            and may_keep(options, parameters, step, full)
         )
-        correction = balancer._correction
-        if balancer.source != "probe" or correction is None:
+        rows = view.rows(gradients, parameters, release=keep and step.extra is None)
+        return exact_kernel(
+            rows, len(step.present), view.partition.shares, full=full, keep=keep, ranks=ranks
+        )
+
+    def _of_representation(
+        self, gradients: TaskGradients, full: bool, ranks: Ranks | None
+    ) -> ExtendedNTK:
+        """Return the representation's kernel, probes, or the former corrected by the latter."""
+        options, step, view = self.options, self.step, self.view
+        probe, slopes = options.probe, None
+        if self.source == "probe":
+            assert probe is not None
+            if not isinstance(view, NamedView):
+                raise ValueError(
+                    "source='probe' runs the trunk again and compares its output: pass features=z, "
+                    "what the trunk returned"
+                )
+            if not probe.corrected or self.core.memory.kernels % probe.every == 0:
+                slopes = probe.slopes(
+                    view.everywhere, view.known(gradients), view.partition, ranks=step.ranks
+                )
+                step.require_finite(slopes.abs().amax(dim=(0, 2)), "gradient")
+            self.core.memory.kernels += 1
+            if not probe.corrected:
+                assert slopes is not None
+                shares = view.partition.shares.to(slopes.device).expand(slopes.shape[1], -1)
+                return kernel_from_slopes(slopes, None if step.ranks is not None else shares)
+        layer = None if options.last_layer is None else options.last_layer.kernel()
+        kernel = view.kernel(gradients, options.pooling, full=full, ranks=ranks, layer=layer)
+        correction = self.core.correction
+        if self.source != "probe" or correction is None:
             return kernel
         kernel = kernel.cpu()
         if slopes is not None:
             correction.update(slopes, kernel, step.index)
         return correction(kernel, step.index)
 
-    def _choose(self) -> Choice:
-        """Find the best source that fits the budget."""
-        balancer, step, cut = self.balancer, self.step, self.cut
-        if self.around:
-            # Gradients with respect to the features do not carry all that reaches the trunk.
-            pooling = "pooled" if cut.separate else "blockwise"
-            reason = f"{pooling}: {self.around}, so that the trunk cannot be probed through them"
-            return Choice("representation", pooling, 1, math.inf, reason)
-        price = exact_price(
-            lambda: feature_gradients(step.losses, cut, self.graph, heads=False, retain=True),
-            cut,
-            self.shared,
-            self.partition.minibatches,
-        )
-        if step.ranks is not None:
-            # Batches may differ; the first process's count decides for all.
-            price = float(step.ranks.first(torch.tensor([price], dtype=torch.float64)))
-        return choose(
-            price,
-            balancer.budget,
-            separate=cut.separate,
-            has_trunk=balancer._probe is not None,
-        )
-
     # ------------------------------------------------------------------ filling .grad
 
     def _ordinary(self, weights: Tensor) -> None:
         """One backward pass of the weighted sum, every hook firing."""
-        balancer, step, cut = self.balancer, self.step, self.cut
-        weights = weights[step.local]
-        factor = shared_factor(balancer, step)
-        if balancer.weight_heads and factor == 1.0:
-            plain_backward(step.losses, weights)
+        options, step, view = self.options, self.step, self.view
+        factor = shared_factor(options, step)
+        if options.weight_heads and factor == 1.0:
+            ordinary(step, weights)
             return
-        on_shared = weights * factor
-        on_heads = weights if balancer.weight_heads else torch.ones(len(step.losses))
-        if self.around or (cut.root is None and not cut.separate):
-            if step.ranks is not None:
-                raise ValueError(
-                    "weight_heads=False with several processes needs a view of the features per "
-                    "head: pass features=ntkmtl.branch(z, k) and give each head its own, or set "
-                    "weight_heads=True"
-                )
-            # Two passes: one to the trunk's parameters, one to the heads'.
-            trunk = shared_parameters(cut)
-            own = {id(p) for p in trunk}
-            heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
-            if heads:
-                plain_backward(step.losses, on_heads, inputs=heads, retain=True)
-            plain_backward(step.losses, on_shared, inputs=trunk)
-            clip(balancer, trunk, step)
+        local = step.of_local(weights)
+        on_shared = [w * factor for w in local]
+        on_heads = local if options.weight_heads else [1.0] * len(local)
+        cut = getattr(view, "cut", None)
+        views = isinstance(view, NamedView) and (view.cut.root is not None or view.separate)
+        if not views or step.extra is not None:
+            self._in_two_passes(on_shared, on_heads)
             return
+        tensors = cut.tensors if isinstance(cut, Features) else ()
         handles = [
-            view.register_hook(lambda g, c=w / h: g * c)
-            for view, w, h in zip(cut.tensors, on_shared.tolist(), on_heads.tolist(), strict=True)
+            tensor.register_hook(lambda g, c=w / h: g * c)
+            for tensor, w, h in zip(tensors, on_shared, on_heads, strict=True)
         ]
         try:
             plain_backward(step.losses, on_heads)
         finally:
             for handle in handles:
                 handle.remove()
-        if balancer.preset is not None:
-            clip(balancer, self.shared, step)
+        clip(options, view.shared if options.preset is not None else (), step)
+
+    def _in_two_passes(self, on_shared: Sequence[float], on_heads: Sequence[float]) -> None:
+        """One pass to the trunk's parameters, one to the heads'."""
+        step, view = self.step, self.view
+        if step.ranks is not None:
+            raise ValueError(
+                "weight_heads=False with several processes needs a view of the features per head: "
+                "pass features=ntkmtl.branch(z, k) and give each head its own, or set "
+                "weight_heads=True"
+            )
+        trunk = view.below
+        own = {id(p) for p in trunk}
+        heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
+        keep = step.extra is not None
+        if heads:
+            plain_backward(step.losses, on_heads, inputs=heads, retain=True)
+        plain_backward(step.losses, on_shared, inputs=trunk, retain=keep)
+        clip(self.options, trunk, step)
+        self._add_extra()
+
+    def _add_extra(self) -> None:
+        if self.step.extra is not None:
+            plain_backward([self.step.extra], [1.0])
 
     def _fill(
         self,
@@ -327,66 +283,75 @@ class KernelStep:
         jacobian: Tensor | None = None,
     ) -> None:
         """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
-        balancer, step = self.balancer, self.step
-        factor = shared_factor(balancer, step)
-        known: list[float] = weights.tolist()
-        local = [known[i] for i in step.local]
-        heads.add(local if balancer.weight_heads else [1.0] * len(local))
+        options, step, view = self.options, self.step, self.view
+        factor = shared_factor(options, step)
+        local = step.of_local(weights)
+        on_shared = [factor * w for w in local]
+        on_heads = local if options.weight_heads else [1.0] * len(local)
+        self._require_weighted(gradients, heads, on_shared, on_heads)
+        heads.add(on_heads)
         # Found before the backward pass lets go of the graph.
-        parameters = self.shared if jacobian is not None or factor != 1.0 else []
+        parameters = view.shared if jacobian is not None or factor != 1.0 else []
         if jacobian is not None:
-            add_flat(parameters, (weights * factor).to(jacobian) @ jacobian)
+            add_flat(
+                parameters, torch.tensor(on_shared, dtype=torch.float64).to(jacobian) @ jacobian
+            )
         else:
-            self._trunk(gradients, [factor * w for w in local])
-        clip(balancer, parameters, step)
+            view.push(gradients, on_shared, retain=step.extra is not None)
+        clip(options, parameters, step)
+        self._add_extra()
 
-    def _trunk(
+    def _require_weighted(
         self,
         gradients: TaskGradients,
-        weights: Sequence[float],
-        inputs: Sequence[Tensor] | None = None,
+        heads: HeadGradients,
+        on_shared: Sequence[float],
+        on_heads: Sequence[float],
     ) -> None:
-        """One pass over the trunk with the weighted sum of the tasks' gradients."""
-        cut = self.cut
-        if cut.separate:
-            own = gradients.features[0]
-            cotangents = [g * w for g, w in zip(own, weights, strict=True)]
-        else:
-            cotangents = [
-                weighted_sum(gradients.stacked(f), weights) for f in range(len(gradients.features))
+        """Raise before ``.grad`` changes if a weighted gradient would be infinite."""
+        step = self.step
+        dtypes = {g.dtype for f in gradients.features for g in f if g is not None}
+        largest = max((abs(w) for w in (*on_shared, *on_heads)), default=0.0)
+        if largest <= _LARGE and torch.float16 not in dtypes:
+            return
+        for per_task in gradients.features:
+            norms = [
+                torch.zeros((), dtype=torch.float64)
+                if g is None
+                else torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu()
+                for g in per_task
             ]
-        torch.autograd.backward(cut.outputs, cotangents, inputs=inputs)
+            dtype = next(g.dtype for g in per_task if g is not None)
+            require_weighted_finite(step, torch.stack(norms), on_shared, dtype)
+        heads.require_weighted(step, on_heads)
 
     # ------------------------------------------------------------------ heads with more to do
 
-    def _guide_heads(self) -> BalanceResult:
+    def _guide_heads(self, weights: Tensor | None) -> BalanceResult:
         """Let heads descend along an objective of the gradients that they send to the trunk."""
-        balancer, step, cut = self.balancer, self.step, self.cut
-        weighting = balancer.weighting
-        require_alone(balancer, step)
-        if self.hooked:
+        options, step, view = self.options, self.step, self.view
+        weighting = options.weighting
+        require_alone(options, step)
+        if self.hooked or not isinstance(view, NamedView):
             raise ValueError(
-                f"{balancer.method} gives the heads more than the gradient of their losses, which "
+                f"{options.method} gives the heads more than the gradient of their losses, which "
                 "one ordinary backward pass cannot; it needs hooked=False and a clean cut at the "
-                "features"
+                "features: pass features=z, the tensor that the heads read"
             )
+        cut = view.cut
         if len({t.shape for t in cut.tensors}) > 1 and cut.per_task:
             raise ValueError(
-                f"{balancer.method} adds up the tasks' gradients with respect to their features, "
+                f"{options.method} adds up the tasks' gradients with respect to their features, "
                 f"which have shapes {sorted({tuple(t.shape) for t in cut.tensors})} here; it needs "
                 "one shape"
             )
-        live = feature_gradients(
-            step.losses, cut, self.graph, heads=True, retain=True, differentiable=True
-        )
+        live = view.differentiate(heads=True, retain=True, live=True)
         gradients = TaskGradients([[g.detach() for g in f] for f in live.features], live.heads)
-        heads = HeadGradients(gradients)
-        heads.require_finite(step)
-        weights, eigenvalues = balancer._reusable(step), None
-        jacobian = None
+        HeadGradients(gradients).require_finite(step)
+        eigenvalues = jacobian = None
         if weights is None:
-            kernel, jacobian = self._kernel(gradients)
-            weights, eigenvalues = balancer._observe(kernel, step)
+            kernel, jacobian = self.kernel(gradients)
+            weights, eigenvalues = observe(self.core, to_cpu(kernel, step), step)
         # One factor of the gradient scale is to stay, like that of the losses.
         joint = [
             weighted_sum(gradients.stacked(f), (weights / step.scale).tolist())
@@ -414,134 +379,76 @@ class KernelStep:
 
     def _combine_entries(self, gradients: TaskGradients, heads: HeadGradients) -> BalanceResult:
         """Let the method combine the gradients entry by entry."""
-        balancer, step, cut = self.balancer, self.step, self.cut
-        require_alone(balancer, step)
+        options, step, view = self.options, self.step, self.view
+        require_alone(options, step)
         if self.hooked:
             raise ValueError(
-                f"{balancer.method} changes gradients entry by entry, which one ordinary backward "
+                f"{options.method} changes gradients entry by entry, which one ordinary backward "
                 "pass cannot; it needs hooked=False and a clean cut at the features"
             )
-        if cut.separate:
+        if view.separate and self.source == "representation":
             raise ValueError(
-                f"{balancer.method} compares the tasks' gradients, which needs a representation "
+                f"{options.method} compares the tasks' gradients, which needs a representation "
                 "that they share"
             )
-        k = len(step.losses)
-        outputs = cut.outputs
-        rest: list[Tensor] = []
-        if balancer.source == "representation":
-            matrix = torch.cat(
-                [torch.stack(per_task).flatten(1) for per_task in gradients.features], dim=1
-            )
+        if self.source == "representation":
+            self._combine_features(gradients, heads)
         else:
-            parameters = self.shared
-            chosen = {id(p) for p in parameters}
-            rest = [p for p in self.below if id(p) not in chosen]
-            whole = Partition.of(cut.batch, 1)
-            rows = rows_through_features(gradients, cut, parameters, whole, release=not rest)
-            matrix = torch.cat([rows(i) for i in range(k)])
-        step.require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), "gradient")
-        combined, weights = step.unscaled(balancer.weighting.combine, matrix)
-        heads.add([1.0] * k)
-        if balancer.source == "representation":
-            sizes = [t.numel() for t in outputs]
-            torch.autograd.backward(
-                outputs,
-                [part.view_as(t) for part, t in zip(combined.split(sizes), outputs, strict=True)],
-            )
-        else:
-            if rest:
-                self._trunk(gradients, [1.0] * k, inputs=rest)
-            add_flat(parameters, combined)
-        return step.result(weights)
+            self._combine_parameters(gradients, heads)
+        self._add_extra()
+        return step.result(self._reported)
+
+    def _combine_features(self, gradients: TaskGradients, heads: HeadGradients) -> None:
+        view = self.view
+        like = [next(g for g in f if g is not None) for f in gradients.features]
+        filled = [
+            [torch.zeros_like(z) if g is None else g for g in f]
+            for z, f in zip(like, gradients.features, strict=True)
+        ]
+        rows = [[as_real(g).reshape(-1) for g in f] for f in filled]
+        matrix = torch.cat([torch.stack(f) for f in rows], dim=1)
+        combined = self._combined(matrix)
+        heads.add([1.0] * len(filled[0]))
+        pieces = combined.split([len(f[0]) for f in rows])
+        one = [_like(part, z) for part, z in zip(pieces, like, strict=True)]
+        view.push(TaskGradients([[g] for g in one]), [1.0], retain=self.retain)
+
+    def _combine_parameters(self, gradients: TaskGradients, heads: HeadGradients) -> None:
+        view = self.view
+        parameters = view.shared
+        chosen = {id(p) for p in parameters}
+        rest = [p for p in view.below if id(p) not in chosen]
+        whole, view.partition = view.partition, Partition.of(1, 1)
+        if isinstance(view, NamedView):
+            view.partition = Partition.of(view.cut.batch, 1)
+        rows = view.rows(gradients, parameters, release=not rest and not self.retain)
+        matrix = torch.cat([rows(i) for i in range(len(self.step.losses))])
+        view.partition = whole
+        combined = self._combined(matrix)
+        heads.add([1.0] * len(matrix))
+        if rest:
+            view.push(gradients, [1.0] * len(matrix), inputs=rest, retain=self.retain)
+        add_flat(parameters, combined)
+
+    def _combined(self, matrix: Tensor) -> Tensor:
+        step = self.step
+        peaks = matrix.abs().amax(dim=1).to(torch.float64)
+        step.raw, peaks = read(step.raw, peaks)
+        step.require_finite(step.raw, "loss")
+        step.require_finite(peaks, "gradient")
+        combined, self._reported = step.unscaled(self.options.weighting.combine, matrix)
+        return combined
 
 
-def backward_around_features(
-    balancer: Balancer, step: Step, shared: list[Tensor], *, hooked: bool | None = None
-) -> BalanceResult:
-    """The exact source from the losses themselves, without features to cut the graph at.
-
-    Raises:
-        ValueError: The method or the number of mini-batches needs features.
-
-    Args:
-        balancer: Whose options count.
-        step: What is known of this call.
-        shared: The shared parameters.
-        hooked: Whether hooks must fire; the balancer's choice if None.
-    """
-    if balancer.weighting.guides_heads:
-        raise ValueError(
-            f"{balancer.method} needs the features that part trunk and heads: pass features=z, the "
-            "tensor that the heads read, and let no loss reach the trunk around it"
-        )
-    if balancer.minibatches > 1:
-        raise ValueError(
-            f"{balancer.minibatches} mini-batches need features to split: pass features=z, or use "
-            "minibatches=1"
-        )
-    require_unclipped(balancer, shared)
-    k = len(step.present)
-    local = dict(zip(step.local, step.losses, strict=True))
-    if hooked is None:
-        together = dist.is_available() and dist.is_initialized()
-        hooked = balancer.hooked if balancer.hooked is not None else together
-
-    def row(task: int) -> Tensor:
-        if task in local:
-            return vjp((local[task],), shared, None)[None]
-        return torch.cat([torch.zeros_like(p).reshape(-1) for p in shared])[None]
-
-    hooks = any(has_hooks(p) for p in shared)
-    ordinary = balancer.weight_heads and (bool(hooked) or hooks)
-    weights = balancer._reusable(step)
-    eigenvalues = jacobian = combined = None
-    if weights is None and balancer.weighting.reads == "jacobian":
-        require_alone(balancer, step)
-        matrix = torch.cat([row(i) for i in range(k)])
-        step.require_finite(matrix.abs().amax(dim=1).to("cpu", torch.float64), "gradient")
-        combined, weights = step.unscaled(balancer.weighting.combine, matrix)
-    elif weights is None:
-        full = balancer.weighting.reads_cross_terms
-        one = torch.ones(1, 1, dtype=torch.float64)
-        ranks, joint = joined_ranks(balancer, step, one)
-        kernel, jacobian = exact_kernel(
-            row,
-            k,
-            one,
-            full=full,
-            keep=not ordinary and may_keep(balancer, shared, step, full),
-            ranks=ranks,
-        )
-        if joint is not None:
-            kernel = kernel.with_shares(joint)
-        weights, eigenvalues = balancer._observe(kernel, step)
-    factor = shared_factor(balancer, step)
-    if ordinary and combined is None and factor == 1.0:
-        plain_backward(step.losses, weights[step.local])
-        return step.result(weights, eigenvalues)
-    own = {id(p) for p in shared}
-    heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
-    on_heads = weights if balancer.weight_heads and combined is None else torch.ones(k)
-    if heads:
-        plain_backward(
-            step.losses,
-            on_heads[step.local],
-            inputs=heads,
-            retain=combined is None and jacobian is None,
-        )
-    if combined is not None:
-        add_flat(shared, combined)
-    elif jacobian is not None:
-        add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
-    else:
-        plain_backward(step.losses, (weights * factor)[step.local], inputs=shared)
-    clip(balancer, shared, step)
-    return step.result(weights, eigenvalues)
+def _like(part: Tensor, tensor: Tensor) -> Tensor:
+    """Bring real entries back into a tensor's shape and kind."""
+    if tensor.is_complex():
+        return torch.view_as_complex(part.view(*tensor.shape, 2).contiguous())
+    return part.view_as(tensor)
 
 
 def joined_ranks(
-    balancer: Balancer, step: Step, shares: Tensor
+    options: Options, step: Step, shares: Tensor, source: str
 ) -> tuple[Ranks | None, Tensor | None]:
     """Return the other processes as the method needs them, and the shares of all mini-batches.
 
@@ -549,9 +456,10 @@ def joined_ranks(
     correct the kernel of each mini-batch.
 
     Args:
-        balancer: Whose options count.
+        options: The Balancer's.
         step: What is known of this call.
         shares: Of this process's mini-batches in its samples, shape (k, n) or (1, n).
+        source: Where the kernel comes from.
 
     Returns:
         The processes, None if there are none, and shares of shape (k, R n), None where the kernel
@@ -561,69 +469,54 @@ def joined_ranks(
         return None, None
     own = shares.expand(len(step.present), -1)
     joint = step.ranks.shares(own, step.has_label)
-    if balancer.weighting.reads != "gramian" or balancer.source == "probe":
+    if options.reads != "gramian" or source == "probe":
         return step.ranks, joint
     n = own.shape[1]
     return step.ranks.averaging(joint[:, step.ranks.rank * n :][:, :n]), None
 
 
-def may_keep(balancer: Balancer, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:
+def may_keep(options: Options, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:
     """Whether k gradients are kept to save a pass over the trunk."""
-    if any(has_hooks(p) for p in parameters):
+    if any(has_hooks(p) for p in parameters) or makes_sparse(step.losses):
         return False
-    if full and balancer.minibatches == 1:
+    if full and options.minibatches == 1:
         return True  # the gradients are in memory anyway
     size = sum(p.numel() * p.element_size() for p in parameters)
-    return size * len(step.present) <= balancer.memory_budget
+    return size * len(step.present) <= options.memory_budget
 
 
-def require_alone(balancer: Balancer, step: Step) -> None:
+def require_alone(options: Options, step: Step) -> None:
     """Refuse to combine entries of gradients that are spread over processes."""
     if step.ranks is not None:
         raise ValueError(
-            f"{balancer.method} works on the gradients entry by entry, which would need those of "
+            f"{options.method} works on the gradients entry by entry, which would need those of "
             f"all {step.ranks.size} processes on each; it works in a single process only"
         )
 
 
-def trainable_now(shared: Sequence[Tensor]) -> list[Tensor]:
-    """Return the shared parameters that are not frozen.
-
-    Raises:
-        ValueError: All of them are.
-    """
-    found = [p for p in shared if p.requires_grad]
-    if not found:
-        raise ValueError("every shared parameter is frozen; use a method that reads losses only")
-    return found
-
-
-def published_ntkmtl(balancer: Balancer) -> bool:
-    """Whether to do as the published code of NTKMTL does."""
-    return balancer.preset == "published" and balancer.method == "ntkmtl"
-
-
-def require_unclipped(balancer: Balancer, shared: Sequence[Tensor]) -> None:
+def require_unclipped(options: Options, shared: Sequence[Tensor]) -> None:
     """Refuse to clip what other batches have left in ``.grad``.
 
     Raises:
         ValueError: The preset clips, and there are gradients already.
     """
-    if published_ntkmtl(balancer) and any(
-        p.grad is not None and bool(p.grad.any()) for p in shared
-    ):
+    if options.published_ntkmtl and any(p.grad is not None and bool(p.grad.any()) for p in shared):
         raise ValueError(
             'preset="published" clips the gradient of one batch, and .grad holds that of another: '
             "call optimizer.zero_grad() before each backward, or leave the preset out to accumulate"
         )
 
 
-def shared_factor(balancer: Balancer, step: Step) -> float:
+def shared_factor(options: Options, step: Step) -> float:
     """What the published code of NTKMTL multiplies the shared gradient by: k."""
-    return float(len(step.present)) if published_ntkmtl(balancer) else 1.0
+    return float(len(step.present)) if options.published_ntkmtl else 1.0
 
 
-def clip(balancer: Balancer, shared: Sequence[Tensor], step: Step) -> None:
+def clip(options: Options, shared: Sequence[Tensor], step: Step) -> None:
     """Clip as the published code of NTKMTL does, to norm 1 before the gradient scale."""
-    if published_ntkmtl(balancer):
+    if options.published_ntkmtl:
         nn.utils.clip_grad_norm_(shared, step.scale)
+
+
+_LARGE = 1e15
+"""Weights up to this leave room enough in float32."""

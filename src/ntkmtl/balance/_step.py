@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from ntkmtl._device import read
 from ntkmtl.errors import NonFiniteError
+from ntkmtl.graph import Start, starts
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._autograd import TaskGradients
-from ntkmtl.kernel._features import Features
 from ntkmtl.kernel._ranks import Ranks
 
-__all__ = ["BalanceResult", "Step", "with_zeros"]
+__all__ = ["BalanceResult", "Samples", "Step"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class BalanceResult:
         weights: Task weights, shape (k,), 0 for a task without a label in this batch. For
             loss-only methods the effective ones, d total / d l_i.
         eigenvalues: Largest eigenvalue of each task's kernel, shape (k,), NaN for a task without a
-            label; None if the method reads none, or reuses weights in this step (``every``).
+            label; None if the method reads none, or reuses weights in this step.
         kernel: The kernel of the tasks with labels that the weights were made of, None if there is
             none.
         skipped: Whether a gradient scaler was told to skip this step.
@@ -36,6 +37,53 @@ class BalanceResult:
     eigenvalues: Tensor | None = None
     kernel: ExtendedNTK | None = None
     skipped: bool = False
+    _terms: tuple[Tensor, Tensor, Tensor | None] | None = field(default=None, repr=False)
+
+    @property
+    def balanced(self) -> Tensor:
+        """Weights of what was balanced (log losses, say), of the tasks with labels, float64."""
+        return self.weights.new_zeros(0) if self._terms is None else self._terms[0]
+
+    @property
+    def total(self) -> Tensor:
+        """The weighted sum of the losses plus ``extra``, shape (), without a gradient.
+
+        What a closure of L-BFGS returns: the value whose gradient was added to ``.grad``, but for
+        ``scale``.
+        """
+        if self._terms is None:
+            return self.weights.new_zeros(())
+        weights, losses, extra = self._terms
+        total = (weights * losses).sum().to(self.weights)
+        return total if extra is None else total + extra.to(total)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Losses of single samples of one task.
+
+    Attributes:
+        values: Shape (B,).
+        mask: Which of them count, shape (B,); None for all.
+    """
+
+    values: Tensor
+    mask: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of samples B, labelled or not."""
+        return len(self.values)
+
+    def mean(self) -> Tensor | None:
+        """Return the mean over the samples that count, None if there are none."""
+        if self.mask is None:
+            return self.values.mean() if self.count else None
+        if not bool(self.mask.any()):
+            return None
+        # Where, not a product: what is masked may be NaN.
+        kept = torch.where(self.mask, self.values, torch.zeros_like(self.values))
+        return kept.sum() / self.mask.sum()
 
 
 @dataclass
@@ -45,7 +93,8 @@ class Step:
     Attributes:
         names: Names of all tasks.
         losses: Losses of the tasks with labels in this process, times the gradient scale.
-        raw: Losses of the tasks with labels in any process, float64 on the CPU, shape (k,).
+        raw: Losses of the tasks with labels in any process, float64 of shape (k,): logarithms where
+            those are balanced.
         present: Positions of those among all tasks.
         local: Positions among ``present`` of the tasks with labels in this process.
         scale: The gradient scale, 1 for none.
@@ -53,6 +102,11 @@ class Step:
         like: A tensor whose device and dtype results take.
         slope: What makes weights of the losses from weights of what is balanced; None for 1.
         ranks: The other processes, None if there are none.
+        parallel: Whether the model may be wrapped in ``DistributedDataParallel``.
+        extra: What is added outside the balance, times the gradient scale.
+        samples: Losses of single samples of the local tasks, where they were given.
+        scaled: Whether a gradient scaler is at work.
+        alone: Positions among ``present`` of the tasks that share nothing with another.
         kernel: The kernel, once known.
     """
 
@@ -66,7 +120,13 @@ class Step:
     like: Tensor
     slope: Tensor | None = None
     ranks: Ranks | None = None
+    parallel: bool = False
+    extra: Tensor | None = None
+    samples: list[Samples] | None = None
+    scaled: bool = False
+    alone: list[int] = field(default_factory=list)
     kernel: ExtendedNTK | None = None
+    index: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.index = torch.tensor(self.present)
@@ -88,17 +148,63 @@ class Step:
         mask[self.local] = True
         return mask
 
+    def narrowed(self, positions: Sequence[int]) -> Step:
+        """Return what the method is to be shown of some of the tasks of ``present``."""
+        at = torch.tensor(list(positions))
+        return replace(
+            self,
+            raw=self.raw[at.to(self.raw.device)],
+            present=[self.present[i] for i in positions],
+            slope=None if self.slope is None else self.slope[at],
+            alone=[],
+        )
+
+    def begin(self, stop: Sequence[tuple[object, int]] = ()) -> list[Start]:
+        """Return where the kernel passes of the local tasks start."""
+        return starts(self.losses, sinks=self.parallel, stop=set(stop))
+
+    def of_local(self, values: Tensor) -> list[float]:
+        """Return one number for each local task, of one for each task of ``present``."""
+        known: list[float] = values.tolist()
+        return known if len(self.local) == len(known) else [known[i] for i in self.local]
+
     def require_finite(self, values: Tensor, what: str) -> None:
         """Raise if one of the values, one for each task of ``present``, is NaN or infinite."""
-        if not bool(values.isfinite().all()):
-            position = int((~values.isfinite()).nonzero()[0])
-            raise NonFiniteError(
-                self.names[self.present[position]], self.number, what, float(values[position])
-            )
+        (known,) = read(values)
+        for position, value in enumerate(known.tolist()):
+            if not math.isfinite(value):
+                name = self.names[self.present[position]]
+                raise NonFiniteError(name, self.number, what, value, scaled=self.scaled)
+
+    def require_representable(self, name: str, weight: float, dtype: torch.dtype) -> None:
+        """Raise if a weight cannot be written in a loss's dtype."""
+        if not abs(weight) <= torch.finfo(dtype).max:
+            self.fail("weight", weight, name=name)
+
+    def fail(
+        self,
+        what: str,
+        value: float,
+        *,
+        name: str | None = None,
+        largest: Sequence[float] | None = None,
+    ) -> NoReturn:
+        """Raise for a task, the one of the largest weight where it is not known.
+
+        Raises:
+            NonFiniteError: Always.
+        """
+        if name is None:
+            assert largest is not None
+            position = max(range(len(self.local)), key=lambda i: abs(largest[i]))
+            name = self.local_names[position]
+        raise NonFiniteError(name, self.number, what, value, scaled=self.scaled)
 
     def spread(self, values: Tensor, missing: float = 0.0) -> Tensor:
         """Put the values of the tasks with labels at their places among all tasks."""
         dtype = torch.promote_types(self.like.dtype, torch.float32)
+        if self.like.is_complex():
+            dtype = torch.float64
         if len(self.present) == self.total:
             return values.to(self.like.device, dtype)
         full = torch.full((self.total,), missing, dtype=torch.float64)
@@ -118,7 +224,13 @@ class Step:
             None if eigenvalues is None else self.spread(eigenvalues, math.nan),
             self.kernel,
             skipped,
+            (weights.cpu(), self.raw.cpu(), self.unscaled_extra),
         )
+
+    @property
+    def unscaled_extra(self) -> Tensor | None:
+        """What is added outside the balance, without the gradient scale."""
+        return None if self.extra is None else self.extra.detach() / self.scale
 
     def unscaled(
         self, combine: Callable[..., tuple[Tensor, Tensor]], matrix: Tensor
@@ -128,21 +240,3 @@ class Step:
             return combine(matrix, self.raw, self.index)
         combined, weights = combine(matrix / self.scale, self.raw, self.index)
         return combined * self.scale, weights
-
-
-def with_zeros(gradients: TaskGradients, features: Features, step: Step) -> TaskGradients:
-    """Add zero gradients for tasks that have labels in other processes only."""
-    if len(step.local) == len(step.present):
-        return gradients
-    place = {position: i for i, position in enumerate(step.local)}
-    filled: list[list[Tensor]] = []
-    for f, per_task in enumerate(gradients.features):
-        row = []
-        for position, task in enumerate(step.present):
-            if position in place:
-                row.append(per_task[place[position]])
-            else:
-                like = features.tensors[task if features.per_task else f]
-                row.append(torch.zeros_like(like))
-        filled.append(row)
-    return TaskGradients(filled, gradients.heads)

@@ -8,15 +8,15 @@ with it.
 
 from __future__ import annotations
 
+from ntkmtl.graph import Branches, branch
 from ntkmtl.kernel._extended import ExtendedNTK
-from ntkmtl.kernel._features import Branches, branch
 from ntkmtl.kernel._outputs import MemoryBudgetError, output_ntk
 from ntkmtl.kernel._outputs_function import Batches
 from ntkmtl.kernel._outputs_kernel import OutputNTK
 from ntkmtl.kernel._outputs_operator import OutputNTKOperator
 from ntkmtl.kernel._partition import minibatch_sizes
 from ntkmtl.kernel._pooling import kernel_from_rows
-from ntkmtl.kernel._probe import RememberInputs
+from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._sources import extended_ntk
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MemoryBudgetError",
     "OutputNTK",
     "OutputNTKOperator",
+    "Probe",
     "RememberInputs",
     "branch",
     "extended_ntk",

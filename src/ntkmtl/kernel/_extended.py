@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -147,6 +149,18 @@ class ExtendedNTK:
         if self._blocks.device.type == "cpu":
             return self
         return self._with(self._tensor.cpu(), None if self._shares is None else self._shares.cpu())
+
+    def replaced(self, tensor: Tensor) -> ExtendedNTK:
+        """Return the kernel with other entries of the same meaning and shape."""
+        return self._with(tensor, self._shares)
+
+    def select(self, tasks: Sequence[int]) -> ExtendedNTK:
+        """Return the kernel of some of the tasks, by position."""
+        at = torch.tensor(list(tasks), device=self._blocks.device)
+        shares = None if self._shares is None else self._shares[at]
+        if self._values is None:
+            return self._with(self._blocks[at], shares)
+        return self._with(self._values[at][:, :, at], shares)
 
     def with_shares(self, shares: Tensor) -> ExtendedNTK:
         """Return the kernel with other shares of samples, shape (k, n)."""

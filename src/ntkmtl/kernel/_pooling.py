@@ -20,10 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ntkmtl.graph import as_real
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 
-__all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows", "minibatch_sums"]
+__all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows", "minibatch_sums", "sample_gram"]
 
 Pooling = Literal["pooled", "blockwise", "kernel"]
 POOLINGS: tuple[Pooling, ...] = ("pooled", "blockwise", "kernel")
@@ -34,7 +35,7 @@ _DOUBLE_LIMIT = 1 << 18
 
 
 def _flat(gradient: Tensor) -> Tensor:
-    rows = gradient.reshape(len(gradient), -1)
+    rows = as_real(gradient).reshape(len(gradient), -1)
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
@@ -148,7 +149,7 @@ def kernel_from_rows(
 def _stack(gradients: Tensor | Sequence[Tensor]) -> Tensor:
     """Stack to (k, B, D), half precision as float32."""
     whole = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
-    stacked = whole.reshape(*whole.shape[:2], -1)
+    stacked = as_real(whole).reshape(*whole.shape[:2], -1)
     return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
 
 
@@ -244,3 +245,15 @@ def _kernel_full(
         blocks.append(torch.einsum("ub,bjc,vc->ujv", sums, products, sums))
     values = torch.stack(blocks)
     return values * peak[:, None, None, None] * peak[None, None, :, None]
+
+
+def sample_gram(features: Tensor) -> Tensor:
+    """Return <z_s, z_t> for all pairs of samples, float64 of shape (B, B).
+
+    Args:
+        features: Samples along dimension 0, shape (B, ...).
+    """
+    rows = as_real(features.detach()).reshape(len(features), -1)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    return (rows @ rows.T).to(torch.float64)

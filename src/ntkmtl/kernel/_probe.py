@@ -25,9 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ntkmtl.kernel._autograd import TaskGradients, leaves, trainable
+from ntkmtl.graph import Features, TaskGradients, leaves, trainable
 from ntkmtl.kernel._extended import ExtendedNTK
-from ntkmtl.kernel._features import Features
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
 
@@ -626,6 +625,9 @@ class Probe:
         step: See :func:`probe_slopes`.
         parameters: What directions run over, all trainable ones of the trunk if None.
         seed: Of the directions.
+        every: For a Balancer: probe in each ``every``-th kernel only, where probes correct.
+        corrected: For a Balancer: whether probes correct the features' kernel, by a factor for each
+            task that is averaged over steps, rather than stand in its place.
 
     Attributes:
         mode: How slopes are computed; None before the first call if it was left open.
@@ -652,19 +654,31 @@ class Probe:
         step: float | None = None,
         parameters: Iterable[Tensor] | None = None,
         seed: int = 0,
+        every: int = 10,
+        corrected: bool = True,
     ) -> None:
-        if probes < 1:
-            raise ValueError(f"probes must be at least 1, found {probes}")
+        for name, value in (("probes", probes), ("every", every)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be at least 1, a whole number; found {value!r}")
+        if not isinstance(corrected, bool):
+            raise TypeError(f"corrected must be True or False, found {corrected!r}")
         if mode is not None and mode not in MODES:
             raise ValueError(f"mode must be one of {', '.join(map(repr, MODES))}, found {mode!r}")
         self.trunk = trunk if isinstance(trunk, RememberInputs) else RememberInputs(trunk)
         self.probes = probes
         self.mode = mode
         self.step = step
-        self.parameters = None if parameters is None else list(parameters)
+        self.parameters: list[Tensor] | None = None if parameters is None else list(parameters)
         self.seed = seed
+        self.every = every
+        self.corrected = corrected
         self._settled = False
         self._calls = 0
+
+    def run_over(self, parameters: Iterable[Tensor]) -> None:
+        """Let directions run over these parameters, where none were named."""
+        if self.parameters is None:
+            self.parameters = list(parameters)
 
     def slopes(
         self,
@@ -739,7 +753,9 @@ class Probe:
         base = _directed(call, self.parameters)
         if self.parameters is None:
             own = {id(p) for p in call.module.parameters()}
-            outside = [p for p in trainable(leaves(features.outputs)[0]) if id(p) not in own]
+            # An input that requires a gradient is a leaf as well, but no parameter.
+            found = [p for p in leaves(features.outputs)[0] if isinstance(p, nn.Parameter)]
+            outside = [p for p in trainable(found) if id(p) not in own]
             if outside:
                 raise ValueError(
                     f"the features depend on {len(outside)} parameters that are not the trunk's, "

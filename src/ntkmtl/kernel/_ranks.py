@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ntkmtl.graph import as_real
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._pooling import gram, kernel_from_rows, minibatch_sums
@@ -398,5 +399,5 @@ def _averaged(gramian: Tensor) -> ExtendedNTK:
 
 def _precise(rows: Tensor) -> Tensor:
     """Return samples as rows, half precision as float32."""
-    flat = rows.detach().reshape(len(rows), -1)
+    flat = as_real(rows.detach()).reshape(len(rows), -1)
     return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat

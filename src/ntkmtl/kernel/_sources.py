@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
-from ntkmtl.kernel._autograd import (
+from ntkmtl.graph import (
+    Features,
+    FeaturesLike,
     HeadGraph,
+    Start,
     TaskGradients,
     feature_gradients,
     head_graph,
     leaves,
     path_around,
     require_cut,
+    starts,
     trainable,
     vjp,
 )
 from ntkmtl.kernel._extended import ExtendedNTK
-from ntkmtl.kernel._features import Features, FeaturesLike, sample_gram
 from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts
-from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows
+from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows, sample_gram
 from ntkmtl.kernel._ranks import Ranks
 
 __all__ = [
@@ -242,12 +245,12 @@ def exact_kernel(
 
 
 def cut_graph(
-    losses: Sequence[Tensor], features: Features, names: Sequence[str]
+    begin: Sequence[Start], features: Features, names: Sequence[str]
 ) -> tuple[Features, HeadGraph]:
     """Find what lies between the features and the losses.
 
     Args:
-        losses: k scalars.
+        begin: Where the backward pass of each task starts.
         features: The representation.
         names: Names of the tasks.
 
@@ -258,10 +261,10 @@ def cut_graph(
     Raises:
         ValueError: The features do not lie between the trunk and the losses.
     """
-    graph = head_graph(losses, features)
+    graph = head_graph(begin, features)
     if graph.crosses and features.root is not None:
         features = features.joined()
-        graph = head_graph(losses, features)
+        graph = head_graph(begin, features)
     require_cut(graph, names)
     return features, graph
 
@@ -327,8 +330,9 @@ def extended_ntk(
         features: The shared representation; see :class:`ntkmtl.Balancer`.
         parameters: The shared parameters.
         minibatches: Number n of consecutive mini-batches.
-        pooling: How the representation's rows are pooled: ``"pooled"``, ``"blockwise"`` or
-            ``"kernel"``. Only without ``parameters``.
+        pooling: How the representation's rows are pooled: ``"pooled"`` (Eq. 17 to the letter),
+            ``"blockwise"`` (the published code, and what ``ntkmtl-sr`` reads) or ``"kernel"``. Only
+            without ``parameters``.
         counts: Labels per task and sample, shape (k, B); one each if None. Only with ``features``.
         batch_dim: Dimension of the samples in the features.
 
@@ -376,8 +380,13 @@ def extended_ntk(
     if counts is not None and not cut.uneven:
         require_counts(counts, k, cut.batch)
     partition = split_batch(cut, minibatches, counts)
-    cut, graph = cut_graph(scalars, cut, names)
-    around = "" if shared is None else path_around(graph, cut)
+    begin = starts(scalars)
+    cut, graph = cut_graph(begin, cut, names)
+    around = path_around(graph, cut, names)
+    if around and shared is None:
+        raise ValueError(
+            f"{around}, so that the kernel with respect to them means nothing; give parameters"
+        )
     if shared is not None and not around:
         below = {id(p) for p in leaves(cut.outputs)[0]}
         above = {id(p) for own in graph.parameters for p in own}
@@ -391,7 +400,7 @@ def extended_ntk(
             )
         rows, shares = _rows_of_losses(scalars, shared, 1)
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
-    gradients = feature_gradients(scalars, cut, graph, heads=False, retain=True)
+    gradients = feature_gradients(begin, cut, graph, heads=False, retain=True)
     if shared is None:
         return representation_kernel(gradients, cut, partition, pooling)
     through = rows_through_features(gradients, cut, shared, partition, release=False)

@@ -22,8 +22,8 @@ from ntkmtl.analysis import Recorder
 from ntkmtl.balance import Balancer
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.files import write_json
+from ntkmtl.graph import leaves
 from ntkmtl.kernel import RememberInputs, branch
-from ntkmtl.kernel._autograd import leaves
 from ntkmtl.problems.base import MultiTaskModel, Problem, Recipe, Split, batches
 from ntkmtl.training._device import (
     Arithmetic,

@@ -195,6 +195,32 @@ class Weighting(ABC):
     def end_epoch(self) -> None:
         """Note that an epoch is over."""
 
+    def needs(self) -> Iterator[tuple[str, str]]:
+        """Yield what the method learns from besides calls of ``backward``, and how to give it.
+
+        Example:
+            >>> from ntkmtl.weighting import create
+            >>> [what for what, _ in create("famo").needs()]
+            ['after_step']
+        """
+        if self.needs_after_step:
+            yield (
+                "after_step",
+                "call balancer.after_step(losses) after optimizer.step(), with the losses of the "
+                "same batch",
+            )
+        if next(self.parameters(), None) is not None:
+            yield (
+                "optimizer",
+                "give balancer.parameters() to the optimizer beside the model's parameters",
+            )
+        if type(self).end_epoch is not Weighting.end_epoch:
+            yield (
+                "end_epoch",
+                "call balancer.end_epoch() after each epoch (no matter where the first epoch is "
+                "simply not over yet)",
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next weights depend on besides the input.
 

@@ -355,7 +355,7 @@ _SPECS = (
         _NTKMTL,
         "eigenvalues",
         "ntkmtl.weighting._ntkmtl:NTKMTL",
-        defaults=_sr("pooled"),
+        defaults=_sr("blockwise"),
     ),
     MethodSpec(
         "ntkmtl-tk",
@@ -367,11 +367,11 @@ _SPECS = (
     ),
     MethodSpec(
         "ntkmtl-auto",
-        "Equal largest NTK eigenvalues, from the best source that fits a budget",
+        "Equal largest NTK eigenvalues of any graph of losses, measured rarely and averaged",
         "This library",
         "eigenvalues",
         "ntkmtl.weighting._ntkmtl:NTKMTL",
-        defaults=MappingProxyType({"source": "auto", "minibatches": 4, "weight_heads": True}),
+        defaults=MappingProxyType({"source": "auto", "weight_heads": True}),
     ),
     MethodSpec(
         "ntkmtl-x",

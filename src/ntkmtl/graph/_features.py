@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 __all__ = ["Branches", "Features", "FeaturesLike", "branch"]
@@ -211,15 +210,3 @@ class Features:
                 f"{sorted(set(sizes))}"
             )
         return Features(tensors, per_task, root, tuple(sizes), batch_dim)
-
-
-def sample_gram(features: Tensor) -> Tensor:
-    """Return <z_s, z_t> for all pairs of samples, float64 of shape (B, B).
-
-    Args:
-        features: Samples along dimension 0, shape (B, ...).
-    """
-    rows = features.detach().reshape(len(features), -1)
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
-    return (rows @ rows.T).to(torch.float64)

@@ -1,0 +1,210 @@
+"""What a Balancer sees in a graph, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from ntkmtl.balance import _auto
+from ntkmtl.balance._weigh import Core
+from ntkmtl.graph import (
+    Cut,
+    Features,
+    FeaturesLike,
+    cut_nodes,
+    find_cut,
+    head_graph,
+    path_around,
+    shape_of,
+    starts,
+)
+
+__all__ = ["Explanation", "SharedTensor", "explanation"]
+
+_SHOWN = 6
+"""Names of parameters that are printed."""
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """A tensor of the representation.
+
+    Attributes:
+        shape: Its shape, None where torch does not tell.
+        operation: What made it, such as ``"relu"``.
+        module: Name of the module that its last parameter belongs to, empty where it is not known.
+        tasks: Names of the tasks that read it.
+    """
+
+    shape: tuple[int, ...] | None
+    operation: str
+    module: str
+    tasks: tuple[str, ...]
+
+    def __str__(self) -> str:
+        shape = "a tensor" if self.shape is None else str(self.shape)
+        module = f" after {self.module}" if self.module else ""
+        return f"{shape} made by {self.operation}{module}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where the shared part of a network ends, as its losses tell.
+
+    Attributes:
+        tasks: Names of the tasks with a loss.
+        tensors: The representation.
+        shared: Names (or shapes, where names are not known) of the shared parameters.
+        entries: Number of their entries.
+        private: Number of parameters of each task's own.
+        bypasses: Why a task's gradient does not pass the representation whole, by task; no entry
+            where it does.
+        unconnected: Tasks that share nothing with another.
+        weights: How the Balancer makes weights of it.
+        features: What is wrong with the features that were named; empty if nothing is.
+    """
+
+    tasks: tuple[str, ...]
+    tensors: tuple[SharedTensor, ...]
+    shared: tuple[str, ...]
+    entries: int
+    private: dict[str, int]
+    bypasses: dict[str, tuple[str, ...]]
+    unconnected: tuple[str, ...]
+    weights: str
+    features: str = field(default="")
+
+    @property
+    def clean(self) -> bool:
+        """Whether the representation carries every task's gradient."""
+        return not self.bypasses
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.tasks)} tasks: {', '.join(self.tasks)}"]
+        if self.tensors:
+            lines.append("the representation, where the part that tasks share ends:")
+            lines += [f"  {t}, read by {self._readers(t.tasks)}" for t in self.tensors]
+        else:
+            lines.append("no representation: no tensor of samples is read by two tasks")
+        lines.append(
+            f"shared by two or more tasks: {len(self.shared)} parameters, {self.entries} entries"
+            f"{_listed(self.shared)}"
+        )
+        lines += [self._of_task(name) for name in self.tasks]
+        if self.features:
+            lines.append(f"features: {self.features}")
+        lines.append(f"weights: {self.weights}")
+        return "\n".join(lines)
+
+    def _readers(self, names: Sequence[str]) -> str:
+        return "all tasks" if len(names) == len(self.tasks) else ", ".join(names)
+
+    def _of_task(self, name: str) -> str:
+        start = f"task {name}: {self.private[name]} parameters of its own; "
+        if name in self.unconnected:
+            return start + "it shares nothing with another task, so its weight is 1"
+        if name not in self.bypasses:
+            return start + "all of its gradient passes the representation"
+        return start + "its loss " + "; ".join(self.bypasses[name])
+
+
+def _listed(names: Sequence[str]) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(names[:_SHOWN])
+    return f": {shown}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def explanation(
+    core: Core,
+    losses: Sequence[tuple[str, Tensor]],
+    features: FeaturesLike | None,
+    model: nn.Module | None,
+) -> Explanation:
+    """Describe the cut of some losses.
+
+    Args:
+        core: What the Balancer's steps work with.
+        losses: Names and scalars of the tasks with labels.
+        features: What the user would name.
+        model: Whose parameters' names are used.
+    """
+    tasks = [name for name, _ in losses]
+    cut = find_cut([loss for _, loss in losses])
+    names = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+    readers: list[list[str]] = [[] for _ in cut.targets]
+    for name, own in zip(tasks, cut.crossings, strict=True):
+        for target in sorted({c.target for c in own}):
+            readers[target].append(name)
+    bypasses = {
+        name: tuple(dict.fromkeys(_reason(b.reason, b.parameter, names) for b in around))
+        for name, around in zip(tasks, cut.bypasses, strict=True)
+        if around
+    }
+    return Explanation(
+        tasks=tuple(tasks),
+        tensors=tuple(
+            SharedTensor(shape_of(edge), _readable(edge[0]), _module(cut, edge[0], names), tuple(r))
+            for edge, r in zip(cut.targets, readers, strict=True)
+        ),
+        shared=tuple(names.get(id(p), str(tuple(p.shape))) for p in cut.shared),
+        entries=sum(p.numel() for p in cut.shared),
+        private={name: len(cut.head(i)) for i, name in enumerate(tasks)},
+        bypasses=bypasses,
+        unconnected=tuple(name for i, name in enumerate(tasks) if i not in cut.connected),
+        weights=_weights(core, cut),
+        features="" if features is None else _of_features(losses, features),
+    )
+
+
+def _reason(reason: str, parameter: Tensor | None, names: dict[int, str]) -> str:
+    if parameter is None:
+        return reason
+    return f"{reason} ({names.get(id(parameter), f'of shape {tuple(parameter.shape)}')})"
+
+
+def _readable(node: Any) -> str:
+    """Return an operation's name as torch's functions have it, as far as that can be told."""
+    name = str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+    known = {"Addmm": "linear", "Mm": "matmul", "Bmm": "matmul", "Convolution": "convolution"}
+    return known.get(name, name.lower())
+
+
+def _module(cut: Cut, node: Any, names: dict[int, str]) -> str:
+    """Return the module of the parameter that is used last on the way to a tensor."""
+    for parameter in cut_nodes(cut, node):
+        if name := names.get(id(parameter)):
+            return name.rpartition(".")[0]
+    return ""
+
+
+def _of_features(losses: Sequence[tuple[str, Tensor]], features: FeaturesLike) -> str:
+    names = [name for name, _ in losses]
+    named = Features.of(features, names)
+    graph = head_graph(starts([loss for _, loss in losses]), named)
+    if not graph.depends:
+        return "no loss depends on them"
+    return path_around(graph, named, names) or "they cut every path"
+
+
+def _weights(core: Core, cut: Cut) -> str:
+    """Say how the Balancer makes weights of a graph like this."""
+    options = core.options
+    if options.reads == "losses":
+        return f"{options.method}, from the losses alone"
+    if not cut.connected:
+        return "1 for every task, as they share nothing that is trained"
+    if options.source == "auto":
+        steps = _auto.period(core, cut.tasks)
+        return f"{options.method}, from exact kernels, one in {steps} steps or more often, averaged"
+    if options.source == "exact":
+        return f"{options.method}, from the exact kernel of the shared parameters"
+    if cut.clean:
+        return f"{options.method}, from the {options.source}"
+    return (
+        f"none: {options.method} reads the {options.source}, which does not carry every gradient; "
+        "use source='auto' or source='exact'"
+    )

@@ -1,0 +1,231 @@
+"""One step with the kernel of the shared parameters, differentiated from the losses themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ntkmtl._device import read
+from ntkmtl.balance._fill import add_flat, ordinary
+from ntkmtl.balance._kernel_step import (
+    clip,
+    joined_ranks,
+    may_keep,
+    require_alone,
+    require_unclipped,
+    shared_factor,
+)
+from ntkmtl.balance._step import BalanceResult, Samples, Step
+from ntkmtl.balance._weigh import Core, observe, to_cpu
+from ntkmtl.graph import has_hooks, leaves, plain_backward, starts, vjp
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._partition import Partition
+from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.kernel._sources import exact_kernel
+
+__all__ = ["ParameterStep", "touched_by_two"]
+
+
+class ParameterStep:
+    """The exact kernel of any graph: one pass from each loss (and mini-batch) down to the leaves.
+
+    Args:
+        core: What the Balancer's steps work with.
+        step: What is known of this call.
+        shared: The shared parameters.
+        minibatches: The paper's n, the Balancer's if None.
+        hooked: Whether hooks must fire; the Balancer's choice if None.
+
+    Raises:
+        ValueError: The method or the number of mini-batches needs more than losses.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        step: Step,
+        shared: list[Tensor],
+        *,
+        minibatches: int | None = None,
+        hooked: bool | None = None,
+    ) -> None:
+        options = core.options
+        if options.weighting.guides_heads:
+            raise ValueError(
+                f"{options.method} needs the features that part trunk and heads: pass features=z, "
+                "the tensor that the heads read, and let no loss reach the trunk around it"
+            )
+        self.core, self.options, self.step, self.shared = core, options, step, shared
+        self.minibatches = options.minibatches if minibatches is None else minibatches
+        if self.minibatches > 1 and step.samples is None:
+            raise ValueError(
+                f"{self.minibatches} mini-batches need losses of single samples, of shape (B,), or "
+                "features to split: pass losses before their mean is taken, pass features=z, or "
+                "use minibatches=1"
+            )
+        require_unclipped(options, shared)
+        wanted = options.hooked if hooked is None else hooked
+        self.hooked = step.parallel if wanted is None else wanted
+        self.begin = step.begin()
+        self.partitions = [self._split(s) for s in step.samples or ()]
+
+    def _split(self, samples: Samples) -> Partition:
+        counts = None if samples.mask is None else samples.mask.to(torch.float64)[None]
+        published = self.options.preset == "published"
+        return Partition.of(samples.count, self.minibatches, counts, published=published)
+
+    def run(self, weights: Tensor | None = None) -> BalanceResult:
+        """Weigh and differentiate. See :meth:`KernelStep.run`."""
+        options, step, shared = self.options, self.step, self.shared
+        hooks = any(has_hooks(p) for p in shared)
+        plainly = options.weight_heads and (self.hooked or hooks)
+        eigenvalues = jacobian = combined = None
+        if weights is None and options.reads == "jacobian":
+            combined, weights = self._combine()
+        elif weights is None:
+            keep = not plainly and may_keep(options, shared, step, options.needs_gramian)
+            kernel, jacobian = self.kernel(keep=keep)
+            weights, eigenvalues = observe(self.core, to_cpu(kernel, step), step)
+        factor = shared_factor(options, step)
+        if options.weight_heads and factor == 1.0 and combined is None and jacobian is None:
+            ordinary(step, weights)
+        else:
+            self._apart(weights, factor, jacobian, combined)
+        return step.result(weights, eigenvalues)
+
+    def kernel(self, *, keep: bool) -> tuple[ExtendedNTK, Tensor | None]:
+        """Return the kernel, and the gradients of shape (k, P) if they are to be kept."""
+        step, full = self.step, self.options.needs_gramian
+        shares = self._shares()
+        ranks, joint = self._ranks(shares)
+        kernel, jacobian = exact_kernel(
+            self._rows(), len(step.present), shares, full=full, keep=keep, ranks=ranks
+        )
+        return kernel if joint is None else kernel.with_shares(joint), jacobian
+
+    def _ranks(self, shares: Tensor) -> tuple[Ranks | None, Tensor | None]:
+        return joined_ranks(self.options, self.step, shares, "exact")
+
+    def _shares(self) -> Tensor:
+        if self.minibatches == 1:
+            return torch.ones(1, 1, dtype=torch.float64)
+        k = len(self.step.present)
+        shares = torch.full((k, self.minibatches), 1.0 / self.minibatches, dtype=torch.float64)
+        for position, partition in zip(self.step.local, self.partitions, strict=True):
+            shares[position] = partition.shares[0]
+        return shares
+
+    def _rows(self) -> Callable[[int], Tensor]:
+        """Return a function from a task to its n gradients, shape (n, P)."""
+        step, shared, n = self.step, self.shared, self.minibatches
+        place = {position: i for i, position in enumerate(step.local)}
+
+        def rows(task: int) -> Tensor:
+            if task not in place:
+                zeros = [vjp_zeros(p) for p in shared]
+                return torch.cat(zeros).expand(n, -1).clone()
+            if n == 1:
+                outputs, cotangents = self.begin[place[task]]
+                return vjp(outputs, shared, cotangents)[None]
+            return self._minibatch_rows(place[task], task)
+
+        return rows
+
+    def _minibatch_rows(self, local: int, task: int) -> Tensor:
+        step = self.step
+        assert step.samples is not None
+        samples, partition = step.samples[local], self.partitions[local]
+        slope = step.scale
+        if step.slope is not None:  # the gradient of log l is that of l over l
+            slope *= float(step.slope[task])
+        result, start = [], 0
+        for size in partition.sizes:
+            mask = None if samples.mask is None else samples.mask[start : start + size]
+            mean = Samples(samples.values[start : start + size], mask).mean()
+            start += size
+            if mean is None:
+                result.append(torch.cat([vjp_zeros(p) for p in self.shared]))
+                continue
+            ((outputs, cotangents),) = starts([mean], sinks=step.parallel)
+            result.append(vjp(outputs, self.shared, [c * slope for c in cotangents]))
+        return torch.stack(result)
+
+    def _combine(self) -> tuple[Tensor, Tensor]:
+        """Let the method combine the gradients entry by entry."""
+        step = self.step
+        require_alone(self.options, step)
+        rows = self._rows()
+        matrix = torch.cat([rows(i) for i in range(len(step.present))])
+        step.raw, peaks = read(step.raw, matrix.abs().amax(dim=1).to(torch.float64))
+        step.require_finite(step.raw, "loss")
+        step.require_finite(peaks, "gradient")
+        return step.unscaled(self.options.weighting.combine, matrix)
+
+    def _apart(
+        self, weights: Tensor, factor: float, jacobian: Tensor | None, combined: Tensor | None
+    ) -> None:
+        """Fill ``.grad`` of heads and shared parameters one after the other."""
+        step, shared = self.step, self.shared
+        own = {id(p) for p in shared}
+        heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
+        local = step.of_local(weights)
+        weighted = self.options.weight_heads and combined is None
+        on_heads = local if weighted else [1.0] * len(local)
+        self._require_weighted([factor * w for w in local], on_heads, jacobian)
+        known = combined is not None or jacobian is not None
+        if heads:
+            keep = not known or step.extra is not None
+            plain_backward(step.losses, on_heads, inputs=heads, retain=keep)
+        if combined is not None:
+            add_flat(shared, combined)
+        elif jacobian is not None:
+            add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
+        else:
+            scaled = [factor * w for w in local]
+            plain_backward(step.losses, scaled, inputs=shared, retain=step.extra is not None)
+        clip(self.options, shared, step)
+        if step.extra is not None:
+            plain_backward([step.extra], [1.0])
+
+    def _require_weighted(
+        self, on_shared: Sequence[float], on_heads: Sequence[float], jacobian: Tensor | None
+    ) -> None:
+        """Raise before ``.grad`` changes if a weighted gradient would be infinite."""
+        step = self.step
+        for name, loss, one, other in zip(
+            step.local_names, step.losses, on_shared, on_heads, strict=True
+        ):
+            step.require_representable(name, one, loss.dtype)
+            step.require_representable(name, other, loss.dtype)
+        if jacobian is None:
+            return
+        norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=torch.float64)
+        limit = torch.finfo(jacobian.dtype).max
+        for name, norm, weight in zip(step.local_names, norms.tolist(), on_shared, strict=True):
+            if not norm * abs(weight) <= limit:
+                step.fail("weighted gradient", norm * weight, name=name)
+
+
+def vjp_zeros(parameter: Tensor) -> Tensor:
+    """Return the gradient of a parameter that is not reached, as :func:`ntkmtl.graph.vjp` does."""
+    entries = parameter.numel() * (2 if parameter.is_complex() else 1)
+    real = parameter.real if parameter.is_complex() else parameter
+    return torch.zeros(entries, dtype=real.dtype, device=parameter.device)
+
+
+def touched_by_two(step: Step, candidates: Sequence[Tensor]) -> list[Tensor]:
+    """Return the parameters that have a nonzero gradient in two or more tasks.
+
+    Where an operation hides a network, as a model compiled as a whole does, its graph leads from
+    every output to every parameter, and outputs that a task does not use send zeros.
+    """
+    counts = [0] * len(candidates)
+    for outputs, cotangents in step.begin():
+        flat = vjp(outputs, candidates, cotangents)
+        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
+        touched = torch.stack([part.any() for part in flat.split(sizes)])
+        for i, found in enumerate(touched.tolist()):
+            counts[i] += found
+    return [p for p, count in zip(candidates, counts, strict=True) if count >= 2]

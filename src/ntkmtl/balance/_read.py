@@ -1,0 +1,206 @@
+"""What a user may pass as losses: one shape for all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl._device import read
+from ntkmtl.balance._step import Samples
+from ntkmtl.kernel._ranks import Ranks
+
+__all__ = [
+    "Loss",
+    "Losses",
+    "in_order",
+    "joint_losses",
+    "logarithms",
+    "read_loss",
+    "task_names",
+    "without_labels",
+]
+
+Loss = Tensor | tuple[Tensor, Tensor] | None
+"""A mean, losses of single samples, those and which of them count, or None for no label."""
+Losses = Sequence[Loss] | Mapping[str, Loss]
+
+
+def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
+    """Return the tasks' names as the losses tell them, and the losses as a sequence or dict.
+
+    Raises:
+        TypeError: They are neither.
+        ValueError: There are none.
+    """
+    if isinstance(losses, Mapping):
+        names = tuple(losses)
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError(f"names of tasks must be strings, found {list(names)!r}")
+        values: Losses = losses
+    elif isinstance(losses, Tensor):
+        if losses.ndim == 0:
+            raise TypeError(
+                "losses must be a sequence or a dict of k losses, one per task; found one scalar. "
+                "Pass the losses before they are added up"
+            )
+        values = list(losses)
+        names = tuple(str(i) for i in range(len(values)))
+    elif isinstance(losses, Iterable) and not isinstance(losses, str | bytes):
+        values = list(losses)  # a generator is read once
+        names = tuple(str(i) for i in range(len(values)))
+    else:
+        raise TypeError(
+            f"losses must be a sequence or a dict of k losses, one per task; found {type(losses)}"
+        )
+    if not names:
+        raise ValueError("losses is empty; give one loss per task, None for a task without a label")
+    return names, values
+
+
+def in_order(losses: Losses, names: Sequence[str]) -> list[Loss]:
+    """Bring losses into the order of the tasks.
+
+    Raises:
+        ValueError: Their names or their number are other tasks'.
+    """
+    if isinstance(losses, Mapping):
+        unknown = sorted(set(losses) - set(names))
+        if unknown:
+            raise ValueError(
+                f"losses of unknown tasks {unknown}; the tasks are {list(names)}. Name all of them "
+                "with Balancer(..., tasks=[...])"
+            )
+        return [losses.get(name) for name in names]
+    if len(losses) != len(names):
+        raise ValueError(
+            f"found {len(losses)} losses for {len(names)} tasks; give None for a task without a "
+            "label"
+        )
+    return list(losses)
+
+
+def read_loss(
+    loss: Any, name: str, *, needs_gradient: bool = True
+) -> tuple[Tensor, Samples] | None:
+    """Return a task's mean loss and what is known of its samples; None without a label.
+
+    Raises:
+        TypeError: It is no tensor.
+        ValueError: It has a wrong shape, or no gradient.
+    """
+    if loss is None:
+        return None
+    samples = _samples(loss, name)
+    mean = samples.values.reshape(()) if samples.values.ndim == 0 else samples.mean()
+    if mean is None:
+        return None
+    if needs_gradient and not mean.requires_grad:
+        raise ValueError(
+            f"the loss of task {name} does not require a gradient: give None for a task without a "
+            "label in this batch; else look for a detach() or torch.no_grad() on its way, or for a "
+            "network all of whose parameters are frozen"
+        )
+    return mean, samples
+
+
+def _samples(loss: Any, name: str) -> Samples:
+    mask = None
+    if isinstance(loss, tuple):
+        if len(loss) != 2 or not all(isinstance(part, Tensor) for part in loss):
+            raise TypeError(
+                f"the loss of task {name} must be a tensor, or a pair (values, mask) of tensors; "
+                f"found a tuple of {[type(part).__name__ for part in loss]}"
+            )
+        loss, mask = loss
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the loss of task {name} must be a tensor or None, found {type(loss)}")
+    if loss.is_complex():
+        raise ValueError(
+            f"the loss of task {name} is complex; a loss is a real number: take its real part or "
+            "its absolute value"
+        )
+    if mask is not None:
+        if loss.ndim != 1 or mask.shape != loss.shape:
+            raise ValueError(
+                f"(values, mask) of task {name} must have one shape (B,), found "
+                f"{tuple(loss.shape)} and {tuple(mask.shape)}"
+            )
+        return Samples(loss, mask.detach().to(torch.bool))
+    if loss.ndim > 1 and loss.numel() != 1:
+        raise ValueError(
+            f"the loss of task {name} must be a scalar, the mean over the batch, or losses of "
+            f"single samples of shape (B,); found shape {tuple(loss.shape)}; take its mean over "
+            "all but the samples"
+        )
+    if loss.ndim != 1 or loss.numel() == 1:
+        return Samples(loss.reshape(()))
+    return Samples(loss)
+
+
+def without_labels(values: Sequence[Loss], counts: Any) -> list[Loss]:
+    """Take a task that ``counts`` gives no label in this batch as one without a loss.
+
+    Raises:
+        TypeError: ``counts`` is no tensor.
+        ValueError: It has a wrong shape.
+    """
+    if not isinstance(counts, Tensor):
+        raise TypeError(f"counts must be a tensor of shape (k, B), found {type(counts)}")
+    if counts.ndim != 2 or len(counts) != len(values):
+        raise ValueError(
+            f"counts must have shape ({len(values)}, B), one number of labels per task and sample, "
+            f"found {tuple(counts.shape)}"
+        )
+    empty = (counts == 0).all(dim=1).tolist()
+    return [None if none else value for value, none in zip(values, empty, strict=True)]
+
+
+def joint_losses(
+    live: Sequence[Tensor], here: Sequence[int], tasks: int, ranks: Ranks | None
+) -> tuple[Tensor, list[int]]:
+    """Return float64 losses of the tasks with labels, and the positions of those tasks.
+
+    With several processes: means over those that have a label.
+
+    Raises:
+        ValueError: A process has no label at all.
+    """
+    own = (
+        torch.stack([loss.detach() for loss in live]).to(torch.float64)
+        if len({loss.device for loss in live}) == 1
+        else torch.tensor([float(loss.detach()) for loss in live], dtype=torch.float64)
+    )
+    if ranks is None:
+        return own, list(here)
+    (own,) = read(own)
+    table = torch.zeros(2, tasks, dtype=torch.float64)
+    table[0, list(here)] = own
+    table[1, list(here)] = 1.0
+    tables = torch.stack(ranks.gather(table))
+    if not bool(tables[:, 1].any(dim=1).all()):
+        raise ValueError(
+            "one of the processes has no label for any task in this batch; give every process a "
+            "batch with at least one"
+        )
+    total, count = tables.sum(dim=0)
+    present = count.nonzero().flatten().tolist()
+    return (total / count)[present], present
+
+
+def logarithms(raw: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return log losses, not finite where the losses are not, and their slopes, 1 / loss.
+
+    Raises:
+        ValueError: A loss is not positive.
+    """
+    for name, value in zip(names, raw.tolist(), strict=True):
+        if -math.inf < value <= 0:
+            raise ValueError(
+                f"log_losses needs positive losses, found {value} for task {name}; shift the loss, "
+                "or set log_losses=False"
+            )
+    return raw.log(), 1.0 / raw

@@ -1,0 +1,308 @@
+"""How one call of backward goes: reuse weights, part the graph, or start from the losses."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ntkmtl._warnings import warn
+from ntkmtl.balance import _auto
+from ntkmtl.balance._fill import ordinary, repeated
+from ntkmtl.balance._kernel_step import KernelStep
+from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
+from ntkmtl.balance._step import BalanceResult, Step
+from ntkmtl.balance._views import FoundView, NamedView, View, describe_bypass, trainable_now
+from ntkmtl.balance._weigh import Core, observe, to_cpu, weigh
+from ntkmtl.graph import FeaturesLike, find_cut
+
+__all__ = ["run"]
+
+
+def run(
+    core: Core, step: Step, features: FeaturesLike | None, counts: Tensor | None
+) -> BalanceResult:
+    """Weigh the losses of a step and fill ``.grad``.
+
+    Args:
+        core: What the Balancer's steps work with.
+        step: What is known of this call.
+        features: The representation, where the user names it.
+        counts: Labels per task and sample.
+    """
+    options = core.options
+    if options.reads == "losses":
+        return _by_losses(core, step)
+    if core.held and all(i in core.held for i in step.present):
+        held = torch.tensor([core.held[i] for i in step.present], dtype=torch.float64)
+        return _reuse(core, step, held, features, counts)
+    if (weights := _still_valid(core, step)) is not None:
+        return _reuse(core, step, weights, features, counts)
+    core.parameters = None
+    if options.last_layer is not None:
+        features = options.last_layer.output()
+    if features is not None:
+        result = _through_features(core, step, features, counts)
+    elif options.shared is not None and options.source in ("exact", "auto"):
+        result = _from_losses(core, step, trainable_now(options.shared))
+    else:
+        result = _through_cut(core, step, counts)
+    return result
+
+
+def _by_losses(core: Core, step: Step) -> BalanceResult:
+    if core.held and all(i in core.held for i in step.present):
+        weights = torch.tensor([core.held[i] for i in step.present], dtype=torch.float64)
+        ordinary(step, weights)
+        return step.result(weights)
+    weights = weigh(core, None, step)
+    ordinary(step, weights)
+    core.options.weighting.accumulate(step.raw, step.index, step.scale)
+    return step.result(weights)
+
+
+def _still_valid(core: Core, step: Step) -> Tensor | None:
+    """Return the weights of an earlier step, if this one is to reuse them."""
+    options, memory = core.options, core.memory
+    if options.source == "auto":
+        due = _auto.exact_due(core, step) or _auto.free_due(core, step)
+        if due and not (step.ranks is not None and _missing_somewhere(step)):
+            return None
+        known = memory.weights
+        if known is None or bool(known[step.index].isnan().any()):
+            return None
+        return known[step.index]
+    if memory.weights is None or not memory.young(step.index, step.number, options.every):
+        return None
+    return memory.weights[step.index]
+
+
+def _missing_somewhere(step: Step) -> bool:
+    """Whether one of several processes lacks a label of a task; the same answer on each."""
+    assert step.ranks is not None
+    here = torch.tensor([len(step.local) < len(step.present)], dtype=torch.float64)
+    return bool(torch.stack(step.ranks.gather(here)).any())
+
+
+def _reuse(
+    core: Core,
+    step: Step,
+    weights: Tensor,
+    features: FeaturesLike | None,
+    counts: Tensor | None,
+) -> BalanceResult:
+    """Fill ``.grad`` with weights that are known."""
+    options = core.options
+    plainly = options.weight_heads and not options.published_ntkmtl
+    if plainly and (features is None or options.source == "auto" or core.held is not None):
+        _know_losses(step)
+        repeated(core, step, weights)
+        return step.result(weights)
+    if features is not None:
+        view = NamedView(options, step, features, counts)
+        if not view.around:
+            return KernelStep(core, step, view, options.source).run(weights)
+        return ParameterStep(core, step, view.shared, minibatches=1, hooked=True).run(weights)
+    if options.shared is not None:
+        shared = trainable_now(options.shared)
+    else:
+        shared = find_cut(step.losses, parallel=step.parallel).shared
+    return ParameterStep(core, step, shared, minibatches=1).run(weights)
+
+
+def _know_losses(step: Step) -> None:
+    """Read the losses, where no kernel is read with them."""
+    from ntkmtl._device import read
+
+    if step.raw.device.type != "cpu":
+        (step.raw,) = read(step.raw)
+        step.require_finite(step.raw, "loss")
+
+
+def _through_features(
+    core: Core, step: Step, features: FeaturesLike, counts: Tensor | None
+) -> BalanceResult:
+    """Part the graph where the user says."""
+    options = core.options
+    view = NamedView(options, step, features, counts)
+    if view.around and options.source in ("exact", "auto"):
+        # Rows of z do not carry all of the gradient: differentiate the losses themselves.
+        if view.partition.minibatches > 1 and step.samples is None:
+            raise ValueError(
+                f"{view.around}, so the exact kernel of {view.partition.minibatches} mini-batches "
+                "cannot be had through them; give losses of single samples, or use minibatches=1"
+            )
+        return _from_losses(core, step, view.shared, hooked=True)
+    if view.around:
+        raise ValueError(
+            f"{view.around}, so that its kernel with respect to them means nothing; {_remedy(step)}"
+        )
+    return _through_view(core, step, view, {})
+
+
+def _remedy(step: Step) -> str:
+    """Say what to pass instead."""
+    cut = find_cut(step.losses, parallel=step.parallel)
+    general = "use source='auto' (method 'ntkmtl-auto') or source='exact', right for any graph"
+    if not cut.clean or not cut.targets:
+        return general
+    return (
+        "leave features out, and the tensors that cut every path are found "
+        f"({', '.join(sorted({node.name() for node, _ in cut.targets}))}); or {general}"
+    )
+
+
+def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult:
+    """Part the graph where its losses say."""
+    options = core.options
+    if step.ranks is not None and _missing_somewhere(step):
+        raise ValueError(
+            "one of the processes has no label for some task in this batch, so what its losses "
+            "share cannot be compared with the others': name the shared part by features=z or "
+            "Balancer(..., shared=list of shared parameters)"
+        )
+    batch = _batch(step)
+    cut = find_cut(step.losses, batch=batch, parallel=step.parallel)
+    connected = cut.connected
+    step.alone = [step.local[i] for i in range(cut.tasks) if i not in connected]
+    if not connected:
+        return _nothing_shared(core, step)
+    shared = cut.shared if options.shared is None else trainable_now(options.shared)
+    if cut.opaque:
+        shared = touched_by_two(step, shared)
+    if not shared and not cut.targets:
+        return _nothing_shared(core, step)
+    source = options.source
+    if not cut.clean:
+        if source in ("representation", "probe"):
+            raise ValueError(
+                f"{describe_bypass(cut, step.local_names)}, so that its kernel with respect to the "
+                "representation means nothing; use source='auto' (method 'ntkmtl-auto') or "
+                "source='exact', which are right for any graph, or name features=z that every "
+                "path passes"
+            )
+        return _from_losses(core, step, shared)
+    n = options.minibatches
+    known = batch is not None or options.batch_dim is not None
+    if n > 1 and source == "exact" and step.samples is not None:
+        return _from_losses(core, step, shared)
+    if n > 1 and not known:
+        n = _one_minibatch(core)
+    view = FoundView(options, step, cut, n, counts)
+    names = [step.present[i] for i in step.local]
+    signatures = {i: _signature(part) for i, part in zip(names, cut.signature, strict=True)}
+    return _through_view(core, step, view, signatures)
+
+
+def _signature(part: tuple[object, ...]) -> str:
+    """Return a task's operations on the cut; sizes of batches may differ from step to step."""
+    return ",".join(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in part)
+
+
+def _batch(step: Step) -> int | None:
+    """Return the number of samples, where losses of single samples tell it of all tasks alike."""
+    if step.samples is None:
+        return None
+    sizes = {s.count for s in step.samples}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _one_minibatch(core: Core) -> int:
+    """Do without mini-batches, where nothing tells which dimension holds the samples."""
+    options, memory = core.options, core.memory
+    if options.reads != "eigenvalues" and options.weighting.reads_cross_terms:
+        raise ValueError(
+            f"{options.method} compares {options.minibatches} mini-batches, and the losses do not "
+            "tell the samples apart: pass losses of single samples, of shape (B,), before their "
+            "mean is taken, or Balancer(..., batch_dim=0), or features=z"
+        )
+    if "minibatches" not in memory.warned:
+        memory.warned.add("minibatches")
+        warn(
+            f"the {options.minibatches} mini-batches of {options.method} need to know where the "
+            "samples are: pass losses of single samples, of shape (B,), or "
+            "Balancer(..., batch_dim=0), or features=z. The whole batch is taken as one mini-batch "
+            "(minibatches=1 says so)"
+        )
+    return 1
+
+
+def _nothing_shared(core: Core, step: Step) -> BalanceResult:
+    """Give tasks that share nothing that is trained the weight 1."""
+    memory = core.memory
+    weights = torch.ones(len(step.present), dtype=torch.float64)
+    known = memory.weights
+    if len(step.present) == 1 and known is not None and not bool(known[step.index].isnan().any()):
+        weights = known[step.index]
+    if "shared" not in memory.warned and step.total > 1:
+        memory.warned.add("shared")
+        one = len(step.present) == 1
+        warn(
+            "one loss alone does not tell what it shares with others, so its weight is 1: where "
+            "tasks take turns, name the shared part by Balancer(..., shared=list of parameters) or "
+            "features=z"
+            if one
+            else "the losses share no parameter that is trained (is the shared part frozen, or its "
+            "output detached?): every weight is 1"
+        )
+    _know_losses(step)
+    ordinary(step, weights)
+    return step.result(weights)
+
+
+def _from_losses(
+    core: Core, step: Step, shared: list[Tensor], *, hooked: bool | None = None
+) -> BalanceResult:
+    """Take the kernel of the shared parameters, from the losses themselves."""
+    if not shared:
+        return _nothing_shared(core, step)
+    n = core.options.minibatches
+    if n > 1 and step.samples is None:
+        n = _one_minibatch(core)
+    result = ParameterStep(core, step, shared, minibatches=n, hooked=hooked).run()
+    if core.options.source == "auto":
+        _auto.note_exact(core, step)
+    return result
+
+
+def _through_view(core: Core, step: Step, view: View, signatures: dict[int, str]) -> BalanceResult:
+    """Take the kernel through a representation that carries every gradient."""
+    options = core.options
+    _auto.begin_anew(core, step, cast("dict[int, object]", signatures))
+    if options.source != "auto":
+        return KernelStep(core, step, view, options.source).run()
+    if not _auto.exact_due(core, step):
+        return _free_step(core, step, view)
+    if options.probe is not None and isinstance(view, NamedView) and _auto.rare(core, step):
+        return KernelStep(core, step, view, "probe").run()
+    inner = KernelStep(core, step, view, "exact")
+    if not _auto.rare(core, step) or (view.separate and options.needs_gramian):
+        result = inner.run()
+    else:
+        result = _exact_and_free(core, step, view, inner)
+    _auto.note_exact(core, step)
+    return result
+
+
+def _exact_and_free(core: Core, step: Step, view: View, inner: KernelStep) -> BalanceResult:
+    """Make both kernels, and learn the factor between them."""
+    gradients, heads = inner.differentiate()
+    free = view.kernel(gradients, "blockwise", full=False, ranks=step.ranks, layer=None)
+    kernel, jacobian = inner.kernel(gradients)
+    kernel = to_cpu(kernel, step)
+    _auto.note_ratio(core, step, kernel, free)
+    weights, eigenvalues = observe(core, kernel, step)
+    inner.finish(gradients, heads, weights, jacobian)
+    return step.result(weights, eigenvalues)
+
+
+def _free_step(core: Core, step: Step, view: View) -> BalanceResult:
+    """Look at the representation alone, times the factors of the last exact kernels."""
+    inner = KernelStep(core, step, view, "representation")
+    gradients, heads = inner.differentiate()
+    kernel, _ = inner.kernel(gradients)
+    kernel = _auto.corrected(core, step, to_cpu(kernel, step))
+    weights, eigenvalues = observe(core, kernel, step)
+    inner.finish(gradients, heads, weights, None)
+    return step.result(weights, eigenvalues)

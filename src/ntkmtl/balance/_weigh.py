@@ -1,0 +1,237 @@
+"""From a kernel to weights: averages, the method, priorities and length."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ntkmtl._device import read
+from ntkmtl.balance._memory import Averages, Memory
+from ntkmtl.balance._options import Options
+from ntkmtl.balance._step import Step
+from ntkmtl.graph import leaves
+from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._corrected import ProbeCorrection
+
+DECAY = 0.8
+"""Of the moving average of ``source="auto"`` where the user names none (``ema``)."""
+
+__all__ = ["DECAY", "Core", "largest_eigenvalues", "observe", "to_cpu", "weigh", "weights_of"]
+
+
+@dataclass
+class Core:
+    """What the steps of a Balancer work with.
+
+    Attributes:
+        options: What the user said.
+        memory: What lasts between steps.
+        correction: Factors between probes and the representation's kernel, None without probes.
+        held: Weights that a ``hold`` block keeps, by task; None outside of one.
+        parameters: Leaves of the last graph whose weights were reused.
+    """
+
+    options: Options
+    memory: Memory = field(default_factory=Memory)
+    correction: ProbeCorrection | None = None
+    held: dict[int, float] | None = None
+    parameters: list[Tensor] | None = None
+
+    def require_priorities(self, names: Sequence[str]) -> None:
+        """Check priorities against the tasks.
+
+        Raises:
+            ValueError: They are of other tasks.
+        """
+        given = self.options.priorities
+        if isinstance(given, Mapping) and (unknown := sorted(set(given) - set(names))):
+            raise ValueError(f"priorities of unknown tasks {unknown}; the tasks are {list(names)}")
+        if given is not None and not isinstance(given, Mapping) and len(given) != len(names):
+            raise ValueError(f"found {len(given)} priorities for {len(names)} tasks")
+
+
+def weigh(core: Core, kernel: ExtendedNTK | None, step: Step) -> Tensor:
+    """Ask the method for weights, float64 of shape (k,) on the CPU."""
+    weights = core.options.weighting(kernel, losses=step.raw, tasks=step.index)
+    # Random methods draw on every process: the first one's draw counts.
+    weights = weights if step.ranks is None else step.ranks.first(weights)
+    return prefer(core, weights, step)
+
+
+def prefer(core: Core, weights: Tensor, step: Step) -> Tensor:
+    """Multiply weights by the user's priorities, p_i / mean(p)."""
+    given = core.options.priorities
+    if given is None:
+        return weights
+    if isinstance(given, Mapping):
+        numbers = [float(given.get(name, 1.0)) for name in step.names]
+    else:
+        numbers = [float(p) for p in given]
+    factors = torch.tensor(numbers, dtype=torch.float64)
+    factors /= factors.mean()
+    return weights * factors[step.index].to(weights.device)
+
+
+def to_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
+    """Bring a kernel to the CPU, with the losses if they are not there yet, in one transfer.
+
+    Raises:
+        NonFiniteError: A loss, or an entry of the kernel, is not finite.
+    """
+    if step.raw.device.type != "cpu":
+        values = kernel.values if kernel.has_all_blocks else kernel.blocks
+        step.raw, moved = read(step.raw, values)
+        kernel = kernel.replaced(moved)
+        step.require_finite(step.raw, "loss")
+    kernel = kernel.cpu()
+    if step.scale != 1.0:
+        kernel = kernel / step.scale**2
+    step.require_finite(kernel.blocks.sum(dim=(1, 2)), "gradient")
+    return kernel
+
+
+def largest_eigenvalues(kernel: ExtendedNTK, step: Step) -> Tensor:
+    """Return the largest eigenvalue of each task's block, float64 on the CPU."""
+    if step.ranks is None:
+        return kernel.max_eigenvalues()
+    return step.ranks.max_eigenvalues(kernel)
+
+
+def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
+    """Return weights, and eigenvalues where the method reads them. The kernel is on the CPU."""
+    step.kernel = kernel
+    require_shared_below(core.options, kernel, step)
+    if not step.alone:
+        return _observe(core, kernel, step)
+    # A task that shares nothing has nothing to be balanced, and must not shift the others' mean.
+    together = [i for i in range(len(step.present)) if i not in step.alone]
+    found, values = _observe(core, kernel.select(together), step.narrowed(together))
+    weights = torch.ones(len(step.present), dtype=torch.float64)
+    weights[together] = found
+    if values is None:
+        return weights, None
+    eigenvalues = torch.zeros(len(step.present), dtype=torch.float64)
+    eigenvalues[together] = values
+    return weights, eigenvalues
+
+
+def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
+    options = core.options
+    eigenvalues = None
+    if options.reads == "eigenvalues":
+        eigenvalues = _averaged(core, largest_eigenvalues(kernel, step), step)
+        weights = weights_of(core, eigenvalues, step)
+    elif options.reads == "gramian" and options.ema:
+        smooth = _smoothed(core, kernel.gramian(), step)
+        weights = weigh(core, ExtendedNTK(smooth[:, None, :, None]), step)
+    else:
+        weights = weigh(core, kernel, step)
+    weights = weights * length_factor(core, kernel, weights, step)
+    if options.every > 1 or options.source == "auto":
+        core.memory.remember(weights, step.index, step.number)
+    return weights, eigenvalues
+
+
+def require_shared_below(options: Options, kernel: ExtendedNTK, step: Step) -> None:
+    """Refuse shared parameters that no loss depends on: every task's kernel is then zero.
+
+    Raises:
+        ValueError: They are another network's.
+    """
+    if options.shared is None or not step.losses or options.source == "representation":
+        return
+    if any(value != 0.0 for value in kernel.blocks.flatten().tolist()):
+        return
+    below = {id(p) for p in leaves(step.losses)[0]}
+    if not any(id(p) in below for p in options.shared):
+        raise ValueError(
+            "no loss depends on the shared parameters. Was the network copied or recreated after "
+            "the Balancer? Make the Balancer from the parameters of the one that trains"
+        )
+
+
+def _averaged(core: Core, fresh: Tensor, step: Step) -> Tensor:
+    """Update the moving average of the eigenvalues, if there is one, and return its values."""
+    options, memory = core.options, core.memory
+    if options.source == "auto":
+        if memory.logs is None:
+            memory.logs = Averages(step.total, options.ema or DECAY)
+        memory.logs.add(fresh, step.index)
+        return memory.logs.values(step.index)
+    return _smoothed(core, fresh, step) if options.ema else fresh
+
+
+def _smoothed(core: Core, fresh: Tensor, step: Step) -> Tensor:
+    """Update the moving average of a vector or matrix over tasks at the tasks with labels."""
+    memory, decay = core.memory, core.options.ema
+    if memory.average is None:
+        memory.average = torch.full((step.total,) * fresh.ndim, math.nan, dtype=torch.float64)
+    at = (step.index,) if fresh.ndim == 1 else (step.index[:, None], step.index[None, :])
+    old = memory.average[at]
+    mixed = torch.where(old.isnan(), fresh, decay * old + (1.0 - decay) * fresh)
+    memory.average[at] = mixed
+    return mixed
+
+
+def weights_of(core: Core, eigenvalues: Tensor, step: Step) -> Tensor:
+    """Weigh by eigenvalues; with a moving average, against those of absent tasks as well.
+
+    Tasks whose batches take turns are so balanced with each other.
+    """
+    known, values = _all_averages(core, step)
+    if known is None or values is None or len(step.present) == step.total:
+        return weigh(core, ExtendedNTK(blocks=eigenvalues[:, None, None]), step)
+    everyone = core.options.weighting(
+        ExtendedNTK(blocks=values[:, None, None]), losses=None, tasks=known
+    )
+    weights = everyone[torch.searchsorted(known, step.index)]
+    return prefer(core, weights, step)
+
+
+def _all_averages(core: Core, step: Step) -> tuple[Tensor | None, Tensor | None]:
+    """Return the tasks whose average is known, and their averages."""
+    memory = core.memory
+    if memory.logs is not None:
+        known = torch.unique(torch.cat([memory.logs.known, step.index]))
+        return known, memory.logs.values(known)
+    if memory.average is not None and memory.average.ndim == 1:
+        known = (~memory.average.isnan()).nonzero().flatten()
+        return known, memory.average[known]
+    return None, None
+
+
+def length_factor(core: Core, kernel: ExtendedNTK, weights: Tensor, step: Step) -> float:
+    r"""Return what makes the combined gradient as long as asked.
+
+    With the Gramian G of the gradients, :math:`\sqrt{w^T G w}` is the length of their weighted sum,
+    and :math:`\sqrt{1^T G 1}` that of plain training's gradient.
+
+    Raises:
+        ValueError: The kernel has no products between tasks.
+    """
+    length = core.options.length
+    if length == "method":
+        return 1.0
+    if not kernel.has_all_blocks:
+        raise ValueError(
+            f"length={length!r} needs products between the tasks' gradients, which do not exist "
+            "where tasks have representations of their own; set source='exact', or leave length out"
+        )
+    gramian = kernel.gramian()
+    own = math.sqrt(max(float(weights @ gramian @ weights), 0.0))
+    if own == 0.0:
+        return 1.0  # no direction that could be made longer
+    if length == "plain":
+        # Gradients of log losses are divided by their losses: plain training is not.
+        plain = torch.ones_like(weights) if step.slope is None else 1.0 / step.slope
+        return math.sqrt(max(float(plain @ gramian @ plain), 0.0)) / own
+    if isinstance(length, float):
+        return length / own
+    memory = core.memory
+    if memory.length is None:
+        memory.length = own
+    return memory.length / own

@@ -1,0 +1,70 @@
+"""The graph of k losses: where its shared part ends, and gradients there.
+
+The only room that touches autograd.
+"""
+
+from ntkmtl.graph._crossing import Start, crossing_gradients, starts
+from ntkmtl.graph._cut import Bypass, Crossing, Cut, cut_nodes, find_cut
+from ntkmtl.graph._engine import (
+    add_to_grad,
+    allow_retained_backward,
+    as_real,
+    differentiate,
+    guiding_gradients,
+    has_hooks,
+    leaves,
+    makes_sparse,
+    plain_backward,
+    trainable,
+    unretained,
+    vjp,
+)
+from ntkmtl.graph._features import Branches, Features, FeaturesLike, branch
+from ntkmtl.graph._gradients import STACK_LIMIT, TaskGradients
+from ntkmtl.graph._named import (
+    HeadGraph,
+    feature_gradients,
+    head_graph,
+    path_around,
+    require_cut,
+)
+from ntkmtl.graph._walk import Edge, Walk, edge_of, shape_of, walk
+
+__all__ = [
+    "STACK_LIMIT",
+    "Branches",
+    "Bypass",
+    "Crossing",
+    "Cut",
+    "Edge",
+    "Features",
+    "FeaturesLike",
+    "HeadGraph",
+    "Start",
+    "TaskGradients",
+    "Walk",
+    "add_to_grad",
+    "allow_retained_backward",
+    "as_real",
+    "branch",
+    "crossing_gradients",
+    "cut_nodes",
+    "differentiate",
+    "edge_of",
+    "feature_gradients",
+    "find_cut",
+    "guiding_gradients",
+    "has_hooks",
+    "head_graph",
+    "leaves",
+    "makes_sparse",
+    "path_around",
+    "plain_backward",
+    "require_cut",
+    "shape_of",
+    "starts",
+    "trainable",
+    "unretained",
+    "vjp",
+    "walk",
+]

@@ -1,0 +1,151 @@
+"""Gradients of k losses on the edges of a cut, and backward passes that start there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from ntkmtl.graph._cut import Cut
+from ntkmtl.graph._engine import differentiate
+from ntkmtl.graph._walk import Edge, edge_of
+
+__all__ = ["Start", "crossing_gradients", "starts"]
+
+Start = tuple[list[Any], list[Tensor]]
+"""Where one task's backward pass starts: tensors or edges, and the gradients there."""
+
+_SINK = "_DDPSinkBackward"
+
+
+def starts(
+    losses: Sequence[Tensor], *, sinks: bool = False, stop: Collection[Edge] = ()
+) -> list[Start]:
+    """Return where the passes of each task start, below what must not run.
+
+    ``DistributedDataParallel`` puts a node behind a model's outputs which, when a backward pass
+    runs it, schedules the reduction of all gradients. Passes that fill no ``.grad`` start below it.
+
+    Args:
+        losses: k scalars.
+        sinks: Whether there may be such nodes.
+        stop: Edges beyond which not to look for them: the tensors of a cut above them.
+    """
+    if not sinks:
+        return [([loss], [torch.ones_like(loss)]) for loss in losses]
+    return [_below_sinks(loss, stop) for loss in losses]
+
+
+def _below_sinks(loss: Tensor, stop: Collection[Edge]) -> Start:
+    met: dict[tuple[Any, int], None] = {}
+    seen: set[Any] = set()
+    root = edge_of(loss)
+    stack = [root[0]]
+    if root[0].name() == _SINK:
+        met[root], stack = None, []
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        for edge in node.next_functions:
+            if edge[0] is None or edge in stop:
+                continue
+            if edge[0].name() == _SINK:
+                met[edge] = None
+            else:
+                stack.append(edge[0])
+    if not met:
+        return [loss], [torch.ones_like(loss)]
+    edges = list(met)
+    grads = differentiate([loss], [GradientEdge(*edge) for edge in edges], None, retain=True)
+    below: list[Any] = []
+    found: list[Tensor] = []
+    for (node, nr), gradient in zip(edges, grads, strict=True):
+        if gradient is not None and node.next_functions[nr][0] is not None:
+            below.append(GradientEdge(*node.next_functions[nr]))
+            found.append(gradient)
+    return below, found
+
+
+def crossing_gradients(
+    begin: Sequence[Start],
+    cut: Cut,
+    parameters: Sequence[Sequence[Tensor]] | None = None,
+    *,
+    retain: bool,
+) -> tuple[list[dict[int, Tensor]], list[Tensor | None]]:
+    """Differentiate each loss with respect to the tensors of the cut.
+
+    What is noted is the gradient that comes over an edge of the cut, not what flows on from one
+    tensor of the representation to another. The engine itself reports sums over tasks, so gradients
+    are noted by hooks where they leave the part that is a task's own. One call of the engine for
+    all tasks, unless they share operations above the cut.
+
+    Args:
+        begin: Where each task starts; see :func:`starts`.
+        cut: The cut.
+        parameters: Parameters above the cut by task, to be differentiated in the same pass.
+        retain: Keep the graph above the cut.
+
+    Returns:
+        For each task the gradients by position of the tensor in ``cut.targets``, and the gradients
+        of all ``parameters`` behind each other.
+    """
+    own: list[dict[int, Tensor]] = [{} for _ in begin]
+    targets = [GradientEdge(*edge) for edge in cut.targets]
+    flat = [] if parameters is None else [p for head in parameters for p in head]
+    if not targets and not flat:
+        return own, []
+    if not cut.apart:
+        with _noting(cut, range(len(begin)), own):
+            grads = _differentiate(begin, [*targets, *flat], retain)
+        return own, grads[len(targets) :]
+    found: list[Tensor | None] = []
+    for task, start in enumerate(begin):
+        head = [] if parameters is None else list(parameters[task])
+        with _noting(cut, (task,), own):
+            grads = _differentiate([start], [*targets, *head], retain or task < len(begin) - 1)
+        found += grads[len(targets) :]
+    return own, found
+
+
+def _differentiate(
+    begin: Iterable[Start], inputs: Sequence[Any], retain: bool
+) -> list[Tensor | None]:
+    outputs: list[Any] = []
+    cotangents: list[Tensor] = []
+    for tensors, gradients in begin:
+        outputs += tensors
+        cotangents += gradients
+    return list(differentiate(outputs, inputs, cotangents, retain=retain))
+
+
+@contextmanager
+def _noting(cut: Cut, tasks: Iterable[int], own: list[dict[int, Tensor]]) -> Iterator[None]:
+    """Note what arrives over the edges of some tasks, by hooks on the operations above them."""
+    outlets: dict[Any, list[tuple[int, int, int]]] = {}
+    for task in tasks:
+        for crossing in cut.crossings[task]:
+            outlets.setdefault(crossing.node, []).append((crossing.position, task, crossing.target))
+
+    def noting(places: list[tuple[int, int, int]]) -> Any:
+        def hook(below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
+            for position, task, target in places:
+                gradient = below[position]
+                if gradient is not None:
+                    before = own[task].get(target)
+                    own[task][target] = gradient if before is None else before + gradient
+
+        return hook
+
+    handles = [node.register_hook(noting(places)) for node, places in outlets.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,341 @@
+"""The cut: where the part of the network that tasks share ends, found from the losses alone.
+
+A node is shared if two or more tasks reach it. The edges that lead from nodes that are not shared
+to nodes that are cut every path from the shared parameters to every loss: the tensors on them are
+the representation z of Eq. 16, whatever the network. Where such an edge leads to a parameter, or to
+something made of parameters alone, there are no samples on it: that task *bypasses* the
+representation, and its kernel can only be that of the parameters themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ntkmtl.graph import _ops
+from ntkmtl.graph._tails import look_through
+from ntkmtl.graph._walk import ACTIVATION, NOTHING, PARAMETERS, Edge, Walk, bits, shape_of, walk
+
+__all__ = ["Bypass", "Crossing", "Cut", "cut_nodes", "find_cut"]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """An edge of the cut, as one task uses it.
+
+    Attributes:
+        node: The operation above the cut.
+        position: Which of its inputs.
+        target: Position of the tensor below among :attr:`Cut.targets`.
+    """
+
+    node: Any
+    position: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """Why a task's gradient does not pass the representation whole.
+
+    Attributes:
+        reason: Part of a sentence whose subject is the task's loss.
+        parameter: The shared parameter that is reached around the representation, if it is one.
+    """
+
+    reason: str
+    parameter: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where trunk and heads of k losses part.
+
+    Attributes:
+        walk: The walk that it was read from.
+        targets: The tensors of the representation, as edges.
+        crossings: Each task's edges of the cut.
+        bypasses: Each task's ways around the representation.
+        apart: Whether tasks have to be differentiated one by one, as operations above the cut are
+            used by several of them.
+        opaque: Whether an operation was met that may hold parameters of single tasks (a model that
+            was compiled as a whole): which parameters are shared only gradients can tell.
+    """
+
+    walk: Walk
+    targets: tuple[Edge, ...]
+    crossings: tuple[tuple[Crossing, ...], ...]
+    bypasses: tuple[tuple[Bypass, ...], ...]
+    apart: bool
+    opaque: bool
+
+    @property
+    def tasks(self) -> int:
+        """Number of losses k."""
+        return len(self.crossings)
+
+    @property
+    def clean(self) -> bool:
+        """Whether the representation carries all of every task's gradient."""
+        return not any(self.bypasses)
+
+    @property
+    def connected(self) -> list[int]:
+        """Positions of the tasks that share something with another."""
+        return [i for i in range(self.tasks) if self.crossings[i] or self.bypasses[i]]
+
+    @property
+    def separate(self) -> bool:
+        """Whether tasks have different tensors, so that no product between tasks exists."""
+        used = {frozenset(c.target for c in self.crossings[i]) for i in self.connected}
+        return len(used) > 1
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """Parameters that two or more tasks reach."""
+        masks = self.walk.masks
+        return [p for node, p in self.walk.leaves.items() if masks[node] & (masks[node] - 1)]
+
+    def head(self, task: int) -> list[Tensor]:
+        """Return the parameters that one task alone reaches."""
+        masks, own = self.walk.masks, 1 << task
+        return [p for node, p in self.walk.leaves.items() if masks[node] == own]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What stays the same as long as the network does: operations and shapes, by task."""
+        tensors = [(_ops.operation(node), nr, shape_of((node, nr))) for node, nr in self.targets]
+        return tuple(
+            tuple(tensors[c.target] for c in own) + tuple(b.reason for b in around)
+            for own, around in zip(self.crossings, self.bypasses, strict=True)
+        )
+
+
+@dataclass
+class _Border:
+    """An edge from above the cut to below it."""
+
+    task: int
+    node: Any
+    position: int
+    edge: Edge
+
+
+def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bool = False) -> Cut:
+    """Find the cut of k losses.
+
+    Args:
+        losses: k scalars that require a gradient.
+        batch: Number of samples, where it is known: tensors of the cut without a dimension of that
+            size hold no samples.
+        parallel: Whether the model may be wrapped in ``DistributedDataParallel``.
+
+    Returns:
+        The cut. Of one loss it has no edges: nothing is shared.
+
+    Example:
+        >>> import torch
+        >>> trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in range(2)]
+        >>> z = trunk(torch.randn(5, 3)).relu()
+        >>> cut = find_cut([head(z).square().mean() for head in heads])
+        >>> [node.name() for node, _ in cut.targets], cut.clean, len(cut.shared)
+        (['ReluBackward0'], True, 2)
+    """
+    found = walk(losses, parallel=parallel)
+    borders = _borders(found)
+    for _ in range(len(losses)):
+        if not look_through(found, [(b.task, b.node, b.position, b.edge) for b in borders]):
+            break
+        found.push_masks()
+        borders = _borders(found)
+    return _Sorting(found, borders, batch).cut()
+
+
+def _is_shared(mask: int) -> bool:
+    return bool(mask & (mask - 1))
+
+
+def _borders(found: Walk) -> list[_Border]:
+    """Return the edges from nodes that are not shared, or are looked through, to nodes that are."""
+    masks, routes = found.masks, found.routes
+    borders = []
+    for node in reversed(found.order):
+        mask = masks[node]
+        looked_through = bool(routes) and node in routes
+        if mask & (mask - 1) and not looked_through:
+            continue
+        for task in bits(mask):
+            taken = routes[node].get(task) if looked_through else None
+            for j, edge in enumerate(found.children[node]):
+                child = edge[0]
+                if child is None or (taken is not None and edge not in taken):
+                    continue
+                below = masks[child]
+                if below & (below - 1) and child not in routes:
+                    borders.append(_Border(task, node, j, edge))
+    return borders
+
+
+class _Sorting:
+    """Sorts the border's edges into crossings and bypasses."""
+
+    def __init__(self, found: Walk, borders: list[_Border], batch: int | None) -> None:
+        self.walk = found
+        self.batch = batch
+        self.targets: dict[Edge, int] = {}
+        k = len(found.roots)
+        self.crossings: list[list[Crossing]] = [[] for _ in range(k)]
+        self.bypasses: list[list[Bypass]] = [[] for _ in range(k)]
+        self.opaque = False
+        self._sort(borders)
+
+    def cut(self) -> Cut:
+        return Cut(
+            self.walk,
+            tuple(self.targets),
+            tuple(tuple(own) for own in self.crossings),
+            tuple(tuple(own) for own in self.bypasses),
+            apart=bool(self.walk.routes),
+            opaque=self.opaque,
+        )
+
+    def _sort(self, borders: list[_Border]) -> None:
+        inside = set(self._roots_inside())
+        by_task: list[list[_Border]] = [[] for _ in self.crossings]
+        for border in borders:
+            by_task[border.task].append(border)
+        for task, own in enumerate(by_task):
+            if task in inside:
+                continue
+            around = [b for b in own if self.walk.kind(b.edge[0]) == PARAMETERS]
+            if around and (lower := self._own_representation(task)) is not None:
+                own = lower
+            for border in own:
+                self._place(border)
+        self._find_opaque()
+
+    def _roots_inside(self) -> list[int]:
+        """Note tasks whose loss is a part of another task's."""
+        found = []
+        for task, (node, _) in enumerate(self.walk.roots):
+            if _is_shared(self.walk.masks[node]) and node not in self.walk.routes:
+                if _ops.is_opaque(node):
+                    self.opaque = True
+                    reason = f"comes out of {node.name()}, which may hold the whole network"
+                else:
+                    reason = "is itself a part of another task's loss"
+                self.bypasses[task].append(Bypass(reason))
+                found.append(task)
+        return found
+
+    def _place(self, border: _Border) -> None:
+        node, _ = border.edge
+        kind = self.walk.kind(node)
+        if kind == NOTHING and not _ops.is_opaque(node):
+            return
+        if kind == PARAMETERS:
+            parameter = self._parameter_below(node)
+            self.bypasses[border.task].append(
+                Bypass("reaches a shared parameter around the representation", parameter)
+            )
+        elif not self._has_samples(border):
+            self.bypasses[border.task].append(
+                Bypass(
+                    f"shares a tensor without samples with another task, of shape "
+                    f"{shape_of(border.edge)} (made by {node.name()})"
+                )
+            )
+        else:
+            target = self.targets.setdefault(border.edge, len(self.targets))
+            crossing = Crossing(border.node, border.position, target)
+            self.crossings[border.task].append(crossing)
+
+    def _parameter_below(self, node: Any) -> Tensor | None:
+        """Return the first parameter that something is made of."""
+        stack = [node]
+        while stack:
+            top = stack.pop()
+            if top in self.walk.leaves:
+                return self.walk.leaves[top]
+            stack += [c for c, _ in self.walk.children[top] if c is not None]
+        return None
+
+    def _has_samples(self, border: _Border) -> bool:
+        shape = shape_of(border.edge)
+        if shape is None:
+            return True
+        if all(size == 1 for size in shape) and self.batch != 1:
+            return len(shape) > 1  # one sample of one number is a batch, a scalar is none
+        if self.batch is not None and self.batch not in shape:
+            return False
+        # One number of a vector for each task: the vector holds losses.
+        return not (len(shape) == 1 and _ops.operation(border.node) == "SelectBackward")
+
+    def _find_opaque(self) -> None:
+        """Find operations that may be whole networks, of which tasks read different outputs."""
+        outputs: dict[Any, set[int]] = {}
+        for node, nr in self.targets:
+            outputs.setdefault(node, set()).add(nr)
+        for edge, target in self.targets.items():
+            node = edge[0]
+            if len(outputs[node]) == 1 or not _ops.is_opaque(node):
+                continue
+            self.opaque = True
+            for own, around in zip(self.crossings, self.bypasses, strict=True):
+                if any(c.target == target for c in own):
+                    reason = f"reads an output of {node.name()}, which may hold its head"
+                    around.append(Bypass(reason))
+
+    def _own_representation(self, task: int) -> list[_Border] | None:
+        """Return the border of a task that runs the shared part by itself.
+
+        Its representation is what is last made of shared parameters and data alone. There is none
+        where no parameter of the task's own lies above.
+        """
+        found, masks = self.walk, self.walk.masks
+        own = 1 << task
+        private: set[Any] = set()
+        pure: set[Any] = set()
+        for node in found.order:
+            if masks[node] != own:
+                continue
+            if node in found.leaves or any(c in private for c, _ in found.children[node]):
+                private.add(node)
+            elif found.kind(node) == ACTIVATION:
+                pure.add(node)
+        if not pure or found.roots[task][0] in pure:
+            return None
+
+        borders = []
+        seen = {found.roots[task][0]}
+        stack = list(seen)
+        while stack:
+            node = stack.pop()
+            for j, edge in enumerate(found.edges(node, task)):
+                child = edge[0]
+                if child is None:
+                    continue
+                if child in pure or _is_shared(masks[child]):
+                    borders.append(_Border(task, node, j, edge))
+                elif child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return borders
+
+
+def cut_nodes(cut: Cut, node: Any) -> Iterator[Tensor]:
+    """Yield the parameters below a node of the cut, those used last first."""
+    seen = {node}
+    level = [node]
+    while level:
+        below = []
+        for top in level:
+            for child, _ in cut.walk.children.get(top, ()):
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    below.append(child)
+        yield from (cut.walk.leaves[n] for n in below if n in cut.walk.leaves)
+        level = below

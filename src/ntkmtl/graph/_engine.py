@@ -1,0 +1,248 @@
+"""The one place that asks the autograd engine for gradients and fills ``.grad``."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+from ntkmtl.graph._walk import edge_of, node_of
+
+__all__ = [
+    "add_to_grad",
+    "allow_retained_backward",
+    "as_real",
+    "differentiate",
+    "guiding_gradients",
+    "has_hooks",
+    "leaves",
+    "makes_sparse",
+    "plain_backward",
+    "trainable",
+    "unretained",
+    "vjp",
+]
+
+
+def allow_retained_backward() -> None:
+    """Let graphs of ``torch.compile`` be differentiated more than once.
+
+    A compiled part decides in its first backward pass whether that pass may overwrite what the
+    forward pass saved; it then refuses every pass that keeps the graph. Read by torch when a part
+    is compiled, so to be called before the first forward pass. torch has no public switch.
+    """
+    try:
+        from torch._functorch import config
+    except ImportError:
+        return
+    if getattr(config, "donated_buffer", False):
+        config.donated_buffer = False
+
+
+def differentiate(
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    cotangents: Sequence[Tensor] | None,
+    *,
+    retain: bool,
+    create: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """Call the engine for gradients, None for inputs that are not reached.
+
+    Args:
+        outputs: Tensors or edges to start from.
+        inputs: Tensors or edges to differentiate with respect to.
+        cotangents: Gradients with respect to ``outputs``, None for scalars.
+        retain: Keep the graph.
+        create: Make gradients that can be differentiated once more.
+
+    Raises:
+        RuntimeError: The graph holds something that cannot be differentiated so, said in words
+            where it is known.
+    """
+    try:
+        return torch.autograd.grad(
+            list(outputs),
+            list(inputs),
+            grad_outputs=None if cotangents is None else list(cotangents),
+            retain_graph=retain,
+            create_graph=create,
+            allow_unused=True,
+        )
+    except RuntimeError as error:
+        if (advice := _advice(str(error))) is not None:
+            raise RuntimeError(advice) from error
+        raise
+
+
+def _advice(message: str) -> str | None:
+    if "donated buffer" in message:
+        return (
+            "a part of the model was compiled before this Balancer existed (or in an earlier "
+            "process, by the compiler's cache on disk) and cannot be differentiated twice: make "
+            "the Balancer before the first forward pass, or call torch.compiler.reset() after it; "
+            "a method that reads losses only does without"
+        )
+    if "heckpoint" in message and ("incompatible" in message or "not compatible" in message):
+        return (
+            "the network uses reentrant checkpoints, through which single gradients cannot be had; "
+            "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+    if "does not currently support create_graph=True" in message or (
+        "double backward" in message and "ompile" in message
+    ):
+        return (
+            "the compiled model refuses the double backward pass of losses that hold input "
+            "derivatives; compile a function that takes them by torch.func.grad inside, or do not "
+            "compile it"
+        )
+    return None
+
+
+def plain_backward(
+    losses: Sequence[Tensor],
+    weights: Sequence[float],
+    inputs: Sequence[Tensor] | None = None,
+    retain: bool = False,
+) -> None:
+    """One ordinary backward pass of the weighted sum, every hook firing."""
+    torch.autograd.backward(
+        list(losses),
+        [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)],
+        retain_graph=retain,
+        inputs=None if inputs is None else list(inputs),
+    )
+
+
+def leaves(
+    roots: Iterable[Tensor | GradientEdge], stop: Iterable[Tensor] = ()
+) -> tuple[dict[Tensor, None], set[tuple[Any, int]]]:
+    """Walk the graph from some tensors down to its leaves.
+
+    Args:
+        roots: Tensors or edges to start from.
+        stop: Tensors beyond which not to walk.
+
+    Returns:
+        The leaf tensors met, in a stable order; the edges of ``stop`` met.
+    """
+    barriers = {edge_of(t) for t in stop}
+    met: set[tuple[Any, int]] = set()
+    seen: set[Any] = set()
+    found: dict[Tensor, None] = {}
+    stack = [t.node if isinstance(t, GradientEdge) else node_of(t) for t in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        children = node.next_functions
+        for edge in children:
+            if edge in barriers:
+                met.add(edge)
+            elif edge[0] is not None:
+                stack.append(edge[0])
+        if not children and (variable := getattr(node, "variable", None)) is not None:
+            found[variable] = None
+    return found, met
+
+
+def makes_sparse(roots: Iterable[Tensor]) -> bool:
+    """Whether a gradient comes out sparse: of an embedding that was made with ``sparse=True``."""
+    seen: set[Any] = set()
+    stack = [node_of(root) for root in roots]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "_saved_sparse", False):
+            return True
+        stack += [child for child, _ in node.next_functions if child is not None]
+    return False
+
+
+@contextlib.contextmanager
+def unretained(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Leave the ``.grad`` of tensors (``retain_grad``) to the backward pass that is to fill it."""
+    retained = [(t, t.grad) for t in tensors if t.retains_grad]
+    try:
+        yield
+    finally:
+        for tensor, gradient in retained:
+            tensor.grad = gradient
+
+
+def guiding_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Differentiate an objective made of gradients with respect to a head's parameters.
+
+    Parameters that it does not depend on, as where a head is linear in them and its loss in its
+    output, have gradient zero.
+    """
+    if not objective.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    grads = differentiate([objective], parameters, None, retain=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+
+
+def vjp(
+    outputs: Sequence[Tensor | GradientEdge],
+    parameters: Sequence[Tensor],
+    cotangents: Sequence[Tensor] | None,
+    *,
+    retain: bool = True,
+) -> Tensor:
+    """Return one gradient with respect to parameters as a flat vector.
+
+    Args:
+        outputs: Where to start: scalars, or tensors or edges of the cut with ``cotangents``.
+        parameters: With respect to what; those that are not reached count as zero.
+        cotangents: Gradients with respect to ``outputs``, None for scalars.
+        retain: Keep the graph.
+
+    Returns:
+        Shape (P,), P the number of real entries of all parameters, in their order.
+    """
+    grads = differentiate(outputs, parameters, cotangents, retain=retain)
+    return torch.cat([_flat(p, g) for p, g in zip(parameters, grads, strict=True)])
+
+
+def _flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return a gradient as one vector of real numbers; a complex entry is two."""
+    if gradient is None:
+        gradient = torch.zeros_like(parameter)
+    elif gradient.layout is not torch.strided:
+        gradient = gradient.to_dense()
+    return as_real(gradient).reshape(-1)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as real ones, with a last dimension of 2."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Add gradients to ``.grad``. Each must be a tensor of its own, which may be kept."""
+    for parameter, gradient in pairs:
+        if (present := parameter.grad) is not None:
+            present.add_(gradient)
+        else:
+            same = gradient.dtype == parameter.dtype
+            parameter.grad = gradient if same else gradient.to(parameter.dtype)
+
+
+def has_hooks(parameter: Tensor) -> bool:
+    """Whether somebody (DDP, FSDP, the user) waits for this parameter's gradient to arrive."""
+    return bool(
+        getattr(parameter, "_backward_hooks", None)
+        or getattr(parameter, "_post_accumulate_grad_hooks", None)
+    )
+
+
+def trainable(parameters: Iterable[Tensor]) -> list[nn.Parameter | Tensor]:
+    """Keep each parameter that requires a gradient once, in order."""
+    return list({id(p): p for p in parameters if p.requires_grad}.values())

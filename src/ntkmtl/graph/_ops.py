@@ -1,0 +1,75 @@
+"""What the graph's operations do, by the names that autograd gives them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "INDEXING",
+    "JOINING",
+    "LOOKUPS",
+    "PRODUCTS",
+    "REENTRANT",
+    "SPLITTING",
+    "TAIL",
+    "VIEWS",
+    "is_opaque",
+    "operation",
+]
+
+
+def _named(names: str) -> frozenset[str]:
+    return frozenset(f"{name}Backward" for name in names.split())
+
+
+LOOKUPS = _named("Embedding EmbeddingBag Index IndexSelect Gather GridSampler2D GridSampler3D")
+"""Rows of a parameter, chosen by data."""
+
+PRODUCTS = _named(
+    "Mm Addmm Bmm Baddbmm Mv Addmv Dot Linear Convolution ThnnConv2D SlowConv2D MkldnnConvolution "
+    "Einsum Bilinear Addbmm Matmul CudnnConvolution"
+)
+"""Sums of products: with data on one side the result is an activation, of whatever shape."""
+
+SPLITTING = _named("Unbind Split SplitWithSizes Chunk TensorSplit UnsafeSplit")
+"""Several outputs that are parts of one input."""
+
+INDEXING = _named("Select Slice Index IndexSelect Gather Narrow Take MaskedSelect") | SPLITTING
+"""Parts of one input."""
+
+_ELEMENTWISE = _named(
+    "Add Sub Rsub Mul Div Pow Abs Neg Log Log1P Exp Expm1 Sqrt Rsqrt Square Clamp ClampMin "
+    "ClampMax Where MaskedFill Maximum Minimum Clone Alias ToCopy Copy Reciprocal Addcmul "
+    "Addcdiv Lerp Sign MseLoss L1Loss SmoothL1Loss HuberLoss BinaryCrossEntropy "
+    "BinaryCrossEntropyWithLogits KlDiv NllLoss SoftMarginLoss Xlogy Nan2Num NanToNum"
+) | {"CopyBackwards"}
+_REDUCTIONS = _named("Mean Sum Nansum Dot Mv")
+VIEWS = _named(
+    "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Permute Transpose T Expand Flatten"
+)
+JOINING = _named("Stack Cat")
+
+TAIL = _ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
+"""What makes losses of a network's outputs."""
+
+
+REENTRANT = "CheckpointFunctionBackward"
+"""A reentrant checkpoint, which runs a part of the network within its own backward pass."""
+
+
+def operation(node: Any) -> str:
+    """Return a node's name without the number of its overload.
+
+    Example:
+        >>> import torch
+        >>> operation(torch.ones(2, requires_grad=True).sum().grad_fn)
+        'SumBackward'
+    """
+    return str(node.name()).rstrip("0123456789")
+
+
+def is_opaque(node: Any) -> bool:
+    """Whether a node may hold a network of its own: a compiled one, or a custom function."""
+    from torch.autograd.function import BackwardCFunction
+
+    return isinstance(node, BackwardCFunction)
