@@ -20,7 +20,10 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     of cone programs for Nash-MTL, least squares for FairGrad), which stop at absolute tolerances
     and, where they fail, go on with what they have.
 
-    Tasks whose gradient is zero get the mean weight of the others. Where gradients cancel exactly,
+    A task whose gradient is zero gets the weight that it would have by itself if its squared norm
+    were the mean of all, :math:`(\mathrm{mean}_j G_{jj})^{-\alpha / (\alpha + 1)}`: no weight
+    changes the shared part's step, and its head should not follow another task's that is nearly
+    zero, whose weight is huge. Where gradients cancel exactly,
     no solution exists; directions below 1e-10 of the largest are taken as that, so that weights
     stay finite.
 
@@ -44,9 +47,8 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     if not bool(live.all()):
         weights = torch.ones_like(norms)
         if bool(live.any()):
-            inner = fair_weights(gramian[live][:, live], alpha)
-            weights[live] = inner
-            weights[~live] = inner.mean()
+            weights[live] = fair_weights(gramian[live][:, live], alpha)
+            weights[~live] = norms.mean().pow(-alpha / (alpha + 1.0))
         return weights
     # With w = t x and t_i what task i would get alone, only cosines and a mild power remain.
     power = 1.0 / alpha
