@@ -80,9 +80,9 @@ def nonnegative_qp(matrix: Tensor, linear: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> Q = torch.tensor([[2.0, -1.0], [-1.0, 2.0]], dtype=torch.float64)
-        >>> nonnegative_qp(Q, torch.tensor([[1.0, 1.0], [2.0, -3.0]], dtype=torch.float64))
+        >>> nonnegative_qp(Q, torch.tensor([[1.0, 1.0], [2.0, -3.0]], dtype=torch.float64)).float()
         tensor([[1., 1.],
-                [1., 0.]], dtype=torch.float64)
+                [1., 0.]])
     """
     _require_finite(matrix)
     _require_finite(linear)
@@ -143,7 +143,7 @@ def cancellation(gramian: Tensor, weights: Tensor) -> float:
         weights: float64, shape (k,).
 
     Returns:
-        The squared norm of the combination over the square of the sum of its terms' norms; 1 if
+        The squared norm of the combination over the square of the sum of its terms' norms; 0 if
         all vanish.
 
     Example:
@@ -156,7 +156,7 @@ def cancellation(gramian: Tensor, weights: Tensor) -> float:
     terms = weights * norms
     total = float(terms.abs().sum())
     if total == 0.0:
-        return 1.0
+        return 0.0
     terms = terms / total
     return max(float(terms @ unit @ terms), 0.0)
 
