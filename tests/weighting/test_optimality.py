@@ -239,3 +239,25 @@ def test_aligned_mtl_has_equal_singular_values(k: int, shape: str, scale: str) -
     kept = values > 1e-6 * values.max()
     expected = values[kept].min() * (left[:, kept].sum(dim=0) @ right[kept])
     assert float((found - expected).norm()) <= 1e-8 * float(values.max())
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "scale", "k", "seed"),
+    [
+        ("cagrad", "near", "one", 2, 1001),
+        ("cagrad", "near", "unlike", 2, 1099),
+        ("cagrad", "near", "tiny", 2, 1141),
+        ("fairgrad", "line", "unlike", 6, 1179),
+        ("fairgrad", "near", "unlike", 3, 1310),
+        ("fairgrad", "opposed", "unlike", 3, 1534),
+        ("nash-mtl", "near", "tiny", 3, 1562),
+    ],
+)
+def test_gradients_that_nearly_cancel_end_no_run(
+    name: str, shape: str, scale: str, k: int, seed: int
+) -> None:
+    rows = gradients(shape, scale, k, seed)
+    for matrix in (rows, rows.float().double()):
+        weights = weigh(create(name), matrix)
+        assert bool((weights > 0).all())
+        assert bool(weights.isfinite().all())

@@ -83,12 +83,19 @@ def _towards_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
     for _ in range(_MAX_ITERATIONS):
         if distance <= radius * (1.0 + 1e-12):
             return moved * min(radius / distance, 1.0) if distance > 0.0 else moved
-        worst = _dual(gramian, products, radius, moved / moved.sum())
+        bound = _dual(gramian, products, radius, moved / moved.sum())
+        if not bound < worst:
+            break
+        worst = bound
         moved, distance = _nearest(gramian, products, worst)
+    # Where gradients nearly cancel, the Gramian does not tell the distance more closely.
+    left = max(cancellation(gramian, moved), _CANCELLED)
+    if distance <= radius * (1.0 + 1e-9 + 100.0 * torch.finfo(torch.float64).eps / left):
+        return moved * (radius / distance)
     raise RuntimeError(
-        f"the optimum of CAGrad was not found: after {_MAX_ITERATIONS} steps the distance from the "
-        f"mean gradient is {distance / radius} of what it should be; the Gramian over its mean "
-        f"diagonal is {gramian.tolist()}"
+        f"the optimum of CAGrad was not found: the distance from the mean gradient is "
+        f"{distance / radius} of what it should be; the Gramian over its mean diagonal is "
+        f"{gramian.tolist()}"
     )
 
 

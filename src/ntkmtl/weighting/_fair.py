@@ -9,6 +9,7 @@ __all__ = ["fair_weights"]
 
 # Tens do for everyday gradients; hundreds for a large alpha and norms that differ by many orders.
 _MAX_ITERATIONS = 2000
+_SOLVED = 1e-12
 
 
 def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
@@ -67,7 +68,8 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     for _ in range(_MAX_ITERATIONS):
         push = gain * x.pow(-power)
         residual = matrix @ x - push
-        if bool((residual.abs() <= rounding * (matrix.abs() @ x + push)).all()):
+        terms = matrix.abs() @ x + push
+        if bool((residual.abs() <= rounding * terms).all()):
             return t * x
         curvature = matrix + torch.diag(power * push / x)
         # Equilibrated: scales of the tasks may differ by more than float64 can solve as it is.
@@ -83,6 +85,9 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
             if float((matrix @ trial - gain * trial.pow(-power)) @ step) <= 0.9 * slope:
                 break
             length *= 0.5
+        if length < 1.0 and bool((residual.abs() <= _SOLVED * terms).all()):
+            # Gradients that nearly cancel: the minimum cannot be told from its surroundings.
+            return t * x
         x = x + length * step
         if length == 1.0 and bool((step.abs() <= 1e-12 * x).all()):
             # Newton converges quadratically: what is left after this step is rounding.
