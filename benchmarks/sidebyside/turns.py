@@ -22,7 +22,6 @@ LIBRARIES = (
     "torch._dynamo",
     "torchjd.aggregation",
     "torchjd.autojac",
-    "cvxpy",
 )
 _WARM = 0.05
 """Steps shorter than this (in seconds) are preceded by one that is not timed: caches are cold."""

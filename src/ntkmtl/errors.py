@@ -86,8 +86,8 @@ def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraErro
         An error that names the missing module and the install line to type.
 
     Example:
-        >>> str(missing_extra("cagrad", "solvers", ImportError("x", name="cvxpy")))
-        "cagrad needs cvxpy, which is not installed. Install it with: pip install 'ntkmtl[solvers]'"
+        >>> str(missing_extra("a page", "bench", ImportError("x", name="jinja2")))
+        "a page needs jinja2, which is not installed. Install it with: pip install 'ntkmtl[bench]'"
     """
     return MissingExtraError(
         f"{what} needs {error.name or error}, which is not installed. "

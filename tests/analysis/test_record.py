@@ -237,8 +237,6 @@ def linear_training(recorder: Recorder | None, method: str, steps: int = 5) -> l
 
 @pytest.mark.parametrize("method", ["ls", "ntkmtl-sr", "cagrad"])
 def test_a_balancer_records_the_exact_kernel_and_trains_as_without(method: str) -> None:
-    if method == "cagrad":
-        pytest.importorskip("cvxpy")
     recorder = Recorder(every=2, source="exact", minibatches=2)
     for a, b in zip(linear_training(recorder, method), linear_training(None, method), strict=True):
         assert torch.equal(a, b)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor
 
 from ntkmtl import ExtendedNTK
 from ntkmtl.weighting import Weighting, accepted_options, create, names, spec
-from ntkmtl.weighting._random import RandomState
 
 METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).reads in ("gramian", "eigenvalues")]
@@ -127,9 +124,7 @@ def test_permuting_tasks_permutes_weights(name: str, seed: int, order: list[int]
     for _ in range(3):
         expected = weights_of(plain, matrix, losses)[order]
         found = weights_of(permuted, matrix[order], losses[order])
-        # CAGrad's solver and MGDA's stopping rule have tolerances of their own, and SDMGrad's long
-        # steps make much of rounding.
-        rough = {"cagrad": 1e-4, "sdmgrad": 1e-4, "mgda": 1e-6, "cr-mogm": 1e-6}.get(name, 1e-9)
+        rough = 1e-4 if name == "sdmgrad" else 1e-9  # its long steps make much of rounding
         torch.testing.assert_close(found, expected, rtol=rough, atol=rough)
         if plain.needs_after_step:
             after = losses * torch.linspace(0.5, 1.5, 4, dtype=torch.float64)
@@ -147,8 +142,7 @@ def test_scale_of_the_gramian(name: str, seed: int, exponent: int) -> None:
     plain = make(name)(kernel_of(matrix))
     scaled = make(name)(kernel_of(matrix, 10.0**exponent))
     expected = plain * (10.0**exponent) ** DEGREE.get(name, 0.0)
-    rough = 1e-4 if name == "cagrad" else 1e-9
-    torch.testing.assert_close(scaled, expected, rtol=rough, atol=0.0)
+    torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("name", ["si", "famo", "stch"])
@@ -275,22 +269,3 @@ def test_graddrop_keeps_what_all_tasks_agree_on_in_half_precision(dtype: torch.d
         assert combined.dtype == dtype
         assert bool((combined == 2 * sign).all())
         assert kept.tolist() == [1.0, 1.0]
-
-
-def test_random_streams_of_other_gpus_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seeded = []
-
-    @contextlib.contextmanager
-    def nothing(*_: object, **__: object) -> Iterator[None]:
-        yield
-
-    def refuse(_: int) -> None:
-        raise AssertionError("seeds every GPU")
-
-    monkeypatch.setattr(torch.random, "fork_rng", nothing)  # asks for the GPU, and there is none
-    monkeypatch.setattr(torch.cuda, "device", nothing)
-    monkeypatch.setattr(torch.cuda, "manual_seed", seeded.append)
-    monkeypatch.setattr(torch, "manual_seed", refuse)
-    with RandomState(0).as_global(torch.device("cuda", 1)):
-        pass
-    assert len(seeded) == 1

@@ -44,7 +44,7 @@ def accepted_options(name: str) -> list[str]:
 
     Example:
         >>> accepted_options("ntkmtl")
-        ['exponent', 'floor', 'published']
+        ['exponent', 'published']
     """
     return list(inspect.signature(_load(spec(name))).parameters)
 
@@ -74,7 +74,7 @@ def create(name: str, **options: Any) -> Weighting:
 
     Example:
         >>> create("ntkmtl", exponent=0.75)
-        NTKMTL(exponent=0.75, floor=1e-24, published=False)
+        NTKMTL(exponent=0.75, published=False)
     """
     entry = spec(name)
     loaded = _load(entry)

@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
-import clarabel  # noqa: F401 - the solver that cvxpy is told to use
-import cvxpy
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, balanced_gramian, check_positive
+from ntkmtl.weighting._qp import cancellation, nonnegative_qp, shortest_combination
 
 __all__ = ["CAGrad"]
+
+# A combination whose squared norm is less than this share of its terms' has cancelled: what is left
+# may be rounding of float32 gradients.
+_CANCELLED = 1e-12
+_MAX_ITERATIONS = 100
 
 
 class CAGrad(GramianWeighting):
     r"""The best improvement of the worst task within a ball around the mean gradient.
 
-    Algorithm 1 of "Conflict-Averse Gradient Descent": with the mean gradient :math:`g_0` and
-    :math:`g_w = \sum_i w_i g_i`, the dual :math:`\min_w g_w^T g_0 + c \|g_0\| \|g_w\|` over the
-    simplex is solved by cvxpy with Clarabel; the gradient is
-    :math:`g_0 + c \|g_0\| g_w / \|g_w\|`. Where :math:`g_w` vanishes its direction is not
-    defined, and the mean gradient is left. TorchJD's version is not used because it stops all
-    training there: one task that is done would end every other.
+    Eq. 1 of "Conflict-Averse Gradient Descent": with the mean gradient :math:`g_0`,
+    :math:`\max_d \min_i \langle g_i, d \rangle` subject to :math:`\|d - g_0\| \le c \|g_0\|`.
+    Algorithm 1 there solves the dual, :math:`\min_w g_w^T g_0 + c \|g_0\| \|g_w\|` over the simplex
+    with :math:`g_w = \sum_i w_i g_i`, for :math:`d = g_0 + c \|g_0\| g_w / \|g_w\|`, which is not
+    defined where :math:`g_w = 0`. Here the primal is solved: for a worst product t, the nearest
+    point to :math:`g_0` with :math:`\langle g_i, d \rangle \ge t` for all i is a small quadratic
+    program; its distance is convex in t, and Newton steps find the t at which it is
+    :math:`c \|g_0\|`. A step goes to the value of the dual at the :math:`w` of the last program.
+
+    Where a convex combination of the gradients is zero (one task is done, two oppose each other),
+    no direction improves all tasks, and the best worst product is 0 at most. If the ball holds
+    directions of product 0, the nearest of them to the mean gradient is taken. Combinations below
+    1e-6 of their terms count as zero.
 
     Args:
         c: Radius of the ball, relative to the mean gradient; 0.4 as published.
@@ -36,68 +45,66 @@ class CAGrad(GramianWeighting):
     Example:
         >>> import torch
         >>> from ntkmtl import ExtendedNTK
-        >>> w = CAGrad(c=0.0)(ExtendedNTK(torch.eye(2).reshape(2, 1, 2, 1)))
-        >>> w  # no room to move: the mean gradient
-        tensor([0.5000, 0.5000], dtype=torch.float64)
+        >>> J = torch.tensor([[1.1, 0.0], [-1.0, 0.0], [0.0, 1.0]])
+        >>> w = CAGrad(c=0.4)(ExtendedNTK((J @ J.T).reshape(3, 1, 3, 1)))
+        >>> (w.float() @ J).abs()  # the first two oppose each other: neither gets worse
+        tensor([0.0000, 0.3333])
     """
 
     def __init__(self, c: float = 0.4) -> None:
         self.c = check_positive("c", c, zero=True)
-        self._problem: _Dual | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The compiled problem can neither be copied nor pickled, and is made again when needed.
-        return {**vars(self), "_problem": None}
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
-        k = len(gramian)
-        uniform = torch.full_like(gramian[0], 1.0 / k)
-        gramian, _ = balanced_gramian(gramian)
-        # Rows of a square root stand for the gradients: all that is needed is their Gramian.
-        values, vectors = torch.linalg.eigh(gramian)
-        root = vectors * values.clamp_min(0.0).sqrt()
-        mean = root.mean(dim=0)
-        radius = self.c * float(mean.norm())
-        if radius == 0.0:
-            return uniform
-        if self._problem is None or self._problem.tasks != k:
-            self._problem = _Dual(k)
-        w = torch.from_numpy(
-            self._problem.solve(root.cpu().numpy(), (root @ mean).cpu().numpy(), radius)
-        ).to(gramian)
-        norm = float((w @ root).norm())
-        # Below the solver's precision the direction of g_w is noise.
-        if norm <= 1e-6 * float(root.norm(dim=1).max()):
-            return uniform
-        return uniform + (radius / norm) * w
+        device = gramian.device
+        gramian, _ = balanced_gramian(gramian.cpu())
+        uniform = torch.full_like(gramian[0], 1.0 / len(gramian))
+        radius = self.c * math.sqrt(max(float(uniform @ gramian @ uniform), 0.0))
+        if radius > 0.0 and cancellation(gramian, uniform) > _CANCELLED:
+            uniform = uniform + _towards_worst(gramian, gramian @ uniform, radius)
+        return uniform.to(device)
 
 
-class _Dual:
-    """The dual of CAGrad for k tasks, compiled once."""
+def _towards_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
+    """Return the weights of d - g_0, which are not negative.
 
-    def __init__(self, tasks: int) -> None:
-        self.tasks = tasks
-        self._w = cvxpy.Variable(tasks, nonneg=True)
-        self._root = cvxpy.Parameter((tasks, tasks))
-        self._slope = cvxpy.Parameter(tasks)
-        cost = self._slope @ self._w + cvxpy.pnorm(self._root @ self._w, 2)  # type: ignore[attr-defined]
-        simplex = np.ones(tasks) @ self._w == 1
-        self._problem = cvxpy.Problem(cvxpy.Minimize(cost), [simplex])
+    Args:
+        gramian: float64, shape (k, k).
+        products: Of all gradients with the mean, shape (k,).
+        radius: Largest distance from the mean.
+    """
+    worst = 0.0
+    moved, distance = _nearest(gramian, products, worst)
+    if distance <= radius:
+        w = shortest_combination(gramian)
+        if cancellation(gramian, w) <= _CANCELLED:
+            return moved
+        worst = _dual(gramian, products, radius, w)
+        moved, distance = _nearest(gramian, products, worst)
+    for _ in range(_MAX_ITERATIONS):
+        if distance <= radius * (1.0 + 1e-12):
+            return moved * min(radius / distance, 1.0) if distance > 0.0 else moved
+        bound = _dual(gramian, products, radius, moved / moved.sum())
+        if not bound < worst:
+            break
+        worst = bound
+        moved, distance = _nearest(gramian, products, worst)
+    # Where gradients nearly cancel, the Gramian does not tell the distance more closely.
+    left = max(cancellation(gramian, moved), _CANCELLED)
+    if distance <= radius * (1.0 + 1e-9 + 100.0 * torch.finfo(torch.float64).eps / left):
+        return moved * (radius / distance)
+    raise RuntimeError(
+        f"the optimum of CAGrad was not found: the distance from the mean gradient is "
+        f"{distance / radius} of what it should be; the Gramian over its mean diagonal is "
+        f"{gramian.tolist()}"
+    )
 
-    def solve(
-        self, root: NDArray[np.float64], slope: NDArray[np.float64], radius: float
-    ) -> NDArray[np.float64]:
-        """Return the minimiser, float64 of shape (k,)."""
-        self._root.value = radius * root.T
-        self._slope.value = slope
-        # No warm start: equal input gives equal weights, whatever came before.
-        self._problem.solve(solver=cvxpy.CLARABEL, warm_start=False)  # type: ignore[no-untyped-call]
-        if self._problem.status not in (cvxpy.OPTIMAL, cvxpy.OPTIMAL_INACCURATE):
-            raise RuntimeError(
-                f"Clarabel found no optimum of CAGrad's dual: {self._problem.status}"
-            )
-        weights: NDArray[np.float64] = np.clip(
-            np.asarray(self._w.value, dtype=np.float64), 0.0, None
-        )
-        weights /= weights.sum()
-        return weights
+
+def _nearest(gramian: Tensor, products: Tensor, worst: float) -> tuple[Tensor, float]:
+    """Return how to move the mean until all products are at least ``worst``, and how far."""
+    moved = nonnegative_qp(gramian, worst - products)
+    return moved, math.sqrt(max(float(moved @ gramian @ moved), 0.0))
+
+
+def _dual(gramian: Tensor, products: Tensor, radius: float, w: Tensor) -> float:
+    """Return the dual's value at w on the simplex: a bound on the worst product in the ball."""
+    return float(w @ products) + radius * math.sqrt(max(float(w @ gramian @ w), 0.0))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchjd.aggregation._pcd import _solve_qp
+
+from ntkmtl.weighting._qp import nonnegative_qp
 
 __all__ = ["project"]
 
@@ -14,17 +15,19 @@ def project(weights: Tensor, gramian: Tensor, regularisation: float) -> Tensor:
 
     The nearest point to :math:`J^T u` in the dual cone
     :math:`\{d : \langle g_i, d \rangle \ge 0 \text{ for all } i\}` is :math:`J^T (u + \mu)` with
-    multipliers :math:`\mu \ge 0`. It is the program of TorchJD's PCD with the combined gradient as
-    the primary one and no headway asked for, whose active-set solver is called here: TorchJD's own
-    projectors need quadprog, which is under the GPL.
+    multipliers :math:`\mu \ge 0`; :math:`v = u + \mu` is the minimum of :math:`v^T G v` over
+    :math:`v \ge u`.
 
     Args:
-        weights: u, float64 of shape (k,).
+        weights: u, float64 of shape (k,), or (B, k) for B projections.
         gramian: float64, shape (k, k).
         regularisation: Added to the diagonal of the Gramian over its trace.
 
     Returns:
-        u + mu, float64 of shape (k,).
+        u + mu, float64 of the shape of ``weights``.
+
+    Raises:
+        RuntimeError: The solver did not reach the minimum.
 
     Example:
         >>> import torch
@@ -36,8 +39,4 @@ def project(weights: Tensor, gramian: Tensor, regularisation: float) -> Tensor:
     if trace <= 0.0:
         return weights
     scaled = gramian / trace + regularisation * torch.eye(len(gramian), dtype=gramian.dtype)
-    products = scaled @ weights
-    whole = torch.cat([(weights @ products)[None], products])
-    joint = torch.cat([whole[None], torch.cat([products[:, None], scaled], dim=1)])
-    solution: Tensor = _solve_qp(joint, torch.zeros(len(gramian), dtype=gramian.dtype))
-    return weights + solution[1:]
+    return weights + nonnegative_qp(scaled, -(weights @ scaled))

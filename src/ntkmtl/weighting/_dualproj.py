@@ -24,6 +24,7 @@ class DualProj(GramianWeighting):
 
     Raises:
         ValueError: ``regularisation`` is negative.
+        RuntimeError: On use, if the solver does not reach the projection.
 
     Example:
         >>> import torch

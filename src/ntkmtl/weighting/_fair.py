@@ -9,6 +9,7 @@ __all__ = ["fair_weights"]
 
 # Tens do for everyday gradients; hundreds for a large alpha and norms that differ by many orders.
 _MAX_ITERATIONS = 2000
+_SOLVED = 1e-12
 
 
 def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
@@ -20,7 +21,10 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     of cone programs for Nash-MTL, least squares for FairGrad), which stop at absolute tolerances
     and, where they fail, go on with what they have.
 
-    Tasks whose gradient is zero get the mean weight of the others. Where gradients cancel exactly,
+    A task whose gradient is zero gets the weight that it would have by itself if its squared norm
+    were the mean of all, :math:`(\mathrm{mean}_j G_{jj})^{-\alpha / (\alpha + 1)}`: no weight
+    changes the shared part's step, and its head should not follow another task's that is nearly
+    zero, whose weight is huge. Where gradients cancel exactly,
     no solution exists; directions below 1e-10 of the largest are taken as that, so that weights
     stay finite.
 
@@ -44,9 +48,8 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     if not bool(live.all()):
         weights = torch.ones_like(norms)
         if bool(live.any()):
-            inner = fair_weights(gramian[live][:, live], alpha)
-            weights[live] = inner
-            weights[~live] = inner.mean()
+            weights[live] = fair_weights(gramian[live][:, live], alpha)
+            weights[~live] = norms.mean().pow(-alpha / (alpha + 1.0))
         return weights
     # With w = t x and t_i what task i would get alone, only cosines and a mild power remain.
     power = 1.0 / alpha
@@ -65,7 +68,8 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
     for _ in range(_MAX_ITERATIONS):
         push = gain * x.pow(-power)
         residual = matrix @ x - push
-        if bool((residual.abs() <= rounding * (matrix.abs() @ x + push)).all()):
+        terms = matrix.abs() @ x + push
+        if bool((residual.abs() <= rounding * terms).all()):
             return t * x
         curvature = matrix + torch.diag(power * push / x)
         # Equilibrated: scales of the tasks may differ by more than float64 can solve as it is.
@@ -81,6 +85,9 @@ def fair_weights(gramian: Tensor, alpha: float) -> Tensor:
             if float((matrix @ trial - gain * trial.pow(-power)) @ step) <= 0.9 * slope:
                 break
             length *= 0.5
+        if length < 1.0 and bool((residual.abs() <= _SOLVED * terms).all()):
+            # Gradients that nearly cancel: the minimum cannot be told from its surroundings.
+            return t * x
         x = x + length * step
         if length == 1.0 and bool((step.abs() <= 1e-12 * x).all()):
             # Newton converges quadratically: what is left after this step is rounding.

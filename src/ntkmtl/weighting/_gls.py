@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._losses import nonzero
 
 __all__ = ["GeometricLoss"]
 
@@ -17,8 +18,9 @@ class GeometricLoss(LossWeighting):
 
     The geometric loss strategy of "MultiNet++". Weights are its derivatives,
     :math:`w_i = L / (k \ell_i)`: every :math:`w_i \ell_i` is the same, and multiplying one loss by
-    a constant changes no ratio of these. A loss of exactly zero has no gradient to weigh; it gets
-    weight 0 and is left out of the mean, which would otherwise stop every other task. The paper's
+    a constant changes no ratio of these. A loss of zero (below 1.2e-38, the smallest normal
+    float32 number) has no gradient to weigh; it gets weight 0 and is left out of the mean, which
+    would otherwise stop every other task. The paper's
     focused variant, with a second factor for chosen tasks, is not offered.
 
     Raises:
@@ -33,13 +35,8 @@ class GeometricLoss(LossWeighting):
     takes_logarithms: ClassVar[bool] = True
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
-        if bool((losses < 0).any()):
-            raise ValueError(
-                f"gls takes roots of losses, found a negative one in {losses.tolist()}; "
-                "shift the loss, or use another method"
-            )
+        live = nonzero(losses, "gls", "takes roots of losses")
         weights = torch.zeros_like(losses)
-        live = losses > 0
         if bool(live.any()):
             logs = losses[live].log()
             weights[live] = torch.exp(logs.mean() - logs) / len(logs)

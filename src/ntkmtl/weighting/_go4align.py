@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._losses import nonzero
 
 __all__ = ["GO4Align", "group_means"]
 
@@ -74,7 +75,8 @@ class GO4Align(LossWeighting):
     cluster as its weight. The published code clusters with scikit-learn from random centres; here
     the best clusters are found exactly, see :func:`group_means`.
 
-    A loss of exactly zero has no gradient to weigh; it gets weight 0 and is in no group. A task
+    A loss of zero (below 1.2e-38, the smallest normal float32 number) has no gradient to weigh; it
+    gets weight 0 and is in no group. A task
     without labels in a batch is left out of that step; its indicator stays.
 
     Args:
@@ -104,17 +106,12 @@ class GO4Align(LossWeighting):
             self._logits = torch.zeros(tasks, dtype=torch.float64, device=device)
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
-        if bool((losses < 0).any()):
-            raise ValueError(
-                f"go4align divides by losses, found a negative one in {losses.tolist()}; "
-                "shift the loss, or use another method"
-            )
+        live = nonzero(losses, "go4align", "divides by losses")
         self.prepare(len(losses), losses.device)
         assert self._logits is not None
         self._logits[tasks] -= self.step_size * losses
         indicators = torch.softmax(self._logits[tasks], dim=0)
         weights = torch.zeros_like(losses)
-        live = losses > 0
         if bool(live.any()):
             values = indicators[live] * (losses.sum() / losses[live])
             weights[live] = group_means(values, self.groups)

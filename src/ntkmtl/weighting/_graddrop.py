@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchjd.aggregation import GradDrop as Aggregator
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
@@ -17,11 +16,15 @@ __all__ = ["GradDrop"]
 
 
 class GradDrop(Weighting):
-    """In each entry either the positive or the negative gradients are kept, drawn by their purity.
+    r"""In each entry either the positive or the negative gradients are kept, drawn by their purity.
 
-    Lines 10 to 15 of Algorithm 1 of "Just Pick a Sign", by TorchJD. It is no weighting of whole
-    gradients: the weights it reports are the share of each task's gradient (by absolute value) that
-    was kept.
+    Lines 10 to 15 of Algorithm 1 of "Just Pick a Sign": with the purity
+    :math:`P = \frac12 (1 + \sum_i g_i / \sum_i |g_i|)` of an entry and a uniform random number U,
+    its positive gradients are summed if :math:`P > U`, its negative ones if not. TorchJD's version
+    is not used because it draws from torch's global stream.
+
+    It is no weighting of whole gradients: the weights it reports are the share of each task's
+    gradient (by absolute value) that was kept.
 
     Args:
         seed: Seed of its own random stream; torch's initial seed if None.
@@ -37,7 +40,6 @@ class GradDrop(Weighting):
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = RandomState(seed)
-        self._aggregator = Aggregator()
 
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         raise ValueError(
@@ -49,13 +51,21 @@ class GradDrop(Weighting):
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
-        half = jacobian.dtype in (torch.float16, torch.bfloat16)
-        with self._random.as_global(jacobian.device):
-            # In half precision one number in a few hundred that are drawn from [0, 1) is 0, which
-            # drops gradients that are negative in all tasks, and none that are positive.
-            combined = self._aggregator(jacobian.float() if half else jacobian).to(jacobian)
-        kept = torch.sign(jacobian) == torch.sign(combined)
+        # In half precision one number in a few hundred that are drawn from [0, 1) is 0, which drops
+        # gradients that are negative in all tasks, and none that are positive.
+        dtype = torch.promote_types(jacobian.dtype, torch.float32)
         size = jacobian.abs()
+        whole = size.sum(dim=0, dtype=dtype)
+        purity = 0.5 * (1.0 + jacobian.sum(dim=0, dtype=dtype) / whole)
+        drawn = torch.rand(
+            purity.shape,
+            dtype=dtype,
+            device=jacobian.device,
+            generator=self._random.on(jacobian.device),
+        )
+        sign = torch.where(purity > drawn, 1, -1).to(jacobian)
+        kept = torch.sign(jacobian) == sign
+        combined = (jacobian * kept).sum(dim=0)
         total = size.sum(dim=1, dtype=torch.float64)
         share = (size * kept).sum(dim=1, dtype=torch.float64) / total
         return combined, torch.where(total > 0, share, 1.0)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+from ntkmtl.weighting._losses import nonzero
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["GradNorm"]
@@ -88,13 +89,9 @@ class GradNorm(Weighting):
     def _rates(self, losses: Tensor, tasks: Tensor) -> Tensor:
         """Return the inverse training rates r, and remember first losses."""
         assert self._start is not None
-        if bool((losses < 0).any()):
-            raise ValueError(
-                f"gradnorm compares losses with their first values, found a negative one in "
-                f"{losses.tolist()}; shift the loss, or use another method"
-            )
+        live = nonzero(losses, "gradnorm", "compares losses with their first values")
         start = self._start[tasks]
-        start = torch.where(start.isnan() & (losses > 0), losses, start)
+        start = torch.where(start.isnan() & live, losses, start)
         self._start[tasks] = start
         ratio = torch.where(start.isnan(), 1.0, losses / start)
         mean = ratio.mean()

@@ -12,6 +12,7 @@ from ntkmtl.weighting._base import Reads, Weighting, check_positive
 from ntkmtl.weighting._imtl_g import impartial_weights
 from ntkmtl.weighting._imtl_l import require_not_negative
 from ntkmtl.weighting._task_adam import TaskAdam
+from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT
 
 __all__ = ["IMTL"]
 
@@ -25,7 +26,8 @@ class IMTL(Weighting):
     projections of :math:`\sum_i \alpha_i e^{s_i} g_i` on every gradient. The weights are
     :math:`\alpha_i e^{s_i}`. All :math:`s_i` start at 0, where the method is ``imtl-g``. Each step
     uses the scales before its own update. A call without losses shows the weights and learns
-    nothing.
+    nothing. The :math:`s_i` are held between -64 and 64, as a loss that stays at zero has no best
+    one.
 
     Two things differ from the paper. The scales have an Adam of their own, so that nothing has to
     be handed to the model's optimiser. And heads get the same weights as the shared part, or none
@@ -58,7 +60,9 @@ class IMTL(Weighting):
         assert kernel is not None
         if losses is not None:
             require_not_negative("imtl", losses)
-        scale = self._adam.prepare(kernel.tasks, tasks.device)[tasks].exp()
+        logarithms = self._adam.prepare(kernel.tasks, tasks.device)
+        # A loss that stays at zero has no best scale: it would grow without end.
+        scale = logarithms.clamp_(-LARGEST_EXPONENT, LARGEST_EXPONENT)[tasks].exp()
         gramian = kernel.gramian().to(scale)
         alpha = impartial_weights(gramian * scale[:, None] * scale[None, :])
         if losses is not None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.weighting._base import LossWeighting
-from ntkmtl.weighting._task_parameter import TaskParameter
+from ntkmtl.weighting._losses import nonzero
+from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT, TaskParameter
 
 __all__ = ["IMTLL", "require_not_negative"]
 
@@ -20,11 +21,7 @@ def require_not_negative(name: str, losses: Tensor) -> None:
     Raises:
         ValueError: A loss is negative: its scale would grow without end.
     """
-    if bool((losses < 0).any()):
-        raise ValueError(
-            f"{name} brings losses to a common scale, found a negative one in "
-            f"{losses.tolist()}; shift the loss, or use another method"
-        )
+    nonzero(losses, name, "brings losses to a common scale")
 
 
 class IMTLL(LossWeighting):
@@ -33,8 +30,9 @@ class IMTLL(LossWeighting):
     The loss balance of "Towards Impartial Multi-Task Learning": the total is
     :math:`\sum_i (e^{s_i} \ell_i - s_i)`, whose minimum over :math:`s_i` has
     :math:`e^{s_i} \ell_i = 1`; weights are :math:`e^{s_i}`. The s_i are :meth:`parameters`: give
-    them to the optimiser beside the model's. They start at 0. TorchJD's ``IMTLL`` is the same total
-    for tasks that all have labels in every batch.
+    them to the optimiser beside the model's. They start at 0. A loss that stays at
+    zero has no best s, which would grow without end; the s_i count as -64 at least and 64 at most.
+    TorchJD's ``IMTLL`` is the same total for tasks that all have labels in every batch.
 
     Args:
         tasks: Number of tasks; learned from the first step if None. Until then the parameter is an
@@ -54,7 +52,7 @@ class IMTLL(LossWeighting):
     """
 
     def __init__(self, tasks: int | None = None) -> None:
-        self._log_scale = TaskParameter(0.0, tasks)
+        self._log_scale = TaskParameter(0.0, tasks, LARGEST_EXPONENT)
 
     def prepare(self, tasks: int, device: torch.device) -> None:
         self._log_scale.prepare(tasks, device)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
-from torchjd.aggregation import MGDAWeighting
 
-from ntkmtl.weighting._base import GramianWeighting, balanced_gramian
+from ntkmtl.weighting._base import GramianWeighting
+from ntkmtl.weighting._qp import shortest_combination
 
 __all__ = ["MGDA"]
 
 
 class MGDA(GramianWeighting):
-    """The convex combination of gradients of least norm, by TorchJD's Frank-Wolfe solver.
+    r"""The convex combination of gradients of least norm.
 
-    Algorithm 2 of "Multi-Task Learning as Multi-Objective Optimization".
-
-    Args:
-        epsilon: Step length below which the solver stops.
-        max_iters: Its largest number of iterations.
+    Eq. 3 of "Multi-Task Learning as Multi-Objective Optimization": :math:`\min_w \|\sum_i w_i
+    g_i\|` over the simplex, solved to rounding by
+    :func:`ntkmtl.weighting._qp.shortest_combination`, an active-set method. (The published code and
+    TorchJD's take Frank-Wolfe steps, up to 250 and 100, which can end far from the minimum.) Where
+    a gradient vanishes, it is the shortest combination by itself.
 
     Raises:
-        ValueError: A setting is not positive.
+        RuntimeError: On use, if the solver does not reach the minimum.
 
     Example:
         >>> import torch
@@ -32,14 +30,5 @@ class MGDA(GramianWeighting):
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
-    def __init__(self, epsilon: float = 1e-3, max_iters: int = 100) -> None:
-        if not 0.0 < epsilon < math.inf:
-            raise ValueError(f"epsilon must be positive and finite. Found epsilon={epsilon}.")
-        if max_iters < 1:
-            raise ValueError(f"max_iters must be at least 1. Found max_iters={max_iters}.")
-        self.epsilon = epsilon
-        self.max_iters = max_iters
-        self._solver = MGDAWeighting(epsilon=epsilon, max_iters=max_iters)
-
     def of_gramian(self, gramian: Tensor) -> Tensor:
-        return self._solver(balanced_gramian(gramian)[0])
+        return shortest_combination(gramian.cpu()).to(gramian.device)

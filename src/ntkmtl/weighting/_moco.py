@@ -114,15 +114,14 @@ class MoCo(Weighting):
         """
         self.prepare(len(jacobian), jacobian.device)
         tasks = torch.arange(len(jacobian)) if tasks is None else tasks
-        rows = jacobian
+        factors = None
         if self.normalise:
             if losses is None:
                 raise ValueError("moco scales gradients to their losses: pass losses")
-            length = norms(rows)
-            factor = torch.where(length > 0, losses.to(length) / length, 0.0)
-            rows = rows * factor.to(rows)[:, None]
+            length = norms(jacobian)
+            factors = torch.where(length > 0, losses.to(length) / length, 0.0)
         rates = self.beta / self._tracked.count(tasks) ** self.beta_sigma
-        tracked = self._tracked.update(rows, tasks, rates, "moco")
+        tracked = self._tracked.update(jacobian, tasks, rates, "moco", factors)
         self._steps += 1
         old = self._weights.get(tasks)
         slope = gram(tracked).cpu() @ old + self.rho * old

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import ClassVar
 
 import torch
@@ -15,19 +16,20 @@ __all__ = ["NTKMTL", "eigenvalue_weights"]
 
 
 def eigenvalue_weights(
-    eigenvalues: Tensor, exponent: float = 0.5, floor: float = 1e-24, published: bool = False
+    eigenvalues: Tensor, exponent: float = 0.5, published: bool = False
 ) -> Tensor:
     r"""Return ``w_i = (mean(lambda) / lambda_i) ** exponent`` (Eq. 15 and 18 of the NTKMTL paper).
+
+    Eigenvalues may differ by any factor. Only one of exactly 0 is an exception, see
+    :class:`NTKMTL`; so is one so small that its weight is beyond float64.
 
     Args:
         eigenvalues: Largest eigenvalue of each task's kernel, shape (k,), not negative.
         exponent: 0.5 makes all eigenvalues :math:`w_i^2 \lambda_i` equal (Eq. 14).
-        floor: A task whose eigenvalue is below ``floor`` times the mean has no measurable gradient
-            to balance; it is treated as if it were at the mean, hence gets weight 1.
         published: The published code's numerator, the sum of the eigenvalues instead of their mean.
 
     Returns:
-        float64 weights of shape (k,).
+        float64 weights of shape (k,); NaN if an eigenvalue is not finite.
 
     Example:
         >>> import torch
@@ -36,13 +38,30 @@ def eigenvalue_weights(
     """
     # Plain numbers: for k of them, ten tensor operations cost more than the arithmetic.
     values: list[float] = eigenvalues.tolist()
-    mean = math.fsum(values) / len(values)
-    numerator = mean * len(values) if published else mean
-    weights = [
-        (numerator / (value if value > floor * mean else mean)) ** exponent if mean > 0 else 1.0
-        for value in values
-    ]
+    largest = max(values)
+    if not all(map(math.isfinite, values)):
+        weights = [math.nan] * len(values)
+    elif largest <= 0.0:
+        weights = [1.0] * len(values)
+    else:
+        # Relative to the largest: a sum of two of 1e308 overflows.
+        numerator = math.fsum(value / largest for value in values)
+        if not published:
+            numerator /= len(values)
+        weights = [_weight(numerator, largest, value, exponent) for value in values]
     return torch.tensor(weights, dtype=torch.float64, device=eigenvalues.device)
+
+
+def _weight(numerator: float, largest: float, value: float, exponent: float) -> float:
+    """Return the weight for an eigenvalue, the numerator being relative to the largest."""
+    share = value / largest
+    if share >= sys.float_info.min:
+        return float((numerator / share) ** exponent)
+    if value > 0.0:
+        logarithm = exponent * (math.log(numerator) + math.log(largest) - math.log(value))
+        if logarithm < math.log(sys.float_info.max):
+            return math.exp(logarithm)
+    return 1.0
 
 
 class NTKMTL(Weighting):
@@ -56,15 +75,21 @@ class NTKMTL(Weighting):
     representation joined with the last layer's kernel (``ntkmtl-tk``), or what a budget allows
     (``ntkmtl-auto``).
 
+    A task whose eigenvalue is exactly 0 has no gradient on the shared part: its head starts at
+    zero, or its loss is saturated. It gets weight 1, that of a task whose eigenvalue is the mean.
+    Eq. 15 has no limit there, its weights grow without bound, and no finite weight changes the
+    shared part's step; but a head's own gradient need not vanish, and weight 1 trains that head as
+    the plain sum of the losses does. A bound on the weights instead would be continuous, and wrong
+    for every task whose loss is merely small: any bound is in units of the other tasks' losses. The
+    zero counts in the mean, so that the other weights are continuous.
+
     Args:
         exponent: p; 0.5 makes all weighted eigenvalues :math:`w_i^2 \lambda_i` equal (Eq. 14).
-        floor: A task whose eigenvalue is below ``floor`` times the mean has no measurable gradient
-            to balance; it is treated as if it were at the mean.
         published: Take the sum of the eigenvalues instead of their mean, as the published code
             does.
 
     Raises:
-        ValueError: A number is negative, or ``floor`` is not below 1.
+        ValueError: The exponent is negative or not finite.
 
     Example:
         >>> import torch
@@ -75,17 +100,10 @@ class NTKMTL(Weighting):
 
     reads: ClassVar[Reads] = "eigenvalues"
 
-    def __init__(
-        self, exponent: float = 0.5, floor: float = 1e-24, published: bool = False
-    ) -> None:
+    def __init__(self, exponent: float = 0.5, published: bool = False) -> None:
         self.exponent = check_positive("exponent", exponent, zero=True)
-        self.floor = check_positive("floor", floor, zero=True)
-        if self.floor >= 1:
-            raise ValueError(f"floor must be below 1. Found floor={floor}.")
         self.published = bool(published)
 
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         assert kernel is not None
-        return eigenvalue_weights(
-            kernel.max_eigenvalues(), self.exponent, self.floor, self.published
-        )
+        return eigenvalue_weights(kernel.max_eigenvalues(), self.exponent, self.published)

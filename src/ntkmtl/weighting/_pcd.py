@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchjd.aggregation._pcd import _solve_qp
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import (
@@ -16,6 +15,7 @@ from ntkmtl.weighting._base import (
     balanced_gramian,
     check_positive,
 )
+from ntkmtl.weighting._qp import cancellation, nonnegative_qp
 
 __all__ = ["PCD"]
 
@@ -32,11 +32,12 @@ class PCD(Weighting):
     squared norms; the direction minimises :math:`\frac12 \|d - \tilde g_1\|^2` subject to
     :math:`\langle \tilde g_j, d \rangle \ge \tau \|\tilde g_j\|^2` for every other task j, and is
     rescaled to the primary gradient's norm. Where no direction satisfies all constraints, the
-    primary gradient is left. Where the primary gradient is zero, so is the step.
+    primary gradient is left; so it is where only directions do that come from what rounding in
+    float32 leaves of opposite gradients. Where the primary gradient is zero, so is the step.
 
-    TorchJD solves the program; its averages are not used because they have one state for all tasks,
-    which is forgotten when a batch has no labels for one of them. :math:`\epsilon` is relative to
-    the mean squared norm here, so that the scale of the losses does not matter.
+    TorchJD's version is not used because its averages have one state for all tasks, which is
+    forgotten when a batch has no labels for one of them. :math:`\epsilon` is relative to the mean
+    squared norm here, so that the scale of the losses does not matter.
 
     Where a batch has no labels for the primary task, the first task that has some takes its place.
 
@@ -48,6 +49,7 @@ class PCD(Weighting):
 
     Raises:
         ValueError: A setting is out of range, or, on use, there is no such task.
+        RuntimeError: On use, if the solver does not reach the minimum.
 
     Example:
         >>> import torch
@@ -97,8 +99,7 @@ class PCD(Weighting):
         if float(squares[first]) > 0:
             order = torch.tensor([first, *(i for i in range(len(squares)) if i != first)])
             normalised = (gramian * scales[:, None] * scales[None, :])[order][:, order]
-            taus = torch.full((len(order) - 1,), self.tau, dtype=torch.float64)
-            found = _solve_qp(normalised, taus, dependence_tol=DEPENDENT)
+            found = _constrained(normalised, self.tau)
             square = float(found @ normalised @ found)
             magnitude = float(found.abs() @ normalised.diagonal().clamp_min(0.0).sqrt()) ** 2
             if square > _ZERO * magnitude:
@@ -127,3 +128,21 @@ class PCD(Weighting):
 
     def _set_state(self, state: dict[str, Any]) -> None:
         self._average, self._updates = state["average"], state["updates"]
+
+
+def _constrained(gramian: Tensor, tau: float) -> Tensor:
+    """Return the weights of the direction nearest to the first gradient that serves the others.
+
+    Args:
+        gramian: float64, shape (k, k), the primary gradient first.
+        tau: Share of its squared norm that each other gradient's product with it must reach.
+    """
+    if len(gramian) == 1:
+        return torch.ones_like(gramian[0])
+    others = gramian[1:, 1:]
+    multipliers = nonnegative_qp(others, tau * others.diagonal() - gramian[1:, 0])
+    if cancellation(others, multipliers) <= DEPENDENT / 4.0:
+        # Constraints that contradict each other: the dual has no maximum, and its multipliers grow
+        # along a combination of gradients that cancels.
+        multipliers = torch.zeros_like(multipliers)
+    return torch.cat([torch.ones_like(gramian[0, :1]), multipliers])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -12,7 +9,10 @@ __all__ = ["RandomState"]
 
 
 class RandomState:
-    """A stream of random numbers of its own, that a checkpoint can hold.
+    """A random stream that belongs to one weighting, and that a checkpoint can hold.
+
+    Torch's global streams are neither read nor changed by drawing from it, so that weightings in
+    several threads are reproducible, and dropout beside them is too.
 
     Args:
         seed: Where it starts; torch's initial seed if None, so that ``torch.manual_seed`` before
@@ -21,7 +21,18 @@ class RandomState:
 
     def __init__(self, seed: int | None = None) -> None:
         start = torch.initial_seed() if seed is None else seed
-        self.generator = torch.Generator().manual_seed(start % 2**63)
+        self.generator = torch.Generator("cpu").manual_seed(start % 2**63)
+
+    def on(self, device: torch.device) -> torch.Generator:
+        """Return a generator that draws on a device.
+
+        On the CPU it is the stream itself. On others it is a new one whose seed is drawn from the
+        stream, so that the state stays on the CPU and is the same wherever the numbers are used.
+        """
+        if device.type == "cpu":
+            return self.generator
+        seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
+        return torch.Generator(device).manual_seed(seed)
 
     def get(self) -> Tensor:
         """Return the state, uint8."""
@@ -30,23 +41,3 @@ class RandomState:
     def set(self, state: Tensor) -> None:
         """Go on from a state."""
         self.generator.set_state(state.cpu())
-
-    @contextmanager
-    def as_global(self, device: torch.device) -> Iterator[None]:
-        """Let torch's global random functions draw from this stream, and leave theirs untouched.
-
-        Args:
-            device: The device on which numbers are drawn.
-        """
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            seed = int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
-            # torch.manual_seed would reset every GPU's stream too, of most of which nobody keeps a
-            # copy: dropout there would follow this method's seed.
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            elif device.type != "cpu":
-                torch.manual_seed(seed)
-            yield

@@ -179,7 +179,6 @@ _SPECS = (
         "Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021",
         "gramian",
         "ntkmtl.weighting._cagrad:CAGrad",
-        extra="solvers",
         defaults=_EXACT,
     ),
     MethodSpec(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._losses import nonzero, reciprocals
 
 __all__ = ["ScaleInvariant"]
 
@@ -15,7 +15,8 @@ __all__ = ["ScaleInvariant"]
 class ScaleInvariant(LossWeighting):
     r"""The sum of log losses, whose weights are :math:`1 / \ell_i`.
 
-    A loss of exactly zero has no gradient to weigh and gets weight 0.
+    A loss of zero (below 1.2e-38, the smallest normal float32 number) has no gradient to weigh and
+    gets weight 0.
 
     Raises:
         ValueError: On use, if a loss is negative.
@@ -29,9 +30,5 @@ class ScaleInvariant(LossWeighting):
     takes_logarithms: ClassVar[bool] = True
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
-        if bool((losses < 0).any()):
-            raise ValueError(
-                f"si takes logarithms of losses, found a negative one in {losses.tolist()}; "
-                "shift the loss, or use another method"
-            )
-        return torch.where(losses > 0, 1.0 / losses, 0.0)
+        nonzero(losses, "si", "takes logarithms of losses")
+        return reciprocals(losses)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._losses import LEAST_LOSS, nonzero, reciprocals
 
 __all__ = ["SmoothTchebycheff"]
-
-_TINY = 1e-100
 
 
 class SmoothTchebycheff(LossWeighting):
@@ -22,7 +21,9 @@ class SmoothTchebycheff(LossWeighting):
     :math:`n_i`. From then on the total is
     :math:`k \mu \log \sum_i \exp(\log(\ell_i / n_i) / \mu)`, whose weights are
     :math:`k\,\mathrm{softmax}_i(\log(\ell_i / n_i) / \mu) / \ell_i`. Call ``end_epoch`` after each
-    epoch. A task without labels in the reference epoch takes its first later loss as reference.
+    epoch. A task without labels in the reference epoch, or whose losses were all zero, takes its
+    first later loss above zero as reference. A loss of zero (below 1.2e-38, the smallest normal
+    float32 number) has no gradient to weigh and gets weight 0.
 
     Args:
         mu: Smoothing; smaller is closer to the maximum.
@@ -58,27 +59,21 @@ class SmoothTchebycheff(LossWeighting):
             self._count = torch.zeros_like(self._sum)
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
-        if bool((losses < 0).any()):
-            raise ValueError(
-                f"stch takes logarithms of losses, found a negative one in {losses.tolist()}; "
-                "shift the loss, or use another method"
-            )
+        live = nonzero(losses, "stch", "takes logarithms of losses")
         self.prepare(len(losses), losses.device)
         assert self._sum is not None
         assert self._count is not None
         if self._epoch == self.warmup:
             self._sum[tasks] += losses
             self._count[tasks] += 1
-        inverse = torch.where(losses > 0, 1.0 / losses, 0.0)
-        if self._epoch <= self.warmup:
+        inverse = reciprocals(losses)
+        if self._epoch <= self.warmup or not bool(live.any()):
             return inverse
-        fresh = tasks[self._count[tasks] == 0]
-        if len(fresh):
-            self._sum[fresh] = losses[self._count[tasks] == 0]
-            self._count[fresh] = 1
+        fresh = live & ~(self._sum[tasks] >= LEAST_LOSS * self._count[tasks].clamp_min(1.0))
+        self._sum[tasks[fresh]] = losses[fresh]
+        self._count[tasks[fresh]] = 1
         reference = self._sum[tasks] / self._count[tasks]
-        # A loss of zero is far below every other, but has a logarithm.
-        relative = losses.clamp_min(_TINY).log() - reference.clamp_min(_TINY).log()
+        relative = torch.where(live, losses.log() - reference.log(), -torch.inf)
         return len(losses) * torch.softmax(relative / self.mu, dim=0) * inverse
 
     def end_epoch(self) -> None:

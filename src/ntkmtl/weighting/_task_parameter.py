@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from ntkmtl._device import with_cpu_default
 
-__all__ = ["TaskParameter"]
+__all__ = ["LARGEST_EXPONENT", "TaskParameter"]
+
+LARGEST_EXPONENT = 64.0
+"""Bound of learned exponents: 6e27, which float32 holds with room for a gradient."""
 
 
 class TaskParameter:
@@ -21,16 +25,19 @@ class TaskParameter:
     Args:
         start: What the numbers start at.
         tasks: Their number, if it is known.
+        bound: What they count as at most, and its negative at least; beyond it nothing pulls them
+            further. The loss of zero that a task may keep has no best scale.
 
     Raises:
         ValueError: The number of tasks is not positive.
     """
 
     @with_cpu_default
-    def __init__(self, start: float, tasks: int | None = None) -> None:
+    def __init__(self, start: float, tasks: int | None = None, bound: float = math.inf) -> None:
         if tasks is not None and tasks < 1:
             raise ValueError(f"tasks must be positive. Found tasks={tasks}.")
         self.start = start
+        self.bound = bound
         self._values: nn.Parameter | nn.parameter.UninitializedParameter
         self._values = nn.parameter.UninitializedParameter()
         if tasks is not None:
@@ -54,12 +61,16 @@ class TaskParameter:
 
     def of(self, tasks: Tensor) -> Tensor:
         """Return the numbers of the tasks at these positions, float64 and detached."""
-        return self._values.detach().to(torch.float64)[tasks]
+        values = self._values.detach().to(torch.float64)[tasks]
+        return values.clamp(-self.bound, self.bound)
 
     def accumulate(self, slope: Tensor, tasks: Tensor) -> None:
         """Add to the gradient of the numbers of the tasks at these positions."""
+        values = self._values.detach()[tasks]
+        # An optimizer steps against the slope.
+        outwards = (values.abs() >= self.bound) & (slope.to(values) * values < 0)
         gradient = torch.zeros_like(self._values)
-        gradient[tasks] = slope.to(gradient)
+        gradient[tasks] = torch.where(outwards, 0.0, slope.to(gradient))
         grad = self._values.grad
         self._values.grad = gradient if grad is None else grad.add_(gradient)
 

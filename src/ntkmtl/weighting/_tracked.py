@@ -31,17 +31,27 @@ class TrackedGradients:
         self.updates[tasks.cpu()] += 1.0
         return self.updates[tasks.cpu()]
 
-    def update(self, rows: Tensor, tasks: Tensor, rates: Tensor, method: str) -> Tensor:
+    def update(
+        self,
+        rows: Tensor,
+        tasks: Tensor,
+        rates: Tensor,
+        method: str,
+        factors: Tensor | None = None,
+    ) -> Tensor:
         """Move the averages of some tasks towards new gradients.
+
+        Where all tasks have a gradient they are changed in place, without a copy of k gradients.
 
         Args:
             rows: The gradients, shape (k, P).
             tasks: Positions of the tasks, shape (k,).
             rates: What share of the way to go, float64 of shape (k,).
             method: Its name, for errors.
+            factors: What the gradients are multiplied by first, float64 of shape (k,); 1 if None.
 
         Returns:
-            The averages, shape (k, P).
+            The averages, shape (k, P); not to be changed.
 
         Raises:
             ValueError: The gradients have another length than before.
@@ -58,9 +68,19 @@ class TrackedGradients:
                 "hence source='exact'"
             )
         self.values = self.values.to(rows)
+        every = tasks.tolist() == list(range(len(self.values)))
         at = tasks.to(rows.device)
-        moved = torch.lerp(self.values[at], rows, rates.to(rows)[:, None])
-        self.values[at] = moved
+        moved = self.values if every else self.values[at]
+        rates = rates.to(rows.device)
+        if factors is None:
+            moved.lerp_(rows, rates.to(rows)[:, None])
+        else:
+            largest = torch.finfo(rows.dtype).max
+            steps = (rates * factors.to(rates)).clamp_max(largest)
+            moved.mul_((1.0 - rates).to(rows)[:, None])
+            moved.addcmul_(rows, steps.to(rows)[:, None])
+        if not every:
+            self.values[at] = moved
         return moved
 
     def state_dict(self) -> dict[str, Any]:

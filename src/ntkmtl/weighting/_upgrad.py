@@ -25,6 +25,7 @@ class UPGrad(GramianWeighting):
 
     Raises:
         ValueError: ``regularisation`` is negative.
+        RuntimeError: On use, if the solver does not reach the projections.
 
     Example:
         >>> import torch
@@ -38,5 +39,5 @@ class UPGrad(GramianWeighting):
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         one_each = torch.eye(len(gramian), dtype=gramian.dtype)
-        projected = [project(u, gramian.cpu(), self.regularisation) for u in one_each]
-        return torch.stack(projected).mean(dim=0).to(gramian.device)
+        projected = project(one_each, gramian.cpu(), self.regularisation)
+        return projected.mean(dim=0).to(gramian.device)

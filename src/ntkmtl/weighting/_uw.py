@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.weighting._base import LossWeighting
-from ntkmtl.weighting._task_parameter import TaskParameter
+from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT, TaskParameter
 
 __all__ = ["UncertaintyWeighting"]
 
@@ -20,7 +20,8 @@ class UncertaintyWeighting(LossWeighting):
     The total is :math:`\sum_i \frac12 (e^{-s_i} \ell_i + s_i)` with
     :math:`s_i = \log \sigma_i^2`, in the form that Kendall et al. recommend for stability; weights
     are :math:`\frac12 e^{-s_i}`. The s_i are :meth:`parameters`: give them to the optimiser beside
-    the model's. They start at 0.
+    the model's. They start at 0. A loss that stays at zero has no best s, which would fall without
+    end; the s_i count as -64 at least and 64 at most.
 
     Args:
         tasks: Number of tasks; learned from the first step if None. Until then the parameter is an
@@ -36,7 +37,7 @@ class UncertaintyWeighting(LossWeighting):
     """
 
     def __init__(self, tasks: int | None = None) -> None:
-        self._log_variance = TaskParameter(0.0, tasks)
+        self._log_variance = TaskParameter(0.0, tasks, LARGEST_EXPONENT)
 
     def prepare(self, tasks: int, device: torch.device) -> None:
         self._log_variance.prepare(tasks, device)
