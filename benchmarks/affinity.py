@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from ntkmtl.analysis import Recorder
+from ntkmtl.bench.problems import create
+from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split
+from ntkmtl.bench.training import train
+from ntkmtl.bench.training.runs import RECORD
 from ntkmtl.files import write_json
-from ntkmtl.problems import create
-from ntkmtl.problems.base import MultiTaskModel, Problem, Split
-from ntkmtl.training import train
-from ntkmtl.training.runs import RECORD
 
 TASKS = ("mu", "alpha", "homo", "r2", "zpve", "u0", "h", "cv")
 SOURCES = ("exact", "representation")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl import problems
-from ntkmtl.problems.base import MultiTaskModel, batches
-from ntkmtl.problems.networks import SegNetMTAN, celeba_losses, dense_losses
+from ntkmtl.bench import problems
+from ntkmtl.bench.problems.base import MultiTaskModel, batches
+from ntkmtl.bench.problems.networks import SegNetMTAN, celeba_losses, dense_losses
 
 __all__ = ["MAKERS", "Training"]
 

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
+from ntkmtl.bench.training import Comparison, Run, compare, load_runs
+from ntkmtl.bench.training.reporters import PlainReporter
+from ntkmtl.bench.training.runs import SINGLE_TASK
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
-from ntkmtl.training import Comparison, Run, compare, load_runs
-from ntkmtl.training.reporters import PlainReporter
-from ntkmtl.training.runs import SINGLE_TASK
 
 _FROM_FEATURES = {"source": "representation", "pooling": "kernel", "weight_heads": True}
 _ALIGNED = {"statistic": "aligned"}

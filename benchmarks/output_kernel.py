@@ -32,8 +32,8 @@ def measure(
     """Return seconds, peak bytes and eigenvalues."""
     import torch
 
-    from ntkmtl import problems
     from ntkmtl.analysis.spectrum import spectral_density, task_eigenvalues, top_eigenvalues
+    from ntkmtl.bench import problems
     from ntkmtl.kernel import OutputNTKOperator
 
     torch.set_num_threads(threads)

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ntkmtl import Balancer, problems
+from ntkmtl import Balancer
 from ntkmtl.analysis import Recorder
+from ntkmtl.bench import problems
 
 
 def cost(method: str, every: int, samples: int, source: str, minibatches: int) -> dict[str, float]:

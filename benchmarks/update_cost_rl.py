@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from ntkmtl.bench.reinforce import MultiTaskSAC, Replay, row_named
 from ntkmtl.files import write_json
-from ntkmtl.reinforce import MultiTaskSAC, Replay, row_named
 
 ROWS = (
     "mtl-sac",

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.problems.base import MultiTaskModel, batches
-from ntkmtl.problems.qm9_mini import QM9Mini, invariants, read
+from ntkmtl.bench.problems.base import MultiTaskModel, batches
+from ntkmtl.bench.problems.qm9_mini import QM9Mini, invariants, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from ntkmtl.problems.base import Split
-    from ntkmtl.problems.qm9_mini import Molecules
+    from ntkmtl.bench.problems.base import Split
+    from ntkmtl.bench.problems.qm9_mini import Molecules
 
 
 class Features(NamedTuple):

@@ -13,22 +13,22 @@ from functools import partial
 
 import torch
 
-from ntkmtl.problems import architectures
-from ntkmtl.problems._dense import Kind
-from ntkmtl.problems._dense_network import ARCHITECTURES, backbone, heads
-from ntkmtl.problems._dense_problem import DenseProblem
-from ntkmtl.problems.base import MultiTaskModel
-from ntkmtl.problems.celeba import CelebA
-from ntkmtl.problems.celeba._network import backbone as face_backbone
-from ntkmtl.problems.celeba._network import head as face_head
-from ntkmtl.problems.celeba._problem import PARTS
-from ntkmtl.problems.cityscapes import Cityscapes
-from ntkmtl.problems.nyuv2 import NYUv2
-from ntkmtl.problems.qm9 import QM9
-from ntkmtl.problems.qm9._network import Network
-from ntkmtl.problems.qm9._network import backbone as molecule_backbone
-from ntkmtl.problems.qm9._network import head as molecule_head
-from ntkmtl.problems.qm9._problem import PARTS as MOLECULE_PARTS
+from ntkmtl.bench.problems import architectures
+from ntkmtl.bench.problems._dense import Kind
+from ntkmtl.bench.problems._dense_network import ARCHITECTURES, backbone, heads
+from ntkmtl.bench.problems._dense_problem import DenseProblem
+from ntkmtl.bench.problems.base import MultiTaskModel
+from ntkmtl.bench.problems.celeba import CelebA
+from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
+from ntkmtl.bench.problems.celeba._network import head as face_head
+from ntkmtl.bench.problems.celeba._problem import PARTS
+from ntkmtl.bench.problems.cityscapes import Cityscapes
+from ntkmtl.bench.problems.nyuv2 import NYUv2
+from ntkmtl.bench.problems.qm9 import QM9
+from ntkmtl.bench.problems.qm9._network import Network
+from ntkmtl.bench.problems.qm9._network import backbone as molecule_backbone
+from ntkmtl.bench.problems.qm9._network import head as molecule_head
+from ntkmtl.bench.problems.qm9._problem import PARTS as MOLECULE_PARTS
 
 RECIPES = ("paper", "small")
 NAMES = ("mtan", *architectures.names())

@@ -29,7 +29,7 @@ import numpy as np
 from ntkmtl.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
-OUTPUT = ROOT / "src" / "ntkmtl" / "problems" / "qm9_mini" / "data" / "qm9_mini.npz"
+OUTPUT = ROOT / "src" / "ntkmtl" / "bench" / "problems" / "qm9_mini" / "data" / "qm9_mini.npz"
 
 PARTS = ("data/qm9_part1.csv", "data/qm9_part2.csv", "data/qm9_part3.csv")
 MOLECULES = 130_831

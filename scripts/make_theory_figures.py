@@ -34,8 +34,8 @@ from ntkmtl.analysis import (
     task_losses,
     weighting_effect,
 )
+from ntkmtl.bench.report.figures import _COLOURS, _INK, _MUTED, _STYLE, _write
 from ntkmtl.files import write_json, write_text
-from ntkmtl.report.figures import _COLOURS, _INK, _MUTED, _STYLE, _write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,13 +13,7 @@ from typing import Any
 import pytest
 import typer
 
-from ntkmtl import (  # noqa: F401  (add their commands)
-    _analyze_command,
-    _paper_command,
-    _reinforce_command,
-    _tune_command,
-)
-from ntkmtl._commands import app
+from ntkmtl.bench.cli.app import app
 from ntkmtl.weighting import specs
 
 ROOT = Path(__file__).parents[1]

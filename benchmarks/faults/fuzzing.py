@@ -94,10 +94,10 @@ def read(reader: str, content: bytes) -> str:
             unfit: it does not name the file, or goes on for more than 2,000 characters.
     """
     from ntkmtl.analysis import Recorder, RecordFileError
-    from ntkmtl.problems.table import Table, TableError
-    from ntkmtl.training.checkpoints import CheckpointError, read_checkpoint
-    from ntkmtl.training.runs import RunFileError, load_run
-    from ntkmtl.training.studies import read_study
+    from ntkmtl.bench.problems.table import Table, TableError
+    from ntkmtl.bench.training.checkpoints import CheckpointError, read_checkpoint
+    from ntkmtl.bench.training.runs import RunFileError, load_run
+    from ntkmtl.bench.training.studies import read_study
 
     folder = _folder()
     run = folder / "run"
@@ -324,10 +324,10 @@ def _drive_atheris(reader: str, inputs: int, seed: int) -> None:
     # Only what is fuzzed is looked into: instrumenting torch would take minutes.
     with atheris.instrument_imports(include=["ntkmtl"]):
         import ntkmtl.analysis
-        import ntkmtl.problems.table
-        import ntkmtl.training.checkpoints
-        import ntkmtl.training.runs
-        import ntkmtl.training.studies  # noqa: F401
+        import ntkmtl.bench.problems.table
+        import ntkmtl.bench.training.checkpoints
+        import ntkmtl.bench.training.runs
+        import ntkmtl.bench.training.studies  # noqa: F401
 
     starts = seeds(reader)
     corpus = _folder() / "corpus"

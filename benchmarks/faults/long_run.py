@@ -12,7 +12,7 @@ import psutil
 
 from faults import Outcome
 from faults.runs import OWN_PROBLEM
-from ntkmtl.training import find_problem, train
+from ntkmtl.bench.training import find_problem, train
 
 __all__ = ["long_run"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faults import Outcome
-from ntkmtl.training import (
+from ntkmtl.bench.training import (
     Comparison,
     RunFileError,
     compare,
@@ -23,9 +23,16 @@ from ntkmtl.training import (
     train,
     trainer,
 )
-from ntkmtl.training.baselines import BaselineCache
-from ntkmtl.training.checkpoints import CheckpointError, read_checkpoint
-from ntkmtl.training.runs import CHECKPOINT, CONFIG, PREVIOUS, RESULT, read_config, read_object
+from ntkmtl.bench.training.baselines import BaselineCache
+from ntkmtl.bench.training.checkpoints import CheckpointError, read_checkpoint
+from ntkmtl.bench.training.runs import (
+    CHECKPOINT,
+    CONFIG,
+    PREVIOUS,
+    RESULT,
+    read_config,
+    read_object,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +136,7 @@ def start(training: Callable[[Path], None], folder: Path) -> BaseProcess:
     context = multiprocessing.get_context("forkserver")
     # What the first training would import, so that a kill meets a training and not an import.
     context.set_forkserver_preload(
-        ["ntkmtl.training.sweep", "torch._dynamo", "ntkmtl.problems.qm9_mini"]
+        ["ntkmtl.bench.training.sweep", "torch._dynamo", "ntkmtl.bench.problems.qm9_mini"]
     )
     begun(folder).unlink(missing_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)

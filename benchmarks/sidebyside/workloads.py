@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.problems.networks import (
+from ntkmtl.bench.problems.networks import (
     DENSE_TASKS,
     CelebANetwork,
     MessagePassingNetwork,

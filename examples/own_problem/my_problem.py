@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.problems import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.bench.problems import Metric, MultiTaskModel, Problem, Recipe, Split
 
 SIZES = {"train": 512, "val": 128, "test": 128}
 

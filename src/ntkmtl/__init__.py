@@ -17,13 +17,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ntkmtl import (
         analysis,
-        interop,
+        bench,
+        integrations,
         kernel,
         metrics,
-        paper,
-        problems,
-        report,
-        training,
         weighting,
     )
     from ntkmtl.balance import Balancer, BalanceResult
@@ -33,8 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
-    {"analysis", "balance", "errors", "interop", "kernel", "metrics", "paper", "problems", "report"}
-    | {"training", "weighting"}
+    {"analysis", "balance", "bench", "errors", "integrations", "kernel", "metrics", "weighting"}
 )
 _HOMES = {
     "Balancer": "ntkmtl.balance",
@@ -54,15 +50,12 @@ __all__ = [
     "Probe",
     "__version__",
     "analysis",
+    "bench",
     "branch",
     "extended_ntk",
-    "interop",
+    "integrations",
     "kernel",
     "metrics",
-    "paper",
-    "problems",
-    "report",
-    "training",
     "weighting",
 ]
 

@@ -1,6 +1,6 @@
 """``python -m ntkmtl``: the command line."""
 
-from ntkmtl.cli import main
+from ntkmtl.bench.cli import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from ntkmtl import Balancer
-from ntkmtl.problems.networks import (
+from ntkmtl.bench.problems.networks import (
     MessagePassingNetwork,
     Molecules,
     SegNetMTAN,

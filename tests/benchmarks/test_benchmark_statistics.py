@@ -7,8 +7,8 @@ from pathlib import Path
 import kernel_statistics
 import pytest
 
-from ntkmtl.report import build_table
-from ntkmtl.training import Comparison, compare, load_runs
+from ntkmtl.bench.report import build_table
+from ntkmtl.bench.training import Comparison, compare, load_runs
 
 
 def test_the_mean_over_seeds_is_the_table_s(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from kernel.output_cases import (
     make_output_case,
     trace_block,
 )
-from ntkmtl import problems
+from ntkmtl.bench import problems
 from ntkmtl.kernel import Batches, OutputNTK, OutputNTKOperator, extended_ntk, output_ntk
 
 

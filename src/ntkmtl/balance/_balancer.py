@@ -36,6 +36,7 @@ from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting._base import Weighting
+from ntkmtl.weighting._losses import logarithm
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -346,8 +347,7 @@ class Balancer:
             (raw,) = read(raw)
         if options.log_losses:
             raw, slope = logarithms(raw, [memory.names[i] for i in present])
-            zero = {present[j] for j, s in enumerate(slope.tolist()) if s == 1.0}
-            live = [loss if i in zero else loss.log() for i, loss in zip(here, live, strict=True)]
+            live = [logarithm(loss) for loss in live]
         factor = 1.0 if active is None else float(active.get_scale())
         self._scaled = None
         if active is not None and self.weighting.needs_after_step:

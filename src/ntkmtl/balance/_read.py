@@ -12,6 +12,7 @@ from torch import Tensor
 from ntkmtl._device import read
 from ntkmtl.balance._step import Samples
 from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.weighting._losses import logarithm, reciprocals
 
 __all__ = [
     "Loss",
@@ -192,15 +193,17 @@ def joint_losses(
 
 
 def logarithms(raw: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return log losses, not finite where the losses are not, and their slopes, 1 / loss.
+    """Return log losses, not finite where the losses are not, and their slopes.
+
+    The slope is 1 / loss, and 0 for a loss of zero: nothing is left to learn there.
 
     Raises:
-        ValueError: A loss is not positive.
+        ValueError: A loss is negative.
     """
     for name, value in zip(names, raw.tolist(), strict=True):
-        if -math.inf < value <= 0:
+        if -math.inf < value < 0:
             raise ValueError(
-                f"log_losses needs positive losses, found {value} for task {name}; shift the loss, "
-                "or set log_losses=False"
+                f"log_losses needs losses that are not negative, found {value} for task {name}; "
+                "shift the loss, or set log_losses=False"
             )
-    return raw.log(), 1.0 / raw
+    return logarithm(raw), reciprocals(raw)

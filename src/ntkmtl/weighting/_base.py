@@ -181,7 +181,7 @@ class Weighting(ABC):
     def observe(self, scores: Sequence[float] | Tensor) -> None:
         """Take over how well each task performs, where :attr:`needs_scores` says so.
 
-        :func:`ntkmtl.training.train` calls it after each epoch, before :meth:`end_epoch`.
+        :func:`ntkmtl.bench.training.train` calls it after each epoch, before :meth:`end_epoch`.
 
         Args:
             scores: Delta-m of every task against its single-task network in percent, in the order

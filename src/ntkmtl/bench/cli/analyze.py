@@ -1,0 +1,184 @@
+"""The command ``ntkmtl analyze``."""
+
+from __future__ import annotations
+
+import os
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
+from ntkmtl.bench.cli.options import (
+    DataOptions,
+    Device,
+    Jobs,
+    Json,
+    MethodSettings,
+    Overwrite,
+    RecipeOptions,
+    SeedList,
+    Seeds,
+    find_modules_here,
+    grouped,
+    method_settings,
+    names_in,
+    refuse_others,
+    seeds_of,
+)
+from ntkmtl.bench.cli.sweeps import trained
+from ntkmtl.files import numbers_beside, write_json
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.report._study import Study
+
+__all__ = ["analyze"]
+
+
+class Source(str, Enum):
+    """With respect to what the recorded kernel is taken."""
+
+    exact = "exact"
+    representation = "representation"
+
+
+_OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
+"""What means something for a folder of runs as well."""
+
+
+@grouped
+def analyze(
+    context: typer.Context,
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROBLEM|DIR",
+            help="A problem to train and record, or a folder of runs made with --record.",
+        ),
+    ],
+    *,
+    methods: Annotated[
+        str, typer.Option("--methods", help="Methods to train, with commas between them.")
+    ] = "ls,ntkmtl-sr",
+    seeds: Seeds = 1,
+    seed_list: SeedList = None,
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
+    ] = 10,
+    source: Annotated[
+        Source,
+        typer.Option(
+            "--source",
+            help="The kernel of the shared parameters, at one pass over the trunk per task and "
+            "mini-batch, or of the shared features, at next to no cost.",
+        ),
+    ] = Source.exact,
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            "--groups",
+            min=1,
+            help="Number of groups of tasks.",
+            show_default="as few as do not conflict on average",
+        ),
+    ] = None,
+    jobs: Jobs = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the runs of a problem.", file_okay=False)
+    ] = Path("analysis"),
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the page; the numbers go beside it as .json.",
+            show_default="analysis.html in the folder of the runs",
+            dir_okay=False,
+        ),
+    ] = None,
+    changed: RecipeOptions,
+    settings: MethodSettings = None,
+    made_with: DataOptions,
+    device: Device = "cpu",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Show what the kernel says over training: eigenvalues, balance, who helps whom.
+
+    For a problem, trains it with each method and records; called again, it goes on where it
+    stopped. For a folder, reads what was recorded.
+    """
+    if output is not None:
+        with refusing(ValueError):
+            numbers_beside(output)
+    if _is_folder(target):
+        refuse_others(
+            context, _OF_FOLDERS, f"is for a problem to train; {target} is a folder of runs"
+        )
+        chosen: dict[str, Any] = {}
+        folder, page = Path(target), Path(target) / "analysis.html"
+    else:
+        with refusing():
+            from ntkmtl.bench.training.environment import cores
+            from ntkmtl.bench.training.runs import folder_name
+            from ntkmtl.bench.training.sweep import Comparison, method_names
+
+            find_modules_here(target)
+            comparison = Comparison(
+                problem=target,
+                methods=names_in(methods),
+                seeds=seeds_of(seeds, seed_list),
+                out=out,
+                jobs=jobs or cores(),
+                problem_options=made_with.options(),
+                method_options=method_settings(settings or []),
+                **changed.changes(),
+                single_task_baselines=False,
+                record={"every": every, "source": source.value},
+                device=cast("Any", device),
+            )
+        sweep = trained(comparison, overwrite=overwrite)
+        folder, page = out / folder_name(sweep.problem), out / "analysis.html"
+        chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
+    page = output or page
+    with refusing(ValueError):
+        from ntkmtl.bench.report._analysis_page import write_page
+        from ntkmtl.bench.report._study import read_study
+
+        study = read_study(folder, **chosen)
+        numbers = study.to_json(groups)
+        write_page(study, page, groups=groups)
+        beside = numbers_beside(page)
+        write_json(beside, numbers)
+    if as_json:
+        print_json({"page": str(page), **numbers})
+        return
+    print_columns(_lines(study, groups))
+    say(f"Page: {page}")
+    say(f"Numbers: {beside}")
+
+
+def _is_folder(target: str) -> bool:
+    """Return whether a folder is meant: a registered problem's bare name is the problem."""
+    from ntkmtl.bench import problems
+
+    if target in problems.names() or ":" in target:
+        return False
+    if Path(target).is_dir():
+        return True
+    if os.sep in target or target in (".", ".."):
+        refuse(f"{target} is not a folder; give the one that --out named")
+    return False
+
+
+def _lines(study: Study, groups: int | None) -> list[tuple[str, str]]:
+    lines = []
+    for record in study.methods:
+        before, after = record.imbalance.nanquantile(0.5, dim=0).tolist()
+        lines.append((record.method, f"imbalance {before:.3g}, under its weights {after:.3g}"))
+        found = record.grouping(groups)
+        if found is not None:
+            named = " | ".join(", ".join(group) for group in found.names(study.tasks))
+            lines.append(("", f"groups: {named}"))
+    return lines

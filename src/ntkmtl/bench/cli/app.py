@@ -1,0 +1,63 @@
+"""The commands of ``ntkmtl``. Torch is imported inside those that need it: help is quick."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ntkmtl import __version__
+from ntkmtl.bench.cli.analyze import analyze
+from ntkmtl.bench.cli.compare import compare
+from ntkmtl.bench.cli.data import data
+from ntkmtl.bench.cli.methods import methods
+from ntkmtl.bench.cli.paper import paper
+from ntkmtl.bench.cli.problems import problems
+from ntkmtl.bench.cli.reinforce import reinforce
+from ntkmtl.bench.cli.report import report
+from ntkmtl.bench.cli.run import run
+from ntkmtl.bench.cli.table import table
+from ntkmtl.bench.cli.tune import tune
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="ntkmtl",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _command in (
+    compare,
+    run,
+    table,
+    report,
+    methods,
+    problems,
+    data,
+    analyze,
+    paper,
+    reinforce,
+    tune,
+):
+    app.command()(_command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
+    """Multi-task learning balanced by the neural tangent kernel: train, compare, report."""

@@ -1,0 +1,140 @@
+"""``ntkmtl data``: where the data of the problems are, and how they are prepared."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
+from ntkmtl.bench.cli.options import Json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ntkmtl.bench.problems import ProblemSpec
+
+__all__ = ["data"]
+
+
+def data(
+    problem: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROBLEM]", help="The problem to prepare the data of."),
+    ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="What was downloaded: a file or a folder."),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            help="Where the prepared data go.",
+            show_default="$NTKMTL_DATA/PROBLEM, or in the user's cache folder",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the data sets that the problems need and where they are, or prepare one."""
+    if problem is not None:
+        with refusing(ValueError):
+            made = prepare_data(problem, source, folder, say)
+        if as_json:
+            print_json({"problem": problem, "made": made})
+        else:
+            print(made)
+        return
+    for option, value in (("--source", source), ("--data", folder)):
+        if value is not None:
+            refuse(f"{option} goes with a PROBLEM, whose data it is to prepare")
+    with refusing():
+        listed = list_data()
+    if as_json:
+        print_json(listed)
+    else:
+        print_columns([(entry["problem"], describe(entry)) for entry in listed])
+
+
+def list_data() -> list[dict[str, Any]]:
+    """Return, for each problem, where its data are.
+
+    Returns:
+        ``problem``, ``source`` (one phrase), ``folder`` (None where there is none) and ``bytes``.
+
+    Example:
+        >>> list_data()[0]["source"]
+        'shipped with the package'
+    """
+    from ntkmtl.bench import problems
+
+    return [_entry(spec) for spec in problems.specs()]
+
+
+def _entry(spec: ProblemSpec) -> dict[str, Any]:
+    if spec.prepare:
+        from ntkmtl.bench.problems._prepared import MANIFEST, data_folder
+
+        folder = data_folder(spec.name)
+        ready = (folder / MANIFEST).is_file()
+        source = "prepared" if ready else "not prepared"
+    else:
+        module = importlib.util.find_spec(spec.target.partition(":")[0])
+        if module is None or module.origin is None:
+            raise FileNotFoundError(
+                f"the problem {spec.name} is listed, but its module is not installed"
+            )
+        folder = Path(module.origin).parent / "data"
+        ready = folder.is_dir()
+        source = "shipped with the package" if ready else "made on the fly"
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if ready else 0
+    return {
+        "problem": spec.name,
+        "source": source,
+        "folder": str(folder) if ready else None,
+        "bytes": size,
+    }
+
+
+def describe(entry: dict[str, Any]) -> str:
+    """Return one line on where the data of a problem are."""
+    if entry["folder"] is not None:
+        return f"{entry['source']}: {entry['folder']} ({entry['bytes'] / 1e6:.1f} MB)"
+    how = f": `ntkmtl data {entry['problem']} --source PATH`"
+    return f"{entry['source']}{how if entry['source'] == 'not prepared' else ''}"
+
+
+def prepare_data(
+    name: str, source: Path | None, folder: Path | None, progress: Callable[[str], None]
+) -> str:
+    """Prepare the data of a problem.
+
+    Args:
+        name: Name of the problem.
+        source: What was downloaded.
+        folder: Where the prepared data go; the problem's own place if None.
+        progress: Told how it gets on.
+
+    Returns:
+        One line on what was made.
+
+    Raises:
+        ValueError: The problem needs no prepared data, or the source is damaged.
+        FileNotFoundError: There is no such source.
+    """
+    from ntkmtl.bench import problems
+    from ntkmtl.bench.problems._prepared import data_folder
+
+    prepare = {spec.name: spec.prepare for spec in problems.specs() if spec.prepare}
+    if name not in prepare:
+        raise ValueError(
+            f"there is nothing to prepare for {name!r}; there is for {', '.join(prepare)}"
+        )
+    module, _, function = prepare[name].partition(":")
+    made: str = getattr(import_module(module), function)(
+        source, data_folder(name, folder), progress
+    )
+    return made

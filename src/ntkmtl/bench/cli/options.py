@@ -1,0 +1,442 @@
+"""Options that several commands take, and what they mean."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+from dataclasses import dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
+
+import typer
+
+from ntkmtl.bench.cli.console import refuse
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from ntkmtl.bench.training.engines import Engine
+
+__all__ = [
+    "BatchSize",
+    "DataOptions",
+    "Device",
+    "Directory",
+    "EngineName",
+    "EngineOptions",
+    "Epochs",
+    "Jobs",
+    "Json",
+    "LearningRate",
+    "MethodSettings",
+    "Methods",
+    "Out",
+    "Overwrite",
+    "ProblemName",
+    "ProblemOption",
+    "RecipeOptions",
+    "Record",
+    "SeedList",
+    "Seeds",
+    "TrackerName",
+    "TrainingOptions",
+    "find_modules_here",
+    "grouped",
+    "method_settings",
+    "names_in",
+    "options_in",
+    "refuse_others",
+    "seeds_of",
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ProblemName = Annotated[
+    str,
+    typer.Argument(
+        metavar="PROBLEM",
+        help="A name that `ntkmtl problems` lists, or your own as module.path:ClassName or "
+        "path/file.py:ClassName.",
+    ),
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--methods", help="Names that `ntkmtl methods` lists, with commas between them, or all."
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)]
+Directory = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
+]
+Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")]
+SeedList = Annotated[
+    str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+LearningRate = Annotated[
+    float | None, typer.Option("--lr", help="Peak learning rate instead of the recipe's.")
+]
+MethodSettings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="METHOD.KEY=VALUE",
+        help="Setting of a method, as ntkmtl-sr.minibatches=8; may be repeated.",
+    ),
+]
+ProblemOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated."),
+]
+Record = Annotated[
+    int | None,
+    typer.Option(
+        "--record",
+        metavar="N",
+        min=1,
+        help="Record the kernel every N steps, for `ntkmtl analyze`.",
+        show_default="no record",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train; auto takes a GPU."),
+]
+TrackerName = Annotated[
+    str | None,
+    typer.Option(
+        "--tracker",
+        metavar="NAME",
+        help="Log while it trains: tensorboard, wandb, mlflow or trackio.",
+        show_default="none",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace runs that were made with other settings.")
+]
+
+
+class EngineName(str, Enum):
+    """Who trains the runs."""
+
+    local = "local"
+    ray = "ray"
+
+
+# ------------------------------------------------------------------------------------------------
+# Groups: options that go together, as the fields of a dataclass
+
+
+@dataclass(frozen=True)
+class RecipeOptions:
+    """Changes of the problem's recipe."""
+
+    epochs: Epochs = None
+    batch_size: BatchSize = None
+    lr: LearningRate = None
+    minibatches: Annotated[
+        int | None, typer.Option(min=1, help="The paper's n, for ntkmtl-sr and its like.")
+    ] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return them as arguments of a comparison."""
+        return {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "learning_rate": self.lr,
+            "minibatches": self.minibatches,
+        }
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What a problem is made with."""
+
+    problem_option: ProblemOption = None
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="NAME", help="For problems with several recipes: paper, small."
+        ),
+    ] = None
+    data_dir: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DIR", help="Prepared data, as `ntkmtl data` made them."),
+    ] = None
+    csv: Annotated[
+        str | None,
+        typer.Option("--csv", metavar="FILE", help="For table: a CSV, Parquet or ARFF file."),
+    ] = None
+    targets: Annotated[
+        str | None,
+        typer.Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
+    ] = None
+    types: Annotated[
+        str | None,
+        typer.Option(
+            "--types",
+            metavar="A=TYPE,...",
+            help="For table: regression or classification for targets; number, category, date or "
+            "ignore for other columns.",
+            show_default="as found",
+        ),
+    ] = None
+    split_column: Annotated[
+        str | None,
+        typer.Option(
+            "--split-column",
+            metavar="COLUMN",
+            help="For table: the column that says train, val or test.",
+            show_default="split at random",
+        ),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """Return the problem's options: KEY=VALUE pairs, and those with a flag of their own."""
+        named = {
+            "recipe": self.recipe,
+            "data": self.data_dir,
+            "csv": self.csv,
+            "targets": self.targets,
+            "types": self.types,
+            "split_column": self.split_column,
+        }
+        given = {key: value for key, value in named.items() if value is not None}
+        return {**options_in(self.problem_option or []), **given}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How steps are made, instead of as the recipe says."""
+
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            "--precision",
+            metavar="fp32|bf16|fp16",
+            help="What forward passes compute in.",
+            show_default="the recipe's",
+        ),
+    ] = None
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            "--accumulate",
+            metavar="M",
+            min=1,
+            help="Pass the samples of a step through the network in M parts.",
+            show_default="the recipe's",
+        ),
+    ] = None
+    clip: Annotated[
+        float | None,
+        typer.Option(
+            "--clip",
+            metavar="NORM",
+            min=0.0,
+            help="Bring the gradient's norm down to this; 0 for no clipping.",
+            show_default="the recipe's",
+        ),
+    ] = None
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the trunk and each head by torch.compile.",
+            show_default="the recipe's",
+        ),
+    ] = None
+    on_nonfinite: Annotated[
+        str | None,
+        typer.Option(
+            "--on-nonfinite",
+            metavar="stop|skip",
+            help="At a NaN or an infinity, end the run, or leave the step out and count it.",
+            show_default="the recipe's",
+        ),
+    ] = None
+
+    def changes(self) -> dict[str, Any]:
+        """Return what the recipe is changed by."""
+        asked = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Who trains the runs."""
+
+    engine: Annotated[
+        EngineName,
+        typer.Option("--engine", help="Who trains the runs: processes here, or tasks of Ray."),
+    ] = EngineName.local
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="With --engine ray: the head of a cluster to join, or auto.",
+            show_default="a Ray of its own on this machine",
+        ),
+    ] = None
+    ray_cpus: Annotated[
+        int | None,
+        typer.Option(
+            "--ray-cpus",
+            min=1,
+            help="With --engine ray: processors and threads of a run.",
+            show_default="1",
+        ),
+    ] = None
+    ray_gpus: Annotated[
+        float | None,
+        typer.Option(
+            "--ray-gpus",
+            min=0,
+            help="With --engine ray: GPUs of a run; 0.5 lets two share one.",
+            show_default="0",
+        ),
+    ] = None
+
+    def made(self, jobs: int | None) -> Engine | None:
+        """Return the engine that was asked for, None for processes on this machine.
+
+        Args:
+            jobs: Runs at a time.
+        """
+        if self.engine is EngineName.local:
+            given = {
+                "--ray-address": self.ray_address,
+                "--ray-cpus": self.ray_cpus,
+                "--ray-gpus": self.ray_gpus,
+            }
+            for option, value in given.items():
+                if value is not None:
+                    refuse(f"{option} goes with --engine ray")
+            return None
+        from ntkmtl.bench.training import distributed
+        from ntkmtl.bench.training.engines_ray import RayEngine
+
+        if distributed.launched() > 1:
+            refuse("--engine ray starts its own processes: call it without torchrun")
+        return RayEngine(self.ray_address, self.ray_cpus or 1, self.ray_gpus or 0.0, jobs)
+
+
+_Command = TypeVar("_Command", bound="Callable[..., None]")
+
+
+def grouped(command: _Command) -> _Command:
+    """Let a command take groups of options.
+
+    Args:
+        command: A function for Typer. A parameter that is annotated with a dataclass stands for the
+            options that the dataclass's fields are, each with a default.
+
+    Returns:
+        The command with each option as a parameter of its own, as Typer reads it.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, type[Any]] = {}
+    options: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if not is_dataclass(hints[name]):
+            options.append(parameter.replace(annotation=hints[name]))
+            continue
+        group = groups[name] = cast("type[Any]", hints[name])
+        own = get_type_hints(group, include_extras=True)
+        options += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=own[field.name],
+            )
+            for field in fields(group)
+        ]
+
+    @functools.wraps(command)
+    def flat(**given: Any) -> None:
+        made = {
+            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**given, **made)
+
+    flat.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    flat.__annotations__ = {option.name: option.annotation for option in options}
+    return cast("_Command", flat)
+
+
+# ------------------------------------------------------------------------------------------------
+# What is written on the command line
+
+
+def names_in(text: str) -> list[str]:
+    """Return the names in a text with commas between them."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seeds_of(count: int, listed: str | None) -> list[int]:
+    """Return the seeds that --seed-list names, or else 0 to ``count`` - 1."""
+    if listed is None:
+        return list(range(count))
+    try:
+        return [int(number) for number in names_in(listed)]
+    except ValueError:
+        refuse(f"--seed-list takes whole numbers with commas between them. Found {listed!r}.")
+
+
+def options_in(pairs: Sequence[str]) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a value is JSON where it can be, else a text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+    """Read METHOD.KEY=VALUE, method by method."""
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        method, dot, rest = pair.partition(".")
+        if not (method and dot) or "=" in method:
+            refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
+        found.setdefault(method, {}).update(options_in([rest]))
+    return found
+
+
+def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
+    """Refuse options that were given on the command line and mean nothing here.
+
+    Args:
+        context: The command's.
+        allowed: Names of the parameters that mean something.
+        why: What is said after the option's name.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in allowed:
+            refuse(f"{parameter.opts[0]} {why}")
+
+
+def find_modules_here(problem: str) -> None:
+    """Let module.path:ClassName name a module in the current folder, as ``python -m`` does."""
+    here = os.getcwd()  # noqa: PTH109  (entries of sys.path are texts)
+    if ":" in problem and here not in sys.path:
+        sys.path.insert(0, here)

@@ -1,0 +1,131 @@
+"""``ntkmtl run``: train one method with one seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from ntkmtl.bench.cli.console import print_columns, print_json, refusing, say
+from ntkmtl.bench.cli.options import (
+    DataOptions,
+    Device,
+    EngineOptions,
+    Json,
+    Out,
+    Overwrite,
+    ProblemName,
+    RecipeOptions,
+    Record,
+    TrackerName,
+    TrainingOptions,
+    find_modules_here,
+    grouped,
+    options_in,
+)
+from ntkmtl.bench.cli.sweeps import exit_as, train_sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ntkmtl.bench.training.runs import Run
+
+__all__ = ["run"]
+
+
+@grouped
+def run(
+    problem: ProblemName,
+    *,
+    method: Annotated[str, typer.Option("--method", help="A name that `ntkmtl methods` lists.")],
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="For --method stl: one task instead of each in turn."),
+    ] = None,
+    out: Out = Path("runs"),
+    changed: RecipeOptions,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
+    ] = None,
+    made_with: DataOptions,
+    record: Record = None,
+    device: Device = "cpu",
+    training: TrainingOptions,
+    tracker: TrackerName = None,
+    engines: EngineOptions,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train one problem with one method and one seed; print the test metrics."""
+    with refusing():
+        from ntkmtl.bench.training.runs import RESULT, SINGLE_TASK, load_run, run_folder
+        from ntkmtl.bench.training.sweep import ALL_METHODS, Comparison, SweepError
+
+        find_modules_here(problem)
+        if method == ALL_METHODS:
+            raise SweepError("run trains one method; compare --methods all trains every one")
+        if method == SINGLE_TASK and record is not None:
+            raise SweepError("--record is for several tasks; single-task networks have none")
+        if task is not None and method != SINGLE_TASK:
+            raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
+        chosen = options_in(settings or [])
+        comparison = Comparison(
+            problem=problem,
+            methods=[method],
+            seeds=[seed],
+            out=out,
+            jobs=1,
+            problem_options=made_with.options(),
+            method_options={method: chosen} if chosen else {},
+            **changed.changes(),
+            single_task_baselines=False,
+            record=None if record is None else {"every": record},
+            training=training.changes(),
+            device=cast("Any", device),
+            tracker=tracker,
+            tasks=None if task is None else [task],
+        )
+        sweep = train_sweep(
+            comparison,
+            overwrite=overwrite,
+            keep_request=False,
+            engine=engines.made(None),
+        )
+        root = run_folder(out, sweep.problem, method, seed)
+        folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
+        if task is not None:
+            folders = [run_folder(out, sweep.problem, method, seed, task)]
+        # Where some failed or it was stopped: those that are complete.
+        complete = [folder for folder in folders if (folder / RESULT).exists()]
+        _show_runs([load_run(folder) for folder in complete], as_json)
+    exit_as(sweep)
+
+
+def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [
+                {
+                    "folder": str(run.path),
+                    "config": run.config.to_json(),
+                    "result": run.result.to_json(),
+                    "test": {
+                        metric.name: value
+                        for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+                    },
+                }
+                for run in runs
+            ]
+        )
+        return
+    for run in runs:
+        rows = [
+            (metric.label or metric.name, f"{value:.4g} {metric.unit}".rstrip())
+            for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+        ]
+        print_columns(rows)
+    for run in runs:
+        say(f"Run: {run.path} ({run.result.seconds_per_epoch:.2f} s per epoch)")

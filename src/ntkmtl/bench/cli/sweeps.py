@@ -1,0 +1,170 @@
+"""Training what a command asks for, showing the results, and the exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import typer
+
+from ntkmtl.bench.cli.console import (
+    FAILED,
+    INTERRUPTED,
+    print_json,
+    print_table,
+    refuse,
+    refusing,
+    say,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ntkmtl.bench.training.engines import Engine
+    from ntkmtl.bench.training.reporters import Reporter
+    from ntkmtl.bench.training.sweep import Comparison, Sweep
+    from ntkmtl.bench.training.workers import Failure
+
+__all__ = ["exit_as", "say_failures", "show_sweep", "train_sweep", "trained"]
+
+
+def train_sweep(
+    comparison: Comparison,
+    *,
+    overwrite: bool,
+    keep_request: bool = True,
+    engine: Engine | None = None,
+) -> Sweep:
+    """Train what a comparison asks for and report progress on standard error.
+
+    Args:
+        comparison: What to train.
+        overwrite: Whether to replace runs that were made with other settings.
+        keep_request: Whether to note in the folder what was asked for.
+        engine: Who trains the runs, processes of this machine if None.
+    """
+    from rich.console import Console
+
+    from ntkmtl.bench.training.reporters import reporter_for
+    from ntkmtl.bench.training.sweep import compare as train_all
+
+    reporter: Reporter = reporter_for(Console(stderr=True))
+    with _together(comparison.device):
+        return train_all(
+            comparison,
+            overwrite=overwrite,
+            reporter=reporter,
+            keep_request=keep_request,
+            engine=engine,
+        )
+
+
+@contextlib.contextmanager
+def _together(device: str) -> Iterator[None]:
+    """Lead the processes that were launched together; the others train with the first, and end."""
+    from ntkmtl.bench.training import distributed
+
+    if distributed.launched() == 1:
+        yield
+        return
+    from ntkmtl.bench.training._device import DeviceError, choose_device
+    from ntkmtl.bench.training.workers import follow_jobs
+
+    try:
+        place = choose_device(device)
+    except DeviceError as error:
+        refuse(str(error))
+    if distributed.rank() > 0:
+        follow_jobs(place)
+        raise typer.Exit
+    with distributed.leading(place):
+        yield
+
+
+def show_sweep(sweep: Sweep, as_json: bool) -> bool:
+    """Print the table and write the report, as far as there are complete runs.
+
+    Returns:
+        False if one of them could not be made though it was asked for.
+    """
+    from ntkmtl.bench import report
+
+    table, page, why = None, None, ""
+    if not sweep.interrupted:
+        try:
+            table = report.build_table(sweep.out, sweep.problem)
+        except ValueError as error:
+            why = f"No table: {error}"
+    if table is not None:
+        try:
+            page = report.write_html(sweep.out, sweep.out / "report.html")
+        except (ValueError, OSError) as error:
+            why = f"No report: {error}"
+    if as_json:
+        print_json(
+            {
+                "problem": sweep.problem,
+                "out": str(sweep.out),
+                "report": None if page is None else str(page),
+                "trained": sweep.trained,
+                "complete_before": sweep.complete,
+                "cached": sweep.cached,
+                "unfinished": sweep.unfinished,
+                "interrupted": sweep.interrupted,
+                "failures": [
+                    {
+                        "run": f.label,
+                        "folder": str(f.folder),
+                        "error": f.error,
+                        "message": f.message,
+                    }
+                    for f in sweep.failures
+                ],
+                "seconds": sweep.seconds,
+                "table": None if table is None else json.loads(report.render(table, "json")),
+            }
+        )
+    elif table is not None:
+        print_table(table)
+    if why:
+        say(why)
+    if page is not None and not as_json:
+        say(f"Report: {page}")
+    return not why
+
+
+def say_failures(failures: Sequence[Failure]) -> None:
+    """Print each failed run and the file that says why it failed."""
+    for failure in failures:
+        say(f"Failed: {failure.label}: {failure.error}: {failure.message}")
+        say(f"        see {failure.folder / 'failure.json'}")
+
+
+def exit_as(sweep: Sweep, shown: bool = True) -> None:
+    """Tell failures, and end the command with the status of a sweep.
+
+    Args:
+        sweep: What came of it.
+        shown: Whether its results could be shown.
+    """
+    say_failures(sweep.failures)
+    again = shlex.join(["ntkmtl", *sys.argv[1:]])
+    if sweep.interrupted:
+        done = sweep.trained + sweep.complete + sweep.cached
+        say(f"Stopped with {done} runs complete and {sweep.unfinished} to go. Go on with: {again}")
+        raise typer.Exit(INTERRUPTED)
+    if sweep.unfinished and not sweep.failures:
+        say(f"Error: {sweep.unfinished} runs were not trained. Go on with: {again}")
+    if sweep.failures or sweep.unfinished or not shown:
+        raise typer.Exit(FAILED)
+
+
+def trained(comparison: Comparison, *, overwrite: bool) -> Sweep:
+    """Train; end the command where runs failed or it was stopped."""
+    with refusing():
+        sweep = train_sweep(comparison, overwrite=overwrite)
+    exit_as(sweep)
+    return sweep

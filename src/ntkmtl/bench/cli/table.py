@@ -1,0 +1,44 @@
+"""``ntkmtl table``: the table of finished runs."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from ntkmtl.bench.cli.console import print_table, refusing
+from ntkmtl.bench.cli.options import Directory, Json
+
+__all__ = ["table"]
+
+
+class Format(str, Enum):
+    """What a table can be printed as."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    json = "json"
+
+
+def table(
+    directory: Directory,
+    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.text,
+    problem: Annotated[
+        str | None, typer.Option("--problem", help="Needed where DIR holds several.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of finished runs."""
+    with refusing(ValueError):
+        from ntkmtl.bench import report
+
+        found = report.build_table(directory, problem)
+        chosen = Format.json if as_json else format
+        if chosen is Format.text:
+            print_table(found)
+        else:
+            sys.stdout.write(report.render(found, chosen.value))

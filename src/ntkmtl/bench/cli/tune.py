@@ -1,0 +1,116 @@
+"""``ntkmtl tune``: the same search for every method, then final runs with what was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from ntkmtl.bench.cli.console import refuse, refusing
+from ntkmtl.bench.cli.options import (
+    DataOptions,
+    Device,
+    EngineOptions,
+    Jobs,
+    Json,
+    Methods,
+    MethodSettings,
+    Out,
+    Overwrite,
+    ProblemName,
+    RecipeOptions,
+    find_modules_here,
+    grouped,
+    method_settings,
+    names_in,
+    seeds_of,
+)
+from ntkmtl.bench.cli.sweeps import exit_as, show_sweep
+
+__all__ = ["tune"]
+
+
+@dataclass(frozen=True)
+class StartOptions(RecipeOptions):
+    """Changes of the recipe that the search begins with."""
+
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            "--lr", help="Learning rate that the search begins with, instead of the recipe's."
+        ),
+    ] = None
+
+
+@grouped
+def tune(
+    problem: ProblemName,
+    *,
+    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of each method.")] = 20,
+    trial_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--trial-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
+        ),
+    ] = None,
+    trial_seed: Annotated[
+        int,
+        typer.Option("--trial-seed", min=0, help="Seed of the trials, none of the final ones."),
+    ] = 1000,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
+    ] = 3,
+    seed_list: Annotated[
+        str | None, typer.Option("--seed-list", help="Final seeds with commas between them.")
+    ] = None,
+    jobs: Jobs = None,
+    out: Out = Path("runs"),
+    changed: StartOptions,
+    settings: MethodSettings = None,
+    made_with: DataOptions,
+    device: Device = "cpu",
+    engines: EngineOptions,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Tune learning rate and settings of methods, each with as many trials; then compare them.
+
+    Validation scores choose, never the test split. Called again, it goes on where it stopped.
+    """
+    with refusing():
+        from rich.console import Console
+
+        from ntkmtl.bench.training import distributed
+        from ntkmtl.bench.training.environment import cores
+        from ntkmtl.bench.training.reporters import reporter_for
+        from ntkmtl.bench.training.sweep import Comparison
+        from ntkmtl.bench.training.tuning import Search
+        from ntkmtl.bench.training.tuning import tune as search
+
+        if distributed.launched() > 1:
+            refuse("tune starts its own processes: call it without torchrun")
+        find_modules_here(problem)
+        comparison = Comparison(
+            problem=problem,
+            methods=names_in(methods),
+            seeds=seeds_of(seeds, seed_list),
+            out=out,
+            jobs=jobs or cores(),
+            problem_options=made_with.options(),
+            method_options=method_settings(settings or []),
+            **changed.changes(),
+            device=cast("Any", device),
+        )
+        sweep = search(
+            Search(comparison, trials, trial_seed, trial_epochs),
+            overwrite=overwrite,
+            reporter=lambda: reporter_for(Console(stderr=True)),
+            engine=engines.made(jobs),
+        )
+        shown = True
+        if sweep.out == comparison.out and not sweep.failures:
+            shown = show_sweep(sweep, as_json)
+    exit_as(sweep, shown)

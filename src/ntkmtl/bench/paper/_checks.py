@@ -1,0 +1,308 @@
+"""Do the published MR and Δm% follow from the published metrics?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ntkmtl.bench.paper._tables import Column, Row, Table, table, tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ntkmtl.metrics import Ties
+
+__all__ = ["Check", "Verdict", "checks", "discrepancies", "report"]
+
+Verdict = Literal["exact", "within rounding", "differs", "not printed"]
+
+# Kept off half a unit by a hair, so that 27.60 and 27.61 never meet at 27.605.
+_ALMOST = 1 - 1e-6
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where the columns that a table works out come from.
+
+    Attributes:
+        number: The table that prints them.
+        mr: Name of its mean rank column, ``""`` for none.
+        delta_m: Name of its Δm% column, ``""`` for none.
+        metrics: The table with the metrics of its methods.
+        baseline: The table with the metrics of STL.
+        variant: The rows that are meant, in a table that has several per method.
+    """
+
+    number: int
+    mr: str
+    delta_m: str
+    metrics: int
+    baseline: int
+    variant: str = ""
+
+
+_ORIGINS = (
+    _Origin(1, "mr", "delta_m", metrics=1, baseline=1),
+    _Origin(2, "cityscapes_mr", "cityscapes_delta_m", metrics=7, baseline=7),
+    _Origin(3, "mr", "delta_m", metrics=3, baseline=3),
+    _Origin(6, "", "delta_m", metrics=6, baseline=6, variant="original"),
+    _Origin(6, "mr", "delta_m", metrics=6, baseline=6, variant="reproduced"),
+    _Origin(7, "mr", "delta_m", metrics=7, baseline=7),
+    _Origin(8, "", "cityscapes_delta_m", metrics=8, baseline=7),
+    _Origin(9, "", "delta_m", metrics=9, baseline=1),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One published number beside what the published metrics give.
+
+    Attributes:
+        table: The table's number.
+        row: The row.
+        column: The column, an MR or a Δm%.
+        published: The number as printed, None where the table has none.
+        half_unit: Half a unit of its last digit.
+        recomputed: What the printed metrics give.
+        low: Smallest value that metrics which round to the printed ones can give.
+        high: Largest such value.
+    """
+
+    table: int
+    row: Row
+    column: Column
+    published: float | None
+    half_unit: float
+    recomputed: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float | None:
+        """Published less recomputed, None where nothing is published."""
+        return None if self.published is None else self.published - self.recomputed
+
+    @property
+    def verdict(self) -> Verdict:
+        """How the published number agrees.
+
+        ``"exact"``: what the printed metrics give rounds to it. ``"within rounding"``: some
+        metrics that round to the printed ones give it. ``"differs"``: none do.
+        ``"not printed"``: there is no published number.
+        """
+        if self.published is None or self.difference is None:
+            return "not printed"
+        slack = self.half_unit + 1e-9
+        if abs(self.difference) <= slack:
+            return "exact"
+        if self.low - slack <= self.published <= self.high + slack:
+            return "within rounding"
+        return "differs"
+
+
+def checks(number: int | None = None, *, ties: Ties = "published") -> tuple[Check, ...]:
+    """Work out every published MR and Δm% again from the published metrics.
+
+    A printed metric stands for all numbers that round to it. ``low`` and ``high`` say how far
+    these can move the result; for a mean rank that covers the order of methods whose printed
+    values are equal.
+
+    Args:
+        number: A table's number; None for all tables. Nothing follows from the metrics in
+            Table 4, nor in Table 2 for CelebA.
+        ties: How equal printed values are ranked, as in :func:`ntkmtl.metrics.mean_rank`.
+
+    Returns:
+        One check per row and column, in the order of the tables.
+
+    Raises:
+        KeyError: If there is no such table.
+
+    Example:
+        >>> check = next(check for check in checks(3) if check.row.method == "ntkmtl-sr")
+        >>> check.column.name, check.published, round(check.recomputed, 2), check.verdict
+        ('mr', 4.0, 4.0, 'exact')
+    """
+    wanted = tables() if number is None else (table(number),)
+    return tuple(
+        check
+        for one in wanted
+        for origin in _ORIGINS
+        if origin.number == one.number
+        for check in _check(one, origin, ties)
+    )
+
+
+def discrepancies(number: int | None = None) -> tuple[Check, ...]:
+    """Return the published numbers that no rounding of the published metrics explains.
+
+    Args:
+        number: A table's number; None for all tables.
+
+    Example:
+        >>> for check in discrepancies():
+        ...     print(check.table, check.row.method, check.published, round(check.recomputed, 2))
+        1 si 16.11 16.22
+        1 dwa 16.33 16.22
+    """
+    return tuple(check for check in checks(number) if check.verdict == "differs")
+
+
+def report(number: int | None = None) -> str:
+    """Return all checks as Markdown; ``python -m ntkmtl.bench.paper`` prints it.
+
+    Args:
+        number: A table's number; None for all tables.
+
+    Example:
+        >>> report().splitlines()[0]
+        '### How many follow'
+    """
+    every = checks(number)
+    averaged = checks(number, ties="average")
+    wider = [check for check in every if check.verdict == "within rounding"]
+    return "\n".join(
+        [
+            "### How many follow",
+            "",
+            *_summary(every),
+            "",
+            "### Not explained by rounding",
+            "",
+            *_listing([check for check in every if check.verdict == "differs"]),
+            "",
+            "### Explained by the rounding of the metrics only",
+            "",
+            *_listing(wider),
+            "",
+            "### Mean ranks that change if ties are averaged",
+            "",
+            *_listing(
+                [
+                    after
+                    for before, after in zip(every, averaged, strict=True)
+                    if before.recomputed != after.recomputed
+                ]
+            ),
+            "",
+            "### Δm% that Table 1 lacks",
+            "",
+            *_listing([check for check in every if check.verdict == "not printed"]),
+        ]
+    )
+
+
+def _check(of: Table, origin: _Origin, ties: Ties) -> Iterator[Check]:
+    source = table(origin.metrics)
+    reference = table(origin.baseline)
+    rows = [row for row in of.rows if row.variant == origin.variant and row.method != "stl"]
+    # The same methods, where the metrics are in another table.
+    measured = [source.row(row.method, row.variant) for row in rows]
+    higher = [column.higher_is_better for column in source.metrics]
+    if origin.mr:
+        results = _mean_ranks(source, measured, higher, ties)
+        yield from _compare(of, rows, origin.mr, results)
+    baseline = reference.row("stl", origin.variant)
+    names = [column.name for column in source.metrics]
+    results = _delta_ms(source, measured, baseline, higher, names)
+    yield from _compare(of, rows, origin.delta_m, results)
+
+
+def _compare(
+    of: Table, rows: Sequence[Row], name: str, results: Sequence[tuple[float, float, float]]
+) -> Iterator[Check]:
+    for row, (recomputed, low, high) in zip(rows, results, strict=True):
+        cell = row.cells.get(name)
+        yield Check(
+            table=of.number,
+            row=row,
+            column=of.column(name),
+            published=None if cell is None else cell.value,
+            half_unit=0.0 if cell is None else cell.half_unit,
+            recomputed=recomputed,
+            low=low,
+            high=high,
+        )
+
+
+def _mean_ranks(
+    source: Table, rows: Sequence[Row], higher: list[bool], ties: Ties
+) -> list[tuple[float, float, float]]:
+    from ntkmtl.metrics import mean_rank
+
+    names = [column.name for column in source.metrics]
+    best = [_shifted(row, names, higher, worse=False) for row in rows]
+    worst = [_shifted(row, names, higher, worse=True) for row in rows]
+    recomputed = mean_rank([source.values(row) for row in rows], higher, ties=ties).tolist()
+    results = []
+    for at, value in enumerate(recomputed):
+        # Every other method at its worst against this one at its best, and the other way round.
+        low = mean_rank([*worst[:at], best[at], *worst[at + 1 :]], higher)[at]
+        high = mean_rank([*best[:at], worst[at], *best[at + 1 :]], higher)[at]
+        results.append((value, float(low), float(high)))
+    return results
+
+
+def _delta_ms(
+    source: Table, rows: Sequence[Row], baseline: Row, higher: list[bool], names: list[str]
+) -> list[tuple[float, float, float]]:
+    from ntkmtl.metrics import delta_m
+
+    # All metrics are positive, so Δm% falls as a method gets better or the baseline gets worse.
+    at = delta_m(
+        [source.values(row) for row in rows], [baseline.cells[name].value for name in names], higher
+    )
+    low = delta_m(
+        [_shifted(row, names, higher, worse=False) for row in rows],
+        _shifted(baseline, names, higher, worse=True),
+        higher,
+    )
+    high = delta_m(
+        [_shifted(row, names, higher, worse=True) for row in rows],
+        _shifted(baseline, names, higher, worse=False),
+        higher,
+    )
+    return list(zip(at.tolist(), low.tolist(), high.tolist(), strict=True))
+
+
+def _shifted(row: Row, names: list[str], higher: list[bool], *, worse: bool) -> list[float]:
+    """Return a row's metrics, each moved as far as its rounding allows."""
+    return [
+        row.cells[name].value + (1 if worse != up else -1) * row.cells[name].half_unit * _ALMOST
+        for name, up in zip(names, higher, strict=True)
+    ]
+
+
+def _summary(found: Sequence[Check]) -> list[str]:
+    verdicts: tuple[Verdict, ...] = ("exact", "within rounding", "differs", "not printed")
+    lines = [
+        "| table | rows | column | " + " | ".join(verdicts) + " |",
+        "| --- | --- | --- |" + " --- |" * len(verdicts),
+    ]
+    keys = dict.fromkeys((c.table, c.row.variant, c.column.name, c.column.label) for c in found)
+    for number, variant, name, label in keys:
+        group = [
+            check.verdict
+            for check in found
+            if (check.table, check.row.variant, check.column.name) == (number, variant, name)
+        ]
+        counts = " | ".join(str(group.count(verdict)) for verdict in verdicts)
+        lines.append(f"| {number} | {variant or 'all'} | {label} | {counts} |")
+    return lines
+
+
+def _listing(found: Sequence[Check]) -> list[str]:
+    lines = [
+        "| table | row | column | published | recomputed | difference | reachable by rounding |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for check in found:
+        cell = check.row.cells.get(check.column.name)
+        name = f"{check.row.printed} ({check.row.variant})" if check.row.variant else None
+        difference = "" if check.difference is None else f"{check.difference:+.3f}"
+        lines.append(
+            f"| {check.table} | {name or check.row.printed} | {check.column.label} "
+            f"| {'' if cell is None else cell.text} | {check.recomputed:.3f} | {difference} "
+            f"| {check.low:.3f} to {check.high:.3f} |"
+        )
+    return lines

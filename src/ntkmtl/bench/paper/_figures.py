@@ -1,0 +1,427 @@
+"""The paper's figures, measured here: numbers as JSON, and the drawing as a PNG file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ntkmtl.bench.paper._settings import differences, listing
+from ntkmtl.bench.report._render import finite, printable
+from ntkmtl.bench.report.figures import (
+    _COLOURS,
+    _DASHES,
+    _INK,
+    _MUTED,
+    _STYLE,
+    _new,
+    _plain,
+    _write,
+)
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import numbers_beside, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
+
+    from ntkmtl.bench.paper._exhibits import Exhibit
+    from ntkmtl.bench.paper._runs import Measured
+    from ntkmtl.bench.paper._timing import Timed
+    from ntkmtl.bench.report._study import Study
+
+__all__ = ["Drawn", "ablation", "draw", "eigenvalues", "times"]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure's numbers.
+
+    Attributes:
+        exhibit: The figure.
+        problem: Name of the problem.
+        subtitle: What was run, in a few words.
+        heads: Heads of the numbers as a table.
+        rows: The numbers as text cells.
+        lines: What stands under them: what the paper says, what differs, notes.
+        numbers: Everything as JSON values.
+    """
+
+    exhibit: Exhibit
+    problem: str
+    subtitle: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    lines: tuple[str, ...]
+    numbers: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        plain: dict[str, Any] = finite(
+            {
+                "name": self.exhibit.name,
+                "title": self.exhibit.title,
+                "paper_says": self.exhibit.said,
+                "problem": self.problem,
+                "notes": list(self.lines),
+                **self.numbers,
+            }
+        )
+        return plain
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers
+
+
+def times(
+    exhibit: Exhibit, found: Sequence[Timed], facts: Mapping[str, Any], published: str
+) -> Drawn:
+    """Return the numbers of Figures 1 and 4: times by method and n.
+
+    Args:
+        exhibit: The figure.
+        found: What was measured.
+        facts: What it depends on, as :func:`ntkmtl.bench.paper._timing.measure` returns it.
+        published: Name of the problem that the paper timed.
+    """
+    rows = [
+        (
+            one.label,
+            f"{1e3 * one.seconds:.3g}",
+            f"{1e3 * one.lower:.3g} to {1e3 * one.upper:.3g}",
+            "-" if one.seconds_per_epoch is None else f"{one.seconds_per_epoch:.3g}",
+            f"{one.ratio:.2f}",
+        )
+        for one in found
+    ]
+    hardware = facts["hardware"]
+    where = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
+    lines = [
+        f"The paper: {exhibit.said}",
+        "Seconds per step are medians over turns, between quartiles; × LS is the median over "
+        "turns of the time over that of LS just before.",
+        f"Measured on {where}; batch size {facts['batch_size']}, {facts['tasks']} tasks.",
+    ]
+    if facts.get("load") is not None:
+        lines.append(f"Load average before: {facts['load']:.1f}.")
+    if facts["problem"] != published:
+        lines.append(f"problem: {facts['problem']} here, {published} published")
+    if facts.get("reduced"):
+        lines.append(f"Reduced recipe: {facts['recipe']}")
+    if "command" in facts:
+        lines.append(f"Read from what this wrote: {facts['command']}")
+    return Drawn(
+        exhibit=exhibit,
+        problem=facts["problem"],
+        subtitle=f"{facts['problem']}: {facts['tasks']} tasks, batch {facts['batch_size']}",
+        heads=("method", "ms per step", "quartiles", "s per epoch", "× LS"),
+        rows=tuple(rows),
+        lines=tuple(lines),
+        numbers={"times": [one.to_json() for one in found], "facts": dict(facts)},
+    )
+
+
+def ablation(exhibit: Exhibit, found: Mapping[int, Measured]) -> Drawn:
+    """Return the numbers of Figure 3: Δm% by n.
+
+    Args:
+        exhibit: The figure.
+        found: What was measured, by n.
+
+    Raises:
+        ValueError: Δm% is not known, as baselines are missing.
+    """
+    rows, numbers = [], []
+    for n, each in found.items():
+        (row,) = each.rows()
+        if row.delta_m is None:
+            raise ValueError(
+                f"Δm% is not known for n = {n}: {' '.join(each.table.warnings)} "
+                "Figure 3 needs the baselines: --stl trained or published"
+            )
+        stderr = row.delta_m.stderr
+        rows.append(
+            (
+                str(n),
+                f"{row.delta_m.mean:.2f}",
+                "-" if stderr is None else f"{stderr:.2f}",
+                str(len(row.seeds)),
+                "-" if row.seconds_per_epoch is None else f"{row.seconds_per_epoch:.3g}",
+            )
+        )
+        numbers.append(
+            {
+                "n": n,
+                "delta_m": row.delta_m.mean,
+                "stderr": stderr,
+                "seeds": list(row.seeds),
+                "seconds_per_epoch": row.seconds_per_epoch,
+                "folder": str(each.prepared.folder),
+            }
+        )
+    first = next(iter(found.values()))
+    lines = [f"The paper: {exhibit.said}", *_notes_of(exhibit, first)]
+    return Drawn(
+        exhibit=exhibit,
+        problem=first.prepared.problem.name,
+        subtitle=_subtitle(first),
+        heads=("n", "Δm%", "stderr", "seeds", "s per epoch"),
+        rows=tuple(rows),
+        lines=tuple(lines),
+        numbers={
+            "method": first.prepared.methods[0],
+            "stl": first.prepared.request.stl,
+            "by_n": numbers,
+            "facts": first.table.facts,
+        },
+    )
+
+
+def eigenvalues(exhibit: Exhibit, study: Study, found: Measured) -> Drawn:
+    """Return the numbers of Figure 2: each task's largest eigenvalue over training.
+
+    Args:
+        exhibit: The figure.
+        study: The records.
+        found: The comparison that they are of.
+    """
+    record = study.methods[0]
+    values = record.max_eigenvalues.numpy()
+    known = np.isfinite(values).all(axis=1)
+    smallest = values[known].argmin(axis=1) if known.any() else np.empty(0, dtype=np.int64)
+    rows, numbers = [], []
+    for task, name in enumerate(study.tasks):
+        own = values[:, task]
+        own = own[np.isfinite(own)]
+        median = float(np.median(own)) if own.size else math.nan
+        share = float((smallest == task).mean()) if smallest.size else math.nan
+        rows.append((study.labels[task], f"{median:.3g}", f"{100 * share:.0f} %"))
+        numbers.append({"task": name, "median": median, "smallest": share})
+    lines = [
+        f"The paper: {exhibit.said}",
+        f"The kernel of {record.method}, source {record.source}: {len(record.step)} records, every "
+        f"{record.every} steps. Smallest: the share of records in which the task's eigenvalue is "
+        "below those of the others.",
+        *study.notes,
+        *_notes_of(exhibit, found),
+    ]
+    return Drawn(
+        exhibit=exhibit,
+        problem=study.problem,
+        subtitle=f"{_subtitle(found)}, {record.method}",
+        heads=("task", "median eigenvalue", "smallest"),
+        rows=tuple(rows),
+        lines=tuple(lines),
+        numbers={
+            "method": record.method,
+            "source": record.source,
+            "every": record.every,
+            "tasks": numbers,
+            "step": record.step.tolist(),
+            "max_eigenvalues": values.tolist(),
+            "labels": list(study.labels),
+            "facts": found.table.facts,
+        },
+    )
+
+
+def _subtitle(found: Measured) -> str:
+    facts = found.table.facts
+    seeds, epochs = len(facts["seeds"]), facts["recipe"]["epochs"]
+    parts = [
+        f"{seeds} seed{'' if seeds == 1 else 's'}",
+        f"{epochs:,} epoch{'' if epochs == 1 else 's'}",
+        "reduced recipe" if facts["reduced"] else "",
+    ]
+    return f"{found.table.problem}: {', '.join(part for part in parts if part)}"
+
+
+def _notes_of(exhibit: Exhibit, found: Measured) -> list[str]:
+    prepared, facts = found.prepared, found.table.facts
+    # Where n is what is varied, the recipe's own says nothing.
+    changed = [
+        one
+        for one in differences(facts, prepared.problem.name, found.part.problem)
+        if not (one.setting == "n" and exhibit.number == 3)
+    ]
+    lines = listing(changed) or ["nothing in the settings that are known"]
+    if exhibit.seeds is not None and len(facts["seeds"]) != exhibit.seeds:
+        lines.insert(0, f"seeds: {len(facts['seeds'])} here, {exhibit.seeds} published")
+    notes = ["Differs from the published training:", *(f"  {line}" for line in lines)]
+    if prepared.problem.notice():
+        notes.append(prepared.problem.notice())
+    # A figure has no ranks, and no LS beside it.
+    notes += [note for note in found.table.notes if not note.startswith(("MR:", "Time:"))]
+    return [*notes, *(f"Warning: {warning}" for warning in found.table.warnings)]
+
+
+# ------------------------------------------------------------------------------------------------
+# Drawing
+
+
+def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
+    """Write a figure and, beside it, its numbers.
+
+    Args:
+        drawn: The numbers.
+        path: Where the PNG goes; the numbers get the ending ``.json``.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        ValueError: ``path`` ends in ``.json``.
+        MissingExtraError: Matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise missing_extra("figures as files", "bench", error) from error
+    numbers = numbers_beside(path)
+    make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.exhibit.number]
+    with mpl.rc_context(_STYLE):
+        figure = make(drawn)
+        _write(figure, path, "png")
+    write_json(numbers, drawn.to_json())
+    return path, numbers
+
+
+def _titled(figure: Figure, drawn: Drawn) -> None:
+    axes = figure.axes[0]
+    axes.set_title(_plain(drawn.subtitle, 80), loc="left", fontsize=9.5, color=_MUTED)
+
+
+def _bars(drawn: Drawn) -> Figure:
+    """Draw one bar per method and n: time per epoch, or per step where that is all there is."""
+    entries = drawn.numbers["times"]
+    epochs = all(one["seconds_per_epoch"] is not None for one in entries)
+    per = [one["seconds_per_epoch"] / one["seconds"] if epochs else 1e3 for one in entries]
+    middle = [one["seconds"] * scale for one, scale in zip(entries, per, strict=True)]
+    errors = [
+        [(one["seconds"] - one["lower"]) * s for one, s in zip(entries, per, strict=True)],
+        [(one["upper"] - one["seconds"]) * s for one, s in zip(entries, per, strict=True)],
+    ]
+    names = [
+        one["method"]
+        if one["minibatches"] is None
+        else f"{one['method']}, n = {one['minibatches']}"
+        for one in entries
+    ]
+    methods = list(dict.fromkeys(one["method"] for one in entries))
+    figure, axes = _new(6.4, 1.1 + 0.3 * len(entries))
+    place = np.arange(len(entries))
+    axes.barh(
+        place,
+        middle,
+        height=0.66,
+        color=[_COLOURS[methods.index(one["method"]) % len(_COLOURS)] for one in entries],
+        xerr=errors,
+        error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2.5},
+    )
+    right = max(m + e for m, e in zip(middle, errors[1], strict=True))
+    for where, (value, error, one) in enumerate(zip(middle, errors[1], entries, strict=True)):
+        axes.text(
+            value + error + 0.015 * right,
+            where,
+            f"{one['ratio']:.2f} × LS",
+            va="center",
+            fontsize=8,
+            color=_MUTED,
+        )
+    axes.set_xlim(0, 1.18 * right)
+    axes.set_yticks(place, [_plain(name, 40) for name in names])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("Training time per epoch (s)" if epochs else "Time per training step (ms)")
+    _titled(figure, drawn)
+    return figure
+
+
+def _points(drawn: Drawn) -> Figure:
+    """Draw Delta-m over n with standard errors."""
+    entries = drawn.numbers["by_n"]
+    figure, axes = _new(5.6, 3.4)
+    place = np.arange(len(entries))
+    means = [one["delta_m"] for one in entries]
+    axes.errorbar(
+        place,
+        means,
+        yerr=[one["stderr"] or 0.0 for one in entries],
+        color=_COLOURS[0],
+        ecolor=_INK,
+        elinewidth=1,
+        capsize=3,
+        marker="o",
+        linewidth=1.4,
+    )
+    # Numbers of mini-batches are names here: equal steps, as in the paper.
+    axes.set_xticks(place, [str(one["n"]) for one in entries])
+    axes.margins(x=0.08, y=0.15)
+    axes.grid(axis="y")
+    axes.set_xlabel(f"Mini-batches n of {_plain(drawn.numbers['method'], 40)}")
+    against = "the paper's STL row" if drawn.numbers["stl"] == "published" else "STL"
+    axes.set_ylabel(f"Δm against {against} (%), lower is better")
+    _titled(figure, drawn)
+    return figure
+
+
+def _curves(drawn: Drawn) -> Figure:
+    """Draw the largest eigenvalue of each task over the steps."""
+    values = np.array(drawn.numbers["max_eigenvalues"], dtype=np.float64)
+    step = np.array(drawn.numbers["step"])
+    labels = drawn.numbers["labels"]
+    columns = math.ceil(len(labels) / 16)
+    figure, axes = _new(5.6 + 1.2 * columns, 3.6)
+    handles = []
+    for task in range(len(labels)):
+        known = np.isfinite(values[:, task])
+        handles += axes.plot(
+            step[known],
+            values[known, task],
+            color=_COLOURS[task % len(_COLOURS)],
+            linestyle=_DASHES[task // len(_COLOURS) % len(_DASHES)],
+            linewidth=1.3,
+            marker="o" if known.sum() == 1 else "",
+        )
+    present = values[np.isfinite(values)]
+    if present.size and (present > 0).all():
+        axes.set_yscale("log")
+    axes.set_xlabel("Step")
+    axes.set_ylabel("Largest eigenvalue of the task's kernel")
+    axes.margins(x=0.01)
+    axes.grid(axis="y")
+    axes.legend(
+        handles=handles,
+        labels=[_plain(name, 24) for name in labels],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=8,
+        ncols=columns,
+    )
+    _titled(figure, drawn)
+    return figure
+
+
+def text_of(drawn: Drawn) -> str:
+    """Return the numbers as aligned text with what stands under them."""
+    grid = [drawn.heads, *drawn.rows]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    shown = [
+        "  ".join(
+            cell.ljust(width) if index == 0 else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in grid
+    ]
+    head = f"{drawn.exhibit.label}: {drawn.exhibit.title}"
+    below = [printable(line, 2000) for line in drawn.lines]
+    parts = [head, drawn.subtitle, "", shown[0], "-" * max(map(len, shown)), *shown[1:], ""]
+    return "\n".join([*parts, *below]) + "\n"

@@ -1,0 +1,241 @@
+"""Table 4 beside success rates that were measured: multi-task reinforcement learning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.paper._exhibits import exhibit
+from ntkmtl.bench.paper._settings import Difference
+from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
+from ntkmtl.bench.paper._tables import Column, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from ntkmtl.bench.reinforce import ReinforceRecipe, Success
+    from ntkmtl.bench.training.runs import Run
+
+__all__ = ["PUBLISHED", "success_side_by_side"]
+
+PUBLISHED: dict[str, tuple[Any, bool]] = {
+    "tasks": ("the 10 of MT10", True),
+    "simulator": ("Meta-World V1 tasks and their rewards", False),
+    "seeds": (10, True),
+    "vector_steps": (2_000_000, True),
+    "goals": ("fixed", False),
+    "horizon": (150, False),
+    "scale_rewards": (True, False),
+    "hidden": ((400, 400, 400), False),
+    "encoding": ("none", False),
+    "temperature": ("published", False),
+    "initial_temperature": (1.0, False),
+    "batch_size": (1280, True),
+    "sampling": ("uniform", False),
+    "capacity": (1_000_000, False),
+    "random_steps": (1500, False),
+    "catch_up": (True, False),
+    "learning_rate": (3e-4, False),
+    "gamma": (0.99, False),
+    "tau": (0.005, False),
+    "every": (1, False),
+    "evaluate_every": (30_000, False),
+    "evaluation_episodes": (1, False),
+    "bfloat16_products": (False, False),
+    "method_options": ({"famo": {"gamma": 0.01}}, False),
+    "compile": (False, False),
+}
+"""Published settings by field of a recipe, and whether the paper itself says so."""
+
+_WORDS = {
+    "vector_steps": "vector steps",
+    "scale_rewards": "rewards over their running deviation",
+    "hidden": "hidden layers",
+    "encoding": "told of the task",
+    "temperature": "temperature (published: as the row says)",
+    "initial_temperature": "initial temperature",
+    "batch_size": "batch size",
+    "capacity": "transitions kept",
+    "random_steps": "random vector steps",
+    "catch_up": "as many updates after them",
+    "learning_rate": "learning rate",
+    "every": "updates between two makings of weights",
+    "evaluate_every": "vector steps between evaluations",
+    "evaluation_episodes": "episodes per evaluation and task",
+    "bfloat16_products": "matrix products of bfloat16",
+    "method_options": "settings of methods",
+    "compile": "updates compiled",
+}
+
+ALWAYS = (
+    (
+        "deviation of a new policy",
+        "1, its logarithm clamped to -20..2",
+        "e^-9, its logarithm -20 + 11 (tanh + 1)",
+    ),
+    ("initial weights", "uniform, as PyTorch's layers", "Xavier, biases 0"),
+    ("heads of mh-sac", "one layer", "two layers of 400, in actor and critics"),
+    ("task encoder of mtl-sac-te", "one for the actor, one for the critics", "one for both"),
+    (
+        "gradient of the temperature",
+        "the plain mean",
+        "that of the method in CAGrad and FairGrad",
+    ),
+)
+"""What differs under every recipe: setting, here, in the published code."""
+
+_COLUMNS = (
+    Column("final", "Final", higher_is_better=True),
+    Column("final_iqm", "Final IQM", higher_is_better=True),
+)
+
+
+def success_side_by_side(
+    found: Sequence[Success], recipe: ReinforceRecipe, runs: Sequence[Run], out: Path
+) -> SideBySide:
+    """Put Table 4 beside measured success rates.
+
+    The published column is compared with the maximum over time of the mean over seeds, as the
+    published runs report it; the two further columns, success after the last step and its
+    interquartile mean, are measured only.
+
+    Args:
+        found: What was measured, by row.
+        recipe: How it was trained.
+        runs: The complete runs behind it.
+        out: Their folder.
+    """
+    source = table(4)
+    printed = {row.method: row for row in source.rows}
+    entries = []
+    for one in found:
+        name = printed[one.row].printed if one.row in printed else one.row
+        if one.row in printed:
+            cell = printed[one.row].cells["success_rate"]
+            number = Number(cell.value, cell.stderr, cell.text, cell.stderr_text)
+            entries.append(Entry(one.row, name, "published", {"success_rate": number}))
+        entries.append(Entry(one.row, name, MEASURED, _numbers(one)))
+    seeds = sorted({seed for one in found for seed in one.seeds})
+    return SideBySide(
+        exhibit=exhibit("table4"),
+        columns=(*source.columns, *_COLUMNS),
+        entries=tuple(entries),
+        differences=tuple(_differences(recipe, len(seeds))),
+        notes=tuple(_notes(found, recipe)),
+        orders=tuple(_orders(entries)),
+        runs=(_facts(recipe, runs, seeds, out),),
+    )
+
+
+def _numbers(one: Success) -> dict[str, Number]:
+    def number(percent: float, error: float | None = None) -> Number:
+        value = percent / 100
+        stderr = None if error is None else error / 100
+        return Number(value, stderr, f"{value:.2f}", "" if stderr is None else f"{stderr:.2f}")
+
+    return {
+        "success_rate": number(one.best, one.best_stderr),
+        "final": number(one.final),
+        "final_iqm": number(one.final_interquartile_mean),
+    }
+
+
+def _differences(recipe: ReinforceRecipe, seeds: int) -> Iterator[Difference]:
+    from ntkmtl.bench.reinforce.environment import MT10
+
+    if recipe.tasks != MT10:
+        yield Difference("mt10", "tasks", ", ".join(recipe.tasks), PUBLISHED["tasks"][0])
+    yield Difference(
+        "mt10",
+        "simulator",
+        "Meta-World V3 tasks with V2 rewards: not comparable",
+        *PUBLISHED["simulator"],
+    )
+    if seeds != PUBLISHED["seeds"][0]:
+        yield Difference("mt10", "seeds", seeds, *PUBLISHED["seeds"])
+    for name, (published, said) in PUBLISHED.items():
+        if name in ("tasks", "simulator", "seeds"):
+            continue
+        here = getattr(recipe, name)
+        if here != published:
+            yield Difference("mt10", _WORDS.get(name, name), _shown(here), _shown(published), said)
+    for setting, ours, theirs in ALWAYS:
+        yield Difference("mt10", setting, ours, theirs, False)
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        texts = [f"{m} {k} {v}" for m, own in value.items() for k, v in own.items()]
+        return ", ".join(texts) or "the methods' own"
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _notes(found: Sequence[Success], recipe: ReinforceRecipe) -> Iterator[str]:
+    yield (
+        "Not comparable: the published numbers are of Meta-World's V1 tasks, these of V3 tasks "
+        "with V2 rewards, which is what the simulator offers today."
+    )
+    yield (
+        "Measured success rate: the best evaluation over training of the mean over seeds, as "
+        "published; ± is the standard error over seeds there. It is higher than what a trained "
+        "agent does, which Final shows: the mean after the last step, and its interquartile mean "
+        "over seeds and tasks."
+    )
+    for one in found:
+        ends = one.interval()
+        if ends is not None:
+            yield (
+                f"{one.row}: final {one.final / 100:.2f}, 95 % bootstrap interval "
+                f"{ends[0] / 100:.2f} to {ends[1] / 100:.2f} over {len(one.seeds)} seeds."
+            )
+    if recipe.reduced:
+        yield f"Reduced recipe {recipe.name}: {recipe.description}."
+    rows = [row.method for row in table(4).rows]
+    left = [row for row in rows if row not in {one.row for one in found}]
+    if left:
+        yield f"{len(left)} of {len(rows)} published rows were not run: {', '.join(left)}."
+
+
+def _orders(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    values = {
+        source: {
+            entry.method: entry.numbers["success_rate"].value
+            for entry in entries
+            if entry.source == source
+        }
+        for source in ("published", MEASURED)
+    }
+    both = list(values["published"])
+    pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :]]
+    if pairs:
+        one, two = values["published"], values[MEASURED]
+        yield {
+            "column": "success_rate",
+            "label": "Success rate",
+            "published": sorted(both, key=one.__getitem__, reverse=True),
+            "measured": sorted(both, key=two.__getitem__, reverse=True),
+            "agree": sum((one[a] - one[b]) * (two[a] - two[b]) > 0 for a, b in pairs),
+            "pairs": len(pairs),
+        }
+
+
+def _facts(
+    recipe: ReinforceRecipe, runs: Sequence[Run], seeds: Sequence[int], out: Path
+) -> dict[str, Any]:
+    hardware = dict(runs[0].config.hardware)
+    seconds = sorted(run.result.wall_seconds for run in runs)
+    return {
+        "problem": "mt10",
+        "published_problem": "mt10",
+        "recipe_name": recipe.name,
+        "folder": str(out),
+        "stl": "trained" if any(run.config.single_task is not None for run in runs) else "none",
+        "facts": {"hardware": hardware, "versions": dict(runs[0].config.versions)},
+        "notes": [
+            f"Recipe {recipe.name}: {recipe.vector_steps:,} vector steps, seeds "
+            f"{', '.join(map(str, seeds))}",
+            f"{len(runs)} runs, {seconds[0]:.0f} to {seconds[-1]:.0f} s each, on "
+            f"{hardware.get('processor', 'unknown')}, {hardware.get('threads')} thread(s) a run",
+        ],
+    }

@@ -1,0 +1,300 @@
+"""Training what is behind a table or figure, and reading what came of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ntkmtl.bench.paper._tables import table
+from ntkmtl.bench.report._table import Estimate, load, table_of
+from ntkmtl.bench.training.lookup import find_problem
+from ntkmtl.bench.training.runs import SINGLE_TASK, folder_name
+from ntkmtl.bench.training.sweep import Comparison, method_names
+from ntkmtl.metrics import delta_m
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from ntkmtl.bench.paper._exhibits import Exhibit, Part
+    from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.report import Row, Table
+    from ntkmtl.bench.report._table import Runs
+
+__all__ = ["Baseline", "Measured", "Prepared", "Request", "RequestError", "measured", "prepare"]
+
+Baseline = Literal["trained", "published", "none"]
+"""Where the STL row of Δm% is from."""
+
+
+class RequestError(ValueError):
+    """What is behind a table or figure cannot be run as asked for; nothing was trained."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to run what is behind a table or figure.
+
+    Attributes:
+        recipe: Name of the problems' recipe, None for the problem's own.
+        problem: One of the exhibit's problems to run that alone, or another problem to stand in
+            for it; None for all of the exhibit's.
+        methods: Names; ``"all"`` stands for those of the published table. None for the usual.
+        seeds: Seeds.
+        out: Folder of the comparisons, each in a folder of its own.
+        jobs: Runs at a time.
+        data: Folder of the prepared data, or of one folder per problem where there are several.
+        stl: Where the STL row of Δm% is from.
+        problem_options: Options given to the problem.
+        epochs: Instead of the recipe's.
+        batch_size: Instead of the recipe's.
+        learning_rate: Instead of the recipe's.
+    """
+
+    recipe: str | None = None
+    problem: str | None = None
+    methods: Sequence[str] | None = None
+    seeds: Sequence[int] = (0, 1, 2)
+    out: str | os.PathLike[str] = "paper-runs"
+    jobs: int = 1
+    data: str | None = None
+    stl: Baseline = "trained"
+    problem_options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One problem that is ready to be trained.
+
+    Attributes:
+        part: What it stands for in the exhibit.
+        source: Its name as asked for.
+        problem: The problem.
+        options: Options that it was created with.
+        folder: Folder of its comparison.
+        methods: Methods to train, without the baselines.
+        request: How.
+    """
+
+    part: Part
+    source: str
+    problem: Problem
+    options: Mapping[str, Any]
+    folder: Path
+    methods: tuple[str, ...]
+    request: Request
+
+    def variant(self, name: str, **changes: Any) -> Prepared:
+        """Return the same with a folder of its own beside the usual one.
+
+        Args:
+            name: What is added to the folder's name.
+            **changes: What to change of the request.
+        """
+        return replace(
+            self,
+            folder=self.folder.with_name(f"{self.folder.name}-{name}"),
+            request=replace(self.request, **changes),
+        )
+
+    def comparison(
+        self,
+        method_options: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        record: Mapping[str, Any] | None = None,
+    ) -> Comparison:
+        """Return what :func:`ntkmtl.bench.training.compare` is asked for.
+
+        Args:
+            method_options: Options by method.
+            record: What to record of the kernel.
+        """
+        asked = self.request
+        return Comparison(
+            problem=self.source,
+            methods=self.methods,
+            seeds=list(asked.seeds),
+            out=self.folder,
+            jobs=asked.jobs,
+            problem_options=self.options,
+            method_options=method_options or {},
+            epochs=asked.epochs,
+            batch_size=asked.batch_size,
+            learning_rate=asked.learning_rate,
+            single_task_baselines=asked.stl == "trained",
+            record=record,
+        )
+
+
+def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
+    """Find the problems behind a table or figure, so that what is missing is told at once.
+
+    Raises:
+        RequestError: It cannot be run as asked for.
+        ProblemNotFoundError: There is no such problem, or it refuses its options.
+        DataMissingError: Data have not been prepared.
+        SweepError: A method is unknown.
+    """
+    if not exhibit.parts:
+        raise RequestError(
+            f"{exhibit.label} is of reinforcement learning, which has a runner of its own: "
+            f"`ntkmtl paper {exhibit.name} --recipe cpu-mt4`"
+        )
+    chosen = _chosen(exhibit, request)
+    asked = exhibit.methods if request.methods is None else request.methods
+    names = [n for name in asked for n in (exhibit.all_methods if name == "all" else [name])]
+    methods = tuple(name for name in method_names(names) if name != SINGLE_TASK)
+    if not methods:
+        raise RequestError(
+            "at least one multi-task method is needed. The baselines alone are trained by "
+            f"`ntkmtl compare PROBLEM --methods {SINGLE_TASK}`"
+        )
+    found = []
+    for part, source in chosen:
+        options = dict(request.problem_options)
+        if request.recipe is not None:
+            options["recipe"] = request.recipe
+        if request.data is not None:
+            several = len(chosen) > 1
+            options["data"] = str(Path(request.data, source)) if several else request.data
+        try:
+            problem = find_problem(source, options)
+        except FileNotFoundError as error:
+            others = [part.problem for part, _ in chosen if part.problem != source]
+            if not others:
+                raise
+            raise RequestError(
+                f"{error} To run the rest of {exhibit.label} alone: --problem {others[0]}"
+            ) from error
+        _check_baseline(exhibit, part, problem, request)
+        name = folder_name(problem.name)
+        if request.recipe is not None:
+            name = f"{name}-{request.recipe}"
+        found.append(
+            Prepared(part, source, problem, options, Path(request.out) / name, methods, request)
+        )
+    return found
+
+
+def _chosen(exhibit: Exhibit, request: Request) -> list[tuple[Part, str]]:
+    """Return the parts to run, each with the name of the problem to train for it."""
+    wanted = request.problem
+    if wanted is None:
+        return [(part, part.problem) for part in exhibit.parts]
+    own = [part for part in exhibit.parts if part.problem == wanted]
+    if own:
+        return [(own[0], wanted)]
+    if len(exhibit.parts) > 1:
+        names = " and ".join(part.problem for part in exhibit.parts)
+        raise RequestError(
+            f"{exhibit.label} shows {names}: --problem chooses one of them. Found {wanted!r}, "
+            "which can stand in for the problem of a table that shows one only"
+        )
+    return [(exhibit.parts[0], wanted)]
+
+
+def _check_baseline(exhibit: Exhibit, part: Part, problem: Problem, request: Request) -> None:
+    if request.stl != "published":
+        return
+    if not part.baseline:
+        raise RequestError(
+            f"the paper prints no STL metrics of {part.problem}: leave --stl published out of "
+            f"{exhibit.label}, and its baselines are trained"
+        )
+    printed = {column.name for column in table(part.baseline).metrics}
+    unknown = [metric.name for metric in problem.metrics if metric.name not in printed]
+    if unknown:
+        raise RequestError(
+            f"the paper prints no STL for {', '.join(unknown)} of {problem.name}: leave --stl "
+            "published out, and the baselines are trained"
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured for one problem of a table or figure.
+
+    Attributes:
+        prepared: What was trained.
+        table: The table of the methods and seeds asked for, from the comparison's folder.
+    """
+
+    prepared: Prepared
+    table: Table
+
+    @property
+    def part(self) -> Part:
+        """What it stands for."""
+        return self.prepared.part
+
+    def rows(self) -> list[Row]:
+        """Return the rows of the multi-task methods in the order asked for."""
+        there = {row.method: row for row in self.table.rows}
+        return [there[name] for name in self.prepared.methods if name in there]
+
+
+def measured(prepared: Prepared) -> Measured:
+    """Read the comparison of a problem, as far as it was asked for.
+
+    Raises:
+        FileNotFoundError: It was not trained.
+        ValueError: No run is complete, or a file is damaged.
+    """
+    asked = prepared.request
+    seeds = set(asked.seeds)
+    everything = load(prepared.folder)[prepared.problem.name]
+    multi = {
+        method: {seed: run for seed, run in group.items() if seed in seeds}
+        for method, group in everything.multi.items()
+        if method in prepared.methods
+    }
+    single = {
+        task: {seed: run for seed, run in group.items() if seed in seeds}
+        for task, group in everything.single.items()
+        if asked.stl == "trained"
+    }
+    runs = replace(
+        everything,
+        multi={method: group for method, group in multi.items() if group},
+        single={task: group for task, group in single.items() if group},
+        asked=prepared.methods,
+    )
+    if not runs.multi:
+        raise ValueError(
+            f"no run of {', '.join(prepared.methods)} in {prepared.folder} is complete"
+        )
+    found = table_of(runs)
+    if asked.stl != "trained":
+        # That there is no baseline of our own was asked for.
+        warnings = tuple(w for w in found.warnings if not w.startswith("There are no STL runs"))
+        found = replace(found, warnings=warnings)
+    if asked.stl == "published":
+        found = _with_published_baseline(prepared, runs, found)
+    return Measured(prepared, found)
+
+
+def _with_published_baseline(prepared: Prepared, runs: Runs, found: Table) -> Table:
+    """Return the table with Δm% against the paper's STL row."""
+    reference = table(prepared.part.baseline)
+    variant = "reproduced" if prepared.part.baseline == 6 else ""
+    row = reference.row(SINGLE_TASK, variant)
+    stl = [row.cells[column.name].value for column in found.columns]
+    higher = [column.higher_is_better for column in found.columns]
+    rows = []
+    for each in found.rows:
+        tested = [run.result.test for _, run in sorted(runs.multi[each.method].items())]
+        values = delta_m(tested, stl, higher).tolist()
+        rows.append(replace(each, delta_m=Estimate.of(values)))
+    return replace(
+        found,
+        rows=tuple(rows),
+        notes=(
+            "Δm: mean relative change of the metrics in percent, against the STL row that the "
+            f"paper prints in Table {prepared.part.baseline}; no baseline was trained here.",
+            *found.notes,
+        ),
+    )

@@ -1,0 +1,276 @@
+"""Seconds per training step by method and n, taken in turns in one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ntkmtl import weighting
+from ntkmtl.bench.training.environment import cores, hardware, reproducible, versions
+from ntkmtl.bench.training.sweep import changed_recipe
+from ntkmtl.bench.training.trainer import _Training, run_identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ntkmtl.bench.paper._runs import Prepared
+
+__all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
+
+REFERENCE = "ls"
+"""The method that the others are compared with."""
+
+WARM_UP = 2
+"""Steps before the first that is timed: the first ones allocate."""
+
+
+class TimingError(ValueError):
+    """Times cannot be measured as asked for, or a file does not hold them."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Time of one method.
+
+    Attributes:
+        method: Its name.
+        minibatches: The n of its kernel, None where it reads none.
+        seconds: Per step, median over turns.
+        lower: First quartile over turns.
+        upper: Third quartile.
+        ratio: Median over turns of the time over that of LS just before.
+        seconds_per_epoch: ``seconds`` times the steps of an epoch, None where that is not known.
+    """
+
+    method: str
+    minibatches: int | None
+    seconds: float
+    lower: float
+    upper: float
+    ratio: float
+    seconds_per_epoch: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The method, with n where it has one."""
+        n = self.minibatches
+        return self.method if n is None else f"{self.method}, n = {n}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return asdict(self)
+
+
+def contenders(
+    methods: Sequence[str], ns: Sequence[int] | None, minibatches: int
+) -> list[tuple[str, int | None]]:
+    """Return who is timed: methods that read a kernel with each n, the others once.
+
+    Args:
+        methods: Names; LS is added, as the others are compared with it.
+        ns: Values of n; if None, each method's own.
+        minibatches: The recipe's n, for methods that have an n above 1 by their own definition.
+
+    Example:
+        >>> contenders(["ntkmtl-sr"], [1, 4], 4)
+        [('ls', None), ('ntkmtl-sr', 1), ('ntkmtl-sr', 4)]
+        >>> contenders(["ls", "ntkmtl", "ntkmtl-sr"], None, 4)
+        [('ls', None), ('ntkmtl', 1), ('ntkmtl-sr', 4)]
+    """
+    found: list[tuple[str, int | None]] = []
+    for name in dict.fromkeys([REFERENCE, *methods]):
+        spec = weighting.spec(name)
+        if spec.reads != "eigenvalues":
+            found.append((name, None))
+            continue
+        own = minibatches if "minibatches" in spec.defaults else 1
+        found += [(name, n) for n in (ns or [own])]
+    return found
+
+
+def measure(
+    prepared: Prepared,
+    ns: Sequence[int] | None,
+    *,
+    steps: int = 5,
+    turns: int = 7,
+    threads: int | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> tuple[list[Timed], dict[str, Any]]:
+    """Time training steps of several methods, as :func:`ntkmtl.bench.training.train` does them.
+
+    The methods take turns of a few steps, LS just before each: what else the machine does meets
+    both, and the ratio is of the two.
+
+    Args:
+        prepared: The problem and the methods.
+        ns: Values of n, each method's own if None.
+        steps: Steps of a turn.
+        turns: Turns of each method.
+        threads: Threads that torch computes with, all cores if None.
+        progress: Told how it gets on.
+
+    Returns:
+        The times, LS first, and what they depend on: ``problem``, ``batch_size``,
+        ``steps_per_epoch``, ``steps``, ``turns``, ``recipe``, ``load`` (average before),
+        ``hardware`` and ``versions``.
+
+    Raises:
+        TimingError: A method does not fit the problem, as an n above the batch size.
+    """
+    problem, asked = prepared.problem, prepared.request
+    if steps < 1 or turns < 1:
+        raise TimingError(f"steps and turns must be at least 1. Found {steps} and {turns}.")
+    # Enough epochs that the schedule of the learning rate does not end before the timing does.
+    recipe = changed_recipe(
+        problem.recipe, batch_size=asked.batch_size, learning_rate=asked.learning_rate
+    )
+    needed = WARM_UP + steps * turns
+    every = problem.size("train") // max(recipe.batch_size, 1)
+    long = replace(recipe, epochs=max(recipe.epochs, -(-needed // max(every, 1))))
+    threads = threads or cores()
+    with reproducible(threads):
+        trainings = []
+        for method, n in contenders(prepared.methods, ns, recipe.minibatches):
+            options = {} if n is None else {"minibatches": n}
+            try:
+                identity = run_identity(problem, method, 0, recipe=long, method_options=options)
+                training = _Training(problem, identity, None, threads)
+                _steps(training, WARM_UP)
+            except (TypeError, ValueError) as error:
+                name = method if n is None else f"{method}, n = {n}"
+                raise TimingError(f"{name}: {error}") from error
+            trainings.append((method, n, training))
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        reference = trainings[0][2]
+        seconds: list[list[float]] = [[] for _ in trainings]
+        ratios: list[list[float]] = [[] for _ in trainings]
+        for turn in range(turns):
+            progress(f"turn {turn + 1} of {turns}")
+            for place, (_, _, training) in enumerate(trainings[1:] or trainings):
+                # LS just before each: what else the machine does meets both.
+                base = _seconds(reference, steps)
+                seconds[0].append(base)
+                ratios[0].append(1.0)
+                if training is not reference:
+                    own = _seconds(training, steps)
+                    seconds[place + 1].append(own)
+                    ratios[place + 1].append(own / base)
+    found = []
+    for place, (method, n, training) in enumerate(trainings):
+        own_seconds = seconds[place]
+        lower, median, upper = _quartiles(own_seconds)
+        found.append(
+            Timed(
+                method=method,
+                minibatches=n,
+                seconds=median,
+                lower=lower,
+                upper=upper,
+                ratio=statistics.median(ratios[place]),
+                seconds_per_epoch=median * training.steps_per_epoch,
+            )
+        )
+    facts = {
+        "problem": problem.name,
+        "tasks": len(problem.tasks),
+        "batch_size": recipe.batch_size,
+        "steps_per_epoch": trainings[0][2].steps_per_epoch,
+        "steps": steps,
+        "turns": turns,
+        "recipe": recipe.description,
+        "reduced": recipe.reduced,
+        "load": load,
+        "hardware": hardware(threads),
+        "versions": versions(),
+    }
+    return found, facts
+
+
+def _seconds(training: _Training, count: int) -> float:
+    started = time.perf_counter()
+    _steps(training, count)
+    return (time.perf_counter() - started) / count
+
+
+def _steps(training: _Training, count: int) -> None:
+    done = 0
+    while done < count:
+        for indices in training._rest_of_epoch():
+            training._train_step(indices)
+            done += 1
+            if done == count:
+                break
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, median, upper
+
+
+def read_measured(path: str | os.PathLike[str], network: str) -> tuple[list[Timed], dict[str, Any]]:
+    """Read the times that ``benchmarks/peers.py`` wrote.
+
+    Args:
+        path: Its ``measured.json``.
+        network: Name of the network there; of several numbers of tasks the largest is taken.
+
+    Returns:
+        Plain training (called LS here) and our methods, and what they depend on.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TimingError: The file does not hold what is looked for.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        cases = [case for case in content["cases"] if case["network"] == network]
+        if not cases:
+            there = ", ".join(dict.fromkeys(case["network"] for case in content["cases"]))
+            raise TimingError(f"{path} has no times of {network}; it has {there or 'none'}")
+        case = max(cases, key=lambda case: int(case["tasks"]))
+        found = [_timed(row) for row in case["rows"] if not row["error"] and _wanted(row)]
+        facts = {
+            "problem": case["network"],
+            "tasks": case["tasks"],
+            "batch_size": case["batch"],
+            "command": content["command"],
+            "hardware": content["facts"],
+        }
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise TimingError(
+            f"{path} is not what benchmarks/peers.py writes: {type(error).__name__}: {error}"
+        ) from error
+    return found, facts
+
+
+def _wanted(row: dict[str, Any]) -> bool:
+    """Return whether a row is of plain training, or of our methods as they are without options."""
+    n, method = row["minibatches"], row["method"]
+    plain = {"ntkmtl, exact", f"ntkmtl-sr n={n}"}
+    return row["group"] == "plain" or (method in ("ntkmtl", "ntkmtl-sr") and row["label"] in plain)
+
+
+def _timed(row: dict[str, Any]) -> Timed:
+    plain = row["group"] == "plain"
+    return Timed(
+        method=REFERENCE if plain else str(row["method"]),
+        # The exact kernel is timed with its own n, which is 1.
+        minibatches=None if plain else int(row["minibatches"]) or 1,
+        seconds=float(row["seconds"]["median"]),
+        lower=float(row["seconds"]["lower"]),
+        upper=float(row["seconds"]["upper"]),
+        ratio=float(row["ratio"]["median"]),
+    )

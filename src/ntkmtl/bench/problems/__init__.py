@@ -1,0 +1,121 @@
+"""Problems: what methods are trained and compared on, by name.
+
+Listing the problems does not import torch; creating one does.
+
+Example:
+    >>> from ntkmtl.bench import problems
+    >>> problems.names()[0]
+    'qm9-mini'
+    >>> problem = problems.create("qm9-mini", targets="standardised")
+    >>> len(problem.tasks), problem.size("train")
+    (11, 3000)
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.problems._own import ProblemError, check, load_class
+from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+
+__all__ = [
+    "Metric",
+    "MultiTaskModel",
+    "Problem",
+    "ProblemError",
+    "ProblemSpec",
+    "Recipe",
+    "Split",
+    "check",
+    "create",
+    "names",
+    "specs",
+]
+
+_BASE = frozenset({"Metric", "MultiTaskModel", "Problem", "Recipe", "Split"})
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all problems.
+
+    Example:
+        >>> "qm9-mini" in names()
+        True
+    """
+    return tuple(PROBLEMS)
+
+
+def specs() -> tuple[ProblemSpec, ...]:
+    """Return name, place and one-line summary of all problems.
+
+    Example:
+        >>> specs()[0].name
+        'qm9-mini'
+    """
+    return tuple(PROBLEMS.values())
+
+
+def create(name: str, **options: Any) -> Problem:
+    """Return a problem, its data loaded.
+
+    Args:
+        name: One of :func:`names`, or one's own as ``module.path:ClassName`` or
+            ``path/to/file.py:ClassName``, whose code is then run.
+        **options: Options of that problem.
+
+    Raises:
+        ValueError: There is no problem of that name, or an option's value is unknown.
+        TypeError: The problem has no such option.
+        ProblemError: One's own problem cannot be imported, or leaves a method out.
+        MissingExtraError: The problem needs a package that is not installed.
+
+    Example:
+        >>> create("qm9-mini", targets="raw").options["targets"]
+        'raw'
+        >>> create("qm9mini")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        ValueError: no problem is named 'qm9mini'; did you mean 'qm9-mini'? Known: qm9-mini, ...
+    """
+    factory: Any
+    if ":" in name or name.endswith(".py"):
+        factory = load_class(name)
+    elif name in PROBLEMS:
+        module, _, attribute = PROBLEMS[name].target.partition(":")
+        factory = getattr(import_module(module), attribute)
+    else:
+        close = difflib.get_close_matches(name, PROBLEMS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(
+            f"no problem is named {name!r}{hint} Known: {', '.join(PROBLEMS)}, "
+            "and your own as module.path:ClassName or path/file.py:ClassName"
+        )
+    parameters = inspect.signature(factory).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = tuple(parameter.name for parameter in parameters)
+        unknown = [option for option in options if option not in accepted]
+        if unknown:
+            raise TypeError(
+                f"{name} has no option {', '.join(map(repr, unknown))}; it takes: "
+                f"{', '.join(accepted) or 'none'}"
+            )
+    problem: Problem = factory(**options)
+    return problem
+
+
+def __getattr__(name: str) -> object:
+    if name in _BASE:
+        value = getattr(import_module("ntkmtl.bench.problems.base"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ntkmtl.bench.problems' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_BASE})

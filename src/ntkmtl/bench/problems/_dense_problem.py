@@ -1,0 +1,453 @@
+"""What the problems of dense prediction share: data, network, losses, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ntkmtl.bench.problems import _dense
+from ntkmtl.bench.problems._dense import Batch, Kind
+from ntkmtl.bench.problems._dense_network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
+from ntkmtl.bench.problems._prepared import data_folder, last_change
+from ntkmtl.bench.problems._supervised import (
+    SPLITS,
+    RowsProblem,
+    chosen_recipe,
+    evaluating,
+    moved,
+    one_output_per_task,
+    positions,
+)
+from ntkmtl.bench.problems.architectures import Choice, choose, names
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.problems._dense_store import Frames, Layout
+
+__all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
+
+MODEL_VERSION = "dense 1"
+"""Changes with everything in inputs, network and losses that changes a trained network."""
+
+PROTOCOLS = ("paper", "clean")
+TESTED_EPOCHS = 10
+"""Epochs over which the paper's protocol averages."""
+
+BLOCK = 8
+"""Neighbouring training frames that stay together when a validation split is taken."""
+
+EVALUATED_PIXELS = 1 << 20
+"""Pixels in a batch of an evaluation."""
+
+PLAIN = "segnet"
+"""The name of hard sharing in a run's identity."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of the data and the network that a recipe takes.
+
+    Attributes:
+        protocol: Protocol unless another is asked for.
+        factor: What height and width are divided by.
+        widths: Channels of the network's stages.
+        depths: Convolutions of the network's stages.
+        training: Most training frames, 0 for all; where there are more they are taken evenly.
+        testing: The same of test frames.
+    """
+
+    protocol: str
+    factor: int = 1
+    widths: tuple[int, ...] = WIDTHS
+    depths: tuple[int, ...] = DEPTHS
+    training: int = 0
+    testing: int = 0
+
+
+def parts(*, factor: int, training: int, testing: int) -> Mapping[str, Part]:
+    """Return the parts of the recipes ``paper`` and ``small``.
+
+    Args:
+        factor: What ``small`` divides height and width by.
+        training: Most training frames of ``small``.
+        testing: Most test frames of ``small``.
+    """
+    return {
+        "paper": Part("paper"),
+        "small": Part(
+            "clean",
+            factor=factor,
+            widths=(8, 16, 32),
+            depths=(2, 2, 2),
+            training=training,
+            testing=testing,
+        ),
+    }
+
+
+def recipes(
+    *, table: str, batch_sizes: tuple[int, int], minibatches: int, small: str
+) -> Mapping[str, Recipe]:
+    """Return the recipes ``paper`` and ``small``.
+
+    Args:
+        table: Where the paper has its numbers.
+        batch_sizes: Frames per step, of ``paper`` and of ``small``.
+        minibatches: The paper's n.
+        small: One sentence on how ``small`` is smaller.
+    """
+    return {
+        "paper": Recipe(
+            epochs=200,
+            batch_size=batch_sizes[0],
+            learning_rate=1e-4,
+            minibatches=minibatches,
+            description=f"The settings of the paper's {table} and Appendix C.2.",
+            schedule="halved",
+        ),
+        "small": Recipe(
+            epochs=10,
+            batch_size=batch_sizes[1],
+            learning_rate=3e-3,
+            minibatches=minibatches,
+            reduced=True,
+            description=small,
+        ),
+    }
+
+
+def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
+    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES.
+
+    Raises:
+        ValueError: The name or a setting is unknown.
+    """
+    known = (*ARCHITECTURES, *names())
+    if name not in known:
+        raise ValueError(f"architecture must be one of {', '.join(known)}. Found {name!r}.")
+    if name in ARCHITECTURES:
+        if settings:
+            raise ValueError(f"{name} has no settings. Found architecture_options={settings!r}.")
+        return None
+    chosen = choose(name, settings)
+    return None if chosen.name == "hard" else chosen
+
+
+def clean_split(count: int) -> tuple[Tensor, Tensor]:
+    """Return positions of the training and of the validation frames among ``count`` frames.
+
+    Every tenth block of eight neighbours is for validation: neighbours show the same scene, which
+    is so in one of the two, but for the ends of blocks.
+
+    Args:
+        count: Number of frames, at least 80.
+
+    Raises:
+        ValueError: There are fewer.
+
+    Example:
+        >>> train, val = clean_split(90)
+        >>> len(train), val.tolist()
+        (82, [72, 73, 74, 75, 76, 77, 78, 79])
+    """
+    if count < 10 * BLOCK:
+        raise ValueError(
+            f"protocol='clean' takes validation frames from at least {10 * BLOCK} training frames. "
+            f"Found {count}."
+        )
+    taken = torch.arange(count) // BLOCK % 10 == 9
+    return (~taken).nonzero().flatten(), taken.nonzero().flatten()
+
+
+def _some(count: int, most: int) -> Tensor:
+    """Return the positions of at most so many of ``count`` frames, evenly; all of them for 0."""
+    if not most or count <= most:
+        return torch.arange(count)
+    return torch.arange(most) * count // most
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """Frames at the size that a recipe takes, as mapped or reduced arrays."""
+
+    images: Any
+    labels: Any
+    depths: Any
+    normals: Any
+
+    def reduced(self, factor: int) -> _Pixels:
+        """Return smaller frames: means of pixels for images, the middle pixel's labels.
+
+        Frame by frame, so that no more than the result is held in memory.
+        """
+        step = (slice(factor // 2, None, factor), slice(factor // 2, None, factor))
+
+        def picked(array: Any) -> Any:
+            return None if array is None else np.stack([frame[step] for frame in array])
+
+        def smaller(frame: Any) -> Any:
+            pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
+            mean = functional.avg_pool2d(pixels, factor)[0].permute(1, 2, 0)
+            return mean.round().to(torch.uint8).numpy()
+
+        return _Pixels(
+            np.stack([smaller(frame) for frame in self.images]),
+            picked(self.labels),
+            picked(self.depths),
+            picked(self.normals),
+        )
+
+
+@lru_cache(maxsize=2)
+def _load(
+    load: Callable[[Path], Frames], folder: Path, changed: int, factor: int
+) -> tuple[Frames, _Pixels]:
+    """Return the data. ``changed`` is the time at which they were made."""
+    frames = load(folder)
+    pixels = _Pixels(frames.images, frames.labels, frames.depths, frames.normals)
+    return frames, pixels if factor == 1 else pixels.reduced(factor)
+
+
+class DenseProblem(RowsProblem):
+    """A problem whose labels are images.
+
+    Args:
+        recipe: Name of a recipe.
+        data: Folder of the prepared data. If None: ``$NTKMTL_DATA/NAME``, or in the user's cache.
+        architecture: ``"mtan"``, the multi-task attention network on SegNet; ``"segnet"``, or
+            ``"hard"`` by another name, SegNet with one head per task; or ``"cross-stitch"``,
+            ``"mmoe"``, ``"cgc"``, ``"ple"`` or ``"dselect-k"`` over SegNet, see
+            :mod:`ntkmtl.bench.problems.architectures`.
+        protocol: ``"paper"``: trained on all training frames, test metrics averaged over the last
+            10 epochs, no validation split. ``"clean"``: a tenth of the training frames is kept for
+            validation, and the network of the last epoch is tested. The recipe's own if None.
+        augmentation: Whether and how training images are changed at random, one of
+            ``augmentations``; their first if None.
+        architecture_options: Settings of the architecture, as a mapping.
+
+    Attributes:
+        layout: What the frames are like.
+        load: Maps the prepared data into memory.
+        parts: What each recipe takes of data and network.
+        frames_needed: Training and test frames of all data.
+        augmentations: By name, the exponent of the scale that depth is multiplied by in an enlarged
+            crop; None for no crops.
+        frames_said: What the frames are, for :meth:`describe`.
+
+    Raises:
+        ValueError: An option is unknown or out of range, the data are damaged, or frames are
+            missing.
+        DataMissingError: The data have not been prepared.
+    """
+
+    layout: ClassVar[Layout]
+    load: ClassVar[Callable[[Path], Frames]]
+    parts: ClassVar[Mapping[str, Part]]
+    frames_needed: ClassVar[tuple[int, int]]
+    augmentations: ClassVar[Mapping[str, int | None]]
+    frames_said: ClassVar[str]
+    tasks: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+
+    def __init__(
+        self,
+        recipe: str = "paper",
+        data: str | None = None,
+        architecture: str = "mtan",
+        protocol: str | None = None,
+        augmentation: str | None = None,
+        architecture_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        chosen = chosen_recipe(self.recipes, recipe)
+        self._part = self.parts[recipe]
+        self.protocol = self._part.protocol if protocol is None else protocol
+        augmentations = tuple(self.augmentations)
+        self.augmentation = augmentations[0] if augmentation is None else augmentation
+        for name, value, known in (
+            ("protocol", self.protocol, PROTOCOLS),
+            ("augmentation", self.augmentation, augmentations),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}. Found {value!r}.")
+        self._choice = _choice(architecture, architecture_options)
+        self.architecture = PLAIN if architecture == "hard" else architecture
+        self.recipe = replace(
+            chosen, tested_epochs=TESTED_EPOCHS if self.protocol == "paper" else 1
+        )
+        folder = data_folder(self.name, data)
+        self._frames, self._pixels = _load(
+            type(self).load, folder, last_change(folder), self._part.factor
+        )
+        training = self._frames.training
+        testing = len(self._frames) - training
+        if recipe == "paper" and (training, testing) != self.frames_needed:
+            raise ValueError(
+                f"the recipe paper takes {self.frames_needed[0]:,} training and "
+                f"{self.frames_needed[1]:,} test frames, and {folder} holds {training:,} and "
+                f"{testing:,}. Use --recipe small, or prepare all frames. {self.layout.how}"
+            )
+        train = _some(training, self._part.training)
+        held = train[:0]
+        if self.protocol == "clean":
+            kept, taken = clean_split(len(train))
+            train, held = train[kept], train[taken]
+        self._rows = {
+            "train": train,
+            "val": held,
+            "test": training + _some(testing, self._part.testing),
+        }
+        self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
+        if self.layout.normals:
+            self._kinds["normals"] = 3
+        if self._choice is not None:
+            # Settings that do not fit are refused now, at no cost.
+            with torch.device("meta"):
+                self.model()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Data, split, protocol, network, augmentation and losses."""
+        part = self._part
+        return {
+            "data_sha256": self._frames.sha256,
+            "protocol": self.protocol,
+            "frames": [part.training, part.testing],
+            "model": MODEL_VERSION,
+            "architecture": self.architecture,
+            **({} if self._choice is None else self._choice.options),
+            "widths": list(part.widths),
+            "depths": list(part.depths),
+            "factor": part.factor,
+            "augmentation": self.augmentation,
+        }
+
+    def batch(self, split: Split, indices: Tensor) -> Batch:
+        """Return the frames of a split at ``indices``, those for training augmented."""
+        batch = self._take(self._rows[split][indices])
+        power = self.augmentations[self.augmentation]
+        if split != "train" or power is None:
+            return batch
+        return _dense.augment(batch, power)
+
+    def _take(self, rows: Tensor) -> Batch:
+        at = rows.numpy()
+        pixels = self._pixels
+        images = torch.from_numpy(pixels.images[at]).permute(0, 3, 1, 2).float() / 255
+        normals = None
+        if pixels.normals is not None:
+            normals = torch.from_numpy(pixels.normals[at]).permute(0, 3, 1, 2).float().contiguous()
+        return Batch(
+            images.contiguous(),
+            torch.from_numpy(pixels.labels[at]).long(),
+            torch.from_numpy(pixels.depths[at]).unsqueeze(1),
+            normals,
+        )
+
+    def _chosen(self, tasks: Sequence[str] | None) -> list[Kind]:
+        kinds = list(self._kinds)
+        return [kinds[position] for position in positions(self.tasks, tasks)]
+
+    def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
+        """Build a freshly initialised network.
+
+        Raises:
+            ValueError: A task is unknown or named twice.
+        """
+        outputs = {kind: self._kinds[kind] for kind in self._chosen(tasks)}
+        widths, depths = self._part.widths, self._part.depths
+        if self._choice is None:
+            return ARCHITECTURES[self.architecture](outputs, widths, depths)
+        return self._choice.build(backbone(widths, depths), heads(outputs, widths[0]))
+
+    def losses(
+        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor | None]:
+        """Return cross-entropy, absolute error and one minus the cosine, over labelled pixels.
+
+        Raises:
+            ValueError: There are not as many outputs as tasks, or a task is unknown.
+        """
+        chosen = self._chosen(tasks)
+        one_output_per_task(outputs, range(len(chosen)))
+        return {
+            kind: _dense.loss(kind, output, batch.labels(kind))
+            for kind, output in zip(chosen, outputs, strict=True)
+        }
+
+    def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
+        """Return the number of labelled pixels per task and frame, int64 of shape (k, b)."""
+        return torch.stack(
+            [
+                _dense.valid(kind, batch.labels(kind)).flatten(1).sum(dim=1)
+                for kind in self._chosen(tasks)
+            ]
+        )
+
+    def evaluate(
+        self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the metrics over all pixels of a split, without augmentation.
+
+        Raises:
+            ValueError: The network has not as many heads as there are tasks, or no pixel has a
+                label.
+        """
+        chosen = self._chosen(tasks)
+        meters = {kind: _dense.meter(kind, self.layout.classes) for kind in chosen}
+        height, width = self.image_size
+        with evaluating(model):
+            for some in self._rows[split].split(max(1, EVALUATED_PIXELS // (height * width) // 4)):
+                batch = self._take(some)
+                outputs = model.predict(model.represent(moved(batch, model)))
+                one_output_per_task(outputs, range(len(chosen)))
+                for kind, output in zip(chosen, outputs, strict=True):
+                    labels = batch.labels(kind)
+                    meters[kind].update(output.to(labels.device), labels)
+        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
+        ordered = [meters[kind] for kind in self._kinds if kind in meters]
+        values = [value for meter in ordered for value in meter.values()]
+        return torch.tensor(values, dtype=torch.float64)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.layout.size
+        return height // self._part.factor, width // self._part.factor
+
+    def describe(self) -> str:
+        """Return one paragraph on data, network and protocol."""
+        sizes = [f"{self.size(split):,}" for split in SPLITS]
+        parameters = sum(parameter.numel() for parameter in self.model().parameters())
+        network = (
+            {
+                "mtan": "MTAN on SegNet, each task with features of its own",
+                "segnet": "SegNet with one head per task",
+            }[self.architecture]
+            if self._choice is None
+            else f"Architecture {self._choice.describe()}, SegNet as the encoder"
+        )
+        height, width = self.image_size
+        averaged = min(self.recipe.tested_epochs, self.recipe.epochs)
+        tested = (
+            f"tested after each of the last {averaged} epochs, of which the means are given, "
+            "as in the paper; there is no validation split"
+            if self.protocol == "paper"
+            else f"{sizes[1]} of the training frames kept for validation; the network of the last "
+            "epoch is tested"
+        )
+        return (
+            f"{self.frames_said} at {height} x {width} pixels, {sizes[0]} for training and "
+            f"{sizes[2]} for testing. Protocol {self.protocol}: {tested}. {network}, "
+            f"{len(self._part.widths)} stages of {self._part.widths[0]} to "
+            f"{self._part.widths[-1]} channels, {parameters:,} parameters; a single-task baseline "
+            "is the same network with one task. Metrics are over all labelled pixels. "
+            f"{self.notice()}"
+        ).rstrip()

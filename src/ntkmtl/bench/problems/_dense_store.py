@@ -1,0 +1,370 @@
+"""Dense labels as prepared arrays: every frame decoded once and mapped into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ntkmtl.bench.problems._prepared import (
+    Prepared,
+    beside,
+    publish,
+    write_array,
+    write_manifest,
+)
+from ntkmtl.files import write_json
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Frame", "Frames", "Layout", "Source", "load_frames", "prepare_frames", "released"]
+
+EVERY = 50
+"""Frames between two notes of how far the decoding has come."""
+
+SLACK = 0.02
+"""How far resized images may leave the range from 0 to 1."""
+
+LONGEST = 1.5
+"""Resized normals are no unit vectors any more: they may be this long, and are brought to 1."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the frames of a data set are like.
+
+    Attributes:
+        kind: Name and version of the prepared arrays.
+        size: Height and width.
+        classes: Number of classes.
+        normals: Whether frames have normals.
+        folders: Folders of the released layout that may hold an array, by the array's name.
+        least: Smallest depth or disparity that makes sense.
+        most: Largest.
+        how: What a user types to prepare the data, for errors.
+    """
+
+    kind: str
+    size: tuple[int, int]
+    classes: int
+    normals: bool
+    folders: Mapping[str, tuple[str, ...]]
+    least: float
+    most: float
+    how: str
+
+    @property
+    def arrays(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+        """Type of each array and its shape without the frames."""
+        found: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+            "images": (np.uint8, (*self.size, 3)),
+            "labels": (np.int8, self.size),
+            "depths": (np.float32, self.size),
+        }
+        if self.normals:
+            found["normals"] = (np.float16, (*self.size, 3))
+        return found
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame, H x W.
+
+    Attributes:
+        image: uint8 of shape (H, W, 3).
+        label: Classes, int8 of shape (H, W), -1 where there is none.
+        depth: Depth or disparity, float32 of shape (H, W), 0 where there is none.
+        normal: Unit normals, float16 of shape (H, W, 3), 0 where there is none; None if the data
+            have no normals.
+    """
+
+    image: NDArray[np.uint8]
+    label: NDArray[np.int8]
+    depth: NDArray[np.float32]
+    normal: NDArray[np.float16] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Frames to be prepared.
+
+    Attributes:
+        path: Where they are.
+        training: Names of the training frames, in order.
+        testing: Names of the test frames, in order.
+        read: Reads a frame by name.
+        key: A text that changes with the frames.
+        facts: For people: where the frames came from, what was derived.
+    """
+
+    path: Path
+    training: tuple[str, ...]
+    testing: tuple[str, ...]
+    read: Callable[[str], Frame]
+    key: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """m frames, mapped into memory.
+
+    Attributes:
+        images: uint8 of shape (m, H, W, 3).
+        labels: int8 of shape (m, H, W), -1 where there is no class.
+        depths: float32 of shape (m, H, W), 0 where there is none.
+        normals: float16 of shape (m, H, W, 3), 0 where there is none; None if there are none.
+        training: Number of training frames, which come first.
+        facts: Where the frames came from, what was derived.
+        sha256: One digest of all arrays.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int8]
+    depths: NDArray[np.float32]
+    normals: NDArray[np.float16] | None
+    training: int
+    facts: Mapping[str, Any]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def load_frames(folder: Path, layout: Layout) -> Frames:
+    """Map prepared frames into memory.
+
+    Raises:
+        DataMissingError: There are none.
+        ValueError: They are damaged.
+    """
+    prepared = Prepared(folder, layout.kind, layout.how)
+    found = {name: prepared[name] for name in layout.arrays}
+    training = prepared.facts.get("training")
+    count = len(found["images"])
+    try:
+        for name, (dtype, shape) in layout.arrays.items():
+            if found[name].dtype != dtype or found[name].shape != (count, *shape):
+                raise ValueError(
+                    f"{name} is {found[name].dtype} of shape {found[name].shape}, not "
+                    f"{np.dtype(dtype)} of shape {(count, *shape)}"
+                )
+        if not isinstance(training, int) or not 0 < training < count:
+            raise ValueError(f"{training!r} of {count} frames are said to be for training")
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be used: {error}. {layout.how}") from error
+    return Frames(
+        found["images"],
+        found["labels"],
+        found["depths"],
+        found.get("normals"),
+        training,
+        prepared.facts,
+        prepared.sha256,
+    )
+
+
+def prepare_frames(
+    source: Source, layout: Layout, folder: Path, progress: Callable[[str], None]
+) -> str:
+    """Decode frames into prepared arrays, one at a time.
+
+    If it is stopped, the next call goes on where it was.
+
+    Args:
+        source: The frames.
+        layout: What they are like.
+        folder: Where the arrays go. Earlier ones are replaced once the new ones are whole.
+        progress: Told how it gets on.
+
+    Returns:
+        One line on what was made.
+
+    Raises:
+        ValueError: A frame is damaged, or ``folder`` holds other things.
+    """
+    partial = beside(folder, "partial")
+    names = (*source.training, *source.testing)
+    if not source.training or not source.testing:
+        raise ValueError(
+            f"{source.path} holds {len(source.training)} training and {len(source.testing)} test "
+            "frames; there must be some of both"
+        )
+    partial.mkdir(exist_ok=True)
+    _decode(source, names, layout, partial, progress)
+    facts = {
+        **source.facts,
+        "source": source.path.name,
+        "training": len(source.training),
+        "testing": len(source.testing),
+    }
+    write_manifest(partial, layout.kind, list(layout.arrays), facts)
+    (partial / "progress.json").unlink(missing_ok=True)
+    publish(partial, folder)
+    return (
+        f"{len(source.training):,} training and {len(source.testing):,} test frames in {folder}"
+        + (f"; normals are {facts['normals']}" if layout.normals else "")
+    )
+
+
+def _decode(
+    source: Source,
+    names: Sequence[str],
+    layout: Layout,
+    partial: Path,
+    progress: Callable[[str], None],
+) -> None:
+    note = partial / "progress.json"
+    listing = json.dumps([layout.kind, str(source.path.resolve()), source.key, names])
+    key = hashlib.sha256(listing.encode()).hexdigest()
+    paths = {name: partial / f"{name}.npy" for name in layout.arrays}
+    done = _done(note, key, list(paths.values()))
+    if done:
+        progress(f"goes on after {done:,} frames")
+        arrays: dict[str, Any] = {
+            name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()
+        }
+    else:
+        note.unlink(missing_ok=True)
+        arrays = {
+            name: np.lib.format.open_memmap(
+                paths[name], mode="w+", dtype=dtype, shape=(len(names), *shape)
+            )
+            for name, (dtype, shape) in layout.arrays.items()
+        }
+    for row in range(done, len(names)):
+        frame = source.read(names[row])
+        arrays["images"][row] = frame.image
+        arrays["labels"][row] = frame.label
+        arrays["depths"][row] = frame.depth
+        if layout.normals:
+            arrays["normals"][row] = frame.normal
+        if (row + 1) % EVERY == 0 or row + 1 == len(names):
+            for name, array in arrays.items():
+                array.flush()
+                with paths[name].open("rb") as file:
+                    os.fsync(file.fileno())
+            write_json(note, {"key": key, "done": row + 1})
+            progress(f"{row + 1:,} of {len(names):,} frames decoded")
+
+
+def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
+    """Return how many frames an earlier call has decoded, 0 if it was of other frames."""
+    if not (note.is_file() and all(path.is_file() for path in paths)):
+        return 0
+    try:
+        found = json.loads(note.read_bytes().decode("utf-8"))
+        return int(found["done"]) if found["key"] == key else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
+
+
+# ------------------------------------------------------------------------------------------------
+# The released layout
+
+
+def released(path: Path, layout: Layout) -> Source | None:
+    """Return the frames of a folder as the field's code reads them; None if it has none.
+
+    ``train`` and ``val`` with one folder per kind of label and ``0.npy``, ``1.npy``, ... in each;
+    ``val`` holds the test frames.
+
+    Raises:
+        ValueError: Files are missing.
+    """
+    folders: dict[tuple[str, str], Path] = {}
+    if not any((path / split / "image").is_dir() for split in ("train", "val")):
+        return None
+    if (path / "train" / "image").is_dir() and not any((path / "train" / "image").glob("*.npy")):
+        return None
+    names: dict[str, tuple[str, ...]] = {}
+    for split in ("train", "val"):
+        counts = {}
+        for array, choices in layout.folders.items():
+            places = [path / split / choice for choice in choices]
+            place = next((p for p in places if p.is_dir()), None)
+            if place is None:
+                raise ValueError(
+                    f"{path / split} must have a folder {' or '.join(choices)}. {layout.how}"
+                )
+            folders[split, array] = place
+            found = {file.name for file in place.glob("*.npy")}
+            counts[array] = len(found)
+            missing = [n for n in range(len(found)) if f"{n}.npy" not in found]
+            if missing:
+                raise ValueError(
+                    f"{place} must hold 0.npy to {len(found) - 1}.npy: {missing[0]}.npy is missing"
+                )
+        if len(set(counts.values())) != 1:
+            said = ", ".join(f"{count} of {array}" for array, count in counts.items())
+            raise ValueError(f"{path / split} holds different numbers of files: {said}")
+        names[split] = tuple(f"{split}/{number}" for number in range(counts["images"]))
+
+    def read(name: str) -> Frame:
+        split, _, number = name.partition("/")
+        found = {
+            array: _read_array(folders[split, array] / f"{number}.npy", layout, array)
+            for array in layout.folders
+        }
+        return Frame(found["images"], found["labels"], found["depths"], found.get("normals"))
+
+    facts = {"layout": "released"}
+    if layout.normals:
+        facts["normals"] = "released"
+    return Source(path, names["train"], names["val"], read, "released", facts)
+
+
+def _read_array(path: Path, layout: Layout, array: str) -> Any:
+    """Read one file of the released layout and bring it into the prepared form."""
+    dtype, shape = layout.arrays[array]
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if array in ("labels", "depths") and found.shape == (*shape, 1):
+        found = found[..., 0]
+    if found.shape != shape or found.dtype.kind not in "fiu":
+        raise ValueError(f"{path} holds {found.dtype} {found.shape}, not numbers {shape}")
+    values = np.asarray(found, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path} holds a number that is not finite")
+    low, high = float(values.min()), float(values.max())
+    if array == "images":
+        if low < -SLACK or high > 1 + SLACK:
+            raise ValueError(f"{path} must be from 0 to 1. Found {low:g} to {high:g}.")
+        return np.round(values.clip(0, 1) * 255).astype(dtype)
+    if array == "labels":
+        if low < -1 or high >= layout.classes or (values != np.round(values)).any():
+            raise ValueError(
+                f"{path} must hold classes from 0 to {layout.classes - 1}, or -1. "
+                f"Found {low:g} to {high:g}."
+            )
+    elif array == "depths":
+        if low < layout.least or high > layout.most:
+            raise ValueError(
+                f"{path} must be from {layout.least:g} to {layout.most:g}. "
+                f"Found {low:g} to {high:g}."
+            )
+    else:
+        length = np.linalg.norm(values, axis=-1)
+        if length.max() > LONGEST:
+            raise ValueError(
+                f"{path} must hold unit vectors or 0. Found a length of {length.max():g}."
+            )
+        values = values / np.where(length > 0, length, 1)[..., None]
+    return values.astype(dtype)
+
+
+def write_released(folder: Path, split: str, number: int, arrays: Mapping[str, Any]) -> None:
+    """Write one frame in the released layout, one array for each folder's name."""
+    for name, array in arrays.items():
+        place = folder / split / name
+        place.mkdir(parents=True, exist_ok=True)
+        write_array(place / f"{number}.npy", np.asarray(array))

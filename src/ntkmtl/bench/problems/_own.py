@@ -1,0 +1,362 @@
+"""Problems that a user names by module or by file: importing them, and trying them out."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ntkmtl.bench.problems.base import MultiTaskModel, Problem
+
+__all__ = ["ProblemError", "check", "load_class"]
+
+T = TypeVar("T")
+
+PAGE = "docs/problems/own-problem.md"
+
+
+class ProblemError(ValueError):
+    """A problem cannot be imported, or does not keep the protocol of problems."""
+
+
+def load_class(name: str) -> type[Problem]:
+    """Import the class that ``module.path:ClassName`` or ``path/to/file.py:ClassName`` names.
+
+    This runs the module's code. A file is imported under its own name, and its folder joins
+    ``sys.path``, as with ``python file.py``: every process that is given the name can do the same.
+
+    Args:
+        name: As above.
+
+    Raises:
+        ProblemError: It cannot be imported, is no problem, or leaves a method out.
+
+    Example:
+        >>> load_class("no_module:Toy")
+        Traceback (most recent call last):
+        ...
+        ntkmtl.bench.problems._own.ProblemError: problem no_module:Toy: No module named 'no_module'
+    """
+    from ntkmtl.bench.problems.base import Problem
+
+    source, _, class_name = name.rpartition(":")
+    if not source or not class_name.isidentifier():
+        raise ProblemError(
+            f"one's own problem is named module.path:ClassName or path/file.py:ClassName. "
+            f"Found {name!r}."
+        )
+    try:
+        module = _from_file(source) if source.endswith(".py") else importlib.import_module(source)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ProblemError):
+            raise
+        where = "" if _is_of_import(error, source) else f"{type(error).__name__}{_place(error)}: "
+        raise ProblemError(f"problem {name}: {where}{error}") from error
+    kind = getattr(module, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, Problem)):
+        there = [
+            n
+            for n, v in vars(module).items()
+            if isinstance(v, type) and issubclass(v, Problem) and v is not Problem
+        ]
+        found = f" It has {', '.join(there)}." if there else ""
+        raise ProblemError(
+            f"problem {name}: {source} has no class {class_name} that derives from "
+            f"ntkmtl.bench.problems.Problem.{found}"
+        )
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        wanted = "; ".join(_signature(Problem, method) for method in missing)
+        raise ProblemError(f"problem {name}: {class_name} does not define {wanted}. See {PAGE}.")
+    return kind
+
+
+def _signature(base: type, method: str) -> str:
+    found = inspect.getattr_static(base, method)
+    if isinstance(found, property):
+        return f"the property {method}"
+    return f"{method}{inspect.signature(found)}"
+
+
+def _is_of_import(error: BaseException, source: str) -> bool:
+    """Whether the module itself was not found, rather than something that it needs."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+    return missing and source.startswith(str(getattr(error, "name", "")))
+
+
+def _from_file(source: str) -> ModuleType:
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise ProblemError(f"problem file {source}: there is no such file (looked for {path})")
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        raise ProblemError(
+            f"problem file {source}: a module named {name} is imported already, from "
+            f"{getattr(loaded, '__file__', 'Python itself')}. Rename the file."
+        )
+    if not name.isidentifier():
+        raise ProblemError(
+            f"problem file {source}: its name must be one that Python can import, as my_problem.py"
+        )
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ProblemError(f"problem file {source}: it cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Under its name, so that its classes can be pickled and their source be found.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _place(error: BaseException) -> str:
+    """Return where the user's own code raised, as `` in file.py, line 3``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" in {error.filename}, line {error.lineno}"
+    # The first frame of the user's is where to look; what torch does below it is not.
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (str(Path(__file__).parents[1]), "<frozen", str(Path(importlib.__file__).parent))
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    own = [f for f in own if "site-packages" not in f.filename] or own
+    return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+# ------------------------------------------------------------------------------------------------
+# Trying a problem out
+
+
+def check(problem: Problem, samples: int = 8) -> None:
+    """Try a problem out on one batch, so that its mistakes are met before training.
+
+    Builds a network for all tasks and one for a single task, computes losses and gradients of one
+    batch of the training split, and evaluates on the validation split. Torch's random state is what
+    it was before.
+
+    Args:
+        problem: The problem.
+        samples: Size of the batch.
+
+    Raises:
+        ProblemError: Something is missing, has the wrong type or shape, or raises; the message
+            says which, what was found, and what was expected.
+
+    Example:
+        >>> from ntkmtl.bench import problems
+        >>> check(problems.create("qm9-mini"))
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        _Check(problem).run(samples)
+
+
+class _Check:
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.label = type(problem).__qualname__
+
+    def fail(self, text: str) -> ProblemError:
+        return ProblemError(f"{self.label}: {text} See {PAGE}.")
+
+    def call(self, what: str, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except Exception as error:
+            if isinstance(error, ProblemError):
+                raise
+            raise self.fail(
+                f"{what} raised {type(error).__name__}{_place(error)}: {error}."
+            ) from error
+
+    def run(self, samples: int) -> None:
+        self.check_attributes()
+        import torch
+
+        problem = self.problem
+        size = problem.size("train")
+        indices = torch.arange(min(samples, size, problem.recipe.batch_size))
+        batch = self.call("batch('train', indices)", lambda: problem.batch("train", indices))
+        model = self.check_model(batch, len(indices), None)
+        task = next((m.task for m in problem.metrics), problem.tasks[0])
+        single = self.check_model(batch, len(indices), (task,))
+        self.check_metrics(model, None)
+        self.check_metrics(single, (task,))
+
+    def check_attributes(self) -> None:
+        from ntkmtl.bench.problems.base import Metric, Recipe
+
+        problem = self.problem
+        for key, kind in (("name", str), ("summary", str), ("recipe", Recipe)):
+            found = getattr(problem, key, None)
+            if not isinstance(found, kind) or not found:
+                raise self.fail(f"{key} must be a {kind.__name__}. Found {_say(found)}.")
+        tasks = getattr(problem, "tasks", None)
+        names = isinstance(tasks, tuple | list) and all(isinstance(t, str) and t for t in tasks)
+        if not (names and tasks and len(set(tasks)) == len(tasks)):
+            raise self.fail(
+                f"tasks must be a tuple of distinct names, at least one. Found {_say(tasks)}."
+            )
+        metrics = getattr(problem, "metrics", None)
+        if not isinstance(metrics, tuple | list) or not metrics:
+            raise self.fail(
+                f"metrics must be a tuple of Metric, at least one. Found {_say(metrics)}."
+            )
+        for metric in metrics:
+            if not isinstance(metric, Metric):
+                raise self.fail(f"metrics must hold Metric. Found {_say(metric)}.")
+            if metric.task not in tasks:
+                raise self.fail(
+                    f"metric {metric.name!r} judges the task {metric.task!r}, which is not among "
+                    f"the tasks {', '.join(tasks)}."
+                )
+        repeated = [m.name for m in metrics if sum(n.name == m.name for n in metrics) > 1]
+        if repeated:
+            raise self.fail(f"two metrics are named {repeated[0]!r}.")
+        options = self.call("options", lambda: problem.options)
+        if not isinstance(options, Mapping):
+            raise self.fail(f"options must be a dict. Found {_say(options)}.")
+        try:
+            json.dumps(options, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise self.fail(
+                f"options must hold JSON values only, as baselines are kept under them: {error}."
+            ) from error
+        sizes = {s: self.call(f"size({s!r})", lambda s=s: problem.size(s)) for s in _SPLITS}  # type: ignore[misc]
+        for split, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise self.fail(f"size({split!r}) must be a number above 0. Found {_say(size)}.")
+
+    def check_model(self, batch: Any, size: int, tasks: tuple[str, ...] | None) -> MultiTaskModel:
+        import torch
+
+        from ntkmtl.bench.problems.base import MultiTaskModel
+        from ntkmtl.kernel import branch
+
+        problem = self.problem
+        wanted = tuple(problem.tasks) if tasks is None else tasks
+        said = "model()" if tasks is None else f"model({tasks!r})"
+        model = self.call(said, lambda: problem.model(tasks))
+        if not isinstance(model, MultiTaskModel):
+            raise self.fail(
+                f"{said} must return a MultiTaskModel, a torch.nn.Module with represent, predict "
+                f"and shared_parameters. Found {_say(model)}."
+            )
+        shared = self.call("shared_parameters()", lambda: list(model.shared_parameters()))
+        if not shared:
+            raise self.fail(f"shared_parameters() of what {said} returned yields nothing.")
+        features = self.call("represent(batch)", lambda: model.represent(batch))
+        single = isinstance(features, torch.Tensor)
+        for part in [features] if single else features:
+            if not isinstance(part, torch.Tensor) or part.ndim < 1 or part.shape[0] != size:
+                raise self.fail(
+                    f"represent(batch) must return a tensor with the {size} samples of the batch "
+                    f"along dimension 0 (or one per task). Found {_say(part)}."
+                )
+            if not part.requires_grad:
+                raise self.fail(
+                    "represent(batch) returned a tensor without gradient. Is it detached, or made "
+                    "under torch.no_grad()?"
+                )
+        views = branch(features, len(wanted)) if isinstance(features, torch.Tensor) else features
+        outputs = self.call("predict(features)", lambda: model.predict(views))
+        if not isinstance(outputs, list | tuple) or len(outputs) != len(wanted):
+            raise self.fail(
+                f"predict must return a list of {len(wanted)} outputs, one per head of what {said} "
+                f"returned. Found {_say(outputs)}."
+            )
+        self.check_losses(outputs, batch, tasks, wanted, shared)
+        return model
+
+    def check_losses(
+        self,
+        outputs: Sequence[Tensor],
+        batch: Any,
+        tasks: tuple[str, ...] | None,
+        wanted: tuple[str, ...],
+        shared: Sequence[Tensor],
+    ) -> None:
+        import torch
+
+        said = "losses(outputs, batch)" if tasks is None else f"losses(outputs, batch, {tasks!r})"
+        losses = self.call(said, lambda: self.problem.losses(outputs, batch, tasks))
+        if not isinstance(losses, Mapping):
+            raise self.fail(f"{said} must return a dict from task to loss. Found {_say(losses)}.")
+        if set(losses) != set(wanted):
+            raise self.fail(
+                f"{said} must have the keys {', '.join(wanted)}, and None for a task without "
+                f"labels in the batch. Found {', '.join(map(str, losses)) or 'no key'}."
+            )
+        for task, loss in losses.items():
+            if loss is None:
+                continue
+            if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+                raise self.fail(
+                    f"{said} must give task {task!r} one number, as loss.mean() is. "
+                    f"Found {_say(loss)}."
+                )
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise self.fail(f"{said} gives task {task!r} a loss of {value}.")
+            if not loss.requires_grad:
+                raise self.fail(
+                    f"{said} gives task {task!r} a loss without gradient. Is it detached?"
+                )
+            reached = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
+            if all(gradient is None for gradient in reached):
+                raise self.fail(
+                    f"the loss of task {task!r} depends on no shared parameter. Are outputs "
+                    "detached, or is the head given something else than the features?"
+                )
+
+    def check_metrics(self, model: MultiTaskModel, tasks: tuple[str, ...] | None) -> None:
+        import torch
+
+        problem = self.problem
+        judged = [m for m in problem.metrics if tasks is None or m.task in tasks]
+        said = "evaluate(model, 'val')" if tasks is None else f"evaluate(model, 'val', {tasks!r})"
+        values = self.call(said, lambda: problem.evaluate(model, "val", tasks))
+        if not isinstance(values, torch.Tensor) or values.shape != (len(judged),):
+            raise self.fail(
+                f"{said} must return a tensor of shape ({len(judged)},), one number for each of "
+                f"the metrics {', '.join(m.name for m in judged)}. Found {_say(values)}."
+            )
+        bad = [m.name for m, v in zip(judged, values.tolist(), strict=True) if not math.isfinite(v)]
+        if bad:
+            raise self.fail(f"{said} returned a number that is not finite for {', '.join(bad)}.")
+        if not model.training:
+            raise self.fail(
+                f"{said} left the network in eval mode. Put it back with model.train(training), "
+                "or dropout and batch norm are off for the rest of the training."
+            )
+
+
+_SPLITS = ("train", "val", "test")
+
+
+def _say(value: object) -> str:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of length {len(value)}: {repr(value)[:80]}"
+    return f"{type(value).__name__}: {repr(value)[:80]}"

@@ -1,0 +1,227 @@
+"""What several supervised problems share."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe, Split
+
+__all__ = [
+    "SPLITS",
+    "ColumnsProblem",
+    "RowsProblem",
+    "chosen_recipe",
+    "enough",
+    "evaluating",
+    "moved",
+    "one_output_per_task",
+    "positions",
+    "shuffled",
+]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+_Item = TypeVar("_Item")
+
+
+def chosen_recipe(recipes: Mapping[str, Recipe], name: str) -> Recipe:
+    """Return a recipe by name.
+
+    Raises:
+        ValueError: There is none of that name.
+
+    Example:
+        >>> chosen_recipe({"small": Recipe(1, 2, 0.1)}, "large")
+        Traceback (most recent call last):
+        ...
+        ValueError: recipe must be one of small. Found recipe='large'.
+    """
+    if name not in recipes:
+        raise ValueError(f"recipe must be one of {', '.join(recipes)}. Found recipe={name!r}.")
+    return recipes[name]
+
+
+def positions(known: Sequence[str], asked: Sequence[str] | None) -> list[int]:
+    """Return the positions of tasks among all tasks, those of all if None are asked for.
+
+    Raises:
+        ValueError: A task is unknown or named twice, or none is named.
+
+    Example:
+        >>> positions(("a", "b", "c"), ["c", "a"])
+        [2, 0]
+    """
+    if asked is None:
+        return list(range(len(known)))
+    unknown = [task for task in asked if task not in known]
+    if unknown:
+        raise ValueError(
+            f"no task is named {', '.join(map(repr, unknown))}. Known: {', '.join(known)}"
+        )
+    if len(set(asked)) != len(asked) or not asked:
+        raise ValueError(f"tasks must be named once each, at least one. Found {list(asked)}.")
+    return [known.index(task) for task in asked]
+
+
+def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
+    """Refuse a network that has not as many heads as there are tasks.
+
+    Raises:
+        ValueError: It has not.
+    """
+    if len(outputs) != len(tasks):
+        raise ValueError(f"{len(outputs)} outputs for {len(tasks)} tasks")
+
+
+@contextmanager
+def evaluating(model: MultiTaskModel) -> Iterator[None]:
+    """Put a network into evaluation mode without gradients, and back into the mode it was in."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def moved(batch: Any, model: MultiTaskModel) -> Any:
+    """Return a batch on the device of a network: a tensor, or a tuple of such things, or of None.
+
+    Problems make batches where their data are, on the CPU. What is there already is not copied.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(2, 1, device="meta")
+        >>> [x.device.type for x in moved((torch.zeros(3, 2), torch.zeros(3)), model)]
+        ['meta', 'meta']
+    """
+    parameter = next(model.parameters(), None)
+    return batch if parameter is None else _on(batch, parameter.device)
+
+
+def _on(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, tuple):
+        parts = [_on(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
+    return batch
+
+
+def shuffled(label: str, numbers: Iterable[int]) -> Tensor:
+    """Return a random order of samples that depends on their numbers alone.
+
+    A sample comes before another whatever other samples there are: they are ordered by the SHA-256
+    of ``"LABEL NUMBER"``.
+
+    Args:
+        label: A text of the problem's own.
+        numbers: One per sample.
+
+    Returns:
+        Positions, int64 of shape (samples,).
+
+    Example:
+        >>> shuffled("faces", [1, 2, 3]).tolist()  # 2, 3, 1
+        [1, 2, 0]
+        >>> shuffled("faces", [1, 3]).tolist()  # 3, 1
+        [1, 0]
+    """
+    keys = [hashlib.sha256(f"{label} {number}".encode()).digest() for number in numbers]
+    return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
+
+
+def enough(recipe: str, needed: int, found: int, samples: str, folder: Path, how: str) -> None:
+    """Refuse prepared data of which a recipe takes more samples than there are.
+
+    Raises:
+        ValueError: There are fewer.
+    """
+    if found < needed:
+        raise ValueError(
+            f"the recipe {recipe} takes {needed:,} {samples}, and {folder} holds {found:,}. {how}"
+        )
+
+
+class RowsProblem(Problem):
+    """A problem whose splits are rows of prepared data."""
+
+    _rows: dict[Split, Tensor]
+
+    def size(self, split: Split) -> int:
+        """Return the number of samples in a split."""
+        return len(self._rows[split])
+
+    def batch(self, split: Split, indices: Tensor) -> Any:
+        """Return the samples of a split at ``indices`` as one batch."""
+        return self._take(self._rows[split][indices])
+
+    @abstractmethod
+    def _take(self, rows: Tensor) -> Any:
+        """Return the samples at these rows of the data as one batch."""
+
+
+class ColumnsProblem(RowsProblem):
+    """A problem with one label and one output per task and sample: a column of labels each."""
+
+    @staticmethod
+    @abstractmethod
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return a task's loss, a scalar, of its outputs and labels of shape (b,)."""
+
+    @staticmethod
+    @abstractmethod
+    def labels(batch: Any) -> Tensor:
+        """Return the labels of a batch, shape (b, k)."""
+
+    def losses(
+        self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor | None]:
+        """Return the loss of each task.
+
+        Raises:
+            ValueError: There are not as many outputs as tasks, or a task is unknown.
+        """
+        columns = positions(self.tasks, tasks)
+        one_output_per_task(outputs, columns)
+        labels = self.labels(batch).unbind(dim=1)
+        return {
+            self.tasks[column]: self.loss(output, labels[column])
+            for column, output in zip(columns, outputs, strict=True)
+        }
+
+    def _predicted(
+        self, model: MultiTaskModel, rows: Tensor, size: int, tasks: Sequence[str] | None
+    ) -> tuple[list[int], list[Tensor]]:
+        """Return what a network says, in the order of metrics, which is that of all tasks.
+
+        Args:
+            model: The network, whose heads are in the order of ``tasks``.
+            rows: Rows of the data.
+            size: Samples in a batch.
+            tasks: The tasks that it was built for.
+
+        Returns:
+            The columns of the tasks, and for each batch its outputs on the CPU, shape (b, k).
+
+        Raises:
+            ValueError: The network has not as many heads as there are tasks.
+        """
+        columns = positions(self.tasks, tasks)
+        order = sorted(range(len(columns)), key=columns.__getitem__)
+        found = []
+        with evaluating(model):
+            for some in rows.split(size):
+                outputs = model.predict(model.represent(moved(self._take(some), model)))
+                one_output_per_task(outputs, columns)
+                found.append(torch.stack([outputs[place] for place in order], dim=1).cpu())
+        return [columns[place] for place in order], found

@@ -1,0 +1,276 @@
+"""What a problem is: tasks, metrics, data, a network, losses and a recipe.
+
+A problem is what :mod:`ntkmtl.bench.training` trains and what ``ntkmtl compare NAME`` names. Its
+parts are small protocols, so that a custom problem is one class in a module of the user.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "Metric",
+    "MultiTaskModel",
+    "OnNonFinite",
+    "Precision",
+    "Problem",
+    "Recipe",
+    "Schedule",
+    "Split",
+]
+
+Split = Literal["train", "val", "test"]
+
+Schedule = Literal["one-cycle", "constant", "plateau", "halved"]
+"""How the learning rate moves over a training. See :attr:`Recipe.schedule`."""
+
+Precision = Literal["fp32", "bf16", "fp16"]
+"""What a training's forward passes compute in. See :attr:`Recipe.precision`."""
+
+OnNonFinite = Literal["stop", "skip"]
+"""What a training does at a NaN or an infinity. See :attr:`Recipe.on_nonfinite`."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that a trained network is judged by.
+
+    Attributes:
+        name: Short name, the column's head in tables.
+        task: Name of the task that it judges.
+        unit: Physical unit as printed, ``""`` for none.
+        higher_is_better: Direction.
+        label: Name as shown to people (may hold Greek letters); ``name`` if empty.
+    """
+
+    name: str
+    task: str
+    unit: str = ""
+    higher_is_better: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how a problem's network is trained.
+
+    Attributes:
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        learning_rate: Peak learning rate of Adam.
+        minibatches: The paper's n for methods that read a kernel of mini-batches.
+        reduced: True if it is smaller than what the literature uses; tables then say so.
+        description: One sentence for tables and reports.
+        schedule: ``"one-cycle"``: a rise over the first tenth of the steps, then half a cosine to
+            almost 0. ``"constant"``: the learning rate as it is. ``"plateau"``: times
+            ``plateau_factor`` whenever the validation split has got no better for more than
+            ``plateau_patience`` epochs, judged by Delta-m against :attr:`Problem.reference`, or by
+            the metric itself in a single-task training. ``"halved"``: as it is in the first half of
+            the epochs, half of it in the second.
+        plateau_factor: Above.
+        plateau_patience: Above, in epochs.
+        min_learning_rate: Where ``"plateau"`` ends.
+        tested_epochs: A run's test metrics are the means of those after its last so many epochs, or
+            after all where there are fewer.
+        precision: What forward passes compute in: ``"fp32"``; or, by autocast with parameters and
+            losses in fp32, ``"bf16"`` or ``"fp16"``, the latter with a gradient scaler.
+        accumulate: Parts that the samples of a step pass through the network in, one after
+            another, so that memory is needed for one part only. Each part has its own task weights.
+        clip: The gradient's norm over the network's parameters is brought down to it; 0 for none.
+        compile: Whether the trunk and each head are compiled by ``torch.compile``.
+        on_nonfinite: ``"stop"`` ends the training at a NaN or an infinity; ``"skip"`` leaves the
+            step out and counts it.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    minibatches: int = 4
+    reduced: bool = False
+    description: str = ""
+    schedule: Schedule = "one-cycle"
+    plateau_factor: float = 0.7
+    plateau_patience: int = 10
+    min_learning_rate: float = 1e-5
+    tested_epochs: int = 1
+    precision: Precision = "fp32"
+    accumulate: int = 1
+    clip: float = 0.0
+    compile: bool = False
+    on_nonfinite: OnNonFinite = "stop"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON values.
+
+        Those that came later are left out where they have their defaults, so that a run from
+        before has the same identity as one of today.
+
+        Example:
+            >>> sorted(set(Recipe(1, 2, 0.1, clip=1.0).to_json()) & _LATER)
+            ['clip']
+        """
+        usual = {field.name: field.default for field in fields(self)}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _LATER or value != usual[key]
+        }
+
+
+_LATER = frozenset({"precision", "accumulate", "clip", "compile", "on_nonfinite"})
+
+
+class MultiTaskModel(nn.Module, ABC):
+    """A network with a shared trunk and one head per task.
+
+    Attributes:
+        private_below: Whether parameters of single tasks lie below the representations, as gates of
+            mixtures of experts do. The exact kernel is then that of :meth:`shared_parameters`, not
+            of all that the representations depend on.
+    """
+
+    private_below: ClassVar[bool] = False
+
+    @abstractmethod
+    def represent(self, batch: Any) -> Tensor | list[Tensor]:
+        """Return the shared representation z of a batch, samples along dimension 0.
+
+        A network whose tasks read features of their own, as attention networks do, returns a list
+        with one tensor per task.
+        """
+
+    @abstractmethod
+    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Return one output per head.
+
+        Args:
+            features: z, or one view of z per head, from :func:`ntkmtl.branch`; one tensor per task
+                where :meth:`represent` returned that.
+        """
+
+    @abstractmethod
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the trunk."""
+
+
+class Problem(ABC):
+    """A multi-task learning problem.
+
+    Subclasses are registered by name in :mod:`ntkmtl.bench.problems`.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line for ``ntkmtl problems``.
+        tasks: Names of the k tasks.
+        metrics: What a trained network is judged by, in the order of the table's columns.
+        recipe: The training recipe used unless the caller changes it.
+        recipes: All its recipes by name, where it has several; it is then created with an option
+            ``recipe``, as a recipe may come with its own part of the data and its own network.
+        reference: One number per metric that ``"plateau"`` schedules measure Delta-m against.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    recipes: ClassVar[Mapping[str, Recipe]] = {}
+    tasks: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    recipe: Recipe
+    reference: tuple[float, ...] | None = None
+
+    @property
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Everything that determines data, network and losses, as JSON values.
+
+        Two problems of equal name and options train the same network on the same numbers: the key
+        under which single-task baselines are cached is made of these.
+        """
+
+    @abstractmethod
+    def size(self, split: Split) -> int:
+        """Return the number of samples in a split."""
+
+    @abstractmethod
+    def batch(self, split: Split, indices: Tensor) -> Any:
+        """Return the samples of a split at ``indices`` (int64, shape (b,)) as one batch."""
+
+    @abstractmethod
+    def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
+        """Build a freshly initialised network from torch's global random state.
+
+        Args:
+            tasks: Tasks to build heads for, all of them if None. One task makes the single-task
+                baseline.
+        """
+
+    @abstractmethod
+    def losses(
+        self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor | None]:
+        """Return one scalar training loss per task, None where the batch has no label for it.
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned.
+            batch: What :meth:`batch` returned.
+            tasks: The tasks the network was built for, all of them if None.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the metrics of a network on a split, float64 of shape (number of metrics,).
+
+        The network is left in the mode (train or eval) it was in. With ``tasks``, only the metrics
+        of those tasks are returned, in the order of :attr:`metrics`.
+        """
+
+    def counts(self, batch: Any, tasks: Sequence[str] | None = None) -> Tensor | None:
+        """Return the number of labels per task and sample of a batch, None where each has one.
+
+        A problem whose losses are means over labels of which samples have different numbers, as
+        valid pixels, says so here: a mini-batch's share of the batch's loss depends on it.
+
+        Args:
+            batch: What :meth:`batch` returned.
+            tasks: The tasks the network was built for, all of them if None.
+
+        Returns:
+            Shape (k, b), or None.
+        """
+        return None
+
+    def describe(self) -> str:
+        """Return one paragraph on data and network for reports."""
+        return self.summary
+
+    def notice(self) -> str:
+        """Return what to show before training, as how data was read; ``""`` for nothing."""
+        return ""
+
+
+def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield the indices of one shuffled epoch, leaving out a last incomplete batch.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples per batch.
+        generator: Source of the order.
+
+    Yields:
+        int64 tensors of shape (batch_size,), on the generator's device.
+
+    Example:
+        >>> import torch
+        >>> [b.shape[0] for b in batches(10, 4, torch.Generator().manual_seed(0))]
+        [4, 4]
+    """
+    order = torch.randperm(size, generator=generator, device=generator.device)
+    for start in range(0, size - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]

@@ -1,0 +1,19 @@
+"""``celeba``: 40 attributes of 202,599 faces, as the multi-task literature trains them."""
+
+from __future__ import annotations
+
+from ntkmtl.bench.problems.celeba._problem import Batch, CelebA, f1_scores
+from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, Annotations, read_annotations
+from ntkmtl.bench.problems.celeba._store import Faces, load, prepare
+
+__all__ = [
+    "ATTRIBUTES",
+    "Annotations",
+    "Batch",
+    "CelebA",
+    "Faces",
+    "f1_scores",
+    "load",
+    "prepare",
+    "read_annotations",
+]

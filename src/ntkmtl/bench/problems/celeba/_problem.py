@@ -1,0 +1,248 @@
+"""The problem ``celeba``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ntkmtl.bench.problems._prepared import data_folder, last_change
+from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems._supervised import (
+    SPLITS,
+    ColumnsProblem,
+    chosen_recipe,
+    enough,
+    positions,
+    shuffled,
+)
+from ntkmtl.bench.problems.architectures import choose
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.celeba._network import Batch, Network, backbone, head
+from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
+from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
+
+__all__ = ["Batch", "CelebA", "f1_scores"]
+
+MODEL_VERSION = "nine-layer 1"
+"""Changes with everything in inputs, network and losses that changes a trained network."""
+
+EVALUATED = 256
+"""Images in a batch of an evaluation."""
+
+SMALL_IMAGES = 4_000
+SMALL = (
+    *("Attractive", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Smiling"),
+    *("Wavy_Hair", "Wearing_Lipstick"),
+)
+"""The eight attributes whose two values are nearest to equally frequent in the first 4,000 images.
+
+Few of these images have a rarer attribute, and an F1 score on some hundred of them says little.
+"""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of the data and the network that a recipe takes."""
+
+    attributes: tuple[str, ...]
+    side: int
+    width: int
+
+
+PARTS = {
+    "paper": _Part(ATTRIBUTES, side=SIDE, width=64),
+    "small": _Part(SMALL, side=SIDE // 2, width=16),
+}
+_SMALL_SPLIT: dict[Split, slice] = {
+    "test": slice(0, 800),
+    "val": slice(800, 1_200),
+    "train": slice(1_200, SMALL_IMAGES),
+}
+
+
+def f1_scores(predicted: Tensor, labels: Tensor) -> Tensor:
+    """Return the F1 score of each of k binary tasks, 0 where nothing is predicted rightly.
+
+    Args:
+        predicted: True where an attribute is predicted, shape (b, k).
+        labels: True where it is there, shape (b, k).
+
+    Returns:
+        ``2 TP / (2 TP + FP + FN)``, float64 of shape (k,).
+
+    Example:
+        >>> import torch
+        >>> yes = torch.tensor([[True, False], [True, False], [False, False]])
+        >>> f1_scores(yes, torch.tensor([[True, True], [False, False], [False, False]]))
+        tensor([0.6667, 0.0000], dtype=torch.float64)
+    """
+    right = (predicted & labels).sum(0).double()
+    said, there = predicted.sum(0).double(), labels.sum(0).double()
+    return 2 * right / (said + there).clamp_min(1)
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path, changed: int) -> tuple[Faces, str]:
+    """Return the data. ``changed`` is the time at which they were made."""
+    return load(folder)
+
+
+class CelebA(ColumnsProblem):
+    """Attributes of faces, with the field's nine-layer convolutional network.
+
+    Losses are binary cross-entropies; metrics are F1 scores.
+
+    Args:
+        recipe: ``"paper"``: all 202,599 images at 64 x 64 in the official partition, 40 attributes,
+            and the network at its published width. ``"small"``: the first 4,000 images at 32 x 32,
+            split at random, eight attributes, and a quarter of the width.
+        data: Folder of the prepared data. If None: ``$NTKMTL_DATA/celeba``, or in the user's cache.
+        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
+            ``ple`` or ``dselect-k``. See :mod:`ntkmtl.bench.problems.architectures`.
+        architecture_options: Settings of the architecture, as a mapping.
+
+    Raises:
+        ValueError: The recipe, the architecture or one of its settings is unknown or out of range,
+            the data are damaged, or images are missing.
+        DataMissingError: The data have not been prepared.
+    """
+
+    name: ClassVar[str] = "celeba"
+    summary: ClassVar[str] = PROBLEMS["celeba"].summary
+    recipes: ClassVar[Mapping[str, Recipe]] = {
+        "paper": Recipe(
+            epochs=15,
+            batch_size=256,
+            learning_rate=3e-4,
+            minibatches=4,
+            description="The settings of the paper's Table 2 and Appendix C.2.",
+            schedule="constant",
+        ),
+        "small": Recipe(
+            epochs=10,
+            batch_size=64,
+            learning_rate=2e-3,
+            minibatches=4,
+            reduced=True,
+            description=(
+                "8 of 40 attributes, 2,800 training images of 32 x 32 and a quarter of the "
+                "network's width, where the paper has 162,770 images of 64 x 64. All images are "
+                "from the official training partition, split here."
+            ),
+        ),
+    }
+    tasks: tuple[str, ...] = ATTRIBUTES
+    metrics: tuple[Metric, ...] = tuple(
+        Metric(name, task=name, higher_is_better=True, label=name.replace("_", " "))
+        for name in ATTRIBUTES
+    )
+
+    def __init__(
+        self,
+        recipe: str = "paper",
+        data: str | None = None,
+        architecture: str = "hard",
+        architecture_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.recipe = chosen_recipe(self.recipes, recipe)
+        self._architecture = choose(architecture, architecture_options)
+        self._part = PARTS[recipe]
+        self.tasks = self._part.attributes
+        self.metrics = tuple(metric for metric in type(self).metrics if metric.task in self.tasks)
+        folder = data_folder("celeba", data)
+        self._faces, self._sha256 = _load(folder, last_change(folder))
+        needed = IMAGES if recipe == "paper" else SMALL_IMAGES
+        enough(recipe, needed, len(self._faces), "images", folder, HOW)
+        if recipe == "paper":
+            self._rows = {
+                split: torch.from_numpy(np.flatnonzero(self._faces.partition == number))
+                for number, split in enumerate(SPLITS)
+            }
+        else:
+            order = shuffled("celeba split", self._faces.numbers[:SMALL_IMAGES].tolist())
+            self._rows = {split: order[part] for split, part in _SMALL_SPLIT.items()}
+        columns = [ATTRIBUTES.index(task) for task in self.tasks]
+        self._labels = torch.from_numpy(self._faces.labels[:, columns].copy())
+        # Settings that do not fit are refused now, at no cost.
+        with torch.device("meta"):
+            self.model()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Data, split, attributes, network and loss."""
+        return {
+            "data_sha256": self._sha256,
+            "split": "official" if self._part.side == SIDE else "SHA-256 of the image's number",
+            "attributes": list(self.tasks),
+            "model": MODEL_VERSION,
+            "side": self._part.side,
+            "width": self._part.width,
+            "loss": "bce",
+            **self._architecture.options,
+        }
+
+    def _take(self, rows: Tensor) -> Batch:
+        pixels = torch.from_numpy(self._faces.images[rows.numpy()])
+        images = pixels.permute(0, 3, 1, 2).float() / 255
+        if self._part.side != SIDE:
+            images = functional.avg_pool2d(images, SIDE // self._part.side)
+        return Batch(images.contiguous(), self._labels[rows].float())
+
+    def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
+        """Build a freshly initialised network.
+
+        See :class:`~ntkmtl.bench.problems.networks.CelebANetwork`; other architectures are over its
+        trunk.
+
+        Raises:
+            ValueError: A task is unknown or named twice.
+        """
+        count, width = len(positions(self.tasks, tasks)), self._part.width
+        if self._architecture.name == "hard":
+            return Network(count, width)
+        return self._architecture.build(backbone(width), [partial(head, width)] * count)
+
+    @staticmethod
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the binary cross-entropy of a task."""
+        return functional.binary_cross_entropy_with_logits(outputs, labels)
+
+    @staticmethod
+    def labels(batch: Batch) -> Tensor:
+        """Return the labels of a batch, shape (b, k)."""
+        return batch.labels
+
+    def evaluate(
+        self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
+    ) -> Tensor:
+        """Return the F1 score of each task; an attribute is predicted where its logit is above 0.
+
+        Raises:
+            ValueError: The network has not as many heads as there are tasks.
+        """
+        rows = self._rows[split]
+        columns, logits = self._predicted(model, rows, EVALUATED, tasks)
+        return f1_scores(torch.cat(logits) > 0, self._labels[rows][:, columns] > 0)
+
+    def describe(self) -> str:
+        """Return one paragraph on data and network."""
+        sizes = [f"{self.size(split):,}" for split in SPLITS]
+        parameters = sum(parameter.numel() for parameter in self.model().parameters())
+        side, width = self._part.side, self._part.width
+        hard = self._architecture.name == "hard"
+        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        return (
+            f"Aligned faces of CelebA at {side} x {side} pixels ({sizes[0]} for training, "
+            f"{sizes[1]} for validation, {sizes[2]} for testing) and {len(self.tasks)} attributes. "
+            f"Seven convolutions of {width} to {8 * width} channels, two linear layers of "
+            f"{8 * width}, batch norm and ReLU after each, and one linear head per attribute; "
+            f"{parameters:,} parameters. {said}F1 scores on the test images."
+        )

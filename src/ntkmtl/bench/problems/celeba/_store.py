@@ -1,0 +1,237 @@
+"""CelebA as prepared arrays: every image decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ntkmtl.bench.problems._prepared import (
+    Prepared,
+    beside,
+    publish,
+    write_array,
+    write_manifest,
+)
+from ntkmtl.bench.problems.celeba._source import (
+    ATTRIBUTES,
+    IMAGES,
+    Annotations,
+    Images,
+    open_images,
+    read_annotations,
+)
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+__all__ = ["HOW", "KIND", "SIDE", "Faces", "load", "prepare"]
+
+KIND = "celeba 1"
+SIDE = 64
+EVERY = 2_000
+"""Images between two notes of how far the decoding has come."""
+
+HOW = (
+    "`ntkmtl data celeba --source DIR` prepares the data from the released files "
+    "(img_align_celeba.zip, list_attr_celeba.txt, list_eval_partition.txt), which are at "
+    "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html for non-commercial research; --data or "
+    "NTKMTL_DATA say where prepared data are."
+)
+
+
+@dataclass(frozen=True)
+class Faces:
+    """m images and their attributes, mapped into memory.
+
+    Attributes:
+        images: uint8 of shape (m, 64, 64, 3).
+        labels: 1 where an image has an attribute, else 0, uint8 of shape (m, 40).
+        partition: 0 for training, 1 for validation, 2 for testing, uint8 of shape (m,).
+        numbers: Number of each image, from 1, rising, int32 of shape (m,).
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    partition: NDArray[np.uint8]
+    numbers: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def check(self) -> None:
+        """Check shapes and ranges.
+
+        Raises:
+            ValueError: Something does not fit.
+        """
+        m = len(self)
+        for name, dtype, shape in (
+            ("images", np.uint8, (m, SIDE, SIDE, 3)),
+            ("labels", np.uint8, (m, len(ATTRIBUTES))),
+            ("partition", np.uint8, (m,)),
+            ("numbers", np.int32, (m,)),
+        ):
+            array = getattr(self, name)
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(
+                    f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of "
+                    f"shape {shape}"
+                )
+        if m == 0 or (np.diff(self.numbers) <= 0).any():
+            raise ValueError("the numbers of the images must rise, at least one")
+        if self.labels.max() > 1 or self.partition.max() > 2:
+            raise ValueError("a label is not 0 or 1, or a partition not 0, 1 or 2")
+
+
+def load(folder: Path) -> tuple[Faces, str]:
+    """Map prepared data into memory.
+
+    Returns:
+        The images, and one digest of all arrays.
+
+    Raises:
+        DataMissingError: There are none.
+        ValueError: They are damaged.
+    """
+    prepared = Prepared(folder, KIND, HOW)
+    faces = Faces(
+        prepared["images"], prepared["labels"], prepared["partition"], prepared["numbers"]
+    )
+    try:
+        faces.check()
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be used: {error}. {HOW}") from error
+    return faces, prepared.sha256
+
+
+def prepare(
+    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+) -> str:
+    """Decode CelebA, or a part of it, into prepared arrays.
+
+    Images are brought to 64 x 64 with Pillow's bilinear filter, whatever their sides, and stored as
+    8-bit numbers (2.5 GB for all of them), never held in memory at once. If it is stopped, the next
+    call goes on where it was.
+
+    Args:
+        source: The folder of CelebA as released. With all images in ``img_align_celeba``, or a part
+            of them in an archive of another name that begins so.
+        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
+        progress: Told how it gets on.
+
+    Returns:
+        One line on what was made.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or there are not as many images as annotations.
+        MissingExtraError: Pillow is not installed.
+    """
+    if source is None:
+        raise FileNotFoundError(f"the folder of CelebA as released must be named. {HOW}")
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder. {HOW}")
+    partial = beside(folder, "partial")
+    annotations = read_annotations(source)
+    with open_images(source) as images:
+        rows = _rows(annotations, images)
+        partial.mkdir(exist_ok=True)
+        _decode(images, partial, progress)
+        numbers = [int(Path(name).stem) for name in images.names]
+        write_array(partial / "labels.npy", annotations.labels[rows])
+        write_array(partial / "partition.npy", annotations.partition[rows])
+        write_array(partial / "numbers.npy", np.array(numbers, dtype=np.int32))
+        write_manifest(
+            partial,
+            KIND,
+            ["images", "labels", "partition", "numbers"],
+            {"source": images.path.name, "images": len(rows)},
+        )
+        (partial / "progress.json").unlink(missing_ok=True)
+        publish(partial, folder)
+    whole = "all of CelebA" if len(rows) == IMAGES else f"of CelebA's {IMAGES:,}"
+    return f"{len(rows):,} images ({whole}) in {folder}"
+
+
+def _rows(annotations: Annotations, images: Images) -> NDArray[np.int64]:
+    """Return the row of each image in the annotations."""
+    place = {name: row for row, name in enumerate(annotations.names)}
+    unknown = [name for name in images.names if name not in place]
+    if unknown:
+        raise ValueError(
+            f"{images.path} holds {unknown[0]} ({len(unknown):,} such files), which the attributes "
+            "do not name"
+        )
+    if images.whole and len(images.names) != len(place):
+        missing = sorted(place.keys() - set(images.names))
+        raise ValueError(
+            f"{images.path} holds {len(images.names):,} images, and the attributes name "
+            f"{len(place):,}: {missing[0]} is missing. Fetch it again; a part of CelebA must be an "
+            "archive of another name."
+        )
+    return np.array([place[name] for name in images.names], dtype=np.int64)
+
+
+def _decode(images: Images, partial: Path, progress: Callable[[str], None]) -> None:
+    """Fill ``images.npy``, from where an earlier call stopped."""
+    path, note = partial / "images.npy", partial / "progress.json"
+    size = images.path.stat().st_size if images.path.is_file() else 0
+    listing = json.dumps([str(images.path.resolve()), size, images.names])
+    key = hashlib.sha256(listing.encode()).hexdigest()
+    shape = (len(images.names), SIDE, SIDE, 3)
+    done = _done(note, key, path)
+    if done == 0:
+        array: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    else:
+        progress(f"goes on after {done:,} images")
+        array = np.lib.format.open_memmap(path, mode="r+")
+    for row in range(done, len(images.names)):
+        array[row] = decode(images, images.names[row])
+        if (row + 1) % EVERY == 0 or row + 1 == len(images.names):
+            array.flush()
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            write_json(note, {"key": key, "done": row + 1})
+            progress(f"{row + 1:,} of {len(images.names):,} images decoded")
+    del array
+
+
+def _done(note: Path, key: str, path: Path) -> int:
+    """Return how many images an earlier call has decoded, 0 if it was of other images."""
+    if not (note.is_file() and path.is_file()):
+        return 0
+    try:
+        found = json.loads(note.read_bytes().decode("utf-8"))
+        return int(found["done"]) if found["key"] == key else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
+
+
+def decode(images: Images, name: str) -> NDArray[np.uint8]:
+    """Return an image as uint8 of shape (64, 64, 3).
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise missing_extra("decoding images", "bench", error) from error
+    content = images.read(name)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} in {images.path} is no whole image: {error}") from error
+    return np.asarray(small)

@@ -1,0 +1,69 @@
+"""The problem ``cityscapes``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ntkmtl.bench.problems._dense import metrics_of
+from ntkmtl.bench.problems._dense_problem import DenseProblem, Part, parts, recipes
+from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems.base import Metric, Recipe
+from ntkmtl.bench.problems.cityscapes import _source
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.problems._dense_store import Frames, Layout
+
+__all__ = ["Cityscapes"]
+
+
+class Cityscapes(DenseProblem):
+    """Seven classes and disparity of street scenes.
+
+    Losses are cross-entropy and the absolute error of the disparity; metrics are those of the
+    paper's Table 7, over all labelled pixels.
+
+    Args:
+        recipe: ``"paper"``: 2,975 and 500 frames of 128 x 256 and the network at its published
+            width. ``"small"``: at most 400 and 100 of them at 64 x 128, and three stages of 8 to
+            32 channels.
+        data: See :class:`~ntkmtl.bench.problems._dense_problem.DenseProblem`, as for the rest.
+        architecture: There.
+        protocol: There.
+        augmentation: ``"published"``: random crops, enlarged by s of 1, 1.2 or 1.5, whose
+            disparity is divided by s, and mirroring. ``"geometric"``: disparity is multiplied by s
+            instead, as it grows where things come nearer. ``"none"``.
+        architecture_options: There.
+
+    Raises:
+        ValueError: An option is unknown, the data are damaged, or frames are missing.
+        DataMissingError: The data have not been prepared.
+    """
+
+    name: ClassVar[str] = "cityscapes"
+    summary: ClassVar[str] = PROBLEMS["cityscapes"].summary
+    recipes: ClassVar[Mapping[str, Recipe]] = recipes(
+        table="Table 7",
+        batch_sizes=(8, 8),
+        minibatches=4,
+        small=(
+            "At most 400 training frames at 64 x 128, and three stages of 8 to 32 channels, "
+            "where the paper has 2,975 of 128 x 256 and five stages of 64 to 512."
+        ),
+    )
+    tasks: tuple[str, ...] = ("segmentation", "depth")
+    metrics: tuple[Metric, ...] = metrics_of(("segmentation", "depth"))
+    layout: ClassVar[Layout] = _source.LAYOUT
+    load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
+    parts: ClassVar[Mapping[str, Part]] = parts(factor=2, training=400, testing=100)
+    frames_needed: ClassVar[tuple[int, int]] = (
+        _source.FRAMES["train"],
+        _source.FRAMES["test"],
+    )
+    frames_said: ClassVar[str] = "Street scenes of CityScapes with 7 classes and disparity"
+    augmentations: ClassVar[Mapping[str, int | None]] = {
+        "published": -1,
+        "geometric": 1,
+        "none": None,
+    }

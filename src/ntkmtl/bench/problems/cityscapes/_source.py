@@ -1,0 +1,72 @@
+"""The frames of CityScapes in the layout that MTAN released."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ntkmtl.bench.problems._dense_store import Frames, Layout, load_frames, prepare_frames, released
+
+__all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
+
+SIZE = (128, 256)
+CLASSES = 7
+FRAMES = {"train": 2975, "test": 500}
+"""Frames of the official training and validation splits; the field tests on the latter."""
+
+LAYOUT = Layout(
+    kind="cityscapes 1",
+    size=SIZE,
+    classes=CLASSES,
+    normals=False,
+    folders={"images": ("image",), "labels": ("label_7", "label"), "depths": ("depth",)},
+    # CityScapes decodes p as (p - 1) / 256, which is below 0 where p is 0.
+    least=-1.0,
+    most=256.0,
+    how=(
+        "`ntkmtl data cityscapes --source DIR` prepares the data, from the folder with train and "
+        "val that MTAN released (https://github.com/lorenmt/mtan names the place); --data or "
+        "NTKMTL_DATA say where prepared data are."
+    ),
+)
+
+
+def load(folder: Path) -> Frames:
+    """Map prepared frames into memory.
+
+    Raises:
+        DataMissingError: There are none.
+        ValueError: They are damaged.
+    """
+    return load_frames(folder, LAYOUT)
+
+
+def prepare(
+    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+) -> str:
+    """Bring the released files of CityScapes into prepared arrays.
+
+    Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call goes
+    on where it was.
+
+    Args:
+        source: The released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and
+            ``depth`` with ``0.npy`` and so on.
+        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
+        progress: Told how it gets on.
+
+    Returns:
+        One line on what was made.
+
+    Raises:
+        FileNotFoundError: There are no frames.
+        ValueError: A frame is damaged.
+    """
+    if source is None:
+        raise FileNotFoundError(f"the released folder must be named. {LAYOUT.how}")
+    arrays = released(source, LAYOUT) if source.is_dir() else None
+    if arrays is None:
+        raise FileNotFoundError(
+            f"{source} must be a folder with train/image/0.npy and so on. {LAYOUT.how}"
+        )
+    return prepare_frames(arrays, LAYOUT, folder, progress)

@@ -1,0 +1,10 @@
+"""``nyuv2``: classes, depth and surface normals of indoor scenes, as the field trains them."""
+
+from __future__ import annotations
+
+from ntkmtl.bench.problems._dense import Batch
+from ntkmtl.bench.problems.nyuv2._normals import normals_from_depth
+from ntkmtl.bench.problems.nyuv2._problem import NYUv2
+from ntkmtl.bench.problems.nyuv2._source import load, prepare
+
+__all__ = ["Batch", "NYUv2", "load", "normals_from_depth", "prepare"]

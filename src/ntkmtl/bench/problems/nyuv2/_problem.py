@@ -1,0 +1,76 @@
+"""The problem ``nyuv2``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from ntkmtl.bench.problems._dense import metrics_of
+from ntkmtl.bench.problems._dense_problem import DenseProblem, Part, parts, recipes
+from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems.base import Metric, Recipe
+from ntkmtl.bench.problems.nyuv2 import _source
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.problems._dense_store import Frames, Layout
+
+__all__ = ["NYUv2"]
+
+
+class NYUv2(DenseProblem):
+    """Semantic classes, depth and surface normals of indoor scenes.
+
+    Losses are cross-entropy, absolute error in metres and one minus the cosine; metrics are those
+    of the paper's Table 1, over all labelled pixels.
+
+    Args:
+        recipe: ``"paper"``: 795 and 654 frames of 288 x 384 and the network at its published width.
+            ``"small"``: at most 199 and 164 of them at 72 x 96, and three stages of 8 to 32
+            channels.
+        data: See :class:`~ntkmtl.bench.problems._dense_problem.DenseProblem`, as for the rest.
+        architecture: There.
+        protocol: There.
+        augmentation: ``"geometric"``: random crops, enlarged by 1, 1.2 or 1.5, and mirroring, see
+            :func:`ntkmtl.bench.problems._dense.augment`. ``"none"``.
+        architecture_options: There.
+
+    Raises:
+        ValueError: An option is unknown, the data are damaged, or frames are missing.
+        DataMissingError: The data have not been prepared.
+    """
+
+    name: ClassVar[str] = "nyuv2"
+    summary: ClassVar[str] = PROBLEMS["nyuv2"].summary
+    recipes: ClassVar[Mapping[str, Recipe]] = recipes(
+        table="Table 1",
+        batch_sizes=(2, 4),
+        minibatches=2,
+        small=(
+            "About a quarter of the frames at 72 x 96, and three stages of 8 to 32 channels, "
+            "where the paper has 795 training frames of 288 x 384 and five stages of 64 to 512."
+        ),
+    )
+    tasks: tuple[str, ...] = ("segmentation", "depth", "normals")
+    metrics: tuple[Metric, ...] = metrics_of(("segmentation", "depth", "normals"))
+    layout: ClassVar[Layout] = _source.LAYOUT
+    load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
+    parts: ClassVar[Mapping[str, Part]] = parts(factor=4, training=199, testing=164)
+    frames_needed: ClassVar[tuple[int, int]] = (
+        _source.FRAMES["train"],
+        _source.FRAMES["test"],
+    )
+    frames_said: ClassVar[str] = (
+        "Indoor frames of NYUv2 with 13 classes, depth in metres and surface normals"
+    )
+    augmentations: ClassVar[Mapping[str, int | None]] = {"geometric": -1, "none": None}
+
+    def notice(self) -> str:
+        """Say where labels are not those that were released."""
+        facts = self._frames.facts
+        if facts.get("normals") == "released":
+            return ""
+        return (
+            f"Surface normals are {facts.get('normals')}, not the released ones; depth is "
+            f"{facts.get('depth')}. Numbers cannot be compared with published ones."
+        )

@@ -1,0 +1,148 @@
+"""The network of ``qm9``: as it is, and in two stages for architectures."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ntkmtl.bench.problems.architectures import Backbone
+from ntkmtl.bench.problems.networks import AtomStates, MessagePassingNetwork, MoleculeReadout
+from ntkmtl.bench.problems.networks import Molecules as Graphs
+
+__all__ = ["ATOM", "Batch", "Graphs", "Network", "backbone", "head"]
+
+ATOM = 11
+"""Numbers that describe an atom."""
+
+
+class Batch(NamedTuple):
+    """b molecules.
+
+    Attributes:
+        graphs: Atoms and pairs of atoms as the network takes them.
+        targets: What the heads shall say, float32 of shape (b, 11).
+    """
+
+    graphs: Graphs
+    targets: Tensor
+
+
+def _graphs(batch: Batch | Graphs) -> Graphs:
+    return batch.graphs if isinstance(batch, Batch) else batch
+
+
+class Network(MessagePassingNetwork):
+    """The network on batches of the problem.
+
+    Args:
+        heads: Number of properties.
+        width: Width of an atom's state and of z.
+        hidden: Width of the network that makes matrices of edges.
+    """
+
+    def __init__(self, heads: int, width: int, hidden: int) -> None:
+        super().__init__(heads, width=width, hidden=hidden)
+        # torch_geometric's NNConv starts with a bias of zero.
+        nn.init.zeros_(self.convolve.root.bias)
+
+    def represent(self, batch: Batch | Graphs) -> Tensor:
+        """Return z of a batch, or of its graphs."""
+        return super().represent(_graphs(batch))
+
+
+class _Carried(NamedTuple):
+    """What the readout reads.
+
+    Attributes:
+        states: Of the atoms, (b, width, N), 0 in the padding.
+        present: 1 for atoms, 0 for padding, (b, N).
+    """
+
+    states: Tensor
+    present: Tensor
+
+
+class _Atoms(nn.Module):
+    """The first stage, whose output has features along dimension 1, as mixing wants them."""
+
+    def __init__(self, part: AtomStates) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, batch: Graphs) -> Tensor:
+        states: Tensor = self.part(batch)
+        return states.transpose(1, 2)
+
+
+class _Molecule(nn.Module):
+    """The second stage, from atoms to z."""
+
+    def __init__(self, part: MoleculeReadout) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, carried: _Carried) -> Tensor:
+        z: Tensor = self.part(carried.states.transpose(1, 2), carried.present)
+        return z
+
+
+def _stages(width: int, hidden: int) -> list[nn.Module]:
+    atoms, molecule = Network(0, width, hidden).stages()
+    return [_Atoms(atoms), _Molecule(molecule)]
+
+
+def _mean(values: Tensor, present: Tensor) -> Tensor:
+    """Return means over the atoms that there are, (b, f), of values of shape (b, f, N)."""
+    return torch.einsum("bfn,bn->bf", values, present) / present.sum(dim=1, keepdim=True)
+
+
+def _described(batch: Batch | Graphs) -> Tensor:
+    graphs = _graphs(batch)
+    return _mean(graphs.nodes.transpose(1, 2), graphs.present)
+
+
+def _carry(number: int, read: Graphs, said: Tensor) -> _Carried:
+    return _Carried(said, read.present)
+
+
+def _seen(number: int, read: Graphs, said: Tensor) -> Tensor:
+    return _mean(said, read.present)
+
+
+def backbone(width: int, hidden: int) -> Backbone:
+    """Return the trunk of the message-passing network in two stages.
+
+    It is that of :class:`~ntkmtl.bench.problems.networks.MessagePassingNetwork`.
+
+    The first is the embedding and all rounds of message passing, which share their weights, and
+    ends with the atoms' states; the second is the readout and the last linear layer. Gates read the
+    mean over a molecule's atoms: of the numbers that describe them, and after the first stage of
+    their states. So molecules do not see each other, however far they are padded.
+
+    Args:
+        width: Width of an atom's state and of z.
+        hidden: Width of the network that makes matrices of edges.
+
+    Example:
+        >>> from ntkmtl.bench.problems.networks import random_molecules
+        >>> trunk = backbone(8, hidden=16)
+        >>> trunk.widths, trunk.encoder()(random_molecules(3, atoms=5)).shape
+        ((8, 8), torch.Size([3, 8]))
+    """
+    return Backbone(
+        partial(_stages, width, hidden),
+        widths=(width, width),
+        gate=_described,
+        gate_width=ATOM,
+        read=_graphs,
+        carry=_carry,
+        seen=_seen,
+    )
+
+
+def head(width: int) -> nn.Module:
+    """Make a head, which maps z of shape (b, width) to a number per molecule, (b,)."""
+    return nn.Sequential(nn.Linear(width, 1), nn.Flatten(0))

@@ -1,0 +1,24 @@
+"""``qm9-mini``: 11 properties of 4,000 real organic molecules.
+
+A subset of QM9 that is shipped with the package, and a small message-passing network that learns it
+in seconds on one CPU core.
+"""
+
+from __future__ import annotations
+
+from ntkmtl.bench.problems.qm9_mini._data import Molecules, read
+from ntkmtl.bench.problems.qm9_mini._features import Inputs, Invariants, Scaling, invariants
+from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet
+from ntkmtl.bench.problems.qm9_mini._problem import Batch, QM9Mini
+
+__all__ = [
+    "Batch",
+    "Inputs",
+    "Invariants",
+    "MoleculeNet",
+    "Molecules",
+    "QM9Mini",
+    "Scaling",
+    "invariants",
+    "read",
+]

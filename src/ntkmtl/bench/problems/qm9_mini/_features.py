@@ -1,0 +1,306 @@
+"""What the network sees: numbers that no rotation, translation or order of atoms changes.
+
+Hydrogen atoms are seen through the heavy atoms (C, N, O, F) around them. QM9 has at most 9 of these
+in a molecule.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, Molecules
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]
+
+HEAVY = 9
+"""Most heavy atoms in a molecule."""
+
+# Two atoms are bonded if they are closer than 1.25 times the sum of their covalent radii in
+# Angstrom (Cordero et al. 2008): H, C, N, O, F.
+RADII = np.array([0.31, 0.76, 0.71, 0.66, 0.57])
+BONDED = 1.25
+
+# Gaussians over the distance to an atom: fine where bond orders differ, coarse beyond. Angstrom.
+RADIAL = np.array([1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 2.0, 2.4, 2.8, 3.3, 3.9, 4.6, 5.4])
+RADIAL_WIDTH = np.array([0.07] * 7 + [0.25] * 3 + [0.4] * 2 + [0.5] * 2)
+RADIAL_CUTOFF = 6.5
+
+# Gaussians over the angle between two near atoms, degrees.
+ANGULAR = np.deg2rad([60.0, 90.0, 110.0, 120.0, 150.0, 180.0])
+ANGULAR_WIDTH = np.deg2rad([12.0, 10.0, 6.0, 6.0, 12.0, 12.0])
+ANGULAR_CUTOFF = 2.0
+
+# Gaussians over the distance between two heavy atoms, through which messages pass. Angstrom.
+SHELL = np.array([1.25, 1.45, 2.0, 2.5, 3.2, 5.0])
+SHELL_WIDTH = np.array([0.1, 0.1, 0.3, 0.3, 0.5, 1.0])
+SHELLS = len(SHELL)
+
+
+class Invariants(NamedTuple):
+    """Features of m molecules before scaling. F = 265 numbers describe a heavy atom.
+
+    Attributes:
+        atoms: Surroundings of each heavy atom, (m, 9, F), zero where there is no atom.
+        mask: 1 where there is a heavy atom, (m, 9).
+        places: Places of the heavy atoms from the centre of nuclear charge, (m, 9, 3), Angstrom.
+            The only part that turns with the molecule; the network uses lengths of sums of it.
+        shells: Weight of heavy atom j for atom i in distance shell r, (m, 9 i, 6 r, 9 j).
+        whole: Number of atoms of each element, and each element's sum of squared distances from the
+            centre of nuclear charge in square Angstrom, (m, 10).
+    """
+
+    atoms: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    places: NDArray[np.float32]
+    shells: NDArray[np.float32]
+    whole: NDArray[np.float64]
+
+    def rows(self, first: int, last: int) -> Invariants:
+        """Return the molecules from row ``first`` up to, not including, ``last``."""
+        rows = slice(first, last)
+        return Invariants(
+            self.atoms[rows],
+            self.mask[rows],
+            self.places[rows],
+            self.shells[rows],
+            self.whole[rows],
+        )
+
+
+class Inputs(NamedTuple):
+    """Scaled features of m molecules, as the network takes them.
+
+    Attributes:
+        atoms: (m, 9, F'), constant columns removed.
+        mask: (m, 9, 1).
+        places: (m, 9, 3).
+        shells: (m, 9 * 6, 9).
+        whole: (m, 10), decorrelated.
+    """
+
+    atoms: NDArray[np.float32]
+    mask: NDArray[np.float32]
+    places: NDArray[np.float32]
+    shells: NDArray[np.float32]
+    whole: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Centres and scales of the features, taken from training molecules.
+
+    Attributes:
+        columns: Which of the F columns are used.
+        centre: Their means.
+        scale: Their standard deviations.
+        whole_centre: Means of the features of whole molecules, (10,).
+        whole_map: Linear map that decorrelates them, (10, 10).
+    """
+
+    columns: NDArray[np.int64]
+    centre: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    whole_centre: NDArray[np.float64]
+    whole_map: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, features: Invariants) -> Scaling:
+        """Return the scaling that standardises these molecules.
+
+        Columns that differ from zero for 30 heavy atoms or fewer are left out.
+        """
+        rows = features.atoms[features.mask > 0]
+        columns = np.flatnonzero((np.abs(rows) > 1e-3).sum(0) > 30)
+        rows = rows[:, columns]
+        spread = features.whole.std(0)
+        whole_centre = features.whole.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_centre) / spread).T))
+        # Directions of next to no variance are not blown up to unit variance.
+        whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
+        return cls(columns, rows.mean(0), rows.std(0), whole_centre, whole_map)
+
+    def apply(self, features: Invariants) -> Inputs:
+        """Return scaled features. Rare surroundings are clipped at 8 standard deviations."""
+        count = len(features.mask)
+        mask = features.mask[..., None]
+        atoms = (features.atoms[..., self.columns] - self.centre) / self.scale
+        return Inputs(
+            atoms=np.clip(atoms, -8, 8) * mask,
+            mask=mask,
+            places=features.places,
+            shells=features.shells.reshape(count, HEAVY * SHELLS, HEAVY),
+            whole=((features.whole - self.whole_centre) @ self.whole_map).astype(np.float32),
+        )
+
+
+def invariants(molecules: Molecules) -> Invariants:
+    """Return the features of molecules.
+
+    Args:
+        molecules: m molecules of at most 9 heavy atoms each.
+
+    Raises:
+        ValueError: A molecule has more than 9 heavy atoms, or none.
+
+    Example:
+        >>> from ntkmtl.bench.problems.qm9_mini import read
+        >>> import numpy as np
+        >>> water = read()[0].take(np.array([0]))
+        >>> invariants(water).atoms.shape[:2]
+        (1, 9)
+    """
+    element, molecule = molecules.element, molecules.molecule
+    count = len(molecules)
+    heavy = element > 0
+    per_molecule = np.bincount(molecule[heavy], minlength=count)
+    if per_molecule.min() < 1 or per_molecule.max() > HEAVY:
+        raise ValueError(f"a molecule must have 1 to {HEAVY} heavy atoms")
+    row = np.cumsum(heavy) - 1
+    slot = (row - (np.cumsum(per_molecule) - per_molecule)[molecule])[heavy]
+    slots = (molecule[heavy], slot)
+
+    first, second = _pairs(molecules)
+    distance = np.linalg.norm(molecules.positions[first] - molecules.positions[second], axis=1)
+    bonded = distance < BONDED * (RADII[element[first]] + RADII[element[second]])
+
+    surroundings = np.concatenate(
+        [
+            _kinds(element, heavy, first[bonded], second[bonded]),
+            _radial(element, heavy, row, first, second, distance),
+            _angular(molecules.positions, element, heavy, row, first, second, distance),
+        ],
+        axis=1,
+        dtype=np.float32,
+    )
+    atoms = np.zeros((count, HEAVY, surroundings.shape[1]), np.float32)
+    atoms[slots] = surroundings
+    mask = np.zeros((count, HEAVY), np.float32)
+    mask[slots] = 1
+
+    charge = np.bincount(molecule, molecules.numbers, count)
+    centre = np.stack(
+        [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
+    )
+    centred = molecules.positions - (centre / charge[:, None])[molecule]
+    places = np.zeros((count, HEAVY, 3), np.float32)
+    places[slots] = centred[heavy]
+
+    both = heavy[first] & heavy[second]
+    i, j = first[both], second[both]
+    shells = np.zeros((count, HEAVY, SHELLS, HEAVY), np.float32)
+    slot_of = np.zeros(len(element), np.int64)
+    slot_of[heavy] = slot
+    shells[molecule[i], slot_of[i], :, slot_of[j]] = _gaussians(distance[both], SHELL, SHELL_WIDTH)
+
+    kinds = len(ELEMENTS)
+    squares = np.bincount(molecule * kinds + element, (centred**2).sum(1), count * kinds)
+    whole = np.concatenate([molecules.composition(), squares.reshape(count, kinds)], axis=1)
+    return Invariants(atoms, mask, places, shells, whole)
+
+
+def _pairs(molecules: Molecules) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return all ordered pairs of different atoms of the same molecule."""
+    start = molecules.start
+    first, second = [], []
+    for size in np.unique(molecules.atoms):
+        i, j = np.nonzero(~np.eye(size, dtype=bool))
+        origin = start[molecules.atoms == size][:, None]
+        first.append((origin + i).ravel())
+        second.append((origin + j).ravel())
+    return np.concatenate(first), np.concatenate(second)
+
+
+def _gaussians(
+    x: NDArray[np.float64], centre: NDArray[np.float64], width: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    # Single precision: the time to load is spent here.
+    offset = (x[:, None].astype(np.float32) - centre.astype(np.float32)) / width.astype(np.float32)
+    result: NDArray[np.float32] = np.exp(np.float32(-0.5) * offset * offset)
+    return result
+
+
+def _cutoff(distance: NDArray[np.float64], cutoff: float) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = 0.5 * (1 + np.cos(np.pi * distance / cutoff))
+    return result
+
+
+def _sums(
+    key: NDArray[np.int64], weights: NDArray[np.float64], atoms: int, kinds: int
+) -> NDArray[np.float64]:
+    """Return weights (p, c) summed by key = atom * kinds + kind, shape (atoms, kinds * c)."""
+    sums = np.empty((atoms * kinds, weights.shape[1]))
+    for column, weight in enumerate(weights.T):
+        sums[:, column] = np.bincount(key, weight, atoms * kinds)
+    return sums.reshape(atoms, -1)
+
+
+def _kinds(
+    element: NDArray[np.int64],
+    heavy: NDArray[np.bool_],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Return one-hot element and element x neighbours x hydrogens of each heavy atom."""
+    neighbours = np.minimum(np.bincount(first, minlength=len(element)), 4)[heavy]
+    hydrogens = np.bincount(first, element[second] == 0, len(element)).astype(np.int64)[heavy]
+    own = element[heavy] - 1
+    kind = (own * 5 + neighbours) * 5 + np.minimum(hydrogens, 4)
+    return np.concatenate([np.eye(4)[own], np.eye(100)[kind], hydrogens[:, None]], axis=1)
+
+
+def _radial(
+    element: NDArray[np.int64],
+    heavy: NDArray[np.bool_],
+    row: NDArray[np.int64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    distance: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return how many atoms of each element stand at each distance from each heavy atom."""
+    near = heavy[first] & (distance < RADIAL_CUTOFF)
+    i, j, r = first[near], second[near], distance[near]
+    kinds, atoms = len(ELEMENTS), int(heavy.sum())
+    weights = _gaussians(r, RADIAL, RADIAL_WIDTH) * _cutoff(r, RADIAL_CUTOFF)[:, None]
+    key = row[i] * kinds + element[j]
+    return _sums(key, weights, atoms, kinds)
+
+
+def _angular(
+    positions: NDArray[np.float64],
+    element: NDArray[np.int64],
+    heavy: NDArray[np.bool_],
+    row: NDArray[np.int64],
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    distance: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return how many pairs of near atoms of two elements are seen at each angle."""
+    near = np.flatnonzero(heavy[first] & (distance < ANGULAR_CUTOFF))
+    near = near[np.argsort(first[near], kind="stable")]
+    i, j, r = first[near], second[near], distance[near]
+    valence = np.bincount(i, minlength=len(element))
+    start = np.cumsum(valence) - valence
+    left, right = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for size in np.unique(valence[valence > 1]):
+        a, b = np.triu_indices(size, 1)
+        origin = start[valence == size][:, None]
+        left.append((origin + a).ravel())
+        right.append((origin + b).ravel())
+    p, q = np.concatenate(left), np.concatenate(right)
+    u = (positions[j] - positions[i]) / r[:, None]
+    angle = np.arccos(np.clip((u[p] * u[q]).sum(1), -1, 1))
+    weight = 4 * _cutoff(r[p], ANGULAR_CUTOFF) * _cutoff(r[q], ANGULAR_CUTOFF)
+    weights = _gaussians(angle, ANGULAR, ANGULAR_WIDTH) * weight[:, None]
+    low = np.minimum(element[j[p]], element[j[q]])
+    high = np.maximum(element[j[p]], element[j[q]])
+    # Number of the unordered pair of two of the five elements.
+    pair = high * (high + 1) // 2 + low
+    pairs, atoms = len(ELEMENTS) * (len(ELEMENTS) + 1) // 2, int(heavy.sum())
+    key = row[i[p]] * pairs + pair
+    return _sums(key, weights, atoms, pairs)

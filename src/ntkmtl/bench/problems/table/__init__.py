@@ -1,0 +1,14 @@
+"""``table``: any table of one's own, in CSV, Parquet or ARFF.
+
+Columns are typed and shown, a perceptron with one head per target is trained, missing inputs and
+missing labels are dealt with.
+"""
+
+from __future__ import annotations
+
+from ntkmtl.bench.problems.table._batch import Batch
+from ntkmtl.bench.problems.table._model import TableNet
+from ntkmtl.bench.problems.table._problem import Table
+from ntkmtl.bench.problems.table._read import TableError
+
+__all__ = ["Batch", "Table", "TableError", "TableNet"]

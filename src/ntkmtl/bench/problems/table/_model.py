@@ -1,0 +1,99 @@
+"""The network: a perceptron as trunk, and one linear head per task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
+
+from torch import Tensor, nn
+
+from ntkmtl.bench.problems.architectures import Backbone
+from ntkmtl.bench.problems.base import MultiTaskModel
+from ntkmtl.bench.problems.table._batch import Batch
+
+__all__ = ["TableNet", "backbone", "layers"]
+
+
+def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Sequential]:
+    """Make the layers of a perceptron, ReLU and dropout after each."""
+    made = []
+    for before in (inputs, *[width] * (depth - 1)):
+        layer = nn.Sequential(nn.Linear(before, width), nn.ReLU())
+        if dropout:
+            layer.append(nn.Dropout(dropout))
+        made.append(layer)
+    return made
+
+
+def _inputs(batch: Batch) -> Tensor:
+    return batch.inputs
+
+
+def backbone(inputs: int, width: int, depth: int, dropout: float) -> Backbone:
+    """Return the trunk of :class:`TableNet` for architectures: each layer is a stage.
+
+    Gates read the row.
+    """
+    return Backbone(
+        partial(layers, inputs, width, depth, dropout),
+        widths=(width,) * depth,
+        gate=_inputs,
+        gate_width=inputs,
+        read=_inputs,
+    )
+
+
+class TableNet(MultiTaskModel):
+    """A perceptron of ``depth`` layers of ``width``, ReLU and dropout after each; linear heads.
+
+    Args:
+        inputs: Numbers that describe a row.
+        outputs: Numbers that each head says: 1 for regression, the number of classes otherwise.
+        width: Width of every layer, and so size d of the shared representation z.
+        depth: Number of layers of the trunk.
+        dropout: Probability of dropping an entry.
+
+    Example:
+        >>> import torch
+        >>> network = TableNet(inputs=3, outputs=[1, 4], width=8)
+        >>> z = network.represent(Batch(torch.zeros(5, 3), ()))
+        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
+        (torch.Size([5, 8]), [(5, 1), (5, 4)])
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: Sequence[int],
+        width: int = 128,
+        depth: int = 2,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(*chain(*layers(inputs, width, depth, dropout)))
+        self.heads = nn.ModuleList(nn.Linear(width, size) for size in outputs)
+
+    def represent(self, batch: Batch) -> Tensor:
+        """Return z of shape (b, width)."""
+        features: Tensor = self.trunk(batch.inputs)
+        return features
+
+    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Return one output of shape (b, size) per head.
+
+        Args:
+            features: z of shape (b, width), or one view of z per head.
+
+        Raises:
+            ValueError: There are not as many views as heads.
+        """
+        if isinstance(features, Tensor):
+            return [head(features) for head in self.heads]
+        if len(features) != len(self.heads):
+            raise ValueError(f"{len(features)} views of z for {len(self.heads)} heads")
+        return [head(view) for head, view in zip(self.heads, features, strict=True)]
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the trunk."""
+        return self.trunk.parameters()

@@ -1,0 +1,107 @@
+"""Multi-task reinforcement learning: Soft Actor-Critic on Meta-World, balanced by any method.
+
+* :class:`MetaWorld` runs robot-manipulation tasks in step with each other.
+* :class:`Replay` keeps what was seen, task by task.
+* :class:`MultiTaskSAC` learns one policy for all tasks; a :class:`ntkmtl.Balancer` weighs their
+  losses.
+* :func:`train` trains one row of a table with one seed and leaves a run directory; :func:`compare`
+  trains several; :func:`summarise` makes the table of success rates.
+
+The names are loaded on first use. Only :class:`MetaWorld` and what uses it need the extra ``rl``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.reinforce.environment import (
+        DrawingError,
+        EnvironmentStep,
+        MetaWorld,
+        Simulator,
+        expert,
+    )
+    from ntkmtl.bench.reinforce.frames import Film, film, film_run, save_strip
+    from ntkmtl.bench.reinforce.recipes import (
+        RECIPES,
+        ROWS,
+        ReinforceRecipe,
+        Row,
+        recipe_named,
+        row_named,
+    )
+    from ntkmtl.bench.reinforce.replay import Batch, Replay
+    from ntkmtl.bench.reinforce.results import Success, save_curves, summarise
+    from ntkmtl.bench.reinforce.sac import MultiTaskSAC, Update
+    from ntkmtl.bench.reinforce.sweep import compare
+    from ntkmtl.bench.reinforce.training import evaluate, train
+
+_HOMES = {
+    "DrawingError": "environment",
+    "EnvironmentStep": "environment",
+    "MetaWorld": "environment",
+    "Simulator": "environment",
+    "expert": "environment",
+    "Film": "frames",
+    "film": "frames",
+    "film_run": "frames",
+    "save_strip": "frames",
+    "RECIPES": "recipes",
+    "ROWS": "recipes",
+    "ReinforceRecipe": "recipes",
+    "Row": "recipes",
+    "recipe_named": "recipes",
+    "row_named": "recipes",
+    "Batch": "replay",
+    "Replay": "replay",
+    "Success": "results",
+    "save_curves": "results",
+    "summarise": "results",
+    "MultiTaskSAC": "sac",
+    "Update": "sac",
+    "compare": "sweep",
+    "evaluate": "training",
+    "train": "training",
+}
+
+__all__ = [
+    "RECIPES",
+    "ROWS",
+    "Batch",
+    "DrawingError",
+    "EnvironmentStep",
+    "Film",
+    "MetaWorld",
+    "MultiTaskSAC",
+    "ReinforceRecipe",
+    "Replay",
+    "Row",
+    "Simulator",
+    "Success",
+    "Update",
+    "compare",
+    "evaluate",
+    "expert",
+    "film",
+    "film_run",
+    "recipe_named",
+    "row_named",
+    "save_curves",
+    "save_strip",
+    "summarise",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value = getattr(import_module(f"ntkmtl.bench.reinforce.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'ntkmtl.bench.reinforce' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,264 @@
+"""How long and how agents are trained, and the rows of Table 4, as data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ntkmtl.bench.reinforce.environment import LONGEST_HORIZON, MT10, Goals
+from ntkmtl.bench.reinforce.networks import Encoding, Heads
+from ntkmtl.weighting import names, spec
+
+__all__ = ["RECIPES", "ROWS", "ReinforceRecipe", "Row", "recipe_named", "row_named"]
+
+
+@dataclass(frozen=True)
+class ReinforceRecipe:
+    """How long and how agents are trained.
+
+    A vector step is one step of every task.
+
+    Attributes:
+        name: Name on the command line.
+        description: One sentence for tables.
+        tasks: Names of the k tasks.
+        vector_steps: Length of a training.
+        goals: One ``"fixed"`` goal per task, or ``"random"`` ones out of 50.
+        horizon: Steps of an episode.
+        scale_rewards: Divide rewards by their running deviation.
+        hidden: Widths of the hidden layers of actor and critics.
+        encoding: What the networks are told of the task, but for rows that say so themselves.
+        temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the row says.
+        initial_temperature: Where temperatures start.
+        batch_size: Transitions of an update, of all tasks together.
+        sampling: ``"stratified"``: as many of each task; ``"uniform"``: as from one buffer.
+        capacity: Transitions kept, of all tasks together.
+        random_steps: Vector steps with random actions before the first update.
+        catch_up: Make as many updates at once after the random steps.
+        learning_rate: Of Adam.
+        gamma: Discount.
+        tau: Rate of the target critics.
+        every: Weights are made in each ``every``-th update.
+        evaluate_every: Vector steps between evaluations.
+        evaluation_episodes: Deterministic episodes per task, of as many goals, always the same.
+        bfloat16_products: Let matrix products round their factors to bfloat16 on a processor that
+            multiplies those faster; sums stay float32. It changes nothing on others.
+        method_options: Settings of methods by row, instead of the row's own.
+        compile: Compile updates by ``torch.compile``, as far as :class:`MultiTaskSAC` says.
+        reduced: True if it is smaller than what the literature uses.
+    """
+
+    name: str
+    description: str
+    tasks: tuple[str, ...]
+    vector_steps: int
+    goals: Goals
+    horizon: int = 150
+    scale_rewards: bool = False
+    hidden: tuple[int, ...] = (400, 400, 400)
+    encoding: Encoding = "one-hot"
+    temperature: Literal["shared", "per-task", "published"] = "published"
+    initial_temperature: float = 1.0
+    batch_size: int = 1280
+    sampling: Literal["stratified", "uniform"] = "stratified"
+    capacity: int = 1_000_000
+    random_steps: int = 1500
+    catch_up: bool = False
+    learning_rate: float = 3e-4
+    gamma: float = 0.99
+    tau: float = 0.005
+    every: int = 1
+    evaluate_every: int = 30_000
+    evaluation_episodes: int = 10
+    bfloat16_products: bool = False
+    method_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    compile: bool = False
+    reduced: bool = False
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            ValueError: A number is out of range, or numbers do not go together.
+        """
+        positive = ("vector_steps", "batch_size", "capacity", "every", "evaluation_episodes")
+        for name in (*positive, "horizon", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.horizon > LONGEST_HORIZON:
+            raise ValueError(f"horizon must be at most {LONGEST_HORIZON}, found {self.horizon}")
+        if self.evaluate_every % self.horizon:
+            raise ValueError(
+                f"evaluate_every must be a multiple of the horizon, {self.horizon}: agents are "
+                f"judged between episodes. Found {self.evaluate_every}"
+            )
+        if self.vector_steps % self.evaluate_every:
+            raise ValueError(
+                f"vector_steps must be a multiple of evaluate_every, {self.evaluate_every}, found "
+                f"{self.vector_steps}"
+            )
+        if not 0 <= self.random_steps < self.vector_steps:
+            raise ValueError(
+                f"random_steps must be in 0..{self.vector_steps - 1}, found {self.random_steps}"
+            )
+        if self.sampling == "stratified" and self.batch_size % len(self.tasks):
+            raise ValueError(
+                f"batch_size must be a multiple of the {len(self.tasks)} tasks, found "
+                f"{self.batch_size}"
+            )
+        if self.goals == "fixed" and self.evaluation_episodes > 1:
+            raise ValueError(
+                "a deterministic policy with one fixed goal repeats one episode: set "
+                f"evaluation_episodes=1 or goals='random', found {self.evaluation_episodes}"
+            )
+        if self.capacity < len(self.tasks):
+            raise ValueError(f"capacity must be at least one per task, found {self.capacity}")
+
+
+def _by_name(*recipes: ReinforceRecipe) -> Mapping[str, ReinforceRecipe]:
+    return MappingProxyType({recipe.name: recipe for recipe in recipes})
+
+
+RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
+    ReinforceRecipe(
+        name="paper",
+        description="The protocol behind Table 4, on V3 tasks with V2 rewards",
+        tasks=MT10,
+        vector_steps=2_010_000,
+        goals="fixed",
+        scale_rewards=True,
+        encoding="none",
+        sampling="uniform",
+        catch_up=True,
+        # Looked at every 10,000 steps, where an episode of 150 ends.
+        evaluate_every=30_000,
+        evaluation_episodes=1,
+        method_options={"famo": {"gamma": 0.01}},
+    ),
+    ReinforceRecipe(
+        name="cpu-mt10",
+        description="Ten tasks, networks of 2 x 256, 300,000 vector steps",
+        tasks=MT10,
+        vector_steps=300_000,
+        goals="random",
+        hidden=(256, 256),
+        temperature="per-task",
+        initial_temperature=0.1,
+        batch_size=320,
+        every=10,
+        evaluate_every=15_000,
+        bfloat16_products=True,
+        reduced=True,
+    ),
+    ReinforceRecipe(
+        name="cpu-mt4",
+        description="Four tasks, networks of 2 x 256, 45,000 vector steps",
+        tasks=("reach", "drawer-close", "window-open", "button-press-topdown"),
+        vector_steps=45_000,
+        goals="fixed",
+        hidden=(256, 256),
+        temperature="per-task",
+        initial_temperature=0.1,
+        batch_size=128,
+        capacity=400_000,
+        learning_rate=1e-3,
+        every=10,
+        evaluate_every=1500,
+        evaluation_episodes=1,
+        bfloat16_products=True,
+        reduced=True,
+    ),
+)
+"""The recipes by name."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a method, and the networks that go with it.
+
+    Attributes:
+        name: Its name on the command line and in tables.
+        method: Name of the weighting.
+        options: Its settings.
+        heads: See :class:`ntkmtl.bench.reinforce.MultiTaskSAC`.
+        encoding: The same; the recipe's if None.
+        temperature: What ``"published"`` means for it.
+        single_task: One agent per task.
+    """
+
+    name: str
+    method: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    heads: Heads = "shared"
+    encoding: Encoding | None = None
+    temperature: Literal["shared", "per-task"] = "shared"
+    single_task: bool = False
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
+    {
+        row.name: row
+        for row in (
+            Row("stl", "ls", single_task=True),
+            Row("mtl-sac", "ls", temperature="per-task"),
+            Row("mtl-sac-te", "ls", encoding="learned", temperature="per-task"),
+            Row("mh-sac", "ls", heads="multi", temperature="per-task"),
+            Row("pcgrad", "pcgrad"),
+            Row("cagrad", "cagrad", {"c": 0.9}),
+            Row("moco", "moco"),
+            Row("nash-mtl", "nash-mtl"),
+            Row("famo", "famo"),
+            Row("fairgrad", "fairgrad", {"alpha": 2.0}),
+            Row("aligned-mtl", "aligned-mtl"),
+            Row("ntkmtl", "ntkmtl"),
+            # What the paper left out: its heads are what multi-head networks have.
+            Row("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
+        )
+    }
+)
+"""The rows of Table 4, in its order, and NTKMTL-SR."""
+
+
+def recipe_named(name: str) -> ReinforceRecipe:
+    """Return a recipe.
+
+    Raises:
+        ValueError: There is none of that name.
+
+    Example:
+        >>> recipe_named("cpu-mt4").tasks
+        ('reach', 'drawer-close', 'window-open', 'button-press-topdown')
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]
+
+
+def row_named(name: str) -> Row:
+    """Return a row of Table 4, or one with a shared network for any other method that suits.
+
+    ``"ls"``, the plain sum, is the row ``"mtl-sac"``.
+
+    Raises:
+        ValueError: There is no such row or method, or it does not suit.
+
+    Example:
+        >>> row_named("mh-sac").heads, row_named("imtl-g").method
+        ('multi', 'imtl-g')
+    """
+    from ntkmtl.bench.reinforce.sac import unsuited
+
+    name = "mtl-sac" if name == "ls" else name
+    if name in ROWS:
+        return ROWS[name]
+    if name not in names():
+        close = difflib.get_close_matches(name, [*ROWS, *names()], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ValueError(f"unknown row {name!r}{hint} Rows of Table 4: {', '.join(ROWS)}")
+    if why := unsuited(name):
+        raise ValueError(f"{name} does not suit multi-task SAC: {why}")
+    reads_features = spec(name).defaults.get("source") not in (None, "exact")
+    return Row(name, name, heads="multi" if reads_features else "shared")

@@ -1,0 +1,247 @@
+"""Several rows and seeds, some at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, row_named
+from ntkmtl.bench.reinforce.training import PROBLEM, config_of, train
+from ntkmtl.bench.training.engines import EngineError
+from ntkmtl.bench.training.locks import alone_among_runs
+from ntkmtl.bench.training.reporters import Reporter
+from ntkmtl.bench.training.runs import (
+    CONFIG,
+    RESULT,
+    SINGLE_TASK,
+    RunFileError,
+    differences,
+    read_config,
+    run_folder,
+)
+from ntkmtl.bench.training.signals import stop_requests
+from ntkmtl.bench.training.sweep import conflict_message, damaged
+from ntkmtl.bench.training.workers import Outcome, run_jobs
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.training.engines import Engine
+
+__all__ = ["AgentJob", "compare", "jobs_of"]
+
+
+@dataclass(frozen=True)
+class AgentJob:
+    """One run, as :class:`ntkmtl.bench.training.workers.Work` has it.
+
+    Attributes:
+        recipe: How long and how.
+        row: Name of the row.
+        seed: Seed.
+        task: The task of a single-task agent.
+        folder: The run's folder.
+        device: Where networks and replay are.
+        threads: Threads that torch computes with.
+        overwrite: Replace a run of other settings.
+        after: Runs that it waits for: none.
+        trial: Number of a trial: none.
+    """
+
+    recipe: ReinforceRecipe
+    row: str
+    seed: int
+    task: str | None
+    folder: Path
+    device: str = "cpu"
+    threads: int = 1
+    overwrite: bool = False
+    after: tuple[Path, ...] = ()
+    trial: int | None = None
+
+    @property
+    def root(self) -> Path:
+        """The folder of all runs of agents in the comparison."""
+        return self.folder.parents[1 if self.task is None else 2]
+
+    @property
+    def label(self) -> str:
+        """The run in a few words."""
+        return f"{self.row}{'' if self.task is None else ' ' + self.task} seed {self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Number of vector steps."""
+        return self.recipe.vector_steps
+
+    def train(
+        self,
+        problems: dict[str, Problem],
+        show: Callable[[int, str], None],
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """See :meth:`ntkmtl.bench.training.workers.Work.train`; problems are not for agents."""
+
+        def progress(done: int, total: int, success: float | None) -> None:
+            show(done, "" if success is None else f"success {success:.1f} %")
+
+        train(
+            self.recipe,
+            row_named(self.row),
+            self.seed,
+            self.folder,
+            task=self.task,
+            device=self.device,
+            threads=self.threads,
+            overwrite=self.overwrite,
+            progress=progress,
+            should_stop=should_stop,
+        )
+
+
+def jobs_of(
+    recipe: ReinforceRecipe,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    device: str = "cpu",
+    threads: int = 1,
+    overwrite: bool = False,
+) -> list[AgentJob]:
+    """Return the runs of a comparison, all of one seed first.
+
+    Raises:
+        ValueError: A row is unknown, or there are no rows or no seeds.
+    """
+    if not seeds or any(seed < 0 for seed in seeds):
+        raise ValueError(f"at least one seed is needed, none negative. Found {list(seeds)}.")
+    if not rows:
+        raise ValueError("at least one row is needed, found none")
+    jobs = []
+    for seed in dict.fromkeys(seeds):
+        for name in dict.fromkeys(rows):
+            row = row_named(name)
+            method = SINGLE_TASK if row.single_task else row.name
+            for task in recipe.tasks if row.single_task else (None,):
+                folder = run_folder(out, PROBLEM, method, seed, task)
+                jobs.append(
+                    AgentJob(recipe, row.name, seed, task, folder, device, threads, overwrite)
+                )
+    return jobs
+
+
+def compare(
+    recipe: ReinforceRecipe,
+    rows: Sequence[str],
+    seeds: Sequence[int],
+    out: str | os.PathLike[str],
+    *,
+    jobs: int = 1,
+    device: str = "cpu",
+    overwrite: bool = False,
+    reporter: Reporter | None = None,
+    engine: Engine | None = None,
+) -> Outcome[AgentJob]:
+    """Train every row with every seed; what is complete is not trained again.
+
+    A run that fails does not stop the others; its folder says why in ``failure.json``. Ctrl-C and
+    SIGTERM stop every run at the end of its episode.
+
+    Args:
+        recipe: How long and how.
+        rows: Names that :func:`row_named` knows.
+        seeds: Seeds.
+        out: Folder for the runs. It is locked: a second process is refused.
+        jobs: Runs at a time, each in a process of its own with one thread.
+        device: Where networks and replays are.
+        overwrite: Replace runs of other settings.
+        reporter: Told how it gets on; silent if None.
+        engine: Who trains the runs; processes on this machine if None.
+
+    Returns:
+        What became of the runs that were not complete.
+
+    Raises:
+        ValueError: A row is unknown, a number is out of range, the folder is in use or holds runs
+            of other settings, or the engine cannot be started.
+    """
+    recipe.check()
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, found {jobs}")
+    reporter = reporter or Reporter()
+    out = Path(out)
+    threads = 1 if engine is None else engine.threads
+    # Planned before the folder is made, so that a mistyped name leaves nothing behind.
+    planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
+    with alone_among_runs(out), contextlib.ExitStack() as stack:
+        todo = _incomplete(planned, overwrite)
+        reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
+        runner = None
+        if engine is not None and todo:
+            try:
+                runner = stack.enter_context(engine.start(out, reporter.message))
+            except EngineError as error:
+                raise ValueError(str(error)) from error
+        stack.callback(reporter.close)
+        requested = stack.enter_context(stop_requests())
+        reporter.start(len(todo), sum(job.steps for job in todo))
+        return run_jobs(
+            todo, jobs, reporter, requested, lambda job, seconds, error: None, runner=runner
+        )
+
+
+def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
+    """Return the runs that are still to be trained.
+
+    Raises:
+        ValueError: Folders hold runs of other settings, which are to be kept.
+    """
+    todo, conflicts = [], {}
+    for job in planned:
+        found: list[str] = []
+        if (job.folder / CONFIG).exists():
+            wanted = config_of(job.recipe, row_named(job.row), job.seed, job.task)
+            try:
+                there = read_config(job.folder / CONFIG).identity()
+                found = differences(there, wanted.identity())
+            except RunFileError as error:
+                found = [damaged(error)]
+        if found:
+            conflicts[job.folder] = found
+        if found or not (job.folder / RESULT).exists():
+            todo.append(job)
+    if conflicts and not overwrite:
+        raise ValueError(conflict_message(conflicts))
+    _refuse_other_recipes(planned)
+    return todo
+
+
+def _refuse_other_recipes(planned: Sequence[AgentJob]) -> None:
+    """Refuse a folder whose other runs could not share a table with the planned ones.
+
+    Raises:
+        ValueError: There are runs of another recipe.
+    """
+    first = planned[0]
+    wanted = config_of(first.recipe, row_named(first.row), first.seed, first.task)
+    folders = {job.folder for job in planned}
+    root = first.root
+    for path in sorted(root.rglob(CONFIG)):
+        if path.parent in folders:
+            continue
+        try:
+            there = read_config(path)
+        except RunFileError:
+            # Named when the table is made.
+            continue
+        found = differences(there.problem_options, wanted.problem_options)
+        if found:
+            raise ValueError(
+                f"{path.parent} was trained by another recipe ({'; '.join(found[:3])}), and would "
+                f"share a table with these runs. Give another --out, or name "
+                f"{there.method} as well, with its seeds and --overwrite."
+            )

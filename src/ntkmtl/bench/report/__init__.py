@@ -1,0 +1,80 @@
+"""Tables, figures and pages made from the run folders of a comparison.
+
+A comparison is a folder as ``ntkmtl compare`` writes it. From it come
+
+- :func:`build_table` and :func:`build_tables`: means, standard errors, MR and Delta-m;
+- :func:`render`, :func:`rich_table` and :func:`print_table`: the table as text, Markdown, LaTeX,
+  CSV or JSON, or for a terminal;
+- :func:`write_html`: one self-contained page with the table and the charts;
+- :func:`save_figures`: figures as PNG and SVG files.
+
+The names are loaded on first use: importing this package imports neither torch nor plotly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ntkmtl.errors import MissingExtraError, missing_extra
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ntkmtl.bench.report._html import write_html
+    from ntkmtl.bench.report._render import FORMATS, print_table, render, rich_table
+    from ntkmtl.bench.report._table import Column, Estimate, Row, Table, build_table, build_tables
+    from ntkmtl.bench.report.figures import save_figures
+
+_HOMES = {
+    "Column": "_table",
+    "Estimate": "_table",
+    "FORMATS": "_render",
+    "Row": "_table",
+    "Table": "_table",
+    "build_table": "_table",
+    "build_tables": "_table",
+    "print_table": "_render",
+    "render": "_render",
+    "rich_table": "_render",
+    "save_figures": "figures",
+    "write_html": "_html",
+}
+
+__all__ = [
+    "FORMATS",
+    "Column",
+    "Estimate",
+    "Row",
+    "Table",
+    "build_table",
+    "build_tables",
+    "print_table",
+    "render",
+    "rich_table",
+    "save_figures",
+    "write_html",
+]
+
+
+def _room(name: str) -> ModuleType:
+    try:
+        return import_module(f"ntkmtl.bench.report.{name}")
+    except ImportError as error:
+        if isinstance(error, MissingExtraError) or (error.name or "ntkmtl").startswith("ntkmtl"):
+            raise
+        raise missing_extra("ntkmtl.bench.report", "bench", error) from error
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        value = getattr(_room(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name == "figures":
+        return _room(name)
+    raise AttributeError(f"module 'ntkmtl.bench.report' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "figures"})

@@ -1,0 +1,179 @@
+"""One self-contained page on the kernels of a problem's trainings."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.report._html import page_text
+from ntkmtl.bench.report._render import printable
+from ntkmtl.bench.report._study import FRACTION
+from ntkmtl.files import write_text
+
+if TYPE_CHECKING:
+    import os
+
+    from ntkmtl.bench.report._study import MethodRecord, Study
+
+__all__ = ["write_page"]
+
+_POINTS = 400
+"""Points of a line; longer trainings are averaged over windows of steps."""
+_WINDOWS = 8
+"""Parts of the training that the affinity can be looked at in."""
+_SOURCES = {"exact": "shared parameters (exact)", "representation": "shared representation"}
+
+
+def write_page(study: Study, path: str | os.PathLike[str], *, groups: int | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        study: The recorded trainings.
+        path: Where to write.
+        groups: Number of groups of tasks, chosen by the rule of
+            :func:`ntkmtl.analysis.group_tasks` if None.
+
+    Returns:
+        Where the page stands.
+
+    Raises:
+        ValueError: ``groups`` is not in 1..k.
+        MissingExtraError: plotly, jinja2 or scipy is not installed.
+    """
+    path = Path(path)
+    write_text(
+        path,
+        page_text(
+            "analysis",
+            [_data(study, groups)],
+            page=_page(study, groups),
+            title=printable(study.problem),
+        ),
+    )
+    return path
+
+
+def _page(study: Study, groups: int | None) -> dict[str, Any]:
+    config = study.configs[0]
+    recipe = config.recipe
+    seeds = sorted({seed for record in study.methods for seed in record.seeds})
+    last = max(int(record.step[-1]) for record in study.methods)
+    return {
+        "name": printable(study.problem),
+        "reduced": bool(recipe["reduced"]),
+        "facts": [
+            ("Methods", str(len(study.methods))),
+            ("Tasks", str(len(study.tasks))),
+            ("Seeds", ", ".join(map(str, seeds[:10])) + "…" * (len(seeds) > 10)),
+            ("Epochs", f"{recipe['epochs']:,}"),
+            ("Batch size", f"{recipe['batch_size']:,}"),
+            ("Learning rate", f"{float(recipe['learning_rate']):g}"),
+            ("Last recorded step", f"{last:,}"),
+            ("Parameters", f"{config.parameters:,}"),
+        ],
+        "description": printable(str(recipe["description"]), 500),
+        "notes": [printable(note, 500) for note in study.notes],
+        "methods": [printable(record.method) for record in study.methods],
+        "rows": [_row(study, record, groups) for record in study.methods],
+        "percent": f"{100 * FRACTION:g}",
+    }
+
+
+def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, Any]:
+    found = record.grouping(groups)
+    every = f"every {record.every} steps" if len(record.step) > 1 else "once"
+    return {
+        "method": printable(record.method),
+        "kernel": f"{_SOURCES.get(record.source, 'not said')}, {every}",
+        "imbalance": [_median(record.imbalance[:, side]) for side in (0, 1)],
+        "condition": [_median(record.condition[:, side]) for side in (0, 1)],
+        "rank": [_median(record.rank[:, side]) for side in (0, 1)],
+        "groups": None
+        if found is None
+        else [
+            {
+                "tasks": ", ".join(printable(name) for name in names),
+                "within": "alone" if math.isnan(within) else _text(within),
+            }
+            for names, within in zip(found.names(study.labels), found.within, strict=True)
+        ],
+        "between": "" if found is None or math.isnan(found.between) else _text(found.between),
+    }
+
+
+def _median(values: Tensor) -> str:
+    known = values[values.isfinite()]
+    return _text(float(known.quantile(0.5))) if len(known) else "–"
+
+
+def _text(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+# ------------------------------------------------------------------------------------------------
+# What the charts draw
+
+
+def _data(study: Study, groups: int | None) -> dict[str, Any]:
+    return {
+        "tasks": [printable(label) for label in study.labels],
+        "methods": [_charts(record, groups) for record in study.methods],
+    }
+
+
+def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
+    windows = torch.arange(len(record.step)).chunk(_POINTS)
+    step = torch.stack([record.step[window].double().mean() for window in windows])
+
+    def lines(values: Tensor) -> list[list[float | None]]:
+        means = torch.stack([values[window].nanmean(dim=0) for window in windows])
+        return [[_short(value) for value in column] for column in means.T.tolist()]
+
+    grouping = record.grouping(groups)
+    return {
+        "name": printable(record.method),
+        "step": [round(value) for value in step.tolist()],
+        "tasks": {
+            "eigenvalues": lines(record.max_eigenvalues),
+            "weighted": lines(record.weighted_eigenvalues),
+            "entropy": lines(record.effective_ranks),
+            "participation": lines(record.participation_ratios),
+            "convergence": lines(record.convergence),
+            "weights": lines(record.weights),
+            "losses": lines(record.losses),
+        },
+        "pairs": {
+            "condition": lines(record.condition),
+            "rank": lines(record.rank),
+            "imbalance": lines(record.imbalance),
+        },
+        "affinity": _affinity(record),
+        "order": list(range(record.affinity.shape[1]) if grouping is None else grouping.order),
+    }
+
+
+def _affinity(record: MethodRecord) -> list[dict[str, Any]]:
+    """Return the matrix averaged over the whole training, then over parts of it."""
+    parts = torch.arange(len(record.step)).chunk(_WINDOWS)
+    windows = [torch.arange(len(record.step)), *(parts if len(parts) > 1 else ())]
+    return [
+        {
+            "first": int(record.step[window[0]]),
+            "last": int(record.step[window[-1]]),
+            "values": [
+                [_short(value) for value in row]
+                for row in record.affinity[window].nanmean(dim=0).tolist()
+            ],
+        }
+        for window in windows
+    ]
+
+
+def _short(value: float) -> float | None:
+    """Return a number with as many digits as a chart can show."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -1,0 +1,494 @@
+"""The table as text, Markdown, LaTeX, CSV, JSON, or for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import statistics
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.report._table import Column, Estimate, Row, Table
+from ntkmtl.errors import missing_extra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import rich.console
+    import rich.table
+    from rich.text import Text
+
+__all__ = [
+    "FORMATS",
+    "Cell",
+    "Head",
+    "finite",
+    "layout",
+    "print_table",
+    "printable",
+    "render",
+    "rich_table",
+]
+
+FORMATS = ("text", "markdown", "latex", "csv", "json")
+"""The formats of :func:`render`."""
+
+_DASH = "-"
+_LONGEST_NAME = 80
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of a column.
+
+    Attributes:
+        key: Name for machines.
+        label: Name for people.
+        unit: Physical unit, ``""`` for none.
+        higher_is_better: Direction, None where neither is.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    higher_is_better: bool | None = None
+
+    @property
+    def arrow(self) -> str:
+        """``↑`` where higher is better, ``↓`` where lower is, else nothing."""
+        return {True: "↑", False: "↓", None: ""}[self.higher_is_better]
+
+    def text(self, separator: str = " ") -> str:
+        """Return label, unit and arrow in one."""
+        unit = f"({self.unit})" if self.unit else ""
+        return separator.join(part for part in (self.label, unit, self.arrow) if part)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as shown.
+
+    Attributes:
+        text: The number, or ``-``.
+        stderr: Its standard error, ``""`` where there is none.
+        value: The number in full, None where there is none.
+        best: Whether it is the best of its column.
+    """
+
+    text: str = _DASH
+    stderr: str = ""
+    value: float | None = None
+    best: bool = False
+
+    def plain(self, mark: Callable[[str], str] = str, join: str = " ± ") -> str:
+        """Return number and standard error in one, the number marked where it is the best."""
+        number = mark(self.text) if self.best else self.text
+        return f"{number}{join}{self.stderr}" if self.stderr else number
+
+
+def layout(table: Table) -> tuple[list[Head], list[list[Cell]]]:
+    """Return heads and rows of cells: the metrics, MR, Delta-m and relative time.
+
+    The best cell of a column is the best among the multi-task methods as shown, so methods that
+    cannot be told apart in the table are best together. Time has no best, as LS is the floor.
+
+    Args:
+        table: The table.
+
+    Returns:
+        One head per column, and one list of cells per row of the table.
+    """
+    heads = [Head(c.name, c.label, c.unit, c.higher_is_better) for c in table.columns]
+    heads += [
+        Head("mean_rank", "MR", higher_is_better=False),
+        Head("delta_m", "Δm", "%", higher_is_better=False),
+        Head("relative_time", "time", "× LS"),
+    ]
+    columns = [
+        _cells(table.rows, [row.estimates[index] for row in table.rows], column)
+        for index, column in enumerate(table.columns)
+    ]
+    columns += [
+        _cells(table.rows, [_exact(row.mean_rank) for row in table.rows], heads[-3], decimals=2),
+        _cells(table.rows, [row.delta_m for row in table.rows], heads[-2], decimals=2),
+        _cells(
+            table.rows, [_exact(row.relative_time) for row in table.rows], heads[-1], decimals=2
+        ),
+    ]
+    return heads, [list(cells) for cells in zip(*columns, strict=True)]
+
+
+def _exact(value: float | None) -> Estimate | None:
+    return None if value is None else Estimate(value, None, 1)
+
+
+def _cells(
+    rows: Sequence[Row],
+    estimates: Sequence[Estimate | None],
+    head: Column | Head,
+    decimals: int | None = None,
+) -> list[Cell]:
+    if decimals is None:
+        decimals = _decimals([estimate.mean for estimate in estimates if estimate is not None])
+    shown = [
+        Cell() if e is None else Cell(
+            _number(e.mean, decimals),
+            "" if e.stderr is None else _number(e.stderr, decimals),
+            e.mean,
+        )
+        for e in estimates
+    ]  # fmt: skip
+    ranked = [
+        cell.value
+        for row, cell in zip(rows, shown, strict=True)
+        if not row.is_baseline and cell.value is not None and math.isfinite(cell.value)
+    ]
+    if head.higher_is_better is None or len(ranked) < 2:
+        return shown
+    best = _number(max(ranked) if head.higher_is_better else min(ranked), decimals)
+    return [
+        Cell(cell.text, cell.stderr, cell.value, not row.is_baseline and cell.text == best)
+        for row, cell in zip(rows, shown, strict=True)
+    ]
+
+
+_MOST_DECIMALS = 8
+
+
+def _decimals(values: Sequence[float]) -> int:
+    """Return how many decimals show three to four significant digits of a typical value.
+
+    Example:
+        >>> [_decimals([value]) for value in (1e-10, 0.1064, 5.901, 73.57, 179.8, 12345.6)]
+        [12, 3, 2, 2, 1, 0]
+    """
+    sizes = [abs(value) for value in values if value != 0 and math.isfinite(value)]
+    if not sizes:
+        return 2
+    magnitude = math.floor(math.log10(statistics.median_low(sizes)))
+    return max((3 if magnitude >= 1 else 2) - magnitude, 0)
+
+
+def _number(value: float, decimals: int) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    if decimals > _MOST_DECIMALS:
+        return f"{value:.2e}"
+    # A diverged run beside sound ones would else fill the line with digits.
+    text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def printable(text: str, longest: int = _LONGEST_NAME, keep: str = "") -> str:
+    r"""Return a text on one line, without control characters, and cut if it is very long.
+
+    Args:
+        text: Any text.
+        longest: Characters after which it is cut.
+        keep: Control characters to keep.
+
+    Example:
+        >>> printable("a\x1b[31mb\nc")
+        'a�[31mb c'
+    """
+    # Cutting first keeps a text of millions of characters cheap.
+    cut = text[:longest] + "…" if len(text) > longest else text
+    return "".join(
+        char if char.isprintable() or char in keep else " " if char in "\t\r\n" else "\ufffd"
+        for char in cut
+    )
+
+
+def finite(value: Any) -> Any:
+    """Return JSON values with every number that is not finite made None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def render(table: Table, format: str = "text") -> str:
+    """Render a table.
+
+    Args:
+        table: The table.
+        format: ``text``, ``markdown``, ``latex`` (booktabs; needs the packages ``booktabs`` and
+            ``textcomp``), ``csv`` (full precision) or ``json`` (everything there is).
+
+    Returns:
+        The table, ending in a newline. All but CSV say below or beside the numbers what was run.
+
+    Raises:
+        ValueError: Unknown format.
+    """
+    formats = {
+        "text": _text,
+        "markdown": _markdown,
+        "latex": _latex,
+        "csv": _csv,
+        "json": _json,
+    }
+    if format not in formats:
+        raise ValueError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
+    return formats[format](table)
+
+
+def _lines(table: Table) -> list[str]:
+    """Return what stands under the table."""
+    lines = [f"Warning: {warning}" for warning in table.warnings]
+    return [printable(line, 2000) for line in [*lines, *table.notes]]
+
+
+def _text(table: Table) -> str:
+    heads, rows = layout(table)
+    grid = [["method", *(printable(head.text()) for head in heads)]]
+    for row, cells in zip(table.rows, rows, strict=True):
+        grid.append([printable(row.label), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = [
+        "  ".join(
+            text.ljust(width) if index == 0 else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in grid
+    ]
+    rule = "-" * max(map(len, lines))
+    below = ["* best of the multi-task methods.", *_lines(table)]
+    return "\n".join([printable(table.problem), "", lines[0], rule, *lines[1:], "", *below]) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    heads, rows = layout(table)
+    lines = [
+        ["Method", *(_escape_markdown(printable(head.text())) for head in heads)],
+        ["---", *("---:" for _ in heads)],
+    ]
+    for row, cells in zip(table.rows, rows, strict=True):
+        name = _escape_markdown(printable(row.label))
+        lines.append([name, *(cell.plain(lambda s: f"**{s}**") for cell in cells)])
+    below = [f"- {_escape_markdown(line)}" for line in _lines(table)]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *below]) + "\n"
+
+
+def _escape_markdown(text: str) -> str:
+    escaped = "".join(f"\\{char}" if char in "\\`*_[]|~$" else char for char in text)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "−": r"$-$",
+    "⟨": r"$\langle$",
+    "⟩": r"$\rangle$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "°": r"$^{\circ}$",
+    "Å": r"\AA{}",
+    "…": r"\ldots{}",
+    "\ufffd": "?",
+}
+_LATEX.update(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", (f"$^{{{digit}}}$" for digit in range(10)), strict=True))
+_LATEX.update(zip("₀₁₂₃₄₅₆₇₈₉", (f"$_{{{digit}}}$" for digit in range(10)), strict=True))
+_GREEK = {
+    "alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "epsilon": "ϵ", "varepsilon": "ε",
+    "zeta": "ζ", "eta": "η", "theta": "θ", "iota": "ι", "kappa": "κ", "lambda": "λ", "mu": "μ",
+    "nu": "ν", "xi": "ξ", "pi": "π", "rho": "ρ", "sigma": "σ", "tau": "τ", "upsilon": "υ",
+    "phi": "ϕ", "varphi": "φ", "chi": "χ", "psi": "ψ", "omega": "ω", "Gamma": "Γ", "Delta": "Δ",
+    "Theta": "Θ", "Lambda": "Λ", "Xi": "Ξ", "Pi": "Π", "Sigma": "Σ", "Phi": "Φ", "Psi": "Ψ",
+    "Omega": "Ω",
+}  # fmt: skip
+_LATEX.update({letter: rf"$\{name}$" for name, letter in _GREEK.items()})
+_LATEX["µ"] = r"$\mu$"
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def _latex(table: Table) -> str:
+    heads, rows = layout(table)
+    body = []
+    for row, cells in zip(table.rows, rows, strict=True):
+        name = _escape_latex(printable(row.label))
+        shown = [replace(cell, text=_minus(cell.text)) for cell in cells]
+        body.append([name, *(cell.plain(r"\textbf{{{}}}".format, r" $\pm$ ") for cell in shown)])
+        if row.is_baseline:
+            body.append([])
+    head = ["Method", *(_escape_latex(printable(head.text())) for head in heads)]
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
+        r"\toprule",
+        " & ".join(head) + r" \\",
+        r"\midrule",
+        *(" & ".join(line) + r" \\" if line else r"\midrule" for line in body),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        *(rf"\par\footnotesize {_escape_latex(line)}" for line in _lines(table)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _minus(text: str) -> str:
+    return f"$-${text[1:]}" if text.startswith("-") and text != _DASH else text
+
+
+def _csv(table: Table) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [name for column in table.columns for name in (column.name, f"{column.name} stderr")]
+    own = ["mean_rank", "delta_m", "delta_m stderr", "relative_time", "seconds_per_epoch"]
+    own.append("tuning_trials")
+    writer.writerow(["problem", "method", "seeds", *names, *own])
+    for row in table.rows:
+        pairs = [*row.estimates, row.delta_m]
+        numbers = [
+            number
+            for estimate in pairs
+            for number in ((None, None) if estimate is None else (estimate.mean, estimate.stderr))
+        ]
+        numbers[-2:-2] = [row.mean_rank]
+        numbers += [row.relative_time, row.seconds_per_epoch]
+        writer.writerow(
+            [
+                table.problem,
+                row.method,
+                len(row.seeds),
+                *("" if number is None else repr(float(number)) for number in numbers),
+                0 if row.tuning is None else row.tuning.trials,
+            ]
+        )
+    return _encodable(out.getvalue())
+
+
+def _json(table: Table) -> str:
+    text = json.dumps(finite(table.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+    return _encodable(text) + "\n"
+
+
+def _encodable(text: str) -> str:
+    """Return a text without lone surrogates, which JSON's escapes allow but no encoding does."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def rich_table(table: Table) -> rich.table.Table:
+    """Return the table for a terminal: best in bold, standard errors under the means.
+
+    Rich cuts a table that is wider than the terminal; :func:`print_table` breaks it instead.
+
+    Args:
+        table: The table.
+
+    Returns:
+        A Rich table with what was run in its caption.
+
+    Raises:
+        MissingExtraError: Rich is not installed.
+    """
+    _need_rich()
+    return _rich_block(table, range(len(table.columns) + 3), title=True, caption=True)
+
+
+def print_table(table: Table, console: rich.console.Console | None = None) -> None:
+    """Print the table to a terminal, in blocks of as many columns as fit side by side.
+
+    Args:
+        table: The table.
+        console: Where to print, standard output if None.
+
+    Raises:
+        MissingExtraError: Rich is not installed.
+    """
+    _need_rich()
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = console or Console()
+    # Rich measures no wider than the terminal, unless it is told that there is room.
+    unbounded = console.options.update(max_width=100_000)
+    heads, _ = layout(table)
+    start = 0
+    while start < len(heads):
+        stop = start + 1
+        # A column's width depends on its cells, so blocks grow for as long as they fit.
+        while stop < len(heads):
+            block = _rich_block(table, range(start, stop + 1))
+            if Measurement.get(console, unbounded, block).maximum > console.width:
+                break
+            stop += 1
+        console.print(_rich_block(table, range(start, stop), title=start == 0))
+        start = stop
+    console.print(_caption(table))
+
+
+def _need_rich() -> None:
+    try:
+        import rich.table  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("a table for terminals", "bench", error) from error
+
+
+def _rich_block(
+    table: Table, columns: Sequence[int], *, title: bool = False, caption: bool = False
+) -> rich.table.Table:
+    import rich.box
+    import rich.table
+    from rich.text import Text
+
+    heads, rows = layout(table)
+    spread = any(cell.stderr for cells in rows for cell in cells)
+    shown = rich.table.Table(
+        title=Text(printable(table.problem), style="bold") if title else None,
+        caption=_caption(table) if caption else None,
+        box=rich.box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+        caption_style="not italic",
+    )
+    shown.add_column("method", no_wrap=True)
+    for index in columns:
+        head = Text(printable(heads[index].text("\n"), keep="\n"), justify="right")
+        shown.add_column(head, justify="right", no_wrap=True)
+    for row, cells in zip(table.rows, rows, strict=True):
+        texts = []
+        for cell in (cells[index] for index in columns):
+            text = Text()
+            text.append(cell.text, style="bold" if cell.best else "")
+            if spread:
+                text.append(f"\n{'±' if cell.stderr else ''}{cell.stderr}", style="dim")
+            texts.append(text)
+        shown.add_row(Text(printable(row.label)), *texts, end_section=row.is_baseline)
+    return shown
+
+
+def _caption(table: Table) -> Text:
+    from rich.text import Text
+
+    caption = Text(justify="left")
+    for warning in table.warnings:
+        caption.append(f"Warning: {printable(warning, 2000)}\n", style="yellow")
+    caption.append("\n".join(printable(note, 2000) for note in table.notes), style="dim")
+    return caption

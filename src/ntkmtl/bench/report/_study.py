@@ -1,0 +1,355 @@
+"""The recorded trainings of one problem, brought together by method."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.analysis._record import Recorder
+from ntkmtl.analysis.grouping import Grouping, group_tasks
+from ntkmtl.analysis.kernels import convergence_steps, imbalance
+from ntkmtl.bench.training.runs import RECORD, SINGLE_TASK, load_runs
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from ntkmtl.bench.training.runs import RunConfig
+
+__all__ = ["FRACTION", "MethodRecord", "Study", "StudyError", "read_study", "study_of"]
+
+FRACTION = 0.1
+"""What part of a task's loss is to be left after the predicted number of steps."""
+
+_AVERAGED = (
+    "losses",
+    "weights",
+    "max_eigenvalues",
+    "effective_ranks",
+    "participation_ratios",
+    "affinity",
+)
+
+
+class StudyError(ValueError):
+    """There is nothing to analyse in a folder, or it does not belong together."""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodRecord:
+    """What was recorded of one method, averaged over its seeds.
+
+    T steps, k tasks. All float64, NaN where nothing is known.
+
+    Attributes:
+        method: Its name.
+        seeds: Seeds of the trainings, rising.
+        every: Steps from one record to the next.
+        source: With respect to what the kernel was taken, "" if the record does not say.
+        step: Recorded steps that all seeds have, int64 of shape (T,).
+        losses: Shape (T, k).
+        weights: Shape (T, k).
+        max_eigenvalues: Of each task's kernel, shape (T, k).
+        weighted_eigenvalues: The same under the step's weights, w^2 lambda (Eq. 13), shape (T, k).
+        effective_ranks: Shape (T, k).
+        participation_ratios: Shape (T, k).
+        convergence: Predicted steps under the step's weights, shape (T, k); see
+            :func:`ntkmtl.analysis.convergence_steps`.
+        condition: Of the extended kernel, before and after weighting, shape (T, 2): means of the
+            logarithm over seeds.
+        rank: Its numerical rank, before and after, shape (T, 2).
+        imbalance: Largest over smallest of the tasks' eigenvalues, before and after, shape (T, 2).
+        affinity: Shape (T, k, k).
+    """
+
+    method: str
+    seeds: tuple[int, ...]
+    every: int
+    source: str
+    step: Tensor
+    losses: Tensor
+    weights: Tensor
+    max_eigenvalues: Tensor
+    weighted_eigenvalues: Tensor
+    effective_ranks: Tensor
+    participation_ratios: Tensor
+    convergence: Tensor
+    condition: Tensor
+    rank: Tensor
+    imbalance: Tensor
+    affinity: Tensor
+
+    def mean_affinity(self) -> Tensor:
+        """Return the affinity averaged over training, shape (k, k)."""
+        return self.affinity.nanmean(dim=0)
+
+    def grouping(self, groups: int | None = None) -> Grouping | None:
+        """Return the groups by the averaged affinity, None where a pair was never compared.
+
+        Args:
+            groups: Their number; chosen by the rule of :func:`group_tasks` if None.
+
+        Raises:
+            ValueError: ``groups`` is not in 1..k.
+        """
+        affinity = self.mean_affinity()
+        return None if bool(affinity.isnan().any()) else group_tasks(affinity, groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The recorded trainings of one problem.
+
+    Attributes:
+        problem: Its name.
+        tasks: Names of the k tasks.
+        labels: Their names as shown to people.
+        methods: One record per method.
+        configs: One configuration per method, of its first seed.
+        learning_rate: Peak learning rate.
+        notes: What the reader has to know about the records.
+    """
+
+    problem: str
+    tasks: tuple[str, ...]
+    labels: tuple[str, ...]
+    methods: tuple[MethodRecord, ...]
+    configs: tuple[RunConfig, ...]
+    learning_rate: float
+    notes: tuple[str, ...] = ()
+
+    def to_json(self, groups: int | None = None) -> dict[str, Any]:
+        """Return everything as JSON values, NaN and infinity as null.
+
+        Args:
+            groups: See :meth:`MethodRecord.grouping`.
+        """
+        return {
+            "problem": self.problem,
+            "tasks": list(self.tasks),
+            "learning_rate": self.learning_rate,
+            "fraction": FRACTION,
+            "notes": list(self.notes),
+            "methods": [_method_json(self, record, groups) for record in self.methods],
+        }
+
+
+def _method_json(study: Study, record: MethodRecord, groups: int | None) -> dict[str, Any]:
+    grouping = record.grouping(groups)
+    affinity = record.mean_affinity()
+    pairs: dict[str, Any] = {
+        name: {"before": values[:, 0], "after": values[:, 1]}
+        for name, values in (
+            ("condition", record.condition),
+            ("rank", record.rank),
+            ("imbalance", record.imbalance),
+        )
+    }
+    found: dict[str, Any] = {
+        "method": record.method,
+        "seeds": list(record.seeds),
+        "every": record.every,
+        "source": record.source or None,
+        "step": record.step,
+        "losses": record.losses,
+        "weights": record.weights,
+        "max_eigenvalues": record.max_eigenvalues,
+        "weighted_eigenvalues": record.weighted_eigenvalues,
+        "effective_ranks": record.effective_ranks,
+        "participation_ratios": record.participation_ratios,
+        "predicted_steps": record.convergence,
+        **pairs,
+        "mean_affinity": affinity,
+        "groups": None if grouping is None else grouping.names(study.tasks),
+        "affinity_within_groups": None if grouping is None else list(grouping.within),
+        "affinity_between_groups": None if grouping is None else grouping.between,
+    }
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_study(
+    folder: str | os.PathLike[str],
+    *,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Study:
+    """Read the records of the complete runs below a folder.
+
+    Args:
+        folder: A run's folder, or one above that holds the runs of one problem.
+        methods: Methods to read, all if None.
+        seeds: Seeds to read, all if None.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        StudyError: It holds no record, or those of several problems.
+        RecordFileError: A record is damaged.
+        RunFileError: Another file of a run is damaged.
+    """
+    folder = Path(folder)
+    runs, incomplete = load_runs(folder)
+    kept = [
+        run
+        for run in runs
+        if run.config.method != SINGLE_TASK
+        and (methods is None or run.config.method in methods)
+        and (seeds is None or run.config.seed in seeds)
+    ]
+    recorded = [
+        (run.config, Recorder.load(run.path / RECORD))
+        for run in kept
+        if (run.path / RECORD).exists()
+    ]
+    if not recorded:
+        what = f"{len(kept)} complete runs, none with {RECORD}" if kept else "no complete run"
+        raise StudyError(
+            f"{folder} holds {what}. Record while training: ntkmtl compare PROBLEM --methods "
+            f"ls,ntkmtl-sr --record 50 --out {folder} --overwrite, or ntkmtl analyze PROBLEM"
+        )
+    notes = []
+    if len(recorded) < len(kept):
+        notes.append(f"{len(kept) - len(recorded)} complete runs hold no record: left out.")
+    if incomplete and methods is None and seeds is None:
+        notes.append(f"{len(incomplete)} runs are not complete: left out.")
+    return study_of(recorded, notes=notes)
+
+
+def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[str] = ()) -> Study:
+    """Bring recorded trainings together.
+
+    Args:
+        recorded: Configuration and record of each, at least one.
+        notes: Sentences for the reader.
+
+    Raises:
+        StudyError: They are of several problems or tasks, a record is empty, or the seeds of a
+            method have no recorded step in common.
+    """
+    problems = list(dict.fromkeys(config.problem for config, _ in recorded))
+    if len(problems) != 1:
+        raise StudyError(
+            f"there are runs of {len(problems)} problems ({', '.join(problems)}); give the folder "
+            "of one, DIR/PROBLEM"
+        )
+    config = recorded[0][0]
+    for other, record in recorded:
+        if other.tasks != config.tasks or (len(record) and record.tasks != other.tasks):
+            raise StudyError(
+                f"the runs have different tasks: {list(config.tasks)} and {list(other.tasks)}"
+            )
+        if not len(record):
+            raise StudyError(f"the record of {other.method}, seed {other.seed}, holds no step")
+    methods: dict[str, list[tuple[RunConfig, Recorder]]] = {}
+    for other, record in recorded:
+        methods.setdefault(other.method, []).append((other, record))
+    more = list(notes)
+    if any(other.recipe != config.recipe for other, _ in recorded):
+        more.append(
+            "The runs have different recipes, of which one is shown: predicted steps are for each "
+            "run's own learning rate."
+        )
+    if any(record.source != recorded[0][1].source for _, record in recorded):
+        more.append("The kernels are of different sources: do not compare them between methods.")
+    rank = {"ls": 0}
+    order = sorted(methods, key=lambda name: (rank.get(name, 1), name))
+    return Study(
+        problem=problems[0],
+        tasks=config.tasks,
+        labels=_labels(config),
+        methods=tuple(_method(methods[name]) for name in order),
+        configs=tuple(methods[name][0][0] for name in order),
+        learning_rate=float(config.recipe["learning_rate"]),
+        notes=tuple(more),
+    )
+
+
+def _labels(config: RunConfig) -> tuple[str, ...]:
+    labels = []
+    for task in config.tasks:
+        own = [metric for metric in config.metrics if metric.task == task]
+        labels.append(own[0].label or task if len(own) == 1 else task)
+    # A label is for reading: where two tasks share one, names tell them apart.
+    return tuple(labels) if len(set(labels)) == len(labels) else config.tasks
+
+
+def _method(entries: Sequence[tuple[RunConfig, Recorder]]) -> MethodRecord:
+    entries = sorted(entries, key=lambda entry: entry[0].seed)
+    name = entries[0][0].method
+    common = set(entries[0][1].steps.tolist())
+    for _, record in entries[1:]:
+        common &= set(record.steps.tolist())
+    if not common:
+        raise StudyError(f"the seeds of {name} have no recorded step in common")
+    step = torch.tensor(sorted(common), dtype=torch.int64)
+    columns: dict[str, list[Tensor]] = {}
+
+    def keep(key: str, values: Tensor) -> None:
+        columns.setdefault(key, []).append(values)
+
+    for config, record in entries:
+        at = torch.isin(record.steps, step)
+        rows = {key: record[key][at] for key in _AVERAGED}
+        for key in _AVERAGED:
+            keep(key, rows[key])
+        weighted = rows["weights"].square() * rows["max_eigenvalues"]
+        keep("weighted", weighted)
+        keep(
+            "convergence",
+            convergence_steps(
+                rows["max_eigenvalues"],
+                float(config.recipe["learning_rate"]),
+                losses=rows["losses"],
+                minibatches=record["kernel_minibatches"][at][:, None],
+                weights=rows["weights"],
+                fraction=FRACTION,
+            ),
+        )
+        for key in ("condition", "rank"):
+            keep(key, torch.stack([record[key][at], record[f"{key}_weighted"][at]], dim=1))
+        spread = [
+            [imbalance(before), imbalance(after)]
+            for before, after in zip(rows["max_eigenvalues"], weighted, strict=True)
+        ]
+        keep("imbalance", torch.tensor(spread, dtype=torch.float64))
+
+    def mean(key: str) -> Tensor:
+        return torch.stack(columns[key]).nanmean(dim=0)
+
+    def log_mean(key: str) -> Tensor:
+        return torch.stack(columns[key]).log().nanmean(dim=0).exp()
+
+    record = entries[0][1]
+    return MethodRecord(
+        method=name,
+        seeds=tuple(config.seed for config, _ in entries),
+        every=record.every,
+        source=record.source or "",
+        step=step,
+        losses=mean("losses"),
+        weights=mean("weights"),
+        max_eigenvalues=mean("max_eigenvalues"),
+        weighted_eigenvalues=mean("weighted"),
+        effective_ranks=mean("effective_ranks"),
+        participation_ratios=mean("participation_ratios"),
+        convergence=log_mean("convergence"),
+        condition=log_mean("condition"),
+        rank=mean("rank"),
+        imbalance=log_mean("imbalance"),
+        affinity=mean("affinity"),
+    )

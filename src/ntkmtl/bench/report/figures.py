@@ -1,0 +1,222 @@
+"""Figures of a comparison as PNG and SVG files, for papers and pages that show pictures."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ntkmtl.bench.report._render import printable
+from ntkmtl.bench.report._series import eigenvalues
+from ntkmtl.bench.report._table import load, table_of, task_labels
+from ntkmtl.bench.training.runs import folder_name
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import atomic_write
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ntkmtl.bench.report._series import Series
+    from ntkmtl.bench.report._table import Row, Table
+
+__all__ = ["save_figures"]
+
+_INK, _MUTED, _GRID = "#1c2128", "#5b6570", "#e8ebef"
+# Okabe and Ito's colours without black and yellow, and an olive; then the same dashed.
+_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b")
+_DASHES = ("-", "--", ":", "-.")
+_POINTS = 60
+"""Windows of steps that a curve averages over: eigenvalues of single steps are noisy."""
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _GRID,
+    # Equal figures get equal bytes.
+    "svg.hashsalt": "ntkmtl",
+}
+
+
+def save_figures(
+    runs_dir: str | os.PathLike[str],
+    out_dir: str | os.PathLike[str],
+    *,
+    method: str | None = None,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    """Draw Delta-m by method, and the tasks' eigenvalues over training (the paper's Figure 2).
+
+    The files are named ``PROBLEM-delta-m`` and ``PROBLEM-eigenvalues``. A figure that the runs hold
+    nothing for is left out: Delta-m without STL, eigenvalues without a method that reads them.
+
+    Args:
+        runs_dir: The folder given to ``ntkmtl compare --out``.
+        out_dir: Folder for the files, made if there is none.
+        method: The method whose eigenvalues to draw; the one of lowest Delta-m (else of lowest mean
+            rank) that has eigenvalues if None.
+        formats: Endings of the files, as matplotlib knows them.
+
+    Returns:
+        Where the files stand.
+
+    Raises:
+        FileNotFoundError: There is no folder ``runs_dir``.
+        ValueError: No run in it is complete, a file cannot be read, or ``method`` has no
+            eigenvalues.
+        MissingExtraError: Matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise missing_extra("figures as files", "bench", error) from error
+
+    written = []
+    with mpl.rc_context(_STYLE):
+        for problem, runs in load(runs_dir).items():
+            table = table_of(runs)
+            methods = [row.method for row in table.rows if not row.is_baseline]
+            series = eigenvalues(runs, methods, _POINTS)
+            for name, figure in _figures(table, series, method):
+                for ending in formats:
+                    path = Path(out_dir) / f"{folder_name(problem)}-{name}.{ending}"
+                    _write(figure, path, ending)
+                    written.append(path)
+    return written
+
+
+def _write(figure: Figure, path: Path, ending: str) -> None:
+    buffer = io.BytesIO()
+    undated = {"Date": None} if ending == "svg" else None
+    figure.savefig(buffer, format=ending, dpi=200, metadata=undated)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+def _figures(
+    table: Table, series: dict[str, Series], method: str | None
+) -> Iterator[tuple[str, Figure]]:
+    rows = [
+        row
+        for row in table.rows
+        if row.delta_m is not None and math.isfinite(row.delta_m.mean)
+    ]  # fmt: skip
+    if rows:
+        yield "delta-m", _delta_m(table, rows)
+    if method is not None and method not in series:
+        raise ValueError(
+            f"{method!r} has no eigenvalues on {table.problem!r}; "
+            f"methods that have: {', '.join(series) or 'none'}"
+        )
+    if series:
+        chosen = method or min(series, key=lambda name: _worth(table.row(name)))
+        yield "eigenvalues", _eigenvalues(table, series[chosen], chosen)
+
+
+def _plain(text: str, longest: int) -> str:
+    """Return a text that matplotlib shows as it is: dollars would make mathematics of it."""
+    return printable(text, longest).replace("$", r"\$")
+
+
+def _worth(row: Row) -> float:
+    if row.delta_m is not None and math.isfinite(row.delta_m.mean):
+        return row.delta_m.mean
+    return math.inf if row.mean_rank is None else row.mean_rank
+
+
+def _new(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _subtitle(table: Table) -> str:
+    seeds, epochs = len(table.facts["seeds"]), table.facts["recipe"]["epochs"]
+    parts = [
+        f"{seeds} seed{'' if seeds == 1 else 's'}",
+        f"{epochs:,} epoch{'' if epochs == 1 else 's'}",
+        "reduced recipe" if table.facts["reduced"] else "",
+    ]
+    return f"{_plain(table.problem, 40)}: {', '.join(part for part in parts if part)}"
+
+
+def _delta_m(table: Table, rows: Sequence[Row]) -> Figure:
+    """Draw bars of Delta-m, the best on top."""
+    order = sorted(rows, key=_worth)
+    figure, axes = _new(6.4, 1.1 + 0.27 * len(order))
+    place = np.arange(len(order))
+    means = [row.delta_m.mean for row in order if row.delta_m is not None]
+    errors = [row.delta_m.stderr or 0.0 for row in order if row.delta_m is not None]
+    colours = [_COLOURS[0] if mean < 0 else _COLOURS[1] for mean in means]
+    axes.barh(place, means, height=0.66, color=colours)
+    if any(errors):
+        axes.errorbar(means, place, xerr=errors, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5)
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(place, [_plain(row.label, 40) for row in order])
+    axes.tick_params(axis="y", length=0)
+    axes.invert_yaxis()
+    axes.margins(y=0.02)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("Δm against single-task learning (%), lower is better")
+    axes.set_title(_subtitle(table), loc="left", fontsize=9.5, color=_MUTED)
+    return figure
+
+
+def _eigenvalues(table: Table, series: Series, method: str) -> Figure:
+    """Draw the largest eigenvalue of each task's kernel over the steps."""
+    tasks = task_labels(table)
+    legend_columns = math.ceil(len(tasks) / 16)
+    figure, axes = _new(5.6 + 1.2 * legend_columns, 3.6)
+    lines = []
+    for task in range(len(tasks)):
+        values = series.values[:, task]
+        known = np.isfinite(values)
+        lines += axes.plot(
+            series.step[known],
+            values[known],
+            color=_COLOURS[task % len(_COLOURS)],
+            linestyle=_DASHES[task // len(_COLOURS) % len(_DASHES)],
+            linewidth=1.2,
+            marker="o" if known.sum() == 1 else "",
+        )
+    present = series.values[np.isfinite(series.values)]
+    if (present > 0).all():
+        axes.set_yscale("log")
+    window = round(series.window)
+    axes.set_xlabel(f"Step (means over windows of {window} steps)" if window > 1 else "Step")
+    axes.set_ylabel("Largest eigenvalue")
+    axes.margins(x=0.01)
+    axes.grid(axis="y")
+    axes.set_title(
+        f"{_subtitle(table)}, {_plain(method, 40)}", loc="left", fontsize=9.5, color=_MUTED
+    )
+    # Given the lines, the legend keeps names that begin with an underscore.
+    axes.legend(
+        handles=lines,
+        labels=[_plain(name, 24) for name in tasks],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        frameon=False,
+        fontsize=8,
+        ncols=legend_columns,
+    )
+    return figure

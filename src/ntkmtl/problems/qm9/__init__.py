@@ -1,9 +1,0 @@
-"""``qm9``: 11 properties of QM9's 130,831 molecules, as the multi-task literature trains them."""
-
-from __future__ import annotations
-
-from ntkmtl.problems.qm9._problem import QM9, Batch, Graphs
-from ntkmtl.problems.qm9._sources import Molecules, read_source
-from ntkmtl.problems.qm9._store import load, prepare
-
-__all__ = ["QM9", "Batch", "Graphs", "Molecules", "load", "prepare", "read_source"]

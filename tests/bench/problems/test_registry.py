@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from ntkmtl.bench import problems
+
+
+def test_listing_problems_does_not_import_torch() -> None:
+    code = (
+        "import sys; from ntkmtl.bench import problems; problems.names(); problems.specs(); "
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_table_names_classes_that_agree_with_it() -> None:
+    for spec in problems.specs():
+        module, _, name = spec.target.partition(":")
+        kind = getattr(import_module(module), name)
+        assert issubclass(kind, problems.Problem)
+        assert kind.name == spec.name
+        assert kind.summary == spec.summary
+        # Tasks that depend on the data are known once there is a problem.
+        if hasattr(kind, "tasks"):
+            assert {metric.task for metric in kind.metrics} == set(kind.tasks)
+        if spec.prepare:
+            module, _, name = spec.prepare.partition(":")
+            assert callable(getattr(import_module(module), name))
+
+
+def test_names_and_specs_agree() -> None:
+    assert problems.names() == tuple(spec.name for spec in problems.specs())
+    assert all("\n" not in spec.summary for spec in problems.specs())
+
+
+def test_base_names_are_loaded_on_use() -> None:
+    from ntkmtl.bench.problems import base
+
+    assert problems.Metric is base.Metric
+    assert "Recipe" in dir(problems)
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        problems.Nonsense  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_unknown_name_says_the_closest_and_all() -> None:
+    with pytest.raises(ValueError, match=r"'qm9-mimi'; did you mean 'qm9-mini'\? Known: qm9-mini"):
+        problems.create("qm9-mimi")
+    with pytest.raises(ValueError, match=r"'xyzzy'\. Known: qm9-mini"):
+        problems.create("xyzzy")
+
+
+def test_unknown_option_says_those_known() -> None:
+    with pytest.raises(TypeError, match="qm9-mini has no option 'target'; it takes: targets"):
+        problems.create("qm9-mini", target="raw")
+
+
+def test_unknown_value_says_those_known() -> None:
+    with pytest.raises(ValueError, match=r"'standardised' or 'raw'\. Found targets='log'"):
+        problems.create("qm9-mini", targets="log")
+
+
+def test_missing_numpy_says_what_to_install() -> None:
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['numpy'] = None\n"
+        "from ntkmtl import errors\nfrom ntkmtl.bench import problems\n"
+        "try:\n    problems.create('qm9-mini')\n"
+        "except errors.MissingExtraError as error:\n    print(error)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert "qm9-mini needs numpy" in result.stdout
+    assert "pip install 'ntkmtl[bench]'" in result.stdout

@@ -1,0 +1,320 @@
+"""Runs as Ray tasks: what dies is begun again where it was, and the numbers are the local ones."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from children import start
+from ray_children import compare_on_ray
+from typer.testing import CliRunner
+
+from ntkmtl.bench import reinforce
+from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.reinforce import ReinforceRecipe
+from ntkmtl.bench.training import Comparison, SweepError, compare, load_run, load_runs
+from ntkmtl.bench.training.checkpoints import read_checkpoint
+from ntkmtl.bench.training.engines import EngineError
+from ntkmtl.bench.training.engines_ray import RayEngine, on_loopback
+from ntkmtl.bench.training.reporters import Reporter
+from ntkmtl.errors import MissingExtraError
+
+TOY = "toy_problem:Toy"
+
+
+class Notes(Reporter):
+    """Keeps what is told, and calls a function once when so many runs have come so far."""
+
+    def __init__(self, runs: int = 0, step: int = 0, act: Callable[[], None] | None = None) -> None:
+        self.messages: list[str] = []
+        self.steps: dict[int, list[int]] = {}
+        self.labels: dict[int, str] = {}
+        self.ended: dict[int, str] = {}
+        self.before_message: dict[int, int] = {}
+        self.runs, self.step, self.act = runs, step, act
+
+    def run_started(self, run: int, label: str, steps: int) -> None:
+        self.labels[run] = label
+
+    def run_progress(self, run: int, done: int) -> None:
+        self.steps.setdefault(run, []).append(done)
+        under_way = [r for r, seen in self.steps.items() if r not in self.ended]
+        if self.act and sum(max(self.steps[r]) >= self.step for r in under_way) >= self.runs:
+            act, self.act = self.act, None
+            act()
+
+    def run_finished(self, run: int, seconds: float) -> None:
+        self.ended[run] = "finished"
+
+    def run_failed(self, run: int, why: str) -> None:
+        self.ended[run] = why
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+        self.before_message = {run: len(seen) for run, seen in self.steps.items()}
+
+
+def ask(out: Path, **changes: Any) -> Comparison:
+    values: dict[str, Any] = {
+        "problem": TOY,
+        "methods": ["ntkmtl-sr", "uw"],
+        "seeds": [0, 1],
+        "out": out,
+        "threads": 1,
+        "checkpoint_seconds": 0.0,
+        "single_task_baselines": False,
+    }
+    return Comparison(**{**values, **changes})
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def assert_same_bits(one: Path, other: Path) -> None:
+    """Every number of every run is the same; only times may differ."""
+    assert files(one) == files(other)
+    runs = load_runs(one)[0]
+    assert len(runs) == len(load_runs(other)[0]) > 0
+    for run in runs:
+        twin = load_run(other / run.path.relative_to(one))
+        assert run.config == twin.config
+        assert (run.result.test, run.result.val) == (twin.result.test, twin.result.val)
+        assert run.result.steps == twin.result.steps
+        for mine, yours in zip(run.history, twin.history, strict=True):
+            assert (mine.train_losses, mine.val) == (yours.train_losses, yours.val)
+        np.testing.assert_array_equal(run.steps.step, twin.steps.step)
+        np.testing.assert_array_equal(run.steps.weights, twin.steps.weights)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes, each with room for one run, on 127.0.0.1 alone."""
+    from ray.cluster_utils import Cluster
+
+    with on_loopback(), pytest.MonkeyPatch.context() as patch:
+        # Such a cluster has no token to show; a user's own must not be taken for it.
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        common = {"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1"}
+        made = Cluster()
+        try:
+            for left in (2, 1, 0):
+                try:
+                    made.add_node(**common)
+                    made.add_node(**common)
+                    break
+                # Where others use the machine, Ray may find its nodes too slow.
+                except Exception:
+                    made.shutdown()
+                    if not left:
+                        raise
+                    made = Cluster()
+            yield made
+        finally:
+            made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the local engine leaves."""
+    out = tmp_path_factory.mktemp("local")
+    assert compare(ask(out)).trained == 4
+    return out
+
+
+def test_a_worker_that_dies_costs_its_run_only(cluster: Any, local: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    out = tmp_path / "runs"
+    # The first run of seed 1 ends its process at its first step.
+    crash = {"crash": str(tmp_path / "crashed")}
+    sweep = compare(
+        ask(out, problem_options=crash), reporter=notes, engine=RayEngine(cluster.address)
+    )
+    assert (sweep.failures, sweep.trained, sweep.interrupted) == ((), 4, False)
+    (told,) = notes.messages
+    assert "seed 1: its worker died" in told
+    assert_same_bits(local, out)
+
+
+def test_agents_are_trained_by_ray_too(cluster: Any, tmp_path: Path) -> None:
+    recipe = ReinforceRecipe(
+        name="tiny",
+        description="",
+        tasks=("reach", "drawer-close"),
+        goals="fixed",
+        horizon=15,
+        vector_steps=90,
+        random_steps=30,
+        evaluate_every=45,
+        evaluation_episodes=1,
+        hidden=(16,),
+        batch_size=8,
+        capacity=2000,
+    )
+    engine = RayEngine(address=cluster.address)
+    found = reinforce.compare(recipe, ["ntkmtl"], [0], tmp_path / "ray", engine=engine)
+    assert [job.label for job in found.finished] == ["ntkmtl seed 0"]
+    reinforce.compare(recipe, ["ntkmtl"], [0], tmp_path / "local")
+    assert_same_bits(tmp_path / "local", tmp_path / "ray")
+
+
+def test_what_cannot_be_done_is_refused_before_anything_is_made(
+    cluster: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(SweepError, match=r"no node .* 64 processors, .*Found 2 nodes: 1 proc"):
+        compare(ask(tmp_path), engine=RayEngine(cluster.address, cpus=64))
+    with pytest.raises(SweepError, match=r"0\.5 GPUs"):
+        compare(ask(tmp_path), engine=RayEngine(cluster.address, gpus=0.5))
+    assert files(tmp_path) == [".ntkmtl.lock"]
+
+
+def test_a_node_that_is_killed_costs_its_run_only(
+    cluster: Any, local: Path, tmp_path: Path
+) -> None:
+    (node,) = cluster.worker_nodes
+    out = tmp_path / "runs"
+    kept: dict[str, int] = {}
+
+    def kill() -> None:
+        for place in out.rglob("checkpoint.pt"):
+            kept[f"{place.parts[-3]} {place.parts[-2].replace('-', ' ')}"] = read_checkpoint(place)[
+                "step"
+            ]
+        cluster.remove_node(node, allow_graceful=False)
+
+    notes = Notes(runs=2, step=8, act=kill)
+    sweep = compare(
+        ask(out, problem_options={"pause": 0.05}), reporter=notes, engine=RayEngine(cluster.address)
+    )
+    assert notes.act is None, "the node was killed while both runs were under way"
+    assert (sweep.failures, sweep.trained) == ((), 4)
+    (died,) = notes.messages
+    (number,) = (n for n, label in notes.labels.items() if died.startswith(f"{label}: its worker"))
+    # Progress is told now and then, so that what was seen last may be before the checkpoint.
+    again = notes.steps[number][notes.before_message[number] :]
+    assert min(again) > kept[notes.labels[number]] > 0, "went on from its checkpoint"
+    assert_same_bits(local, out)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_runs_that_have_not_begun_wait_for_a_node(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    notes = Notes()
+    looked = 0
+
+    def room(engine: RayEngine) -> int:
+        """One run at first; none then, and for three looks after that run has ended."""
+        nonlocal looked
+        looked += bool(notes.ended)
+        if looked == 2 and stopped:
+            signal.raise_signal(signal.SIGINT)
+        return int(not notes.labels or looked > 3)
+
+    monkeypatch.setattr(RayEngine, "_room", room)
+    sweep = compare(
+        ask(tmp_path, methods=["uw"]), reporter=notes, engine=RayEngine(cluster.address)
+    )
+    assert sweep.failures == ()
+    if stopped:
+        assert (sweep.interrupted, sweep.trained, sweep.unfinished) == (True, 1, 1)
+    else:
+        assert (sweep.interrupted, sweep.trained, sweep.unfinished) == (False, 2, 0)
+    assert [text.partition(" (")[0] for text in notes.messages] == [
+        "No node has room for a run any more"
+    ]
+
+
+def test_a_ray_of_its_own_is_for_this_machine_alone_and_stops_on_ctrl_c(
+    local: Path, tmp_path: Path
+) -> None:
+    process, connection = start(compare_on_ray, tmp_path)
+    word = connection.recv()
+    while word[1] < 3:
+        word = connection.recv()
+    _, _, addresses, commands = word
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    assert any("raylet" in command for command in commands)
+    assert not any("dashboard.py" in command for command in commands)
+    assert process.pid is not None
+    # As a terminal does: to every process of the group.
+    os.killpg(process.pid, signal.SIGINT)
+    while word[0] != "end":
+        word = connection.recv()
+    process.join(30)
+    assert process.exitcode == 0
+    _, interrupted, unfinished, children, folders = word
+    assert (interrupted, unfinished) == (True, 4)
+    assert not any("ray" in command for command in children)
+    assert folders == []
+    # Where it took longer than from one checkpoint to the next there are two.
+    left = [name for name in files(tmp_path / "toy") if "previous" not in name]
+    assert left == [f"ntkmtl-sr/seed-0/{name}" for name in ("checkpoint.pt", "config.json")]
+    # What was begun on Ray goes on without it.
+    notes = Notes()
+    compare(ask(tmp_path), reporter=notes)
+    assert notes.steps[0][0] > 1, "went on from the checkpoint"
+    assert_same_bits(local, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cpus": 0}, "at least 1 processor. Found 0"),
+        ({"gpus": -1.0}, "must not be negative. Found -1"),
+        ({"gpus": 1.5}, "whole number. Found 1.5"),
+        ({"jobs": 0}, "jobs must be at least 1. Found 0"),
+        ({"retries": -1}, "retries must not be negative"),
+        ({"address": "ray://127.0.0.1:10001"}, "host:port .*Ray Client is not supported"),
+    ],
+)
+def test_settings_that_make_no_sense(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        RayEngine(**changes)
+
+
+def test_no_cluster_there(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(SweepError, match=f"cannot be joined at 127.0.0.1:{port}"):
+        compare(ask(tmp_path), engine=RayEngine(f"127.0.0.1:{port}"))
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'ntkmtl\[ray\]'"):
+        RayEngine()
+
+
+def test_a_ray_that_does_not_start_is_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**settings: Any) -> None:
+        folders.append(Path(settings["_temp_dir"]))
+        # What Ray raises where its processes are not up in time.
+        raise Exception("The current node timed out during startup.")
+
+    folders: list[Path] = []
+    monkeypatch.setattr("ray.init", fail)
+    before = dict(os.environ)
+    with pytest.raises(SweepError, match="Ray cannot be started: The current node timed out"):
+        compare(ask(tmp_path), engine=RayEngine())
+    assert dict(os.environ) == before
+    assert len(folders) == 3
+    assert not folders[0].exists()
+    assert files(tmp_path) == [".ntkmtl.lock"]
+
+
+@pytest.mark.parametrize("command", [["compare", TOY], ["run", TOY, "--method", "ls"]])
+def test_options_of_ray_without_ray_are_refused(command: list[str]) -> None:
+    result = CliRunner().invoke(app, [*command, "--ray-gpus", "1"])
+    assert result.exit_code == 2
+    assert "--ray-gpus goes with --engine ray" in result.stderr
