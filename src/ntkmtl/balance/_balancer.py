@@ -173,7 +173,7 @@ class Balancer:
         given = {k: v for k, v in locals().items() if k not in ("self", "method", "settings")}
         self.options: Options = read_options(method, given, settings)
         self.weighting = self.options.weighting
-        self._core = Core(self.options)
+        self._core = Core(self.options, prepare=self.prepare_kernel)
         self._skipped = False
         self._scaled: tuple[GradScaler, float] | None = None
         self._told: set[str] = set()
@@ -405,6 +405,10 @@ class Balancer:
         )
 
     # ------------------------------------------------------------------ weights that stay
+
+    def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
+        """Return the kernel as the method is to see it: a subclass may join mini-batches, say."""
+        return kernel
 
     @contextmanager
     def hold(self) -> Iterator[None]:

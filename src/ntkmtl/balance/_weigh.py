@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -33,6 +33,7 @@ class Core:
         correction: Factors between probes and the representation's kernel, None without probes.
         held: Weights that a ``hold`` block keeps, by task; None outside of one.
         parameters: Leaves of the last graph whose weights were reused.
+        prepare: What is done to a kernel before the method sees it.
     """
 
     options: Options
@@ -40,6 +41,7 @@ class Core:
     correction: ProbeCorrection | None = None
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
+    prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check priorities against the tasks.
@@ -103,6 +105,7 @@ def largest_eigenvalues(kernel: ExtendedNTK, step: Step) -> Tensor:
 
 def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
     """Return weights, and eigenvalues where the method reads them. The kernel is on the CPU."""
+    kernel = kernel if core.prepare is None else core.prepare(kernel)
     step.kernel = kernel
     require_shared_below(core.options, kernel, step)
     if not step.alone:
@@ -227,7 +230,9 @@ def length_factor(core: Core, kernel: ExtendedNTK, weights: Tensor, step: Step) 
         return 1.0  # no direction that could be made longer
     if length == "plain":
         # Gradients of log losses are divided by their losses: plain training is not.
-        plain = torch.ones_like(weights) if step.slope is None else 1.0 / step.slope
+        plain = torch.ones_like(weights)
+        if step.slope is not None:
+            plain = torch.where(step.slope > 0, 1.0 / step.slope, 0.0)
         return math.sqrt(max(float(plain @ gramian @ plain), 0.0)) / own
     if isinstance(length, float):
         return length / own

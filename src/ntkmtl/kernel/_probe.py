@@ -754,8 +754,8 @@ class Probe:
         if self.parameters is None:
             own = {id(p) for p in call.module.parameters()}
             # An input that requires a gradient is a leaf as well, but no parameter.
-            found = [p for p in leaves(features.outputs)[0] if isinstance(p, nn.Parameter)]
-            outside = [p for p in trainable(found) if id(p) not in own]
+            below = [p for p in leaves(features.outputs)[0] if isinstance(p, nn.Parameter)]
+            outside = [p for p in trainable(below) if id(p) not in own]
             if outside:
                 raise ValueError(
                     f"the features depend on {len(outside)} parameters that are not the trunk's, "

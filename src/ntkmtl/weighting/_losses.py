@@ -65,4 +65,6 @@ def logarithm(loss: Tensor) -> Tensor:
         >>> torch.autograd.grad(logarithm(loss).sum(), loss)[0]
         tensor([1., 0.])
     """
-    return loss.clamp_min(LEAST_LOSS).log()
+    # Half precision does not hold the least loss.
+    precise = loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss
+    return precise.clamp_min(LEAST_LOSS).log()

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from ntkmtl.balance._step import Step
 
 __all__ = [
     "JoiningBalancer",
@@ -414,8 +413,9 @@ class JoiningBalancer(Balancer):
         super().__init__(method, **options)
         self.joined = joined
 
-    def _observe(self, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
-        return super()._observe(join_minibatches(kernel, self.joined), step)
+    def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
+        """Join the parts of each mini-batch."""
+        return join_minibatches(kernel, self.joined)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ from ntkmtl.bench.training.scores import check_baseline, task_scores, validation
 from ntkmtl.bench.training.signals import stop_requests
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.files import write_json
-from ntkmtl.kernel import RememberInputs, branch
 from ntkmtl.graph import leaves
+from ntkmtl.kernel import RememberInputs, branch
 from ntkmtl.weighting import create, spec
 
 if TYPE_CHECKING:
