@@ -47,7 +47,21 @@ def test_methods_of_logarithms_refuse() -> None:
 def test_losses_without_a_logarithm() -> None:
     case = make_case()
     losses = case.losses(case.features())
-    losses[1] = losses[1] - losses[1].detach()
-    with pytest.raises(ValueError, match=r"found 0\.0 for task 1"):
+    losses[1] = losses[1] - losses[1].detach() - 0.5
+    with pytest.raises(ValueError, match=r"found -0\.5 for task 1"):
         Balancer("ls", log_losses=True).backward(losses)
     assert all(p.grad is None for p in case.parameters)
+
+
+@pytest.mark.parametrize("method", ["ls", "db-mtl", "ntkmtl", "upgrad"])
+def test_a_loss_of_zero_sends_nothing(method: str) -> None:
+    """A hinge that is met: the others go on, finite."""
+    case = make_case()
+    z = case.features()
+    losses = case.losses(z)
+    losses[1] = (case.heads[1](z) * 0.0 - 1.0).clamp_min(0.0).mean()
+    balancer = Balancer(method, **({} if method == "db-mtl" else {"log_losses": True}))
+    out = balancer.backward(losses, features=z)
+    assert out.weights.isfinite().all()
+    assert all(bool(p.grad.isfinite().all()) for p in case.trunk.parameters())
+    assert any(bool(p.grad.any()) for p in case.trunk.parameters())

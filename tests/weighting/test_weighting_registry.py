@@ -63,7 +63,7 @@ def test_own_published_forms() -> None:
     # Algorithm 1 and 2, and the published codes of the Gramian methods.
     assert spec("ntkmtl").defaults["source"] == "exact"
     assert spec("ntkmtl-sr").defaults["source"] == "representation"
-    assert spec("ntkmtl-sr").defaults["pooling"] == "pooled"
+    assert spec("ntkmtl-sr").defaults["pooling"] == "blockwise"
     assert spec("ntkmtl-tk").defaults["pooling"] == "kernel"
     for name in names():
         if spec(name).reads == "gramian":

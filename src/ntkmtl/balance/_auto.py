@@ -12,7 +12,6 @@ kernels found between the two.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,7 +115,7 @@ def corrected(core: Core, step: Step, free: ExtendedNTK) -> ExtendedNTK:
     return free.weighted(factors.sqrt())
 
 
-def begin_anew(core: Core, step: Step, signatures: dict[int, Any]) -> None:
+def begin_anew(core: Core, signatures: dict[int, str]) -> None:
     """Forget the averages of tasks whose part of the graph is another than before."""
     memory = core.memory
     changed = [
@@ -131,3 +130,5 @@ def begin_anew(core: Core, step: Step, signatures: dict[int, Any]) -> None:
     for averages in (memory.logs, memory.ratio):
         if averages is not None:
             averages.clear(at)
+    if memory.average is not None and memory.average.ndim == 1:
+        memory.average[at] = math.nan

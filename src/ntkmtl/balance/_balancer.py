@@ -210,6 +210,21 @@ class Balancer:
         return self.options.every
 
     @property
+    def ema(self) -> float:
+        """Decay of the moving average."""
+        return self.options.ema
+
+    @property
+    def weight_heads(self) -> bool:
+        """Whether the weights apply to the heads too."""
+        return self.options.weight_heads
+
+    @property
+    def log_losses(self) -> bool:
+        """Whether the logarithms of the losses are balanced."""
+        return self.options.log_losses
+
+    @property
     def shared(self) -> list[Tensor] | None:
         """The shared parameters, where the user named them."""
         return self.options.shared
@@ -271,11 +286,9 @@ class Balancer:
         names, losses = task_names(losses)
         if not 0.0 < _as_number("scale", scale) < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
-        values: Any = losses.values() if isinstance(losses, Mapping) else losses
-        device = next((_device_type(value) for value in values if value is not None), "cpu")
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             # The forward pass is over: products of gradients are to keep their precision.
-            with torch.autocast(device, enabled=False):
+            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return self._backward(names, losses, features, counts, scaler, scale, extra)
         return self._backward(names, losses, features, counts, scaler, scale, extra)
 
@@ -686,11 +699,6 @@ def _as_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _device_type(loss: Any) -> str:
-    first = loss[0] if isinstance(loss, tuple) and loss else loss
-    return first.device.type if isinstance(first, Tensor) else "cpu"
-
-
 def _extra(extra: Any, factor: float) -> Tensor | None:
     """Return what is added outside the balance, times the gradient scale.
 
@@ -710,6 +718,7 @@ def _extra(extra: Any, factor: float) -> Tensor | None:
     return whole if factor == 1.0 else whole * factor
 
 
-def _all_samples(samples: list[Samples]) -> list[Samples] | None:
+def _all_samples(samples: list[Samples | None]) -> list[Samples] | None:
     """Return losses of single samples, if they were given for every task."""
-    return samples if samples and all(s.values.ndim == 1 for s in samples) else None
+    known = [s for s in samples if s is not None]
+    return known if known and len(known) == len(samples) else None

@@ -152,7 +152,7 @@ def explanation(
         ),
         shared=tuple(names.get(id(p), str(tuple(p.shape))) for p in cut.shared),
         entries=sum(p.numel() for p in cut.shared),
-        private={name: len(cut.head(i)) for i, name in enumerate(tasks)},
+        private={name: len(cut.heads[i]) for i, name in enumerate(tasks)},
         bypasses=bypasses,
         unconnected=tuple(name for i, name in enumerate(tasks) if i not in cut.connected),
         weights=_weights(core, cut),

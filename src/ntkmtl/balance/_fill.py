@@ -23,6 +23,8 @@ from ntkmtl.graph import (
 
 __all__ = ["HeadGradients", "add_flat", "ordinary", "repeated", "require_weighted_finite"]
 
+_SMALL = 1 << 16
+"""Entries up to which gradients are copied behind each other to be checked at once."""
 _LARGE = 1e15
 """Weights up to this leave room enough in float32: gradients of 1e23 times them are finite."""
 
@@ -91,7 +93,11 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
 
 def _all_finite(gradients: Sequence[Tensor]) -> bool:
     """Whether every entry is finite, by one read."""
-    if len({(g.dtype, g.device) for g in gradients}) == 1:
+    alike = len({(g.dtype, g.device) for g in gradients}) == 1
+    if alike and sum([g.numel() for g in gradients]) <= _SMALL:
+        joined = torch.cat([g.reshape(-1) for g in gradients])
+        return bool(torch.linalg.vector_norm(joined, dtype=torch.float64).isfinite())
+    if alike:
         norms = torch.stack(torch._foreach_norm(list(gradients)))
     else:
         norms = torch.stack([torch.linalg.vector_norm(g).to(gradients[0]) for g in gradients])

@@ -86,8 +86,8 @@ def in_order(losses: Losses, names: Sequence[str]) -> list[Loss]:
 
 def read_loss(
     loss: Any, name: str, *, needs_gradient: bool = True
-) -> tuple[Tensor, Samples] | None:
-    """Return a task's mean loss and what is known of its samples; None without a label.
+) -> tuple[Tensor, Samples | None] | None:
+    """Return a task's mean loss and its samples' losses, if given; None without a label.
 
     Raises:
         TypeError: It is no tensor.
@@ -95,8 +95,10 @@ def read_loss(
     """
     if loss is None:
         return None
+    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad and not loss.is_complex():
+        return loss, None
     samples = _samples(loss, name)
-    mean = samples.values.reshape(()) if samples.values.ndim == 0 else samples.mean()
+    mean = samples.values if samples.values.ndim == 0 else samples.mean()
     if mean is None:
         return None
     if needs_gradient and not mean.requires_grad:
@@ -105,7 +107,7 @@ def read_loss(
             "label in this batch; else look for a detach() or torch.no_grad() on its way, or for a "
             "network all of whose parameters are frozen"
         )
-    return mean, samples
+    return mean, samples if samples.values.ndim == 1 else None
 
 
 def _samples(loss: Any, name: str) -> Samples:
@@ -170,11 +172,11 @@ def joint_losses(
     Raises:
         ValueError: A process has no label at all.
     """
-    own = (
-        torch.stack([loss.detach() for loss in live]).to(torch.float64)
-        if len({loss.device for loss in live}) == 1
-        else torch.tensor([float(loss.detach()) for loss in live], dtype=torch.float64)
-    )
+    with torch.no_grad():
+        if len({loss.device for loss in live}) == 1:
+            own = torch.stack(list(live)).to(torch.float64)
+        else:
+            own = torch.stack([read(loss)[0] for loss in live] or [torch.zeros(0)]).reshape(-1)
     if ranks is None:
         return own, list(here)
     (own,) = read(own)

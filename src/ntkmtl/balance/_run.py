@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
@@ -138,7 +136,7 @@ def _through_features(
         raise ValueError(
             f"{view.around}, so that its kernel with respect to them means nothing; {_remedy(step)}"
         )
-    return _through_view(core, step, view, {})
+    return _through_view(core, step, view)
 
 
 def _remedy(step: Step) -> str:
@@ -190,9 +188,11 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if n > 1 and not known:
         n = _one_minibatch(core)
     view = FoundView(options, step, cut, n, counts)
-    names = [step.present[i] for i in step.local]
-    signatures = {i: _signature(part) for i, part in zip(names, cut.signature, strict=True)}
-    return _through_view(core, step, view, signatures)
+    if options.ema or source == "auto":
+        at = [step.present[i] for i in step.local]
+        parts = zip(at, cut.signature, strict=True)
+        _auto.begin_anew(core, {i: _signature(part) for i, part in parts})
+    return _through_view(core, step, view)
 
 
 def _signature(part: tuple[object, ...]) -> str:
@@ -266,10 +266,9 @@ def _from_losses(
     return result
 
 
-def _through_view(core: Core, step: Step, view: View, signatures: dict[int, str]) -> BalanceResult:
+def _through_view(core: Core, step: Step, view: View) -> BalanceResult:
     """Take the kernel through a representation that carries every gradient."""
     options = core.options
-    _auto.begin_anew(core, step, cast("dict[int, object]", signatures))
     if options.source != "auto":
         return KernelStep(core, step, view, options.source).run()
     if not _auto.exact_due(core, step):

@@ -312,7 +312,7 @@ class FoundView:
     @property
     def heads(self) -> list[list[Tensor]]:
         """Each task's own parameters."""
-        return [self.cut.head(i) for i in range(self.cut.tasks)]
+        return self.cut.heads
 
     @property
     def hooks(self) -> bool:
@@ -371,6 +371,12 @@ class FoundView:
         """Return squared norms, or the Gramian: no mini-batches, so rows need not be known."""
         k = self.cut.tasks
         total: Tensor | None = None
+        if not full and len(gradients.features) == 1 and self.partition.minibatches == 1:
+            stacked = gradients.stacked(0)
+            if isinstance(stacked, Tensor):
+                flat = as_real(stacked).flatten(1)
+                norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+                return ExtendedNTK(blocks=norms.square().view(k, 1, 1), diagonal=True)
         for per_task in gradients.features:
             rows = [None if g is None else as_real(g) for g in per_task]
             like = next(g for g in rows if g is not None)
@@ -395,6 +401,9 @@ class FoundView:
         like = next(g for g in per_task if g is not None)
         dim = self._dims[f]
         rows = [torch.zeros_like(like) if g is None else g for g in per_task]
+        if dim == 0 and not self.partition.own and all(g is not None for g in per_task):
+            stacked = TaskGradients([rows]).stacked(0)
+            return kernel_from_rows(stacked, self.partition, pooling, full=full)
         moved = [row.movedim(dim, 0) for row in rows]
         if not self.partition.own:
             return kernel_from_rows(moved, self.partition, pooling, full=full)
@@ -411,21 +420,24 @@ class FoundView:
     def _split(self, minibatches: int, counts: Tensor | None) -> Partition:
         """Find the samples in each tensor of the cut, and split them."""
         cut, options, step = self.cut, self.options, self.step
+        found: dict[tuple[int, int | None], int] = {}
         batches: list[int | None] = [None] * cut.tasks
         for task, own in enumerate(cut.crossings):
+            size = None if step.samples is None else step.samples[task].count
             for crossing in own:
-                shape = shape_of(cut.targets[crossing.target])
-                size = None if step.samples is None else step.samples[task].count
-                dim = _sample_dim(shape, size, options.batch_dim)
-                self._dims[crossing.target] = dim
-                found = None if shape is None else shape[dim]
-                if batches[task] not in (None, found):
+                at = (crossing.target, size)
+                if at not in found:
+                    shape = shape_of(cut.targets[crossing.target])
+                    dim = _sample_dim(shape, size, options.batch_dim)
+                    self._dims[crossing.target] = dim
+                    found[at] = -1 if shape is None else shape[dim]
+                if batches[task] not in (None, found[at]):
                     raise ValueError(
-                        f"the tensors of the cut hold {batches[task]} and {found} samples for task "
-                        f"{step.local_names[task]}; give losses of single samples, name features, "
-                        "or use minibatches=1"
+                        f"the tensors of the cut hold {batches[task]} and {found[at]} samples for "
+                        f"task {step.local_names[task]}; give losses of single samples, name "
+                        "features, or use minibatches=1"
                     )
-                batches[task] = found
+                batches[task] = found[at]
         sizes = [1 if b is None else b for b in batches]
         published = options.preset == "published"
         if len(set(sizes)) > 1:
@@ -486,7 +498,11 @@ class FoundView:
             if not pairs:
                 continue
             outputs.append(GradientEdge(*edge))
-            cotangents.append(weighted_sum([g for g, _ in pairs], [w for _, w in pairs]))
+            f = len(outputs) - 1
+            if len(pairs) == len(per_task) and f in gradients.stacks:
+                cotangents.append(weighted_sum(gradients.stacks[f], weights))
+            else:
+                cotangents.append(weighted_sum([g for g, _ in pairs], [w for _, w in pairs]))
         torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
 
 

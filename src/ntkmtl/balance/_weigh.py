@@ -133,7 +133,8 @@ def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tenso
         weights = weigh(core, ExtendedNTK(smooth[:, None, :, None]), step)
     else:
         weights = weigh(core, kernel, step)
-    weights = weights * length_factor(core, kernel, weights, step)
+    if options.length != "method":
+        weights = weights * length_factor(core, kernel, weights, step)
     if options.every > 1 or options.source == "auto":
         core.memory.remember(weights, step.index, step.number)
     return weights, eigenvalues

@@ -36,6 +36,9 @@ def starts(
         stop: Edges beyond which not to look for them: the tensors of a cut above them.
     """
     if not sinks:
+        if len({(loss.dtype, loss.device) for loss in losses}) == 1:
+            ones = losses[0].new_ones(len(losses)).unbind()
+            return [([loss], [one]) for loss, one in zip(losses, ones, strict=True)]
         return [([loss], [torch.ones_like(loss)]) for loss in losses]
     return [_below_sinks(loss, stop) for loss in losses]
 
@@ -122,7 +125,16 @@ def _differentiate(
     for tensors, gradients in begin:
         outputs += tensors
         cotangents += gradients
+    if _alike_scalars(outputs):
+        # One root instead of k: the engine's checks are per root.
+        outputs, cotangents = [torch.stack(outputs)], [torch.stack(cotangents)]
     return list(differentiate(outputs, inputs, cotangents, retain=retain))
+
+
+def _alike_scalars(outputs: Sequence[Any]) -> bool:
+    if len(outputs) < 2 or not all(isinstance(o, Tensor) and o.ndim == 0 for o in outputs):
+        return False
+    return len({(o.dtype, o.device) for o in outputs}) == 1
 
 
 @contextmanager

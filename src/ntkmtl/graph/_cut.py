@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -82,27 +83,35 @@ class Cut:
         """Whether the representation carries all of every task's gradient."""
         return not any(self.bypasses)
 
-    @property
+    @cached_property
     def connected(self) -> list[int]:
         """Positions of the tasks that share something with another."""
         return [i for i in range(self.tasks) if self.crossings[i] or self.bypasses[i]]
 
-    @property
+    @cached_property
     def separate(self) -> bool:
         """Whether tasks have different tensors, so that no product between tasks exists."""
+        if len(self.targets) == 1:
+            return not all(self.crossings[i] for i in self.connected)
         used = {frozenset(c.target for c in self.crossings[i]) for i in self.connected}
         return len(used) > 1
 
-    @property
+    @cached_property
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks reach."""
         masks = self.walk.masks
         return [p for node, p in self.walk.leaves.items() if masks[node] & (masks[node] - 1)]
 
-    def head(self, task: int) -> list[Tensor]:
-        """Return the parameters that one task alone reaches."""
-        masks, own = self.walk.masks, 1 << task
-        return [p for node, p in self.walk.leaves.items() if masks[node] == own]
+    @cached_property
+    def heads(self) -> list[list[Tensor]]:
+        """For each task, the parameters that it alone reaches."""
+        masks = self.walk.masks
+        own: list[list[Tensor]] = [[] for _ in self.crossings]
+        for node, parameter in self.walk.leaves.items():
+            mask = masks[node]
+            if not mask & (mask - 1):
+                own[mask.bit_length() - 1].append(parameter)
+        return own
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -160,16 +169,16 @@ def _is_shared(mask: int) -> bool:
 
 def _borders(found: Walk) -> list[_Border]:
     """Return the edges from nodes that are not shared, or are looked through, to nodes that are."""
-    masks, routes = found.masks, found.routes
+    masks, routes, children = found.masks, found.routes, found.children
     borders = []
     for node in reversed(found.order):
         mask = masks[node]
         looked_through = bool(routes) and node in routes
-        if mask & (mask - 1) and not looked_through:
+        if not children[node] or (mask & (mask - 1) and not looked_through):
             continue
-        for task in bits(mask):
+        for task in bits(mask) if looked_through else (mask.bit_length() - 1,):
             taken = routes[node].get(task) if looked_through else None
-            for j, edge in enumerate(found.children[node]):
+            for j, edge in enumerate(children[node]):
                 child = edge[0]
                 if child is None or (taken is not None and edge not in taken):
                     continue
@@ -264,6 +273,8 @@ class _Sorting:
         return None
 
     def _has_samples(self, border: _Border) -> bool:
+        if border.edge in self.targets and _ops.operation(border.node) != "SelectBackward":
+            return True
         shape = shape_of(border.edge)
         if shape is None:
             return True

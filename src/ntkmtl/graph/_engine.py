@@ -110,6 +110,10 @@ def plain_backward(
     retain: bool = False,
 ) -> None:
     """One ordinary backward pass of the weighted sum, every hook firing."""
+    if inputs is None and len({(loss.dtype, loss.device) for loss in losses}) == 1:
+        whole = torch.stack(list(losses))  # one root: the engine's checks are per root
+        torch.autograd.backward(whole, whole.new_tensor(weights), retain_graph=retain)
+        return
     torch.autograd.backward(
         list(losses),
         [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)],

@@ -25,7 +25,7 @@ class TaskGradients:
 
     features: list[list[Tensor]]
     heads: list[list[tuple[Tensor, Tensor]]] = field(default_factory=list)
-    _stacks: dict[int, Tensor] = field(default_factory=dict)
+    stacks: dict[int, Tensor] = field(default_factory=dict)
 
     def stacked(self, f: int) -> Tensor | list[Tensor]:
         """Return the gradients with respect to the f-th tensor as one, shape (k, ...), if small.
@@ -33,13 +33,14 @@ class TaskGradients:
         Kernel and combined gradient both want them so. Above ``STACK_LIMIT`` entries, or where
         shapes differ, a stack would double the memory for nothing, and the list is returned.
         """
-        if f in self._stacks:
-            return self._stacks[f]
+        if f in self.stacks:
+            return self.stacks[f]
         gradients = self.features[f]
         first = gradients[0]
-        if len(gradients) * first.numel() > STACK_LIMIT or any(
-            g.shape != first.shape for g in gradients
+        if any(g is None for g in gradients) or (
+            len(gradients) * first.numel() > STACK_LIMIT
+            or any(g.shape != first.shape for g in gradients)
         ):
             return gradients
-        self._stacks[f] = torch.stack(gradients)
-        return self._stacks[f]
+        self.stacks[f] = torch.stack(gradients)
+        return self.stacks[f]

@@ -57,6 +57,9 @@ REENTRANT = "CheckpointFunctionBackward"
 """A reentrant checkpoint, which runs a part of the network within its own backward pass."""
 
 
+_NAMES: dict[type, str] = {}
+
+
 def operation(node: Any) -> str:
     """Return a node's name without the number of its overload.
 
@@ -65,7 +68,13 @@ def operation(node: Any) -> str:
         >>> operation(torch.ones(2, requires_grad=True).sum().grad_fn)
         'SumBackward'
     """
-    return str(node.name()).rstrip("0123456789")
+    kind = type(node)
+    if (known := _NAMES.get(kind)) is not None:
+        return known
+    name = str(node.name()).rstrip("0123456789")
+    if kind.__name__.rstrip("0123456789") == name:  # one class for each operation
+        _NAMES[kind] = name
+    return name
 
 
 def is_opaque(node: Any) -> bool:

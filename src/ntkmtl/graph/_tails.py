@@ -35,11 +35,11 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
         if _ops.operation(node) in _ops.SPLITTING and task not in found.routes.get(node, {}):
             added = _trace(found, task, (node, nr), None) or added
     for task, node, _, edge in borders:
+        above = _ops.operation(node)
+        if above not in _ops.TAIL and _ops.operation(edge[0]) not in _ops.SPLITTING:
+            continue  # the last operation of a head
         part = _part_taken(node, edge)
-        indexing = (
-            _ops.operation(node) in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
-        )
-        if not indexing:
+        if above not in _ops.INDEXING and _ops.operation(edge[0]) not in _ops.SPLITTING:
             if task not in bare:
                 bare[task] = _is_bare(found, task)
             shape = shape_of(edge)

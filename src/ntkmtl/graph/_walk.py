@@ -111,6 +111,9 @@ class Walk:
         kinds = self._kinds
         if node in kinds:
             return kinds[node]
+        if self._reads_data(node):
+            kinds[node] = ACTIVATION
+            return ACTIVATION
         stack = [node]
         while stack:
             top = stack[-1]
@@ -127,6 +130,29 @@ class Walk:
             kinds[top] = self._kind(top, below)
             stack.pop()
         return kinds[node]
+
+    def _reads_data(self, node: Any) -> bool:
+        """Whether data enter below a node by a product or a lookup, as nearly always."""
+        children = self.children
+        seen = {node}
+        stack = [node]
+        while stack:
+            top = stack.pop()
+            below = children[top]
+            if not below:
+                continue
+            name = _ops.operation(top)
+            if name in _ops.LOOKUPS:
+                return True
+            product = name in _ops.PRODUCTS
+            for child, _ in below:
+                if child is None:
+                    if product:
+                        return True
+                elif child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return False
 
     def _kind(self, node: Any, below: Sequence[Any]) -> int:
         """Return what a node is made of, its children being no activations."""
@@ -181,29 +207,36 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
     if parallel:
         result.roots = [_through_sinks(edge, result) for edge in result.roots]
 
-    def descend(node: Any) -> Any:
-        below = node.next_functions
-        if parallel:
-            below = tuple(_through_sinks(edge, result) for edge in below)
-        children[node] = below
-        return iter(below)
-
+    ends: list[Any] = []
     for root, _ in result.roots:
         if root in seen:
             continue
         seen.add(root)
-        stack = [(root, descend(root))]
+        below = root.next_functions
+        if parallel:
+            below = tuple([_through_sinks(edge, result) for edge in below])
+        children[root] = below
+        stack = [(root, iter(below))]
         while stack:
             node, rest = stack[-1]
             for child, _ in rest:
                 if child is not None and child not in seen:
                     seen.add(child)
-                    stack.append((child, descend(child)))
+                    below = child.next_functions
+                    if not below:  # a leaf, most often
+                        children[child] = below
+                        order.append(child)
+                        ends.append(child)
+                        continue
+                    if parallel:
+                        below = tuple([_through_sinks(edge, result) for edge in below])
+                    children[child] = below
+                    stack.append((child, iter(below)))
                     break
             else:
                 order.append(node)
                 stack.pop()
-    _find_leaves(result)
+    _find_leaves(result, ends)
     result.push_masks()
     return result
 
@@ -215,9 +248,9 @@ def _through_sinks(edge: Edge, result: Walk) -> Edge:
     return edge
 
 
-def _find_leaves(result: Walk) -> None:
-    for node, below in result.children.items():
-        if not below and (variable := getattr(node, "variable", None)) is not None:
+def _find_leaves(result: Walk, ends: Sequence[Any]) -> None:
+    for node in (*ends, *(root for root, _ in result.roots if not result.children[root])):
+        if (variable := getattr(node, "variable", None)) is not None:
             target = result.leaves if isinstance(variable, nn.Parameter) else result.inputs
             target[node] = variable
     if not result.leaves:
