@@ -83,6 +83,7 @@ class Memory:
         operations: The operation that each task's loss came out of when it was last looked at.
         signatures: What each task's cut looked like when its averages were started.
         warned: What the user was told already.
+        verified: Cuts whose samples were looked at.
     """
 
     step: int = 0
@@ -99,6 +100,7 @@ class Memory:
     operations: dict[int, str] = field(default_factory=dict)
     signatures: dict[int, str] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
+    verified: set[str] = field(default_factory=set)
 
     def remember(self, weights: Tensor, tasks: Tensor, step: int) -> None:
         """Keep weights of the tasks at some positions for later steps."""

@@ -187,7 +187,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         return _from_losses(core, step, shared)
     if n > 1 and not known:
         n = _one_minibatch(core)
-    view = FoundView(options, step, cut, n, counts)
+    view = FoundView(options, step, cut, n, counts, core.memory.verified)
     if options.ema or source == "auto":
         at = [step.present[i] for i in step.local]
         parts = zip(at, cut.signature, strict=True)

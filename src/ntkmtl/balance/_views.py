@@ -25,6 +25,8 @@ from ntkmtl.graph import (
     leaves,
     path_around,
     shape_of,
+    starts,
+    task_gradients,
     unretained,
     vjp,
 )
@@ -275,10 +277,17 @@ class FoundView:
         cut: The cut of the local losses.
         minibatches: The paper's n.
         counts: Labels per task and sample.
+        verified: Cuts whose samples were looked at before; added to.
     """
 
     def __init__(
-        self, options: Options, step: Step, cut: Cut, minibatches: int, counts: Tensor | None
+        self,
+        options: Options,
+        step: Step,
+        cut: Cut,
+        minibatches: int,
+        counts: Tensor | None,
+        verified: set[str] | None = None,
     ) -> None:
         self.options = options
         self.step = step
@@ -292,6 +301,8 @@ class FoundView:
             self.partition = Partition.of(1, 1)  # rows need not be told apart
         else:
             self.partition = self._split(minibatches, counts)
+            if step.samples is not None and verified is not None:
+                self._verify_samples(verified)
 
     @property
     def outputs(self) -> int:
@@ -347,6 +358,16 @@ class FoundView:
                 "pooling='kernel' joins gradients with the features themselves: pass features=z, "
                 "the tensor that the heads read, or give last_layer"
             )
+        if ranks is not None and pooling != "blockwise":
+            raise ValueError(
+                f"pooling={pooling!r} joins samples of all processes, which needs features=z; name "
+                "them, or use pooling='blockwise'"
+            )
+        kernel = self._local_kernel(gradients, pooling, full)
+        return kernel if ranks is None else ranks.blockwise(kernel)
+
+    def _local_kernel(self, gradients: TaskGradients, pooling: Pooling, full: bool) -> ExtendedNTK:
+        """Return the kernel of this process's samples."""
         if self.partition.minibatches == 1 and pooling == "blockwise":
             return self._whole_batch(gradients, full)
         if len(self._dims) < len(self.cut.targets):
@@ -416,6 +437,35 @@ class FoundView:
             part = self.partition.of_task(i)
             blocks.append(kernel_from_rows([row], part, pooling, full=False).blocks)
         return ExtendedNTK(blocks=torch.cat(blocks), diagonal=pooling == "blockwise")
+
+    def _verify_samples(self, verified: set[str]) -> None:
+        """Check once that rows of the cut's tensors belong to samples.
+
+        With the second half of a task's samples left out, their rows must be zero.
+
+        Raises:
+            ValueError: They are not.
+        """
+        samples = self.step.samples
+        assert samples is not None
+        for task, own in enumerate(self.cut.crossings):
+            key = str(self.cut.signature[task])
+            count = samples[task].count
+            if key in verified or count < 2 or not own:
+                continue
+            half = samples[task].values[: count // 2].sum()
+            (start,) = starts([half], sinks=self.step.parallel)
+            for target, gradient in task_gradients(start, task, self.cut).items():
+                dim = self._dims[target]
+                rest = gradient.narrow(dim, count // 2, count - count // 2)
+                if bool(rest.any()):
+                    raise ValueError(
+                        f"dimension {dim} of a tensor of the cut, of shape "
+                        f"{tuple(gradient.shape)}, does not hold the samples of task "
+                        f"{self.step.local_names[task]}, or its head mixes them (batch norm, say): "
+                        "set batch_dim, or use minibatches=1"
+                    )
+            verified.add(key)
 
     def _split(self, minibatches: int, counts: Tensor | None) -> Partition:
         """Find the samples in each tensor of the cut, and split them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,10 @@ class Core:
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The network is not a part of the Balancer.
+        return {**vars(self), "parameters": None, "held": None}
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check priorities against the tasks.

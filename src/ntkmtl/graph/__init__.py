@@ -3,7 +3,7 @@
 The only room that touches autograd.
 """
 
-from ntkmtl.graph._crossing import Start, crossing_gradients, starts
+from ntkmtl.graph._crossing import Start, crossing_gradients, starts, task_gradients
 from ntkmtl.graph._cut import Bypass, Crossing, Cut, cut_nodes, find_cut
 from ntkmtl.graph._engine import (
     add_to_grad,
@@ -63,6 +63,7 @@ __all__ = [
     "require_cut",
     "shape_of",
     "starts",
+    "task_gradients",
     "trainable",
     "unretained",
     "vjp",

@@ -14,7 +14,7 @@ from ntkmtl.graph._cut import Cut
 from ntkmtl.graph._engine import differentiate
 from ntkmtl.graph._walk import Edge, edge_of
 
-__all__ = ["Start", "crossing_gradients", "starts"]
+__all__ = ["Start", "crossing_gradients", "starts", "task_gradients"]
 
 Start = tuple[list[Any], list[Tensor]]
 """Where one task's backward pass starts: tensors or edges, and the gradients there."""
@@ -115,6 +115,23 @@ def crossing_gradients(
             grads = _differentiate([start], [*targets, *head], retain or task < len(begin) - 1)
         found += grads[len(targets) :]
     return own, found
+
+
+def task_gradients(start: Start, task: int, cut: Cut) -> dict[int, Tensor]:
+    """Differentiate something that one task's loss is made of, and keep the graph.
+
+    Args:
+        start: Where to start.
+        task: Whose edges of the cut count.
+        cut: The cut.
+
+    Returns:
+        Gradients by position of the tensor in ``cut.targets``.
+    """
+    own: list[dict[int, Tensor]] = [{} for _ in range(cut.tasks)]
+    with _noting(cut, (task,), own):
+        _differentiate([start], [GradientEdge(*edge) for edge in cut.targets], True)
+    return own[task]
 
 
 def _differentiate(

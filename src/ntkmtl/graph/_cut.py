@@ -280,8 +280,8 @@ class _Sorting:
             return True
         if all(size == 1 for size in shape) and self.batch != 1:
             return len(shape) > 1  # one sample of one number is a batch, a scalar is none
-        if self.batch is not None and self.batch not in shape:
-            return False
+        if self.batch is not None and all(size % self.batch for size in shape):
+            return False  # sequences may be laid out behind each other
         # One number of a vector for each task: the vector holds losses.
         return not (len(shape) == 1 and _ops.operation(border.node) == "SelectBackward")
 
