@@ -14,6 +14,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ntkmtl._version import __version__
+
 if TYPE_CHECKING:
     from ntkmtl import (
         analysis,
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from ntkmtl.balance import Balancer, BalanceResult
     from ntkmtl.errors import NonFiniteError
     from ntkmtl.kernel import ExtendedNTK, Probe, branch, extended_ntk
-
-__version__ = "0.1.0"
 
 _SUBMODULES = frozenset(
     {"analysis", "balance", "bench", "errors", "integrations", "kernel", "metrics", "weighting"}

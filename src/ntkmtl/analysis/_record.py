@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +19,8 @@ from ntkmtl.analysis.kernels import (
     participation_ratio,
     task_spectra,
 )
+from ntkmtl.balance._snapshot import Snapshot
 from ntkmtl.files import write_text
-from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 
 if TYPE_CHECKING:
@@ -39,27 +38,6 @@ _COLUMNS = (*_VECTORS, *_NUMBERS, "affinity")
 
 class RecordFileError(ValueError):
     """A file holds no record of a training, or a damaged one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """One step of a training, as :class:`ntkmtl.Balancer` shows it to a recorder.
-
-    Attributes:
-        step: Number of the step, from 0.
-        tasks: Names of all k tasks.
-        present: Positions of the p tasks with labels in this batch.
-        losses: Their losses, shape (p,).
-        weights: The weights of all tasks as reported, shape (k,).
-        kernel: The extended NTK of the tasks with labels; None where there was none to be had.
-    """
-
-    step: int
-    tasks: tuple[str, ...]
-    present: tuple[int, ...]
-    losses: Tensor
-    weights: Tensor
-    kernel: ExtendedNTK | None
 
 
 class Recorder:

@@ -27,6 +27,7 @@ from ntkmtl.balance._read import (
 )
 from ntkmtl.balance._recording import recorded_kernel
 from ntkmtl.balance._run import run
+from ntkmtl.balance._snapshot import Snapshot, StepRecorder
 from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._weigh import DECAY, Core
 from ntkmtl.errors import NonFiniteError
@@ -40,8 +41,6 @@ from ntkmtl.weighting._losses import logarithm
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
-
-    from ntkmtl.analysis import Recorder
 
 __all__ = ["Balancer"]
 
@@ -165,7 +164,7 @@ class Balancer:
         preset: Literal["published"] | None = None,
         memory_budget: int = 1 << 28,
         log_losses: bool | None = None,
-        record: Recorder | None = None,
+        record: StepRecorder | None = None,
         priorities: Priorities | None = None,
         length: Length = "method",
         **settings: Any,
@@ -401,10 +400,8 @@ class Balancer:
         return result
 
     def _show(
-        self, record: Recorder, step: Step, result: BalanceResult, kernel: ExtendedNTK | None
+        self, record: StepRecorder, step: Step, result: BalanceResult, kernel: ExtendedNTK | None
     ) -> None:
-        from ntkmtl.analysis import Snapshot
-
         (raw,) = read(step.raw)
         record(
             Snapshot(

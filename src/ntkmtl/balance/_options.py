@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ntkmtl.balance._last_layer import LastLayer
+from ntkmtl.balance._snapshot import StepRecorder
 from ntkmtl.graph import trainable
 from ntkmtl.kernel import Probe, RememberInputs
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.weighting import accepted_options, create, spec
 from ntkmtl.weighting._base import Weighting
-
-if TYPE_CHECKING:
-    from ntkmtl.analysis import Recorder
 
 __all__ = ["Length", "Options", "Priorities", "Source"]
 
@@ -51,7 +48,7 @@ class Options:
     preset: Literal["published"] | None
     memory_budget: int
     log_losses: bool
-    record: Recorder | None
+    record: StepRecorder | None
     budget: float
     probe: Probe | None
     last_layer: LastLayer | None
@@ -88,7 +85,7 @@ def read_options(
         ValueError: An option is out of range, or does not fit another.
         TypeError: It is of the wrong kind, or the method has no such setting.
     """
-    weighting, name = _weighting(method, given["preset"], settings)
+    weighting, name = _weighting(method, given, settings)
     defaults: dict[str, Any] = {} if name is None else dict(spec(name).defaults)
     source, pooling = _source(weighting, name, defaults, given)
     minibatches = given["minibatches"]
@@ -123,9 +120,10 @@ def read_options(
 
 
 def _weighting(
-    method: Any, preset: Any, settings: Mapping[str, Any]
+    method: Any, given: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Weighting, str | None]:
     """Return the weighting, and the name under which it is registered."""
+    preset = given["preset"]
     if preset not in (None, "published"):
         raise ValueError(f"preset must be 'published' or None, found {preset!r}")
     if preset == "published" and (not isinstance(method, str) or method not in _PUBLISHED):
@@ -136,7 +134,7 @@ def _weighting(
         settings = dict(settings)
         if preset is not None:
             settings.setdefault("published", True)
-        _refuse_mistyped(method, settings)
+        _refuse_mistyped(method, given, settings)
         made = create(method, **settings)
         return made, getattr(made, "name", None)
     if isinstance(method, type) and issubclass(method, Weighting):
@@ -159,13 +157,8 @@ def _weighting(
 _PUBLISHED = ("ntkmtl", "ntkmtl-sr")
 
 
-def _refuse_mistyped(method: str, settings: Mapping[str, Any]) -> None:
+def _refuse_mistyped(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
     """Raise where an option that the method does not have looks like one that exists."""
-    from ntkmtl.balance._balancer import Balancer
-
-    own = [
-        p.name for p in inspect.signature(Balancer).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
     for option in sorted(set(settings) - set(accepted_options(method))):
         if close := difflib.get_close_matches(option, own, n=1, cutoff=0.75):
             raise TypeError(f"{method} has no option {option!r}; did you mean {close[0]!r}?")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ntkmtl.balance._options import Options
+from ntkmtl.balance._snapshot import StepRecorder
 from ntkmtl.balance._step import Step
 from ntkmtl.balance._views import FoundView, NamedView, trainable_now
 from ntkmtl.graph import FeaturesLike, find_cut, vjp
@@ -15,15 +14,12 @@ from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._sources import exact_kernel
 
-if TYPE_CHECKING:
-    from ntkmtl.analysis import Recorder
-
 __all__ = ["recorded_kernel"]
 
 
 def recorded_kernel(
     options: Options,
-    recorder: Recorder,
+    recorder: StepRecorder,
     step: Step,
     features: FeaturesLike | None,
     counts: Tensor | None,
@@ -72,7 +68,7 @@ def recorded_kernel(
 
 
 def _of_found_cut(
-    options: Options, recorder: Recorder, step: Step, source: str, pooling: Pooling
+    options: Options, recorder: StepRecorder, step: Step, source: str, pooling: Pooling
 ) -> ExtendedNTK | None:
     """Return the kernel of the whole batch, at the cut or of the shared parameters."""
     if options.shared is not None and recorder.source != "representation":

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ntkmtl import __version__
+from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
 from ntkmtl.bench.cli.compare import compare
 from ntkmtl.bench.cli.data import data

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl import __version__
+from ntkmtl._version import __version__
 from ntkmtl.bench.report._render import finite, layout, printable
 from ntkmtl.bench.report._series import eigenvalues, learning_curves, points_for, weights
 from ntkmtl.bench.report._table import duration, load, table_of, task_labels

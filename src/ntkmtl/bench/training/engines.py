@@ -7,38 +7,20 @@ folder of the runs is the same, bit for bit, as long as a run has the same numbe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from ntkmtl.bench.training.workers import Book, JobQueue
+    from ntkmtl.bench.training.workers import Runner
 
-__all__ = ["Engine", "EngineError", "Runner"]
+__all__ = ["Engine", "EngineError"]
 
 
 class EngineError(ValueError):
     """An engine cannot be started, or has no room for a run; nothing was trained."""
-
-
-class Runner(Protocol):
-    """What an engine that has been started offers."""
-
-    def __call__(
-        self, queue: JobQueue[Any], book: Book[Any], stop_requested: Callable[[], bool], /
-    ) -> bool:
-        """Train the jobs of a queue.
-
-        Args:
-            queue: Asked for the next job whenever there is room for one.
-            book: Given everything that the jobs send.
-            stop_requested: Asked often; True stops every run at a step boundary, with a checkpoint.
-
-        Returns:
-            Whether it was stopped before all jobs had ended.
-        """
 
 
 class Engine(Protocol):

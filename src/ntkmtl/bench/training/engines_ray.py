@@ -36,7 +36,7 @@ from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.training.engines import Runner
+    from ntkmtl.bench.training.workers import Runner
 
 __all__ = ["RayEngine", "on_loopback"]
 
@@ -502,7 +502,7 @@ class _Runs:
     def run(
         self, queue: JobQueue[Any], book: Book[Any], stop_requested: Callable[[], bool], /
     ) -> bool:
-        """See :class:`ntkmtl.bench.training.engines.Runner`."""
+        """See :class:`ntkmtl.bench.training.workers.Runner`."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import ntkmtl
+from ntkmtl._version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchjd": metadata.version("torchjd"),
-        "ntkmtl": ntkmtl.__version__,
+        "ntkmtl": __version__,
     }
 
 

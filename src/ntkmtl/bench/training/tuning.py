@@ -55,7 +55,8 @@ from ntkmtl.weighting._spaces import LEARNING_RATE_FACTOR, SPACES
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem, Recipe
     from ntkmtl.bench.training.baselines import BaselineCache
-    from ntkmtl.bench.training.engines import Engine, Runner
+    from ntkmtl.bench.training.engines import Engine
+    from ntkmtl.bench.training.workers import Runner
 
 __all__ = ["TUNING_SEED", "Search", "parameters_of", "tune"]
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.problems.base import Problem, Recipe
     from ntkmtl.bench.training._device import Device
-    from ntkmtl.bench.training.engines import Runner
     from ntkmtl.bench.training.reporters import Reporter
 
 __all__ = [
@@ -39,6 +38,7 @@ __all__ = [
     "Job",
     "JobQueue",
     "Outcome",
+    "Runner",
     "Work",
     "follow_jobs",
     "run_job",
@@ -374,6 +374,24 @@ class JobQueue(Generic[WorkT]):
                 # Those that waited for it were passed by.
                 place = 0
         return None
+
+
+class Runner(Protocol):
+    """What an engine that has been started offers."""
+
+    def __call__(
+        self, queue: JobQueue[Any], book: Book[Any], stop_requested: Callable[[], bool], /
+    ) -> bool:
+        """Train the jobs of a queue.
+
+        Args:
+            queue: Asked for the next job whenever there is room for one.
+            book: Given everything that the jobs send.
+            stop_requested: Asked often; True stops every run at a step boundary, with a checkpoint.
+
+        Returns:
+            Whether it was stopped before all jobs had ended.
+        """
 
 
 def run_jobs(

@@ -15,7 +15,7 @@ from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems.qm9_mini._problem import Batch
+    from ntkmtl.bench.problems.qm9_mini._batch import Batch
 
 __all__ = ["MoleculeNet", "backbone"]
 

@@ -13,36 +13,17 @@ from torch.nn import functional
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.bench.problems.qm9_mini._batch import Batch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
 from ntkmtl.bench.problems.qm9_mini._features import Scaling, invariants
 from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet, backbone
 
-__all__ = ["Batch", "QM9Mini", "Targets"]
+__all__ = ["QM9Mini", "Targets"]
 
 Targets = Literal["standardised", "raw"]
 
 MODEL_VERSION = "molecule-net 1"
 """Changes with everything in features, network and losses that changes a trained network."""
-
-
-class Batch(NamedTuple):
-    """b molecules as the network takes them, float32.
-
-    Attributes:
-        atoms: Scaled surroundings of the heavy atoms, (b, 9, F).
-        mask: 1 where there is a heavy atom, (b, 9, 1).
-        places: Their places from the centre of nuclear charge in Angstrom, (b, 9, 3).
-        shells: Weights of messages, (b, 9 * 6, 9).
-        whole: Scaled features of the whole molecule, (b, 10).
-        targets: What the heads shall say, (b, 11).
-    """
-
-    atoms: Tensor
-    mask: Tensor
-    places: Tensor
-    shells: Tensor
-    whole: Tensor
-    targets: Tensor
 
 
 class _Prepared(NamedTuple):

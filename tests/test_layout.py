@@ -1,0 +1,89 @@
+"""What every file of the package keeps to, besides the contracts that ``lint-imports`` checks."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+import ntkmtl
+from ntkmtl.bench.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(ntkmtl.__file__).parent
+ALLOWED = sys.stdlib_module_names | {"ntkmtl", "torch", "torchjd"}
+LIBRARY = [
+    path for path in sorted(SOURCE.rglob("*.py")) if path.relative_to(SOURCE).parts[0] != "bench"
+]
+
+
+def imported_at_once(tree: ast.AST) -> Iterator[str]:
+    """Yield the packages that a module imports when it is imported itself."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from imported_at_once(ast.Module(node.orelse, []))
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield (node.module or "").partition(".")[0]
+        else:
+            yield from imported_at_once(node)
+
+
+def test_what_is_imported_at_once() -> None:
+    text = """
+import a.b
+if TYPE_CHECKING:
+    import no
+else:
+    import b
+class C:
+    from c.d import e
+    def f(self):
+        import no
+try:
+    import d
+except ImportError:
+    from . import no
+"""
+    assert list(imported_at_once(ast.parse(text))) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_the_library_imports_torch_and_torchjd_only_when_it_is_imported(path: Path) -> None:
+    found = set(imported_at_once(ast.parse(path.read_text(encoding="utf-8"))))
+    assert found <= ALLOWED
+
+
+def default_folders() -> dict[str, str]:
+    """Return where each command writes without ``--out``."""
+    group: Any = typer.main.get_command(app)
+    options = [
+        (name, option)
+        for name, command in group.commands.items()
+        for option in command.params
+        if option.name == "out"
+    ]
+    return {name: str(o.show_default if o.default is None else o.default) for name, o in options}
+
+
+def test_every_command_that_trains_has_a_default_folder() -> None:
+    assert set(default_folders()) >= {"analyze", "compare", "paper", "run", "tune"}
+
+
+@pytest.mark.parametrize(("command", "folder"), sorted(default_folders().items()))
+def test_git_ignores_default_folders(command: str, folder: str) -> None:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("needs git and a checkout")
+    arguments = ["git", "check-ignore", "--quiet", f"{folder}/result.json"]
+    done = subprocess.run(arguments, cwd=ROOT, check=False)
+    assert done.returncode == 0, f"add /{folder}/ to .gitignore: {command} writes there"
