@@ -418,11 +418,23 @@ def test_wrong_states() -> None:
     famo = Balancer("famo")
     run(case, famo)
     lacking = {k: v for k, v in famo.state_dict().items() if k != "weighting.logits"}
-    with pytest.raises(ValueError, match="does not belong to FAMO"):
+    with pytest.raises(ValueError, match=r"lacks 'weighting\.logits'"):
         famo.load_state_dict(lacking)
     # Nothing was taken over from a state that was refused.
     same = Balancer("ntkmtl-sr", tasks=NAMES).state_dict()
     assert balancer.state_dict()["json"].tolist() == same["json"].tolist()
+
+
+def test_the_state_of_a_method_within_a_method() -> None:
+    case, other = make_case(), make_case()
+    balancer = Balancer("cr-mogm", inner="pcgrad", alpha=0.5)
+    run(case, balancer)
+    again = Balancer("cr-mogm", inner="pcgrad", alpha=0.5)
+    again.load_state_dict(balancer.state_dict())
+    run(other, Balancer("cr-mogm", inner="pcgrad", alpha=0.5))
+    for p, q in zip(case.parameters, other.parameters, strict=True):
+        p.grad = q.grad = None
+    assert torch.equal(run(case, balancer).weights, run(other, again).weights)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -543,7 +543,7 @@ def test_cr_mogm_takes_names_and_weightings() -> None:
         found = weigh(create("cr-mogm", inner=inner), rows @ rows.T)
         torch.testing.assert_close(found, weigh("nash-mtl", rows @ rows.T), **EXACT)
     balancer = Balancer("cr-mogm", inner="pcgrad", alpha=0.5)
-    assert "inner.random" in balancer.state_dict()["weighting"]
+    assert "weighting.inner.random" in balancer.state_dict()
     for other in ("ls", "graddrop", "ntkmtl"):
         with pytest.raises(ValueError, match="reads the Gramian"):
             create("cr-mogm", inner=other)

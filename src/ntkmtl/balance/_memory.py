@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = ["Averages", "Memory", "pack", "unpack"]
 
 _TEXT = "json"
+_TENSOR = "tensor"
 
 
 class Averages:
@@ -163,8 +164,8 @@ def _averages(total: Tensor | None, count: Tensor | None, decay: float) -> Avera
 def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Bring a nested state into one flat dict of tensors, as safetensors takes it.
 
-    Tensors keep their values under names joined by dots; all else becomes one JSON text, kept as
-    bytes.
+    Tensors keep their values under names joined by dots; the structure and all else become one JSON
+    text, kept as bytes.
 
     Example:
         >>> packed = pack({"step": 3, "method": {"scores": torch.ones(2), "last": None}})
@@ -172,21 +173,17 @@ def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
         (['json', 'method.scores'], None)
     """
     tensors: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {}
 
-    def visit(prefix: str, value: Any) -> None:
+    def visit(prefix: str, value: Any) -> Any:
         if isinstance(value, Tensor):
             tensors[prefix] = value.detach().clone().contiguous()
-        elif isinstance(value, Mapping):
-            if not value:
-                rest[prefix] = {}
-            for key, inner in value.items():
-                visit(f"{prefix}.{key}" if prefix else str(key), inner)
-        else:
-            rest[prefix] = value
+            return {_TENSOR: prefix}
+        if isinstance(value, Mapping):
+            start = f"{prefix}." if prefix else ""
+            return {str(key): visit(f"{start}{key}", inner) for key, inner in value.items()}
+        return value
 
-    visit("", state)
-    text = json.dumps(rest, sort_keys=True).encode()
+    text = json.dumps(visit("", state), sort_keys=True).encode()
     tensors[_TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
     return tensors
 
@@ -203,15 +200,23 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
             f"and the entry {_TEXT!r}"
         )
     try:
-        rest = json.loads(bytes(state[_TEXT].cpu().tolist()).decode())
+        whole = json.loads(bytes(state[_TEXT].cpu().tolist()).decode())
     except (ValueError, TypeError) as error:
         raise ValueError(f"the entry {_TEXT!r} of the state cannot be read: {error}") from error
-    nested: dict[str, Any] = {}
-    tensors = {key: value.detach().clone() for key, value in state.items() if key != _TEXT}
-    for key, value in {**rest, **tensors}.items():
-        place = nested
-        *path, last = key.split(".")
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
+    left = set(state) - {_TEXT}
+
+    def visit(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if set(value) != {_TENSOR}:
+            return {key: visit(inner) for key, inner in value.items()}
+        name = value[_TENSOR]
+        if name not in left:
+            raise ValueError(f"this is no whole state of a Balancer: it lacks {name!r}")
+        left.remove(name)
+        return state[name].detach().clone()
+
+    nested = visit(whole)
+    if left or not isinstance(nested, dict):
+        raise ValueError(f"this is no state of a Balancer: nothing reads {sorted(left)}")
     return nested

@@ -208,4 +208,5 @@ def logarithms(raw: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
                 f"log_losses needs losses that are not negative, found {value} for task {name}; "
                 "shift the loss, or set log_losses=False"
             )
-    return logarithm(raw), reciprocals(raw)
+    logs = torch.where(raw == -math.inf, raw, logarithm(raw))
+    return logs, reciprocals(raw)
