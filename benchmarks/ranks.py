@@ -89,7 +89,7 @@ class Case:
         label: What the table calls it.
         method: The method.
         options: Those of the Balancer, but for the mini-batches.
-        reads: ``losses``, ``eigenvalues`` (a block per task), ``gramian`` or ``kernel``.
+        requires: ``losses``, ``eigenvalues`` (a block per task), ``gramian`` or ``kernel``.
         source: What :func:`expected` knows it by.
         gathers: Whether everything is gathered, as it would be without slices.
     """
@@ -97,7 +97,7 @@ class Case:
     label: str
     method: str
     options: Mapping[str, Any]
-    reads: str
+    requires: str
     source: str
     gathers: bool = False
 
@@ -154,7 +154,7 @@ def expected(case: Case, shape: Shape, ranks: int) -> Totals:
 
     def cut(rows: int, entries: int, gathered: list[int], worth: int = 1) -> None:
         """Slices where they move less than ``worth`` times what gathering does, or everything."""
-        kernel = 8 * (k * k if case.reads == "gramian" else k * (ranks * n) ** 2)
+        kernel = 8 * (k * k if case.requires == "gramian" else k * (ranks * n) ** 2)
         price = 4 * rows * entries + 2 * kernel + EXTRA * ranks
         if case.gathers or price >= worth * ranks * sum(gathered):
             gathers.extend(gathered)
@@ -162,8 +162,8 @@ def expected(case: Case, shape: Shape, ranks: int) -> Totals:
             sliced(rows, entries)
             sums.append(kernel)
 
-    gramian = case.reads == "gramian"
-    if case.reads != "losses":
+    gramian = case.requires == "gramian"
+    if case.requires != "losses":
         gathers.append(8 * k * n)  # shares of samples
     if case.source == "pooled" and gramian:
         sliced(k, columns)
@@ -184,14 +184,14 @@ def expected(case: Case, shape: Shape, ranks: int) -> Totals:
     elif case.source == "exact" and gramian:
         sliced(k, shape.shared)
         sums.append(8 * k * k)
-    elif case.source == "exact" and case.reads == "kernel":
+    elif case.source == "exact" and case.requires == "kernel":
         sliced(k * n, shape.shared)
         sums.append(8 * (k * ranks * n) ** 2)
     elif case.source == "exact":
         for _ in range(k):
             sliced(n, shape.shared)
         sums += [8 * (ranks * n) ** 2] * k
-    if case.reads == "eigenvalues" and case.source != "blockwise" and ranks * n > ALONE:
+    if case.requires == "eigenvalues" and case.source != "blockwise" and ranks * n > ALONE:
         sums.append(8 * k)  # eigenvalues that each rank solved for
     found = {"all_gather": gathers, "all_to_all": slices, "all_reduce": sums, "broadcast": [8 * k]}
     return {name: (len(sizes), sum(sizes)) for name, sizes in found.items() if sizes}
@@ -329,7 +329,7 @@ def _stepper(case: Case, shape: Shape, counter: Counter, rank: int) -> Callable[
     torch.manual_seed(0)
     net = _Net(shape)
     options = dict(case.options)
-    if case.reads != "losses":
+    if case.requires != "losses":
         options["minibatches"] = shape.minibatches
     if options.get("source") == "probe":
         options["trunk"] = net.trunk

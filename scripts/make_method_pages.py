@@ -42,17 +42,17 @@ COSTS = {
 }
 
 
-def cost(spec: MethodSpec, after_step: bool, follows_parameters: bool) -> str:
+def cost(spec: MethodSpec, after_step: bool, tracks_gradients: bool) -> str:
     """Say what a method costs in its default form."""
-    if spec.reads == "losses":
+    if spec.requires == "losses":
         text = COSTS["losses", ""]
         if after_step:
             text += " One more forward pass, for the losses after the step."
         return text
     source = spec.defaults.get("source", "exact")
-    if follows_parameters:
+    if tracks_gradients:
         return "One pass over the trunk per task, and two copies of the k gradients in memory."
-    kind = "jacobian" if spec.reads == "jacobian" and source == "exact" else "other"
+    kind = "jacobian" if spec.requires == "jacobian" and source == "exact" else "other"
     return COSTS[source, kind]
 
 
@@ -92,8 +92,8 @@ def page(spec: MethodSpec) -> str:
     lines += [
         "| | |",
         "| --- | --- |",
-        f"| reads | {READS[spec.reads]} |",
-        f"| costs | {cost(spec, loaded.needs_after_step, loaded.follows_parameters)} |",
+        f"| reads | {READS[spec.requires]} |",
+        f"| costs | {cost(spec, loaded.needs_after_step, loaded.tracks_gradients)} |",
         f"| settings | {f'`{signature}`' if signature else 'none'} |",
         f"| in `Balancer`, by default | {f'`{defaults}`' if defaults else 'nothing of its own'} |",
         f"| needs | {f'the extra `{spec.extra}`' if spec.extra else 'no extra'} |",
@@ -111,7 +111,7 @@ def page(spec: MethodSpec) -> str:
 def pages() -> dict[str, str]:
     """Return the text of every page by its file name."""
     index = ["# Methods", "", "| name | what it does | reads |", "| --- | --- | --- |"]
-    index += [f"| [{s.name}]({s.name}.md) | {s.summary} | {s.reads} |" for s in specs()]
+    index += [f"| [{s.name}]({s.name}.md) | {s.summary} | {s.requires} |" for s in specs()]
     index += ["", "Written by `python scripts/make_method_pages.py` from the docstrings.", ""]
     found = {f"{spec.name}.md": page(spec) for spec in specs()}
     found["README.md"] = "\n".join(index)

@@ -26,7 +26,7 @@ def test_the_readme_lists_every_method_as_the_registry_does() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     listed = text.split("<!-- methods -->")[1].split("<!-- end of methods -->")[0]
     rows = [line for line in listed.splitlines() if line.startswith("| `")]
-    expected = [f"| `{s.name}` | {s.summary} | {s.reads} | {s.paper} |" for s in specs()]
+    expected = [f"| `{s.name}` | {s.summary} | {s.requires} | {s.paper} |" for s in specs()]
     assert rows == expected
 
 

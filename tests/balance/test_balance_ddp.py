@@ -41,19 +41,21 @@ CASES = [
 # say that they need a single process.
 TRIED = {method for method, _, _ in CASES}
 RANDOM_NAMES = {name for name in names() if "seed" in accepted_options(name)}
-ALONE = [name for name in names() if spec(name).reads == "jacobian" or create(name).guides_heads]
+ALONE = [
+    name for name in names() if spec(name).requires == "jacobian" or create(name).has_head_objective
+]
 CASES += [
     (
         name,
-        {} if spec(name).reads == "losses" else {"weight_heads": True},
-        {"minibatches": 4} if spec(name).reads == "kernel" else {},
+        {} if spec(name).requires == "losses" else {"weight_heads": True},
+        {"minibatches": 4} if spec(name).requires == "kernel" else {},
     )
     for name in names()
     if name not in TRIED | RANDOM_NAMES | {"stl", *ALONE}
 ]
 MISSING = ["ls", "ntkmtl-sr", "ntkmtl", "nash-mtl"]
 RANDOM = [
-    (name, {} if spec(name).reads == "losses" else {"weight_heads": True})
+    (name, {} if spec(name).requires == "losses" else {"weight_heads": True})
     for name in sorted(RANDOM_NAMES - set(ALONE))
 ]
 ALL = [

@@ -15,14 +15,14 @@ from ntkmtl.weighting import accepted_options, create, names, spec
 METHODS = [name for name in names() if name != "stl"]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 IMPOSSIBLE = [
-    *((name, "hooked") for name in METHODS if spec(name).reads == "jacobian"),
+    *((name, "hooked") for name in METHODS if spec(name).requires == "jacobian"),
     *(
         (name, form)
         for name in METHODS
-        if create(name).guides_heads
+        if create(name).has_head_objective
         for form in ("hooked", "shared")
     ),
-    *((name, "shared") for name in METHODS if spec(name).reads == "kernel"),
+    *((name, "shared") for name in METHODS if spec(name).requires == "kernel"),
     ("ntkmtl-tk", "shared"),
 ]
 # A factor of 1e28 is nothing to a logarithm.
@@ -50,7 +50,7 @@ def test_scaler_changes_nothing_but_the_scale(method: str, form: str) -> None:
     for scaler in (None, torch.amp.GradScaler("cpu", init_scale=4096.0)):
         case = make_case()
         options: dict[str, Any] = {"hooked": True} if form == "hooked" else {}
-        if spec(method).reads != "losses":
+        if spec(method).requires != "losses":
             options["weight_heads"] = True
         balancer = make_balancer(method, tasks=3, **options)
         parameters = [*case.parameters, *balancer.parameters()]
@@ -85,7 +85,7 @@ def broken_steps() -> list[Any]:
     """Methods, kinds and forms that go together."""
     made = []
     for method in METHODS:
-        if spec(method).reads == "losses":
+        if spec(method).requires == "losses":
             made.append((method, "loss", "tensor"))
             continue
         for form in ("tensor", "branch", "hooked", "shared"):
@@ -101,7 +101,7 @@ def broken_steps() -> list[Any]:
 
 @pytest.mark.parametrize(("method", "kind", "form"), broken_steps())
 def test_scaler_skips_a_step_that_is_not_finite(method: str, kind: str, form: str) -> None:
-    of_losses = spec(method).reads == "losses"
+    of_losses = spec(method).requires == "losses"
     case = single(make_case())
     options: dict[str, Any] = {} if of_losses else {"weight_heads": True}
     if form == "hooked":

@@ -18,9 +18,9 @@ from ntkmtl import Balancer, BalanceResult, NonFiniteError, branch
 from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
-OF_KERNEL = [name for name in METHODS if spec(name).reads != "losses"]
-OF_EIGENVALUES = [name for name in METHODS if spec(name).reads == "eigenvalues"]
-OF_GRAMIAN = [name for name in METHODS if spec(name).reads == "gramian"]
+OF_KERNEL = [name for name in METHODS if spec(name).requires != "losses"]
+OF_EIGENVALUES = [name for name in METHODS if spec(name).requires == "eigenvalues"]
+OF_GRAMIAN = [name for name in METHODS if spec(name).requires == "gramian"]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 NAMES = ["a", "b", "c"]
 
@@ -198,7 +198,7 @@ def broken_step(case: Case, balancer: Balancer, kind: str, mode: str) -> None:
 
 def options_of(method: str, mode: str, case: Case) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if spec(method).reads != "losses":
+    if spec(method).requires != "losses":
         options = {"weight_heads": True}
     if mode == "hooked":
         options["hooked"] = True

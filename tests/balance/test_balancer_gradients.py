@@ -17,12 +17,14 @@ from ntkmtl import Balancer, BalanceResult, ExtendedNTK, branch
 from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
-OF_KERNEL = [name for name in METHODS if spec(name).reads != "losses"]
-OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
+OF_KERNEL = [name for name in METHODS if spec(name).requires != "losses"]
+OF_ENTRIES = [name for name in METHODS if spec(name).requires == "jacobian"]
 # These need more than one mini-batch, and so features to split.
-OF_MINIBATCHES = [name for name in METHODS if spec(name).reads == "kernel" and name != "ntkmtl-x"]
+OF_MINIBATCHES = [
+    name for name in METHODS if spec(name).requires == "kernel" and name != "ntkmtl-x"
+]
 # Their heads get more than the gradients of their losses.
-GUIDED = [name for name in METHODS if create(name).guides_heads]
+GUIDED = [name for name in METHODS if create(name).has_head_objective]
 SEEDED = tuple(name for name in METHODS if "seed" in accepted_options(name))
 FORMS = ["tensor", "branch", "hooked", "hooked-branch"]
 
@@ -143,7 +145,7 @@ def test_every_method_source_and_form(
         assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
     assert out.weights.shape == (3,)
     assert out.weights.dtype == torch.float64
-    assert (out.eigenvalues is not None) == (spec(method).reads == "eigenvalues")
+    assert (out.eigenvalues is not None) == (spec(method).requires == "eigenvalues")
 
 
 @pytest.mark.parametrize("source", ["pooled", "blockwise", "kernel", "exact"])
@@ -172,7 +174,7 @@ def test_weights_are_those_of_the_oracles_kernel(method: str, source: str) -> No
 
 
 @pytest.mark.parametrize("features", [True, False])
-@pytest.mark.parametrize("method", [m for m in METHODS if spec(m).reads == "losses"])
+@pytest.mark.parametrize("method", [m for m in METHODS if spec(m).requires == "losses"])
 def test_loss_only_methods(method: str, features: bool) -> None:
     case = make_case()
     balancer = make_balancer(method)
@@ -586,7 +588,7 @@ def test_low_precision_models(method: str, dtype: torch.dtype) -> None:
     case.heads.to(dtype)
     case.inputs = tuple(x.to(dtype) for x in case.inputs)
     case.targets = case.targets.to(dtype)
-    options: dict[str, Any] = {} if spec(method).reads == "losses" else {"minibatches": 2}
+    options: dict[str, Any] = {} if spec(method).requires == "losses" else {"minibatches": 2}
     out = step(case, make_balancer(method, **options))
     assert out.weights.dtype == torch.float32
     assert out.weights.isfinite().all()

@@ -21,7 +21,8 @@ EXACT = {"rtol": 1e-9, "atol": 1e-12}
 OF_KERNEL = [
     name
     for name in names()
-    if spec(name).reads in ("eigenvalues", "gramian", "kernel") and not create(name).guides_heads
+    if spec(name).requires in ("eigenvalues", "gramian", "kernel")
+    and not create(name).has_head_objective
 ]
 
 

@@ -16,7 +16,7 @@ from ntkmtl.weighting import accepted_options, create, names, spec
 METHODS = [name for name in names() if name != "stl"]
 SEEDED = {name for name in METHODS if "seed" in accepted_options(name)}
 # Their gradients are not a weighted sum of the tasks' gradients, or not for the heads.
-ENTRIES = {name for name in METHODS if spec(name).reads == "jacobian"}
+ENTRIES = {name for name in METHODS if spec(name).requires == "jacobian"}
 # Solved to a tolerance of its own, on numbers that the scale changes.
 ROUGH = {"cagrad": 1e-3}
 
@@ -62,7 +62,7 @@ class Net:
 
 def balancer(method: str, drawn: dict[str, object], tasks: int) -> Balancer:
     options = {"seed": 0} if method in SEEDED else {}
-    if spec(method).reads != "losses":
+    if spec(method).requires != "losses":
         options |= {"minibatches": drawn["minibatches"], "weight_heads": True}
     return Balancer(method, tasks=tasks, **options)
 
@@ -93,7 +93,7 @@ def test_any_batch(method: str, drawn: dict[str, object]) -> None:
         for p, g in zip(net.trunk.parameters(), expected, strict=True):
             torch.testing.assert_close(p.grad, g, rtol=1e-9, atol=1e-9 * size)
     # Those without labels might as well not exist.
-    if method in SEEDED or create(method).guides_heads:
+    if method in SEEDED or create(method).has_head_objective:
         return
     alone = Net(drawn, there)
     kept = balancer(method, drawn, len(there)).backward(alone.losses, features=alone.features)

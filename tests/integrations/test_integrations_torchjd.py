@@ -176,7 +176,7 @@ def test_a_method_that_reads_no_gramian_is_refused(method: str) -> None:
 
 @pytest.mark.parametrize("method", names())
 def test_a_method_that_is_taken_reads_the_kernel_alone(method: str) -> None:
-    n = 2 if spec(method).reads == "kernel" else 1
+    n = 2 if spec(method).requires == "kernel" else 1
     try:
         weighting = as_torchjd(method, minibatches=n)
     except ValueError as error:

@@ -14,7 +14,7 @@ from ntkmtl.weighting._losses import LEAST_LOSS, logarithm, reciprocals
 from ntkmtl.weighting._task_adam import TaskAdam
 from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT
 
-READERS = [n for n in names() if spec(n).reads == "losses" and n != "stl"]
+READERS = [n for n in names() if spec(n).requires == "losses" and n != "stl"]
 # They read the kernel, or the gradients, and losses as well.
 READERS += ["imtl", "gradnorm", "moco", "db-mtl"]
 INVERSE = ("si", "gls", "go4align", "stch")
@@ -30,9 +30,9 @@ EXTREME = {
 
 def weights_of(weighting: Weighting, losses: Tensor) -> Tensor:
     k = len(losses)
-    if weighting.reads == "losses":
+    if weighting.requires == "losses":
         return weighting(losses=losses)
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         combined, weights = weighting.combine(torch.eye(k, k + 1), losses, torch.arange(k))
         assert bool(combined.isfinite().all())
         return weights

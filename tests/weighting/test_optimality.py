@@ -46,7 +46,7 @@ def test_mgda_is_the_least_norm(k: int, shape: str, scale: str) -> None:
 @pytest.mark.parametrize("k", COUNTS)
 def test_dualproj_is_the_nearest_without_conflict(k: int, shape: str, scale: str) -> None:
     rows = gradients(shape, scale, k, k)
-    moved = weigh(create("dualproj", regularisation=0.0), rows) - 1 / k
+    moved = weigh(create("dualproj", regularization=0.0), rows) - 1 / k
     assert float(moved.min()) >= -1e-15
     mean = rows.mean(dim=0)
     products = unit(rows) @ (mean + moved @ rows)
@@ -62,7 +62,7 @@ def test_dualproj_is_the_nearest_without_conflict(k: int, shape: str, scale: str
 @pytest.mark.parametrize("k", COUNTS)
 def test_upgrad_conflicts_with_none(k: int, shape: str, scale: str) -> None:
     rows = gradients(shape, scale, k, k)
-    weights = weigh(create("upgrad", regularisation=0.0), rows)
+    weights = weigh(create("upgrad", regularization=0.0), rows)
     assert float(weights.min()) >= 0.0
     products = unit(rows) @ (weights @ rows)
     assert float(products.min()) >= -1e-9 * float((weights * rows.norm(dim=1)).sum())
@@ -71,7 +71,7 @@ def test_upgrad_conflicts_with_none(k: int, shape: str, scale: str) -> None:
 @pytest.mark.parametrize("k", COUNTS)
 def test_upgrad_is_the_mean_of_projections(k: int) -> None:
     rows = gradients("random", "one", k, k)
-    found = weigh(create("upgrad", regularisation=0.0), rows) @ rows
+    found = weigh(create("upgrad", regularization=0.0), rows) @ rows
     # By Moreau: a projection onto the dual cone is what is left after the nearest point of the cone
     # of the opposite gradients, which non-negative least squares finds.
     left = [

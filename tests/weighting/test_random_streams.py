@@ -20,9 +20,9 @@ def step(weighting: Weighting, seed: int) -> Tensor:
     """One step with eight gradients, of which many conflict; returns what it made of them."""
     generator = torch.Generator().manual_seed(seed)
     matrix = torch.randn(8, 5, dtype=torch.float64, generator=generator)
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         return weighting.combine(matrix)[0]
-    if weighting.reads == "losses":
+    if weighting.requires == "losses":
         return weighting(losses=matrix[:, 0].square())
     return weighting(ExtendedNTK((matrix @ matrix.T).reshape(8, 1, 8, 1)))
 

@@ -317,7 +317,7 @@ def test_dual_cone_methods_solve_their_program(k: int, seed: int, scale: float) 
     J = rows.numpy()
     mean = np.full(k, 1 / k)
     each = sum(projected(J, row) for row in np.diag(mean))
-    options = {"regularisation": 1e-12}
+    options = {"regularization": 1e-12}
     found = weigh(create("upgrad", **options), gramian)
     torch.testing.assert_close(found, torch.from_numpy(each), rtol=1e-6, atol=1e-8)
     found = weigh(create("dualproj", **options), gramian)
@@ -652,9 +652,9 @@ def take(weighting: Weighting, seed: int, tasks: Sequence[int]) -> Tensor:
     rows = gradients(len(tasks), 6, seed)
     losses = rows[:, 0].square() + 0.1
     at = torch.tensor(tasks)
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         return weighting.combine(rows, losses, at)[1]
-    if weighting.reads == "losses":
+    if weighting.requires == "losses":
         return weighting(losses=losses, tasks=at)
     return weigh(weighting, rows @ rows.T, losses=losses, tasks=at)
 
@@ -694,8 +694,8 @@ def test_others_do_not_see_a_task_without_labels(name: str) -> None:
         ("gradnorm", {"learning_rate": math.inf}),
         ("go4align", {"groups": 0}),
         ("go4align", {"step_size": 0.0}),
-        ("upgrad", {"regularisation": -1e-4}),
-        ("dualproj", {"regularisation": -1.0}),
+        ("upgrad", {"regularization": -1e-4}),
+        ("dualproj", {"regularization": -1.0}),
         ("gradvac", {"beta": 1.5}),
         ("pcd", {"tau": 2.0}),
         ("pcd", {"beta": 1.0}),

@@ -313,7 +313,7 @@ def test_moco_of_the_authors_code_by_hand() -> None:
 def test_moco_of_the_paper_by_hand() -> None:
     # beta = .5, gamma = .1, no decay. Step 1: y = (1, 0), (0, 2);
     # lambda = (.5, .5) - .1 (.5, 2) = (.45, .3), and .125 more each.
-    moco = create("moco", beta_sigma=0.0, gamma_sigma=0.0, normalise=False, simplex="projection")
+    moco = create("moco", beta_sigma=0.0, gamma_sigma=0.0, normalize=False, simplex="projection")
     moco.prepare(2, torch.device("cpu"))
     combined, weights = moco.combine(tensor([[2.0, 0.0], [0.0, 4.0]]))
     close(weights, [0.575, 0.425])
@@ -353,7 +353,7 @@ class SlowMoCo:
         self.t += 1
         for row, loss, i in zip(g, losses, here, strict=True):
             self.updates[i] += 1
-            h = row * loss / np.sqrt((row**2).sum()) if s["normalise"] else row
+            h = row * loss / np.sqrt((row**2).sum()) if s["normalize"] else row
             self.y[i] -= s["beta"] / self.updates[i] ** s["beta_sigma"] * (self.y[i] - h)
         mass = sum(self.lam[i] for i in here)
         lam = np.array([self.lam[i] / mass for i in here])
@@ -375,16 +375,16 @@ PATTERNS = ([0, 1, 2], [0, 2], [0, 1, 2], [1], [1, 2], [0, 1, 2], [0, 1, 2])
 
 
 @pytest.mark.parametrize("simplex", ["softmax", "projection"])
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0])
-def test_moco_is_its_formula(sigma: float, normalise: bool, simplex: str) -> None:
+def test_moco_is_its_formula(sigma: float, normalize: bool, simplex: str) -> None:
     settings = {
         "beta": 0.7,
         "beta_sigma": sigma,
         "gamma": 0.05,
         "gamma_sigma": sigma / 2,
         "rho": 0.2,
-        "normalise": normalise,
+        "normalize": normalize,
         "simplex": simplex,
     }
     moco, slow = create("moco", **settings), SlowMoCo(3, 5, **settings)

@@ -14,9 +14,9 @@ from ntkmtl import ExtendedNTK
 from ntkmtl.weighting import Weighting, accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
-OF_KERNEL = [name for name in METHODS if spec(name).reads in ("gramian", "eigenvalues")]
-OF_LOSSES = [name for name in METHODS if spec(name).reads == "losses"]
-OF_ENTRIES = [name for name in METHODS if spec(name).reads == "jacobian"]
+OF_KERNEL = [name for name in METHODS if spec(name).requires in ("gramian", "eigenvalues")]
+OF_LOSSES = [name for name in METHODS if spec(name).requires == "losses"]
+OF_ENTRIES = [name for name in METHODS if spec(name).requires == "jacobian"]
 RANDOM = tuple(name for name in METHODS if "seed" in accepted_options(name))
 # How weights change when the Gramian is multiplied by c: as c to this power.
 DEGREE = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3, "pivrg": -2 / 3, "consmtl": -2 / 3}
@@ -57,9 +57,9 @@ def kernel_of(matrix: Tensor, scale: float = 1.0) -> ExtendedNTK:
 
 def weights_of(weighting: Weighting, matrix: Tensor, losses: Tensor) -> Tensor:
     """What a method makes of gradients and losses, whatever it reads."""
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         return weighting.combine(matrix, losses, torch.arange(len(matrix)))[1]
-    if weighting.reads != "kernel":
+    if weighting.requires != "kernel":
         return weighting(kernel_of(matrix), losses=losses)
     # Two mini-batches whose mean is the matrix.
     other = matrix.roll(1, dims=1) / 4
@@ -179,7 +179,7 @@ def step(weighting: Weighting, seed: int) -> Tensor:
     """One step of three tasks, with all that comes after it; returns what it made."""
     matrix = rows("full", 3, seed)
     losses = matrix[:, 0].square() + 0.1
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         return weighting.combine(matrix, losses, torch.arange(3))[0]
     weights = weights_of(weighting, matrix, losses)
     weighting.accumulate(losses, torch.arange(3), 1.0)
@@ -237,9 +237,9 @@ def test_weights_do_not_depend_on_the_default_device(name: str) -> None:
 
     def found() -> Tensor:
         weighting = make(name)
-        if weighting.reads == "jacobian":
+        if weighting.requires == "jacobian":
             return weighting.combine(matrix, losses, tasks)[0]
-        return weighting(None if weighting.reads == "losses" else kernel, losses=losses)
+        return weighting(None if weighting.requires == "losses" else kernel, losses=losses)
 
     expected = found()
     with torch.device("meta"):  # as torch.set_default_device("cuda") beside tensors of the CPU

@@ -40,7 +40,7 @@ def test_every_method_is_registered_once() -> None:
     assert len(set(names())) == len(names())
     found: dict[str, set[str]] = {}
     for entry in specs():
-        found.setdefault(entry.reads, set()).add(entry.name)
+        found.setdefault(entry.requires, set()).add(entry.name)
     assert found == EXPECTED
     assert [entry.name for entry in specs()] == names()
 
@@ -49,7 +49,7 @@ def test_every_method_is_registered_once() -> None:
 def test_entries_agree_with_their_classes(name: str) -> None:
     entry = spec(name)
     made = create(name)
-    assert made.reads == entry.reads
+    assert made.requires == entry.requires
     assert made.name == name
     assert entry.summary
     assert not entry.summary.endswith(".")
@@ -66,7 +66,7 @@ def test_own_published_forms() -> None:
     assert spec("ntkmtl-sr").defaults["pooling"] == "blockwise"
     assert spec("ntkmtl-tk").defaults["pooling"] == "kernel"
     for name in names():
-        if spec(name).reads == "gramian":
+        if spec(name).requires == "gramian":
             assert spec(name).defaults["source"] == "exact"
 
 

@@ -89,7 +89,7 @@ def note_exact(core: Core, step: Step) -> None:
 
 def rare(core: Core, step: Step) -> bool:
     """Whether exact kernels are so rare that the representation is looked at in between."""
-    return period(core, step.total) > _RARE and core.options.reads == "eigenvalues"
+    return period(core, step.total) > _RARE and core.options.requires == "eigenvalues"
 
 
 def free_due(core: Core, step: Step) -> bool:

@@ -180,7 +180,7 @@ class Balancer:
             self.options.probe.run_over(self.options.shared)
         if self.options.tasks is not None:
             self._set_tasks(self.options.tasks)
-        if self.options.reads != "losses":
+        if self.options.requires != "losses":
             allow_retained_backward()
 
     @property
@@ -231,7 +231,7 @@ class Balancer:
     def __repr__(self) -> str:
         options = self.options
         parts = [repr(options.method)]
-        if options.reads != "losses":
+        if options.requires != "losses":
             parts.append(f"source={options.source!r}")
             if options.source in ("representation", "probe"):
                 parts.append(f"pooling={options.pooling!r}")
@@ -355,7 +355,7 @@ class Balancer:
         if not present:
             return None
         slope = None
-        if options.log_losses or options.reads == "losses":
+        if options.log_losses or options.requires == "losses":
             (raw,) = read(raw)
         if options.log_losses:
             raw, slope = logarithms(raw, [memory.names[i] for i in present])
@@ -443,7 +443,7 @@ class Balancer:
             >>> a.tolist() == b.tolist() == [0.5, 0.125]
             True
         """
-        if self.options.reads == "jacobian" or self.weighting.guides_heads:
+        if self.options.requires == "jacobian" or self.weighting.has_head_objective:
             raise ValueError(
                 f"{self.method} does more than weigh whole gradients, so its weights cannot be held"
             )

@@ -193,7 +193,7 @@ def _of_features(losses: Sequence[tuple[str, Tensor]], features: FeaturesLike) -
 def _weights(core: Core, cut: Cut) -> str:
     """Say how the Balancer makes weights of a graph like this."""
     options = core.options
-    if options.reads == "losses":
+    if options.requires == "losses":
         return f"{options.method}, from the losses alone"
     if not cut.connected:
         return "1 for every task, as they share nothing that is trained"

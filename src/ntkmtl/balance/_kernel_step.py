@@ -62,10 +62,10 @@ class KernelStep:
         """
         options, step = self.options, self.step
         require_unclipped(options, self.view.shared if options.published_ntkmtl else ())
-        if options.weighting.guides_heads:
+        if options.weighting.has_head_objective:
             return self._guide_heads(weights)
         gradients, heads = self.differentiate()
-        if weights is None and options.reads == "jacobian":
+        if weights is None and options.requires == "jacobian":
             return self._combine_entries(gradients, heads)
         if weights is not None:
             self._require_finite(gradients)
@@ -156,7 +156,7 @@ class KernelStep:
             self.source == "probe" and options.probe is not None and options.probe.corrected
         )
         if full and view.separate and of_features:
-            who = options.method if options.weighting.reads_cross_terms else "length"
+            who = options.method if options.weighting.requires_cross_terms else "length"
             raise ValueError(
                 f"{who} needs the blocks between tasks, which do not exist where each task has a "
                 "representation of its own; set source='exact'"
@@ -469,7 +469,7 @@ def joined_ranks(
         return None, None
     own = shares.expand(len(step.present), -1)
     joint = step.ranks.shares(own, step.has_label)
-    if options.reads != "gramian" or source == "probe":
+    if options.requires != "gramian" or source == "probe":
         return step.ranks, joint
     n = own.shape[1]
     return step.ranks.averaging(joint[:, step.ranks.rank * n :][:, :n]), None

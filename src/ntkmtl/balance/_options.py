@@ -56,9 +56,9 @@ class Options:
     length: Length
 
     @property
-    def reads(self) -> str:
+    def requires(self) -> str:
         """What the method's weights are made of."""
-        return self.weighting.reads
+        return self.weighting.requires
 
     @property
     def published_ntkmtl(self) -> bool:
@@ -68,7 +68,7 @@ class Options:
     @property
     def needs_gramian(self) -> bool:
         """Whether products between tasks are wanted of each kernel."""
-        return self.weighting.reads_cross_terms or self.length != "method"
+        return self.weighting.requires_cross_terms or self.length != "method"
 
 
 def read_options(
@@ -168,23 +168,23 @@ def _source(
     weighting: Weighting, name: str | None, defaults: Mapping[str, Any], given: Mapping[str, Any]
 ) -> tuple[Source, Pooling]:
     method = name or type(weighting).__name__
-    reads, pooling = weighting.reads, given["pooling"]
+    requires, pooling = weighting.requires, given["pooling"]
     asked = given["source"]
     source = cast("Source", _one_of("source", asked or defaults.get("source", "exact"), SOURCES))
-    if source != "exact" and weighting.follows_parameters:
+    if source != "exact" and weighting.tracks_gradients:
         raise ValueError(
             f"{method} follows gradients over steps, which features of different samples do not "
             "allow; set source='exact'"
         )
-    if pooling is not None and reads != "losses" and source == "exact":
+    if pooling is not None and requires != "losses" and source == "exact":
         raise ValueError(f"pooling={pooling!r} belongs to source='representation'; this is 'exact'")
-    if source in ("probe", "auto") and reads == "jacobian":
+    if source in ("probe", "auto") and requires == "jacobian":
         raise ValueError(
             f"{method} works on the gradients entry by entry, which {source!r} does not give; "
             "set source='exact' or 'representation'"
         )
     usual = defaults.get("pooling", "blockwise")
-    if source in ("probe", "auto") and usual == "pooled" and reads != "kernel":
+    if source in ("probe", "auto") and usual == "pooled" and requires != "kernel":
         usual = "blockwise"  # Eq. 17's error is not a per-task factor: nothing could correct it
     return source, cast("Pooling", _one_of("pooling", pooling or usual, POOLINGS))
 
@@ -222,10 +222,10 @@ def _probe(source: Source, weighting: Weighting, given: Mapping[str, Any]) -> Pr
 
 def _require_fit(options: Options) -> None:
     """Refuse options that mean nothing together."""
-    method, reads = options.method, options.reads
-    if reads == "jacobian" and (options.every > 1 or options.ema):
+    method, requires = options.method, options.requires
+    if requires == "jacobian" and (options.every > 1 or options.ema):
         raise ValueError(f"{method} needs the gradients of each step: no every, no ema")
-    if reads == "kernel" and options.ema:
+    if requires == "kernel" and options.ema:
         raise ValueError(f"{method} compares mini-batches of one step: no ema")
     if options.log_losses and options.weighting.takes_logarithms:
         raise ValueError(f"{method} takes logarithms of the losses already: no log_losses")
@@ -296,7 +296,7 @@ def _last_layer(pooling: Pooling, layer: Any) -> LastLayer | None:
 def _priorities(weighting: Weighting, name: str | None, value: Any) -> Priorities | None:
     if value is None:
         return None
-    if weighting.reads == "jacobian":
+    if weighting.requires == "jacobian":
         raise ValueError(
             f"{name or type(weighting).__name__} combines gradients entry by entry, and its "
             "weights are only reported: priorities have nothing to multiply"
@@ -314,9 +314,11 @@ def _priorities(weighting: Weighting, name: str | None, value: Any) -> Prioritie
 
 def _length(weighting: Weighting, name: str | None, value: Any) -> Length:
     if value in ("method", "plain", "unit"):
-        if value != "method" and weighting.reads in ("losses", "jacobian"):
+        if value != "method" and weighting.requires in ("losses", "jacobian"):
             what = (
-                "reads losses only" if weighting.reads == "losses" else "weighs no whole gradient"
+                "reads losses only"
+                if weighting.requires == "losses"
+                else "weighs no whole gradient"
             )
             raise ValueError(
                 f"length={value!r} compares lengths of gradients, and "

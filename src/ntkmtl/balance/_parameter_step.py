@@ -52,7 +52,7 @@ class ParameterStep:
         hooked: bool | None = None,
     ) -> None:
         options = core.options
-        if options.weighting.guides_heads:
+        if options.weighting.has_head_objective:
             raise ValueError(
                 f"{options.method} needs the features that part trunk and heads: pass features=z, "
                 "the tensor that the heads read, and let no loss reach the trunk around it"
@@ -82,7 +82,7 @@ class ParameterStep:
         hooks = any(has_hooks(p) for p in shared)
         plainly = options.weight_heads and (self.hooked or hooks)
         eigenvalues = jacobian = combined = None
-        if weights is None and options.reads == "jacobian":
+        if weights is None and options.requires == "jacobian":
             combined, weights = self._combine()
         elif weights is None:
             keep = not plainly and may_keep(options, shared, step, options.needs_gramian)

@@ -86,7 +86,7 @@ def _of_found_cut(
 
 def _own_kernel(options: Options) -> tuple[str, Pooling]:
     """Return source and pooling of what is recorded where the recorder leaves them open."""
-    if options.reads == "losses" or options.source == "auto":
+    if options.requires == "losses" or options.source == "auto":
         return "representation", "blockwise"
     if options.source == "probe":
         return "representation", options.pooling

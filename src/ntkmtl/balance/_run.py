@@ -30,7 +30,7 @@ def run(
         counts: Labels per task and sample.
     """
     options = core.options
-    if options.reads == "losses":
+    if options.requires == "losses":
         return _by_losses(core, step)
     if core.held and all(i in core.held for i in step.present):
         held = torch.tensor([core.held[i] for i in step.present], dtype=torch.float64)
@@ -211,7 +211,7 @@ def _batch(step: Step) -> int | None:
 def _one_minibatch(core: Core) -> int:
     """Do without mini-batches, where nothing tells which dimension holds the samples."""
     options, memory = core.options, core.memory
-    if options.reads != "eigenvalues" and options.weighting.reads_cross_terms:
+    if options.requires != "eigenvalues" and options.weighting.requires_cross_terms:
         raise ValueError(
             f"{options.method} compares {options.minibatches} mini-batches, and the losses do not "
             "tell the samples apart: pass losses of single samples, of shape (B,), before their "

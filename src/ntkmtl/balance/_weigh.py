@@ -130,10 +130,10 @@ def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor
 def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
     options = core.options
     eigenvalues = None
-    if options.reads == "eigenvalues":
+    if options.requires == "eigenvalues":
         eigenvalues = _averaged(core, largest_eigenvalues(kernel, step), step)
         weights = weights_of(core, eigenvalues, step)
-    elif options.reads == "gramian" and options.ema:
+    elif options.requires == "gramian" and options.ema:
         smooth = _smoothed(core, kernel.gramian(), step)
         weights = weigh(core, ExtendedNTK(smooth[:, None, :, None]), step)
     else:

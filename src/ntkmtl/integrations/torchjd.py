@@ -128,8 +128,8 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
             raise ValueError(
                 f"minibatches must be a whole number of at least 1, found {minibatches!r}"
             )
-        if weighting.reads in ("losses", "jacobian"):
-            what = "losses" if weighting.reads == "losses" else "gradients entry by entry"
+        if weighting.requires in ("losses", "jacobian"):
+            what = "losses" if weighting.requires == "losses" else "gradients entry by entry"
             raise ValueError(
                 f"{label} reads the {what}, of which a Gramian knows nothing; use ntkmtl.Balancer"
             )
@@ -273,7 +273,7 @@ def _wants_more(weighting: Weighting) -> bool:
     return (
         isinstance(weighting, (GradNorm, IMTL))
         or weighting.needs_after_step
-        or weighting.guides_heads
+        or weighting.has_head_objective
         or next(weighting.parameters(), None) is not None
     )
 

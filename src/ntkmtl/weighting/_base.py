@@ -16,7 +16,7 @@ __all__ = [
     "DEPENDENT",
     "GramianWeighting",
     "LossWeighting",
-    "Reads",
+    "Requires",
     "Weighting",
     "balanced_gramian",
     "check_positive",
@@ -26,7 +26,7 @@ __all__ = [
 # dependent: what rounding in float32 leaves of a difference points anywhere.
 DEPENDENT = 1e-6
 
-Reads = Literal["losses", "eigenvalues", "gramian", "kernel", "jacobian"]
+Requires = Literal["losses", "eigenvalues", "gramian", "kernel", "jacobian"]
 
 
 class Weighting(ABC):
@@ -36,33 +36,33 @@ class Weighting(ABC):
     task's position, so that a task without labels this time is simply not among ``tasks``.
 
     Attributes:
-        reads: What :meth:`weigh` looks at: the losses; the largest eigenvalue of each diagonal
+        requires: What :meth:`weigh` looks at: the losses; the largest eigenvalue of each diagonal
             block; the Gramian; all blocks between all mini-batches, which hold products of
             gradients of independent samples as well; or, by :meth:`combine` instead of
             :meth:`weigh`, the k gradients entry by entry.
         takes_logarithms: Whether it is a method of log losses already.
-        follows_parameters: Whether it averages gradients over steps, entry by entry, which makes
+        tracks_gradients: Whether it averages gradients over steps, entry by entry, which makes
             sense for parameters only: features of the next batch belong to other samples.
         needs_after_step: Whether :meth:`after_step` wants the losses after the update.
         needs_scores: Whether :meth:`observe` wants to be told after each epoch how well each task
             performs against its single-task network.
-        guides_heads: Whether each head also descends along an objective of its own, made of the
-            gradient that it sends to the trunk; see :meth:`head_objective`.
+        has_head_objective: Whether each head also descends along an objective of its own, made of
+            the gradient that it sends to the trunk; see :meth:`head_objective`.
         name: The name it was made by, which decides the Balancer's defaults; None for one's own.
     """
 
     name: str | None = None
-    reads: ClassVar[Reads]
+    requires: ClassVar[Requires]
     needs_after_step: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     takes_logarithms: ClassVar[bool] = False
-    guides_heads: ClassVar[bool] = False
-    follows_parameters: ClassVar[bool] = False
+    has_head_objective: ClassVar[bool] = False
+    tracks_gradients: ClassVar[bool] = False
 
     @property
-    def reads_cross_terms(self) -> bool:
+    def requires_cross_terms(self) -> bool:
         """Whether blocks between tasks are looked at; without them a kernel is cheaper."""
-        return self.reads != "eigenvalues"
+        return self.requires != "eigenvalues"
 
     @with_cpu_default
     def __call__(
@@ -85,7 +85,7 @@ class Weighting(ABC):
         Raises:
             ValueError: What the method reads is missing.
         """
-        if self.reads == "losses":
+        if self.requires == "losses":
             if losses is None:
                 raise ValueError(f"{type(self).__name__} reads losses: pass losses of shape (k,)")
             count = losses.shape[0]
@@ -131,7 +131,7 @@ class Weighting(ABC):
         raise TypeError(f"{type(self).__name__} weighs whole gradients; it combines none")
 
     def head_objective(self, own: Tensor, joint: Tensor) -> Tensor:
-        """Return what a head minimises beside its loss, where :attr:`guides_heads` says so.
+        """Return what a head minimizes beside its loss, where :attr:`has_head_objective` says so.
 
         Args:
             own: The task's gradient with respect to the features, which depends on the head.
@@ -169,7 +169,7 @@ class Weighting(ABC):
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what the method learns by the user's optimiser."""
+        """Yield what the method learns by the user's optimizer."""
         return iter(())
 
     def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
@@ -265,7 +265,7 @@ class LossWeighting(Weighting):
     Its weights are the effective ones, the derivatives of its total with respect to each loss.
     """
 
-    reads: ClassVar[Reads] = "losses"
+    requires: ClassVar[Requires] = "losses"
 
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         assert losses is not None
@@ -279,7 +279,7 @@ class LossWeighting(Weighting):
 class GramianWeighting(Weighting):
     """A weighting that reads the Gramian of the k gradients."""
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
         assert kernel is not None

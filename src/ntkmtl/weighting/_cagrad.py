@@ -60,11 +60,11 @@ class CAGrad(GramianWeighting):
         uniform = torch.full_like(gramian[0], 1.0 / len(gramian))
         radius = self.c * math.sqrt(max(float(uniform @ gramian @ uniform), 0.0))
         if radius > 0.0 and cancellation(gramian, uniform) > _CANCELLED:
-            uniform = uniform + _towards_worst(gramian, gramian @ uniform, radius)
+            uniform = uniform + _toward_worst(gramian, gramian @ uniform, radius)
         return uniform.to(device)
 
 
-def _towards_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
+def _toward_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
     """Return the weights of d - g_0, which are not negative.
 
     Args:

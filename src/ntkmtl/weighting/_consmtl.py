@@ -1,4 +1,4 @@
-"""ConsMTL: heads that turn the gradients they send towards the joint update."""
+"""ConsMTL: heads that turn the gradients they send toward the joint update."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ConsMTL(FairGrad):
         [tensor([9.])]
     """
 
-    guides_heads: ClassVar[bool] = True
+    has_head_objective: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 2.0, strength: float = 1.0, bound: float = 0.1) -> None:
         super().__init__(alpha)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting import create
-from ntkmtl.weighting._base import Reads, Weighting
+from ntkmtl.weighting._base import Requires, Weighting
 
 __all__ = ["CRMOGM"]
 
@@ -24,7 +24,7 @@ class CRMOGM(Weighting):
     the moving average :math:`\lambda_t = \alpha \lambda_{t-1} + (1 - \alpha) \hat\lambda_t` of the
     method's weights :math:`\hat\lambda_t` is used instead. It starts at :math:`\hat\lambda_1`. The
     decay is constant here, as in TorchJD, whose version is not used because it has one state for
-    all tasks; the paper lets it grow towards 1 as the learning rate falls.
+    all tasks; the paper lets it grow toward 1 as the learning rate falls.
 
     A task without labels in a batch keeps its average.
 
@@ -46,7 +46,7 @@ class CRMOGM(Weighting):
         tensor([0.6250, 0.3750], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def __init__(self, inner: str | Weighting = "mgda", alpha: float = 0.9) -> None:
         if not 0.0 <= alpha <= 1.0:
@@ -54,13 +54,13 @@ class CRMOGM(Weighting):
         self.inner = inner
         self.alpha = float(alpha)
         self._inner = create(inner) if isinstance(inner, str) else inner
-        if self._inner.reads != "gramian":
+        if self._inner.requires != "gramian":
             raise ValueError(
                 f"inner must be a method that reads the Gramian. Found {inner!r}, which reads the "
-                f"{self._inner.reads}."
+                f"{self._inner.requires}."
             )
-        if self._inner.guides_heads or self._inner.needs_scores:
-            more = "a part in the heads' training" if self._inner.guides_heads else "scores"
+        if self._inner.has_head_objective or self._inner.needs_scores:
+            more = "a part in the heads' training" if self._inner.has_head_objective else "scores"
             raise ValueError(
                 f"inner must be a method whose weights are all of it. Found {inner!r}, which also "
                 f"wants {more}; use it by itself."

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["DBMTL"]
@@ -53,8 +53,8 @@ class DBMTL(Weighting):
         (tensor([ 3., -1.]), tensor([1., 5.], dtype=torch.float64))
     """
 
-    reads: ClassVar[Reads] = "jacobian"
-    follows_parameters: ClassVar[bool] = True
+    requires: ClassVar[Requires] = "jacobian"
+    tracks_gradients: ClassVar[bool] = True
 
     def __init__(self, beta: float = 0.9, beta_sigma: float = 0.0) -> None:
         if not 0.0 <= beta < 1.0:

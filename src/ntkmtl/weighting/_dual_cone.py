@@ -10,7 +10,7 @@ from ntkmtl.weighting._qp import nonnegative_qp
 __all__ = ["project"]
 
 
-def project(weights: Tensor, gramian: Tensor, regularisation: float) -> Tensor:
+def project(weights: Tensor, gramian: Tensor, regularization: float) -> Tensor:
     r"""Return the weights of the nearest gradient that conflicts with none.
 
     The nearest point to :math:`J^T u` in the dual cone
@@ -21,7 +21,7 @@ def project(weights: Tensor, gramian: Tensor, regularisation: float) -> Tensor:
     Args:
         weights: u, float64 of shape (k,), or (B, k) for B projections.
         gramian: float64, shape (k, k).
-        regularisation: Added to the diagonal of the Gramian over its trace.
+        regularization: Added to the diagonal of the Gramian over its trace.
 
     Returns:
         u + mu, float64 of the shape of ``weights``.
@@ -38,5 +38,5 @@ def project(weights: Tensor, gramian: Tensor, regularisation: float) -> Tensor:
     trace = float(gramian.diagonal().sum())
     if trace <= 0.0:
         return weights
-    scaled = gramian / trace + regularisation * torch.eye(len(gramian), dtype=gramian.dtype)
+    scaled = gramian / trace + regularization * torch.eye(len(gramian), dtype=gramian.dtype)
     return weights + nonnegative_qp(scaled, -(weights @ scaled))

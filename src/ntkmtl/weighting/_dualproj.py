@@ -19,11 +19,11 @@ class DualProj(GramianWeighting):
     :math:`\{d : \langle g_i, d \rangle \ge 0 \text{ for all } i\}`.
 
     Args:
-        regularisation: Added to the diagonal of the Gramian, relative to its trace, before the
+        regularization: Added to the diagonal of the Gramian, relative to its trace, before the
             program is solved; TorchJD's value.
 
     Raises:
-        ValueError: ``regularisation`` is negative.
+        ValueError: ``regularization`` is negative.
         RuntimeError: On use, if the solver does not reach the projection.
 
     Example:
@@ -33,9 +33,9 @@ class DualProj(GramianWeighting):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
-    def __init__(self, regularisation: float = 1e-4) -> None:
-        self.regularisation = check_positive("regularisation", regularisation, zero=True)
+    def __init__(self, regularization: float = 1e-4) -> None:
+        self.regularization = check_positive("regularization", regularization, zero=True)
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         mean = torch.full((len(gramian),), 1.0 / len(gramian), dtype=gramian.dtype)
-        return project(mean, gramian.cpu(), self.regularisation).to(gramian.device)
+        return project(mean, gramian.cpu(), self.regularization).to(gramian.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 
 __all__ = ["ExcessMTL"]
 
@@ -52,7 +52,7 @@ class ExcessMTL(Weighting):
         tensor([0.6495, 0.3505], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "jacobian"
+    requires: ClassVar[Requires] = "jacobian"
 
     def __init__(self, step_size: float = 0.01, warmup: int = 0) -> None:
         self.step_size = check_positive("step_size", step_size)

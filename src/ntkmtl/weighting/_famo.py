@@ -1,4 +1,4 @@
-"""FAMO: fast adaptive multitask optimisation."""
+"""FAMO: fast adaptive multitask optimization."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def group_means(values: Tensor, groups: int) -> Tensor:
 class GO4Align(LossWeighting):
     r"""Weights per group of tasks that are alike in their risk.
 
-    Adaptive group risk minimisation, in the form of the published code of "GO4Align: Group
+    Adaptive group risk minimization, in the form of the published code of "GO4Align: Group
     Optimization for Multi-Task Alignment": indicators follow the losses,
     :math:`p_i \leftarrow p_i e^{-\beta \ell_i} / \sum_j p_j e^{-\beta \ell_j}`, starting at
     :math:`1/k`; with the scale :math:`\sum_j \ell_j / \ell_i` they make :math:`v_i = p_i \sum_j

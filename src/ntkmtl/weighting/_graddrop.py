@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting
+from ntkmtl.weighting._base import Requires, Weighting
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradDrop"]
@@ -36,7 +36,7 @@ class GradDrop(Weighting):
         (tensor([4., 3.]), tensor([1., 1.], dtype=torch.float64))
     """
 
-    reads: ClassVar[Reads] = "jacobian"
+    requires: ClassVar[Requires] = "jacobian"
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = RandomState(seed)

@@ -1,4 +1,4 @@
-"""Gradient normalisation."""
+"""Gradient normalization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, balanced_gramian, check_positive
 from ntkmtl.weighting._losses import nonzero
 from ntkmtl.weighting._task_adam import TaskAdam
 
@@ -26,7 +26,7 @@ class GradNorm(Weighting):
     training rates :math:`r_i = \tilde\ell_i / \mathrm{mean}_j \tilde\ell_j` for
     :math:`\tilde\ell_i = \ell_i / \ell_i(0)`, the weights descend on
     :math:`\sum_i |G_i - \bar G r_i^\alpha|`, whose targets :math:`\bar G r_i^\alpha` count as
-    constants; then they are renormalised to sum to k. All start at 1. Each step uses the weights
+    constants; then they are renormalized to sum to k. All start at 1. Each step uses the weights
     before its own update. A call without losses shows the weights and learns nothing.
 
     The paper takes gradients of the last shared layer; here they are of whatever the Balancer's
@@ -56,7 +56,7 @@ class GradNorm(Weighting):
         tensor([1.1000, 0.9000], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025) -> None:
         self.alpha = check_positive("alpha", alpha, zero=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, balanced_gramian
+from ntkmtl.weighting._base import Requires, Weighting, balanced_gramian
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradVac"]
@@ -20,7 +20,7 @@ _CANCELLED = 1e-14
 
 
 class GradVac(Weighting):
-    r"""Each gradient is turned towards those that it used to agree with more.
+    r"""Each gradient is turned toward those that it used to agree with more.
 
     From "Gradient Vaccine", with all shared parameters as one group: for each task i and the others
     j in random order, where the cosine :math:`\phi` between the (possibly changed) :math:`g_i` and
@@ -53,7 +53,7 @@ class GradVac(Weighting):
         tensor([1.5000, 2.0000], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def __init__(self, beta: float = 0.5, seed: int | None = None) -> None:
         if not 0.0 <= beta <= 1.0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._imtl_g import impartial_weights
 from ntkmtl.weighting._imtl_l import require_not_negative
 from ntkmtl.weighting._task_adam import TaskAdam
@@ -30,7 +30,7 @@ class IMTL(Weighting):
     one.
 
     Two things differ from the paper. The scales have an Adam of their own, so that nothing has to
-    be handed to the model's optimiser. And heads get the same weights as the shared part, or none
+    be handed to the model's optimizer. And heads get the same weights as the shared part, or none
     (``weight_heads``), where the paper gives them :math:`e^{s_i}`.
 
     Args:
@@ -47,7 +47,7 @@ class IMTL(Weighting):
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def __init__(self, learning_rate: float = 1e-3) -> None:
         self.learning_rate = check_positive("learning_rate", learning_rate)

@@ -30,13 +30,13 @@ class IMTLL(LossWeighting):
     The loss balance of "Towards Impartial Multi-Task Learning": the total is
     :math:`\sum_i (e^{s_i} \ell_i - s_i)`, whose minimum over :math:`s_i` has
     :math:`e^{s_i} \ell_i = 1`; weights are :math:`e^{s_i}`. The s_i are :meth:`parameters`: give
-    them to the optimiser beside the model's. They start at 0. A loss that stays at
+    them to the optimizer beside the model's. They start at 0. A loss that stays at
     zero has no best s, which would grow without end; the s_i count as -64 at least and 64 at most.
     TorchJD's ``IMTLL`` is the same total for tasks that all have labels in every batch.
 
     Args:
         tasks: Number of tasks; learned from the first step if None. Until then the parameter is an
-            ``UninitializedParameter``, which optimisers accept.
+            ``UninitializedParameter``, which optimizers accept.
 
     Raises:
         ValueError: The number of tasks is not positive, or, on use, a loss is negative.

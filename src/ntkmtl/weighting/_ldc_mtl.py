@@ -15,7 +15,7 @@ __all__ = ["LDCMTL"]
 
 
 class LDCMTL(LossWeighting):
-    r"""Learned weights, and a penalty on how much the weighted losses of neighbours differ.
+    r"""Learned weights, and a penalty on how much the weighted losses of neighbors differ.
 
     The single-loop algorithm of "LDC-MTL: Balancing Multi-Task Learning through Scalable Loss
     Discrepancy Control" (arXiv 2502.08585), as in its published code for CelebA: model and router W
@@ -27,14 +27,14 @@ class LDCMTL(LossWeighting):
 
     where :math:`\tau` is :math:`\sigma` or 1, and the denominator is a constant to W. The published
     router for CelebA and QM9 is a vector W, as here, for NYUv2 and CityScapes a small network that
-    reads the features. W_i start at 1. They are :meth:`parameters`: give them to the optimiser
+    reads the features. W_i start at 1. They are :meth:`parameters`: give them to the optimizer
     beside the model's.
 
     The weights are :math:`\sigma_i / \sum_j \sigma_j + \lambda \tau_i (s_i - s_{i-1})` with
     :math:`s_i` the sign of :math:`\tau_i \ell_i - \tau_{i+1} \ell_{i+1}`: a task above both its
-    neighbours gains, one below both loses and may go below zero, where
+    neighbors gains, one below both loses and may go below zero, where
     :math:`2 \lambda \tau_i` exceeds its share. The order of the tasks matters. Tasks without labels
-    are left out, which makes those before and after them neighbours.
+    are left out, which makes those before and after them neighbors.
 
     For QM9 the published code balances log losses (relative to the first ones):
     ``log_losses=True``.
@@ -43,7 +43,7 @@ class LDCMTL(LossWeighting):
         penalty: :math:`\lambda`; 0.01 as published for CelebA, 0.05 for QM9, 0.1 for CityScapes.
         tau: ``"sigma"`` as published for CelebA, QM9 and NYUv2, or ``"one"`` as for CityScapes.
         tasks: Number of tasks; learned from the first step if None. Until then the parameter is an
-            ``UninitializedParameter``, which optimisers accept.
+            ``UninitializedParameter``, which optimizers accept.
 
     Raises:
         ValueError: A setting is out of range.

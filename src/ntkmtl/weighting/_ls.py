@@ -1,4 +1,4 @@
-"""Linear scalarisation, and the single task."""
+"""Linear scalarization, and the single task."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
 
-__all__ = ["LinearScalarisation", "SingleTask"]
+__all__ = ["LinearScalarization", "SingleTask"]
 
 
-class LinearScalarisation(LossWeighting):
+class LinearScalarization(LossWeighting):
     """Every task has weight 1: the total is the plain sum of the losses (Eq. 6).
 
     Example:
         >>> import torch
-        >>> LinearScalarisation()(losses=torch.tensor([3.0, 5.0]))
+        >>> LinearScalarization()(losses=torch.tensor([3.0, 5.0]))
         tensor([1., 1.], dtype=torch.float64)
     """
 
@@ -23,7 +23,7 @@ class LinearScalarisation(LossWeighting):
         return torch.ones_like(losses)
 
 
-class SingleTask(LinearScalarisation):
+class SingleTask(LinearScalarization):
     """One task alone, with weight 1.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import gram
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
@@ -44,8 +44,8 @@ class MoCo(Weighting):
         beta_sigma: Its decay; 0.5 as published.
         gamma: Learning rate of the weights; 0.1 as published.
         gamma_sigma: Its decay; 0.5 as published.
-        rho: Pull towards equal weights; 0 as published.
-        normalise: Whether gradients are scaled to the length of their losses, as in the code;
+        rho: Pull toward equal weights; 0 as published.
+        normalize: Whether gradients are scaled to the length of their losses, as in the code;
             False for the paper's algorithm.
         simplex: ``"softmax"`` as in the code, or ``"projection"`` as in the paper.
 
@@ -61,8 +61,8 @@ class MoCo(Weighting):
         (tensor([0., 1.]), tensor([0., 1.], dtype=torch.float64))
     """
 
-    reads: ClassVar[Reads] = "jacobian"
-    follows_parameters: ClassVar[bool] = True
+    requires: ClassVar[Requires] = "jacobian"
+    tracks_gradients: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class MoCo(Weighting):
         gamma: float = 0.1,
         gamma_sigma: float = 0.5,
         rho: float = 0.0,
-        normalise: bool = True,
+        normalize: bool = True,
         simplex: str = "softmax",
     ) -> None:
         self.beta = check_positive("beta", beta)
@@ -81,7 +81,7 @@ class MoCo(Weighting):
         self.gamma = check_positive("gamma", gamma)
         self.gamma_sigma = check_positive("gamma_sigma", gamma_sigma, zero=True)
         self.rho = check_positive("rho", rho, zero=True)
-        self.normalise = bool(normalise)
+        self.normalize = bool(normalize)
         if simplex not in ("softmax", "projection"):
             raise ValueError(f"simplex must be 'softmax' or 'projection'. Found {simplex!r}.")
         self.simplex = simplex
@@ -106,7 +106,7 @@ class MoCo(Weighting):
 
         Args:
             jacobian: See the base class.
-            losses: See the base class; needed unless ``normalise`` is off.
+            losses: See the base class; needed unless ``normalize`` is off.
             tasks: See the base class.
 
         Raises:
@@ -115,7 +115,7 @@ class MoCo(Weighting):
         self.prepare(len(jacobian), jacobian.device)
         tasks = torch.arange(len(jacobian)) if tasks is None else tasks
         factors = None
-        if self.normalise:
+        if self.normalize:
             if losses is None:
                 raise ValueError("moco scales gradients to their losses: pass losses")
             length = norms(jacobian)

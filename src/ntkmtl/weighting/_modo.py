@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._independent import independent_products
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
@@ -39,7 +39,7 @@ class MoDo(Weighting):
 
     Args:
         gamma: Learning rate of the weights; 0.1 in the published code, 0.001 in LibMTL.
-        rho: Pull towards equal weights; 0.1 as published.
+        rho: Pull toward equal weights; 0.1 as published.
 
     Raises:
         ValueError: A setting is out of range; on use, if there is only one mini-batch.
@@ -54,7 +54,7 @@ class MoDo(Weighting):
         tensor([0.3750, 0.6250], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "kernel"
+    requires: ClassVar[Requires] = "kernel"
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1) -> None:
         self.gamma = check_positive("gamma", gamma)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 
 __all__ = ["NTKMTL", "eigenvalue_weights"]
 
@@ -98,7 +98,7 @@ class NTKMTL(Weighting):
         tensor([0.7454, 2.2361], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "eigenvalues"
+    requires: ClassVar[Requires] = "eigenvalues"
 
     def __init__(self, exponent: float = 0.5, published: bool = False) -> None:
         self.exponent = check_positive("exponent", exponent, zero=True)

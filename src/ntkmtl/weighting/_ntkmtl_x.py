@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
 
 __all__ = ["NTKMTLX", "STATISTICS", "Statistic", "task_matrix"]
@@ -103,7 +103,7 @@ class NTKMTLX(Weighting):
         tensor([0.7454, 2.2361], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "kernel"
+    requires: ClassVar[Requires] = "kernel"
 
     def __init__(self, statistic: Statistic = "max", alpha: float = 2.0) -> None:
         if statistic not in STATISTICS:
@@ -114,7 +114,7 @@ class NTKMTLX(Weighting):
         self.alpha = check_positive("alpha", alpha)
 
     @property
-    def reads_cross_terms(self) -> bool:
+    def requires_cross_terms(self) -> bool:
         """Whether blocks between tasks are looked at."""
         return self.statistic == "aligned"
 

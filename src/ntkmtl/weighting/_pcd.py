@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import (
     DEPENDENT,
-    Reads,
+    Requires,
     Weighting,
     balanced_gramian,
     check_positive,
@@ -27,9 +27,9 @@ class PCD(Weighting):
     r"""The primary task's gradient, changed no more than it takes for the others to make headway.
 
     "Not All Objectives Are Born Equal: Priority-Constrained Descent for Hierarchical
-    Multi-Objective Optimization": gradients are normalised,
+    Multi-Objective Optimization": gradients are normalized,
     :math:`\tilde g_i = g_i / \sqrt{v_i + \epsilon}`, by the debiased moving average v of their
-    squared norms; the direction minimises :math:`\frac12 \|d - \tilde g_1\|^2` subject to
+    squared norms; the direction minimizes :math:`\frac12 \|d - \tilde g_1\|^2` subject to
     :math:`\langle \tilde g_j, d \rangle \ge \tau \|\tilde g_j\|^2` for every other task j, and is
     rescaled to the primary gradient's norm. Where no direction satisfies all constraints, the
     primary gradient is left; so it is where only directions do that come from what rounding in
@@ -59,7 +59,7 @@ class PCD(Weighting):
         tensor([0.8000, 0.6000], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
 
     def __init__(
         self, tau: float = 0.02, beta: float = 0.999, epsilon: float = 1e-8, primary: int = 0
@@ -98,16 +98,16 @@ class PCD(Weighting):
         weights = torch.zeros_like(squares)
         if float(squares[first]) > 0:
             order = torch.tensor([first, *(i for i in range(len(squares)) if i != first)])
-            normalised = (gramian * scales[:, None] * scales[None, :])[order][:, order]
-            found = _constrained(normalised, self.tau)
-            square = float(found @ normalised @ found)
-            magnitude = float(found.abs() @ normalised.diagonal().clamp_min(0.0).sqrt()) ** 2
+            normalized = (gramian * scales[:, None] * scales[None, :])[order][:, order]
+            found = _constrained(normalized, self.tau)
+            square = float(found @ normalized @ found)
+            magnitude = float(found.abs() @ normalized.diagonal().clamp_min(0.0).sqrt()) ** 2
             if square > _ZERO * magnitude:
                 weights[order] = found * (float(squares[first]) / square) ** 0.5
         return (weights * scales).to(original.device)
 
     def _scales(self, squares: Tensor, mean: float, tasks: Tensor) -> Tensor:
-        """Return what normalises each gradient, times the root of ``mean``, and move the averages.
+        """Return what normalizes each gradient, times the root of ``mean``, and move the averages.
 
         Args:
             squares: Squared norms of the gradients, in units of ``mean``.

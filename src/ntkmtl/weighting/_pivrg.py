@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
 
 __all__ = ["PIVRG"]
@@ -61,7 +61,7 @@ class PIVRG(Weighting):
         tensor([1.2114, 0.6057], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "gramian"
+    requires: ClassVar[Requires] = "gramian"
     needs_scores: ClassVar[bool] = True
 
     def __init__(self, bound: float = 2.0, min_temperature: float = 10.0) -> None:

@@ -22,7 +22,7 @@ class MethodSpec:
         name: Its registered name.
         summary: One line.
         paper: Authors, title, venue.
-        reads: What its weights are made of: ``"losses"``, ``"eigenvalues"``, ``"gramian"``,
+        requires: What its weights are made of: ``"losses"``, ``"eigenvalues"``, ``"gramian"``,
             ``"kernel"`` (all blocks between all mini-batches) or ``"jacobian"`` (the gradients
             themselves, entry by entry).
         home: ``module:Class``.
@@ -33,7 +33,7 @@ class MethodSpec:
     name: str
     summary: str
     paper: str
-    reads: str
+    requires: str
     home: str
     extra: str = ""
     defaults: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -67,10 +67,10 @@ _SPECS = (
     ),
     MethodSpec(
         "ls",
-        "Linear scalarisation: the plain sum of the losses",
+        "Linear scalarization: the plain sum of the losses",
         "",
         "losses",
-        "ntkmtl.weighting._ls:LinearScalarisation",
+        "ntkmtl.weighting._ls:LinearScalarization",
     ),
     MethodSpec(
         "si",
@@ -102,14 +102,14 @@ _SPECS = (
     ),
     MethodSpec(
         "famo",
-        "Fast adaptive optimisation: equal rates of loss decrease, from losses alone",
+        "Fast adaptive optimization: equal rates of loss decrease, from losses alone",
         "Liu et al.: FAMO, NeurIPS 2023",
         "losses",
         "ntkmtl.weighting._famo:FAMO",
     ),
     MethodSpec(
         "stch",
-        "Smooth Tchebycheff scalarisation: a smooth maximum of normalised log losses",
+        "Smooth Tchebycheff scalarization: a smooth maximum of normalized log losses",
         "Lin et al.: Smooth Tchebycheff Scalarization, ICML 2024",
         "losses",
         "ntkmtl.weighting._stch:SmoothTchebycheff",
@@ -144,10 +144,10 @@ _SPECS = (
     ),
     MethodSpec(
         "unit",
-        "Unitary scalarisation: the plain sum, with single-task regularisation by the optimiser",
+        "Unitary scalarization: the plain sum, with single-task regularization by the optimizer",
         "Kurin et al.: In Defense of the Unitary Scalarization, NeurIPS 2022",
         "losses",
-        "ntkmtl.weighting._unit:UnitaryScalarisation",
+        "ntkmtl.weighting._unit:UnitaryScalarization",
     ),
     MethodSpec(
         "mgda",
@@ -295,7 +295,7 @@ _SPECS = (
     ),
     MethodSpec(
         "consmtl",
-        "Consistent: fair gradients, and heads that turn theirs towards the joint one",
+        "Consistent: fair gradients, and heads that turn theirs toward the joint one",
         "Qin, Wang, Yan: Towards Consistent Multi-Task Learning, CVPR 2025",
         "gramian",
         "ntkmtl.weighting._consmtl:ConsMTL",
@@ -335,7 +335,7 @@ _SPECS = (
     ),
     MethodSpec(
         "ldc-mtl",
-        "Loss discrepancy control: learned weights, a penalty on differences between neighbours",
+        "Loss discrepancy control: learned weights, a penalty on differences between neighbors",
         "Xiao, Dong, Zou, Ji: LDC-MTL, arXiv 2502.08585, 2025",
         "losses",
         "ntkmtl.weighting._ldc_mtl:LDCMTL",
@@ -406,7 +406,7 @@ def spec(name: str) -> MethodSpec:
         ValueError: There is no method of that name.
 
     Example:
-        >>> spec("ntkmtl-sr").reads
+        >>> spec("ntkmtl-sr").requires
         'eigenvalues'
     """
     if name not in _BY_NAME:

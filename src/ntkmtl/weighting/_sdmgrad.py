@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Reads, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._independent import independent_products
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
@@ -57,7 +57,7 @@ class SDMGrad(Weighting):
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
-    reads: ClassVar[Reads] = "kernel"
+    requires: ClassVar[Requires] = "kernel"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Scale-invariant scalarisation."""
+"""Scale-invariant scalarization."""
 
 from __future__ import annotations
 

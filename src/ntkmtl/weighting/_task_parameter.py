@@ -17,9 +17,9 @@ LARGEST_EXPONENT = 64.0
 
 
 class TaskParameter:
-    """Numbers that the user's optimiser moves, remembered by the tasks' positions.
+    """Numbers that the user's optimizer moves, remembered by the tasks' positions.
 
-    An optimiser may hold the parameter from before the number of tasks is known, and across loading
+    An optimizer may hold the parameter from before the number of tasks is known, and across loading
     of a state: it is changed in place. Until its size is known it is an ``UninitializedParameter``.
 
     Args:
@@ -48,7 +48,7 @@ class TaskParameter:
 
     @property
     def parameter(self) -> nn.Parameter:
-        """What optimisers are given."""
+        """What optimizers are given."""
         return cast("nn.Parameter", self._values)
 
     def prepare(self, tasks: int, device: torch.device) -> None:

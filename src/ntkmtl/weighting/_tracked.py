@@ -39,7 +39,7 @@ class TrackedGradients:
         method: str,
         factors: Tensor | None = None,
     ) -> Tensor:
-        """Move the averages of some tasks towards new gradients.
+        """Move the averages of some tasks toward new gradients.
 
         Where all tasks have a gradient they are changed in place, without a copy of k gradients.
 

@@ -1,4 +1,4 @@
-"""Unitary scalarisation."""
+"""Unitary scalarization."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
 
-__all__ = ["UnitaryScalarisation"]
+__all__ = ["UnitaryScalarization"]
 
 
-class UnitaryScalarisation(LossWeighting):
+class UnitaryScalarization(LossWeighting):
     """Every task has weight 1.
 
     "In Defense of the Unitary Scalarization for Deep Multi-Task Learning" finds that the plain sum
-    of the losses keeps up with elaborate methods once the network is regularised as in single-task
+    of the losses keeps up with elaborate methods once the network is regularized as in single-task
     training. The weights are those of ``ls``; what is particular, weight decay, dropout and early
-    stopping, belongs to the model and its optimiser, and is set there.
+    stopping, belongs to the model and its optimizer, and is set there.
 
     Example:
         >>> import torch
-        >>> UnitaryScalarisation()(losses=torch.tensor([3.0, 5.0]))
+        >>> UnitaryScalarization()(losses=torch.tensor([3.0, 5.0]))
         tensor([1., 1.], dtype=torch.float64)
     """
 

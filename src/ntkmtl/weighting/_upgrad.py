@@ -20,11 +20,11 @@ class UPGrad(GramianWeighting):
     in the Gramian (Proposition 1), and the projections are averaged.
 
     Args:
-        regularisation: Added to the diagonal of the Gramian, relative to its trace, before the
+        regularization: Added to the diagonal of the Gramian, relative to its trace, before the
             program is solved; TorchJD's value.
 
     Raises:
-        ValueError: ``regularisation`` is negative.
+        ValueError: ``regularization`` is negative.
         RuntimeError: On use, if the solver does not reach the projections.
 
     Example:
@@ -34,10 +34,10 @@ class UPGrad(GramianWeighting):
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
 
-    def __init__(self, regularisation: float = 1e-4) -> None:
-        self.regularisation = check_positive("regularisation", regularisation, zero=True)
+    def __init__(self, regularization: float = 1e-4) -> None:
+        self.regularization = check_positive("regularization", regularization, zero=True)
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         one_each = torch.eye(len(gramian), dtype=gramian.dtype)
-        projected = project(one_each, gramian.cpu(), self.regularisation)
+        projected = project(one_each, gramian.cpu(), self.regularization)
         return projected.mean(dim=0).to(gramian.device)

@@ -19,13 +19,13 @@ class UncertaintyWeighting(LossWeighting):
 
     The total is :math:`\sum_i \frac12 (e^{-s_i} \ell_i + s_i)` with
     :math:`s_i = \log \sigma_i^2`, in the form that Kendall et al. recommend for stability; weights
-    are :math:`\frac12 e^{-s_i}`. The s_i are :meth:`parameters`: give them to the optimiser beside
+    are :math:`\frac12 e^{-s_i}`. The s_i are :meth:`parameters`: give them to the optimizer beside
     the model's. They start at 0. A loss that stays at zero has no best s, which would fall without
     end; the s_i count as -64 at least and 64 at most.
 
     Args:
         tasks: Number of tasks; learned from the first step if None. Until then the parameter is an
-            ``UninitializedParameter``, which optimisers accept.
+            ``UninitializedParameter``, which optimizers accept.
 
     Raises:
         ValueError: The number of tasks is not positive.

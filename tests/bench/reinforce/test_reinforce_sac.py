@@ -18,7 +18,7 @@ from ntkmtl.bench.reinforce.sac import unsuited
 from ntkmtl.kernel import ExtendedNTK
 
 SMALL: dict[str, Any] = {"observation": 5, "action": 2, "hidden": (16, 16)}
-GRAMIAN = [s.name for s in weighting.specs() if s.reads == "gramian" and not unsuited(s.name)]
+GRAMIAN = [s.name for s in weighting.specs() if s.requires == "gramian" and not unsuited(s.name)]
 # Those whose weights are a function of this one Gramian: no draw, no memory, no other input.
 PLAIN = [
     "mgda",

@@ -31,7 +31,7 @@ from ntkmtl.bench.training.scores import (
     task_scores,
     validation_split,
 )
-from ntkmtl.weighting._ls import LinearScalarisation
+from ntkmtl.weighting._ls import LinearScalarization
 from ntkmtl.weighting._pivrg import PIVRG
 
 TOY = "toy_problem:Toy"
@@ -130,9 +130,9 @@ def test_the_class_says_that_scores_are_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[int] = []
-    monkeypatch.setattr(LinearScalarisation, "needs_scores", True)
+    monkeypatch.setattr(LinearScalarization, "needs_scores", True)
     monkeypatch.setattr(
-        LinearScalarisation, "observe", lambda self, scores: found.append(len(scores))
+        LinearScalarization, "observe", lambda self, scores: found.append(len(scores))
     )
     train(Toy(), "ls", 0, tmp_path, baseline=BASELINE, threads=1)
     assert found == [3] * 4
@@ -142,8 +142,8 @@ def test_others_are_told_nothing_and_refuse_scores(tmp_path: Path) -> None:
     run = train(Toy(), "ls", 0, tmp_path, baseline=BASELINE, threads=1)
     assert run.config.baseline is None
     assert "baseline" not in run.config.to_json()
-    with pytest.raises(TypeError, match="LinearScalarisation takes no scores"):
-        LinearScalarisation().observe([1.0])
+    with pytest.raises(TypeError, match="LinearScalarization takes no scores"):
+        LinearScalarization().observe([1.0])
 
 
 @pytest.mark.parametrize(

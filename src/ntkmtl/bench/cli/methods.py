@@ -19,7 +19,7 @@ def methods(as_json: Json = False) -> None:
                 {
                     "name": spec.name,
                     "summary": spec.summary,
-                    "reads": spec.reads,
+                    "requires": spec.requires,
                     "paper": spec.paper,
                     "extra": spec.extra,
                 }

@@ -87,7 +87,7 @@ def contenders(
     found: list[tuple[str, int | None]] = []
     for name in dict.fromkeys([REFERENCE, *methods]):
         spec = weighting.spec(name)
-        if spec.reads != "eigenvalues":
+        if spec.requires != "eigenvalues":
             found.append((name, None))
             continue
         own = minibatches if "minibatches" in spec.defaults else 1

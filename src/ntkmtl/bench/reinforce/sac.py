@@ -189,7 +189,7 @@ class MultiTaskSAC:
         chosen: tuple[Part, ...] = ("critic", "actor")
         if balance is not None:
             chosen = tuple(balance)
-        elif spec(method).reads == "losses" or method in _POSITIVE:
+        elif spec(method).requires == "losses" or method in _POSITIVE:
             chosen = ("critic",)
         for part in chosen:
             _one_of("balance", part, ("critic", "actor"))
@@ -249,7 +249,7 @@ class MultiTaskSAC:
             return Balancer("ls", tasks=self.tasks)
         defaults = spec(self.method).defaults
         settings: dict[str, Any] = {"tasks": self.tasks, **(options or {})}
-        if spec(self.method).reads == "losses":
+        if spec(self.method).requires == "losses":
             return Balancer(self.method, **settings)
         settings.setdefault("every", every)
         if settings.get("source", defaults.get("source")) == "exact":
@@ -376,7 +376,7 @@ class MultiTaskSAC:
         optimiser = self._optimisers[part]
         optimiser.zero_grad(set_to_none=True)
         features = None
-        if balancer.weighting.reads == "losses":
+        if balancer.weighting.requires == "losses":
             losses = joint()
         elif balancer.source == "exact":
             if balancer.reuses([task for task, size in enumerate(sizes) if size]):

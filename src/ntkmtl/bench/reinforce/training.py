@@ -87,7 +87,7 @@ def settings_of(recipe: ReinforceRecipe, row: Row) -> dict[str, Any]:
     """Return what a row means under a recipe, as JSON values: networks, balancing, settings."""
     shared = recipe.temperature if recipe.temperature != "published" else row.temperature
     # Methods that combine gradients entry by entry have no weights to keep.
-    every = 1 if spec(row.method).reads in ("losses", "jacobian") else recipe.every
+    every = 1 if spec(row.method).requires in ("losses", "jacobian") else recipe.every
     return {
         "method": row.method,
         "options": {**row.options, **recipe.method_options.get(row.name, {})},

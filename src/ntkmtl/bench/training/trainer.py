@@ -405,7 +405,7 @@ def _check_processes(
             + (f" and {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
             + "; change batch_size or the number of processes"
         )
-    if spec(method).reads == "jacobian" or create(method).guides_heads:
+    if spec(method).requires == "jacobian" or create(method).has_head_objective:
         raise ValueError(
             f"{method} works on the gradients entry by entry, or on those of the heads, in a "
             f"single process only; {size} were launched"
@@ -425,7 +425,7 @@ def _check_sharding(identity: Mapping[str, Any]) -> None:
     recipe, method = Recipe(**identity["recipe"]), identity["method"]
     settings = {**spec(method).defaults, **identity["method_options"]}
     source = settings.get("source", "exact")
-    if spec(method).reads != "losses" and source != "representation":
+    if spec(method).requires != "losses" and source != "representation":
         raise ValueError(
             f"{method} with source={source!r} works with the whole of the shared parameters or "
             "their gradients, k n of them, which spreading the parameters (FSDP) is to avoid; "
@@ -455,7 +455,7 @@ def _share_of_minibatches(
         ValueError: They cannot be shared out.
     """
     own = dict(options)
-    if size == 1 or spec(method).reads not in ("eigenvalues", "kernel"):
+    if size == 1 or spec(method).requires not in ("eigenvalues", "kernel"):
         return own, None
     n = own.get("minibatches", spec(method).defaults.get("minibatches", 1))
     if n % size == 0:
