@@ -132,7 +132,7 @@ def _samples(loss: Any, name: str) -> Samples:
                 f"(values, mask) of task {name} must have one shape (B,), found "
                 f"{tuple(loss.shape)} and {tuple(mask.shape)}"
             )
-        return Samples(loss, mask.detach().to(torch.bool))
+        return Samples(loss, _which_count(mask.detach(), name))
     if loss.ndim > 1 and loss.numel() != 1:
         raise ValueError(
             f"the loss of task {name} must be a scalar, the mean over the batch, or losses of "
@@ -142,6 +142,21 @@ def _samples(loss: Any, name: str) -> Samples:
     if loss.ndim != 1 or loss.numel() == 1:
         return Samples(loss.reshape(()))
     return Samples(loss)
+
+
+def _which_count(mask: Tensor, name: str) -> Tensor:
+    """Return a mask as booleans.
+
+    Raises:
+        ValueError: It weighs samples rather than choosing them.
+    """
+    chosen = mask.to(torch.bool)
+    if mask.dtype is not torch.bool and not bool((mask == chosen).all()):
+        raise ValueError(
+            f"the mask of task {name} holds numbers other than 0 and 1; a mask says which samples "
+            "count. Multiply the values by the weights of their samples instead"
+        )
+    return chosen
 
 
 def without_labels(values: Sequence[Loss], counts: Any) -> list[Loss]:

@@ -12,7 +12,7 @@ from ntkmtl.balance._kernel_step import KernelStep
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import FoundView, NamedView, View, describe_bypass, trainable_now
-from ntkmtl.balance._weigh import Core, observe, to_cpu, weigh
+from ntkmtl.balance._weigh import Core, observe, prefer, to_cpu, weigh
 from ntkmtl.graph import FeaturesLike, find_cut
 
 __all__ = ["run"]
@@ -124,6 +124,8 @@ def _through_features(
     """Part the graph where the user says."""
     options = core.options
     view = NamedView(options, step, features, counts)
+    if options.source != "representation":
+        view.around = view.around or view.shared_above
     if view.around and options.source in ("exact", "auto"):
         # Rows of z do not carry all of the gradient: differentiate the losses themselves.
         if view.partition.minibatches > 1 and step.samples is None:
@@ -231,7 +233,7 @@ def _one_minibatch(core: Core) -> int:
 def _nothing_shared(core: Core, step: Step) -> BalanceResult:
     """Give tasks that share nothing that is trained the weight 1."""
     memory = core.memory
-    weights = torch.ones(len(step.present), dtype=torch.float64)
+    weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     known = memory.weights
     if len(step.present) == 1 and known is not None and not bool(known[step.index].isnan().any()):
         weights = known[step.index]

@@ -172,6 +172,19 @@ class NamedView:
         own = self.options.shared
         return parameters_only(self.below) if own is None else trainable_now(own)
 
+    @property
+    def shared_above(self) -> str:
+        """Say which shared parameter that the user named no pass from the features reaches."""
+        named = {id(p) for p in self.options.shared or ()}
+        for name, head in zip(self.step.local_names, self.graph.parameters, strict=True):
+            for parameter in head:
+                if id(parameter) in named:
+                    return (
+                        f"shared= names a parameter of shape {tuple(parameter.shape)} that the "
+                        f"loss of task {name} reaches around the features"
+                    )
+        return ""
+
     @cached_property
     def below(self) -> list[Tensor]:
         """All leaves below the features."""

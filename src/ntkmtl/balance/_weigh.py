@@ -21,7 +21,16 @@ from ntkmtl.kernel._corrected import ProbeCorrection
 DECAY = 0.8
 """Of the moving average of ``source="auto"`` where the user names none (``ema``)."""
 
-__all__ = ["DECAY", "Core", "largest_eigenvalues", "observe", "to_cpu", "weigh", "weights_of"]
+__all__ = [
+    "DECAY",
+    "Core",
+    "largest_eigenvalues",
+    "observe",
+    "prefer",
+    "to_cpu",
+    "weigh",
+    "weights_of",
+]
 
 
 @dataclass
@@ -118,7 +127,7 @@ def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor
     # A task that shares nothing has nothing to be balanced, and must not shift the others' mean.
     together = [i for i in range(len(step.present)) if i not in step.alone]
     found, values = _observe(core, kernel.select(together), step.narrowed(together))
-    weights = torch.ones(len(step.present), dtype=torch.float64)
+    weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     weights[together] = found
     if values is None:
         return weights, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ELEMENTWISE",
     "INDEXING",
     "JOINING",
     "LOOKUPS",
@@ -37,19 +38,21 @@ SPLITTING = _named("Unbind Split SplitWithSizes Chunk TensorSplit UnsafeSplit")
 INDEXING = _named("Select Slice Index IndexSelect Gather Narrow Take MaskedSelect") | SPLITTING
 """Parts of one input."""
 
-_ELEMENTWISE = _named(
+ELEMENTWISE = _named(
     "Add Sub Rsub Mul Div Pow Abs Neg Log Log1P Exp Expm1 Sqrt Rsqrt Square Clamp ClampMin "
     "ClampMax Where MaskedFill Maximum Minimum Clone Alias ToCopy Copy Reciprocal Addcmul "
     "Addcdiv Lerp Sign MseLoss L1Loss SmoothL1Loss HuberLoss BinaryCrossEntropy "
     "BinaryCrossEntropyWithLogits KlDiv NllLoss SoftMarginLoss Xlogy Nan2Num NanToNum"
 ) | {"CopyBackwards"}
+"""Each entry of the output is made of the entries at its place, if the shapes are the same."""
+
 _REDUCTIONS = _named("Mean Sum Nansum Dot Mv")
 VIEWS = _named(
     "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Permute Transpose T Expand Flatten"
 )
 JOINING = _named("Stack Cat")
 
-TAIL = _ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
+TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
 """What makes losses of a network's outputs."""
 
 

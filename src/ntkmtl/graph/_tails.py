@@ -99,22 +99,18 @@ def _trace(found: Walk, task: int, edge: Edge, part: Part) -> bool:
 def _part_taken(node: Any, edge: Edge) -> Part:
     """Return what part of the tensor on an edge an indexing operation above it takes."""
     name = _ops.operation(node)
-    dim = getattr(node, "_saved_dim", None)
-    if name == "SelectBackward" and dim is not None:
-        shape = shape_of(edge)
-        index = _signed(node._saved_index)
-        if shape is None:
-            return None
-        return (dim, index % shape[dim], index % shape[dim] + 1)
-    if name == "SliceBackward" and dim is not None and node._saved_step == 1:
-        shape = shape_of(edge)
-        if shape is None:
-            return None
-        start, stop, _ = slice(_signed(node._saved_start), _signed(node._saved_end)).indices(
-            shape[dim]
-        )
-        return (dim, start, stop)
-    return None
+    shape = shape_of(edge)
+    if name not in ("SelectBackward", "SliceBackward") or not shape:
+        return None
+    dim = _dimension(node, len(shape))
+    if name == "SelectBackward":
+        index = _signed(node._saved_index) % shape[dim]
+        return (dim, index, index + 1)
+    if node._saved_step != 1:
+        return None
+    window = slice(_signed(node._saved_start), _signed(node._saved_end))
+    start, stop, _ = window.indices(shape[dim])
+    return (dim, start, stop)
 
 
 def _signed(index: int) -> int:
@@ -122,26 +118,38 @@ def _signed(index: int) -> int:
     return index - (1 << 64) if index >= 1 << 63 else index
 
 
+def _dimension(node: Any, ndim: int) -> int:
+    """Return the dimension that an operation saved, counted from the first."""
+    return _signed(node._saved_dim) % ndim
+
+
 def _before(node: Any, nr: int, name: str, part: Part) -> Part:
     """Return the part of an operation's inputs that a part of its output is made of."""
     if name in ("SelectBackward", "SliceBackward"):
         return _part_taken(node, node.next_functions[0])
-    dim = getattr(node, "_saved_dim", None)
-    if name == "UnbindBackward":
-        return (dim, nr, nr + 1) if isinstance(dim, int) else None
     if name in _ops.SPLITTING:
-        sizes = [shape_of((node, i)) for i in range(nr + 1)]
-        if not isinstance(dim, int) or any(size is None for size in sizes):
-            return None
-        lengths = [size[dim] for size in sizes if size is not None]
-        return (dim, sum(lengths[:-1]), sum(lengths))
+        return _before_split(node, nr, name)
     if part is None:
         return None
     if name in ("MeanBackward", "SumBackward"):
         return _before_reduction(node, part)
     own = shape_of((node, 0))
     same = all(shape_of(e) == own for e in node.next_functions if e[0] is not None)
-    return part if same and name not in _ops.VIEWS else None
+    return part if same and name in _ops.ELEMENTWISE else None
+
+
+def _before_split(node: Any, nr: int, name: str) -> Part:
+    whole = shape_of(node.next_functions[0])
+    if not whole or not isinstance(getattr(node, "_saved_dim", None), int):
+        return None
+    dim = _dimension(node, len(whole))
+    if name == "UnbindBackward":
+        return (dim, nr, nr + 1)
+    sizes = [shape_of((node, i)) for i in range(nr + 1)]
+    lengths = [size[dim] for size in sizes if size is not None]
+    if len(lengths) < len(sizes):
+        return None
+    return (dim, sum(lengths[:-1]), sum(lengths))
 
 
 def _before_reduction(node: Any, part: tuple[int, int, int]) -> Part:
@@ -149,9 +157,9 @@ def _before_reduction(node: Any, part: tuple[int, int, int]) -> Part:
     dims = getattr(node, "_saved_dim", None)
     if sizes is None or dims is None:
         return None
-    if getattr(node, "_saved_keepdim", False):
-        return part
     gone = {_signed(d) % len(sizes) for d in dims}
+    if getattr(node, "_saved_keepdim", False):
+        return None if part[0] in gone else part
     kept = [d for d in range(len(sizes)) if d not in gone]
     return (kept[part[0]], part[1], part[2]) if part[0] < len(kept) else None
 
