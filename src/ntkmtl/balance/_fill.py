@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkmtl._device import read
 from ntkmtl.balance._step import Step
@@ -77,7 +77,9 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
         ordinary(step, weights)  # the scaler looks at all gradients itself
         return
     if core.parameters is None:
-        core.parameters = list(leaves(step.losses)[0])
+        # Inputs that require a gradient are leaves too, but others in the next batch.
+        found = list(leaves(step.losses)[0])
+        core.parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
     parameters = core.parameters
     if any(p.grad is not None for p in parameters):
         ordinary(step, weights, careful=True)
