@@ -60,10 +60,8 @@ def period(core: Core, tasks: int) -> int:
 def exact_due(core: Core, step: Step) -> bool:
     """Whether this step makes an exact kernel."""
     memory = core.memory
-    if step.number >= memory.due or memory.weights is None:
+    if step.number >= memory.due or memory.known(step.present) is None:
         return True
-    if bool(memory.weights[step.index].isnan().any()):
-        return True  # a task that was never looked at
     if step.ranks is not None:
         return False  # processes must agree, and their graphs may differ
     found = _operations(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,6 +112,14 @@ class Memory:
             self.measured = torch.full((total,), -1, dtype=torch.int64)
         self.weights[tasks] = weights.to("cpu", torch.float64)
         self.measured[tasks] = step
+
+    def known(self, tasks: Sequence[int]) -> Tensor | None:
+        """Return the weights of the tasks at some positions, None if one was never looked at."""
+        if self.weights is None:
+            return None
+        whole = len(tasks) == len(self.weights)
+        found = self.weights.clone() if whole else self.weights[list(tasks)]
+        return None if any(map(math.isnan, found.tolist())) else found
 
     def young(self, tasks: Tensor | slice, step: int, every: int) -> bool:
         """Whether all these tasks have weights of the last ``every`` steps."""

@@ -37,6 +37,7 @@ class ParameterStep:
         shared: The shared parameters.
         minibatches: The paper's n, the Balancer's if None.
         hooked: Whether hooks must fire; the Balancer's choice if None.
+        gradients: Gradients of the local tasks where they are known, for one mini-batch.
 
     Raises:
         ValueError: The method or the number of mini-batches needs more than losses.
@@ -50,6 +51,7 @@ class ParameterStep:
         *,
         minibatches: int | None = None,
         hooked: bool | None = None,
+        gradients: Sequence[Tensor] | None = None,
     ) -> None:
         options = core.options
         if options.weighting.has_head_objective:
@@ -65,6 +67,7 @@ class ParameterStep:
                 "features to split: pass losses before their mean is taken, pass features=z, or "
                 "use minibatches=1"
             )
+        self.gradients = gradients if self.minibatches == 1 else None
         require_unclipped(options, shared)
         wanted = options.hooked if hooked is None else hooked
         self.hooked = step.parallel if wanted is None else wanted
@@ -126,6 +129,8 @@ class ParameterStep:
             if task not in place:
                 zeros = [vjp_zeros(p) for p in shared]
                 return torch.cat(zeros).expand(n, -1).clone()
+            if self.gradients is not None:
+                return self.gradients[place[task]][None]
             if n == 1:
                 outputs, cotangents = self.begin[place[task]]
                 return vjp(outputs, shared, cotangents)[None]
@@ -215,17 +220,34 @@ def vjp_zeros(parameter: Tensor) -> Tensor:
     return torch.zeros(entries, dtype=real.dtype, device=parameter.device)
 
 
-def touched_by_two(step: Step, candidates: Sequence[Tensor]) -> list[Tensor]:
-    """Return the parameters that have a nonzero gradient in two or more tasks.
+def touched_by_two(
+    step: Step, candidates: Sequence[Tensor], *, keep: bool
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """Find the parameters that have a nonzero gradient in two or more tasks.
 
     Where an operation hides a network, as a model compiled as a whole does, its graph leads from
     every output to every parameter, and outputs that a task does not use send zeros.
+
+    Args:
+        step: What is known of this call.
+        candidates: Parameters that the graph leads to from two or more tasks.
+        keep: Whether there is memory for the gradients of all tasks.
+
+    Returns:
+        The parameters, and each local task's gradient with respect to them, flat; None where they
+        were not kept.
     """
+    sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
+    kept: list[Sequence[Tensor]] = []
     counts = [0] * len(candidates)
     for outputs, cotangents in step.begin():
-        flat = vjp(outputs, candidates, cotangents)
-        sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
-        touched = torch.stack([part.any() for part in flat.split(sizes)])
-        for i, found in enumerate(touched.tolist()):
+        parts = vjp(outputs, candidates, cotangents).split(sizes)
+        for i, found in enumerate(torch.stack([part.any() for part in parts]).tolist()):
             counts[i] += found
-    return [p for p, count in zip(candidates, counts, strict=True) if count >= 2]
+        if keep:
+            kept.append(parts)
+    at = [i for i, count in enumerate(counts) if count >= 2]
+    shared = [candidates[i] for i in at]
+    if not keep or not at:
+        return shared, None
+    return shared, [torch.cat([parts[i] for i in at]) for parts in kept]

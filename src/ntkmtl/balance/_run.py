@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
 from ntkmtl.balance._fill import ordinary, repeated
-from ntkmtl.balance._kernel_step import KernelStep
+from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import FoundView, NamedView, View, describe_bypass, trainable_now
@@ -67,10 +67,7 @@ def _still_valid(core: Core, step: Step) -> Tensor | None:
         due = _auto.exact_due(core, step) or _auto.free_due(core, step)
         if due and not (step.ranks is not None and _missing_somewhere(step)):
             return None
-        known = memory.weights
-        if known is None or bool(known[step.index].isnan().any()):
-            return None
-        return known[step.index]
+        return memory.known(step.present)
     if memory.weights is None or not memory.young(step.index, step.number, options.every):
         return None
     return memory.weights[step.index]
@@ -169,8 +166,10 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if not connected:
         return _nothing_shared(core, step)
     shared = cut.shared if options.shared is None else trainable_now(options.shared)
+    gradients = None
     if cut.opaque:
-        shared = touched_by_two(step, shared)
+        keep = may_keep(options, shared, step, options.needs_gramian)
+        shared, gradients = touched_by_two(step, shared, keep=keep)
     if not shared and not cut.targets:
         return _nothing_shared(core, step)
     source = options.source
@@ -182,7 +181,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
                 "source='exact', which are right for any graph, or name features=z that every "
                 "path passes"
             )
-        return _from_losses(core, step, shared)
+        return _from_losses(core, step, shared, gradients=gradients)
     n = options.minibatches
     known = batch is not None or options.batch_dim is not None
     if n > 1 and source == "exact" and step.samples is not None:
@@ -254,7 +253,12 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
 
 
 def _from_losses(
-    core: Core, step: Step, shared: list[Tensor], *, hooked: bool | None = None
+    core: Core,
+    step: Step,
+    shared: list[Tensor],
+    *,
+    hooked: bool | None = None,
+    gradients: list[Tensor] | None = None,
 ) -> BalanceResult:
     """Take the kernel of the shared parameters, from the losses themselves."""
     if not shared:
@@ -262,7 +266,8 @@ def _from_losses(
     n = core.options.minibatches
     if n > 1 and step.samples is None:
         n = _one_minibatch(core)
-    result = ParameterStep(core, step, shared, minibatches=n, hooked=hooked).run()
+    way = ParameterStep(core, step, shared, minibatches=n, hooked=hooked, gradients=gradients)
+    result = way.run()
     if core.options.source == "auto":
         _auto.note_exact(core, step)
     return result
