@@ -33,11 +33,14 @@ __all__ = [
     "rare",
 ]
 
-FREE_EVERY = 4
+FREE_EVERY = 8
 """Steps between two looks at a representation."""
 
 _RARE = 30
 """Steps between exact kernels above which the representation is looked at in between."""
+
+_GROWTH, _RARE_GROWTH = 1.5, 3.0
+"""How the steps between two exact kernels grow at first, without and with looks in between."""
 
 _PRICE = 0.7
 """A backward pass over a whole step of plain training."""
@@ -80,7 +83,8 @@ def note_exact(core: Core, step: Step) -> None:
     """Set when the next exact kernel is due: soon at first, then as rarely as the budget says."""
     memory = core.memory
     longest = period(core, step.total)
-    memory.gap = min(longest, max(1, 2 * memory.gap))
+    growth = _RARE_GROWTH if rare(core, step) else _GROWTH
+    memory.gap = min(longest, max(1, math.ceil(growth * memory.gap)))
     memory.due = step.number + memory.gap
     memory.operations.update(_operations(step))
 

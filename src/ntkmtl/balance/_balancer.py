@@ -83,7 +83,7 @@ class Balancer:
         every: Compute the kernel in each ``every``-th step and keep the weights in between. Where
             tasks are absent at times, each one's steps count from its own last kernel.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
-            for none. For ``source="auto"`` that of their logarithms, 0.8 if it is 0. A task without
+            for none. For ``source="auto"`` that of their logarithms, 0.5 if it is 0. A task without
             a label keeps its average, and for methods that read eigenvalues still counts in the
             others' weights: tasks whose batches take turns are balanced by this.
         weight_heads: Whether the weights apply to the heads too, or to the shared part only. The

@@ -18,7 +18,7 @@ from ntkmtl.graph import leaves
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._corrected import ProbeCorrection
 
-DECAY = 0.8
+DECAY = 0.5
 """Of the moving average of ``source="auto"`` where the user names none (``ema``)."""
 
 __all__ = [
