@@ -63,7 +63,9 @@ def period(core: Core, tasks: int) -> int:
 def exact_due(core: Core, step: Step) -> bool:
     """Whether this step makes an exact kernel."""
     memory = core.memory
-    if step.number >= memory.due or memory.known(step.present) is None:
+    if any(step.number >= memory.due.get(i, 0) for i in step.present):
+        return True
+    if memory.known(step.present) is None:
         return True
     if step.ranks is not None:
         return False  # processes must agree, and their graphs may differ
@@ -84,8 +86,11 @@ def note_exact(core: Core, step: Step) -> None:
     memory = core.memory
     longest = period(core, step.total)
     growth = _RARE_GROWTH if rare(core, step) else _GROWTH
-    memory.gap = min(longest, max(1, math.ceil(growth * memory.gap)))
-    memory.due = step.number + memory.gap
+    longest = max(longest, core.options.every)
+    for i in step.present:
+        gap = max(1, core.options.every, math.ceil(growth * memory.gap.get(i, 0)))
+        memory.gap[i] = min(longest, gap)
+        memory.due[i] = step.number + memory.gap[i]
     memory.operations.update(_operations(step))
 
 

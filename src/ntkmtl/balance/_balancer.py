@@ -685,7 +685,10 @@ class Balancer:
         """
         memory = self._core.memory
         if self.options.source == "auto":
-            return memory.weights is not None and memory.step < memory.due
+            some = range(len(memory.names or ())) if tasks is None else [int(i) for i in tasks]
+            return memory.known(some) is not None and all(
+                memory.step < memory.due.get(i, 0) for i in some
+            )
         at = slice(None) if tasks is None else torch.as_tensor(tasks)
         return memory.young(at, memory.step, self.options.every)
 

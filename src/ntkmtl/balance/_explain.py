@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ntkmtl.balance import _auto
 from ntkmtl.balance._weigh import Core
 from ntkmtl.graph import (
+    Bypass,
     Cut,
     Features,
     FeaturesLike,
@@ -65,6 +67,8 @@ class Explanation:
         unconnected: Tasks that share nothing with another.
         weights: How the Balancer makes weights of it.
         features: What is wrong with the features that were named; empty if nothing is.
+        opaque: Whether an operation may hold parameters of single tasks, as a model compiled as a
+            whole does: which are shared is then told by gradients only.
     """
 
     tasks: tuple[str, ...]
@@ -75,7 +79,8 @@ class Explanation:
     bypasses: dict[str, tuple[str, ...]]
     unconnected: tuple[str, ...]
     weights: str
-    features: str = field(default="")
+    features: str = ""
+    opaque: bool = False
 
     @property
     def clean(self) -> bool:
@@ -86,12 +91,14 @@ class Explanation:
         lines = [f"{len(self.tasks)} tasks: {', '.join(self.tasks)}"]
         if self.tensors:
             lines.append("the representation, where the part that tasks share ends:")
-            lines += [f"  {t}, read by {self._readers(t.tasks)}" for t in self.tensors]
+            alike = Counter(f"{t}, read by {self._readers(t.tasks)}" for t in self.tensors)
+            lines += [f"  {f'{n} x ' if n > 1 else ''}{text}" for text, n in alike.items()]
         else:
             lines.append("no representation: no tensor of samples is read by two tasks")
+        most = "at most " if self.opaque else ""
         lines.append(
-            f"shared by two or more tasks: {len(self.shared)} parameters, {self.entries} entries"
-            f"{_listed(self.shared)}"
+            f"shared by two or more tasks: {most}{len(self.shared)} parameters, {self.entries} "
+            f"entries{_listed(self.shared)}"
         )
         lines += [self._of_task(name) for name in self.tasks]
         if self.features:
@@ -140,30 +147,42 @@ def explanation(
         for target in sorted({c.target for c in own}):
             readers[target].append(name)
     bypasses = {
-        name: tuple(dict.fromkeys(_reason(b.reason, b.parameter, names) for b in around))
+        name: _reasons(around, names)
         for name, around in zip(tasks, cut.bypasses, strict=True)
         if around
     }
+    place = {key: i for i, key in enumerate(names)}
+    shared = sorted(cut.shared, key=lambda p: place.get(id(p), len(place)))
     return Explanation(
         tasks=tuple(tasks),
         tensors=tuple(
             SharedTensor(shape_of(edge), _readable(edge[0]), _module(cut, edge[0], names), tuple(r))
             for edge, r in zip(cut.targets, readers, strict=True)
         ),
-        shared=tuple(names.get(id(p), str(tuple(p.shape))) for p in cut.shared),
+        shared=tuple(names.get(id(p), str(tuple(p.shape))) for p in shared),
         entries=sum(p.numel() for p in cut.shared),
         private={name: len(cut.heads[i]) for i, name in enumerate(tasks)},
         bypasses=bypasses,
         unconnected=tuple(name for i, name in enumerate(tasks) if i not in cut.connected),
         weights=_weights(core, cut),
         features="" if features is None else _of_features(losses, features),
+        opaque=cut.opaque,
     )
 
 
-def _reason(reason: str, parameter: Tensor | None, names: dict[int, str]) -> str:
-    if parameter is None:
-        return reason
-    return f"{reason} ({names.get(id(parameter), f'of shape {tuple(parameter.shape)}')})"
+def _reasons(around: Sequence[Bypass], names: dict[int, str]) -> tuple[str, ...]:
+    """Return each reason once, with the parameters that it is about."""
+    by_reason: dict[str, list[str]] = {}
+    for bypass in around:
+        found = by_reason.setdefault(bypass.reason, [])
+        if (parameter := bypass.parameter) is not None:
+            name = names.get(id(parameter), f"of shape {tuple(parameter.shape)}")
+            if name not in found:
+                found.append(name)
+    return tuple(
+        f"{reason} ({_listed(found)[2:]})" if found else reason
+        for reason, found in by_reason.items()
+    )
 
 
 def _readable(node: Any) -> str:

@@ -257,9 +257,9 @@ class KernelStep:
         step, view = self.step, self.view
         if step.ranks is not None:
             raise ValueError(
-                "weight_heads=False with several processes needs a view of the features per head: "
-                "pass features=ntkmtl.branch(z, k) and give each head its own, or set "
-                "weight_heads=True"
+                "weight_heads=False (the published form of this method) with several processes "
+                "needs a view of the features per head: set weight_heads=True, or pass "
+                "features=ntkmtl.branch(z, k) and give each head its own"
             )
         trunk = view.below
         own = {id(p) for p in trunk}

@@ -78,8 +78,8 @@ class Memory:
         logs: Moving averages of the logarithms of eigenvalues, for ``source="auto"``.
         kernels: Number of kernels made, which decides when to probe.
         length: What ``length="unit"`` keeps the combined gradient at.
-        due: Step in which ``source="auto"`` next makes an exact kernel.
-        gap: Steps between its last two.
+        due: Step in which ``source="auto"`` next looks at each task by an exact kernel.
+        gap: Steps between its last two looks at each task.
         ratio: Exact over representation, for tasks whose representation is looked at in between.
         operations: The operation that each task's loss came out of when it was last looked at.
         signatures: What each task's cut looked like when its averages were started.
@@ -95,8 +95,8 @@ class Memory:
     logs: Averages | None = None
     kernels: int = 0
     length: float | None = None
-    due: int = 0
-    gap: int = 0
+    due: dict[int, int] = field(default_factory=dict)
+    gap: dict[int, int] = field(default_factory=dict)
     ratio: Averages | None = None
     operations: dict[int, str] = field(default_factory=dict)
     signatures: dict[int, str] = field(default_factory=dict)
@@ -140,8 +140,8 @@ class Memory:
             "average": self.average,
             "kernels": self.kernels,
             "length": self.length,
-            "due": self.due,
-            "gap": self.gap,
+            "due": [list(pair) for pair in self.due.items()],
+            "gap": [list(pair) for pair in self.gap.items()],
             "ratio_total": None if self.ratio is None else self.ratio.total,
             "ratio_count": None if self.ratio is None else self.ratio.count,
             "operations": [list(pair) for pair in self.operations.items()],
@@ -151,7 +151,7 @@ class Memory:
     def load(self, state: Mapping[str, Any], decay: float) -> None:
         """Take over what :meth:`state` returned."""
         self.step, self.kernels = state["step"], state["kernels"]
-        self.due, self.gap = state["due"], state["gap"]
+        self.due, self.gap = dict(state["due"]), dict(state["gap"])
         self.length = state["length"]
         self.operations = {int(i): name for i, name in state["operations"]}
         self.signatures = {int(i): name for i, name in state["signatures"]}

@@ -183,6 +183,11 @@ def _source(
             f"{method} works on the gradients entry by entry, which {source!r} does not give; "
             "set source='exact' or 'representation'"
         )
+    if pooling not in (None, "blockwise") and requires != "losses" and source == "auto":
+        raise ValueError(
+            f"pooling={pooling!r} belongs to source='representation' or 'probe'; 'auto' reads "
+            "exact kernels"
+        )
     usual = defaults.get("pooling", "blockwise")
     if source in ("probe", "auto") and usual == "pooled" and requires != "kernel":
         usual = "blockwise"  # Eq. 17's error is not a per-task factor: nothing could correct it

@@ -170,7 +170,12 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if cut.opaque:
         keep = may_keep(options, shared, step, options.needs_gramian)
         shared, gradients = touched_by_two(step, shared, keep=keep)
-    if not shared and not cut.targets:
+    if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
+        raise ValueError(
+            "the shared parameters lie within a reentrant checkpoint, which hides them from the "
+            "graph: call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+        )
+    if not shared and (not cut.targets or options.source in ("exact", "auto")):
         return _nothing_shared(core, step)
     source = options.source
     if not cut.clean:
@@ -236,7 +241,7 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
     known = memory.weights
     if len(step.present) == 1 and known is not None and not bool(known[step.index].isnan().any()):
         weights = known[step.index]
-    if "shared" not in memory.warned and step.total > 1:
+    elif "shared" not in memory.warned and step.total > 1:
         memory.warned.add("shared")
         one = len(step.present) == 1
         warn(

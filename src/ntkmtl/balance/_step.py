@@ -79,9 +79,17 @@ class Samples:
         """Return the mean over the samples that count, None if there are none."""
         if self.mask is None:
             return self.values.mean() if self.count else None
-        if not bool(self.mask.any()):
+        some, finite = torch.stack(
+            [self.mask.any(), (self.mask | self.values.isfinite()).all()]
+        ).tolist()
+        if not finite:
+            raise ValueError(
+                "losses of single samples are not finite where their mask leaves them out; their "
+                "gradient would be NaN all the same (0 times infinity): fill missing labels with "
+                "any number, 0 say, before the loss is computed"
+            )
+        if not some:
             return None
-        # Where, not a product: what is masked may be NaN.
         kept = torch.where(self.mask, self.values, torch.zeros_like(self.values))
         return kept.sum() / self.mask.sum()
 
@@ -158,6 +166,10 @@ class Step:
             slope=None if self.slope is None else self.slope[at],
             alone=[],
         )
+
+    def of_tasks(self, tasks: Tensor) -> Step:
+        """Return a step of other tasks, by position among all: for their names alone."""
+        return replace(self, present=tasks.tolist(), alone=[])
 
     def begin(self, stop: Sequence[tuple[object, int]] = ()) -> list[Start]:
         """Return where the kernel passes of the local tasks start."""

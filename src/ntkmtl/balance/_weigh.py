@@ -147,11 +147,26 @@ def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tenso
         weights = weigh(core, ExtendedNTK(smooth[:, None, :, None]), step)
     else:
         weights = weigh(core, kernel, step)
+    factor = 1.0
     if options.length != "method":
-        weights = weights * length_factor(core, kernel, weights, step)
+        factor = length_factor(core, kernel, weights, step)
+        weights = weights * factor
+    if options.source == "auto" and eigenvalues is not None:
+        _remember_everyone(core, step, factor)
     if options.every > 1 or options.source == "auto":
         core.memory.remember(weights, step.index, step.number)
     return weights, eigenvalues
+
+
+def _remember_everyone(core: Core, step: Step, factor: float) -> None:
+    """Give absent tasks weights by the averages as they are now: their mean has moved."""
+    known, values = _all_averages(core, step)
+    if known is None or values is None or len(step.present) == step.total:
+        return
+    kernel = ExtendedNTK(blocks=values[:, None, None])
+    weights = core.options.weighting(kernel, losses=None, tasks=known)
+    everyone = step.of_tasks(known)
+    core.memory.remember(prefer(core, weights, everyone) * factor, known, step.number)
 
 
 def require_shared_below(options: Options, kernel: ExtendedNTK, step: Step) -> None:

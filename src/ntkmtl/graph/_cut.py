@@ -114,6 +114,11 @@ class Cut:
         return own
 
     @property
+    def hides_parameters(self) -> bool:
+        """Whether a part of the network is run within its own backward pass."""
+        return any(_ops.operation(node) == _ops.REENTRANT for node in self.walk.order)
+
+    @property
     def signature(self) -> tuple[Any, ...]:
         """What stays the same as long as the network does: operations and shapes, by task."""
         tensors = [(_ops.operation(node), nr, shape_of((node, nr))) for node, nr in self.targets]

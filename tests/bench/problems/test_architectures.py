@@ -428,7 +428,7 @@ def test_sr_equals_its_oracle(network: Architecture, hooked: bool) -> None:
         # Row u: the gradient of mini-batch u's mean loss, a sum of rows scaled by B / |u|.
         rows = torch.stack([part.sum(0) * n for part in gradient.chunk(n)])
         eigenvalues.append(top(rows @ rows.T / n))
-    balancer = Balancer("ntkmtl-sr", minibatches=n, hooked=hooked)
+    balancer = Balancer("ntkmtl-sr", pooling="pooled", minibatches=n, hooked=hooked)
     result = balancer.backward(found, features=z)
     expected = ntkmtl_weights(eigenvalues)
     assert result.weights.tolist() == pytest.approx(expected, rel=REL)

@@ -431,7 +431,8 @@ def test_sr_reads_each_tasks_own_representation(folder: Path, name: str) -> None
         # A mini-batch's mean loss is that of its 4 molecules, half of the batch.
         rows = torch.stack([gradient[:4].sum(0) * 2, gradient[4:].sum(0) * 2])
         expected.append(float(torch.linalg.eigvalsh(rows @ rows.T)[-1]))
-    balancer = Balancer("ntkmtl-sr", tasks=list(problem.tasks), minibatches=2)
+    options = {"pooling": "pooled", "minibatches": 2}
+    balancer = Balancer("ntkmtl-sr", tasks=list(problem.tasks), **options)
     found = balancer.backward(losses, features=z)
     assert found.eigenvalues is not None
     assert found.eigenvalues.tolist() == pytest.approx(expected, rel=REL)

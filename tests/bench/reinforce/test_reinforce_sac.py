@@ -296,7 +296,9 @@ def test_multi_head_ntkmtl_balances_the_trunk_and_leaves_heads_their_own_gradien
 
 
 def test_ntkmtl_sr_reads_the_features_of_each_tasks_own_rows() -> None:
-    agent, batch, naive = made("ntkmtl-sr", heads="multi", method_options={"minibatches": 2})
+    agent, batch, naive = made(
+        "ntkmtl-sr", heads="multi", method_options={"minibatches": 2, "pooling": "pooled"}
+    )
     critic = naive.agent.critic
     index = torch.tensor(naive.tasks)
     z = critic.represent(batch.observations, batch.actions, index)
@@ -412,10 +414,10 @@ def test_famo_weighs_the_critics_alone_and_sees_the_losses_after_the_step() -> N
         found.critic_weights.double(), share / share.sum(), rtol=1e-6, atol=0
     )
     assert found.actor_weights.tolist() == [1.0, 1.0, 1.0]
-    logits = agent.critic_balancer.state_dict()["weighting"]["logits"]
+    logits = agent.critic_balancer.state_dict()["weighting.logits"]
     assert float(logits.abs().max()) > 0
     # After the step the same batch was looked at again, so nothing is left to be looked at.
-    assert agent.critic_balancer.state_dict()["weighting"]["before"].isnan().all()
+    assert agent.critic_balancer.state_dict()["weighting.before"].isnan().all()
 
 
 @pytest.mark.parametrize(

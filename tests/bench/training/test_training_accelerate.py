@@ -430,7 +430,7 @@ def test_a_step_counts_as_taken_whatever_the_losses_after_it(
     step = first_bad(0, 7)
     state = stopped(BadAfter(), "famo", tmp_path / "cut", step + 1, recipe=recipe)
     before = stopped(BadAfter(), "famo", tmp_path / "before", step, recipe=recipe)
-    logits = [found["balancer"]["weighting"]["logits"] for found in (before, state)]
+    logits = [found["balancer"]["weighting.logits"] for found in (before, state)]
     same(logits[1], logits[0])
     again = train(BadAfter(), "famo", 0, tmp_path / "cut", recipe=recipe, threads=1)
     assert again.result.test == run.result.test
