@@ -148,7 +148,7 @@ class ParameterStep:
             if mean is None:
                 result.append(torch.cat([vjp_zeros(p) for p in self.shared]))
                 continue
-            ((outputs, cotangents),) = starts([mean], sinks=step.parallel)
+            ((outputs, cotangents),) = starts([mean])
             result.append(vjp(outputs, self.shared, [c * slope for c in cotangents]))
         return torch.stack(result)
 

@@ -159,8 +159,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if step.ranks is not None and _missing_somewhere(step):
         raise ValueError(
             "one of the processes has no label for some task in this batch, so what its losses "
-            "share cannot be compared with the others': name the shared part by features=z or "
-            "Balancer(..., shared=list of shared parameters)"
+            "share cannot be compared with the others': name the shared part by features=z, or "
+            "use source='exact' or 'auto' with Balancer(..., shared=list of shared parameters)"
         )
     batch = _batch(step)
     cut = find_cut(step.losses, batch=batch, parallel=step.parallel)

@@ -159,9 +159,9 @@ class Step:
             alone=[],
         )
 
-    def begin(self, stop: Sequence[tuple[object, int]] = ()) -> list[Start]:
+    def begin(self) -> list[Start]:
         """Return where the kernel passes of the local tasks start."""
-        return starts(self.losses, sinks=self.parallel, stop=set(stop))
+        return starts(self.losses)
 
     def of_local(self, values: Tensor) -> list[float]:
         """Return one number for each local task, of one for each task of ``present``."""
