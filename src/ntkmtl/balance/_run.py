@@ -94,7 +94,6 @@ def _reuse(
     options = core.options
     plainly = options.weight_heads and not options.published_ntkmtl
     if plainly and (features is None or options.source == "auto" or core.held is not None):
-        _know_losses(step)
         repeated(core, step, weights)
         return step.result(weights)
     if features is not None:
@@ -107,15 +106,6 @@ def _reuse(
     else:
         shared = find_cut(step.losses, parallel=step.parallel).shared
     return ParameterStep(core, step, shared, minibatches=1).run(weights)
-
-
-def _know_losses(step: Step) -> None:
-    """Read the losses, where no kernel is read with them."""
-    from ntkmtl._device import read
-
-    if step.raw.device.type != "cpu":
-        (step.raw,) = read(step.raw)
-        step.require_finite(step.raw, "loss")
 
 
 def _through_features(
@@ -248,7 +238,7 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
             else "the losses share no parameter that is trained (is the shared part frozen, or its "
             "output detached?): every weight is 1"
         )
-    _know_losses(step)
+    step.bring()
     ordinary(step, weights)
     return step.result(weights)
 
