@@ -39,34 +39,23 @@ def losses_of(outputs: list[Tensor]) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("unused", [False, True], ids=["plain", "find-unused"])
-@pytest.mark.parametrize("method", ["ls", "ntkmtl", "ntkmtl-sr", "nash-mtl"])
-def test_two_steps_are_those_without_ddp(method: str, unused: bool) -> None:
+@pytest.mark.parametrize("named", ["inner", "returned", "none"])
+@pytest.mark.parametrize("wrap", ["plain", "find_unused_parameters", "static_graph"])
+@pytest.mark.parametrize("method", ["ls", "ntkmtl", "ntkmtl-sr", "ntkmtl-auto", "nash-mtl"])
+def test_two_steps_are_those_without_ddp(method: str, wrap: str, named: str) -> None:
     case, plain = make_case(), make_case()
-    net = nn.parallel.DistributedDataParallel(Net(case), find_unused_parameters=unused)
+    options = {} if wrap == "plain" else {wrap: True}
+    net = nn.parallel.DistributedDataParallel(Net(case), **options)
     alone = Net(plain)
-    parallel, single = (Balancer(method, weight_heads=True) for _ in range(2))
+    parallel, single = (Balancer(method, minibatches=1, weight_heads=True) for _ in range(2))
     for _ in range(2):
+        # Where parameters may be unused, and in a first step, DDP hands out copies.
         z, outputs = net(*case.inputs)
-        if unused:
-            # DDP then hands out copies, made from the outputs as they are from z.
-            z = net.module.inner
-        out = parallel.backward(losses_of(outputs), features=z)
+        features = {"inner": net.module.inner, "returned": z, "none": None}[named]
+        out = parallel.backward(losses_of(outputs), features=features)
         z, outputs = alone(*plain.inputs)
-        expected = single.backward(losses_of(outputs), features=z)
+        expected = single.backward(losses_of(outputs), features=None if named == "none" else z)
         torch.testing.assert_close(out.weights, expected.weights, **EXACT)
         for p, q in zip(case.parameters, plain.parameters, strict=True):
             torch.testing.assert_close(p.grad, q.grad, **EXACT)
             p.grad = q.grad = None
-
-
-@pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-sr", "ntkmtl-tk", "nash-mtl"])
-def test_copies_that_ddp_makes_of_features_are_not_taken_for_features(method: str) -> None:
-    # No loss is made from the copy: its gradient is zero, and all weights would be 1.
-    case = make_case()
-    net = nn.parallel.DistributedDataParallel(Net(case), find_unused_parameters=True)
-    z, outputs = net(*case.inputs)
-    with pytest.raises(ValueError, match="no loss depends on the features"):
-        Balancer(method).backward(losses_of(outputs), features=z)
-    assert all(p.grad is None for p in case.parameters)

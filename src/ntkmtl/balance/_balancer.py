@@ -317,8 +317,10 @@ class Balancer:
         try:
             if step.raw.device.type == "cpu":
                 step.require_finite(step.raw, "loss")
-            if step.extra is not None and not bool(step.extra.isfinite()):
-                raise NonFiniteError("extra", step.number, "loss", float(step.extra))
+                if step.extra is not None:
+                    step.require_extra(step.extra)
+            elif step.extra is not None:
+                step.waiting.append((step.extra, step.require_extra))
             return self._recorded(step, features, counts)
         except NonFiniteError:
             if active is None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ntkmtl._device import read
 from ntkmtl.balance._step import Step
 from ntkmtl.balance._weigh import Core
+from ntkmtl.errors import NonFiniteError
 from ntkmtl.graph import (
     TaskGradients,
     add_to_grad,
@@ -21,7 +22,7 @@ from ntkmtl.graph import (
     plain_backward,
 )
 
-__all__ = ["HeadGradients", "add_flat", "ordinary", "repeated", "require_weighted_finite"]
+__all__ = ["HeadGradients", "add_flat", "dense", "ordinary", "repeated", "require_weighted_finite"]
 
 _SMALL = 1 << 16
 """Entries up to which gradients are copied behind each other to be checked at once."""
@@ -73,6 +74,8 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     Raises:
         NonFiniteError: A gradient is not finite.
     """
+    if step.scaled or step.parallel:
+        step.bring()
     if step.scaled:
         ordinary(step, weights)  # the scaler looks at all gradients itself
         return
@@ -83,30 +86,41 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     parameters = core.parameters
     if any(p.grad is not None for p in parameters):
         ordinary(step, weights, careful=True)
+        step.bring()  # where nothing was looked at, as hooks had to fire
         return
     ordinary(step, weights)
-    known = [_dense(p.grad) for p in parameters if p.grad is not None]
-    if not known or _all_finite(known):
-        return
-    for p in leaves(step.losses)[0]:
-        p.grad = None
-    step.fail("gradient", math.nan, name=" or ".join(step.local_names))
+    known = [dense(p.grad) for p in parameters if p.grad is not None]
+    try:
+        (length,) = step.bring(_length(known)) if known else (torch.zeros(()),)
+        if bool(length.isfinite()) or _finite_entries(known):
+            return
+        step.fail("gradient", math.nan, name=" or ".join(step.local_names))
+    except NonFiniteError:
+        for p in leaves(step.losses)[0]:
+            p.grad = None
+        raise
 
 
-def _all_finite(gradients: Sequence[Tensor]) -> bool:
-    """Whether every entry is finite, by one read."""
+def _length(gradients: Sequence[Tensor]) -> Tensor:
+    """Return one number that is finite if all entries are, unless it overflows."""
     alike = len({(g.dtype, g.device) for g in gradients}) == 1
     if alike and sum([g.numel() for g in gradients]) <= _SMALL:
         joined = torch.cat([g.reshape(-1) for g in gradients])
-        return bool(torch.linalg.vector_norm(joined, dtype=torch.float64).isfinite())
+        length: Tensor = torch.linalg.vector_norm(as_real(joined), dtype=torch.float64)
+        return length
     if alike:
         norms = torch.stack(torch._foreach_norm(list(gradients)))
     else:
-        norms = torch.stack([torch.linalg.vector_norm(g).to(gradients[0]) for g in gradients])
-    if all(map(math.isfinite, read(as_real(norms))[0].flatten().tolist())):
-        return True
-    # A norm may overflow where no entry does.
-    return bool(torch.stack([as_real(g).isfinite().all() for g in gradients]).all())
+        device = gradients[0].device
+        norms = torch.stack([torch.linalg.vector_norm(g).to(device) for g in gradients])
+    return as_real(norms).sum(dtype=torch.float64)
+
+
+def _finite_entries(gradients: Sequence[Tensor]) -> bool:
+    """Whether every entry is finite, looked at one by one."""
+    device = gradients[0].device
+    found = torch.stack([as_real(g).isfinite().all().to(device) for g in gradients])
+    return bool(read(found.all())[0])
 
 
 def _checked(
@@ -118,13 +132,15 @@ def _checked(
     pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
     if not pairs:
         return
-    finite = torch.stack([_dense(g).isfinite().all() for _, g in pairs]).all()
-    if not bool(read(finite)[0]):
+    entries = [dense(g) for _, g in pairs]
+    (length,) = step.bring(_length(entries))
+    if not (bool(length.isfinite()) or _finite_entries(entries)):
         step.fail("weighted gradient", math.inf, largest=weights[: len(step.local)])
     add_to_grad(pairs)
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient's entries: of a sparse one those that it has."""
     return gradient if gradient.layout is torch.strided else gradient.coalesce().values()
 
 
@@ -180,28 +196,31 @@ class HeadGradients:
     def norms(self) -> list[Tensor]:
         """Return the norm of each gradient, float64."""
         return [
-            torch.linalg.vector_norm(as_real(_dense(g)), dtype=torch.float64)
+            torch.linalg.vector_norm(as_real(dense(g)), dtype=torch.float64)
             for g in self._gradients
         ]
 
-    def require_finite(self, step: Step) -> None:
-        """Raise if a gradient is NaN or infinite.
+    def await_finite(self, step: Step) -> None:
+        """Have it checked with the next numbers that are read that no gradient is NaN or infinite.
 
-        Raises:
-            NonFiniteError: Naming the task.
+        The check raises :class:`NonFiniteError`, naming the task.
         """
         if not self._gradients:
             return
-        dense = [_dense(g) for g in self._gradients]
-        if not _all_finite(dense):
-            self._find(step, dense)
+        entries = [dense(g) for g in self._gradients]
 
-    def _find(self, step: Step, dense: Sequence[Tensor]) -> None:
+        def check(length: Tensor) -> None:
+            if not (bool(length.isfinite()) or _finite_entries(entries)):
+                self._find(step, entries)
+
+        step.waiting.append((_length(entries), check))
+
+    def _find(self, step: Step, entries: Sequence[Tensor]) -> None:
         """Name the task of a gradient that is not finite; a norm may overflow where none is."""
         worst = torch.zeros(len(step.present), dtype=torch.float64)
         start = 0
         for position, count in zip(step.local, self._counts, strict=True):
-            for g in dense[start : start + count]:
+            for g in entries[start : start + count]:
                 real = as_real(g)
                 if not bool(real.isfinite().all()):
                     worst[position] = real[~real.isfinite()][0]

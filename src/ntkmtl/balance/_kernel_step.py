@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ntkmtl._device import read
-from ntkmtl.balance._fill import HeadGradients, add_flat, ordinary, require_weighted_finite
+from ntkmtl.balance._fill import HeadGradients, add_flat, dense, ordinary, require_weighted_finite
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import NamedView, View, weighted_sum
@@ -18,6 +17,7 @@ from ntkmtl.graph import (
     Features,
     TaskGradients,
     as_real,
+    differentiate,
     guiding_gradients,
     has_hooks,
     leaves,
@@ -104,8 +104,8 @@ class KernelStep:
         """Differentiate the part of the graph above the representation."""
         gradients = self.view.differentiate(heads=not self.hooked, retain=self.retain)
         heads = HeadGradients(gradients)
-        heads.require_finite(self.step)
-        self._require_no_underflow(gradients)
+        heads.await_finite(self.step)
+        self._await_no_underflow(gradients)
         return gradients, heads
 
     def _require_finite(self, gradients: TaskGradients) -> None:
@@ -115,36 +115,51 @@ class KernelStep:
         for per_task in gradients.features:
             at = [i for i, g in enumerate(per_task) if g is not None]
             peaks = [as_real(per_task[i]).abs().amax().to(torch.float64) for i in at]
-            (found,) = read(torch.stack(peaks))
+            (found,) = step.bring(torch.stack(peaks))
             own[at] = torch.maximum(own[at], found.nan_to_num(nan=math.inf))
         values = torch.zeros(len(step.present), dtype=torch.float64)
         values[step.local] = own
         if step.ranks is not None:
             values = torch.stack(step.ranks.gather(values)).amax(dim=0)
-        (step.raw,) = read(step.raw)
-        step.require_finite(step.raw, "loss")
         step.require_finite(values, "gradient")
 
-    def _require_no_underflow(self, gradients: TaskGradients) -> None:
-        """Refuse float16 gradients that vanished for want of a gradient scaler.
+    def _await_no_underflow(self, gradients: TaskGradients) -> None:
+        """Have it checked that no float16 gradient vanished for want of a gradient scaler.
 
-        Raises:
-            ValueError: A task with a loss above zero sends nothing, not even to its own head.
+        The check raises ValueError where a task with a loss above zero sends nothing, not even to
+        its own head.
         """
         step = self.step
         if step.scaled or not any(
             g is not None and g.dtype is torch.float16 for f in gradients.features for g in f
         ):
             return
-        for i, name in enumerate(step.local_names):
+        silent = []
+        for i, loss in enumerate(step.losses):
             own = [f[i] for f in gradients.features if f[i] is not None]
-            heads = [g for _, g in gradients.heads[i]] if gradients.heads else []
-            if own and not any(bool(g.any()) for g in (*own, *heads)) and bool(step.losses[i] > 0):
-                raise ValueError(
-                    f"the float16 gradient of task {name} is zero throughout, though its loss is "
-                    "not: it is too small for float16. Use a gradient scaler and pass it, "
-                    "backward(losses, scaler=scaler)"
-                )
+            heads = [dense(g) for _, g in gradients.heads[i]] if gradients.heads else []
+            sent = [g.any().to(loss.device) for g in (*own, *heads)]
+            nothing = ~torch.stack(sent).any() if own else torch.zeros_like(loss, dtype=torch.bool)
+            silent.append((nothing & (loss.detach() > 0)).to(step.like.device))
+
+        def check(found: Tensor) -> None:
+            for i, name in enumerate(step.local_names):
+                if bool(found[i]) and not self._reaches_head(i):
+                    raise ValueError(
+                        f"the float16 gradient of task {name} is zero throughout, though its loss "
+                        "is not: it is too small for float16. Use a gradient scaler and pass it, "
+                        "backward(losses, scaler=scaler)"
+                    )
+
+        step.waiting.append((torch.stack(silent), check))
+
+    def _reaches_head(self, task: int) -> bool:
+        """Whether a task's gradient with respect to any parameter is not zero, where not known."""
+        if not self.hooked:
+            return False
+        loss = self.step.losses[task]
+        found = differentiate([loss], list(leaves([loss])[0]), None, retain=True)
+        return any(bool(dense(g).any()) for g in found if g is not None)
 
     # ------------------------------------------------------------------ the kernel
 
@@ -228,6 +243,7 @@ class KernelStep:
     def _ordinary(self, weights: Tensor) -> None:
         """One backward pass of the weighted sum, every hook firing."""
         options, step, view = self.options, self.step, self.view
+        step.bring()
         factor = shared_factor(options, step)
         if options.weight_heads and factor == 1.0:
             ordinary(step, weights)
@@ -284,6 +300,7 @@ class KernelStep:
     ) -> None:
         """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
         options, step, view = self.options, self.step, self.view
+        step.bring()
         factor = shared_factor(options, step)
         local = step.of_local(weights)
         on_shared = [factor * w for w in local]
@@ -347,7 +364,7 @@ class KernelStep:
             )
         live = view.differentiate(heads=True, retain=True, live=True)
         gradients = TaskGradients([[g.detach() for g in f] for f in live.features], live.heads)
-        HeadGradients(gradients).require_finite(step)
+        HeadGradients(gradients).await_finite(step)
         eigenvalues = jacobian = None
         if weights is None:
             kernel, jacobian = self.kernel(gradients)
@@ -371,7 +388,7 @@ class KernelStep:
             gradients.heads[i] = [(p, g) for (p, _), g in zip(head, updated, strict=True)]
         del live
         heads = HeadGradients(gradients)
-        heads.require_finite(step)
+        heads.await_finite(step)
         self._fill(gradients, heads, weights, jacobian)
         return step.result(weights, eigenvalues)
 
@@ -433,8 +450,7 @@ class KernelStep:
     def _combined(self, matrix: Tensor) -> Tensor:
         step = self.step
         peaks = matrix.abs().amax(dim=1).to(torch.float64)
-        step.raw, peaks = read(step.raw, peaks)
-        step.require_finite(step.raw, "loss")
+        (peaks,) = step.bring(peaks)
         step.require_finite(peaks, "gradient")
         combined, self._reported = step.unscaled(self.options.weighting.combine, matrix)
         return combined

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ntkmtl._device import read
 from ntkmtl.balance._fill import add_flat, ordinary
 from ntkmtl.balance._kernel_step import (
     clip,
@@ -95,6 +94,7 @@ class ParameterStep:
         if options.weight_heads and factor == 1.0 and combined is None and jacobian is None:
             ordinary(step, weights)
         else:
+            step.bring()
             self._apart(weights, factor, jacobian, combined)
         return step.result(weights, eigenvalues)
 
@@ -153,7 +153,7 @@ class ParameterStep:
             if mean is None:
                 result.append(torch.cat([vjp_zeros(p) for p in self.shared]))
                 continue
-            ((outputs, cotangents),) = starts([mean], sinks=step.parallel)
+            ((outputs, cotangents),) = starts([mean])
             result.append(vjp(outputs, self.shared, [c * slope for c in cotangents]))
         return torch.stack(result)
 
@@ -163,8 +163,7 @@ class ParameterStep:
         require_alone(self.options, step)
         rows = self._rows()
         matrix = torch.cat([rows(i) for i in range(len(step.present))])
-        step.raw, peaks = read(step.raw, matrix.abs().amax(dim=1).to(torch.float64))
-        step.require_finite(step.raw, "loss")
+        (peaks,) = step.bring(matrix.abs().amax(dim=1))
         step.require_finite(peaks, "gradient")
         return step.unscaled(self.options.weighting.combine, matrix)
 

@@ -91,7 +91,6 @@ def _reuse(
     options = core.options
     plainly = options.weight_heads and not options.published_ntkmtl
     if plainly and (features is None or options.source == "auto" or core.held is not None):
-        _know_losses(step)
         repeated(core, step, weights)
         return step.result(weights)
     if features is not None:
@@ -104,15 +103,6 @@ def _reuse(
     else:
         shared = find_cut(step.losses, parallel=step.parallel).shared
     return ParameterStep(core, step, shared, minibatches=1).run(weights)
-
-
-def _know_losses(step: Step) -> None:
-    """Read the losses, where no kernel is read with them."""
-    from ntkmtl._device import read
-
-    if step.raw.device.type != "cpu":
-        (step.raw,) = read(step.raw)
-        step.require_finite(step.raw, "loss")
 
 
 def _through_features(
@@ -156,8 +146,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if step.ranks is not None and _missing_somewhere(step):
         raise ValueError(
             "one of the processes has no label for some task in this batch, so what its losses "
-            "share cannot be compared with the others': name the shared part by features=z or "
-            "Balancer(..., shared=list of shared parameters)"
+            "share cannot be compared with the others': name the shared part by features=z, or "
+            "use source='exact' or 'auto' with Balancer(..., shared=list of shared parameters)"
         )
     batch = _batch(step)
     cut = find_cut(step.losses, batch=batch, parallel=step.parallel)
@@ -252,7 +242,7 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
             else "the losses share no parameter that is trained (is the shared part frozen, or its "
             "output detached?): every weight is 1"
         )
-    _know_losses(step)
+    step.bring()
     ordinary(step, weights)
     return step.result(weights)
 

@@ -116,6 +116,7 @@ class Step:
         scaled: Whether a gradient scaler is at work.
         alone: Positions among ``present`` of the tasks that share nothing with another.
         kernel: The kernel, once known.
+        waiting: Tensors to be read with the next that are, and what checks each.
     """
 
     names: tuple[str, ...]
@@ -134,6 +135,7 @@ class Step:
     scaled: bool = False
     alone: list[int] = field(default_factory=list)
     kernel: ExtendedNTK | None = None
+    waiting: list[tuple[Tensor, Callable[[Tensor], None]]] = field(default_factory=list)
     index: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -165,20 +167,42 @@ class Step:
             present=[self.present[i] for i in positions],
             slope=None if self.slope is None else self.slope[at],
             alone=[],
+            waiting=[],
         )
 
     def of_tasks(self, tasks: Tensor) -> Step:
         """Return a step of other tasks, by position among all: for their names alone."""
-        return replace(self, present=tasks.tolist(), alone=[])
+        return replace(self, present=tasks.tolist(), alone=[], waiting=[])
 
-    def begin(self, stop: Sequence[tuple[object, int]] = ()) -> list[Start]:
+    def begin(self) -> list[Start]:
         """Return where the kernel passes of the local tasks start."""
-        return starts(self.losses, sinks=self.parallel, stop=set(stop))
+        return starts(self.losses)
 
     def of_local(self, values: Tensor) -> list[float]:
         """Return one number for each local task, of one for each task of ``present``."""
         known: list[float] = values.tolist()
         return known if len(self.local) == len(known) else [known[i] for i in self.local]
+
+    def bring(self, *values: Tensor) -> list[Tensor]:
+        """Read tensors in one transfer, and with them all that has to be checked.
+
+        Raises:
+            NonFiniteError: A loss is NaN or infinite, or a check fails.
+        """
+        waiting, self.waiting = self.waiting, []
+        far = self.raw.device.type != "cpu"
+        found = read(*([self.raw] if far else ()), *(tensor for tensor, _ in waiting), *values)
+        if far:
+            self.raw = found.pop(0)
+            self.require_finite(self.raw, "loss")
+        for (_, check), value in zip(waiting, found, strict=False):
+            check(value)
+        return found[len(waiting) :]
+
+    def require_extra(self, value: Tensor) -> None:
+        """Raise if the loss outside the balance is NaN or infinite."""
+        if not bool(value.isfinite()):
+            raise NonFiniteError("extra", self.number, "loss", float(value), scaled=self.scaled)
 
     def require_finite(self, values: Tensor, what: str) -> None:
         """Raise if one of the values, one for each task of ``present``, is NaN or infinite."""

@@ -19,7 +19,6 @@ from ntkmtl.graph import (
     TaskGradients,
     as_real,
     crossing_gradients,
-    edge_of,
     feature_gradients,
     has_hooks,
     leaves,
@@ -142,7 +141,7 @@ class NamedView:
         absent = set(range(step.total)) - set(step.present)
         whole = Features.of(features, step.names, options.batch_dim or 0, absent)
         local = whole.select([step.present[i] for i in step.local])
-        self.begin = step.begin([edge_of(t) for t in local.tensors])
+        self.begin = step.begin()
         cut, graph = cut_graph(self.begin, local, step.local_names)
         if cut is not local:
             whole = cut  # views that losses cross are one representation, for every task
@@ -467,7 +466,7 @@ class FoundView:
             if key in verified or count < 2 or not own:
                 continue
             half = samples[task].values[: count // 2].sum()
-            (start,) = starts([half], sinks=self.step.parallel)
+            (start,) = starts([half])
             for target, gradient in task_gradients(start, task, self.cut).items():
                 dim = self._dims[target]
                 rest = gradient.narrow(dim, count // 2, count - count // 2)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkmtl._device import read
 from ntkmtl.balance._memory import Averages, Memory
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
@@ -93,17 +92,17 @@ def prefer(core: Core, weights: Tensor, step: Step) -> Tensor:
 
 
 def to_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
-    """Bring a kernel to the CPU, with the losses if they are not there yet, in one transfer.
+    """Bring a kernel to the CPU, and all else that a step waits for, in one transfer.
 
     Raises:
-        NonFiniteError: A loss, or an entry of the kernel, is not finite.
+        NonFiniteError: A loss, an entry of the kernel, or a gradient of a head is not finite.
     """
-    if step.raw.device.type != "cpu":
-        values = kernel.values if kernel.has_all_blocks else kernel.blocks
-        step.raw, moved = read(step.raw, values)
-        kernel = kernel.replaced(moved)
-        step.require_finite(step.raw, "loss")
-    kernel = kernel.cpu()
+    values = kernel.values if kernel.has_all_blocks else kernel.blocks
+    if values.device.type == "cpu":
+        step.bring()
+    else:
+        values, shares = step.bring(values, kernel.shares)
+        kernel = kernel.replaced(values).with_shares(shares)
     if step.scale != 1.0:
         kernel = kernel / step.scale**2
     step.require_finite(kernel.blocks.sum(dim=(1, 2)), "gradient")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,69 +10,26 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ntkmtl.graph import _sinks
 from ntkmtl.graph._cut import Cut
 from ntkmtl.graph._engine import differentiate
-from ntkmtl.graph._walk import Edge, edge_of
 
 __all__ = ["Start", "crossing_gradients", "starts", "task_gradients"]
 
 Start = tuple[list[Any], list[Tensor]]
 """Where one task's backward pass starts: tensors or edges, and the gradients there."""
 
-_SINK = "_DDPSinkBackward"
 
-
-def starts(
-    losses: Sequence[Tensor], *, sinks: bool = False, stop: Collection[Edge] = ()
-) -> list[Start]:
-    """Return where the passes of each task start, below what must not run.
-
-    ``DistributedDataParallel`` puts a node behind a model's outputs which, when a backward pass
-    runs it, schedules the reduction of all gradients. Passes that fill no ``.grad`` start below it.
+def starts(losses: Sequence[Tensor]) -> list[Start]:
+    """Return where the passes of each task start: at its loss.
 
     Args:
         losses: k scalars.
-        sinks: Whether there may be such nodes.
-        stop: Edges beyond which not to look for them: the tensors of a cut above them.
     """
-    if not sinks:
-        if len({(loss.dtype, loss.device) for loss in losses}) == 1:
-            ones = losses[0].new_ones(len(losses)).unbind()
-            return [([loss], [one]) for loss, one in zip(losses, ones, strict=True)]
-        return [([loss], [torch.ones_like(loss)]) for loss in losses]
-    return [_below_sinks(loss, stop) for loss in losses]
-
-
-def _below_sinks(loss: Tensor, stop: Collection[Edge]) -> Start:
-    met: dict[tuple[Any, int], None] = {}
-    seen: set[Any] = set()
-    root = edge_of(loss)
-    stack = [root[0]]
-    if root[0].name() == _SINK:
-        met[root], stack = None, []
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        for edge in node.next_functions:
-            if edge[0] is None or edge in stop:
-                continue
-            if edge[0].name() == _SINK:
-                met[edge] = None
-            else:
-                stack.append(edge[0])
-    if not met:
-        return [loss], [torch.ones_like(loss)]
-    edges = list(met)
-    grads = differentiate([loss], [GradientEdge(*edge) for edge in edges], None, retain=True)
-    below: list[Any] = []
-    found: list[Tensor] = []
-    for (node, nr), gradient in zip(edges, grads, strict=True):
-        if gradient is not None and node.next_functions[nr][0] is not None:
-            below.append(GradientEdge(*node.next_functions[nr]))
-            found.append(gradient)
-    return below, found
+    if len({(loss.dtype, loss.device) for loss in losses}) == 1:
+        ones = losses[0].new_ones(len(losses)).unbind()
+        return [([loss], [one]) for loss, one in zip(losses, ones, strict=True)]
+    return [([loss], [torch.ones_like(loss)]) for loss in losses]
 
 
 def crossing_gradients(
@@ -142,7 +99,7 @@ def _differentiate(
     for tensors, gradients in begin:
         outputs += tensors
         cotangents += gradients
-    if _alike_scalars(outputs):
+    if _alike_scalars(outputs) and not _sinks.may_exist():
         # One root instead of k: the engine's checks are per root.
         outputs, cotangents = [torch.stack(outputs)], [torch.stack(cotangents)]
     return list(differentiate(outputs, inputs, cotangents, retain=retain))

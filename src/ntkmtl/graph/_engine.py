@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ntkmtl.graph._walk import edge_of, node_of
+from ntkmtl.graph import _sinks
+from ntkmtl.graph._walk import Edge, edge_of, node_of
 
 __all__ = [
     "add_to_grad",
@@ -53,6 +54,9 @@ def differentiate(
 ) -> tuple[Tensor | None, ...]:
     """Call the engine for gradients, None for inputs that are not reached.
 
+    The averaging of gradients that ``DistributedDataParallel`` schedules by a node behind a model's
+    outputs is left to the pass that fills ``.grad``.
+
     Args:
         outputs: Tensors or edges to start from.
         inputs: Tensors or edges to differentiate with respect to.
@@ -65,6 +69,8 @@ def differentiate(
             where it is known.
     """
     try:
+        if _sinks.may_exist() and any(_sinks.delaying_sinks(_edge(o))[0] for o in outputs):
+            return _past_sinks(outputs, inputs, cotangents, create)
         return torch.autograd.grad(
             list(outputs),
             list(inputs),
@@ -77,6 +83,56 @@ def differentiate(
         if (advice := _advice(str(error))) is not None:
             raise RuntimeError(advice) from error
         raise
+
+
+def _edge(tensor: Any) -> Edge:
+    return (tensor.node, tensor.output_nr) if isinstance(tensor, GradientEdge) else edge_of(tensor)
+
+
+def _past_sinks(
+    outputs: Sequence[Any],
+    inputs: Sequence[Any],
+    cotangents: Sequence[Tensor] | None,
+    create: bool,
+) -> tuple[Tensor | None, ...]:
+    """Differentiate in stages, from one sink to the next, running none: in a first step only.
+
+    Raises:
+        ValueError: One loss reaches an input both through a sink and around it.
+    """
+    wanted = [_edge(tensor) for tensor in inputs]
+    total: list[Tensor | None] = [None] * len(inputs)
+    seeds = [torch.ones_like(o) for o in outputs] if cotangents is None else cotangents
+    stack = list(zip(outputs, seeds, strict=True))
+    while stack:
+        output, seed = stack.pop()
+        met, above = _sinks.delaying_sinks(_edge(output))
+        lower = _sinks.reached(met)
+        here = [j for j, edge in enumerate(wanted) if edge in met or edge[0] in above]
+        if not here and not met:
+            continue
+        if any(wanted[j][0] in lower for j in here if wanted[j] not in met):
+            raise ValueError(
+                "a loss reaches shared parameters both through the outputs of a model that is "
+                "wrapped in DistributedDataParallel(static_graph=True) and around them; make that "
+                "part of the loss inside the model's forward method, or leave static_graph out"
+            )
+        found = torch.autograd.grad(
+            [output],
+            [*(inputs[j] for j in here), *(GradientEdge(*edge) for edge in met)],
+            grad_outputs=[seed],
+            retain_graph=True,
+            create_graph=create,
+            allow_unused=True,
+        )
+        for j, gradient in zip(here, found[: len(here)], strict=True):
+            if gradient is not None:
+                before = total[j]
+                total[j] = gradient if before is None else before + gradient
+        for edge, gradient in zip(map(_sinks.passed_on, met), found[len(here) :], strict=True):
+            if gradient is not None and edge[0] is not None:
+                stack.append((GradientEdge(*edge), gradient))
+    return tuple(total)
 
 
 def _advice(message: str) -> str | None:
@@ -134,17 +190,19 @@ def leaves(
     Returns:
         The leaf tensors met, in a stable order; the edges of ``stop`` met.
     """
-    barriers = {edge_of(t) for t in stop}
+    barriers = {_sinks.through(edge_of(t)) for t in stop}
     met: set[tuple[Any, int]] = set()
     seen: set[Any] = set()
     found: dict[Tensor, None] = {}
-    stack = [t.node if isinstance(t, GradientEdge) else node_of(t) for t in roots]
+    parallel = _sinks.may_exist()
+    starts = [_sinks.through(_edge(root)) for root in roots]
+    stack = [node for node, _ in starts if node is not None]
     while stack:
         node = stack.pop()
         if node in seen:
             continue
         seen.add(node)
-        children = node.next_functions
+        children = _sinks.below(node) if parallel else node.next_functions
         for edge in children:
             if edge in barriers:
                 met.add(edge)

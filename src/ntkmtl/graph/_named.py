@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from ntkmtl.graph import _sinks
 from ntkmtl.graph._crossing import Start
 from ntkmtl.graph._engine import differentiate, leaves
 from ntkmtl.graph._features import Features
@@ -46,23 +47,26 @@ def head_graph(begin: Sequence[Start], features: Features) -> HeadGraph:
     """Find each head's parameters by walking from where its task starts down to the features."""
     # Written out rather than built on `leaves`: this runs in every step, and for a small network
     # every microsecond counts.
-    place = {edge_of(tensor): j for j, tensor in enumerate(features.tensors)}
+    place = {_sinks.through(edge_of(tensor)): j for j, tensor in enumerate(features.tensors)}
     parameters: list[list[Tensor]] = []
     crosses: list[tuple[int, int]] = []
     borders: list[list[Any]] = []
     walked: set[Any] = set()
     ends: set[Any] = set()
     overlapping = False
+    parallel = _sinks.may_exist()
     for i, (outputs, _) in enumerate(begin):
         found: dict[Tensor, None] = {}
         seen: set[Any] = set()
         border: list[Any] = []
-        stack = [o.node if isinstance(o, GradientEdge) else node_of(o) for o in outputs]
+        stack = [node_of(o) for o in outputs]
+        if parallel:
+            stack = [_sinks.through(edge_of(o))[0] for o in outputs]
         while stack:
             node = stack.pop()
             if node in seen:
                 continue
-            children = node.next_functions
+            children = _sinks.below(node) if parallel else node.next_functions
             if not children:
                 if (variable := getattr(node, "variable", None)) is not None:
                     found[variable] = None
@@ -97,10 +101,10 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
     if not graph.depends:
         raise ValueError(
             "no loss depends on the features; pass the very tensor that the heads read, not a copy "
-            "or a detached one. What a model returns is a copy if it was compiled in one piece, is "
-            "wrapped in DDP with find_unused_parameters=True, or was prepared by accelerate or the "
-            "Hugging Face Trainer for mixed precision: compile trunk and heads apart, and keep the "
-            "features from inside the forward pass"
+            "or a detached one, or leave features out. What a model returns is a copy if it was "
+            "compiled in one piece, or was prepared by accelerate or the Hugging Face Trainer for "
+            "mixed precision: compile trunk and heads apart, and keep the features from inside the "
+            "forward pass"
         )
     if graph.crosses:
         i, j = graph.crosses[0]
@@ -140,7 +144,8 @@ def _reaches(roots: Iterable[Tensor], ends: set[Any]) -> bool:
     node of the trunk.
     """
     seen: set[Any] = set()
-    stack = [node_of(t) for t in roots]
+    parallel = _sinks.may_exist()
+    stack = [_sinks.through(edge_of(t))[0] for t in roots]
     while stack:
         node = stack.pop()
         if node in seen:
@@ -148,7 +153,7 @@ def _reaches(roots: Iterable[Tensor], ends: set[Any]) -> bool:
         if node in ends:
             return True
         seen.add(node)
-        for child, _ in node.next_functions:
+        for child, _ in _sinks.below(node) if parallel else node.next_functions:
             if child is not None and child not in seen:
                 stack.append(child)
     return False
@@ -198,6 +203,17 @@ def feature_gradients(
     return TaskGradients(own, by_head)
 
 
+def _inputs(tensors: Sequence[Tensor]) -> list[Any]:
+    """Return what to differentiate with respect to: what a wrapped model returned is a copy."""
+    if not _sinks.may_exist():
+        return list(tensors)
+    edges = [(edge_of(t), _sinks.through(edge_of(t))) for t in tensors]
+    return [
+        t if inner == outer else GradientEdge(*inner)
+        for t, (outer, inner) in zip(tensors, edges, strict=True)
+    ]
+
+
 _Gradients = tuple[list[list[Tensor]], list[Tensor | None]]
 
 
@@ -213,11 +229,12 @@ def _seen_at_borders(
     The engine itself reports the sum over tasks. A call of the engine costs some 15 microseconds,
     a hook 2.
     """
-    place = {edge_of(tensor): f for f, tensor in enumerate(features.tensors)}
+    place = {_sinks.through(edge_of(tensor)): f for f, tensor in enumerate(features.tensors)}
     own: list[list[Tensor | None]] = [[None] * len(begin) for _ in features.tensors]
 
     def note(task: int, node: Any) -> Any:
-        outlets = [(j, place[e]) for j, e in enumerate(node.next_functions) if e in place]
+        edges = map(_sinks.through, node.next_functions)
+        outlets = [(j, place[e]) for j, e in enumerate(edges) if e in place]
 
         def hook(below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
             for j, f in outlets:
@@ -231,7 +248,7 @@ def _seen_at_borders(
     try:
         grads = differentiate(
             [tensor for outputs, _ in begin for tensor in outputs],
-            (*features.tensors, *parameters),
+            (*_inputs(features.tensors), *parameters),
             [gradient for _, cotangents in begin for gradient in cotangents],
             retain=retain,
         )
@@ -264,7 +281,8 @@ def _one_by_one(
                 per_task.append(one)
             flat += rest
             continue
-        grads = differentiate(start[0], (*features.tensors, *parameters[i]), start[1], retain=keep)
+        inputs = (*_inputs(features.tensors), *parameters[i])
+        grads = differentiate(start[0], inputs, start[1], retain=keep)
         for per_task, tensor, g in zip(own, features.tensors, grads, strict=False):
             per_task.append(torch.zeros_like(tensor) if g is None else g)
         flat += grads[count:]
@@ -306,7 +324,7 @@ def _own(
     """All tasks in one call, where each has a tensor of its own."""
     grads = differentiate(
         [tensor for outputs, _ in begin for tensor in outputs],
-        (*features.tensors, *(p for head in parameters for p in head)),
+        (*_inputs(features.tensors), *(p for head in parameters for p in head)),
         [gradient for _, cotangents in begin for gradient in cotangents],
         retain=retain,
     )
@@ -329,7 +347,7 @@ def _own_one_by_one(
     for i, (start, tensor) in enumerate(zip(begin, features.tensors, strict=True)):
         g, *rest = differentiate(
             start[0],
-            (tensor, *parameters[i]),
+            (*_inputs([tensor]), *parameters[i]),
             start[1],
             retain=retain or i < len(begin) - 1,
         )
@@ -347,7 +365,8 @@ def _twice_differentiable(
     flat: list[Tensor | None] = []
     for i, start in enumerate(begin):
         read = features.tensors[i : i + 1] if features.per_task else features.tensors
-        grads = differentiate(start[0], (*read, *parameters[i]), start[1], retain=True, create=True)
+        inputs = (*_inputs(read), *parameters[i])
+        grads = differentiate(start[0], inputs, start[1], retain=True, create=True)
         for per_task, tensor, g in zip(own, read, grads, strict=False):
             per_task.append(torch.zeros_like(tensor) if g is None else g)
         flat += [None if g is None else g.detach() for g in grads[len(read) :]]

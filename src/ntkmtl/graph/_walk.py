@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ntkmtl.graph import _ops
+from ntkmtl.graph import _ops, _sinks
 
 __all__ = [
     "ACTIVATION",
@@ -27,8 +27,6 @@ Edge = tuple[Any, int]
 
 NOTHING, PARAMETERS, ACTIVATION = 0, 1, 2
 """What a tensor is made of: no trainable parameter, parameters alone, or parameters and data."""
-
-_SINK = "_DDPSinkBackward"
 
 
 def node_of(tensor: Tensor) -> Any:
@@ -63,8 +61,6 @@ class Walk:
         order: All nodes, each after everything below it.
         children: The edges that leave each node downwards.
         masks: Bit i of a node's mask says that task i reaches it.
-        sinks: Whether a node of ``DistributedDataParallel`` was met, which maps its outputs to its
-            inputs and was looked through.
         leaves: Leaf tensors that are parameters, by their nodes.
         inputs: Other leaf tensors that require a gradient.
         routes: For a node that several tasks reach by different elements: each task's own edges.
@@ -74,7 +70,6 @@ class Walk:
     order: list[Any] = field(default_factory=list)
     children: dict[Any, tuple[Edge, ...]] = field(default_factory=dict)
     masks: dict[Any, int] = field(default_factory=dict)
-    sinks: bool = False
     leaves: dict[Any, Tensor] = field(default_factory=dict)
     inputs: dict[Any, Tensor] = field(default_factory=dict)
     routes: dict[Any, dict[int, tuple[Edge, ...]]] = field(default_factory=dict)
@@ -205,7 +200,7 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
     order, children = result.order, result.children
     seen: set[Any] = set()
     if parallel:
-        result.roots = [_through_sinks(edge, result) for edge in result.roots]
+        result.roots = [_sinks.through(edge) for edge in result.roots]
 
     ends: list[Any] = []
     for root, _ in result.roots:
@@ -214,7 +209,7 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
         seen.add(root)
         below = root.next_functions
         if parallel:
-            below = tuple([_through_sinks(edge, result) for edge in below])
+            below = tuple([_sinks.through(edge) for edge in below])
         children[root] = below
         stack = [(root, iter(below))]
         while stack:
@@ -229,7 +224,7 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
                         ends.append(child)
                         continue
                     if parallel:
-                        below = tuple([_through_sinks(edge, result) for edge in below])
+                        below = tuple([_sinks.through(edge) for edge in below])
                     children[child] = below
                     stack.append((child, iter(below)))
                     break
@@ -239,13 +234,6 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
     _find_leaves(result, ends)
     result.push_masks()
     return result
-
-
-def _through_sinks(edge: Edge, result: Walk) -> Edge:
-    while edge[0] is not None and edge[0].name() == _SINK:
-        result.sinks = True
-        edge = edge[0].next_functions[edge[1]]
-    return edge
 
 
 def _find_leaves(result: Walk, ends: Sequence[Any]) -> None:
