@@ -59,7 +59,7 @@ def record(name: str, steps: int, seed: int) -> dict[str, Any]:
     """
     torch.manual_seed(seed)
     balancer = ntkmtl.Balancer()
-    workload = WORKLOADS[name][1]()
+    workload = WORKLOADS[name][1](1)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(workload.parameters, lr=workload.learning_rate)
     exact, free, weights = [], [], []
@@ -103,7 +103,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def errors(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return root mean squares, over tasks and steps, of log weights against smoothed exact ones."""
+    """Return root mean squares over tasks and steps of log weights less smoothed exact ones."""
     exact, free, auto = run["exact"], run["free"], run["auto"]
     truth = log_weights(smoothed(exact))
     held = exact[torch.arange(len(exact)) // 10 * 10]

@@ -1,7 +1,7 @@
 """Networks with several losses that have no trunk and heads, or none to speak of, to be trained.
 
-Small ones on purpose: where a step takes a millisecond or two, whatever the Balancer does besides
-shows most.
+At scale 1 a step takes a millisecond or two, where what the Balancer does besides shows most; at
+scale 4 widths or batches are larger, and a step takes some 5 to 20 milliseconds.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def _energy(positions: Tensor) -> Tensor:
 class _PairEnergy(nn.Module):
     """Energy from inverse distances."""
 
-    def __init__(self, atoms: int) -> None:
+    def __init__(self, atoms: int, width: int) -> None:
         super().__init__()
         self.pairs = torch.triu_indices(atoms, atoms, 1)
         self.layers = nn.Sequential(
-            nn.Linear(self.pairs.shape[1], 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU()
+            nn.Linear(self.pairs.shape[1], width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        self.last = nn.Linear(64, 1)
+        self.last = nn.Linear(width, 1)
 
     def forward(self, positions: Tensor) -> Tensor:
         i, j = self.pairs
@@ -62,7 +62,7 @@ class _PairEnergy(nn.Module):
         return energy.squeeze(1)
 
 
-def _forces() -> Workload:
+def _forces(scale: int) -> Workload:
     atoms = 5
     base = torch.randn(atoms, 3) * 1.5
     positions = (base + 0.25 * torch.randn(2000, atoms, 3)).requires_grad_()
@@ -70,10 +70,10 @@ def _forces() -> Workload:
     forces = -torch.autograd.grad(energies.sum(), positions)[0]
     energies = (energies.detach() - energies.detach().mean()) / energies.detach().std()
     forces, positions = forces / forces.std(), positions.detach()
-    model = _PairEnergy(atoms)
+    model = _PairEnergy(atoms, 64 * scale)
 
     def losses(generator: torch.Generator) -> list[Tensor]:
-        i = torch.randint(len(positions), (32,), generator=generator)
+        i = torch.randint(len(positions), (32 * scale,), generator=generator)
         place = positions[i].requires_grad_()
         energy = model(place)
         (slope,) = torch.autograd.grad(energy.sum(), place, create_graph=True)
@@ -88,24 +88,25 @@ def _forces() -> Workload:
 # ------------------------------------------------------------------ a PINN
 
 
-def _burgers() -> Workload:
+def _burgers(scale: int) -> Workload:
     """Burgers' equation with viscosity 0.01 / pi: residual, initial and boundary values."""
     layers: list[nn.Module] = []
-    for width in (2, 64):
-        layers += [nn.Linear(width, 64), nn.Tanh()]
-    model = nn.Sequential(*layers, nn.Linear(64, 1))
+    width = 32 + 32 * scale
+    for inputs in (2, width):
+        layers += [nn.Linear(inputs, width), nn.Tanh()]
+    model = nn.Sequential(*layers, nn.Linear(width, 1))
 
     def losses(generator: torch.Generator) -> list[Tensor]:
-        inside = torch.rand(256, 2, generator=generator) * torch.tensor([1.0, 2.0])
+        inside = torch.rand(256 * scale, 2, generator=generator) * torch.tensor([1.0, 2.0])
         inside = (inside - torch.tensor([0.0, 1.0])).requires_grad_()
         u = model(inside)
         (slope,) = torch.autograd.grad(u.sum(), inside, create_graph=True)
         (curvature,) = torch.autograd.grad(slope[:, 1].sum(), inside, create_graph=True)
         residual = slope[:, 0] + u[:, 0] * slope[:, 1] - 0.01 / math.pi * curvature[:, 1]
-        x = 2 * torch.rand(64, 1, generator=generator) - 1
+        x = 2 * torch.rand(64 * scale, 1, generator=generator) - 1
         initial = model(torch.cat([torch.zeros_like(x), x], dim=1)) + torch.sin(math.pi * x)
-        t = torch.rand(64, 1, generator=generator)
-        side = torch.sign(torch.rand(64, 1, generator=generator) - 0.5)
+        t = torch.rand(64 * scale, 1, generator=generator)
+        side = torch.sign(torch.rand(64 * scale, 1, generator=generator) - 0.5)
         boundary = model(torch.cat([t, side], dim=1))
         return [part.square().mean() for part in (residual, initial, boundary)]
 
@@ -124,16 +125,17 @@ def _discs(count: int, generator: torch.Generator) -> Tensor:
     return torch.sigmoid(2 * (radius - away.sqrt())).flatten(1)
 
 
-def _vae() -> Workload:
-    encoder = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU())
-    mean, log_variance = nn.Linear(64, 8), nn.Linear(64, 8)
+def _vae(scale: int) -> Workload:
+    wide, narrow = 128 * scale, 64 * scale
+    encoder = nn.Sequential(nn.Linear(256, wide), nn.ReLU(), nn.Linear(wide, narrow), nn.ReLU())
+    mean, log_variance = nn.Linear(narrow, 8), nn.Linear(narrow, 8)
     decoder = nn.Sequential(
-        nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 256)
+        nn.Linear(8, narrow), nn.ReLU(), nn.Linear(narrow, wide), nn.ReLU(), nn.Linear(wide, 256)
     )
     model = nn.ModuleList([encoder, mean, log_variance, decoder])
 
     def losses(generator: torch.Generator) -> list[Tensor]:
-        x = _discs(64, generator)
+        x = _discs(64 * scale, generator)
         h = encoder(x)
         mu, log = mean(h), log_variance(h)
         noise = torch.randn(mu.shape, generator=generator)
@@ -165,7 +167,7 @@ def _texts() -> list[Tensor]:
 class _LanguageModel(nn.Module):
     """A recurrent network whose embedding is its output layer as well, and a classifier."""
 
-    def __init__(self, classes: int, width: int = 64) -> None:
+    def __init__(self, classes: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(128, width)
         nn.init.normal_(self.embed.weight, std=0.1)
@@ -177,12 +179,12 @@ class _LanguageModel(nn.Module):
         return states @ self.embed.weight.T, self.classify(states.mean(dim=1))
 
 
-def _language() -> Workload:
+def _language(scale: int) -> Workload:
     texts = _texts()
-    model = _LanguageModel(len(texts))
+    model = _LanguageModel(len(texts), 32 + 32 * scale)
 
     def losses(generator: torch.Generator) -> list[Tensor]:
-        kinds = torch.randint(len(texts), (16,), generator=generator)
+        kinds = torch.randint(len(texts), (16 * scale,), generator=generator)
         rows = []
         for kind in kinds.tolist():
             start = int(torch.randint(len(texts[kind]) - 33, (), generator=generator))
@@ -215,20 +217,20 @@ class _Heads(nn.Module):
         return tuple(head(z).squeeze(1) for head in self.heads)
 
 
-def _regression(tasks: int, width: int, *, compiled: bool) -> Workload:
+def _regression(tasks: int, scale: int, *, compiled: bool) -> Workload:
     """Tasks of different scales, from a random network, with noise."""
     teacher = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, tasks)).requires_grad_(
         requires_grad=False
     )
     scales = torch.logspace(-1, 1, tasks)
-    model: nn.Module = _Heads(tasks, width)
+    model: nn.Module = _Heads(tasks, 128 + 128 * scale)
     parameters = list(model.parameters())
     if compiled:
         model = torch.compile(model)  # type: ignore[assignment]
 
     def losses(generator: torch.Generator) -> list[Tensor]:
-        x = torch.randn(64, 32, generator=generator)
-        y = teacher(x) + 0.3 * torch.randn(64, tasks, generator=generator)
+        x = torch.randn(64 * scale, 32, generator=generator)
+        y = teacher(x) + 0.3 * torch.randn(64 * scale, tasks, generator=generator)
         targets = (y * scales).unbind(dim=1)
         outputs = model(x)
         return [functional.mse_loss(o, t) for o, t in zip(outputs, targets, strict=True)]
@@ -236,15 +238,15 @@ def _regression(tasks: int, width: int, *, compiled: bool) -> Workload:
     return Workload(parameters, losses, 1e-3)
 
 
-WORKLOADS: dict[str, tuple[str, Callable[[], Workload]]] = {
+WORKLOADS: dict[str, tuple[str, Callable[[int], Workload]]] = {
     "forces": ("energy and forces", _forces),
     "burgers": ("PINN of three losses, Burgers' equation", _burgers),
     "vae": ("VAE", _vae),
     "language": ("language model with tied embedding, and classifier", _language),
     "compiled": (
         "model compiled as a whole, three tasks",
-        lambda: _regression(3, 256, compiled=True),
+        lambda scale: _regression(3, scale, compiled=True),
     ),
-    "heads": ("trunk and eight heads", lambda: _regression(8, 256, compiled=False)),
+    "heads": ("trunk and eight heads", lambda scale: _regression(8, scale, compiled=False)),
 }
-"""Title and maker, by name."""
+"""Title, and maker from a scale, by name."""
