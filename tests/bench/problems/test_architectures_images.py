@@ -23,11 +23,7 @@ from typer.testing import CliRunner
 from ntkmtl import Balancer
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._settings import differences, settings
-from ntkmtl.bench.problems import _dense, architectures
-from ntkmtl.bench.problems._dense import Batch, Kind
-from ntkmtl.bench.problems._dense_network import MTANNetwork, SegNetNetwork, backbone, heads
-from ntkmtl.bench.problems._dense_problem import Part
-from ntkmtl.bench.problems._dense_store import write_released
+from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems._prepared import write_array, write_manifest
 from ntkmtl.bench.problems._supervised import moved, shuffled
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
@@ -40,6 +36,11 @@ from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
 from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.cityscapes import Cityscapes
 from ntkmtl.bench.problems.cityscapes import prepare as prepare_cityscapes
+from ntkmtl.bench.problems.dense import _labels
+from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork, backbone, heads
+from ntkmtl.bench.problems.dense._problem import Part
+from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.nyuv2 import prepare as prepare_nyuv2
 from ntkmtl.bench.training import train
@@ -775,5 +776,5 @@ def test_a_random_order_depends_on_each_sample_alone() -> None:
 
 
 def test_metrics_stand_in_the_order_of_the_paper() -> None:
-    assert _dense.metrics_of(("segmentation", "depth", "normals")) == NYUv2.metrics
-    assert _dense.metrics_of(("segmentation", "depth")) == Cityscapes.metrics
+    assert _labels.metrics_of(("segmentation", "depth", "normals")) == NYUv2.metrics
+    assert _labels.metrics_of(("segmentation", "depth")) == Cityscapes.metrics
