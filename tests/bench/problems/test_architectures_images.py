@@ -598,7 +598,7 @@ def test_sr_reads_each_tasks_own_representation(folders: Path, problem: str, nam
     made = create(folders, problem, name)
     batch = in_float64(made.batch("train", torch.arange(4)))
     losses, z, expected = eigenvalues_by_hand(made, batch, 2)
-    balancer = Balancer("ntkmtl-sr", tasks=list(made.tasks), minibatches=2)
+    balancer = Balancer("ntkmtl-sr", tasks=list(made.tasks), minibatches=2, pooling="pooled")
     found = balancer.backward(losses, features=z, counts=made.counts(batch))
     assert found.eigenvalues is not None
     assert found.eigenvalues.tolist() == pytest.approx(expected, rel=REL)
