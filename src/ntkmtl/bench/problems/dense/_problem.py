@@ -416,6 +416,17 @@ class DenseProblem(RowsProblem):
         values = [value for meter in ordered for value in meter.values()]
         return torch.tensor(values, dtype=torch.float64)
 
+    def notice(self) -> str:
+        """Return a warning where the test metrics' mean takes in epochs of early training."""
+        averaged, epochs = self.recipe.tested_epochs, self.recipe.epochs
+        if averaged == 1 or 2 * averaged <= epochs:
+            return ""
+        return (
+            f"Protocol paper averages test metrics over the last {averaged} epochs, and the recipe "
+            f"has {epochs} epochs: networks that are hardly trained are averaged in, unless "
+            f"--epochs is {2 * averaged} or more, or --problem-option protocol=clean is given."
+        )
+
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images."""

@@ -66,11 +66,12 @@ class NYUv2(DenseProblem):
     augmentations: ClassVar[Mapping[str, int | None]] = {"geometric": -1, "none": None}
 
     def notice(self) -> str:
-        """Say where labels are not those that were released."""
-        facts = self._frames.facts
+        """Say where labels are not the released ones, and warn as :class:`DenseProblem` does."""
+        facts, early = self._frames.facts, super().notice()
         if facts.get("normals") == "released":
-            return ""
-        return (
+            return early
+        derived = (
             f"Surface normals are {facts.get('normals')}, not the released ones; depth is "
             f"{facts.get('depth')}. Numbers cannot be compared with published ones."
         )
+        return f"{derived} {early}".rstrip()
