@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from networks import SegNetMTAN, celeba_losses, dense_losses
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.base import MultiTaskModel, batches
-from ntkmtl.bench.problems.networks import SegNetMTAN, celeba_losses, dense_losses
 
 __all__ = ["MAKERS", "Training"]
 

@@ -14,15 +14,15 @@ from functools import partial
 import torch
 
 from ntkmtl.bench.problems import architectures
-from ntkmtl.bench.problems._dense import Kind
-from ntkmtl.bench.problems._dense_network import ARCHITECTURES, backbone, heads
-from ntkmtl.bench.problems._dense_problem import DenseProblem
 from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.celeba import CelebA
 from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
 from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.celeba._problem import PARTS
 from ntkmtl.bench.problems.cityscapes import Cityscapes
+from ntkmtl.bench.problems.dense._labels import Kind
+from ntkmtl.bench.problems.dense._network import ARCHITECTURES, backbone, heads
+from ntkmtl.bench.problems.dense._problem import DenseProblem
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.qm9 import QM9
 from ntkmtl.bench.problems.qm9._network import Network

@@ -18,7 +18,7 @@ __all__ = ["Entrant", "take_turns"]
 Step = Callable[[], None]
 # torch.optim imports _dynamo with the first optimiser that is made.
 LIBRARIES = (
-    "ntkmtl.bench.problems.networks",
+    "networks",
     "torch._dynamo",
     "torchjd.aggregation",
     "torchjd.autojac",

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from networks import DENSE_TASKS, SegNetMTAN, TransformerNetwork
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.bench.problems.networks import (
-    DENSE_TASKS,
-    CelebANetwork,
-    MessagePassingNetwork,
-    SegNetMTAN,
-    TransformerNetwork,
-    random_molecules,
-)
+from ntkmtl.bench.problems.celeba._network import CelebANetwork
+from ntkmtl.bench.problems.qm9._message_passing import MessagePassingNetwork, random_molecules
 
 __all__ = ["WORKLOADS", "Workload"]
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from networks import SegNetMTAN, TransformerNetwork, dense_losses
 from torch import nn
 from torch.nn import functional
 
 from ntkmtl import Balancer
-from ntkmtl.bench.problems.networks import (
+from ntkmtl.bench.problems.dense import MTANNetwork
+from ntkmtl.bench.problems.qm9._message_passing import (
+    Graphs,
     MessagePassingNetwork,
-    Molecules,
-    SegNetMTAN,
-    TransformerNetwork,
-    dense_losses,
     random_molecules,
 )
 
@@ -21,7 +22,7 @@ from ntkmtl.bench.problems.networks import (
 def test_edge_convolution_is_the_sum_over_edges_of_a_matrix_each() -> None:
     network = MessagePassingNetwork(heads=1, width=6, hidden=10).double()
     convolve = network.convolve
-    batch = Molecules(*(t.double() for t in random_molecules(2, atoms=5)))
+    batch = Graphs(*(t.double() for t in random_molecules(2, atoms=5)))
     x = torch.randn(2, 5, 6, dtype=torch.float64) * batch.present[:, :, None]
     fast = convolve(x, convolve.of_edges(batch.edges, batch.linked), batch.linked)
     make = nn.Sequential(convolve.first, nn.ReLU(), convolve.second)
@@ -38,9 +39,9 @@ def test_edge_convolution_is_the_sum_over_edges_of_a_matrix_each() -> None:
 
 def test_padding_and_order_of_atoms_do_not_matter() -> None:
     network = MessagePassingNetwork(heads=2, width=8, hidden=16).double()
-    batch = Molecules(*(t.double() for t in random_molecules(3, atoms=6)))
+    batch = Graphs(*(t.double() for t in random_molecules(3, atoms=6)))
     z = network.represent(batch)
-    wider = Molecules(
+    wider = Graphs(
         functional.pad(batch.nodes, (0, 0, 0, 2), value=9.0),
         functional.pad(batch.edges, (0, 0, 0, 2, 0, 2), value=9.0),
         functional.pad(batch.linked, (0, 2, 0, 2)),
@@ -48,7 +49,7 @@ def test_padding_and_order_of_atoms_do_not_matter() -> None:
     )
     torch.testing.assert_close(network.represent(wider), z)
     order = torch.randperm(6)
-    mixed = Molecules(
+    mixed = Graphs(
         batch.nodes[:, order],
         batch.edges[:, order][:, :, order],
         batch.linked[:, order][:, :, order],
@@ -146,3 +147,32 @@ def test_transformer_sees_order() -> None:
     tokens = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 1]])
     z = network.represent(tokens)
     assert not torch.allclose(z[0], z[1], atol=1e-4)
+
+
+def test_the_network_of_the_measurements_differs_in_what_its_docstring_says() -> None:
+    with torch.device("meta"):
+        measured, published = (
+            SegNetMTAN(),
+            MTANNetwork({"segmentation": 13, "depth": 1, "normals": 3}),
+        )
+    between = sum(
+        9 * before * after + after + 2 * after  # a convolution with bias, and its batch norm
+        for before, after in [
+            *[(64, 128), (128, 256), (256, 512), (512, 512), (512, 512)],
+            *[(512, 512), (512, 256), (256, 128), (128, 64), (64, 64)],
+        ]
+    )
+    count = [sum(p.numel() for p in network.parameters()) for network in (measured, published)]
+    narrower = 3 * (256 * 256 + 128 * 128 + 64 * 64)
+    assert count[0] - count[1] == 2 * between - narrower
+    said = " ".join(str(SegNetMTAN.__doc__).split())
+    for number in (*count, 2 * between, narrower):
+        assert f"{number:,}" in said
+    # A mask of the decoder: after the first convolution here, before it in the published code.
+    for place, stage in enumerate(published.decoder):
+        here: Any = measured.decoder_attention[0][place]  # type: ignore[index]
+        there: Any = published.up_masks[0][place]  # type: ignore[index]
+        convolution: Any = stage
+        read, after = convolution.first[0].in_channels, convolution.first[0].out_channels
+        assert here.mask[0][0].in_channels == after + after
+        assert there[0].in_channels == read + after

@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from ntkmtl.bench import paper
 from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.paper._runs import Request, measured, prepare
+from ntkmtl.bench.paper._sidebyside import side_by_side
 from ntkmtl.bench.report import build_table
 from ntkmtl.bench.report._study import read_study
 
@@ -40,7 +43,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patch.setenv("NTKMTL_CACHE", str(folder / "cache"))
         patch.setattr(sys, "path", [*FOLDERS, *sys.path])
         patch.chdir(folder)
-        made = good("table7", *RUN, "--json")
+        made = good("run", "table7", *RUN, "--json")
         assert "12 runs to train" in made.stderr
         (folder / "made.json").write_text(made.stdout)
         yield folder
@@ -63,7 +66,7 @@ def line(found: dict[str, Any], method: str, source: str) -> dict[str, Any]:
 
 
 def test_the_list_has_every_table_and_figure() -> None:
-    entries = json.loads(good("--json").stdout)
+    entries = json.loads(good("show", "--json").stdout)
     assert [entry["name"] for entry in entries] == [
         *("table1", "table2", "table3", "table4", "table6", "table7", "table8", "table9"),
         *("figure1", "figure2", "figure3", "figure4"),
@@ -75,19 +78,33 @@ def test_the_list_has_every_table_and_figure() -> None:
     assert behind["table7"] == ["cityscapes"]
     assert behind["figure1"] == ["celeba"]
     assert behind["table4"] == ["mt10"]
-    text = good().stdout
+    text = good("show").stdout
     assert all(entry["title"] in text for entry in entries)
     assert "Meta-World" in text
 
 
 def test_published_tables_are_named_by_number_or_name() -> None:
-    assert good("3").stdout == good("table3").stdout == good("Table 3").stdout
-    assert "179.8" in good("3").stdout
-    assert "0.97 ± 0.05" in good("4").stdout
-    assert "1.7 times" in good("figure4").stdout
-    assert json.loads(good("figure3", "--json").stdout)["said"]
-    assert "16.22" in good("1", "--recomputed").stdout
-    assert {c["table"] for c in json.loads(good("1", "--check", "--json").stdout)} == {1}
+    three = good("show", "3").stdout
+    assert three == good("show", "table3").stdout == good("show", "Table 3").stdout
+    assert "179.8" in three
+    assert "0.97 ± 0.05" in good("show", "4").stdout
+    assert "1.7 times" in good("show", "figure4").stdout
+    assert json.loads(good("show", "figure3", "--json").stdout)["said"]
+    assert "16.22" in good("show", "1", "--recomputed").stdout
+    assert {c["table"] for c in json.loads(good("check", "1", "--json").stdout)} == {1}
+    assert "Table 1" in good("check", "1").stdout
+    assert {c["table"] for c in json.loads(good("check", "--json").stdout)} > {1}
+
+
+def test_every_subcommand_has_help() -> None:
+    for name in ("show", "check", "run", "figure"):
+        assert "--json" in good(name, "--help").stdout
+
+
+def test_the_suggestion_without_data_can_be_asked_for(tmp_path: Path) -> None:
+    assert "ntkmtl paper run table3 --problem qm9-mini" in " ".join(good("show").stdout.split())
+    (one,) = prepare(paper.find_result("table3"), Request(problem="qm9-mini", out=tmp_path))
+    assert one.problem.name == "qm9-mini"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -117,7 +134,7 @@ def test_measured_numbers_are_those_of_the_comparison(place: Path, made: dict[st
 
 
 def test_a_second_call_trains_nothing(place: Path, made: dict[str, Any]) -> None:
-    again = good("table7", *RUN, "--json")
+    again = good("run", "table7", *RUN, "--json")
     assert "Not trained again: 12 complete already" in again.stderr
     assert "to train" not in again.stderr
     assert json.loads(again.stdout) == made
@@ -161,8 +178,8 @@ def test_orders_are_compared_pair_by_pair(made: dict[str, Any]) -> None:
 
 
 def test_text_and_markdown_say_the_same(place: Path) -> None:
-    text = good("table7", *RUN).stdout
-    markdown = good("table7", *RUN, "--format", "markdown").stdout
+    text = good("run", "table7", *RUN).stdout
+    markdown = good("run", "table7", *RUN, "--format", "markdown").stdout
     for said in (
         "Table 7: CityScapes, 2 tasks",
         "epochs: 2 here, 200 published",
@@ -180,9 +197,10 @@ def test_text_and_markdown_say_the_same(place: Path) -> None:
 
 
 def test_published_stl_is_used_when_asked_for(place: Path) -> None:
-    found = json.loads(
-        good("table7", *RUN, "--methods", "ls", "--stl", "published", "--json").stdout
-    )
+    # On the command line only the paper's own problems take it; no data are needed for these runs.
+    request = Request("small", STAND_IN, ["ls"], (0, 1))
+    (one,) = prepare(paper.find_result("table7"), request)
+    found = measured(replace(one, request=replace(request, stl="published")))
     # By the definition of Section 4.1, from the files of the runs and the paper's row STL.
     by_seed = []
     for seed in (0, 1):
@@ -194,23 +212,25 @@ def test_published_stl_is_used_when_asked_for(place: Path) -> None:
             (relative - 27.77) / 27.77,
         ]
         by_seed.append(100 * sum(drops) / 3)
-    mine = line(found, "ls", "measured")["delta_m"]
-    assert mine["value"] == pytest.approx(statistics.fmean(by_seed), rel=1e-9)
-    assert mine["stderr"] == pytest.approx(statistics.stdev(by_seed) / math.sqrt(2), rel=1e-9)
-    assert any("--stl published" in note for note in found["notes"])
-    assert not any(row["source"] == "measured" and row["method"] == "stl" for row in found["rows"])
-    assert found["runs"][0]["stl"] == "published"
+    (row,) = found.rows()
+    assert row.delta_m is not None
+    assert row.delta_m.mean == pytest.approx(statistics.fmean(by_seed), rel=1e-9)
+    assert row.delta_m.stderr == pytest.approx(statistics.stdev(by_seed) / math.sqrt(2), rel=1e-9)
+    assert not any(row.is_baseline for row in found.table.rows)
+    both = side_by_side(paper.find_result("table7"), [found])
+    assert any("--stl published" in note for note in both.notes)
+    assert both.runs[0]["stl"] == "published"
 
 
 def test_without_baselines_there_is_no_delta_m(place: Path) -> None:
-    found = json.loads(good("table7", *RUN, "--stl", "none", "--json").stdout)
+    found = json.loads(good("run", "table7", *RUN, "--stl", "none", "--json").stdout)
     assert "delta_m" not in line(found, "ls", "measured")
     assert "delta_m" in line(found, "ls", "published")
     assert any("--stl none" in note for note in found["notes"])
 
 
 def test_delta_m_that_table_1_lacks_is_worked_out(place: Path) -> None:
-    text = good("table1", *RUN).stdout
+    text = good("run", "table1", *RUN).stdout
     (row,) = (row for row in text.splitlines() if row.startswith("LS "))
     # 5.589 by the list at the end of docs/paper-tables.md.
     assert row.split()[-1] == "5.59*"
@@ -220,7 +240,7 @@ def test_delta_m_that_table_1_lacks_is_worked_out(place: Path) -> None:
 
 
 def test_table_6_has_both_published_rows(place: Path) -> None:
-    found = json.loads(good("table6", *RUN, "--methods", "ls,ntkmtl", "--json").stdout)
+    found = json.loads(good("run", "table6", *RUN, "--methods", "ls,ntkmtl", "--json").stdout)
     sources = [row["source"] for row in found["rows"] if row["method"] == "ls"]
     assert sources == ["original", "reproduced", "measured"]
     assert line(found, "ls", "original")["delta_m"]["value"] == 177.6
@@ -229,7 +249,7 @@ def test_table_6_has_both_published_rows(place: Path) -> None:
 
 
 def test_published_metrics_rank_the_methods_that_were_run(place: Path) -> None:
-    notes = " ".join(json.loads(good("table3", *RUN, "--json").stdout)["notes"])
+    notes = " ".join(json.loads(good("run", "table3", *RUN, "--json").stdout)["notes"])
     # Ranks of Table 3 by hand: sums 27, 24 and 15 over 11 metrics.
     assert "alone give: ls 2.45, ntkmtl 2.18, ntkmtl-sr 1.36." in notes
 
@@ -239,7 +259,7 @@ def test_published_metrics_rank_the_methods_that_were_run(place: Path) -> None:
 
 
 def test_figure_3_is_delta_m_by_n(place: Path) -> None:
-    arguments = ["figure3", *RUN, "--ns", "1,2,4"]
+    arguments = ["figure", "figure3", *RUN, "--ns", "1,2,4"]
     made = good(*arguments, "--json")
     assert made.stderr.count("6 baselines from the cache") == 2
     found = json.loads(made.stdout)
@@ -255,9 +275,11 @@ def test_figure_3_is_delta_m_by_n(place: Path) -> None:
         assert (one["delta_m"], one["stderr"]) == (row.delta_m.mean, row.delta_m.stderr)
     assert len({one["delta_m"] for one in found["by_n"]}) == 3
     # ntkmtl has no n of its own: the table's runs have 1.
-    table = good("table3", *RUN, "--methods", "ntkmtl")
+    table = good("run", "table3", *RUN, "--methods", "ntkmtl")
     assert "ntkmtl" in table.stdout
-    own = json.loads(good("figure3", *RUN, "--methods", "ntkmtl", "--ns", "1,2", "--json").stdout)
+    own = json.loads(
+        good("figure", "figure3", *RUN, "--methods", "ntkmtl", "--ns", "1,2", "--json").stdout
+    )
     folders = {one["n"]: Path(one["folder"]).name for one in own["by_n"]}
     assert folders == {1: "stand-in-small", 2: "stand-in-small-n2"}
     again = good(*arguments)
@@ -267,7 +289,7 @@ def test_figure_3_is_delta_m_by_n(place: Path) -> None:
 
 
 def test_figure_2_is_the_recorded_kernel(place: Path) -> None:
-    found = json.loads(good("figure2", *RUN, "--every", "3", "--json").stdout)
+    found = json.loads(good("figure", "figure2", *RUN, "--every", "3", "--json").stdout)
     assert (place / found["figure"]).read_bytes().startswith(PNG)
     study = read_study(place / "paper-runs" / "stand-in-small-recorded")
     assert study.methods[0].source == found["source"] == "exact"
@@ -281,7 +303,9 @@ def test_figure_2_is_the_recorded_kernel(place: Path) -> None:
 
 def test_figure_4_times_each_n(place: Path) -> None:
     found = json.loads(
-        good("figure4", *SMALL, "--ns", "1,4", "--steps", "1", "--turns", "3", "--json").stdout
+        good(
+            "figure", "figure4", *SMALL, "--ns", "1,4", "--steps", "1", "--turns", "3", "--json"
+        ).stdout
     )
     times = found["times"]
     assert [(one["method"], one["minibatches"]) for one in times] == [
@@ -292,6 +316,7 @@ def test_figure_4_times_each_n(place: Path) -> None:
     assert times[0]["ratio"] == 1.0
     for one in times:
         assert 0 < one["lower"] <= one["seconds"] <= one["upper"]
+        assert 0 < one["ratio_lower"] <= one["ratio"] <= one["ratio_upper"]
         assert one["seconds_per_epoch"] == pytest.approx(6 * one["seconds"])  # 96 samples by 16
     assert (place / found["figure"]).read_bytes().startswith(PNG)
 
@@ -327,7 +352,9 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
         json.dumps({"cases": [few, case], "command": "peers", "facts": {"device": "x"}})
     )
     picture = tmp_path / "f.png"
-    found = json.loads(good("figure1", "--measured", file, "-o", picture, "--json").stdout)
+    found = json.loads(
+        good("figure", "figure1", "--measured", file, "-o", picture, "--json").stdout
+    )
     assert [(t["method"], t["minibatches"], t["seconds"], t["ratio"]) for t in found["times"]] == [
         ("ls", None, 1e-3, 1.0),
         ("ntkmtl-sr", 4, 1.02e-3, 1.02),
@@ -336,11 +363,14 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
     assert found["facts"]["tasks"] == 40
     assert picture.read_bytes().startswith(PNG)
     assert picture.with_suffix(".json").exists()
-    refused = call("figure4", "--measured", file)
+    refused = call("figure", "figure4", "--measured", file)
     assert refused.exit_code == 2
     assert "no times of qm9; it has celeba" in refused.stderr
     file.write_text('{"cases": [{"tasks": 1}]}')
-    assert "not what benchmarks/peers.py writes" in call("figure1", "--measured", file).stderr
+    assert (
+        "not what benchmarks/peers.py writes"
+        in call("figure", "figure1", "--measured", file).stderr
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -350,39 +380,40 @@ def test_times_of_the_benchmark_are_read(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["table5"], "no Table 5"),
-        (["figure9"], "no Figure 9"),
-        (["chapter"], "no 'chapter' in the paper"),
-        (["3", "--seeds", "2"], "--seeds is for a run: add --recipe small"),
-        (["table4", "--recipe", "small"], "there are paper, cpu-mt10, cpu-mt4"),
-        (["table4", "--recipe", "cpu-mt4", "--epochs", "2"], "--epochs is not for table4"),
-        (["table4", "--seeds", "2"], "add --recipe cpu-mt4"),
-        (["table2", "--problem", STAND_IN], "--problem chooses one of them"),
-        (["table7", *RUN, "--methods", "nash"], "unknown method 'nash'"),
-        (["table7", *RUN, "--methods", "stl"], "ntkmtl compare PROBLEM --methods stl"),
-        (["table7", *RUN, "--data", "missing"], "missing is not there"),
-        (["table7", *RUN, "--seed-list", "1,x"], "--seed-list takes whole numbers"),
-        (["table7", "--problem", STAND_IN, "--recipe", "big"], "Found recipe='big'"),
-        (["table7", "--problem", "qm9-mini", "--recipe", "small"], "has no option 'recipe'"),
-        (["table3", *RUN, "--stl", "published"], "prints no STL for miou, abs_error, rel_error"),
-        (["table7", *RUN, "--ns", "2"], "--ns is for figure1, figure3, figure4"),
-        (["table7", *RUN, "--recomputed"], "leave --recipe and --problem out"),
-        (["table7", *RUN, "--output", "x.png"], "--output is for figure1"),
-        (["figure3", *RUN, "--ns", "0"], "whole numbers from 1"),
-        (["figure3", *RUN, "--ns", "17"], "at most the batch size, 16. Found 17"),
-        (["figure3", *RUN, "--stl", "none"], "needs baselines"),
-        (["figure3", *RUN, "--methods", "ls,si"], "one method"),
-        (["figure3", *RUN, "--format", "text"], "--format is for tables"),
-        (["figure4", *SMALL, "--ns", "17"], "minibatches must be between 1 and the batch size"),
-        (["figure1", "--measured", "nowhere.json"], "nowhere.json"),
-        (["figure2", "--check"], "--check is for tables"),
-        (["table7", "--check", "--recipe", "small"], "--recipe is for a run"),
-        (["--recipe", "small"], "say of which table or figure"),
-        (["--methods", "ls"], "say of which table or figure"),
-        (["figure1", *RUN, "--seeds", "2"], "--seeds is for what trains"),
-        (["figure1", "--measured", "x.json", "--methods", "ls"], "--methods is for a run"),
-        (["figure2", *RUN, "--methods", "uw,ls"], "the training of one method. Found uw, ls"),
-        (["figure2", *SMALL, "--output", "x.json"], "another ending"),
+        (["show", "table5"], "no Table 5"),
+        (["show", "figure9"], "no Figure 9"),
+        (["show", "chapter"], "no 'chapter' in the paper"),
+        (["show", "3", "--seeds", "2"], "No such option: --seeds"),
+        (["show", "--recomputed"], "--recomputed goes with a table"),
+        (["show", "figure1", "--recomputed"], "--recomputed goes with a table, found figure1"),
+        (["check", "figure2"], "check takes a table, found figure2"),
+        (["run", "table3"], "say what to train: --recipe small"),
+        (["run", "figure3", *RUN], "ntkmtl paper figure figure3"),
+        (["figure", "table3", *RUN], "ntkmtl paper run table3"),
+        (["run", "table4", "--recipe", "small"], "there are paper, cpu-mt10, cpu-mt4"),
+        (["run", "table4", "--recipe", "cpu-mt4", "--epochs", "2"], "--epochs is not for mt10"),
+        (["run", "table4", "--seeds", "2"], "say what to train: --recipe cpu-mt4"),
+        (["run", "table2", "--problem", STAND_IN], "--problem chooses one of them"),
+        (["run", "table7", *RUN, "--methods", "nash"], "unknown method 'nash'"),
+        (["run", "table7", *RUN, "--methods", "stl"], "ntkmtl compare PROBLEM --methods stl"),
+        (["run", "table7", *RUN, "--data", "missing"], "missing is not there"),
+        (["run", "table7", *RUN, "--seed-list", "1,x"], "--seed-list takes whole numbers"),
+        (["run", "table7", *RUN, "--lr", "inf"], "--lr must be positive and finite, found inf"),
+        (["run", "table7", "--problem", STAND_IN, "--recipe", "big"], "Found recipe='big'"),
+        (["run", "table7", "--problem", "qm9-mini", "--recipe", "small"], "leave --recipe out"),
+        (["run", "table3", *RUN, "--stl", "published"], "needs the paper's problem, qm9, found"),
+        (["run", "table7", *RUN, "--ns", "2"], "No such option: --ns"),
+        (["figure", "figure3", *RUN, "--every", "2"], "--every is not for figure3"),
+        (["figure", "figure3", *RUN, "--ns", "0"], "whole numbers from 1"),
+        (["figure", "figure3", *RUN, "--ns", "17"], "at most the batch size, 16. Found 17"),
+        (["figure", "figure3", *RUN, "--stl", "none"], "needs baselines"),
+        (["figure", "figure3", *RUN, "--methods", "ls,si"], "one method"),
+        (["figure", "figure4", *SMALL, "--ns", "17"], "minibatches must be between 1 and the"),
+        (["figure", "figure1", "--measured", "nowhere.json"], "nowhere.json"),
+        (["figure", "figure1", *RUN, "--seeds", "2"], "--seeds is not for figure1"),
+        (["figure", "figure1", "--measured", "x.json", "--methods", "ls"], "with --measured"),
+        (["figure", "figure2", *RUN, "--methods", "uw,ls"], "one method. Found uw, ls"),
+        (["figure", "figure2", *SMALL, "--output", "x.json"], "another ending"),
     ],
 )
 def test_what_users_get_wrong_is_one_line(place: Path, arguments: list[str], said: str) -> None:

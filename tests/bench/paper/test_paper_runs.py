@@ -9,7 +9,8 @@ import pytest
 
 from ntkmtl.bench import paper
 from ntkmtl.bench.paper import _timing
-from ntkmtl.bench.paper._exhibits import RECIPES
+from ntkmtl.bench.paper._figures import _bars, times
+from ntkmtl.bench.paper._results import RECIPES
 from ntkmtl.bench.paper._runs import Request, RequestError, prepare
 from ntkmtl.bench.paper._settings import PUBLISHED, differences, schedule_text
 from ntkmtl.bench.problems.celeba import CelebA
@@ -106,9 +107,11 @@ def test_means_are_over_no_more_epochs_than_were_trained() -> None:
     assert found["tested"] == "mean over the last 3 epochs"
 
 
-def test_every_exhibit_names_columns_that_are_there() -> None:
-    for one in paper.exhibits():
+def test_every_table_and_figure_names_columns_that_are_there() -> None:
+    for one in paper.paper_results():
         for part in one.parts:
+            if not one.supervised:
+                continue
             assert part.problem in PROBLEMS
             if one.kind == "table":
                 for name in (part.mr, part.delta_m):
@@ -121,9 +124,9 @@ def test_every_exhibit_names_columns_that_are_there() -> None:
 
 
 def test_all_stands_for_the_methods_of_the_table() -> None:
-    assert paper.exhibit("table8").all_methods == ("ntkmtl", "ntkmtl-sr")
+    assert paper.find_result("table8").all_methods == ("ntkmtl", "ntkmtl-sr")
     request = Request(problem="qm9-mini", methods=["all"])
-    (one,) = prepare(paper.exhibit("table3"), request)
+    (one,) = prepare(paper.find_result("table3"), request)
     assert len(one.methods) == 14
     assert "stl" not in one.methods
     assert one.folder == Path("paper-runs") / "qm9-mini"
@@ -136,12 +139,12 @@ def test_celeba_has_no_published_baseline(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("ntkmtl.bench.paper._runs.find_problem", lambda *_: Absent())
     with pytest.raises(RequestError, match="no STL metrics of celeba"):
-        prepare(paper.exhibit("table2"), Request(problem="celeba", stl="published"))
+        prepare(paper.find_result("table2"), Request(problem="celeba", stl="published"))
 
 
 def test_the_rest_of_a_table_is_offered_where_data_are_missing(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="To run the rest of Table 2 alone: --problem celeba"):
-        prepare(paper.exhibit("table2"), Request(recipe="small", data=str(tmp_path)))
+        prepare(paper.find_result("table2"), Request(recipe="small", data=str(tmp_path)))
 
 
 class _Clock:
@@ -169,7 +172,7 @@ def test_times_are_medians_and_ratios_of_the_same_turn(monkeypatch: pytest.Monke
     lengths = [2.0, 4.0, 2.0, 6.0, 4.0, 4.0, 4.0, 10.0, 2.0, 4.0, 20.0, 60.0]
     monkeypatch.setattr(_timing, "time", _Clock(lengths))
     request = Request(problem="qm9-mini", methods=["ntkmtl-sr"])
-    (one,) = prepare(paper.exhibit("figure4"), request)
+    (one,) = prepare(paper.find_result("figure4"), request)
     found, facts = _timing.measure(one, [1, 4], steps=2, turns=3, threads=1)
     assert [(t.label, t.seconds, t.ratio) for t in found] == [
         ("ls", 1.5, 1.0),  # 1, 1, 2, 2, 1, 10 seconds per step
@@ -177,11 +180,28 @@ def test_times_are_medians_and_ratios_of_the_same_turn(monkeypatch: pytest.Monke
         ("ntkmtl-sr, n = 4", 5.0, 3.0),  # 3, 5, 30: ratios 3, 2.5, 3
     ]
     assert (found[0].lower, found[0].upper) == (1.0, 2.0)
+    assert (found[1].ratio_lower, found[1].ratio_upper) == (1.5, 2.0)
     assert facts["steps_per_epoch"] == 50
     assert found[2].seconds_per_epoch == 250.0
 
 
+def test_bars_and_labels_of_times_are_of_the_same_numbers() -> None:
+    # By their seconds the bars would be 2 and 1 long, while the label says that one is slower.
+    plain = _timing.Timed("ls", None, 2.0, 1.0, 3.0, 1.0, 1.0, 1.0, 20.0)
+    other = _timing.Timed("ntkmtl-sr", 4, 1.0, 0.5, 9.0, 1.25, 1.0, 1.5, 10.0)
+    facts = {"problem": "qm9", "tasks": 11, "batch_size": 60, "hardware": {}}
+    drawn = times(paper.find_result("figure4"), [plain, other], facts, "qm9")
+    figure = _bars(drawn)
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [20.0, 25.0]
+    assert [text.get_text() for text in axes.texts] == ["1.00 × LS", "1.25 × LS"]
+    assert [row[-2:] for row in drawn.rows] == [
+        ("1.00", "1.00 to 1.00"),
+        ("1.25", "1.00 to 1.50"),
+    ]
+
+
 def test_a_timing_needs_steps() -> None:
-    (one,) = prepare(paper.exhibit("figure4"), Request(problem="qm9-mini"))
+    (one,) = prepare(paper.find_result("figure4"), Request(problem="qm9-mini"))
     with pytest.raises(_timing.TimingError, match="at least 1"):
         _timing.measure(one, [1], steps=0)

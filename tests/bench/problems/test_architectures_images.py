@@ -23,11 +23,7 @@ from typer.testing import CliRunner
 from ntkmtl import Balancer
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._settings import differences, settings
-from ntkmtl.bench.problems import _dense, architectures
-from ntkmtl.bench.problems._dense import Batch, Kind
-from ntkmtl.bench.problems._dense_network import MTANNetwork, SegNetNetwork, backbone, heads
-from ntkmtl.bench.problems._dense_problem import Part
-from ntkmtl.bench.problems._dense_store import write_released
+from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems._prepared import write_array, write_manifest
 from ntkmtl.bench.problems._supervised import moved, shuffled
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
@@ -40,6 +36,11 @@ from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
 from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.cityscapes import Cityscapes
 from ntkmtl.bench.problems.cityscapes import prepare as prepare_cityscapes
+from ntkmtl.bench.problems.dense import _labels
+from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork, backbone, heads
+from ntkmtl.bench.problems.dense._problem import Part
+from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.nyuv2 import prepare as prepare_nyuv2
 from ntkmtl.bench.training import train
@@ -597,8 +598,7 @@ def test_sr_reads_each_tasks_own_representation(folders: Path, problem: str, nam
     made = create(folders, problem, name)
     batch = in_float64(made.batch("train", torch.arange(4)))
     losses, z, expected = eigenvalues_by_hand(made, batch, 2)
-    options = {"pooling": "pooled", "minibatches": 2}
-    balancer = Balancer("ntkmtl-sr", tasks=list(made.tasks), **options)
+    balancer = Balancer("ntkmtl-sr", tasks=list(made.tasks), minibatches=2, pooling="pooled")
     found = balancer.backward(losses, features=z, counts=made.counts(batch))
     assert found.eigenvalues is not None
     assert found.eigenvalues.tolist() == pytest.approx(expected, rel=REL)
@@ -776,5 +776,5 @@ def test_a_random_order_depends_on_each_sample_alone() -> None:
 
 
 def test_metrics_stand_in_the_order_of_the_paper() -> None:
-    assert _dense.metrics_of(("segmentation", "depth", "normals")) == NYUv2.metrics
-    assert _dense.metrics_of(("segmentation", "depth")) == Cityscapes.metrics
+    assert _labels.metrics_of(("segmentation", "depth", "normals")) == NYUv2.metrics
+    assert _labels.metrics_of(("segmentation", "depth")) == Cityscapes.metrics

@@ -24,8 +24,7 @@ from ntkmtl.bench.paper._settings import differences
 from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.bench.problems.networks import random_molecules
-from ntkmtl.bench.problems.qm9 import QM9, Batch, Graphs, prepare
+from ntkmtl.bench.problems.qm9 import QM9, Batch, Graphs, prepare, random_molecules
 from ntkmtl.bench.problems.qm9 import _problem as qm9
 from ntkmtl.bench.problems.qm9._network import Network, backbone, head
 from ntkmtl.bench.training import train

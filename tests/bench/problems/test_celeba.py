@@ -29,8 +29,8 @@ from ntkmtl.bench.problems.celeba import (
     prepare,
     read_annotations,
 )
+from ntkmtl.bench.problems.celeba._network import CelebANetwork
 from ntkmtl.bench.problems.celeba._source import PARTITION
-from ntkmtl.bench.problems.networks import CelebANetwork
 from ntkmtl.bench.training import train
 
 REPOSITORY = Path(__file__).resolve().parents[3]

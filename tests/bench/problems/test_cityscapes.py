@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from ntkmtl.bench.problems._dense_problem import Part
-from ntkmtl.bench.problems._dense_store import write_released
 from ntkmtl.bench.problems._prepared import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
 from ntkmtl.bench.problems.cityscapes import Batch, Cityscapes, load, prepare
+from ntkmtl.bench.problems.dense._problem import Part
+from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.training import train, trainer
 
 # CityScapes with disparity is not to be had without its licence: all files are made here.

@@ -15,11 +15,11 @@ from PIL import Image
 
 from ntkmtl import Balancer
 from ntkmtl.bench import problems
-from ntkmtl.bench.problems import _dense_store
-from ntkmtl.bench.problems._dense import Batch, meter
-from ntkmtl.bench.problems._dense_problem import clean_split
-from ntkmtl.bench.problems._dense_store import write_released
 from ntkmtl.bench.problems._prepared import DataMissingError
+from ntkmtl.bench.problems.dense import _store as dense_store
+from ntkmtl.bench.problems.dense._labels import Batch, meter
+from ntkmtl.bench.problems.dense._problem import clean_split
+from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2, load, normals_from_depth, prepare
 from ntkmtl.bench.problems.nyuv2._normals import INTRINSICS
 from ntkmtl.bench.training import train
@@ -220,7 +220,7 @@ def test_no_frames(tmp_path: Path) -> None:
 
 
 def test_a_stopped_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_dense_store, "EVERY", 1)
+    monkeypatch.setattr(dense_store, "EVERY", 1)
     source = write_layout(tmp_path / "source", training=3)
     prepare(source, tmp_path / "whole")
     said: list[str] = []
@@ -418,12 +418,12 @@ def test_counts_are_labelled_pixels(problem: NYUv2) -> None:
 
 
 def test_evaluation_is_over_all_pixels(problem: NYUv2, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ntkmtl.bench.problems import _dense_problem
+    from ntkmtl.bench.problems.dense import _problem as dense_problem
 
     torch.manual_seed(0)
     model = problem.model()
     expected = problem.evaluate(model, "val")
-    monkeypatch.setattr(_dense_problem, "EVALUATED_PIXELS", 3 * 4 * 72 * 96)
+    monkeypatch.setattr(dense_problem, "EVALUATED_PIXELS", 3 * 4 * 72 * 96)
     torch.testing.assert_close(problem.evaluate(model, "val"), expected, rtol=1e-4, atol=0.02)
     assert model.training
     model.eval()

@@ -21,6 +21,12 @@ def test_table_names_classes_that_agree_with_it() -> None:
     for spec in problems.specs():
         module, _, name = spec.target.partition(":")
         kind = getattr(import_module(module), name)
+        if not spec.supervised:
+            assert callable(kind.asked)
+            assert kind.takes
+            with pytest.raises(ValueError, match=f"trained by `ntkmtl compare {spec.name}`"):
+                problems.create(spec.name)
+            continue
         assert issubclass(kind, problems.Problem)
         assert kind.name == spec.name
         assert kind.summary == spec.summary
@@ -51,6 +57,16 @@ def test_unknown_name_says_the_closest_and_all() -> None:
         problems.create("qm9-mimi")
     with pytest.raises(ValueError, match=r"'xyzzy'\. Known: qm9-mini"):
         problems.create("xyzzy")
+
+
+def test_recipes_are_known_before_data_are_read() -> None:
+    assert problems.known_recipe("qm9").batch_size == 60  # type: ignore[union-attr]
+    small = problems.known_recipe("qm9", "small")
+    assert small is not None
+    assert small.reduced
+    assert problems.known_recipe("qm9-mini") is not None
+    assert problems.known_recipe("table") is None
+    assert problems.known_recipe("qm9", "huge") is None
 
 
 def test_unknown_option_says_those_known() -> None:

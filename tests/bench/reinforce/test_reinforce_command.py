@@ -1,4 +1,4 @@
-"""The command ``ntkmtl reinforce``, the sweep below it, and the benchmark of updates."""
+"""``ntkmtl compare mt10``, the sweep below it, and the benchmark of updates."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from ntkmtl.bench.training.reporters import PlainReporter, Reporter
 from ntkmtl.bench.training.runs import load_run, load_runs
 from ntkmtl.bench.training.workers import Book, run_job
 
+NO_FRAMES = ["--problem-option", "frames=false"]
 _agent_for, _train = training_module.agent_for, training_module.train
 
 
@@ -41,13 +42,13 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on toys: three tasks without a simulator."""
     monkeypatch.setattr("ntkmtl.bench.reinforce.training.agent_for", small_agent_for)
     monkeypatch.setattr("ntkmtl.bench.reinforce.sweep.train", toy_train)
-    monkeypatch.setattr("ntkmtl.bench.reinforce.recipe_named", lambda name: toy_recipe())
+    monkeypatch.setattr("ntkmtl.bench.reinforce.comparison.recipe_named", lambda name: toy_recipe())
 
 
 @pytest.mark.usefixtures("toys")
 def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> None:
-    call = ["reinforce", "--methods", "stl,mtl-sac,ntkmtl", "--seeds", "2", "--out", str(tmp_path)]
-    call += ["--no-frames"]
+    call = ["compare", "mt10", "--methods", "stl,mtl-sac,ntkmtl", "--seeds", "2", "--jobs", "1"]
+    call += ["--out", str(tmp_path), *NO_FRAMES]
     first = CliRunner().invoke(app, call)
     assert first.exit_code == 0, first.output
     assert "| ntkmtl | 2 |" in first.output
@@ -62,6 +63,11 @@ def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> No
     assert rows[0]["seeds"] == [0, 1]
     assert set(rows[0]["per_task"]) == {"a", "b", "c"}
     page = (tmp_path / "report.html").read_text()
+    assert "60 vector steps, " in page
+    assert "episodes per evaluation and task" in page
+    assert "0 test" not in page
+    assert "relative to mtl-sac" in page
+    assert "LS is not among" not in page
     assert "Success over training" in page
     assert "data:image/png;base64," in page
     # The two aggregates stand in the page as in the table.
@@ -72,7 +78,8 @@ def test_the_command_trains_shows_and_trains_nothing_twice(tmp_path: Path) -> No
 
 @pytest.mark.usefixtures("toys")
 def test_compiled_agents_are_runs_of_their_own(tmp_path: Path) -> None:
-    call = ["reinforce", "--methods", "mtl-sac", "--out", str(tmp_path), "--no-frames"]
+    call = ["compare", "mt10", "--methods", "mtl-sac", "--seeds", "1", "--jobs", "1"]
+    call += ["--out", str(tmp_path), *NO_FRAMES]
     found = CliRunner().invoke(app, [*call, "--compile"])
     assert found.exit_code == 0, found.output
     (run,) = load_runs(tmp_path / "mt10")[0]
@@ -100,19 +107,16 @@ def test_runs_of_another_recipe_are_refused_before_training(
 
 
 @pytest.mark.usefixtures("toys")
-def test_compare_mt10_is_the_same_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ntkmtl.bench.cli.reinforce.draw_frames", lambda out, rows: [])
-    call = ["compare", "mt10", "--methods", "ls,ntkmtl", "--seeds", "1", "--jobs", "1"]
+def test_compare_mt10_takes_what_its_recipe_leaves_open(tmp_path: Path) -> None:
+    call = ["compare", "mt10", "--methods", "ls,ntkmtl", "--seeds", "1", "--jobs", "1", *NO_FRAMES]
     found = CliRunner().invoke(app, [*call, "--out", str(tmp_path), "--json"])
     assert found.exit_code == 0, found.output
     # The plain sum is the row mtl-sac.
     assert [row["row"] for row in json.loads(found.stdout)["rows"]] == ["mtl-sac", "ntkmtl"]
-    again = CliRunner().invoke(
-        app, ["reinforce", "--out", str(tmp_path), "--methods", "mtl-sac,ntkmtl", "--no-frames"]
-    )
-    assert "2 of 2 runs are complete" in again.stderr
     for arguments, message in (
         (["--epochs", "3"], "--epochs is not for mt10"),
+        (["--problem-option", "goals=x"], "mt10 has no option 'goals'; it takes: recipe"),
+        (["--problem-option", "vector_steps=many"], "must be a whole number, found 'many'"),
         (["--set", "famo.gamma=1"], "--set is not for mt10"),
         (["--stl"], "--stl is not for mt10"),
     ):
@@ -123,7 +127,7 @@ def test_compare_mt10_is_the_same_runner(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("toys")
 def test_table_4_stands_beside_what_was_measured(tmp_path: Path) -> None:
-    call = ["paper", "table4", "--recipe", "toy", "--methods", "mtl-sac,ntkmtl,imtl-g"]
+    call = ["paper", "run", "table4", "--recipe", "toy", "--methods", "mtl-sac,ntkmtl,imtl-g"]
     call += ["--seeds", "2", "--jobs", "1", "--out", str(tmp_path)]
     text = CliRunner().invoke(app, call)
     assert text.exit_code == 0, text.output
@@ -170,10 +174,10 @@ def test_the_command_refuses_what_there_is_not(tmp_path: Path) -> None:
         (["--recipe", "gpu"], "unknown recipe 'gpu'; there are paper, cpu-mt10, cpu-mt4"),
         (["--methods", "ntkmlt"], "did you mean 'ntkmtl'"),
         (["--seed-list", "1,x"], "--seed-list takes whole numbers"),
-        (["--vector-steps", "1000"], "vector_steps must be a multiple of evaluate_every"),
-        (["--no-train"], "holds no finished runs"),
+        (["--problem-option", "vector_steps=1000"], "must be a multiple of evaluate_every"),
     ):
-        found = CliRunner().invoke(app, ["reinforce", "--out", str(tmp_path), *arguments])
+        call = ["compare", "mt10", "--methods", "ls", "--out", str(tmp_path), *arguments]
+        found = CliRunner().invoke(app, call)
         assert found.exit_code == 2
         assert message in found.output
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,18 +16,16 @@ from ntkmtl.bench.cli.options import (
     Jobs,
     Json,
     MethodSettings,
+    Out,
     Overwrite,
     RecipeOptions,
     SeedList,
     Seeds,
-    find_modules_here,
     grouped,
-    method_settings,
-    names_in,
-    refuse_others,
-    seeds_of,
+    planned,
 )
 from ntkmtl.bench.cli.sweeps import trained
+from ntkmtl.bench.cli.values import method_settings, names_in, refuse_others, seeds_of
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
@@ -84,9 +82,7 @@ def analyze(
         ),
     ] = None,
     jobs: Jobs = None,
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for the runs of a problem.", file_okay=False)
-    ] = Path("analysis"),
+    out: Out = Path("analysis"),
     output: Annotated[
         Path | None,
         typer.Option(
@@ -106,7 +102,7 @@ def analyze(
 ) -> None:
     """Show what the kernel says over training: eigenvalues, balance, who helps whom.
 
-    For a problem, trains it with each method and records; called again, it goes on where it
+    For a problem, trains it with each method and records; called again, it continues where it
     stopped. For a folder, reads what was recorded.
     """
     if output is not None:
@@ -122,21 +118,20 @@ def analyze(
         with refusing():
             from ntkmtl.bench.training.environment import cores
             from ntkmtl.bench.training.runs import folder_name
-            from ntkmtl.bench.training.sweep import Comparison, method_names
+            from ntkmtl.bench.training.sweep import method_names
 
-            find_modules_here(target)
-            comparison = Comparison(
-                problem=target,
-                methods=names_in(methods),
+            comparison = planned(
+                target,
+                names_in(methods),
                 seeds=seeds_of(seeds, seed_list),
                 out=out,
                 jobs=jobs or cores(),
-                problem_options=made_with.options(),
-                method_options=method_settings(settings or []),
-                **changed.changes(),
+                changed=changed,
+                settings=method_settings(settings or []),
+                made_with=made_with,
                 single_task_baselines=False,
                 record={"every": every, "source": source.value},
-                device=cast("Any", device),
+                device=device,
             )
         sweep = trained(comparison, overwrite=overwrite)
         folder, page = out / folder_name(sweep.problem), out / "analysis.html"

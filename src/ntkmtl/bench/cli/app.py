@@ -13,7 +13,6 @@ from ntkmtl.bench.cli.data import data
 from ntkmtl.bench.cli.methods import methods
 from ntkmtl.bench.cli.paper import paper
 from ntkmtl.bench.cli.problems import problems
-from ntkmtl.bench.cli.reinforce import reinforce
 from ntkmtl.bench.cli.report import report
 from ntkmtl.bench.cli.run import run
 from ntkmtl.bench.cli.table import table
@@ -38,11 +37,10 @@ for _command in (
     problems,
     data,
     analyze,
-    paper,
-    reinforce,
     tune,
 ):
     app.command()(_command)
+app.add_typer(paper, name="paper")
 
 
 def _print_version(asked: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -25,13 +25,13 @@ from ntkmtl.bench.cli.options import (
     Seeds,
     TrackerName,
     TrainingOptions,
-    find_modules_here,
     grouped,
-    method_settings,
-    names_in,
-    seeds_of,
+    planned,
 )
+from ntkmtl.bench.cli.registered import compare_registered
 from ntkmtl.bench.cli.sweeps import exit_as, show_sweep, train_sweep
+from ntkmtl.bench.cli.values import method_settings, names_in, seeds_of
+from ntkmtl.bench.problems import spec as registered
 
 __all__ = ["compare"]
 
@@ -83,48 +83,45 @@ def compare(
 ) -> None:
     """Train a problem with several methods and seeds; print the table and write the report.
 
-    Called again, it goes on where it stopped, and trains nothing twice.
+    Called again, it continues where it stopped, and trains nothing twice.
     """
-    if problem == "mt10":
-        from ntkmtl.bench.cli.reinforce import compare_mt10
-
-        numbers = seeds_of(seeds, seed_list)
-        with refusing():
-            chosen = engines.made(jobs)
-        compare_mt10(
+    numbers = seeds_of(seeds, seed_list)
+    entry = registered(problem)
+    if entry is not None and not entry.supervised:
+        compare_registered(
             context,
-            made_with.recipe,
+            entry,
             names_in(methods),
             numbers,
-            jobs,
             out,
-            device,
-            chosen,
-            overwrite,
-            as_json,
+            jobs=jobs,
+            device=device,
+            options=made_with.options(),
+            training=training.changes(),
+            engine=engines,
+            overwrite=overwrite,
+            as_json=as_json,
         )
         return
     with refusing():
         from ntkmtl.bench.training.distributed import launched
         from ntkmtl.bench.training.environment import cores
-        from ntkmtl.bench.training.sweep import Comparison
 
-        find_modules_here(problem)
-        comparison = Comparison(
-            problem=problem,
-            methods=names_in(methods),
-            seeds=seeds_of(seeds, seed_list),
+        comparison = planned(
+            problem,
+            names_in(methods),
+            seeds=numbers,
             out=out,
             jobs=jobs or (cores() if launched() == 1 else 1),
-            problem_options=made_with.options(),
-            method_options=method_settings(settings or []),
-            **changed.changes(),
+            changed=changed,
+            settings=method_settings(settings or []),
+            made_with=made_with,
             single_task_baselines=stl,
             tune=tune,
             tune_epochs=tune_epochs,
             record=None if record is None else {"every": record},
             training=training.changes(),
-            device=cast("Any", device),
+            device=device,
             tracker=tracker,
         )
         chosen = engines.made(jobs)

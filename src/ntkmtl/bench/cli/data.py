@@ -116,7 +116,7 @@ def prepare_data(
         name: Name of the problem.
         source: What was downloaded.
         folder: Where the prepared data go; the problem's own place if None.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.

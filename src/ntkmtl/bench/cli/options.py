@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import os
-import sys
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,11 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
 import typer
 
 from ntkmtl.bench.cli.console import refuse
+from ntkmtl.bench.cli.values import (
+    LAST_SEED,
+    check_finite,
+    check_folder,
+    check_methods,
+    check_positive,
+    check_settings,
+    find_modules_here,
+    options_in,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ntkmtl.bench.training.engines import Engine
+    from ntkmtl.bench.training.sweep import Comparison
 
 __all__ = [
     "BatchSize",
@@ -40,17 +48,13 @@ __all__ = [
     "ProblemOption",
     "RecipeOptions",
     "Record",
+    "Seed",
     "SeedList",
     "Seeds",
     "TrackerName",
     "TrainingOptions",
-    "find_modules_here",
     "grouped",
-    "method_settings",
-    "names_in",
-    "options_in",
-    "refuse_others",
-    "seeds_of",
+    "planned",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -68,7 +72,10 @@ Methods = Annotated[
         "--methods", help="Names that `ntkmtl methods` lists, with commas between them, or all."
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the runs.", file_okay=False)]
+Out = Annotated[
+    Path,
+    typer.Option("--out", help="Folder for the runs.", file_okay=False, callback=check_folder),
+]
 Directory = Annotated[
     Path, typer.Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
 ]
@@ -83,7 +90,10 @@ Jobs = Annotated[
 Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
 LearningRate = Annotated[
-    float | None, typer.Option("--lr", help="Peak learning rate instead of the recipe's.")
+    float | None,
+    typer.Option(
+        "--lr", help="Peak learning rate instead of the recipe's.", callback=check_positive
+    ),
 ]
 MethodSettings = Annotated[
     list[str] | None,
@@ -123,6 +133,9 @@ TrackerName = Annotated[
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace runs that were made with other settings.")
 ]
+
+
+Seed = Annotated[int, typer.Option("--seed", min=0, max=LAST_SEED)]
 
 
 class EngineName(str, Enum):
@@ -244,6 +257,7 @@ class TrainingOptions:
             metavar="NORM",
             min=0.0,
             help="Bring the gradient's norm down to this; 0 for no clipping.",
+            callback=check_finite,
             show_default="the recipe's",
         ),
     ] = None
@@ -303,6 +317,7 @@ class EngineOptions:
             "--ray-gpus",
             min=0,
             help="With --engine ray: GPUs of a run; 0.5 lets two share one.",
+            callback=check_finite,
             show_default="0",
         ),
     ] = None
@@ -376,67 +391,52 @@ def grouped(command: _Command) -> _Command:
     return cast("_Command", flat)
 
 
-# ------------------------------------------------------------------------------------------------
-# What is written on the command line
-
-
-def names_in(text: str) -> list[str]:
-    """Return the names in a text with commas between them."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def seeds_of(count: int, listed: str | None) -> list[int]:
-    """Return the seeds that --seed-list names, or else 0 to ``count`` - 1."""
-    if listed is None:
-        return list(range(count))
-    try:
-        return [int(number) for number in names_in(listed)]
-    except ValueError:
-        refuse(f"--seed-list takes whole numbers with commas between them. Found {listed!r}.")
-
-
-def options_in(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; a value is JSON where it can be, else a text."""
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
-
-
-def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-    """Read METHOD.KEY=VALUE, method by method."""
-    found: dict[str, dict[str, Any]] = {}
-    for pair in pairs:
-        method, dot, rest = pair.partition(".")
-        if not (method and dot) or "=" in method:
-            refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
-        found.setdefault(method, {}).update(options_in([rest]))
-    return found
-
-
-def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
-    """Refuse options that were given on the command line and mean nothing here.
+def planned(
+    problem: str,
+    methods: Sequence[str],
+    *,
+    changed: RecipeOptions,
+    settings: Mapping[str, Mapping[str, Any]],
+    made_with: DataOptions,
+    **more: Any,
+) -> Comparison:
+    """Return a comparison whose names and settings are checked before data are read.
 
     Args:
-        context: The command's.
-        allowed: Names of the parameters that mean something.
-        why: What is said after the option's name.
+        problem: As typed.
+        methods: As typed.
+        changed: Changes of the recipe.
+        settings: Settings by method.
+        made_with: What the problem is made with.
+        **more: Further arguments of :class:`~ntkmtl.bench.training.sweep.Comparison`.
+
+    Raises:
+        SweepError: A method is unknown.
+        ProblemNotFoundError: There is no such problem.
     """
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in allowed:
-            refuse(f"{parameter.opts[0]} {why}")
+    from ntkmtl.bench import problems
+    from ntkmtl.bench.training.lookup import ProblemNotFoundError
+    from ntkmtl.bench.training.sweep import Comparison
 
-
-def find_modules_here(problem: str) -> None:
-    """Let module.path:ClassName name a module in the current folder, as ``python -m`` does."""
-    here = os.getcwd()  # noqa: PTH109  (entries of sys.path are texts)
-    if ":" in problem and here not in sys.path:
-        sys.path.insert(0, here)
+    find_modules_here(problem)
+    check_methods(methods)
+    options = made_with.options()
+    try:
+        recipe = problems.known_recipe(problem, options.get("recipe"))
+    except ValueError as error:
+        raise ProblemNotFoundError(str(error)) from error
+    batch_size = changed.batch_size or (None if recipe is None else recipe.batch_size)
+    check_settings(settings, batch_size)
+    if batch_size is not None and (changed.minibatches or 1) > batch_size:
+        refuse(
+            f"--minibatches must be at most the batch size, {batch_size}, found "
+            f"{changed.minibatches}"
+        )
+    return Comparison(
+        problem=problem,
+        methods=list(methods),
+        problem_options=options,
+        method_options=settings,
+        **changed.changes(),
+        **more,
+    )

@@ -13,10 +13,6 @@ def problems(as_json: Json = False) -> None:
     from ntkmtl.bench import problems as registry
 
     found = [(spec.name, spec.summary) for spec in registry.specs()]
-    # Agents are no Problem, but `ntkmtl compare mt10` is asked for in the same way.
-    found.append(
-        ("mt10", "10 tasks of a robot arm, Meta-World's MT10, by multi-task Soft Actor-Critic")
-    )
     if as_json:
         print_json([{"name": name, "summary": summary} for name, summary in found])
     else:

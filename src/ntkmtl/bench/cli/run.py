@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,13 +18,14 @@ from ntkmtl.bench.cli.options import (
     ProblemName,
     RecipeOptions,
     Record,
+    Seed,
     TrackerName,
     TrainingOptions,
-    find_modules_here,
     grouped,
-    options_in,
+    planned,
 )
 from ntkmtl.bench.cli.sweeps import exit_as, train_sweep
+from ntkmtl.bench.cli.values import options_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +40,7 @@ def run(
     problem: ProblemName,
     *,
     method: Annotated[str, typer.Option("--method", help="A name that `ntkmtl methods` lists.")],
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Seed = 0,
     task: Annotated[
         str | None,
         typer.Option("--task", help="For --method stl: one task instead of each in turn."),
@@ -62,9 +63,8 @@ def run(
     """Train one problem with one method and one seed; print the test metrics."""
     with refusing():
         from ntkmtl.bench.training.runs import RESULT, SINGLE_TASK, load_run, run_folder
-        from ntkmtl.bench.training.sweep import ALL_METHODS, Comparison, SweepError
+        from ntkmtl.bench.training.sweep import ALL_METHODS, SweepError
 
-        find_modules_here(problem)
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")
         if method == SINGLE_TASK and record is not None:
@@ -72,19 +72,19 @@ def run(
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
         chosen = options_in(settings or [])
-        comparison = Comparison(
-            problem=problem,
-            methods=[method],
+        comparison = planned(
+            problem,
+            [method],
             seeds=[seed],
             out=out,
             jobs=1,
-            problem_options=made_with.options(),
-            method_options={method: chosen} if chosen else {},
-            **changed.changes(),
+            changed=changed,
+            settings={method: chosen} if chosen else {},
+            made_with=made_with,
             single_task_baselines=False,
             record=None if record is None else {"every": record},
             training=training.changes(),
-            device=cast("Any", device),
+            device=device,
             tracker=tracker,
             tasks=None if task is None else [task],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -21,13 +21,11 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
-    find_modules_here,
     grouped,
-    method_settings,
-    names_in,
-    seeds_of,
+    planned,
 )
 from ntkmtl.bench.cli.sweeps import exit_as, show_sweep
+from ntkmtl.bench.cli.values import LAST_SEED, check_positive, method_settings, names_in, seeds_of
 
 __all__ = ["tune"]
 
@@ -39,7 +37,9 @@ class StartOptions(RecipeOptions):
     lr: Annotated[
         float | None,
         typer.Option(
-            "--lr", help="Learning rate that the search begins with, instead of the recipe's."
+            "--lr",
+            help="Learning rate that the search begins with, instead of the recipe's.",
+            callback=check_positive,
         ),
     ] = None
 
@@ -58,7 +58,9 @@ def tune(
     ] = None,
     trial_seed: Annotated[
         int,
-        typer.Option("--trial-seed", min=0, help="Seed of the trials, none of the final ones."),
+        typer.Option(
+            "--trial-seed", min=0, max=LAST_SEED, help="Seed of the trials, none of the final ones."
+        ),
     ] = 1000,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
@@ -78,7 +80,7 @@ def tune(
 ) -> None:
     """Tune learning rate and settings of methods, each with as many trials; then compare them.
 
-    Validation scores choose, never the test split. Called again, it goes on where it stopped.
+    Validation scores choose, never the test split. Called again, it continues where it stopped.
     """
     with refusing():
         from rich.console import Console
@@ -86,23 +88,21 @@ def tune(
         from ntkmtl.bench.training import distributed
         from ntkmtl.bench.training.environment import cores
         from ntkmtl.bench.training.reporters import reporter_for
-        from ntkmtl.bench.training.sweep import Comparison
         from ntkmtl.bench.training.tuning import Search
         from ntkmtl.bench.training.tuning import tune as search
 
         if distributed.launched() > 1:
             refuse("tune starts its own processes: call it without torchrun")
-        find_modules_here(problem)
-        comparison = Comparison(
-            problem=problem,
-            methods=names_in(methods),
+        comparison = planned(
+            problem,
+            names_in(methods),
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
-            problem_options=made_with.options(),
-            method_options=method_settings(settings or []),
-            **changed.changes(),
-            device=cast("Any", device),
+            changed=changed,
+            settings=method_settings(settings or []),
+            made_with=made_with,
+            device=device,
         )
         sweep = search(
             Search(comparison, trials, trial_seed, trial_epochs),

@@ -15,24 +15,24 @@ Example:
 from __future__ import annotations
 
 from ntkmtl.bench.paper._checks import Check, Verdict, checks, discrepancies, report
-from ntkmtl.bench.paper._exhibits import Exhibit, Part, exhibit, exhibits
 from ntkmtl.bench.paper._render import render
+from ntkmtl.bench.paper._results import PaperResult, Part, find_result, paper_results
 from ntkmtl.bench.paper._tables import Cell, Column, Kind, Row, Table, table, tables
 
 __all__ = [
     "Cell",
     "Check",
     "Column",
-    "Exhibit",
     "Kind",
+    "PaperResult",
     "Part",
     "Row",
     "Table",
     "Verdict",
     "checks",
     "discrepancies",
-    "exhibit",
-    "exhibits",
+    "find_result",
+    "paper_results",
     "render",
     "report",
     "table",

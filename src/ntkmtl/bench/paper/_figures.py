@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from matplotlib.figure import Figure
 
-    from ntkmtl.bench.paper._exhibits import Exhibit
+    from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._timing import Timed
     from ntkmtl.bench.report._study import Study
@@ -42,7 +42,7 @@ class Drawn:
     """A figure's numbers.
 
     Attributes:
-        exhibit: The figure.
+        result: The figure.
         problem: Name of the problem.
         subtitle: What was run, in a few words.
         heads: Heads of the numbers as a table.
@@ -51,7 +51,7 @@ class Drawn:
         numbers: Everything as JSON values.
     """
 
-    exhibit: Exhibit
+    result: PaperResult
     problem: str
     subtitle: str
     heads: tuple[str, ...]
@@ -63,9 +63,9 @@ class Drawn:
         """Return everything as JSON values."""
         plain: dict[str, Any] = finite(
             {
-                "name": self.exhibit.name,
-                "title": self.exhibit.title,
-                "paper_says": self.exhibit.said,
+                "name": self.result.name,
+                "title": self.result.title,
+                "paper_says": self.result.said,
                 "problem": self.problem,
                 "notes": list(self.lines),
                 **self.numbers,
@@ -79,12 +79,12 @@ class Drawn:
 
 
 def times(
-    exhibit: Exhibit, found: Sequence[Timed], facts: Mapping[str, Any], published: str
+    result: PaperResult, found: Sequence[Timed], facts: Mapping[str, Any], published: str
 ) -> Drawn:
     """Return the numbers of Figures 1 and 4: times by method and n.
 
     Args:
-        exhibit: The figure.
+        result: The figure.
         found: What was measured.
         facts: What it depends on, as :func:`ntkmtl.bench.paper._timing.measure` returns it.
         published: Name of the problem that the paper timed.
@@ -96,15 +96,17 @@ def times(
             f"{1e3 * one.lower:.3g} to {1e3 * one.upper:.3g}",
             "-" if one.seconds_per_epoch is None else f"{one.seconds_per_epoch:.3g}",
             f"{one.ratio:.2f}",
+            f"{one.ratio_lower:.2f} to {one.ratio_upper:.2f}",
         )
         for one in found
     ]
     hardware = facts["hardware"]
     where = ", ".join(f"{key} {value}" for key, value in hardware.items() if value is not None)
     lines = [
-        f"The paper: {exhibit.said}",
+        f"The paper: {result.said}",
         "Seconds per step are medians over turns, between quartiles; × LS is the median over "
-        "turns of the time over that of LS just before.",
+        "turns of the time over that of LS just before, so it may differ from the ratio of the two "
+        "medians. The bars show × LS, between quartiles.",
         f"Measured on {where}; batch size {facts['batch_size']}, {facts['tasks']} tasks.",
     ]
     if facts.get("load") is not None:
@@ -116,21 +118,21 @@ def times(
     if "command" in facts:
         lines.append(f"Read from what this wrote: {facts['command']}")
     return Drawn(
-        exhibit=exhibit,
+        result=result,
         problem=facts["problem"],
         subtitle=f"{facts['problem']}: {facts['tasks']} tasks, batch {facts['batch_size']}",
-        heads=("method", "ms per step", "quartiles", "s per epoch", "× LS"),
+        heads=("method", "ms per step", "quartiles", "s per epoch", "× LS", "quartiles"),
         rows=tuple(rows),
         lines=tuple(lines),
         numbers={"times": [one.to_json() for one in found], "facts": dict(facts)},
     )
 
 
-def ablation(exhibit: Exhibit, found: Mapping[int, Measured]) -> Drawn:
+def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
     """Return the numbers of Figure 3: Δm% by n.
 
     Args:
-        exhibit: The figure.
+        result: The figure.
         found: What was measured, by n.
 
     Raises:
@@ -165,9 +167,9 @@ def ablation(exhibit: Exhibit, found: Mapping[int, Measured]) -> Drawn:
             }
         )
     first = next(iter(found.values()))
-    lines = [f"The paper: {exhibit.said}", *_notes_of(exhibit, first)]
+    lines = [f"The paper: {result.said}", *_notes_of(result, first)]
     return Drawn(
-        exhibit=exhibit,
+        result=result,
         problem=first.prepared.problem.name,
         subtitle=_subtitle(first),
         heads=("n", "Δm%", "stderr", "seeds", "s per epoch"),
@@ -182,11 +184,11 @@ def ablation(exhibit: Exhibit, found: Mapping[int, Measured]) -> Drawn:
     )
 
 
-def eigenvalues(exhibit: Exhibit, study: Study, found: Measured) -> Drawn:
+def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
     """Return the numbers of Figure 2: each task's largest eigenvalue over training.
 
     Args:
-        exhibit: The figure.
+        result: The figure.
         study: The records.
         found: The comparison that they are of.
     """
@@ -203,15 +205,15 @@ def eigenvalues(exhibit: Exhibit, study: Study, found: Measured) -> Drawn:
         rows.append((study.labels[task], f"{median:.3g}", f"{100 * share:.0f} %"))
         numbers.append({"task": name, "median": median, "smallest": share})
     lines = [
-        f"The paper: {exhibit.said}",
+        f"The paper: {result.said}",
         f"The kernel of {record.method}, source {record.source}: {len(record.step)} records, every "
         f"{record.every} steps. Smallest: the share of records in which the task's eigenvalue is "
         "below those of the others.",
         *study.notes,
-        *_notes_of(exhibit, found),
+        *_notes_of(result, found),
     ]
     return Drawn(
-        exhibit=exhibit,
+        result=result,
         problem=study.problem,
         subtitle=f"{_subtitle(found)}, {record.method}",
         heads=("task", "median eigenvalue", "smallest"),
@@ -241,17 +243,17 @@ def _subtitle(found: Measured) -> str:
     return f"{found.table.problem}: {', '.join(part for part in parts if part)}"
 
 
-def _notes_of(exhibit: Exhibit, found: Measured) -> list[str]:
+def _notes_of(result: PaperResult, found: Measured) -> list[str]:
     prepared, facts = found.prepared, found.table.facts
     # Where n is what is varied, the recipe's own says nothing.
     changed = [
         one
         for one in differences(facts, prepared.problem.name, found.part.problem)
-        if not (one.setting == "n" and exhibit.number == 3)
+        if not (one.setting == "n" and result.number == 3)
     ]
     lines = listing(changed) or ["nothing in the settings that are known"]
-    if exhibit.seeds is not None and len(facts["seeds"]) != exhibit.seeds:
-        lines.insert(0, f"seeds: {len(facts['seeds'])} here, {exhibit.seeds} published")
+    if result.seeds is not None and len(facts["seeds"]) != result.seeds:
+        lines.insert(0, f"seeds: {len(facts['seeds'])} here, {result.seeds} published")
     notes = ["Differs from the published training:", *(f"  {line}" for line in lines)]
     if prepared.problem.notice():
         notes.append(prepared.problem.notice())
@@ -283,7 +285,7 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
     except ImportError as error:
         raise missing_extra("figures as files", "bench", error) from error
     numbers = numbers_beside(path)
-    make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.exhibit.number]
+    make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.result.number]
     with mpl.rc_context(_STYLE):
         figure = make(drawn)
         _write(figure, path, "png")
@@ -297,14 +299,18 @@ def _titled(figure: Figure, drawn: Drawn) -> None:
 
 
 def _bars(drawn: Drawn) -> Figure:
-    """Draw one bar per method and n: time per epoch, or per step where that is all there is."""
+    """Draw one bar per method and n, as long as its ratio to LS times the time of LS.
+
+    Bars, error bars and labels are all of the ratios: medians and quartiles over turns.
+    """
     entries = drawn.numbers["times"]
-    epochs = all(one["seconds_per_epoch"] is not None for one in entries)
-    per = [one["seconds_per_epoch"] / one["seconds"] if epochs else 1e3 for one in entries]
-    middle = [one["seconds"] * scale for one, scale in zip(entries, per, strict=True)]
+    plain = entries[0]
+    epochs = plain["seconds_per_epoch"] is not None
+    scale = plain["seconds_per_epoch"] if epochs else 1e3 * plain["seconds"]
+    middle = [one["ratio"] * scale for one in entries]
     errors = [
-        [(one["seconds"] - one["lower"]) * s for one, s in zip(entries, per, strict=True)],
-        [(one["upper"] - one["seconds"]) * s for one, s in zip(entries, per, strict=True)],
+        [(one["ratio"] - one["ratio_lower"]) * scale for one in entries],
+        [(one["ratio_upper"] - one["ratio"]) * scale for one in entries],
     ]
     names = [
         one["method"]
@@ -339,7 +345,8 @@ def _bars(drawn: Drawn) -> Figure:
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel("Training time per epoch (s)" if epochs else "Time per training step (ms)")
+    what = "Training time per epoch (s)" if epochs else "Time per training step (ms)"
+    axes.set_xlabel(f"{what}: ratio to LS, times the median of LS")
     _titled(figure, drawn)
     return figure
 
@@ -421,7 +428,7 @@ def text_of(drawn: Drawn) -> str:
         ).rstrip()
         for row in grid
     ]
-    head = f"{drawn.exhibit.label}: {drawn.exhibit.title}"
+    head = f"{drawn.result.label}: {drawn.result.title}"
     below = [printable(line, 2000) for line in drawn.lines]
     parts = [head, drawn.subtitle, "", shown[0], "-" * max(map(len, shown)), *shown[1:], ""]
     return "\n".join([*parts, *below]) + "\n"

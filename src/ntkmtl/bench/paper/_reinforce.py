@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.paper._exhibits import exhibit
+from ntkmtl.bench.paper._results import find_result
 from ntkmtl.bench.paper._settings import Difference
 from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
 from ntkmtl.bench.paper._tables import Column, table
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ntkmtl.bench.reinforce import ReinforceRecipe, Success
+    from ntkmtl.bench.reinforce.comparison import AgentComparison
     from ntkmtl.bench.training.runs import Run
 
-__all__ = ["PUBLISHED", "success_side_by_side"]
+__all__ = ["PUBLISHED", "success_of", "success_side_by_side"]
 
 PUBLISHED: dict[str, tuple[Any, bool]] = {
     "tasks": ("the 10 of MT10", True),
@@ -60,7 +61,7 @@ _WORDS = {
     "random_steps": "random vector steps",
     "catch_up": "as many updates after them",
     "learning_rate": "learning rate",
-    "every": "updates between two makings of weights",
+    "every": "updates between two sets of weights",
     "evaluate_every": "vector steps between evaluations",
     "evaluation_episodes": "episodes per evaluation and task",
     "bfloat16_products": "matrix products of bfloat16",
@@ -91,6 +92,21 @@ _COLUMNS = (
 )
 
 
+def success_of(comparison: AgentComparison) -> SideBySide:
+    """Put Table 4 beside the success rates of a comparison's complete runs.
+
+    Raises:
+        ValueError: No run is complete, or a file is damaged.
+    """
+    from ntkmtl.bench.reinforce import summarise
+    from ntkmtl.bench.training.runs import load_runs
+
+    asked, out = set(comparison.methods), comparison.out
+    found = [one for one in summarise(out) if one.row in asked]
+    runs = [run for run in load_runs(out)[0] if run.config.method in asked]
+    return success_side_by_side(found, comparison.recipe, runs, out)
+
+
 def success_side_by_side(
     found: Sequence[Success], recipe: ReinforceRecipe, runs: Sequence[Run], out: Path
 ) -> SideBySide:
@@ -118,7 +134,7 @@ def success_side_by_side(
         entries.append(Entry(one.row, name, MEASURED, _numbers(one)))
     seeds = sorted({seed for one in found for seed in one.seeds})
     return SideBySide(
-        exhibit=exhibit("table4"),
+        result=find_result("table4"),
         columns=(*source.columns, *_COLUMNS),
         entries=tuple(entries),
         differences=tuple(_differences(recipe, len(seeds))),

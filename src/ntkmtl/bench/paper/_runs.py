@@ -1,4 +1,4 @@
-"""Training what is behind a table or figure, and reading what came of it."""
+"""Training what is behind a table or figure, and reading the outcome."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.report._table import Estimate, load, table_of
 from ntkmtl.bench.training.lookup import find_problem
@@ -17,7 +18,7 @@ from ntkmtl.metrics import delta_m
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ntkmtl.bench.paper._exhibits import Exhibit, Part
+    from ntkmtl.bench.paper._results import PaperResult, Part
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import Row, Table
     from ntkmtl.bench.report._table import Runs
@@ -38,8 +39,8 @@ class Request:
 
     Attributes:
         recipe: Name of the problems' recipe, None for the problem's own.
-        problem: One of the exhibit's problems to run that alone, or another problem to stand in
-            for it; None for all of the exhibit's.
+        problem: One of the result's problems to run that alone, or another problem to stand in
+            for it; None for all of the result's.
         methods: Names; ``"all"`` stands for those of the published table. None for the usual.
         seeds: Seeds.
         out: Folder of the comparisons, each in a folder of its own.
@@ -71,7 +72,7 @@ class Prepared:
     """One problem that is ready to be trained.
 
     Attributes:
-        part: What it stands for in the exhibit.
+        part: What it stands for in the result.
         source: Its name as asked for.
         problem: The problem.
         options: Options that it was created with.
@@ -130,7 +131,7 @@ class Prepared:
         )
 
 
-def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
+def prepare(result: PaperResult, request: Request) -> list[Prepared]:
     """Find the problems behind a table or figure, so that what is missing is told at once.
 
     Raises:
@@ -139,14 +140,14 @@ def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
         DataMissingError: Data have not been prepared.
         SweepError: A method is unknown.
     """
-    if not exhibit.parts:
+    if not result.supervised:
         raise RequestError(
-            f"{exhibit.label} is of reinforcement learning, which has a runner of its own: "
-            f"`ntkmtl paper {exhibit.name} --recipe cpu-mt4`"
+            f"{result.label} is of reinforcement learning, which has a recipe of its own: "
+            f"`ntkmtl paper run {result.name} --recipe {result.recipes[0]}`"
         )
-    chosen = _chosen(exhibit, request)
-    asked = exhibit.methods if request.methods is None else request.methods
-    names = [n for name in asked for n in (exhibit.all_methods if name == "all" else [name])]
+    chosen = _chosen(result, request)
+    asked = result.methods if request.methods is None else request.methods
+    names = [n for name in asked for n in (result.all_methods if name == "all" else [name])]
     methods = tuple(name for name in method_names(names) if name != SINGLE_TASK)
     if not methods:
         raise RequestError(
@@ -156,6 +157,7 @@ def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
     found = []
     for part, source in chosen:
         options = dict(request.problem_options)
+        _check_stand_in(part, source, request)
         if request.recipe is not None:
             options["recipe"] = request.recipe
         if request.data is not None:
@@ -168,9 +170,9 @@ def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
             if not others:
                 raise
             raise RequestError(
-                f"{error} To run the rest of {exhibit.label} alone: --problem {others[0]}"
+                f"{error} To run the rest of {result.label} alone: --problem {others[0]}"
             ) from error
-        _check_baseline(exhibit, part, problem, request)
+        _check_baseline(result, part, problem, request)
         name = folder_name(problem.name)
         if request.recipe is not None:
             name = f"{name}-{request.recipe}"
@@ -180,30 +182,45 @@ def prepare(exhibit: Exhibit, request: Request) -> list[Prepared]:
     return found
 
 
-def _chosen(exhibit: Exhibit, request: Request) -> list[tuple[Part, str]]:
+def _chosen(result: PaperResult, request: Request) -> list[tuple[Part, str]]:
     """Return the parts to run, each with the name of the problem to train for it."""
     wanted = request.problem
     if wanted is None:
-        return [(part, part.problem) for part in exhibit.parts]
-    own = [part for part in exhibit.parts if part.problem == wanted]
+        return [(part, part.problem) for part in result.parts]
+    own = [part for part in result.parts if part.problem == wanted]
     if own:
         return [(own[0], wanted)]
-    if len(exhibit.parts) > 1:
-        names = " and ".join(part.problem for part in exhibit.parts)
+    if len(result.parts) > 1:
+        names = " and ".join(part.problem for part in result.parts)
         raise RequestError(
-            f"{exhibit.label} shows {names}: --problem chooses one of them. Found {wanted!r}, "
+            f"{result.label} shows {names}: --problem chooses one of them. Found {wanted!r}, "
             "which can stand in for the problem of a table that shows one only"
         )
-    return [(exhibit.parts[0], wanted)]
+    return [(result.parts[0], wanted)]
 
 
-def _check_baseline(exhibit: Exhibit, part: Part, problem: Problem, request: Request) -> None:
+def _check_stand_in(part: Part, source: str, request: Request) -> None:
+    """Refuse what a problem that stands in for the paper's cannot do."""
+    if source == part.problem:
+        return
+    if request.stl == "published":
+        raise RequestError(
+            f"--stl published needs the paper's problem, {part.problem}, found {source}, whose "
+            "metrics are of other data: leave --stl out, and its baselines are trained"
+        )
+    if request.recipe is not None and not getattr(problems.load_target(source), "recipes", None):
+        raise RequestError(
+            f"{source} has one recipe only, found --recipe {request.recipe}: leave --recipe out"
+        )
+
+
+def _check_baseline(result: PaperResult, part: Part, problem: Problem, request: Request) -> None:
     if request.stl != "published":
         return
     if not part.baseline:
         raise RequestError(
             f"the paper prints no STL metrics of {part.problem}: leave --stl published out of "
-            f"{exhibit.label}, and its baselines are trained"
+            f"{result.label}, and its baselines are trained"
         )
     printed = {column.name for column in table(part.baseline).metrics}
     unknown = [metric.name for metric in problem.metrics if metric.name not in printed]
@@ -269,7 +286,7 @@ def measured(prepared: Prepared) -> Measured:
         )
     found = table_of(runs)
     if asked.stl != "trained":
-        # That there is no baseline of our own was asked for.
+        # The user chose not to train baselines: drop that warning.
         warnings = tuple(w for w in found.warnings if not w.startswith("There are no STL runs"))
         found = replace(found, warnings=warnings)
     if asked.stl == "published":

@@ -110,6 +110,12 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
 }
 """Published settings by problem. Those of QM9 are of the rows that the paper's authors trained."""
 
+SUMMARIES = {
+    "mt10": "published with 2,000,000 vector steps, 10 seeds, Meta-World V1; today's V3 tasks are "
+    "not comparable",
+}
+"""One line on what the paper trained, by problem without :data:`PUBLISHED` settings."""
+
 _FULL_SIZE = {"nyuv2": (288, 384), "cityscapes": (128, 256)}
 _SPLITS = {
     "official": "official",
@@ -268,12 +274,14 @@ def summary(problem: str) -> str:
     """Return one line on what the paper trained.
 
     Args:
-        problem: Name of a problem of :data:`PUBLISHED`.
+        problem: Name of a problem of :data:`PUBLISHED` or :data:`SUMMARIES`.
 
     Example:
         >>> summary("qm9")
         'published with 300 epochs, batch size 60, n 4, 110,831 training samples, 11 tasks'
     """
+    if problem not in PUBLISHED:
+        return SUMMARIES[problem]
     of = PUBLISHED[problem]
     return (
         f"published with {_shown(of['epochs'].value)} epochs, batch size "

@@ -17,7 +17,7 @@ from ntkmtl.metrics import mean_rank
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from ntkmtl.bench.paper._exhibits import Exhibit
+    from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._tables import Cell, Column
     from ntkmtl.bench.paper._tables import Table as PaperTable
@@ -77,7 +77,7 @@ class SideBySide:
     """A table of the paper and what was measured for it.
 
     Attributes:
-        exhibit: The table.
+        result: The table.
         columns: Its columns.
         entries: Lines, those of a method together.
         differences: Settings that are not the published ones.
@@ -87,7 +87,7 @@ class SideBySide:
         runs: What was run: problem, recipe, folder of the comparison, sizes, times and hardware.
     """
 
-    exhibit: Exhibit
+    result: PaperResult
     columns: tuple[Column, ...]
     entries: tuple[Entry, ...]
     differences: tuple[Difference, ...]
@@ -109,8 +109,8 @@ class SideBySide:
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         found = {
-            "name": self.exhibit.name,
-            "title": self.exhibit.title,
+            "name": self.result.name,
+            "title": self.result.title,
             "columns": [
                 {"name": c.name, "label": c.label, "unit": c.unit, "better": _better(c)}
                 for c in self.columns
@@ -152,14 +152,14 @@ def _better(column: Column) -> str:
     return "higher" if column.higher_is_better else "lower"
 
 
-def side_by_side(exhibit: Exhibit, found: Sequence[Measured]) -> SideBySide:
+def side_by_side(result: PaperResult, found: Sequence[Measured]) -> SideBySide:
     """Put a table of the paper beside what was measured for it.
 
     Args:
-        exhibit: The table.
+        result: The table.
         found: What was measured, one entry per problem that was run.
     """
-    source = table(exhibit.number)
+    source = table(result.number)
     columns = _columns(source, found)
     measured = _measured_entries(source, columns, found)
     methods = dict.fromkeys(entry.method for entry in measured)
@@ -173,11 +173,11 @@ def side_by_side(exhibit: Exhibit, found: Sequence[Measured]) -> SideBySide:
         for one in differences(each.table.facts, each.prepared.problem.name, each.part.problem)
     ]
     return SideBySide(
-        exhibit=exhibit,
+        result=result,
         columns=tuple(columns),
         entries=tuple(entries),
         differences=tuple(changed),
-        notes=tuple(_notes(exhibit, source, entries, found)),
+        notes=tuple(_notes(result, source, entries, found)),
         orders=tuple(_orders(columns, entries)),
         runs=tuple(_run_facts(each) for each in found),
     )
@@ -308,7 +308,7 @@ def _orders(columns: Sequence[Column], entries: Sequence[Entry]) -> Iterator[dic
 
 
 def _notes(
-    exhibit: Exhibit, source: PaperTable, entries: Sequence[Entry], found: Sequence[Measured]
+    result: PaperResult, source: PaperTable, entries: Sequence[Entry], found: Sequence[Measured]
 ) -> Iterator[str]:
     for each in found:
         name = each.prepared.problem.name
@@ -328,12 +328,12 @@ def _notes(
             yield f"{name}: STL was trained here, {_count(len(stl_seeds), 'seed')}."
         yield from _rank_notes(each, source)
         seeds = each.table.facts["seeds"]
-        if exhibit.seeds is not None and len(seeds) != exhibit.seeds:
-            yield f"{name}: {_count(len(seeds), 'seed')} here, {exhibit.seeds} published."
-        left = [m for m in exhibit.all_methods if m not in {row.method for row in each.rows()}]
+        if result.seeds is not None and len(seeds) != result.seeds:
+            yield f"{name}: {_count(len(seeds), 'seed')} here, {result.seeds} published."
+        left = [m for m in result.all_methods if m not in {row.method for row in each.rows()}]
         if left:
             yield (
-                f"{name}: {len(left)} of {len(exhibit.all_methods)} published methods were not "
+                f"{name}: {len(left)} of {len(result.all_methods)} published methods were not "
                 f"run: {', '.join(left)}."
             )
         for warning in each.table.warnings:
@@ -458,7 +458,7 @@ def _text(found: SideBySide) -> str:
         for row in table_rows
     ]
     rule = "-" * max(map(len, shown))
-    out = [f"{found.exhibit.label}: {found.exhibit.title}", "", shown[0], rule, *shown[1:]]
+    out = [f"{found.result.label}: {found.result.title}", "", shown[0], rule, *shown[1:]]
     for head, body in lines(found).items():
         out += ["", f"{head}:", *(f"  {line}" for line in body)]
     return "\n".join(out) + "\n"
@@ -466,7 +466,7 @@ def _text(found: SideBySide) -> str:
 
 def _markdown(found: SideBySide) -> str:
     heads, rows = grid(found)
-    out = [f"## {found.exhibit.label}: {found.exhibit.title}", ""]
+    out = [f"## {found.result.label}: {found.result.title}", ""]
     out += [_row(heads), _row(["---", "---", *("---:" for _ in heads[2:])]), *map(_row, rows)]
     for head, body in lines(found).items():
         out += ["", f"**{head}**", "", *(f"- {_escaped(line)}" for line in body)]

@@ -46,6 +46,8 @@ class Timed:
         lower: First quartile over turns.
         upper: Third quartile.
         ratio: Median over turns of the time over that of LS just before.
+        ratio_lower: First quartile of that.
+        ratio_upper: Third quartile.
         seconds_per_epoch: ``seconds`` times the steps of an epoch, None where that is not known.
     """
 
@@ -55,6 +57,8 @@ class Timed:
     lower: float
     upper: float
     ratio: float
+    ratio_lower: float
+    ratio_upper: float
     seconds_per_epoch: float | None = None
 
     @property
@@ -115,7 +119,7 @@ def measure(
         steps: Steps of a turn.
         turns: Turns of each method.
         threads: Threads that torch computes with, all cores if None.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         The times, LS first, and what they depend on: ``problem``, ``batch_size``,
@@ -137,7 +141,7 @@ def measure(
     long = replace(recipe, epochs=max(recipe.epochs, -(-needed // max(every, 1))))
     threads = threads or cores()
     with reproducible(threads):
-        trainings = []
+        loops = []
         for method, n in contenders(prepared.methods, ns, recipe.minibatches):
             options = {} if n is None else {"minibatches": n}
             try:
@@ -147,14 +151,14 @@ def measure(
             except (TypeError, ValueError) as error:
                 name = method if n is None else f"{method}, n = {n}"
                 raise TimingError(f"{name}: {error}") from error
-            trainings.append((method, n, training))
+            loops.append((method, n, training))
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        reference = trainings[0][2]
-        seconds: list[list[float]] = [[] for _ in trainings]
-        ratios: list[list[float]] = [[] for _ in trainings]
+        reference = loops[0][2]
+        seconds: list[list[float]] = [[] for _ in loops]
+        ratios: list[list[float]] = [[] for _ in loops]
         for turn in range(turns):
             progress(f"turn {turn + 1} of {turns}")
-            for place, (_, _, training) in enumerate(trainings[1:] or trainings):
+            for place, (_, _, training) in enumerate(loops[1:] or loops):
                 # LS just before each: what else the machine does meets both.
                 base = _seconds(reference, steps)
                 seconds[0].append(base)
@@ -164,9 +168,10 @@ def measure(
                     seconds[place + 1].append(own)
                     ratios[place + 1].append(own / base)
     found = []
-    for place, (method, n, training) in enumerate(trainings):
+    for place, (method, n, training) in enumerate(loops):
         own_seconds = seconds[place]
         lower, median, upper = _quartiles(own_seconds)
+        ratio_lower, ratio, ratio_upper = _quartiles(ratios[place])
         found.append(
             Timed(
                 method=method,
@@ -174,7 +179,9 @@ def measure(
                 seconds=median,
                 lower=lower,
                 upper=upper,
-                ratio=statistics.median(ratios[place]),
+                ratio=ratio,
+                ratio_lower=ratio_lower,
+                ratio_upper=ratio_upper,
                 seconds_per_epoch=median * training.steps_per_epoch,
             )
         )
@@ -182,7 +189,7 @@ def measure(
         "problem": problem.name,
         "tasks": len(problem.tasks),
         "batch_size": recipe.batch_size,
-        "steps_per_epoch": trainings[0][2].steps_per_epoch,
+        "steps_per_epoch": loops[0][2].steps_per_epoch,
         "steps": steps,
         "turns": turns,
         "recipe": recipe.description,
@@ -273,4 +280,6 @@ def _timed(row: dict[str, Any]) -> Timed:
         lower=float(row["seconds"]["lower"]),
         upper=float(row["seconds"]["upper"]),
         ratio=float(row["ratio"]["median"]),
+        ratio_lower=float(row["ratio"]["lower"]),
+        ratio_upper=float(row["ratio"]["upper"]),
     )

@@ -34,7 +34,10 @@ __all__ = [
     "Split",
     "check",
     "create",
+    "known_recipe",
+    "load_target",
     "names",
+    "spec",
     "specs",
 ]
 
@@ -61,18 +64,52 @@ def specs() -> tuple[ProblemSpec, ...]:
     return tuple(PROBLEMS.values())
 
 
+def spec(name: str) -> ProblemSpec | None:
+    """Return what is registered under a name, None for a custom problem or an unknown name.
+
+    Example:
+        >>> spec("mt10").plain
+        'mtl-sac'
+    """
+    return PROBLEMS.get(name)
+
+
+def load_target(name: str) -> Any:
+    """Return the class behind a name; a custom one's code is run.
+
+    Args:
+        name: As :func:`create` takes it.
+
+    Raises:
+        ValueError: There is no problem of that name.
+        ProblemError: A custom problem cannot be imported.
+    """
+    if ":" in name or name.endswith(".py"):
+        return load_class(name)
+    if name in PROBLEMS:
+        module, _, attribute = PROBLEMS[name].target.partition(":")
+        return getattr(import_module(module), attribute)
+    close = difflib.get_close_matches(name, PROBLEMS, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    raise ValueError(
+        f"no problem is named {name!r}{hint} Known: {', '.join(PROBLEMS)}, "
+        "and your own as module.path:ClassName or path/file.py:ClassName"
+    )
+
+
 def create(name: str, **options: Any) -> Problem:
     """Return a problem, its data loaded.
 
     Args:
-        name: One of :func:`names`, or one's own as ``module.path:ClassName`` or
+        name: One of :func:`names`, or a custom one as ``module.path:ClassName`` or
             ``path/to/file.py:ClassName``, whose code is then run.
         **options: Options of that problem.
 
     Raises:
-        ValueError: There is no problem of that name, or an option's value is unknown.
+        ValueError: There is no problem of that name, it is not a supervised one, or an option's
+            value is unknown.
         TypeError: The problem has no such option.
-        ProblemError: One's own problem cannot be imported, or leaves a method out.
+        ProblemError: A custom problem cannot be imported, or leaves a method out.
         MissingExtraError: The problem needs a package that is not installed.
 
     Example:
@@ -83,19 +120,12 @@ def create(name: str, **options: Any) -> Problem:
         ...
         ValueError: no problem is named 'qm9mini'; did you mean 'qm9-mini'? Known: qm9-mini, ...
     """
-    factory: Any
-    if ":" in name or name.endswith(".py"):
-        factory = load_class(name)
-    elif name in PROBLEMS:
-        module, _, attribute = PROBLEMS[name].target.partition(":")
-        factory = getattr(import_module(module), attribute)
-    else:
-        close = difflib.get_close_matches(name, PROBLEMS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
+    if name in PROBLEMS and not PROBLEMS[name].supervised:
         raise ValueError(
-            f"no problem is named {name!r}{hint} Known: {', '.join(PROBLEMS)}, "
-            "and your own as module.path:ClassName or path/file.py:ClassName"
+            f"{name} has no samples and losses to train on: its agents are trained by "
+            f"`ntkmtl compare {name}`"
         )
+    factory = load_target(name)
     parameters = inspect.signature(factory).parameters.values()
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         accepted = tuple(parameter.name for parameter in parameters)
@@ -107,6 +137,33 @@ def create(name: str, **options: Any) -> Problem:
             )
     problem: Problem = factory(**options)
     return problem
+
+
+def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
+    """Return the recipe that a problem will have, as far as it is known before its data are read.
+
+    Args:
+        name: As :func:`create` takes it.
+        recipe: Name of the recipe asked for, None for the problem's usual one.
+
+    Returns:
+        The recipe, None where the data decide or there is none of that name.
+
+    Raises:
+        ValueError: There is no problem of that name.
+        ProblemError: A custom problem cannot be imported.
+
+    Example:
+        >>> known_recipe("qm9", "paper").batch_size
+        60
+    """
+    target = load_target(name)
+    by_name: dict[str, Recipe] = dict(getattr(target, "recipes", None) or {})
+    if not by_name:
+        return getattr(target, "recipe", None)
+    if recipe is None:
+        recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)
+    return by_name.get(str(recipe))
 
 
 def __getattr__(name: str) -> object:

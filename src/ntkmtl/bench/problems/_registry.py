@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 __all__ = ["PROBLEMS", "ProblemSpec"]
@@ -12,17 +14,29 @@ class ProblemSpec(NamedTuple):
 
     Attributes:
         name: Name on the command line.
-        target: ``module:Class`` of the :class:`~ntkmtl.bench.problems.base.Problem`.
+        target: ``module:Class`` of the :class:`~ntkmtl.bench.problems.base.Problem`, or of the
+            comparison, see ``supervised``.
         summary: One line for people.
         prepare: ``module:function`` that prepares the data, ``""`` where they are shipped or made
-            on the fly. The function takes a source and a folder, a callable that is told how it
-            gets on, and returns one line on what it made.
+            on the fly. The function takes a source, a folder and a callable for progress messages,
+            and returns one line on what it made.
+        supervised: Whether ``target`` is a problem with samples and losses. Else it is a class of
+            comparisons with the interface of
+            :class:`ntkmtl.bench.reinforce.comparison.AgentComparison`.
+        section: ``module:function`` that makes a further section of reports from the folder of
+            runs, ``""`` for none.
+        plain: Name of the method that trains on the plain sum of losses: times are relative to it.
+        units: What ``sizes`` of a run count, by split, where they are not samples.
     """
 
     name: str
     target: str
     summary: str
     prepare: str = ""
+    supervised: bool = True
+    section: str = ""
+    plain: str = "ls"
+    units: Mapping[str, str] = MappingProxyType({})
 
 
 PROBLEMS: dict[str, ProblemSpec] = {
@@ -61,6 +75,17 @@ PROBLEMS: dict[str, ProblemSpec] = {
             "table",
             "ntkmtl.bench.problems.table:Table",
             "A table of your own, CSV, Parquet or ARFF: --csv FILE --targets NAME,NAME",
+        ),
+        ProblemSpec(
+            "mt10",
+            "ntkmtl.bench.reinforce.comparison:AgentComparison",
+            "10 tasks of a robot arm, Meta-World's MT10, by multi-task Soft Actor-Critic",
+            supervised=False,
+            section="ntkmtl.bench.reinforce.results:section",
+            plain="mtl-sac",
+            units=MappingProxyType(
+                {"train": "vector steps", "val": "episodes per evaluation and task"}
+            ),
         ),
     )
 }

@@ -23,6 +23,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Split",
+    "linear_outputs",
 ]
 
 Split = Literal["train", "val", "test"]
@@ -274,3 +275,17 @@ def batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[
     order = torch.randperm(size, generator=generator, device=generator.device)
     for start in range(0, size - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
+
+
+def linear_outputs(heads: nn.ModuleList, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """Apply linear heads of one output each.
+
+    Args:
+        heads: The k heads.
+        features: z, or one view of it per head.
+
+    Returns:
+        k tensors of shape (b,).
+    """
+    views = [features] * len(heads) if isinstance(features, Tensor) else features
+    return [head(view).squeeze(1) for head, view in zip(heads, views, strict=True)]

@@ -158,10 +158,20 @@ def bootstrap(
     """
     if len(values) < 2:
         return None
-    generator = np.random.default_rng(seed)
-    at = generator.integers(len(values), size=(draws, len(values)))
-    low, high = np.percentile([statistic(values[rows]) for rows in at], [2.5, 97.5])
-    return float(low), float(high)
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise missing_extra("a bootstrap interval", "bench", error) from error
+    # Positions are drawn, so that a statistic of several columns sees whole seeds.
+    interval = stats.bootstrap(
+        (np.arange(len(values)),),
+        lambda at: statistic(values[at]),
+        n_resamples=draws,
+        vectorized=False,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def summarise(out: str | os.PathLike[str]) -> list[Success]:
@@ -182,7 +192,7 @@ def summarise(out: str | os.PathLike[str]) -> list[Success]:
     folder = Path(out) / folder_name(PROBLEM)
     runs = load_runs(folder)[0] if folder.is_dir() else []
     if not runs:
-        raise ValueError(f"{folder} holds no finished runs; train some with `ntkmtl reinforce`")
+        raise ValueError(f"{folder} holds no finished runs; train some with `ntkmtl compare mt10`")
     first = dict(runs[0].config.problem_options)
     for run in runs:
         if dict(run.config.problem_options) != first:

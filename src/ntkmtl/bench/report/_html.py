@@ -8,15 +8,17 @@ import json
 import math
 import os
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ntkmtl._version import __version__
+from ntkmtl.bench import problems
 from ntkmtl.bench.report._render import finite, layout, printable
 from ntkmtl.bench.report._series import eigenvalues, learning_curves, points_for, weights
-from ntkmtl.bench.report._table import duration, load, table_of, task_labels
+from ntkmtl.bench.report._table import duration, load, plain_method, table_of, task_labels
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 
@@ -63,7 +65,7 @@ def write_html(
     pages, data = [], []
     for runs in load(runs_dir).values():
         table = table_of(runs)
-        pages.append({**_page(runs, table), "success": _success(runs, runs_dir)})
+        pages.append({**_page(runs, table), "success": _section(runs, runs_dir)})
         data.append(_data(runs, table))
     text = page_text(
         "report",
@@ -162,7 +164,7 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
             ("Seeds", ", ".join(map(str, facts["seeds"][:10])) + "…" * (len(facts["seeds"]) > 10)),
             ("Epochs", f"{recipe['epochs']:,}"),
             ("Batch size", f"{recipe['batch_size']:,}"),
-            ("Samples", " / ".join(f"{size:,}" for size in facts["sizes"].values())),
+            _sizes(runs.problem, facts["sizes"]),
             ("Parameters", f"{facts['parameters']:,}"),
             ("Wall time of all runs", duration(facts["wall_seconds"])),
         ],
@@ -216,13 +218,21 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
     }
 
 
-def _success(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return what reinforcement learning shows besides, None for other problems."""
-    if runs.problem != "mt10":
-        return None
-    from ntkmtl.bench.reinforce.results import section
+def _sizes(problem: str, sizes: Mapping[str, int]) -> tuple[str, str]:
+    """Return what sizes count and how many there are."""
+    entry = problems.spec(problem)
+    if entry is None or not entry.units:
+        return "Samples", " / ".join(f"{size:,}" for size in sizes.values())
+    return "Sizes", ", ".join(f"{sizes[split]:,} {unit}" for split, unit in entry.units.items())
 
-    found = section(runs_dir)
+
+def _section(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the section that the registry names for the problem, None for none."""
+    entry = problems.spec(runs.problem)
+    if entry is None or not entry.section:
+        return None
+    module, _, function = entry.section.partition(":")
+    found: dict[str, Any] = getattr(import_module(module), function)(runs_dir)
     found["pictures"] = [
         (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
         for path, caption in found["pictures"]
@@ -273,7 +283,7 @@ def _settings(runs: Runs, table: Table) -> list[tuple[str, list[tuple[str, str]]
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Recipe", facts["recipe"]),
         ("Problem", {"name": table.problem, **facts["problem_options"]}),
-        ("Samples", facts["sizes"]),
+        (_sizes(runs.problem, facts["sizes"])[0], facts["sizes"]),
         ("Hardware", facts["hardware"]),
         ("Versions", facts["versions"]),
     ]
@@ -309,7 +319,7 @@ def _data(runs: Runs, table: Table) -> dict[str, Any]:
             {
                 "name": printable(row.label),
                 "baseline": row.is_baseline,
-                "reference": row.method == "ls",
+                "reference": row.method == plain_method(table.problem),
                 "delta": None if row.delta_m is None else _short(row.delta_m.mean),
                 "error": None
                 if row.delta_m is None or row.delta_m.stderr is None

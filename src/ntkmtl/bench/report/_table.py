@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ntkmtl.bench import problems
 from ntkmtl.bench.training.runs import (
     SINGLE_TASK,
     IncompleteRun,
@@ -36,12 +37,10 @@ __all__ = [
     "build_tables",
     "duration",
     "load",
+    "plain_method",
     "table_of",
     "task_labels",
 ]
-
-_REFERENCE = "ls"
-"""The method whose time per epoch is 1."""
 
 
 @dataclass(frozen=True)
@@ -351,7 +350,7 @@ def table_of(runs: Runs) -> Table:
     delta, why_not = _delta_m(columns, values, baseline)
     ranks = _mean_ranks(columns, values)
     seconds = {method: _seconds(group) for method, group in multi.items()}
-    reference = seconds.get(_REFERENCE)
+    reference = seconds.get(plain_method(runs.problem))
 
     rows = []
     if runs.single:
@@ -389,7 +388,7 @@ def table_of(runs: Runs) -> Table:
         columns=columns,
         rows=tuple(rows),
         facts=facts,
-        notes=tuple(_notes(facts, rows, bool(delta))),
+        notes=tuple(_notes(runs.problem, facts, rows, bool(delta))),
         warnings=tuple(_warnings(runs, why_not)),
     )
 
@@ -557,6 +556,7 @@ def _warnings(runs: Runs, why_no_delta: str) -> list[str]:
         found.append(f"{len(names)} {verb} left out: {_listing(names)}.")
     if why_no_delta:
         found.append(why_no_delta)
+    found += _early_epochs(done)
     groups = {**{f"stl {task}": group for task, group in runs.single.items()}, **runs.multi}
     found += _differences("seeds", {name: [sorted(group)] for name, group in groups.items()})
     for section in ("recipe", "problem_options", "sizes"):
@@ -585,6 +585,22 @@ def _left_out(name: str, group: Mapping[int, Run]) -> str:
     if not missed:
         return ""
     return f"{name} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not finite."
+
+
+def _early_epochs(done: Sequence[Run]) -> list[str]:
+    """Return a sentence where test metrics are means over epochs of networks hardly trained."""
+    recipes = {
+        (run.config.recipe.get("tested_epochs", 1), run.config.recipe["epochs"]) for run in done
+    }
+    few = [
+        (tested, epochs) for tested, epochs in sorted(recipes) if tested > 1 and 2 * tested > epochs
+    ]
+    return [
+        f"Test metrics are means over the last {min(tested, epochs)} of {epochs} epochs. Networks "
+        "of the first epochs, which are hardly trained, are averaged in: train longer, or take "
+        "another protocol."
+        for tested, epochs in few
+    ]
 
 
 def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:
@@ -627,13 +643,28 @@ def _listing(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _notes(facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]:
+def plain_method(problem: str) -> str:
+    """Return the method whose time per epoch is 1: the plain sum of losses."""
+    entry = problems.spec(problem)
+    return "ls" if entry is None else entry.plain
+
+
+def _sizes_text(problem: str, sizes: Mapping[str, int]) -> str:
+    entry = problems.spec(problem)
+    if entry is None or not entry.units:
+        return ", ".join(f"{size:,} {split}" for split, size in sizes.items()) + " samples"
+    return ", ".join(f"{sizes[split]:,} {unit}" for split, unit in entry.units.items())
+
+
+def _notes(problem: str, facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]:
     """Return what was run, and what the columns mean, as sentences."""
     seeds, recipe = facts["seeds"], facts["recipe"]
     spread = "Mean ± standard error over" if len(seeds) > 1 else "Numbers of"
+    entry = problems.spec(problem)
+    judged = "on the test split" if entry is None or entry.supervised else "in evaluations"
     notes = [
         f"{spread} {_count(len(seeds), 'seed')} ({_listing([str(seed) for seed in seeds], 10)}), "
-        f"on the test split {_when(recipe)}; no epoch is selected."
+        f"{judged} {_when(recipe)}; no epoch is selected."
     ]
     if delta:
         notes.append("Δm: mean relative change of the metrics against STL, in percent.")
@@ -645,20 +676,22 @@ def _notes(facts: dict[str, Any], rows: Sequence[Row], delta: bool) -> list[str]
         )
     methods = _count(facts["methods"], "multi-task method")
     notes.append(f"MR: mean rank over the metrics among {methods}, STL left out.")
-    reference = next((row for row in rows if row.method == _REFERENCE), None)
+    plain = plain_method(problem)
+    plain_name = "LS" if plain == "ls" else plain
+    reference = next((row for row in rows if row.method == plain), None)
     notes.append(
-        "Time: not known relative to LS, as LS is not among the runs."
+        f"Time: not known relative to {plain_name}, as {plain_name} is not among the runs."
         if reference is None
-        else "Time: training per epoch relative to LS "
+        else f"Time: training per epoch relative to {plain_name} "
         f"({reference.seconds_per_epoch:.3g} s), medians over epochs and seeds."
     )
     notes += [_tuning_note(row, recipe["epochs"]) for row in rows if row.tuning is not None]
-    sizes = ", ".join(f"{size:,} {split}" for split, size in facts["sizes"].items())
+    sizes = _sizes_text(problem, facts["sizes"])
     kind = "Reduced recipe, smaller than in the literature" if facts["reduced"] else "Recipe"
     description = recipe["description"].strip()
     notes.append(
         f"{kind}: {_count(recipe['epochs'], 'epoch')}, batch size {recipe['batch_size']:,}, "
-        f"learning rate {recipe['learning_rate']:g}, {sizes} samples, "
+        f"learning rate {recipe['learning_rate']:g}, {sizes}, "
         f"{_count(facts['parameters'], 'parameter')}.{' ' if description else ''}{description}"
     )
     hardware = facts["hardware"]

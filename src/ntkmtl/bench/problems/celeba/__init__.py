@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ntkmtl.bench.problems.celeba._network import CelebANetwork
 from ntkmtl.bench.problems.celeba._problem import Batch, CelebA, f1_scores
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, Annotations, read_annotations
 from ntkmtl.bench.problems.celeba._store import Faces, load, prepare
@@ -11,6 +12,7 @@ __all__ = [
     "Annotations",
     "Batch",
     "CelebA",
+    "CelebANetwork",
     "Faces",
     "f1_scores",
     "load",

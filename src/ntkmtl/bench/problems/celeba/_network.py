@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures import Backbone
-from ntkmtl.bench.problems.networks import CelebANetwork
+from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = ["Batch", "Network", "backbone", "head"]
+__all__ = ["Batch", "CelebANetwork", "Network", "backbone", "head"]
 
 
 class Batch(NamedTuple):
@@ -27,6 +28,71 @@ class Batch(NamedTuple):
 
 def _images(batch: Batch | Tensor) -> Tensor:
     return batch.images if isinstance(batch, Batch) else batch
+
+
+class CelebANetwork(MultiTaskModel):
+    """The nine-layer convolutional network that the field trains on CelebA.
+
+    Seven 3 x 3 convolutions (64, 128, 128, 256, 256, 512, 512 channels) with max pooling after the
+    first, third and fifth, global average pooling, two linear layers of 512, batch norm and ReLU
+    after each, and one linear head per attribute.
+
+    Args:
+        heads: Number of attributes.
+        width: Channels of the first convolution, 64 in the literature; the other layers keep their
+            proportion to it.
+
+    Example:
+        >>> import torch
+        >>> network = CelebANetwork(heads=3)
+        >>> z = network.represent(torch.randn(2, 3, 64, 64))
+        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
+        (torch.Size([2, 512]), [(2,), (2,), (2,)])
+    """
+
+    def __init__(self, heads: int = 40, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for times, pool in (
+            (1, True),
+            (2, False),
+            (2, True),
+            (4, False),
+            (4, True),
+            (8, False),
+            (8, False),
+        ):
+            layers += [
+                nn.Conv2d(channels, times * width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(times * width),
+                nn.ReLU(inplace=True),
+            ]
+            if pool:
+                layers.append(nn.MaxPool2d(2))
+            channels = times * width
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+        for _ in range(2):
+            layers += [
+                nn.Linear(channels, channels, bias=False),
+                nn.BatchNorm1d(channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(nn.Linear(channels, 1) for _ in range(heads))
+
+    def represent(self, batch: Tensor) -> Tensor:
+        """Return z, shape (B, 8 width), of images of shape (B, 3, H, W)."""
+        features: Tensor = self.trunk(batch)
+        return features
+
+    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+        """Return one logit per image and attribute: k tensors of shape (B,)."""
+        return linear_outputs(self.heads, features)
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters of the convolutions and the two linear layers."""
+        return self.trunk.parameters()
 
 
 class Network(CelebANetwork):
@@ -51,7 +117,7 @@ def _stages(width: int) -> list[nn.Module]:
 
 
 def backbone(width: int) -> Backbone:
-    """Return the trunk of :class:`~ntkmtl.bench.problems.networks.CelebANetwork` in six stages.
+    """Return the trunk of :class:`CelebANetwork` in six stages.
 
     They are the convolutions up to each pooling, the fourth of which is over all places, and the
     two linear layers. Gates read the mean of the image over its pixels, and of feature maps the

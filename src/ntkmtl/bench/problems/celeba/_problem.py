@@ -199,7 +199,7 @@ class CelebA(ColumnsProblem):
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialised network.
 
-        See :class:`~ntkmtl.bench.problems.networks.CelebANetwork`; other architectures are over its
+        See :class:`~ntkmtl.bench.problems.celeba.CelebANetwork`; other architectures are over its
         trunk.
 
         Raises:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems._dense import Batch
 from ntkmtl.bench.problems.cityscapes._problem import Cityscapes
 from ntkmtl.bench.problems.cityscapes._source import load, prepare
+from ntkmtl.bench.problems.dense._labels import Batch
 
 __all__ = ["Batch", "Cityscapes", "load", "prepare"]

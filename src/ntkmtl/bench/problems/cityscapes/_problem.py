@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ntkmtl.bench.problems._dense import metrics_of
-from ntkmtl.bench.problems._dense_problem import DenseProblem, Part, parts, recipes
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.cityscapes import _source
+from ntkmtl.bench.problems.dense._labels import metrics_of
+from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems._dense_store import Frames, Layout
+    from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = ["Cityscapes"]
 
@@ -28,7 +28,7 @@ class Cityscapes(DenseProblem):
         recipe: ``"paper"``: 2,975 and 500 frames of 128 x 256 and the network at its published
             width. ``"small"``: at most 400 and 100 of them at 64 x 128, and three stages of 8 to
             32 channels.
-        data: See :class:`~ntkmtl.bench.problems._dense_problem.DenseProblem`, as for the rest.
+        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
         architecture: There.
         protocol: There.
         augmentation: ``"published"``: random crops, enlarged by s of 1, 1.2 or 1.5, whose

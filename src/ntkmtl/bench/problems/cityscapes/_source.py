@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ntkmtl.bench.problems._dense_store import Frames, Layout, load_frames, prepare_frames, released
+from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames, prepare_frames, released
 
 __all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems._dense import Batch
+from ntkmtl.bench.problems.dense._labels import Batch
 from ntkmtl.bench.problems.nyuv2._normals import normals_from_depth
 from ntkmtl.bench.problems.nyuv2._problem import NYUv2
 from ntkmtl.bench.problems.nyuv2._source import load, prepare

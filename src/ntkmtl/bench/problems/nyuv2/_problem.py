@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from ntkmtl.bench.problems._dense import metrics_of
-from ntkmtl.bench.problems._dense_problem import DenseProblem, Part, parts, recipes
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
+from ntkmtl.bench.problems.dense._labels import metrics_of
+from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
 from ntkmtl.bench.problems.nyuv2 import _source
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems._dense_store import Frames, Layout
+    from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = ["NYUv2"]
 
@@ -28,11 +28,11 @@ class NYUv2(DenseProblem):
         recipe: ``"paper"``: 795 and 654 frames of 288 x 384 and the network at its published width.
             ``"small"``: at most 199 and 164 of them at 72 x 96, and three stages of 8 to 32
             channels.
-        data: See :class:`~ntkmtl.bench.problems._dense_problem.DenseProblem`, as for the rest.
+        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
         architecture: There.
         protocol: There.
         augmentation: ``"geometric"``: random crops, enlarged by 1, 1.2 or 1.5, and mirroring, see
-            :func:`ntkmtl.bench.problems._dense.augment`. ``"none"``.
+            :func:`ntkmtl.bench.problems.dense._labels.augment`. ``"none"``.
         architecture_options: There.
 
     Raises:
@@ -66,11 +66,12 @@ class NYUv2(DenseProblem):
     augmentations: ClassVar[Mapping[str, int | None]] = {"geometric": -1, "none": None}
 
     def notice(self) -> str:
-        """Say where labels are not those that were released."""
-        facts = self._frames.facts
+        """Say where labels are not the released ones, and warn as :class:`DenseProblem` does."""
+        facts, early = self._frames.facts, super().notice()
         if facts.get("normals") == "released":
-            return ""
-        return (
+            return early
+        derived = (
             f"Surface normals are {facts.get('normals')}, not the released ones; depth is "
             f"{facts.get('depth')}. Numbers cannot be compared with published ones."
         )
+        return f"{derived} {early}".rstrip()

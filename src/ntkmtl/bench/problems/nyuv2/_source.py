@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.problems._dense_store import (
+from ntkmtl.bench.problems.dense._store import (
     Frame,
     Frames,
     Layout,

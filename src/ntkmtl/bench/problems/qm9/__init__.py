@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from ntkmtl.bench.problems.qm9._message_passing import MessagePassingNetwork, random_molecules
 from ntkmtl.bench.problems.qm9._problem import QM9, Batch, Graphs
 from ntkmtl.bench.problems.qm9._sources import Molecules, read_source
 from ntkmtl.bench.problems.qm9._store import load, prepare
 
-__all__ = ["QM9", "Batch", "Graphs", "Molecules", "load", "prepare", "read_source"]
+__all__ = [
+    "QM9",
+    "Batch",
+    "Graphs",
+    "MessagePassingNetwork",
+    "Molecules",
+    "load",
+    "prepare",
+    "random_molecules",
+    "read_source",
+]

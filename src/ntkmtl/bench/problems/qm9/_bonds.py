@@ -8,10 +8,11 @@ is bonded to the heavy atom next to it.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from ntkmtl.errors import missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Skeleton", "bonds_of", "read_smiles"]
 
-_TOKEN = re.compile(r"\[([A-Z])@*(?:H(\d?))?([+-]\d?)?\]|([CNOF])(?![a-z])|([-=#/\\])|(\d)|([()])")
-_BOND = {"-": 1, "/": 1, "\\": 1, "=": 2, "#": 3}
-_VALENCE = {"C": 4, "N": 3, "O": 2, "F": 1}
 _SYMBOL = {6: "C", 7: "N", 8: "O", 9: "F"}
 
 # Covalent radii in Angstrom (Cordero et al. 2008); two atoms can be bonded if they are closer than
@@ -38,7 +36,7 @@ class Skeleton(NamedTuple):
     Attributes:
         elements: Their symbols.
         hydrogens: Number of hydrogen atoms at each.
-        bonds: ``(i, j, order)`` of each bond between them.
+        bonds: ``(i, j, order)`` of each bond between them, i < j, sorted.
     """
 
     elements: tuple[str, ...]
@@ -50,10 +48,11 @@ def read_smiles(smiles: str) -> Skeleton:
     """Read a SMILES of C, N, O and F without aromatic (lower-case) atoms.
 
     Args:
-        smiles: Text, which may have brackets with hydrogen atoms and charges, branches and rings.
+        smiles: The SMILES, read by RDKit.
 
     Raises:
-        ValueError: The text is no such SMILES.
+        ValueError: RDKit cannot read it, or it has other or aromatic atoms.
+        MissingExtraError: RDKit is not installed.
 
     Example:
         >>> read_smiles("CC(=O)C#N").bonds
@@ -61,56 +60,32 @@ def read_smiles(smiles: str) -> Skeleton:
         >>> read_smiles("C[NH2+]CC=N[O-]").hydrogens
         (3, 2, 2, 1, 0, 0)
     """
-    elements: list[str] = []
-    hydrogens: list[int | None] = []  # None: as many as the valence asks for
-    bonds: list[tuple[int, int, int]] = []
-    rings: dict[str, tuple[int, int]] = {}
-    branches: list[int] = []
-    last, order, place = -1, 0, 0
-    while place < len(smiles):
-        match = _TOKEN.match(smiles, place)
-        if match is None:
-            raise ValueError(f"{smiles!r} cannot be read from position {place} on")
-        place = match.end()
-        bracket, count, _, plain, bond, ring, other = match.groups()
-        symbol = bracket or plain
-        if symbol:
-            if symbol not in _VALENCE:
-                raise ValueError(f"{smiles!r} has an atom {symbol}, which is none of C, N, O, F")
-            elements.append(symbol)
-            # An H in a bracket without a number is one; count is None where there is no H.
-            hydrogens.append(None if plain else 0 if count is None else int(count or 1))
-            if last >= 0:
-                bonds.append((last, len(elements) - 1, order or 1))
-            last, order = len(elements) - 1, 0
-        elif bond:
-            order = _BOND[bond]
-        elif ring:
-            if last < 0:
-                raise ValueError(f"{smiles!r} begins with a ring")
-            if ring in rings:
-                start, given = rings.pop(ring)
-                bonds.append((start, last, order or given or 1))
-            else:
-                rings[ring] = (last, order)
-            order = 0
-        elif other == "(":
-            branches.append(last)
-        elif branches:
-            last = branches.pop()
-        else:
-            raise ValueError(f"{smiles!r} closes a branch that was not opened")
-    if rings or branches or order or not elements:
-        raise ValueError(f"{smiles!r} is cut off")
-    used = [0] * len(elements)
-    for i, j, bond_order in bonds:
-        used[i] += bond_order
-        used[j] += bond_order
-    filled = [
-        max(0, _VALENCE[element] - taken) if count is None else count
-        for element, taken, count in zip(elements, used, hydrogens, strict=True)
-    ]
-    return Skeleton(tuple(elements), tuple(filled), tuple(bonds))
+    try:
+        from rdkit import Chem
+        from rdkit.rdBase import BlockLogs
+    except ImportError as error:
+        raise missing_extra("reading the bonds of qm9pack", "qm9", error) from error
+    parameters = Chem.SmilesParserParams()
+    # QM9's own bonds: not changed to aromatic ones, odd valences not refused.
+    parameters.sanitize = False
+    with BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles, parameters)
+    if molecule is None or not molecule.GetNumAtoms():
+        raise ValueError(f"RDKit cannot read the SMILES {smiles!r}")
+    molecule.UpdatePropertyCache(strict=False)
+    atoms, bonds = molecule.GetAtoms(), molecule.GetBonds()
+    elements = tuple(atom.GetSymbol() for atom in atoms)
+    ends = [sorted((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())) for bond in bonds]
+    orders = [bond.GetBondTypeAsDouble() for bond in bonds]
+    if not set(elements) <= set(_SYMBOL.values()):
+        raise ValueError(f"a heavy atom must be C, N, O or F, found {smiles!r}")
+    if any(bond.GetIsAromatic() for bond in bonds):
+        raise ValueError(f"double bonds must be written as such (C=C, not cc), found {smiles!r}")
+    return Skeleton(
+        elements,
+        tuple(atom.GetTotalNumHs() for atom in atoms),
+        tuple(sorted((i, j, int(order)) for (i, j), order in zip(ends, orders, strict=True))),
+    )
 
 
 def bonds_of(

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures import Backbone
-from ntkmtl.bench.problems.networks import AtomStates, MessagePassingNetwork, MoleculeReadout
-from ntkmtl.bench.problems.networks import Molecules as Graphs
+from ntkmtl.bench.problems.qm9._message_passing import (
+    AtomStates,
+    Graphs,
+    MessagePassingNetwork,
+    MoleculeReadout,
+)
 
 __all__ = ["ATOM", "Batch", "Graphs", "Network", "backbone", "head"]
 
@@ -115,7 +119,7 @@ def _seen(number: int, read: Graphs, said: Tensor) -> Tensor:
 def backbone(width: int, hidden: int) -> Backbone:
     """Return the trunk of the message-passing network in two stages.
 
-    It is that of :class:`~ntkmtl.bench.problems.networks.MessagePassingNetwork`.
+    It is that of :class:`~ntkmtl.bench.problems.qm9.MessagePassingNetwork`.
 
     The first is the embedding and all rounds of message passing, which share their weights, and
     ends with the atoms' states; the second is the readout and the last linear layer. Gates read the
@@ -127,7 +131,7 @@ def backbone(width: int, hidden: int) -> Backbone:
         hidden: Width of the network that makes matrices of edges.
 
     Example:
-        >>> from ntkmtl.bench.problems.networks import random_molecules
+        >>> from ntkmtl.bench.problems.qm9 import random_molecules
         >>> trunk = backbone(8, hidden=16)
         >>> trunk.widths, trunk.encoder()(random_molecules(3, atoms=5)).shape
         ((8, 8), torch.Size([3, 8]))

@@ -265,8 +265,8 @@ class QM9(ColumnsProblem):
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialised network.
 
-        See :class:`~ntkmtl.bench.problems.networks.MessagePassingNetwork`; other architectures are
-        over its trunk.
+        See :class:`~ntkmtl.bench.problems.qm9.MessagePassingNetwork`; other architectures are over
+        its trunk.
 
         Raises:
             ValueError: A task is unknown or named twice.

@@ -42,6 +42,18 @@ COLUMNS = ("mu", "alpha", "homo", "lumo", "r2", "zpve", "u0", "u", "h", "g", "cv
 """The targets in the order of the paper: columns 0, 1, 2, 3, 5, 6, 12, 13, 14, 15 and 11 of
 torch_geometric."""
 
+PLAUSIBLE = (
+    ("D", 0.0, 50.0),
+    ("a0^3", 1.0, 400.0),
+    ("eV", -25.0, 0.0),
+    ("eV", -10.0, 15.0),
+    ("a0^2", 1.0, 10_000.0),
+    ("eV", 0.1, 20.0),
+    *[("eV", -300.0, -0.1)] * 4,
+    ("cal/(mol K)", 1.0, 150.0),
+)
+"""Unit and widest plausible range of each of :data:`COLUMNS`. QM9's own values lie well within."""
+
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
 
@@ -154,6 +166,18 @@ class Molecules:
                 f"{COLUMNS[column]} of molecule {self.index[row]} is not finite "
                 f"({len(bad)} such values)"
             )
+        self._check_units()
+
+    def _check_units(self) -> None:
+        for column, (name, (unit, low, high)) in enumerate(zip(COLUMNS, PLAUSIBLE, strict=True)):
+            values = self.targets[:, column]
+            bad = np.flatnonzero((values < low) | (values > high))
+            if len(bad):
+                raise ValueError(
+                    f"{name} must be in {unit}, from {low:g} to {high:g}, found "
+                    f"{values[bad[0]]:.4g} for molecule {self.index[bad[0]]} ({len(bad)} of "
+                    f"{len(self)} molecules are outside): is it in another unit?"
+                )
 
     def take(self, rows: NDArray[np.int64]) -> Molecules:
         """Return the molecules at ``rows``, in that order."""
@@ -410,7 +434,12 @@ def _read_npz(path: Path) -> Molecules:
         columns = [names.index(name) for name, _ in _RAW]
     except ValueError as error:
         raise ValueError(f"the columns are {', '.join(names)}: {error}") from error
-    factors = np.array([factor for _, factor in _RAW])
+    if arrays["y_to_pyg"].shape != (len(names),):
+        raise ValueError(
+            f"y_to_pyg must have one factor for each of {len(names)} y_names, found shape "
+            f"{arrays['y_to_pyg'].shape}"
+        )
+    factors = arrays["y_to_pyg"][columns].astype(np.float64)
     molecules = Molecules(
         index=arrays["idx"].astype(np.int32),
         atoms=arrays["N"].astype(np.uint8),

@@ -1,116 +1,17 @@
-"""Networks that the multi-task literature compares on."""
+"""Networks and losses that only measurements use; the problems have their own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.bench.problems.base import MultiTaskModel
+from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = [
-    "DENSE_TASKS",
-    "AtomStates",
-    "CelebANetwork",
-    "MessagePassingNetwork",
-    "MoleculeReadout",
-    "Molecules",
-    "SegNetMTAN",
-    "TransformerNetwork",
-    "celeba_losses",
-    "dense_losses",
-    "random_molecules",
-]
-
-
-class CelebANetwork(MultiTaskModel):
-    """The nine-layer convolutional network that the field trains on CelebA.
-
-    Seven 3 x 3 convolutions (64, 128, 128, 256, 256, 512, 512 channels) with max pooling after the
-    first, third and fifth, global average pooling, two linear layers of 512, batch norm and ReLU
-    after each, and one linear head per attribute.
-
-    Args:
-        heads: Number of attributes.
-        width: Channels of the first convolution, 64 in the literature; the other layers keep their
-            proportion to it.
-
-    Example:
-        >>> import torch
-        >>> network = CelebANetwork(heads=3)
-        >>> z = network.represent(torch.randn(2, 3, 64, 64))
-        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
-        (torch.Size([2, 512]), [(2,), (2,), (2,)])
-    """
-
-    def __init__(self, heads: int = 40, width: int = 64) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for times, pool in (
-            (1, True),
-            (2, False),
-            (2, True),
-            (4, False),
-            (4, True),
-            (8, False),
-            (8, False),
-        ):
-            layers += [
-                nn.Conv2d(channels, times * width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(times * width),
-                nn.ReLU(inplace=True),
-            ]
-            if pool:
-                layers.append(nn.MaxPool2d(2))
-            channels = times * width
-        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        for _ in range(2):
-            layers += [
-                nn.Linear(channels, channels, bias=False),
-                nn.BatchNorm1d(channels),
-                nn.ReLU(inplace=True),
-            ]
-        self.trunk = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(channels, 1) for _ in range(heads))
-
-    def represent(self, batch: Tensor) -> Tensor:
-        """Return z, shape (B, 8 width), of images of shape (B, 3, H, W)."""
-        features: Tensor = self.trunk(batch)
-        return features
-
-    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-        """Return one logit per image and attribute: k tensors of shape (B,)."""
-        return _scored(self.heads, features)
-
-    def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the convolutions and the two linear layers."""
-        return self.trunk.parameters()
-
-
-def celeba_losses(outputs: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
-    """Return the binary cross-entropy of each attribute.
-
-    Args:
-        outputs: k logits of shape (B,).
-        labels: 0 or 1, shape (B, k).
-    """
-    return [
-        functional.binary_cross_entropy_with_logits(logit, label)
-        for logit, label in zip(outputs, labels.unbind(dim=1), strict=True)
-    ]
-
-
-def _scored(heads: nn.ModuleList, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    """Apply linear heads with one output each: k tensors of shape (B,)."""
-    views = [features] * len(heads) if isinstance(features, Tensor) else features
-    return [head(view).squeeze(1) for head, view in zip(heads, views, strict=True)]
-
-
-# ---------------------------------------------------------------- dense prediction: SegNet and MTAN
+__all__ = ["DENSE_TASKS", "SegNetMTAN", "TransformerNetwork", "celeba_losses", "dense_losses"]
 
 DENSE_TASKS = ("segmentation", "depth", "normals")
 
@@ -119,7 +20,7 @@ class SegNetMTAN(nn.Module):
     """A multi-task attention network on SegNet, for measurements of time and memory.
 
     It is that of the literature but for what is said below; the problems ``nyuv2`` and
-    ``cityscapes`` train :class:`~ntkmtl.bench.problems._dense_network.MTANNetwork`, which follows
+    ``cityscapes`` train :class:`~ntkmtl.bench.problems.dense.MTANNetwork`, which follows
     the published code.
 
     SegNet is the convolutions of VGG-16 in five stages, each followed by max pooling, and their
@@ -375,241 +276,6 @@ def dense_losses(
     return losses
 
 
-# ---------------------------------------------------------------- molecules: message passing
-
-
-class Molecules(NamedTuple):
-    """A batch of molecules, padded to the same number of atoms N.
-
-    Attributes:
-        nodes: Numbers that describe an atom, shape (B, N, node features).
-        edges: Numbers that describe a pair of atoms, shape (B, N, N, edge features); ``[b, i, j]``
-            is what atom i hears from atom j along.
-        linked: 1 where atom i hears from atom j, else 0, shape (B, N, N).
-        present: 1 for atoms, 0 for padding, shape (B, N).
-    """
-
-    nodes: Tensor
-    edges: Tensor
-    linked: Tensor
-    present: Tensor
-
-    def to(self, device: torch.device | str) -> Molecules:
-        """Return the batch on another device."""
-        return Molecules(*(tensor.to(device) for tensor in self))
-
-
-class MessagePassingNetwork(MultiTaskModel):
-    """The message-passing network that the field trains on the 11 properties of QM9.
-
-    A linear embedding; three rounds of edge-conditioned convolution (mean of the neighbours'
-    states, each through a matrix that a small network makes of the edge) and a gated recurrent
-    unit; a set-to-set readout of three rounds; a linear layer; and one linear head per property. In
-    plain torch on padded batches.
-
-    Args:
-        heads: Number of properties.
-        node_features: Numbers that describe an atom.
-        edge_features: Numbers that describe a pair.
-        width: Width of an atom's state and of z.
-        hidden: Width of the network that makes matrices of edges.
-        rounds: Rounds of message passing.
-        readouts: Rounds of the readout.
-
-    References:
-        Gilmer et al.: Neural message passing for quantum chemistry. ICML 2017.
-        Vinyals, Bengio, Kudlur: Order matters: sequence to sequence for sets. ICLR 2016.
-
-    Example:
-        >>> import torch
-        >>> network = MessagePassingNetwork(heads=2, width=8, hidden=16)
-        >>> batch = random_molecules(3, atoms=5)
-        >>> z = network.represent(batch)
-        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
-        (torch.Size([3, 8]), [(3,), (3,)])
-    """
-
-    def __init__(
-        self,
-        heads: int = 11,
-        node_features: int = 11,
-        edge_features: int = 5,
-        width: int = 64,
-        hidden: int = 128,
-        rounds: int = 3,
-        readouts: int = 3,
-    ) -> None:
-        super().__init__()
-        self.rounds = rounds
-        self.embed = nn.Linear(node_features, width)
-        self.convolve = _EdgeConvolution(width, edge_features, hidden)
-        self.update = nn.GRUCell(width, width)
-        self.readout = _Set2Set(width, readouts)
-        self.last = nn.Linear(2 * width, width)
-        self.heads = nn.ModuleList(nn.Linear(width, 1) for _ in range(heads))
-
-    def represent(self, batch: Molecules) -> Tensor:
-        """Return z, shape (B, width)."""
-        states = _passed(batch, self.embed, self.convolve, self.update, self.rounds)
-        return _read_out(states, batch.present, self.readout, self.last)
-
-    def stages(self) -> tuple[AtomStates, MoleculeReadout]:
-        """Return the trunk in two modules, which hold its layers: up to atoms, and from atoms to z.
-
-        Example:
-            >>> network = MessagePassingNetwork(heads=0, width=8, hidden=16)
-            >>> batch = random_molecules(3, atoms=5)
-            >>> atoms, molecule = network.stages()
-            >>> z = molecule(atoms(batch), batch.present)
-            >>> bool((z == network.represent(batch)).all())
-            True
-        """
-        return (
-            AtomStates(self.embed, self.convolve, self.update, self.rounds),
-            MoleculeReadout(self.readout, self.last),
-        )
-
-    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-        """Return one number per molecule and property: k tensors of shape (B,)."""
-        return _scored(self.heads, features)
-
-    def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield all parameters but the heads'."""
-        for module in (self.embed, self.convolve, self.update, self.readout, self.last):
-            yield from module.parameters()
-
-
-class AtomStates(nn.Module):
-    """The first part of a :class:`MessagePassingNetwork`: embedding and message passing.
-
-    Args:
-        embed: The linear embedding.
-        convolve: The edge-conditioned convolution.
-        update: The gated recurrent unit.
-        rounds: Rounds of message passing.
-    """
-
-    def __init__(
-        self, embed: nn.Linear, convolve: _EdgeConvolution, update: nn.GRUCell, rounds: int
-    ) -> None:
-        super().__init__()
-        self.rounds = rounds
-        self.embed, self.convolve, self.update = embed, convolve, update
-
-    def forward(self, batch: Molecules) -> Tensor:
-        """Return the atoms' states, shape (B, N, width), 0 in the padding."""
-        return _passed(batch, self.embed, self.convolve, self.update, self.rounds)
-
-
-class MoleculeReadout(nn.Module):
-    """The second part of a :class:`MessagePassingNetwork`: the readout and the last linear layer.
-
-    Args:
-        readout: The set-to-set readout.
-        last: The linear layer.
-    """
-
-    def __init__(self, readout: _Set2Set, last: nn.Linear) -> None:
-        super().__init__()
-        self.readout, self.last = readout, last
-
-    def forward(self, states: Tensor, present: Tensor) -> Tensor:
-        """Return z, shape (B, width), of states (B, N, width) and of what atoms there are."""
-        return _read_out(states, present, self.readout, self.last)
-
-
-def _passed(
-    batch: Molecules,
-    embed: nn.Linear,
-    convolve: _EdgeConvolution,
-    update: nn.GRUCell,
-    rounds: int,
-) -> Tensor:
-    present = batch.present[:, :, None]
-    state = torch.relu(embed(batch.nodes)) * present
-    hidden = convolve.of_edges(batch.edges, batch.linked)
-    for _ in range(rounds):
-        message = torch.relu(convolve(state, hidden, batch.linked))
-        state = update(message.flatten(0, 1), state.flatten(0, 1)).view_as(state) * present
-    return state
-
-
-def _read_out(states: Tensor, present: Tensor, readout: _Set2Set, last: nn.Linear) -> Tensor:
-    features: Tensor = torch.relu(last(readout(states, present)))
-    return features
-
-
-class _EdgeConvolution(nn.Module):
-    """x_i W + mean over neighbours j of x_j M(e_ij), M a network of one hidden layer.
-
-    M(e) is linear in its hidden layer h(e), so states are summed under h first and multiplied with
-    its weights once per atom: no (edges, width, width) matrices come to be.
-    """
-
-    def __init__(self, width: int, edge_features: int, hidden: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(edge_features, hidden)
-        self.second = nn.Linear(hidden, width * width)
-        self.root = nn.Linear(width, width)
-        self.width = width
-
-    def of_edges(self, edges: Tensor, linked: Tensor) -> Tensor:
-        """Return h(e_ij) and a last entry of 1 for the bias, both 0 where there is no edge."""
-        hidden = functional.pad(torch.relu(self.first(edges)), (0, 1), value=1.0)
-        return hidden * linked[..., None]
-
-    def forward(self, x: Tensor, hidden: Tensor, linked: Tensor) -> Tensor:
-        batch, atoms, width = x.shape
-        # (B, N, hidden + 1, width): sums of neighbours' states under each hidden unit.
-        sums = torch.matmul(hidden.transpose(2, 3), x[:, None])
-        matrices = torch.cat([self.second.weight.T, self.second.bias[None]])
-        message = sums.reshape(batch, atoms, -1) @ matrices.reshape(-1, width)
-        degree = linked.sum(dim=2, keepdim=True).clamp_min(1.0)
-        out: Tensor = self.root(x) + message / degree
-        return out
-
-
-class _Set2Set(nn.Module):
-    """Reads a set by attention, some rounds long, in an order that does not matter."""
-
-    def __init__(self, width: int, rounds: int) -> None:
-        super().__init__()
-        self.cell = nn.LSTMCell(2 * width, width)
-        self.rounds = rounds
-
-    def forward(self, x: Tensor, present: Tensor) -> Tensor:
-        batch, _, width = x.shape
-        state = (x.new_zeros(batch, width), x.new_zeros(batch, width))
-        read = x.new_zeros(batch, 2 * width)
-        absent = present[:, :, None] == 0
-        for _ in range(self.rounds):
-            state = self.cell(read, state)
-            scores = torch.bmm(x, state[0][:, :, None]).masked_fill(absent, -torch.inf)
-            read = torch.cat([state[0], (scores.softmax(dim=1) * x).sum(dim=1)], dim=1)
-        return read
-
-
-def random_molecules(
-    batch: int, atoms: int = 18, node_features: int = 11, edge_features: int = 5
-) -> Molecules:
-    """Return molecules of random numbers, of half to all of ``atoms`` atoms, every pair linked.
-
-    For measurements and tests; drawn from torch's global random state.
-    """
-    sizes = torch.randint((atoms + 1) // 2, atoms + 1, (batch,))
-    present = (torch.arange(atoms)[None] < sizes[:, None]).float()
-    linked = present[:, :, None] * present[:, None, :] * (1.0 - torch.eye(atoms))
-    return Molecules(
-        torch.randn(batch, atoms, node_features),
-        torch.randn(batch, atoms, atoms, edge_features),
-        linked,
-        present,
-    )
-
-
-# ---------------------------------------------------------------- sequences: a transformer
-
-
 class TransformerNetwork(MultiTaskModel):
     """A small transformer encoder, averaged over positions, with k linear heads.
 
@@ -658,9 +324,22 @@ class TransformerNetwork(MultiTaskModel):
 
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
         """Return one number per sequence and task: k tensors of shape (B,)."""
-        return _scored(self.heads, features)
+        return linear_outputs(self.heads, features)
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all parameters but the heads'."""
         for module in (self.token, self.position, self.encoder):
             yield from module.parameters()
+
+
+def celeba_losses(outputs: Sequence[Tensor], labels: Tensor) -> list[Tensor]:
+    """Return the binary cross-entropy of each attribute.
+
+    Args:
+        outputs: k logits of shape (B,).
+        labels: 0 or 1, shape (B, k).
+    """
+    return [
+        functional.binary_cross_entropy_with_logits(logit, label)
+        for logit, label in zip(outputs, labels.unbind(dim=1), strict=True)
+    ]

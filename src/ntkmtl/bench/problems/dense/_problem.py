@@ -13,9 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.bench.problems import _dense
-from ntkmtl.bench.problems._dense import Batch, Kind
-from ntkmtl.bench.problems._dense_network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
 from ntkmtl.bench.problems._prepared import data_folder, last_change
 from ntkmtl.bench.problems._supervised import (
     SPLITS,
@@ -28,9 +25,12 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import Choice, choose, names
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.dense import _labels
+from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems._dense_store import Frames, Layout
+    from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
 
@@ -335,7 +335,7 @@ class DenseProblem(RowsProblem):
         power = self.augmentations[self.augmentation]
         if split != "train" or power is None:
             return batch
-        return _dense.augment(batch, power)
+        return _labels.augment(batch, power)
 
     def _take(self, rows: Tensor) -> Batch:
         at = rows.numpy()
@@ -378,7 +378,7 @@ class DenseProblem(RowsProblem):
         chosen = self._chosen(tasks)
         one_output_per_task(outputs, range(len(chosen)))
         return {
-            kind: _dense.loss(kind, output, batch.labels(kind))
+            kind: _labels.loss(kind, output, batch.labels(kind))
             for kind, output in zip(chosen, outputs, strict=True)
         }
 
@@ -386,7 +386,7 @@ class DenseProblem(RowsProblem):
         """Return the number of labelled pixels per task and frame, int64 of shape (k, b)."""
         return torch.stack(
             [
-                _dense.valid(kind, batch.labels(kind)).flatten(1).sum(dim=1)
+                _labels.valid(kind, batch.labels(kind)).flatten(1).sum(dim=1)
                 for kind in self._chosen(tasks)
             ]
         )
@@ -401,7 +401,7 @@ class DenseProblem(RowsProblem):
                 label.
         """
         chosen = self._chosen(tasks)
-        meters = {kind: _dense.meter(kind, self.layout.classes) for kind in chosen}
+        meters = {kind: _labels.meter(kind, self.layout.classes) for kind in chosen}
         height, width = self.image_size
         with evaluating(model):
             for some in self._rows[split].split(max(1, EVALUATED_PIXELS // (height * width) // 4)):
@@ -415,6 +415,17 @@ class DenseProblem(RowsProblem):
         ordered = [meters[kind] for kind in self._kinds if kind in meters]
         values = [value for meter in ordered for value in meter.values()]
         return torch.tensor(values, dtype=torch.float64)
+
+    def notice(self) -> str:
+        """Return a warning where the test metrics' mean takes in epochs of early training."""
+        averaged, epochs = self.recipe.tested_epochs, self.recipe.epochs
+        if averaged == 1 or 2 * averaged <= epochs:
+            return ""
+        return (
+            f"Protocol paper averages test metrics over the last {averaged} epochs, and the recipe "
+            f"has {epochs} epochs: networks that are hardly trained are averaged in, unless "
+            f"--epochs is {2 * averaged} or more, or --problem-option protocol=clean is given."
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ntkmtl.bench.problems._dense import Batch, Kind
 from ntkmtl.bench.problems.architectures import Backbone, Head
 from ntkmtl.bench.problems.base import MultiTaskModel
+from ntkmtl.bench.problems.dense._labels import Batch, Kind
 
 __all__ = [
     "ARCHITECTURES",

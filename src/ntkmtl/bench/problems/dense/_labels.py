@@ -152,7 +152,11 @@ class Meter(Protocol):
     """Gathers pixels batch by batch; numbers are over all pixels, not means over batches."""
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take notice of a batch."""
+        """Add the pixels of a batch.
+
+        Raises:
+            ValueError: A prediction is NaN or infinite.
+        """
 
     def values(self) -> list[float]:
         """Return one number for each of the task's :data:`METRICS`.
@@ -185,8 +189,9 @@ class SegmentationMeter:
         """``[label, prediction]``, numbers of pixels."""
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take notice of scores (B, C, H, W) and classes (B, H, W)."""
+        """Add scores (B, C, H, W) and classes (B, H, W)."""
         known = valid("segmentation", labels)
+        _require_finite("segmentation", outputs, known)
         cells = labels[known] * self.classes + outputs.argmax(dim=1)[known]
         counts = torch.bincount(cells, minlength=self.classes**2)
         self.confusion += counts.reshape(self.confusion.shape).to(self.confusion.device)
@@ -217,8 +222,9 @@ class DepthMeter:
         self.pixels = 0
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take notice of depths, both (B, 1, H, W)."""
+        """Add depths, both (B, 1, H, W)."""
         known = valid("depth", labels)
+        _require_finite("depth", outputs, known)
         # Brought home before they get the precision that not every accelerator has.
         home = self.sums.device
         truth = labels.squeeze(1)[known].to(home).double()
@@ -235,8 +241,10 @@ class DepthMeter:
 class NormalsMeter:
     """Angle between normals: mean and median in degrees, percentages within 11.25, 22.5 and 30.
 
-    The mean and the percentages are exact. The median is read off a histogram with bins of
-    0.01 degrees: it is off by half a bin at most.
+    A prediction of zero length has no direction and counts as 90 degrees.
+
+    The mean and the percentages are exact. The median, for an even number of pixels the mean of the
+    middle two, is read off a histogram with bins of 0.01 degrees: it is off by half a bin at most.
 
     Example:
         >>> import torch
@@ -257,14 +265,16 @@ class NormalsMeter:
         self.pixels = 0
 
     def update(self, outputs: Tensor, labels: Tensor) -> None:
-        """Take notice of normals, both (B, 3, H, W), of any length above 0."""
+        """Add normals, both (B, 3, H, W), predictions of any length."""
         known = valid("normals", labels)
+        _require_finite("normals", outputs, known)
         home = self.histogram.device
         found = outputs.movedim(1, -1)[known].to(home).double()
         truth = labels.movedim(1, -1)[known].to(home).double()
         # An arc cosine would be off by hundredths of a degree near 0.
         sine = torch.linalg.cross(found, truth).norm(dim=-1)
         angles = torch.atan2(sine, (found * truth).sum(dim=-1)).rad2deg()
+        angles[(found == 0).all(dim=-1)] = 90.0
         bins = (angles / BIN).long()
         self.histogram += torch.bincount(bins, minlength=len(self.histogram))
         self.within += torch.stack([(angles < limit).sum() for limit in self.THRESHOLDS])
@@ -274,15 +284,27 @@ class NormalsMeter:
     def values(self) -> list[float]:
         """Return mean, median, and the three percentages."""
         _require_pixels(self.pixels, "normal")
-        middle = (self.pixels + 1) // 2
-        place = int(torch.searchsorted(self.histogram.cumsum(0), middle))
+        middle = torch.tensor([(self.pixels + 1) // 2, self.pixels // 2 + 1])
+        bins = torch.searchsorted(self.histogram.cumsum(0), middle)
+        median = (float(bins.double().mean()) + 0.5) * BIN
         shares = (100 * self.within.double() / self.pixels).tolist()
-        return [self.total / self.pixels, (place + 0.5) * BIN, *shares]
+        return [self.total / self.pixels, median, *shares]
 
 
 def _require_pixels(count: int, label: str) -> None:
     if not count:
         raise ValueError(f"no pixel of the split has a {label}, so nothing can be measured")
+
+
+def _require_finite(task: Kind, outputs: Tensor, known: Tensor) -> None:
+    """Raise an error if the prediction at a labelled pixel is NaN or infinite."""
+    bad = int((~outputs.isfinite().all(dim=1) & known).sum())
+    if bad:
+        raise ValueError(
+            f"the network's predictions of {task} must be finite to be measured, found NaN or "
+            f"infinity at {bad:,} of {int(known.sum()):,} labelled pixels: its parameters or "
+            "running means have diverged. Lower the learning rate, or clip the gradient"
+        )
 
 
 def meter(kind: Kind, classes: int) -> Meter:

@@ -6,12 +6,27 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table, tables
 
-__all__ = ["Exhibit", "Part", "exhibit", "exhibits"]
+__all__ = ["PaperResult", "Part", "find_result", "paper_results"]
 
 RECIPES = ("small", "paper")
-"""Recipes of every problem behind a table or figure."""
+"""Recipes of every supervised problem behind a table or figure, the smallest first."""
+
+AGENT_RECIPES = ("cpu-mt4", "cpu-mt10", "paper")
+"""Recipes of the problem that is reinforcement learning."""
+
+
+def recipes_of(problem: str) -> tuple[str, ...]:
+    """Return the names of a problem's recipes, the smallest first.
+
+    Example:
+        >>> recipes_of("qm9")
+        ('small', 'paper')
+    """
+    entry = problems.spec(problem)
+    return RECIPES if entry is None or entry.supervised else AGENT_RECIPES
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,7 @@ class Part:
         problem: Its registered name.
         metrics: Number of the table that prints its metrics by method, 0 for none.
         baseline: Number of the table that prints its metrics of STL, 0 for none.
-        mr: Name of its mean rank column in the exhibit's own table, ``""`` for none.
+        mr: Name of its mean rank column in the result's own table, ``""`` for none.
         delta_m: Name of its Δm% column there, ``""`` for none.
     """
 
@@ -34,7 +49,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class PaperResult:
     """A table or a figure of the paper.
 
     Attributes:
@@ -59,6 +74,17 @@ class Exhibit:
     def name(self) -> str:
         """Name on the command line, as ``table3``."""
         return f"{self.kind}{self.number}"
+
+    @property
+    def supervised(self) -> bool:
+        """Whether supervised problems are behind it, not reinforcement learning."""
+        entries = [problems.spec(part.problem) for part in self.parts]
+        return all(entry is None or entry.supervised for entry in entries)
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        """Names of the recipes of its problems, the smallest first."""
+        return recipes_of(self.parts[0].problem)
 
     @property
     def label(self) -> str:
@@ -88,8 +114,7 @@ _TABLES: dict[int, tuple[tuple[Part, ...], int | None]] = {
         3,
     ),
     3: ((_QM9,), None),
-    # Reinforcement learning, whose rows are not those of a supervised problem.
-    4: ((), 10),
+    4: ((Part("mt10"),), 10),
     6: ((Part("qm9", metrics=6, baseline=6, mr="mr", delta_m="delta_m"),), None),
     7: ((_CITYSCAPES,), 3),
     8: (
@@ -102,7 +127,7 @@ _TABLES: dict[int, tuple[tuple[Part, ...], int | None]] = {
     9: ((Part("nyuv2", metrics=9, baseline=1, delta_m="delta_m"),), 3),
 }
 _FIGURES = (
-    Exhibit(
+    PaperResult(
         "figure",
         1,
         "Training time per epoch by method on CelebA",
@@ -110,7 +135,7 @@ _FIGURES = (
         seeds=None,
         said="NTKMTL-SR is about as fast as LS, with 40 tasks.",
     ),
-    Exhibit(
+    PaperResult(
         "figure",
         2,
         "Largest eigenvalue of each task's kernel over the training of LS on NYUv2",
@@ -122,7 +147,7 @@ _FIGURES = (
             "throughout training."
         ),
     ),
-    Exhibit(
+    PaperResult(
         "figure",
         3,
         "Δm% of NTKMTL-SR over n on QM9",
@@ -133,7 +158,7 @@ _FIGURES = (
             "almost equal. Table 3 prints 30.7 for n = 4, the default."
         ),
     ),
-    Exhibit(
+    PaperResult(
         "figure",
         4,
         "Training time per epoch of LS and of NTKMTL-SR over n on QM9",
@@ -145,20 +170,20 @@ _FIGURES = (
 )
 
 
-def exhibits() -> tuple[Exhibit, ...]:
+def paper_results() -> tuple[PaperResult, ...]:
     """Return the tables and then the figures, in the paper's order.
 
     Example:
-        >>> [one.name for one in exhibits()][-5:]
+        >>> [one.name for one in paper_results()][-5:]
         ['table9', 'figure1', 'figure2', 'figure3', 'figure4']
     """
     return (*(_table(one.number) for one in tables()), *_FIGURES)
 
 
-def _table(number: int) -> Exhibit:
+def _table(number: int) -> PaperResult:
     source = table(number)
     parts, seeds = _TABLES[number]
-    return Exhibit(
+    return PaperResult(
         "table",
         number,
         source.title,
@@ -169,7 +194,7 @@ def _table(number: int) -> Exhibit:
     )
 
 
-def exhibit(name: str) -> Exhibit:
+def find_result(name: str) -> PaperResult:
     """Return a table or figure by name.
 
     Args:
@@ -179,9 +204,9 @@ def exhibit(name: str) -> Exhibit:
         KeyError: There is none of that name.
 
     Example:
-        >>> exhibit("3").name
+        >>> find_result("3").name
         'table3'
-        >>> exhibit("table2").parts[1].problem
+        >>> find_result("table2").parts[1].problem
         'celeba'
     """
     found = re.fullmatch(r"(table|figure)?\s*(\d+)", name.strip().lower())

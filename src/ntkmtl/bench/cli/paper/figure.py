@@ -1,0 +1,232 @@
+"""``ntkmtl paper figure``: measure what a figure of the paper shows, and draw it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
+from ntkmtl.bench.cli.options import Json, Overwrite, grouped
+from ntkmtl.bench.cli.paper.common import RequestOptions, named, prepared, read
+from ntkmtl.bench.cli.sweeps import trained
+from ntkmtl.bench.cli.values import names_in, refuse_others
+from ntkmtl.files import numbers_beside
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.paper import PaperResult
+    from ntkmtl.bench.paper._figures import Drawn
+    from ntkmtl.bench.paper._runs import Prepared
+
+__all__ = ["figure"]
+
+_ALWAYS = frozenset({"figure", "output", "as_json"})
+_PROBLEM = frozenset(
+    {"recipe", "problem", "methods", "out", "data_dir", "batch_size", "problem_option"}
+)
+_TRAINED = _PROBLEM | {
+    *("seeds", "seed_list", "stl", "jobs", "epochs", "lr", "overwrite"),
+}
+_TAKES = {
+    1: _PROBLEM | {"ns", "steps", "turns", "measured"},
+    2: _TRAINED | {"every"},
+    3: _TRAINED | {"ns"},
+    4: _PROBLEM | {"ns", "steps", "turns", "measured"},
+}
+"""Options that mean something, by figure."""
+
+
+@grouped
+def figure(
+    context: typer.Context,
+    figure: Annotated[
+        str, typer.Argument(metavar="FIGURE", help="A figure of the paper, as figure3.")
+    ],
+    *,
+    how: RequestOptions,
+    overwrite: Overwrite = False,
+    ns: Annotated[
+        str | None,
+        typer.Option(
+            "--ns",
+            metavar="1,2,...",
+            help="For figures 1, 3 and 4: numbers of mini-batches n.",
+            show_default="1,2,3,4,6; for figure 1 each method's own",
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            "--every",
+            min=1,
+            help="For figure 2: record the kernel every N steps.",
+            show_default="60 records",
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="For figures 1 and 4: steps of a turn.")
+    ] = 5,
+    turns: Annotated[
+        int, typer.Option("--turns", min=1, help="For figures 1 and 4: turns per method.")
+    ] = 7,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            "--measured",
+            metavar="FILE",
+            help="For figures 1 and 4: draw the times that benchmarks/peers.py wrote.",
+            dir_okay=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the PNG; the numbers go beside it as .json.",
+            show_default="in the folder of --out",
+            dir_okay=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a figure of the paper shows, draw it and write its numbers.
+
+    Called again, it trains nothing twice.
+    """
+    result = named(figure)
+    if result.kind != "figure":
+        refuse(f"figure takes a figure; train a table by: ntkmtl paper run {result.name}")
+    takes = _ALWAYS | ({"measured"} if measured is not None else _TAKES[result.number])
+    refuse_others(
+        context,
+        takes,
+        f"is not for {result.name}" + (" with --measured" if measured is not None else ""),
+    )
+    if output is not None:
+        with refusing(ValueError):
+            numbers_beside(output)
+    if measured is not None:
+        _draw(_read_times(result, measured), output or Path(f"{result.name}-measured.png"), as_json)
+        return
+    counts = None if ns is None else _counts(ns)
+    (one,) = prepared(result, how)
+    if result.number == 2:
+        drawn = _eigenvalues(result, one, every, overwrite)
+    elif result.number == 3:
+        drawn = _ablation(result, one, counts or [1, 2, 3, 4, 6], overwrite)
+    else:
+        if counts is None and result.number == 4:
+            counts = [1, 2, 3, 4, 6]
+        drawn = _times(result, one, counts, steps, turns)
+    _draw(drawn, output or how.out / f"{result.name}-{one.folder.name}.png", as_json)
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        found = [int(number) for number in names_in(text)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        refuse(f"--ns takes whole numbers from 1 with commas between them. Found {text!r}.")
+    return list(dict.fromkeys(found))
+
+
+def _eigenvalues(
+    result: PaperResult, prepared: Prepared, every: int | None, overwrite: bool
+) -> Drawn:
+    if len(prepared.methods) != 1:
+        refuse(f"figure2 shows the training of one method. Found {', '.join(prepared.methods)}.")
+    # Runs without a record are other runs: these have a folder of their own.
+    prepared = prepared.variant("recorded", stl="none")
+    comparison = prepared.comparison()
+    with refusing(ValueError):
+        from dataclasses import replace
+
+        from ntkmtl.bench.training.sweep import changed_recipe
+        from ntkmtl.bench.training.trainer import steps_per_epoch
+
+        recipe = changed_recipe(
+            prepared.problem.recipe,
+            epochs=comparison.epochs,
+            batch_size=comparison.batch_size,
+            learning_rate=comparison.learning_rate,
+        )
+        total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
+        record = {"every": every or max(1, total // 60), "source": "exact"}
+        comparison = replace(comparison, record=record)
+    trained(comparison, overwrite=overwrite)
+    with refusing(ValueError):
+        from ntkmtl.bench.paper._figures import eigenvalues
+        from ntkmtl.bench.report._study import read_study
+        from ntkmtl.bench.training.runs import folder_name
+
+        study = read_study(
+            prepared.folder / folder_name(prepared.problem.name),
+            methods=prepared.methods[:1],
+            seeds=list(prepared.request.seeds),
+        )
+        return eigenvalues(result, study, read(prepared))
+
+
+def _ablation(result: PaperResult, prepared: Prepared, ns: list[int], overwrite: bool) -> Drawn:
+    if len(prepared.methods) != 1:
+        refuse(f"figure3 varies n of one method. Found {', '.join(prepared.methods)}.")
+    if prepared.request.stl == "none":
+        refuse("figure3 shows Delta-m, which needs baselines: --stl trained or published")
+    method = prepared.methods[0]
+    most = prepared.request.batch_size or prepared.problem.recipe.batch_size
+    if max(ns) > most:
+        refuse(f"--ns must be at most the batch size, {most}. Found {max(ns)}.")
+    from ntkmtl.weighting import spec
+
+    has_n = "minibatches" in spec(method).defaults
+    found = {}
+    for n in ns:
+        # The method's own n is what the tables train: 1, or the recipe's where it has an n at all.
+        own = n == (prepared.problem.recipe.minibatches if has_n else 1)
+        one = prepared if own else prepared.variant(f"n{n}")
+        say(f"n = {n}: {one.folder}")
+        options = {} if own else {method: {"minibatches": n}}
+        trained(one.comparison(options), overwrite=overwrite)
+        found[n] = read(one)
+    with refusing(ValueError):
+        from ntkmtl.bench.paper._figures import ablation
+
+        return ablation(result, found)
+
+
+def _times(
+    result: PaperResult, prepared: Prepared, ns: list[int] | None, steps: int, turns: int
+) -> Drawn:
+    with refusing(ValueError):
+        from ntkmtl.bench.paper._figures import times
+        from ntkmtl.bench.paper._timing import measure
+
+        found, facts = measure(prepared, ns, steps=steps, turns=turns, progress=say)
+        return times(result, found, facts, prepared.part.problem)
+
+
+def _read_times(result: PaperResult, file: Path) -> Drawn:
+    with refusing(ValueError):
+        from ntkmtl.bench.paper._figures import times
+        from ntkmtl.bench.paper._timing import read_measured
+
+        network = result.parts[0].problem
+        found, facts = read_measured(file, network)
+        return times(result, found, facts, network)
+
+
+def _draw(drawn: Drawn, path: Path, as_json: bool) -> None:
+    with refusing(ValueError):
+        from ntkmtl.bench.paper._figures import draw, text_of
+
+        picture, numbers = draw(drawn, path)
+    if as_json:
+        print_json({"figure": str(picture), "numbers": str(numbers), **drawn.to_json()})
+        return
+    sys.stdout.write(text_of(drawn))
+    say(f"Figure: {picture}")
+    say(f"Numbers: {numbers}")

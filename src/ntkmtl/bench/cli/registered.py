@@ -1,0 +1,102 @@
+"""``ntkmtl compare`` for entries of the registry that are no supervised problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ntkmtl.bench.cli.console import FAILED, INTERRUPTED, print_json, refusing, say
+from ntkmtl.bench.cli.sweeps import say_failures
+from ntkmtl.bench.cli.values import refuse_others
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ntkmtl.bench.cli.options import EngineOptions
+    from ntkmtl.bench.problems import ProblemSpec
+    from ntkmtl.bench.training.engines import Engine
+
+__all__ = ["compare_registered", "train_registered"]
+
+
+def compare_registered(
+    context: typer.Context,
+    entry: ProblemSpec,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    jobs: int | None,
+    device: str,
+    options: Mapping[str, Any],
+    training: Mapping[str, Any],
+    engine: EngineOptions,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Train what an entry's comparison asks for, print its results and write the report.
+
+    Args:
+        context: The command's, whose options are checked against what the comparison takes.
+        entry: The entry.
+        methods: Names.
+        seeds: Seeds.
+        out: Folder for the runs.
+        jobs: Runs at a time; one per core if None.
+        device: Where to train.
+        options: Options of the problem.
+        training: Changes of how steps are made.
+        engine: Who trains the runs.
+        overwrite: Whether to replace runs of other settings.
+        as_json: Whether to print JSON.
+    """
+    with refusing(ValueError):
+        from ntkmtl.bench import problems, report
+        from ntkmtl.bench.training.environment import cores
+
+        kind = problems.load_target(entry.name)
+        refuse_others(context, kind.takes, kind.refusal)
+        comparison = kind.asked(
+            methods,
+            seeds,
+            out,
+            jobs=jobs or cores(),
+            device=device,
+            options=options,
+            training=training,
+        )
+        chosen = engine.made(jobs)
+    failed = train_registered(comparison, overwrite=overwrite, engine=chosen)
+    with refusing(ValueError):
+        shown = comparison.show()
+        page = report.write_html(out, out / "report.html") if shown.reportable else None
+    if as_json:
+        print_json({**shown.numbers, "report": None if page is None else str(page)})
+    else:
+        print(shown.text, end="")
+        for note in shown.notes:
+            say(note)
+        if page is not None:
+            say(f"Report: {page}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def train_registered(comparison: Any, *, overwrite: bool, engine: Engine | None = None) -> bool:
+    """Train; return whether runs failed. End the command where all did or it was stopped."""
+    from rich.console import Console
+
+    with refusing(ValueError):
+        from ntkmtl.bench.training.reporters import reporter_for
+
+        reporter = reporter_for(Console(stderr=True))
+        outcome = comparison.train(overwrite=overwrite, reporter=reporter, engine=engine)
+    say_failures(outcome.failures)
+    if outcome.interrupted:
+        say("Stopped. The same command continues from there.")
+        raise typer.Exit(INTERRUPTED)
+    if outcome.failures and not outcome.finished:
+        raise typer.Exit(FAILED)
+    return bool(outcome.failures)
