@@ -22,7 +22,17 @@ from ntkmtl.graph import (
     plain_backward,
 )
 
-__all__ = ["HeadGradients", "add_flat", "dense", "ordinary", "repeated", "require_weighted_finite"]
+__all__ = [
+    "HeadGradients",
+    "dense",
+    "fill_checked",
+    "from_flat",
+    "in_two_passes",
+    "may_overflow",
+    "ordinary",
+    "repeated",
+    "weighted_gradients",
+]
 
 _SMALL = 1 << 16
 """Entries up to which gradients are copied behind each other to be checked at once."""
@@ -30,14 +40,37 @@ _LARGE = 1e15
 """Weights up to this leave room enough in float32: gradients of 1e23 times them are finite."""
 
 
-def ordinary(step: Step, weights: Tensor, *, careful: bool = False) -> None:
-    """One ordinary backward pass of the weighted sum, every hook firing.
+def may_overflow(
+    core: Core, step: Step, weights: Sequence[float], gradients: Sequence[Tensor] = ()
+) -> bool:
+    """Whether weighted gradients are to be looked at before they go into ``.grad``.
 
-    Where the weighted gradients may overflow, in half precision without a gradient scaler or under
-    extreme weights, and nobody waits for hooks, gradients are looked at before they go into
-    ``.grad``.
+    In half precision without a gradient scaler, which looks at them itself, and under extreme
+    weights.
 
     Args:
+        core: What the Balancer's steps work with.
+        step: What is known of this call.
+        weights: Of the local tasks.
+        gradients: That the weights are multiplied with, where they are known.
+    """
+    if step.scaled or step.parallel:
+        return False
+    if core.half is None:
+        core.half = any(p.dtype is torch.float16 for p in leaves(step.losses)[0])
+    if core.half or any(g.dtype is torch.float16 for g in gradients):
+        return True
+    return max(map(abs, weights), default=0.0) > _LARGE
+
+
+def ordinary(core: Core, step: Step, weights: Tensor, *, careful: bool = False) -> None:
+    """One ordinary backward pass of the weighted sum, every hook firing.
+
+    Where the weighted gradients may overflow and nobody waits for hooks, gradients are looked at
+    before they go into ``.grad``.
+
+    Args:
+        core: What the Balancer's steps work with.
         step: What is known of this call.
         weights: Of the tasks of ``step.present``, on the CPU.
         careful: Look at gradients first in any case.
@@ -54,12 +87,10 @@ def ordinary(step: Step, weights: Tensor, *, careful: bool = False) -> None:
         local = [*local, 1.0]
     if not losses:
         return
-    half = not step.scaled and any(loss.dtype is torch.float16 for loss in losses)
-    careful = careful or half or any(abs(w) > _LARGE for w in local)
-    if careful and not step.parallel:
+    if (careful or may_overflow(core, step, local)) and not step.parallel:
         parameters = list(leaves(losses)[0])
         if not any(map(has_hooks, parameters)):
-            _checked(step, losses, local, parameters)
+            fill_checked(step, weighted_gradients(losses, local, parameters, retain=False), local)
             return
     plain_backward(losses, local)
 
@@ -77,7 +108,7 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     if step.scaled or step.parallel:
         step.bring()
     if step.scaled:
-        ordinary(step, weights)  # the scaler looks at all gradients itself
+        ordinary(core, step, weights)  # the scaler looks at all gradients itself
         return
     if core.parameters is None:
         # Inputs that require a gradient are leaves too, but others in the next batch.
@@ -85,10 +116,10 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
         core.parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
     parameters = core.parameters
     if any(p.grad is not None for p in parameters):
-        ordinary(step, weights, careful=True)
+        ordinary(core, step, weights, careful=True)
         step.bring()  # where nothing was looked at, as hooks had to fire
         return
-    ordinary(step, weights)
+    ordinary(core, step, weights)
     known = [dense(p.grad) for p in parameters if p.grad is not None]
     try:
         (length,) = step.bring(_length(known)) if known else (torch.zeros(()),)
@@ -123,13 +154,34 @@ def _finite_entries(gradients: Sequence[Tensor]) -> bool:
     return bool(read(found.all())[0])
 
 
-def _checked(
-    step: Step, losses: Sequence[Tensor], weights: Sequence[float], parameters: Sequence[Tensor]
-) -> None:
-    """Fill ``.grad`` by a backward pass whose gradients are looked at first."""
+def weighted_gradients(
+    losses: Sequence[Tensor],
+    weights: Sequence[float],
+    parameters: Sequence[Tensor],
+    *,
+    retain: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    """Return parameters and the gradients of the weighted sum that they would be given."""
+    if not parameters:
+        return []
     seeds = [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)]
-    found = differentiate(losses, parameters, seeds, retain=False)
-    pairs = [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    found = differentiate(losses, parameters, seeds, retain=retain)
+    return [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+
+
+def fill_checked(
+    step: Step, pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
+) -> None:
+    """Add weighted gradients to ``.grad``, unless one is not finite.
+
+    Args:
+        step: What is known of this call.
+        pairs: Parameters and gradients.
+        weights: Of the local tasks; the largest one's task is named.
+
+    Raises:
+        NonFiniteError: One is not.
+    """
     if not pairs:
         return
     entries = [dense(g) for _, g in pairs]
@@ -139,40 +191,41 @@ def _checked(
     add_to_grad(pairs)
 
 
+def in_two_passes(
+    core: Core,
+    step: Step,
+    heads: Sequence[Tensor],
+    on_heads: Sequence[float],
+    shared: Sequence[Tensor],
+    on_shared: Sequence[float],
+) -> None:
+    """One pass to the heads' parameters and one to the shared ones, with weights of their own."""
+    losses, keep = step.losses, step.extra is not None
+    for name, loss, one, other in zip(step.local_names, losses, on_shared, on_heads, strict=True):
+        step.require_representable(name, one, loss.dtype)
+        step.require_representable(name, other, loss.dtype)
+    if may_overflow(core, step, [*on_shared, *on_heads]):
+        pairs = weighted_gradients(losses, on_heads, heads, retain=True)
+        pairs += weighted_gradients(losses, on_shared, shared, retain=keep)
+        fill_checked(step, pairs, on_shared)
+        return
+    if heads:
+        plain_backward(losses, on_heads, inputs=heads, retain=True)
+    plain_backward(losses, on_shared, inputs=shared, retain=keep)
+
+
 def dense(gradient: Tensor) -> Tensor:
     """Return a gradient's entries: of a sparse one those that it has."""
     return gradient if gradient.layout is torch.strided else gradient.coalesce().values()
 
 
-def require_weighted_finite(
-    step: Step, norms: Tensor, weights: Sequence[float], dtype: torch.dtype
-) -> None:
-    """Raise if a weighted gradient cannot be written in its dtype.
-
-    Args:
-        step: What is known of this call.
-        norms: Norms of the local tasks' gradients, float64 on the CPU.
-        weights: Of the local tasks.
-        dtype: Of the gradients.
-
-    Raises:
-        NonFiniteError: Naming the task.
-    """
-    limit = torch.finfo(dtype).max
-    for name, norm, weight in zip(step.local_names, norms.tolist(), weights, strict=True):
-        if not norm * abs(weight) <= limit:
-            step.fail("weighted gradient", norm * weight, name=name)
-
-
-def add_flat(parameters: Sequence[Tensor], flat: Tensor) -> None:
-    """Add one gradient, all parameters behind each other, to their ``.grad``.
+def from_flat(parameters: Sequence[Tensor], flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Return parameters and their parts of one gradient, all parameters behind each other.
 
     A complex entry takes two places.
     """
     sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
-    add_to_grad(
-        (p, _shaped(part, p)) for p, part in zip(parameters, flat.split(sizes), strict=True)
-    )
+    return [(p, _shaped(part, p)) for p, part in zip(parameters, flat.split(sizes), strict=True)]
 
 
 def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
@@ -192,13 +245,6 @@ class HeadGradients:
         self._counts = [len(head) for head in gradients.heads]
         self._parameters = [p for head in gradients.heads for p, _ in head]
         self._gradients = [g for head in gradients.heads for _, g in head]
-
-    def norms(self) -> list[Tensor]:
-        """Return the norm of each gradient, float64."""
-        return [
-            torch.linalg.vector_norm(as_real(dense(g)), dtype=torch.float64)
-            for g in self._gradients
-        ]
 
     def await_finite(self, step: Step) -> None:
         """Have it checked with the next numbers that are read that no gradient is NaN or infinite.
@@ -227,31 +273,18 @@ class HeadGradients:
             start += count
         step.require_finite(worst, "gradient")
 
-    def add(self, weights: Sequence[float]) -> None:
-        """Add them to ``.grad``, each times its task's weight."""
+    def weighted(self, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """Return parameters and their gradients, each times its task's weight."""
         if not self._parameters:
-            return
+            return []
         per_gradient = [w for w, n in zip(weights, self._counts, strict=True) for _ in range(n)]
         # Multiplied out of place even by 1: the engine may hand out one tensor twice.
         if all(g.layout is torch.strided for g in self._gradients):
             scaled = list(torch._foreach_mul(self._gradients, per_gradient))
         else:
             scaled = [g * w for g, w in zip(self._gradients, per_gradient, strict=True)]
-        add_to_grad(zip(self._parameters, scaled, strict=True))
+        return list(zip(self._parameters, scaled, strict=True))
 
-    def require_weighted(self, step: Step, weights: Sequence[float]) -> None:
-        """Raise if a weighted gradient of a head cannot be written in its dtype.
-
-        Raises:
-            NonFiniteError: Naming the task.
-        """
-        limits = [torch.finfo(g.dtype).max for g in self._gradients]
-        if not limits or (max(map(abs, weights)) <= _LARGE and min(limits) > 1e30):
-            return
-        (norms,) = read(torch.stack(self.norms()))
-        rest = iter(zip(norms.tolist(), limits, strict=True))
-        for name, weight, count in zip(step.local_names, weights, self._counts, strict=True):
-            for _ in range(count):
-                norm, limit = next(rest)
-                if not norm * abs(weight) <= limit:
-                    step.fail("weighted gradient", norm * weight, name=name)
+    def add(self, weights: Sequence[float]) -> None:
+        """Add them to ``.grad``, each times its task's weight."""
+        add_to_grad(self.weighted(weights))

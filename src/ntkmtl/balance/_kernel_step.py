@@ -8,7 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ntkmtl.balance._fill import HeadGradients, add_flat, dense, ordinary, require_weighted_finite
+from ntkmtl.balance._fill import (
+    HeadGradients,
+    dense,
+    fill_checked,
+    from_flat,
+    in_two_passes,
+    may_overflow,
+    ordinary,
+)
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import NamedView, View, weighted_sum
@@ -16,6 +24,7 @@ from ntkmtl.balance._weigh import Core, observe, to_cpu
 from ntkmtl.graph import (
     Features,
     TaskGradients,
+    add_to_grad,
     as_real,
     differentiate,
     guiding_gradients,
@@ -50,6 +59,7 @@ class KernelStep:
         self.view = view
         self.source = source
         self.hooked = self._is_hooked()
+        self.half = False
         # One tensor may lie below another: what is between them is walked in both passes.
         chained = view.outputs > 1
         self.retain = self.hooked or chained or step.extra is not None
@@ -105,7 +115,10 @@ class KernelStep:
         gradients = self.view.differentiate(heads=not self.hooked, retain=self.retain)
         heads = HeadGradients(gradients)
         heads.await_finite(self.step)
-        self._await_no_underflow(gradients)
+        known = [g for f in gradients.features for g in f if g is not None]
+        self.half = not self.step.scaled and any(g.dtype is torch.float16 for g in known)
+        if self.half:
+            self._await_no_underflow(gradients)
         return gradients, heads
 
     def _require_finite(self, gradients: TaskGradients) -> None:
@@ -130,10 +143,6 @@ class KernelStep:
         its own head.
         """
         step = self.step
-        if step.scaled or not any(
-            g is not None and g.dtype is torch.float16 for f in gradients.features for g in f
-        ):
-            return
         silent = []
         for i, loss in enumerate(step.losses):
             own = [f[i] for f in gradients.features if f[i] is not None]
@@ -246,7 +255,7 @@ class KernelStep:
         step.bring()
         factor = shared_factor(options, step)
         if options.weight_heads and factor == 1.0:
-            ordinary(step, weights)
+            ordinary(self.core, step, weights, careful=self.half)
             return
         local = step.of_local(weights)
         on_shared = [w * factor for w in local]
@@ -280,10 +289,7 @@ class KernelStep:
         trunk = view.below
         own = {id(p) for p in trunk}
         heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
-        keep = step.extra is not None
-        if heads:
-            plain_backward(step.losses, on_heads, inputs=heads, retain=True)
-        plain_backward(step.losses, on_shared, inputs=trunk, retain=keep)
+        in_two_passes(self.core, step, heads, on_heads, trunk, on_shared)
         clip(self.options, trunk, step)
         self._add_extra()
 
@@ -305,42 +311,38 @@ class KernelStep:
         local = step.of_local(weights)
         on_shared = [factor * w for w in local]
         on_heads = local if options.weight_heads else [1.0] * len(local)
-        self._require_weighted(gradients, heads, on_shared, on_heads)
-        heads.add(on_heads)
+        careful = self._is_careful(gradients, [*on_shared, *on_heads])
+        pairs = heads.weighted(on_heads)
         # Found before the backward pass lets go of the graph.
         parameters = view.shared if jacobian is not None or factor != 1.0 else []
         if jacobian is not None:
-            add_flat(
-                parameters, torch.tensor(on_shared, dtype=torch.float64).to(jacobian) @ jacobian
-            )
+            pairs += from_flat(parameters, weighted_sum(jacobian, on_shared))
+        elif careful:
+            pairs += view.pull(gradients, on_shared, retain=step.extra is not None)
+        if careful:
+            fill_checked(step, pairs, on_shared)
         else:
+            add_to_grad(pairs)
+        if jacobian is None and not careful:
             view.push(gradients, on_shared, retain=step.extra is not None)
         clip(options, parameters, step)
         self._add_extra()
 
-    def _require_weighted(
-        self,
-        gradients: TaskGradients,
-        heads: HeadGradients,
-        on_shared: Sequence[float],
-        on_heads: Sequence[float],
-    ) -> None:
-        """Raise before ``.grad`` changes if a weighted gradient would be infinite."""
-        step = self.step
-        dtypes = {g.dtype for f in gradients.features for g in f if g is not None}
-        largest = max((abs(w) for w in (*on_shared, *on_heads)), default=0.0)
-        if largest <= _LARGE and torch.float16 not in dtypes:
-            return
-        for per_task in gradients.features:
-            norms = [
-                torch.zeros((), dtype=torch.float64)
-                if g is None
-                else torch.linalg.vector_norm(as_real(g), dtype=torch.float64).cpu()
-                for g in per_task
-            ]
-            dtype = next(g.dtype for g in per_task if g is not None)
-            require_weighted_finite(step, torch.stack(norms), on_shared, dtype)
-        heads.require_weighted(step, on_heads)
+    def _is_careful(self, gradients: TaskGradients, weights: Sequence[float]) -> bool:
+        """Whether weighted gradients are looked at before they go into ``.grad``.
+
+        Raises:
+            NonFiniteError: A weight cannot be written in the gradients' dtype: what it makes large
+                is too small to be known. In float16 a gradient scaler helps.
+        """
+        known = [g for f in gradients.features for g in f if g is not None]
+        if not may_overflow(self.core, self.step, weights, known):
+            return False
+        dtypes = {g.dtype for g in known} if known else {self.step.like.dtype}
+        for name, weight in zip(self.step.local_names * 2, weights, strict=True):
+            for dtype in dtypes:
+                self.step.require_representable(name, weight, dtype)
+        return not any(map(has_hooks, self.view.below))
 
     # ------------------------------------------------------------------ heads with more to do
 
@@ -445,7 +447,7 @@ class KernelStep:
         heads.add([1.0] * len(matrix))
         if rest:
             view.push(gradients, [1.0] * len(matrix), inputs=rest, retain=self.retain)
-        add_flat(parameters, combined)
+        add_to_grad(from_flat(parameters, combined))
 
     def _combined(self, matrix: Tensor) -> Tensor:
         step = self.step
@@ -532,7 +534,3 @@ def clip(options: Options, shared: Sequence[Tensor], step: Step) -> None:
     """Clip as the published code of NTKMTL does, to norm 1 before the gradient scale."""
     if options.published_ntkmtl:
         nn.utils.clip_grad_norm_(shared, step.scale)
-
-
-_LARGE = 1e15
-"""Weights up to this leave room enough in float32."""

@@ -7,7 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ntkmtl.balance._fill import add_flat, ordinary
+from ntkmtl.balance._fill import (
+    fill_checked,
+    from_flat,
+    in_two_passes,
+    may_overflow,
+    ordinary,
+    weighted_gradients,
+)
 from ntkmtl.balance._kernel_step import (
     clip,
     joined_ranks,
@@ -17,8 +24,9 @@ from ntkmtl.balance._kernel_step import (
     shared_factor,
 )
 from ntkmtl.balance._step import BalanceResult, Samples, Step
+from ntkmtl.balance._views import weighted_sum
 from ntkmtl.balance._weigh import Core, observe, to_cpu
-from ntkmtl.graph import has_hooks, leaves, plain_backward, starts, vjp
+from ntkmtl.graph import add_to_grad, has_hooks, leaves, plain_backward, starts, vjp
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
@@ -92,7 +100,7 @@ class ParameterStep:
             weights, eigenvalues = observe(self.core, to_cpu(kernel, step), step)
         factor = shared_factor(options, step)
         if options.weight_heads and factor == 1.0 and combined is None and jacobian is None:
-            ordinary(step, weights)
+            ordinary(self.core, step, weights)
         else:
             step.bring()
             self._apart(weights, factor, jacobian, combined)
@@ -177,39 +185,24 @@ class ParameterStep:
         local = step.of_local(weights)
         weighted = self.options.weight_heads and combined is None
         on_heads = local if weighted else [1.0] * len(local)
-        self._require_weighted([factor * w for w in local], on_heads, jacobian)
-        known = combined is not None or jacobian is not None
-        if heads:
-            keep = not known or step.extra is not None
-            plain_backward(step.losses, on_heads, inputs=heads, retain=keep)
-        if combined is not None:
-            add_flat(shared, combined)
-        elif jacobian is not None:
-            add_flat(shared, (weights * factor).to(jacobian) @ jacobian)
+        on_shared = [factor * w for w in local]
+        if combined is None and jacobian is None:
+            in_two_passes(self.core, step, heads, on_heads, shared, on_shared)
         else:
-            scaled = [factor * w for w in local]
-            plain_backward(step.losses, scaled, inputs=shared, retain=step.extra is not None)
+            keep = step.extra is not None
+            flat = combined if jacobian is None else weighted_sum(jacobian, on_shared)
+            assert flat is not None
+            pairs = from_flat(shared, flat)
+            if may_overflow(self.core, step, [*on_shared, *on_heads]):
+                pairs += weighted_gradients(step.losses, on_heads, heads, retain=keep)
+                fill_checked(step, pairs, on_shared)
+            else:
+                if heads:
+                    plain_backward(step.losses, on_heads, inputs=heads, retain=keep)
+                add_to_grad(pairs)
         clip(self.options, shared, step)
         if step.extra is not None:
             plain_backward([step.extra], [1.0])
-
-    def _require_weighted(
-        self, on_shared: Sequence[float], on_heads: Sequence[float], jacobian: Tensor | None
-    ) -> None:
-        """Raise before ``.grad`` changes if a weighted gradient would be infinite."""
-        step = self.step
-        for name, loss, one, other in zip(
-            step.local_names, step.losses, on_shared, on_heads, strict=True
-        ):
-            step.require_representable(name, one, loss.dtype)
-            step.require_representable(name, other, loss.dtype)
-        if jacobian is None:
-            return
-        norms = torch.linalg.vector_norm(jacobian, dim=1, dtype=torch.float64)
-        limit = torch.finfo(jacobian.dtype).max
-        for name, norm, weight in zip(step.local_names, norms.tolist(), on_shared, strict=True):
-            if not norm * abs(weight) <= limit:
-                step.fail("weighted gradient", norm * weight, name=name)
 
 
 def vjp_zeros(parameter: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ def run(
 def _by_losses(core: Core, step: Step) -> BalanceResult:
     if core.held and all(i in core.held for i in step.present):
         weights = torch.tensor([core.held[i] for i in step.present], dtype=torch.float64)
-        ordinary(step, weights)
+        ordinary(core, step, weights)
         return step.result(weights)
     weights = weigh(core, None, step)
-    ordinary(step, weights)
+    ordinary(core, step, weights)
     core.options.weighting.accumulate(step.raw, step.index, step.scale)
     return step.result(weights)
 
@@ -243,7 +243,7 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
             "output detached?): every weight is 1"
         )
     step.bring()
-    ordinary(step, weights)
+    ordinary(core, step, weights)
     return step.result(weights)
 
 

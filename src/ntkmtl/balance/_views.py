@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from ntkmtl.graph import (
     TaskGradients,
     as_real,
     crossing_gradients,
+    differentiate,
     feature_gradients,
     has_hooks,
     leaves,
@@ -103,6 +104,11 @@ class View(Protocol):
         retain: bool = False,
     ) -> None:
         """Run the shared part's backward pass with the weighted sum of the tasks' gradients."""
+
+    def pull(
+        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what :meth:`push` would add to the ``.grad`` of each parameter."""
 
 
 def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:
@@ -258,15 +264,35 @@ class NamedView:
         retain: bool = False,
     ) -> None:
         """One pass over the trunk with the weighted sum of the tasks' gradients."""
+        outputs, cotangents = self._combined(gradients, weights)
+        torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
+
+    def pull(
+        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what :meth:`push` would add to the ``.grad`` of each parameter."""
+        return _pulled(*self._combined(gradients, weights), self.below, retain)
+
+    def _combined(
+        self, gradients: TaskGradients, weights: Sequence[float]
+    ) -> tuple[Sequence[Tensor], list[Tensor]]:
         cut = self.cut
         if cut.separate:
             own = gradients.features[0]
-            cotangents = [g * w for g, w in zip(own, weights, strict=True)]
-        else:
-            cotangents = [
-                weighted_sum(gradients.stacked(f), weights) for f in range(len(gradients.features))
-            ]
-        torch.autograd.backward(cut.outputs, cotangents, inputs=inputs, retain_graph=retain)
+            return cut.outputs, [g * w for g, w in zip(own, weights, strict=True)]
+        return cut.outputs, [
+            weighted_sum(gradients.stacked(f), weights) for f in range(len(gradients.features))
+        ]
+
+
+def _pulled(
+    outputs: Sequence[Tensor | GradientEdge],
+    cotangents: Sequence[Tensor],
+    parameters: Sequence[Tensor],
+    retain: bool,
+) -> list[tuple[Tensor, Tensor]]:
+    found = differentiate(outputs, parameters, cotangents, retain=retain)
+    return [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
 
 
 def _require_plain_layout(cut: Features) -> None:
@@ -553,19 +579,32 @@ class FoundView:
         retain: bool = False,
     ) -> None:
         """One pass over the shared part with the weighted sum of the tasks' gradients."""
-        outputs: list[Any] = []
+        outputs, cotangents = self._combined(gradients, weights)
+        torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
+
+    def pull(
+        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return what :meth:`push` would add to the ``.grad`` of each parameter."""
+        return _pulled(*self._combined(gradients, weights), self.below, retain)
+
+    def _combined(
+        self, gradients: TaskGradients, weights: Sequence[float]
+    ) -> tuple[list[GradientEdge], list[Tensor]]:
+        outputs: list[GradientEdge] = []
         cotangents: list[Tensor] = []
-        for edge, per_task in zip(self.cut.targets, gradients.features, strict=True):
+        for f, (edge, per_task) in enumerate(
+            zip(self.cut.targets, gradients.features, strict=True)
+        ):
             pairs = [(g, w) for g, w in zip(per_task, weights, strict=True) if g is not None]
             if not pairs:
                 continue
             outputs.append(GradientEdge(*edge))
-            f = len(outputs) - 1
             if len(pairs) == len(per_task) and f in gradients.stacks:
                 cotangents.append(weighted_sum(gradients.stacks[f], weights))
             else:
                 cotangents.append(weighted_sum([g for g, _ in pairs], [w for _, w in pairs]))
-        torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
+        return outputs, cotangents
 
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -612,7 +651,16 @@ def describe_bypass(cut: Cut, names: Sequence[str]) -> str:
 
 
 def weighted_sum(gradients: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Return sum_i w_i g_i of gradients of one shape, stacked along dimension 0 or in a list."""
+    """Return sum_i w_i g_i of gradients of one shape, stacked along dimension 0 or in a list.
+
+    In float32 where they are shorter: a weight may be too large for float16, its product not.
+    """
+    dtype = gradients[0].dtype
+    if dtype in _HALF:
+        sums = gradients[0].float() * weights[0]
+        for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+            sums.add_(gradient.float(), alpha=weight)
+        return sums.to(dtype)
     if isinstance(gradients, Tensor):
         combined = gradients.new_tensor(weights) @ gradients.flatten(1)
         return combined.view(gradients.shape[1:])

@@ -43,6 +43,7 @@ class Core:
         held: Weights that a ``hold`` block keeps, by task; None outside of one.
         parameters: Leaves of the last graph whose weights were reused.
         prepare: What is done to a kernel before the method sees it.
+        half: Whether parameters are float16, once known.
     """
 
     options: Options
@@ -51,6 +52,7 @@ class Core:
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
+    half: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The network is not a part of the Balancer.
