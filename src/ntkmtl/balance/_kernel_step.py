@@ -381,13 +381,17 @@ class KernelStep:
                 continue
             objective = torch.stack(
                 [
-                    weighting.head_objective(per_task[i], j)
+                    weighting.head_objective(as_real(per_task[i]), as_real(j))
                     for per_task, j in zip(live.features, joint, strict=True)
                 ]
             ).sum()
             guiding = guiding_gradients(objective, [p for p, _ in head])
-            updated = weighting.head_update([g for _, g in head], guiding)
-            gradients.heads[i] = [(p, g) for (p, _), g in zip(head, updated, strict=True)]
+            updated = weighting.head_update(
+                [_real_entries(g) for _, g in head], [_real_entries(g) for g in guiding]
+            )
+            gradients.heads[i] = [
+                (p, _like(g.reshape(-1), p)) for (p, _), g in zip(head, updated, strict=True)
+            ]
         del live
         heads = HeadGradients(gradients)
         heads.await_finite(step)
@@ -456,6 +460,11 @@ class KernelStep:
         step.require_finite(peaks, "gradient")
         combined, self._reported = step.unscaled(self.options.weighting.combine, matrix)
         return combined
+
+
+def _real_entries(gradient: Tensor) -> Tensor:
+    """Return a gradient as real numbers, of a sparse one all of them."""
+    return as_real(gradient if gradient.layout is torch.strided else gradient.to_dense())
 
 
 def _like(part: Tensor, tensor: Tensor) -> Tensor:
