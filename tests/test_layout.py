@@ -67,9 +67,11 @@ def test_the_library_imports_torch_and_torchjd_only_when_it_is_imported(path: Pa
 def default_folders() -> dict[str, str]:
     """Return where each command writes without ``--out``."""
     group: Any = typer.main.get_command(app)
+    commands = dict(group.commands)
+    commands |= {f"paper {name}": one for name, one in commands.pop("paper").commands.items()}
     options = [
         (name, option)
-        for name, command in group.commands.items()
+        for name, command in commands.items()
         for option in command.params
         if option.name == "out"
     ]
@@ -77,7 +79,7 @@ def default_folders() -> dict[str, str]:
 
 
 def test_every_command_that_trains_has_a_default_folder() -> None:
-    assert set(default_folders()) >= {"analyze", "compare", "paper", "run", "tune"}
+    assert set(default_folders()) >= {"analyze", "compare", "paper run", "run", "tune"}
 
 
 @pytest.mark.parametrize(("command", "folder"), sorted(default_folders().items()))

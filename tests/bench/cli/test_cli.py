@@ -58,8 +58,8 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
         ["methods"],
         ["problems"],
         ["data"],
-        ["paper"],
-        ["paper", "3"],
+        ["paper", "show"],
+        ["paper", "show", "3"],
         ["compare", "--help"],
     ],
 )
@@ -116,15 +116,32 @@ def test_methods_problems_and_data() -> None:
 
 
 def test_paper() -> None:
-    assert "Table 3" in good("paper").output
-    assert "NTKMTL-SR" in good("paper", "3").output
-    assert len(json.loads(good("paper", "--json").output)) == 12
-    table = json.loads(good("paper", "3", "--json").output)
+    assert "Table 3" in good("paper", "show").output
+    assert "NTKMTL-SR" in good("paper", "show", "3").output
+    assert len(json.loads(good("paper", "show", "--json").output)) == 12
+    table = json.loads(good("paper", "show", "3", "--json").output)
     assert table["rows"][0]["Method"] == "STL"
-    refused = call("paper", "5")
+    refused = call("paper", "show", "5")
     assert refused.exit_code == 2
     assert "no Table 5" in refused.stderr
-    assert json.loads(good("paper", "--check", "--json").output)
+    assert json.loads(good("paper", "check", "--json").output)
+
+
+@pytest.mark.parametrize("command", ["compare", "run", "tune", "analyze"])
+def test_a_folder_that_cannot_be_used_is_told_at_once(tmp_path: Path, command: str) -> None:
+    loop, broken, file = tmp_path / "loop", tmp_path / "broken", tmp_path / "file"
+    loop.symlink_to(loop)
+    broken.symlink_to(tmp_path / "gone")
+    file.write_text("")
+    method = ["--method", "ls"] if command == "run" else []
+    for place, said in (
+        (loop, "--out must be a folder, found"),
+        (broken, "which is not there"),
+        (file, "is a file"),
+    ):
+        refused = call(command, TOY, *method, "--out", str(place))
+        assert refused.exit_code == 2
+        assert said in refused.stderr, refused.stderr
 
 
 def test_compare_ends_with_the_table_and_the_page(tmp_path: Path) -> None:
@@ -222,7 +239,23 @@ def test_runs_that_were_left_untrained_are_no_success(
         (["compare", TOY, "--seed-list", "1,x"], "whole numbers"),
         (["compare", TOY, "--problem-option", "data_seed"], "KEY=VALUE"),
         (["compare", TOY, "--problem-option", "sead=1"], "sead"),
-        (["compare", TOY, "--lr", "-1"], "learning_rate must be positive"),
+        (["compare", TOY, "--lr", "-1"], "--lr must be positive and finite, found -1"),
+        (["compare", TOY, "--lr", "inf"], "--lr must be positive and finite, found inf"),
+        (["compare", TOY, "--clip", "inf"], "--clip must be finite, found inf"),
+        (["compare", TOY, "--seed-list", str(2**64)], "numbers from 0 to 2^64 - 1, found"),
+        (["compare", TOY, "--seed-list", "-1"], "numbers from 0 to 2^64 - 1, found -1"),
+        (["run", TOY, "--method", "ls", "--seed", str(2**64)], "--seed"),
+        (["compare", TOY, "--set", "ls.trunk=1"], "--set cannot change trunk of ls"),
+        (
+            ["compare", TOY, "--set", "ntkmtl-sr.minibatches=999"],
+            "minibatches of ntkmtl-sr must be at most the batch size",
+        ),
+        (["compare", "qm9-mini", "--set", "ntkmtl-sr.minibatches=61"], "size, 60, found 61"),
+        (["compare", "qm9", "--minibatches", "9", "--batch-size", "8"], "size, 8, found 9"),
+        (["compare", "table", "--csv", "x.csv", "--methods", "lss"], "did you mean 'ls'"),
+        (["run", "table", "--csv", "x.csv", "--method", "lss"], "did you mean 'ls'"),
+        (["tune", "table", "--csv", "x.csv", "--methods", "lss"], "did you mean 'ls'"),
+        (["run", "mt10", "--method", "ls"], "trained by `ntkmtl compare mt10`"),
         (["compare", "qm8", "--methods", "ls"], "is named 'qm8'"),
         (["compare", "no_such:Thing"], "no_such"),
         (["compare", TOY, "--seeds", "0"], "--seeds"),

@@ -58,7 +58,7 @@ def test_options_stand_in_the_help_where_the_group_stands() -> None:
     assert text.index("--port") < text.index("--last")
 
 
-@pytest.mark.parametrize("command", ["compare", "run", "tune", "reinforce"])
+@pytest.mark.parametrize("command", ["compare", "run", "tune"])
 def test_commands_that_train_take_the_same_engines(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"]).output
     for option in ("--engine", "--ray-address", "--ray-cpus", "--ray-gpus", "--device"):

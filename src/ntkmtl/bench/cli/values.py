@@ -45,7 +45,8 @@ def check_folder(path: Path | None) -> Path | None:
         mode = path.stat().st_mode
     except FileNotFoundError:
         if path.is_symlink():
-            refuse(f"--out must be a folder, found {path}, a link to {path.readlink()}, not there")
+            there = path.readlink()
+            refuse(f"--out must be a folder, found {path}, a link to {there}, which is not there")
         return path
     except OSError as error:
         refuse(f"--out must be a folder, found {path}: {error.strerror or error}")

@@ -18,7 +18,14 @@ from ntkmtl._version import __version__
 from ntkmtl.bench import problems
 from ntkmtl.bench.report._render import finite, layout, printable
 from ntkmtl.bench.report._series import eigenvalues, learning_curves, points_for, weights
-from ntkmtl.bench.report._table import duration, load, plain_method, table_of, task_labels
+from ntkmtl.bench.report._table import (
+    duration,
+    load,
+    plain_label,
+    plain_method,
+    table_of,
+    task_labels,
+)
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 
@@ -154,8 +161,10 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
         rows = [cells[-3:] + cells[:-3] for cells in rows]
     facts = table.facts
     recipe = facts["recipe"]
+    plain = plain_label(table.problem)
     return {
         "name": printable(table.problem),
+        "plain": "linear scalarization (LS)" if plain == "LS" else plain,
         "lead": _lead(table),
         "reduced": facts["reduced"],
         "finished": _date(facts["finished"]),
@@ -178,7 +187,7 @@ def _page(runs: Runs, table: Table) -> dict[str, Any]:
                 if head.higher_is_better
                 else "lower is better"
                 if head.higher_is_better is False
-                else "seconds of training per epoch relative to LS",
+                else f"seconds of training per epoch relative to {plain}",
             }
             for head in heads
         ],
@@ -339,6 +348,7 @@ def _data(runs: Runs, table: Table) -> dict[str, Any]:
             }
             for column in table.columns
         ],
+        "plain": plain_label(table.problem),
         "tasks": [printable(label) for label in task_labels(table)],
         "curves": {number[method]: _curve(curve) for method, curve in curves.items()},
         "weights": {

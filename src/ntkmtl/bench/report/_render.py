@@ -10,7 +10,7 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.report._table import Column, Estimate, Row, Table
+from ntkmtl.bench.report._table import Column, Estimate, Row, Table, plain_label
 from ntkmtl.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def layout(table: Table) -> tuple[list[Head], list[list[Cell]]]:
     heads += [
         Head("mean_rank", "MR", higher_is_better=False),
         Head("delta_m", "Δm", "%", higher_is_better=False),
-        Head("relative_time", "time", "× LS"),
+        Head("relative_time", "time", f"× {plain_label(table.problem)}"),
     ]
     columns = [
         _cells(table.rows, [row.estimates[index] for row in table.rows], column)

@@ -37,6 +37,7 @@ __all__ = [
     "build_tables",
     "duration",
     "load",
+    "plain_label",
     "plain_method",
     "table_of",
     "task_labels",
@@ -649,6 +650,12 @@ def plain_method(problem: str) -> str:
     return "ls" if entry is None else entry.plain
 
 
+def plain_label(problem: str) -> str:
+    """Return the name of :func:`plain_method` as people see it."""
+    plain = plain_method(problem)
+    return "LS" if plain == "ls" else plain
+
+
 def _sizes_text(problem: str, sizes: Mapping[str, int]) -> str:
     entry = problems.spec(problem)
     if entry is None or not entry.units:
@@ -676,13 +683,12 @@ def _notes(problem: str, facts: dict[str, Any], rows: Sequence[Row], delta: bool
         )
     methods = _count(facts["methods"], "multi-task method")
     notes.append(f"MR: mean rank over the metrics among {methods}, STL left out.")
-    plain = plain_method(problem)
-    plain_name = "LS" if plain == "ls" else plain
-    reference = next((row for row in rows if row.method == plain), None)
+    plain = plain_label(problem)
+    reference = next((row for row in rows if row.method == plain_method(problem)), None)
     notes.append(
-        f"Time: not known relative to {plain_name}, as {plain_name} is not among the runs."
+        f"Time: not known relative to {plain}, as {plain} is not among the runs."
         if reference is None
-        else f"Time: training per epoch relative to {plain_name} "
+        else f"Time: training per epoch relative to {plain} "
         f"({reference.seconds_per_epoch:.3g} s), medians over epochs and seeds."
     )
     notes += [_tuning_note(row, recipe["epochs"]) for row in rows if row.tuning is not None]

@@ -181,14 +181,14 @@
         .filter((entry) => entry.value !== null)
         .sort((a, b) => a.value - b.value);
       if (!entries.length) {
-        empty(this.chart("time"), "Time relative to LS is not known: LS is not among the runs.");
+        empty(this.chart("time"), `Time relative to ${this.data.plain} is not known: ${this.data.plain} is not among the runs.`);
         return;
       }
       for (const entry of entries)
-        entry.hover = `<b>${safe(entry.name)}</b><br>${shown(entry.value)} × LS<br>${shown(entry.seconds)} s per epoch`;
+        entry.hover = `<b>${safe(entry.name)}</b><br>${shown(entry.value)} × ${safe(this.data.plain)}<br>${shown(entry.seconds)} s per epoch`;
       const most = entries[entries.length - 1].value;
       const log = most / entries[0].value > 20;
-      bars(this.chart("time"), entries, "Training time per epoch (× LS)" + (log ? ", logarithmic" : ""), {
+      bars(this.chart("time"), entries, `Training time per epoch (× ${this.data.plain})` + (log ? ", logarithmic" : ""), {
         trace: (entry) => ({
           text: [entry.value.toFixed(2)],
           textposition: "outside",
