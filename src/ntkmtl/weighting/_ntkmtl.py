@@ -70,10 +70,13 @@ class NTKMTL(Weighting):
     :math:`w_i = (\bar\lambda / \lambda_i)^p` with the largest eigenvalue :math:`\lambda_i` of task
     i's kernel and the mean :math:`\bar\lambda` of them all (Eq. 15 and 18 of the NTKMTL paper).
 
-    Which kernel the eigenvalues come from is the Balancer's choice: of the shared parameters
-    (``ntkmtl``, Eq. 15), of the shared representation (``ntkmtl-sr``, Eq. 18), of the
-    representation joined with the last layer's kernel (``ntkmtl-tk``), or what a budget allows
-    (``ntkmtl-auto``).
+    The Balancer decides which kernel the eigenvalues come from: that of the shared parameters in
+    every step (``ntkmtl``, Eq. 15), the same as rarely as a budget allows, averaged in logarithms
+    (``ntkmtl-auto``), that of the shared representation (``ntkmtl-sr``, Eq. 18), or that of the
+    representation joined with the last layer's kernel (``ntkmtl-tk``).
+
+    The representation's kernel exists where every path from a loss to the shared parameters passes
+    it; elsewhere ``ntkmtl-sr`` and ``ntkmtl-tk`` raise an error, and the other two are right.
 
     A task whose eigenvalue is exactly 0 has no gradient on the shared part: its head starts at
     zero, or its loss is saturated. It gets weight 1, that of a task whose eigenvalue is the mean.
