@@ -35,7 +35,7 @@ class Tape:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation: its kind, the operations that it reads, and the modules that it uses itself."""
+    """One operation: its kind, the operations that it reads and the modules that it uses."""
 
     kind: str
     args: tuple[int, ...] = ()
@@ -328,10 +328,10 @@ class Cut:
     def _crossings(self, bit: int) -> set[int]:
         ops, own = self.program.ops, 1 << bit
         task = self.present[bit]
-        if (added := self.program.added) is not None and set(added) <= set(self.present):
-            if task in added:  # one loss is a part of the other
-                self.bypass.add(bit)
-                return set()
+        added = self.program.added or ()
+        if task in added and set(added) <= set(self.present):  # one loss is a part of the other
+            self.bypass.add(bit)
+            return set()
         mine = [i for i in range(len(ops)) if self.masks[i] == own]
         around = self._use_shared(mine)
         pure: set[int] = set()

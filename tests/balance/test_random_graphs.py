@@ -54,7 +54,7 @@ def draw_setting(tape: Tape, program: Program) -> Setting:
     method = METHODS[tape.pick(len(METHODS))]
     options: dict[str, Any] = {}
     k = len(program.tasks)
-    if create(method).reads != "losses":
+    if create(method).requires != "losses":
         options["hooked"] = (None, None, True, False)[tape.pick(4)]
         options["memory_budget"] = (1 << 28, 0)[tape.pick(2)]
         options["weight_heads"] = (None, True, False)[tape.pick(3)]
@@ -62,13 +62,13 @@ def draw_setting(tape: Tape, program: Program) -> Setting:
         options["minibatches"] = 1
         if program.tail in ("scalar", "vector") and not program.masked and tape.chance(3):
             options |= {"minibatches": 2, "batch_dim": 0}
-    elif create(method).reads == "gramian" and tape.chance(3):
+    elif create(method).requires == "gramian" and tape.chance(3):
         options["source"] = "representation"
     elif method == "ntkmtl" and program.tail == "vector" and not program.masked and tape.chance(2):
         options["minibatches"] = 2
     if tape.chance(4):
         options["priorities"] = [1.0 + tape.pick(3) for _ in range(k)]
-    if create(method).reads != "losses" and tape.chance(4):
+    if create(method).requires != "losses" and tape.chance(4):
         options["length"] = ("plain", 2.0, "unit")[tape.pick(3)]
     absent = [i for i in range(k) if tape.chance(8)]
     return Setting(
@@ -147,13 +147,13 @@ class Oracle:
     def refuses(self) -> bool:
         """Whether the kernel that is asked for does not exist."""
         setting, cut = self.setting, self.cut
-        if self.source != "representation" or create(setting.method).reads == "losses":
+        if self.source != "representation" or create(setting.method).requires == "losses":
             return False
         if not cut.connected:
             return False
         if cut.bypass:
             return True
-        full = create(setting.method).reads != "eigenvalues" or "length" in setting.options
+        full = create(setting.method).requires != "eigenvalues" or "length" in setting.options
         return full and self.separate
 
     def weights(self, kernel: ExtendedNTK) -> Tensor:
@@ -241,9 +241,9 @@ def run_example(data: bytes) -> str:
     parameters = program.flat
     try:
         out = backward(program, oracle, balancer)
-    except ValueError as error:
-        assert oracle.refuses(), f"refused without a reason: {error}"
-        assert all(p.grad is None for p in parameters)
+    except ValueError:
+        if not oracle.refuses() or any(p.grad is not None for p in parameters):
+            raise
         return "refused"
     assert not oracle.refuses(), "a kernel that means nothing was used"
     check(program, oracle, out, parameters)
@@ -261,7 +261,9 @@ def check_again(
     if setting.again == "accumulate":
         before = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
         out = backward(program, oracle, balancer)
-        wanted = [b + e for b, e in zip(before, expected_gradients(program, oracle, out), strict=True)]
+        wanted = [
+            b + e for b, e in zip(before, expected_gradients(program, oracle, out), strict=True)
+        ]
         compare_gradients(parameters, wanted, tolerance)
         return
     with balancer.hold():
@@ -277,9 +279,9 @@ def check_again(
 
 def check(program: Program, oracle: Oracle, out: BalanceResult, parameters: list[Tensor]) -> None:
     tolerance = TOLERANCE[program.dtype]
-    reads = create(oracle.setting.method).reads
+    requires = create(oracle.setting.method).requires
     compare_gradients(parameters, expected_gradients(program, oracle, out), tolerance)
-    if reads == "losses":
+    if requires == "losses":
         assert out.weights[oracle.present].tolist() == pytest.approx(oracle.priorities().tolist())
         return
     at = oracle.cut.connected
@@ -290,7 +292,7 @@ def check(program: Program, oracle: Oracle, out: BalanceResult, parameters: list
     if not at:
         return
     kernel = oracle.kernel()
-    if reads == "eigenvalues":
+    if requires == "eigenvalues":
         found = out.eigenvalues[tasks]
         for f, wanted in zip(found, kernel.max_eigenvalues(), strict=True):
             close(f, wanted, 2 * tolerance, "eigenvalue")
