@@ -245,7 +245,7 @@ def draw_program(tape: Tape) -> Program:
         ops += _draw_ops(tape, kinds, ops)
     tasks = []
     for i in range(k):
-        near = len(ops) - 1 - min(tape.pick(4), len(ops) - 3)
+        near = len(ops) - 1 - min((0, 0, 1, 2)[tape.pick(4)], len(ops) - 3)
         arg = next(a for a in range(near, -1, -1) if ops[a].kind not in ("head", "adjoint"))
         kind = tape.pick(4)
         # Heads of the task alone, heads that several use, and no head's parameters at all.
