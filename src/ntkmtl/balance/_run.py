@@ -102,6 +102,8 @@ def _reuse(
         shared = trainable_now(options.shared)
     else:
         shared = find_cut(step.losses, parallel=step.parallel).shared
+    if not shared:
+        return _weigh_heads(core, step, weights)
     return ParameterStep(core, step, shared, minibatches=1).run(weights)
 
 
@@ -157,7 +159,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         return _nothing_shared(core, step)
     shared = cut.shared if options.shared is None else trainable_now(options.shared)
     gradients = None
-    if cut.opaque:
+    if cut.opaque and options.source in ("exact", "auto"):
         keep = may_keep(options, shared, step, options.needs_gramian)
         shared, gradients = touched_by_two(step, shared, keep=keep)
     if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
@@ -176,6 +178,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
                 "source='exact', which are right for any graph, or name features=z that every "
                 "path passes"
             )
+        return _from_losses(core, step, shared, gradients=gradients)
+    if cut.opaque and source in ("exact", "auto"):
         return _from_losses(core, step, shared, gradients=gradients)
     n = options.minibatches
     known = batch is not None or options.batch_dim is not None
@@ -242,8 +246,15 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
             else "the losses share no parameter that is trained (is the shared part frozen, or its "
             "output detached?): every weight is 1"
         )
+    return _weigh_heads(core, step, weights)
+
+
+def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:
+    """Fill ``.grad`` where all parameters are heads', as far as the losses tell."""
     step.bring()
-    ordinary(core, step, weights)
+    unknown = step.total > 1 and len(step.present) == 1
+    weighted = core.options.weight_heads or unknown
+    ordinary(core, step, weights if weighted else torch.ones_like(weights))
     return step.result(weights)
 
 

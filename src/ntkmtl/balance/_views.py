@@ -526,7 +526,9 @@ class FoundView:
                         "features, or use minibatches=1"
                     )
                 batches[task] = found[at]
-        sizes = [1 if b is None else b for b in batches]
+        # A task that shares nothing has no tensor of its own here, and must not stand out.
+        usual = next((b for b in batches if b is not None), 1)
+        sizes = [usual if b is None else b for b in batches]
         published = options.preset == "published"
         if len(set(sizes)) > 1:
             return Partition.per_task(sizes, minibatches, published=published)

@@ -63,7 +63,8 @@ class Cut:
         apart: Whether tasks have to be differentiated one by one, as operations above the cut are
             used by several of them.
         opaque: Whether an operation was met that may hold parameters of single tasks (a model that
-            was compiled as a whole): which parameters are shared only gradients can tell.
+            was compiled as a whole, a buffer that heads write into): which parameters are shared
+            only gradients can tell.
     """
 
     walk: Walk
@@ -174,22 +175,41 @@ def _is_shared(mask: int) -> bool:
 
 def _borders(found: Walk) -> list[_Border]:
     """Return the edges from nodes that are not shared, or are looked through, to nodes that are."""
-    masks, routes, children = found.masks, found.routes, found.children
+    if found.routes:
+        return _borders_by_task(found)
+    masks, children = found.masks, found.children
     borders = []
     for node in reversed(found.order):
         mask = masks[node]
-        looked_through = bool(routes) and node in routes
-        if not children[node] or (mask & (mask - 1) and not looked_through):
+        if not children[node] or mask & (mask - 1):
             continue
-        for task in bits(mask) if looked_through else (mask.bit_length() - 1,):
-            taken = routes[node].get(task) if looked_through else None
-            for j, edge in enumerate(children[node]):
+        task = mask.bit_length() - 1
+        for j, edge in enumerate(children[node]):
+            child = edge[0]
+            if child is not None and _is_shared(masks[child]):
+                borders.append(_Border(task, node, j, edge))
+    return borders
+
+
+def _borders_by_task(found: Walk) -> list[_Border]:
+    """Likewise, where one node may lie above the cut for one task and below it for another."""
+    masks, routes = found.masks, found.routes
+    above = dict.fromkeys(found.order, 0)
+    for task, (node, _) in enumerate(found.roots):
+        if not _is_shared(masks[node]) or node in routes:
+            above[node] |= 1 << task
+    borders = []
+    for node in reversed(found.order):
+        for task in bits(above[node]):
+            taken = found.edges(node, task)
+            for j, edge in enumerate(found.children[node]):
                 child = edge[0]
-                if child is None or (taken is not None and edge not in taken):
+                if child is None or edge not in taken:
                     continue
-                below = masks[child]
-                if below & (below - 1) and child not in routes:
+                if _is_shared(masks[child]) and child not in routes:
                     borders.append(_Border(task, node, j, edge))
+                else:
+                    above[child] |= 1 << task
     return borders
 
 
@@ -213,7 +233,7 @@ class _Sorting:
             tuple(tuple(own) for own in self.crossings),
             tuple(tuple(own) for own in self.bypasses),
             apart=bool(self.walk.routes),
-            opaque=self.opaque,
+            opaque=self.opaque or self.walk.blurred,
         )
 
     def _sort(self, borders: list[_Border]) -> None:
@@ -316,13 +336,16 @@ class _Sorting:
         private: set[Any] = set()
         pure: set[Any] = set()
         for node in found.order:
-            if masks[node] != own:
+            alone = masks[node] == own
+            if not alone and not (node in found.routes and masks[node] & own):
                 continue
-            if node in found.leaves or any(c in private for c, _ in found.children[node]):
+            if (node in found.leaves and alone) or any(
+                c in private for c, _ in found.edges(node, task)
+            ):
                 private.add(node)
-            elif found.kind(node) == ACTIVATION:
+            elif alone and found.kind(node) == ACTIVATION:
                 pure.add(node)
-        if not pure or found.roots[task][0] in pure:
+        if not pure or found.roots[task][0] not in private:
             return None
 
         borders = []
@@ -334,7 +357,7 @@ class _Sorting:
                 child = edge[0]
                 if child is None:
                     continue
-                if child in pure or _is_shared(masks[child]):
+                if child in pure or (_is_shared(masks[child]) and child not in found.routes):
                     borders.append(_Border(task, node, j, edge))
                 elif child not in seen:
                     seen.add(child)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ARRANGING",
+    "ASSIGNMENT",
     "ELEMENTWISE",
     "INDEXING",
     "JOINING",
@@ -52,9 +54,15 @@ VIEWS = _named(
 )
 JOINING = _named("Stack Cat")
 
+ARRANGING = (VIEWS | JOINING | INDEXING) - _named("Expand")
+"""Entries are moved, never changed: a gradient is as long before as after."""
+
 TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
 """What makes losses of a network's outputs."""
 
+
+ASSIGNMENT = "torch::autograd::CopySlices"
+"""Values written into a part of a tensor in place."""
 
 REENTRANT = "CheckpointFunctionBackward"
 """A reentrant checkpoint, which runs a part of the network within its own backward pass."""

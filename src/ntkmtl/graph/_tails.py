@@ -29,23 +29,29 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
     Returns:
         Whether a route was added.
     """
-    bare: dict[int, bool] = {}
+    known: dict[int, bool] = {}
+
+    def bare(task: int) -> bool:
+        if task not in known:
+            known[task] = _is_bare(found, task)
+        return known[task]
+
     added = False
     for task, (node, nr) in enumerate(found.roots):
         if _ops.operation(node) in _ops.SPLITTING and task not in found.routes.get(node, {}):
-            added = _trace(found, task, (node, nr), None) or added
+            added = _trace(found, task, (node, nr), None, _ops.TAIL) or added
     for task, node, _, edge in borders:
         above = _ops.operation(node)
         if above not in _ops.TAIL and _ops.operation(edge[0]) not in _ops.SPLITTING:
             continue  # the last operation of a head
         part = _part_taken(node, edge)
-        if above not in _ops.INDEXING and _ops.operation(edge[0]) not in _ops.SPLITTING:
-            if task not in bare:
-                bare[task] = _is_bare(found, task)
-            shape = shape_of(edge)
-            if not bare[task] or shape is None or len(shape) == 0:
-                continue
-        added = _trace(found, task, edge, part) or added
+        indexing = above in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
+        if not indexing and (not shape_of(edge) or not bare(task)):
+            continue
+        # A part of the network's own tensors is no loss: there, arithmetic stays below the cut, so
+        # that tasks that read parts and tasks that read all are measured at one place.
+        through = _ops.TAIL if bare(task) else _ops.ARRANGING
+        added = _trace(found, task, edge, part, through) or added
     return added
 
 
@@ -69,15 +75,17 @@ def _is_bare(found: Walk, task: int) -> bool:
     return True
 
 
-def _trace(found: Walk, task: int, edge: Edge, part: Part) -> bool:
-    """Follow one task's elements down to what made them."""
+def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[str]) -> bool:
+    """Follow one task's elements down to what made them, through some operations."""
     added = False
     stack: list[tuple[Edge, Part]] = [(edge, part)]
     while stack:
         (node, nr), part = stack.pop()
         mask = found.masks[node]
         name = _ops.operation(node)
-        if not mask & (mask - 1) or name not in _ops.TAIL or not found.children[node]:
+        if name == _ops.ASSIGNMENT or (name in _ops.JOINING and part is None):
+            found.blurred = True
+        if not mask & (mask - 1) or name not in through or not found.children[node]:
             continue
         below = tuple(e for e in found.children[node] if e[0] is not None)
         if any(found.kind(child) != ACTIVATION for child, _ in below):

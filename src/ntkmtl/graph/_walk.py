@@ -64,6 +64,8 @@ class Walk:
         leaves: Leaf tensors that are parameters, by their nodes.
         inputs: Other leaf tensors that require a gradient.
         routes: For a node that several tasks reach by different elements: each task's own edges.
+        blurred: Whether tensors of several tasks were joined in a way that does not tell which
+            elements are whose: masks, lists of indices, assignments into a buffer.
     """
 
     roots: list[Edge]
@@ -73,6 +75,7 @@ class Walk:
     leaves: dict[Any, Tensor] = field(default_factory=dict)
     inputs: dict[Any, Tensor] = field(default_factory=dict)
     routes: dict[Any, dict[int, tuple[Edge, ...]]] = field(default_factory=dict)
+    blurred: bool = False
     _kinds: dict[Any, int] = field(default_factory=dict)
 
     def push_masks(self) -> None:
