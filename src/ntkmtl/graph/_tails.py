@@ -46,12 +46,10 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
             continue  # the last operation of a head
         part = _part_taken(node, edge)
         indexing = above in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
-        if not indexing and (not shape_of(edge) or not bare(task)):
-            continue
-        # A part of the network's own tensors is no loss: there, arithmetic stays below the cut, so
-        # that tasks that read parts and tasks that read all are measured at one place.
-        through = _ops.TAIL if bare(task) else _ops.ARRANGING
-        added = _trace(found, task, edge, part, through) or added
+        # A part of the network's own tensors is no loss: tasks that read parts of one and tasks
+        # that read all of it are measured at one place.
+        if bare(task) and (indexing or shape_of(edge)):
+            added = _trace(found, task, edge, part, _ops.TAIL) or added
     return added
 
 

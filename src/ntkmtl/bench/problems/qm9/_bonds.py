@@ -8,7 +8,7 @@ is bonded to the heavy atom next to it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,7 @@ def read_smiles(smiles: str) -> Skeleton:
         from rdkit.rdBase import BlockLogs
     except ImportError as error:
         raise missing_extra("reading the bonds of qm9pack", "qm9", error) from error
-    parameters = Chem.SmilesParserParams()
+    parameters: Any = Chem.SmilesParserParams()
     # QM9's own bonds: not changed to aromatic ones, odd valences not refused.
     parameters.sanitize = False
     with BlockLogs():
