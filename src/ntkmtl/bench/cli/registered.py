@@ -54,7 +54,7 @@ def compare_registered(
     """
     with refusing(ValueError):
         from ntkmtl.bench import problems, report
-        from ntkmtl.bench.training.environment import cores
+        from ntkmtl.bench.compute.environment import cores
 
         kind = problems.load_target(entry.name)
         refuse_others(context, kind.takes, kind.refusal)

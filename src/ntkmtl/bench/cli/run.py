@@ -30,7 +30,7 @@ from ntkmtl.bench.cli.values import options_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ntkmtl.bench.training.runs import Run
+    from ntkmtl.bench.runs import Run
 
 __all__ = ["run"]
 
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Train one problem with one method and one seed; print the test metrics."""
     with refusing():
-        from ntkmtl.bench.training.runs import RESULT, SINGLE_TASK, load_run, run_folder
+        from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
         from ntkmtl.bench.training.sweep import ALL_METHODS, SweepError
 
         if method == ALL_METHODS:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.reinforce import ReinforceRecipe, Success
     from ntkmtl.bench.reinforce.comparison import AgentComparison
-    from ntkmtl.bench.training.runs import Run
+    from ntkmtl.bench.runs import Run
 
 __all__ = ["PUBLISHED", "success_of", "success_side_by_side"]
 
@@ -99,7 +99,7 @@ def success_of(comparison: AgentComparison) -> SideBySide:
         ValueError: No run is complete, or a file is damaged.
     """
     from ntkmtl.bench.reinforce import summarise
-    from ntkmtl.bench.training.runs import load_runs
+    from ntkmtl.bench.runs import load_runs
 
     asked, out = set(comparison.methods), comparison.out
     found = [one for one in summarise(out) if one.row in asked]

@@ -20,8 +20,8 @@ from ntkmtl.bench.reinforce.results import (
 )
 from ntkmtl.bench.reinforce.sweep import compare
 from ntkmtl.bench.reinforce.training import PROBLEM
-from ntkmtl.bench.training.checkpoints import CheckpointError
-from ntkmtl.bench.training.runs import AGENT, SINGLE_TASK, folder_name, load_runs
+from ntkmtl.bench.runs import AGENT, SINGLE_TASK, folder_name, load_runs
+from ntkmtl.bench.runs.checkpoints import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -108,8 +108,8 @@ class RequestOptions:
 
     def request(self) -> Request:
         """Return the request, its names checked."""
+        from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.paper._runs import Request
-        from ntkmtl.bench.training.environment import cores
 
         if self.recipe is None and self.problem is None:
             refuse("say what to train: --recipe small, --recipe paper or --problem NAME")

@@ -145,8 +145,8 @@ def _eigenvalues(
     with refusing(ValueError):
         from dataclasses import replace
 
+        from ntkmtl.bench.training.identity import steps_per_epoch
         from ntkmtl.bench.training.sweep import changed_recipe
-        from ntkmtl.bench.training.trainer import steps_per_epoch
 
         recipe = changed_recipe(
             prepared.problem.recipe,
@@ -161,7 +161,7 @@ def _eigenvalues(
     with refusing(ValueError):
         from ntkmtl.bench.paper._figures import eigenvalues
         from ntkmtl.bench.report._study import read_study
-        from ntkmtl.bench.training.runs import folder_name
+        from ntkmtl.bench.runs import folder_name
 
         study = read_study(
             prepared.folder / folder_name(prepared.problem.name),

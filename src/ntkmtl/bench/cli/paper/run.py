@@ -68,7 +68,7 @@ def _run_agents(
     """Train the agents behind a table."""
     with refusing(ValueError):
         from ntkmtl.bench import problems
-        from ntkmtl.bench.training.environment import cores
+        from ntkmtl.bench.compute.environment import cores
 
         problem = result.parts[0].problem
         kind = problems.load_target(problem)
