@@ -86,7 +86,8 @@ def read_options(
         TypeError: It is of the wrong kind, or the method has no such setting.
     """
     weighting, name = _weighting(method, given, settings)
-    defaults: dict[str, Any] = {} if name is None else dict(spec(name).defaults)
+    own = weighting.balancer_defaults if name is None or ":" in name else spec(name).defaults
+    defaults: dict[str, Any] = dict(own)
     source, pooling = _source(weighting, name, defaults, given)
     minibatches = given["minibatches"]
     options = Options(
@@ -134,7 +135,7 @@ def _weighting(
         settings = dict(settings)
         if preset is not None:
             settings.setdefault("published", True)
-        _refuse_mistyped(method, given, settings)
+        _refuse_unknown(method, given, settings)
         made = create(method, **settings)
         return made, getattr(made, "name", None)
     if isinstance(method, type) and issubclass(method, Weighting):
@@ -157,11 +158,16 @@ def _weighting(
 _PUBLISHED = ("ntkmtl", "ntkmtl-sr")
 
 
-def _refuse_mistyped(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
-    """Raise where an option that the method does not have looks like one that exists."""
-    for option in sorted(set(settings) - set(accepted_options(method))):
-        if close := difflib.get_close_matches(option, own, n=1, cutoff=0.75):
-            raise TypeError(f"{method} has no option {option!r}; did you mean {close[0]!r}?")
+def _refuse_unknown(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
+    """Raise where an option is neither the method's nor the Balancer's."""
+    accepted = accepted_options(method)
+    for option in sorted(set(settings) - set(accepted)):
+        close = difflib.get_close_matches(option, [*accepted, *own], n=1, cutoff=0.75)
+        raise TypeError(
+            f"{method} has no option {option!r}"
+            + (f"; did you mean {close[0]!r}? It" if close else "; it")
+            + f" takes {', '.join(accepted) or 'none'}, and every method takes {', '.join(own)}"
+        )
 
 
 def _source(
