@@ -86,8 +86,7 @@ def read_options(
         TypeError: It is of the wrong kind, or the method has no such setting.
     """
     weighting, name = _weighting(method, given, settings)
-    own = weighting.balancer_defaults if name is None or ":" in name else spec(name).defaults
-    defaults: dict[str, Any] = dict(own)
+    defaults = _defaults(weighting, name)
     source, pooling = _source(weighting, name, defaults, given)
     minibatches = given["minibatches"]
     options = Options(
@@ -118,6 +117,24 @@ def read_options(
     )
     _require_fit(options)
     return options
+
+
+_DEFAULTS = ("source", "pooling", "minibatches", "weight_heads", "log_losses")
+"""Options whose default is the method's to say."""
+
+
+def _defaults(weighting: Weighting, name: str | None) -> dict[str, Any]:
+    """Return the options that the method's own published form uses."""
+    if name is not None and ":" not in name:
+        return dict(spec(name).defaults)
+    found = dict(weighting.balancer_defaults)
+    for option in found:
+        if option not in _DEFAULTS:
+            raise TypeError(
+                f"balancer_defaults of {type(weighting).__name__} cannot set {option!r}; they can "
+                f"set {', '.join(_DEFAULTS)}"
+            )
+    return found
 
 
 def _weighting(

@@ -51,7 +51,8 @@ class Weighting(ABC):
         has_head_objective: Whether each head also descends along an objective of its own, made of
             the gradient that it sends to the trunk; see :meth:`head_objective`.
         balancer_defaults: Options of :class:`ntkmtl.Balancer` that the method's own published form
-            uses; what a user gives goes first.
+            uses: ``source``, ``pooling``, ``minibatches``, ``weight_heads`` and ``log_losses``.
+            What a user gives goes first.
         search_space: What ``ntkmtl tune`` searches beside the learning rate.
         name: The name that :func:`ntkmtl.weighting.create` made it by, None if the class was
             called.
