@@ -27,8 +27,8 @@ from torch import Tensor
 from ntkmtl.analysis import Recorder
 from ntkmtl.bench.problems import create
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split
+from ntkmtl.bench.runs import RECORD
 from ntkmtl.bench.training import train
-from ntkmtl.bench.training.runs import RECORD
 from ntkmtl.files import write_json
 
 TASKS = ("mu", "alpha", "homo", "r2", "zpve", "u0", "h", "cv")

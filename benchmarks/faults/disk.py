@@ -20,8 +20,8 @@ from unittest import mock
 from faults import Outcome
 from faults.inputs import _train
 from faults.runs import numbers, same, start, unreadable, unsaid
+from ntkmtl.bench.runs import load_run
 from ntkmtl.bench.training import find_problem, train
-from ntkmtl.bench.training.runs import load_run
 
 __all__ = [
     "clock_jumps",

@@ -95,8 +95,8 @@ def read(reader: str, content: bytes) -> str:
     """
     from ntkmtl.analysis import Recorder, RecordFileError
     from ntkmtl.bench.problems.table import Table, TableError
-    from ntkmtl.bench.training.checkpoints import CheckpointError, read_checkpoint
-    from ntkmtl.bench.training.runs import RunFileError, load_run
+    from ntkmtl.bench.runs import RunFileError, load_run
+    from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
     from ntkmtl.bench.training.studies import read_study
 
     folder = _folder()
@@ -325,8 +325,8 @@ def _drive_atheris(reader: str, inputs: int, seed: int) -> None:
     with atheris.instrument_imports(include=["ntkmtl"]):
         import ntkmtl.analysis
         import ntkmtl.bench.problems.table
-        import ntkmtl.bench.training.checkpoints
-        import ntkmtl.bench.training.runs
+        import ntkmtl.bench.runs
+        import ntkmtl.bench.runs.checkpoints
         import ntkmtl.bench.training.studies  # noqa: F401
 
     starts = seeds(reader)

@@ -19,8 +19,8 @@ from faults.runs import OWN_PROBLEM, numbers, same
 from ntkmtl.bench.problems import _prepared, qm9_mini
 from ntkmtl.bench.problems.qm9_mini import _data as molecules
 from ntkmtl.bench.problems.table import Table, TableError
+from ntkmtl.bench.runs import CHECKPOINT, PREVIOUS
 from ntkmtl.bench.training import RunFileError, RunInterrupted, find_problem, load_run, train
-from ntkmtl.bench.training.runs import CHECKPOINT, PREVIOUS
 
 __all__ = [
     "TABLES",

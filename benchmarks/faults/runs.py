@@ -14,6 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faults import Outcome
+from ntkmtl.bench.runs import (
+    CHECKPOINT,
+    CONFIG,
+    PREVIOUS,
+    RESULT,
+    read_config,
+    read_json,
+)
+from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
 from ntkmtl.bench.training import (
     Comparison,
     RunFileError,
@@ -21,18 +30,9 @@ from ntkmtl.bench.training import (
     find_problem,
     load_run,
     train,
-    trainer,
 )
 from ntkmtl.bench.training.baselines import BaselineCache
-from ntkmtl.bench.training.checkpoints import CheckpointError, read_checkpoint
-from ntkmtl.bench.training.runs import (
-    CHECKPOINT,
-    CONFIG,
-    PREVIOUS,
-    RESULT,
-    read_config,
-    read_object,
-)
+from ntkmtl.bench.training.loop import TrainingLoop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,13 +116,13 @@ def _run(training: Callable[[Path], None], folder: Path) -> None:
     warnings.simplefilter("ignore")
     os.setsid()
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  (for the life of the process)
-    begin = trainer._Training.run
+    begin = TrainingLoop.run
 
     def run(self: Any, *arguments: Any, **named: Any) -> Any:
         begun(folder).touch()
         return begin(self, *arguments, **named)
 
-    trainer._Training.run = run  # type: ignore[method-assign]
+    TrainingLoop.run = run  # type: ignore[method-assign]
     training(folder)
 
 
@@ -205,7 +205,7 @@ def unreadable(folder: Path) -> list[str]:
             elif path.name in (CHECKPOINT, PREVIOUS):
                 read_checkpoint(path)
             elif path.suffix == ".json":
-                read_object(path)
+                read_json(path)
             if path.name == RESULT:
                 run = load_run(path.parent)
                 _ = run.history, run.steps

@@ -21,7 +21,7 @@ from ntkmtl.analysis import Recorder, Snapshot
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.report._analysis_page import write_page
 from ntkmtl.bench.report._study import StudyError, read_study, study_of
-from ntkmtl.bench.training.runs import RunConfig, RunMetric, load_runs
+from ntkmtl.bench.runs import RunConfig, RunMetric, load_runs
 from ntkmtl.kernel import ExtendedNTK
 
 TOY = "toy_problem:Toy"

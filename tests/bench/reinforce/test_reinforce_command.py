@@ -20,9 +20,9 @@ from ntkmtl.bench.paper._reinforce import PUBLISHED
 from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarise
 from ntkmtl.bench.reinforce import training as training_module
 from ntkmtl.bench.reinforce.sweep import jobs_of
-from ntkmtl.bench.training.locks import RunBusyError, alone_among_runs
+from ntkmtl.bench.runs import load_run, load_runs
+from ntkmtl.bench.runs.locks import RunBusyError, sweep_lock
 from ntkmtl.bench.training.reporters import PlainReporter, Reporter
-from ntkmtl.bench.training.runs import load_run, load_runs
 from ntkmtl.bench.training.workers import Book, run_job
 
 _agent_for, _train = training_module.agent_for, training_module.train
@@ -237,7 +237,7 @@ def test_a_stopped_comparison_goes_on(tmp_path: Path) -> None:
     assert not again.interrupted
     assert len(again.finished) == 2
     with (
-        alone_among_runs(tmp_path),
+        sweep_lock(tmp_path),
         pytest.raises(RunBusyError, match="another process is working in"),
     ):
         compare(toy_recipe(), ["mtl-sac"], [0], tmp_path)

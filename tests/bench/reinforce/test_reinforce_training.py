@@ -12,6 +12,7 @@ import torch
 from reinforce_toys import ToyWorld, make_toy, toy_recipe
 
 from ntkmtl.bench import report
+from ntkmtl.bench.compute.device import DeviceError
 from ntkmtl.bench.reinforce import (
     RECIPES,
     ROWS,
@@ -26,9 +27,8 @@ from ntkmtl.bench.reinforce import (
 )
 from ntkmtl.bench.reinforce.results import as_markdown, bootstrap, section
 from ntkmtl.bench.reinforce.training import agent_for, settings_of
-from ntkmtl.bench.training._device import DeviceError
-from ntkmtl.bench.training.locks import RunBusyError, alone_in
-from ntkmtl.bench.training.trainer import RunConflictError, RunInterrupted
+from ntkmtl.bench.runs import RunConflictError, RunInterrupted
+from ntkmtl.bench.runs.locks import RunBusyError, run_lock
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_evaluation_counts_episodes_solved_at_any_step() -> None:
 
 @pytest.mark.usefixtures("small_agents")
 def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
-    from ntkmtl.bench.training.runs import run_folder
+    from ntkmtl.bench.runs import run_folder
 
     recipe = toy_recipe()
     for seed in (0, 1):
@@ -312,7 +312,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path: Path) -> None:
             train(recipe, row, 0, tmp_path, make_simulator=make_toy, should_stop=lambda: True)
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.warns(RuntimeWarning, match=r"the one before it, .*checkpoint\.previous\.pt"):
+    with pytest.warns(RuntimeWarning, match=r"the previous one, .*checkpoint\.previous\.pt"):
         run = train(recipe, row, 0, tmp_path, make_simulator=make_toy)
     assert run.result.test == clean.result.test
     assert same(parameters(tmp_path), parameters(tmp_path / "clean"))
@@ -323,8 +323,8 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path: Path) -> None:
 def test_two_processes_do_not_train_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.training.locks.PATIENCE", 0.1)
-    with alone_in(tmp_path), pytest.raises(RunBusyError, match="another process is training"):
+    monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
+    with run_lock(tmp_path), pytest.raises(RunBusyError, match="another process is training"):
         train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
     assert list(tmp_path.iterdir()) == []
 

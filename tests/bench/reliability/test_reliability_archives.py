@@ -17,8 +17,8 @@ from PIL import Image
 
 from ntkmtl.bench.problems import celeba, nyuv2, qm9
 from ntkmtl.bench.problems.celeba import ATTRIBUTES
+from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
 from ntkmtl.bench.training import RunFileError, load_run
-from ntkmtl.bench.training.checkpoints import CheckpointError, read_checkpoint
 
 NAMES = (
     "../../outside.jpg",

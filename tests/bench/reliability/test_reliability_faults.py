@@ -78,10 +78,10 @@ def test_a_folder_in_which_another_trains_is_refused(
 ) -> None:
     from filelock import FileLock
 
+    from ntkmtl.bench.runs.locks import LOCK
     from ntkmtl.bench.training import RunBusyError
-    from ntkmtl.bench.training.locks import LOCK
 
-    monkeypatch.setattr("ntkmtl.bench.training.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
     tmp_path.joinpath("run").mkdir()
     with (
         FileLock(tmp_path / "run" / LOCK),
@@ -94,7 +94,7 @@ def test_a_folder_in_which_another_trains_is_refused(
 
 
 def test_what_killed_processes_left_unfinished_is_removed(tmp_path: Path) -> None:
-    from ntkmtl.bench.training.runs import load_run
+    from ntkmtl.bench.runs import load_run
 
     COMPARISON(tmp_path)
     (run,) = (tmp_path / "runs" / "my-problem" / "ls").iterdir()
@@ -271,8 +271,8 @@ def test_writing_in_place_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     for module in (
         "ntkmtl.files",
-        "ntkmtl.bench.training.checkpoints",
-        "ntkmtl.bench.training.runs",
+        "ntkmtl.bench.runs.checkpoints",
+        "ntkmtl.bench.runs",
     ):
         monkeypatch.setattr(f"{module}.atomic_write", in_place)
     assert disk.size_limit(4, tmp_path).broken

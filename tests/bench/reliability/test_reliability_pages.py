@@ -182,7 +182,7 @@ def test_tables_hold_hostile_names_as_text(runs: Path, format: str) -> None:
 
 def test_names_name_no_place_outside_the_folder(tmp_path: Path) -> None:
     """A method, problem or task cannot climb out of ``--out`` by its name."""
-    from ntkmtl.bench.training.runs import run_folder
+    from ntkmtl.bench.runs import run_folder
 
     out = (tmp_path / "out").resolve()
     for name in ("../../etc", "/etc/passwd", "..\\..\\x", "a/../../b", "C:\\x", *HOSTILE):

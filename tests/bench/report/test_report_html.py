@@ -20,7 +20,7 @@ from report_folders import METRICS, realistic, toy, write_run
 
 from ntkmtl.bench.report import build_table, render, write_html
 from ntkmtl.bench.report._html import embed
-from ntkmtl.bench.training.runs import RunFileError
+from ntkmtl.bench.runs import RunFileError
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (

@@ -16,7 +16,7 @@ import pytest
 from report_folders import RECIPE, TARGETS, VERSIONS
 
 from ntkmtl.bench.report import build_table, write_html
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     Epoch,
     RunConfig,
     RunMetric,

@@ -10,7 +10,7 @@ import pytest
 from report_folders import METRICS, realistic, toy, write, write_run
 
 from ntkmtl.bench.report import Estimate, build_table, build_tables, render
-from ntkmtl.bench.training.runs import RunFileError
+from ntkmtl.bench.runs import RunFileError
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 from report_folders import write, write_run
 
 from ntkmtl.bench.report import build_table, render, write_html
-from ntkmtl.bench.training.runs import RunFileError
+from ntkmtl.bench.runs import RunFileError
 
 if TYPE_CHECKING:
     from pathlib import Path

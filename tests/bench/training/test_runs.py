@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     Epoch,
     RunConfig,
     RunFileError,
@@ -131,7 +132,18 @@ def changed(content: dict[str, Any], **changes: Any) -> bytes:
     return json.dumps({**content, **changes}).encode()
 
 
+def nested(depth: int) -> bytes:
+    deep: dict[str, Any] = {}
+    for _ in range(depth):
+        deep = {"a": deep}
+    return changed(CONFIG_JSON, problem_options=deep)
+
+
 CONFIG_JSON = CONFIG.to_json()
+EPOCHS = (
+    b'{"epochs": [{"epoch": 0, "train_losses": [1.0, null], "val": [1.5, 2.0], '
+    b'"learning_rate": 0.1, "train_seconds": 0.1, "eval_seconds": 0.05}]}'
+)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +163,29 @@ CONFIG_JSON = CONFIG.to_json()
         ("config.json", changed(CONFIG_JSON, metrics=[{"name": 1}]), r"metrics\[0\].name"),
         ("result.json", b'{"schema": 1}', "'test' is missing"),
         ("result.json", changed(RESULT, test=[1]), "must hold 2 numbers, found 1"),
-        ("result.json", changed(RESULT, test=[1, None]), "must hold numbers, found None"),
+        (
+            "result.json",
+            changed(RESULT, test=[1, None]),
+            r"key 'test\[1\]' must be a number, found None",
+        ),
         ("result.json", changed(RESULT, test=[1, 10**400]), "finite"),
         ("result.json", changed(RESULT, test="1" * 10_000), "must be a list"),
-        ("history.json", b'{"epochs": [{}]}', r"epochs\[0\].train_losses"),
+        ("history.json", b'{"epochs": [{}]}', r"'epochs\[0\].epoch' is missing"),
         ("history.json", b'{"epochs": 3}', "'epochs' must be a list"),
+        (
+            "history.json",
+            EPOCHS.replace(b"null", b'"1"'),
+            r"'epochs\[0\].train_losses\[1\]' mus",
+        ),
+        ("history.json", EPOCHS.replace(b", null", b""), "must hold 2 numbers or null, found"),
+        (
+            "history.json",
+            EPOCHS.replace(b"0.05", b"1e999"),
+            "eval_seconds' must be a finite numb",
+        ),
+        ("config.json", nested(400), "nested more than 100 levels deep"),
+        ("config.json", changed(CONFIG_JSON, sizes={"train": 1}), "'sizes.val' is missing"),
+        ("config.json", changed(CONFIG_JSON, metrics=[{"name": "x"}] * 2), "is missing"),
         ("steps.npz", b"", "not a readable .npz"),
         ("steps.npz", b"PK\x03\x04 and no more", "not a readable .npz"),
     ],
@@ -167,6 +197,14 @@ def test_damaged_and_foreign_files(folder: Path, name: str, content: bytes, said
     assert caught.value.path == folder / name
     assert str(folder / name) in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_not_waited_for(folder: Path) -> None:
+    (folder / "result.json").unlink()
+    os.mkfifo(folder / "result.json")
+    with pytest.raises(RunFileError, match=r"result\.json: is not a regular file"):
+        load_run(folder)
 
 
 def test_arrays_that_are_not_what_they_should_be(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from toy_problem import Toy
 
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Split
+from ntkmtl.bench.runs import RunMetric
 from ntkmtl.bench.training import (
     Comparison,
     Run,
@@ -24,7 +25,6 @@ from ntkmtl.bench.training import (
     load_runs,
     train,
 )
-from ntkmtl.bench.training.runs import RunMetric
 from ntkmtl.bench.training.scores import (
     check_baseline,
     read_baseline,

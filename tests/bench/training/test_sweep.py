@@ -15,6 +15,7 @@ from filelock import FileLock
 from rich.console import Console
 from toy_problem import Toy
 
+from ntkmtl.bench.runs.locks import RunBusyError
 from ntkmtl.bench.training import (
     Comparison,
     ProblemNotFoundError,
@@ -26,9 +27,8 @@ from ntkmtl.bench.training import (
     plan,
 )
 from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
-from ntkmtl.bench.training.locks import RunBusyError
+from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.reporters import PlainReporter, Reporter, RichReporter, reporter_for
-from ntkmtl.bench.training.trainer import run_identity
 from ntkmtl.bench.training.workers import _serve
 
 TOY = "toy_problem:Toy"

@@ -17,9 +17,9 @@ import torch
 from children import last_word, start, train_one, wait_for_step
 from toy_problem import Toy
 
+from ntkmtl.bench.runs import Run, clear_run
 from ntkmtl.bench.training import RunConflictError, RunInterrupted, load_run, train
-from ntkmtl.bench.training.runs import Run, clear_run
-from ntkmtl.bench.training.trainer import learning_rate_factor
+from ntkmtl.bench.training.schedules import learning_rate_factor
 from ntkmtl.errors import NonFiniteError
 
 FILES = ["config.json", "history.json", "result.json", "steps.npz"]
@@ -106,7 +106,7 @@ def test_single_task(tmp_path: Path) -> None:
 def test_long_runs_keep_every_so_many_th_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.training.trainer.MAX_STEP_ROWS", 10)
+    monkeypatch.setattr("ntkmtl.bench.training.log.MAX_STEP_ROWS", 10)
     run = train(Toy(), "ls", 0, tmp_path, threads=1)
     assert run.steps.step.tolist() == [0, 3, 6, 9, 12, 15, 18, 21]
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_of_another_version_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted_at(tmp_path, 10)
-    monkeypatch.setattr("ntkmtl.bench.training.environment.__version__", "9.9")
+    monkeypatch.setattr("ntkmtl.bench.runs.provenance.__version__", "9.9")
     with pytest.warns(RuntimeWarning, match="another version"):
         run = train(Toy(), "ls", 0, tmp_path, threads=1)
     assert run.config.versions["ntkmtl"] == "9.9"

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from ntkmtl.bench import reinforce
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.reinforce import ReinforceRecipe
+from ntkmtl.bench.runs.checkpoints import read_checkpoint
 from ntkmtl.bench.training import Comparison, SweepError, compare, load_run, load_runs
-from ntkmtl.bench.training.checkpoints import read_checkpoint
 from ntkmtl.bench.training.engines import EngineError
 from ntkmtl.bench.training.engines_ray import RayEngine, on_loopback
 from ntkmtl.bench.training.reporters import Reporter

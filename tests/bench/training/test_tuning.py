@@ -13,9 +13,9 @@ from children import start, tune_one, wait_for_step
 from toy_problem import Toy
 
 from ntkmtl.bench.report import build_table
+from ntkmtl.bench.runs import RunFileError
 from ntkmtl.bench.training import Comparison, Run, SweepError, compare, load_run, load_runs, train
 from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.runs import RunFileError
 from ntkmtl.bench.training.studies import (
     Parameter,
     Study,

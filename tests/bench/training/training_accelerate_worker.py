@@ -16,8 +16,8 @@ from toy_problem import Toy
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Split
 from ntkmtl.bench.problems.qm9_mini import Batch, QM9Mini
+from ntkmtl.bench.runs.checkpoints import read_checkpoint
 from ntkmtl.bench.training import Run, RunInterrupted, train
-from ntkmtl.bench.training.checkpoints import read_checkpoint
 
 
 class SmallQM9(QM9Mini):

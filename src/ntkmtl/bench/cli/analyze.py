@@ -120,8 +120,8 @@ def analyze(
         folder, page = Path(target), Path(target) / "analysis.html"
     else:
         with refusing():
-            from ntkmtl.bench.training.environment import cores
-            from ntkmtl.bench.training.runs import folder_name
+            from ntkmtl.bench.compute.environment import cores
+            from ntkmtl.bench.runs import folder_name
             from ntkmtl.bench.training.sweep import Comparison, method_names
 
             find_modules_here(target)

@@ -105,8 +105,8 @@ def compare(
         )
         return
     with refusing():
-        from ntkmtl.bench.training.distributed import launched
-        from ntkmtl.bench.training.environment import cores
+        from ntkmtl.bench.compute.environment import cores
+        from ntkmtl.bench.compute.processes import launched
         from ntkmtl.bench.training.sweep import Comparison
 
         find_modules_here(problem)

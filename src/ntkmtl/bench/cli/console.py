@@ -42,10 +42,10 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
     except kinds as error:
         refuse(str(error))
     except ValueError as error:
+        from ntkmtl.bench.runs import RunFileError
+        from ntkmtl.bench.runs.locks import RunBusyError
         from ntkmtl.bench.training.engines import EngineError
-        from ntkmtl.bench.training.locks import RunBusyError
         from ntkmtl.bench.training.lookup import ProblemNotFoundError
-        from ntkmtl.bench.training.runs import RunFileError
         from ntkmtl.bench.training.sweep import SweepError
 
         known = EngineError | ProblemNotFoundError | RunBusyError | RunFileError | SweepError

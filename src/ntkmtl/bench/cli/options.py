@@ -323,10 +323,10 @@ class EngineOptions:
                 if value is not None:
                     refuse(f"{option} goes with --engine ray")
             return None
-        from ntkmtl.bench.training import distributed
+        from ntkmtl.bench.compute import processes
         from ntkmtl.bench.training.engines_ray import RayEngine
 
-        if distributed.launched() > 1:
+        if processes.launched() > 1:
             refuse("--engine ray starts its own processes: call it without torchrun")
         return RayEngine(self.ray_address, self.ray_cpus or 1, self.ray_gpus or 0.0, jobs)
 

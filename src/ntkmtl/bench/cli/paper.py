@@ -283,8 +283,8 @@ def paper(
         )
         return
     with refusing(ValueError):
+        from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.paper._runs import Request, prepare
-        from ntkmtl.bench.training.environment import cores
 
         if problem is not None:
             find_modules_here(problem)
@@ -515,7 +515,7 @@ def _run_table4(
 ) -> None:
     """Train rows of Table 4 by reinforcement learning."""
     from ntkmtl.bench.cli.reinforce import train_only
-    from ntkmtl.bench.training.environment import cores
+    from ntkmtl.bench.compute.environment import cores
 
     folder = out / f"mt10-{recipe}"
     with refusing(ValueError):
@@ -529,7 +529,7 @@ def _run_table4(
     with refusing(ValueError):
         from ntkmtl.bench.paper._reinforce import success_side_by_side
         from ntkmtl.bench.paper._sidebyside import render
-        from ntkmtl.bench.training.runs import load_runs
+        from ntkmtl.bench.runs import load_runs
 
         asked = {rl.row_named(row).name for row in rows}
         found = [one for one in rl.summarise(folder) if one.row in asked]
@@ -548,8 +548,8 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
     with refusing(ValueError):
         from dataclasses import replace
 
+        from ntkmtl.bench.training.identity import steps_per_epoch
         from ntkmtl.bench.training.sweep import changed_recipe
-        from ntkmtl.bench.training.trainer import steps_per_epoch
 
         recipe = changed_recipe(
             prepared.problem.recipe,
@@ -564,7 +564,7 @@ def _figure2(exhibit: Exhibit, prepared: Prepared, every: int | None, overwrite:
     with refusing(ValueError):
         from ntkmtl.bench.paper._figures import eigenvalues
         from ntkmtl.bench.report._study import read_study
-        from ntkmtl.bench.training.runs import folder_name
+        from ntkmtl.bench.runs import folder_name
 
         study = read_study(
             prepared.folder / folder_name(prepared.problem.name),

@@ -127,7 +127,7 @@ def compare_mt10(
     as_json: bool,
 ) -> None:
     """Do what ``ntkmtl compare mt10`` asks for; single-task agents are the method stl."""
-    from ntkmtl.bench.training.environment import cores
+    from ntkmtl.bench.compute.environment import cores
 
     refuse_others(
         context,
@@ -286,8 +286,8 @@ def draw_frames(out: Path, found: Sequence[Success]) -> list[Path]:
     from ntkmtl.bench import reinforce as rl
     from ntkmtl.bench.reinforce.results import FRAMES
     from ntkmtl.bench.reinforce.training import PROBLEM
-    from ntkmtl.bench.training.checkpoints import CheckpointError
-    from ntkmtl.bench.training.runs import AGENT, folder_name, load_runs
+    from ntkmtl.bench.runs import AGENT, folder_name, load_runs
+    from ntkmtl.bench.runs.checkpoints import CheckpointError
 
     runs = load_runs(out / folder_name(PROBLEM))[0]
     drawn: list[Path] = []

@@ -29,7 +29,7 @@ from ntkmtl.bench.cli.sweeps import exit_as, train_sweep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ntkmtl.bench.training.runs import Run
+    from ntkmtl.bench.runs import Run
 
 __all__ = ["run"]
 
@@ -61,7 +61,7 @@ def run(
 ) -> None:
     """Train one problem with one method and one seed; print the test metrics."""
     with refusing():
-        from ntkmtl.bench.training.runs import RESULT, SINGLE_TASK, load_run, run_folder
+        from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
         from ntkmtl.bench.training.sweep import ALL_METHODS, Comparison, SweepError
 
         find_modules_here(problem)

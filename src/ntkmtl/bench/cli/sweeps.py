@@ -65,22 +65,22 @@ def train_sweep(
 @contextlib.contextmanager
 def _together(device: str) -> Iterator[None]:
     """Lead the processes that were launched together; the others train with the first, and end."""
-    from ntkmtl.bench.training import distributed
+    from ntkmtl.bench.compute import processes
 
-    if distributed.launched() == 1:
+    if processes.launched() == 1:
         yield
         return
-    from ntkmtl.bench.training._device import DeviceError, choose_device
+    from ntkmtl.bench.compute.device import DeviceError, choose_device
     from ntkmtl.bench.training.workers import follow_jobs
 
     try:
         place = choose_device(device)
     except DeviceError as error:
         refuse(str(error))
-    if distributed.rank() > 0:
+    if processes.rank() > 0:
         follow_jobs(place)
         raise typer.Exit
-    with distributed.leading(place):
+    with processes.leading(place):
         yield
 
 

@@ -83,14 +83,14 @@ def tune(
     with refusing():
         from rich.console import Console
 
-        from ntkmtl.bench.training import distributed
-        from ntkmtl.bench.training.environment import cores
+        from ntkmtl.bench.compute import processes
+        from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.training.reporters import reporter_for
         from ntkmtl.bench.training.sweep import Comparison
         from ntkmtl.bench.training.tuning import Search
         from ntkmtl.bench.training.tuning import tune as search
 
-        if distributed.launched() > 1:
+        if processes.launched() > 1:
             refuse("tune starts its own processes: call it without torchrun")
         find_modules_here(problem)
         comparison = Comparison(

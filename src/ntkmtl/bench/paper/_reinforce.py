@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ntkmtl.bench.reinforce import ReinforceRecipe, Success
-    from ntkmtl.bench.training.runs import Run
+    from ntkmtl.bench.runs import Run
 
 __all__ = ["PUBLISHED", "success_side_by_side"]
 

@@ -11,7 +11,7 @@ from ntkmtl.bench.paper._checks import checks
 from ntkmtl.bench.paper._settings import Difference, differences, listing
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.report._render import finite, printable
-from ntkmtl.bench.training.runs import SINGLE_TASK
+from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.metrics import mean_rank
 
 if TYPE_CHECKING:

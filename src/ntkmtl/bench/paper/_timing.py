@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -13,9 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkmtl import weighting
-from ntkmtl.bench.training.environment import cores, hardware, reproducible, versions
+from ntkmtl.bench.compute.environment import cores, reproducible
+from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.training.identity import run_identity
+from ntkmtl.bench.training.learner import Learner
+from ntkmtl.bench.training.loop import TrainingLoop
+from ntkmtl.bench.training.spec import RunSpec
 from ntkmtl.bench.training.sweep import changed_recipe
-from ntkmtl.bench.training.trainer import _Training, run_identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -142,7 +147,8 @@ def measure(
             options = {} if n is None else {"minibatches": n}
             try:
                 identity = run_identity(problem, method, 0, recipe=long, method_options=options)
-                training = _Training(problem, identity, None, threads)
+                learner = Learner(problem, RunSpec(method=method, seed=0), identity)
+                training = TrainingLoop(learner, threads)
                 _steps(training, WARM_UP)
             except (TypeError, ValueError) as error:
                 name = method if n is None else f"{method}, n = {n}"
@@ -175,14 +181,14 @@ def measure(
                 lower=lower,
                 upper=upper,
                 ratio=statistics.median(ratios[place]),
-                seconds_per_epoch=median * training.steps_per_epoch,
+                seconds_per_epoch=median * training.learner.steps_per_epoch,
             )
         )
     facts = {
         "problem": problem.name,
         "tasks": len(problem.tasks),
         "batch_size": recipe.batch_size,
-        "steps_per_epoch": trainings[0][2].steps_per_epoch,
+        "steps_per_epoch": trainings[0][2].learner.steps_per_epoch,
         "steps": steps,
         "turns": turns,
         "recipe": recipe.description,
@@ -194,20 +200,15 @@ def measure(
     return found, facts
 
 
-def _seconds(training: _Training, count: int) -> float:
+def _seconds(training: TrainingLoop, count: int) -> float:
     started = time.perf_counter()
     _steps(training, count)
     return (time.perf_counter() - started) / count
 
 
-def _steps(training: _Training, count: int) -> None:
-    done = 0
-    while done < count:
-        for indices in training._rest_of_epoch():
-            training._train_step(indices)
-            done += 1
-            if done == count:
-                break
+def _steps(training: TrainingLoop, count: int) -> None:
+    for indices in itertools.islice(training.batches(), count):
+        training.train_step(indices)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from ntkmtl.bench.reinforce.environment import MetaWorld
 from ntkmtl.bench.reinforce.recipes import ROWS, ReinforceRecipe, row_named
 from ntkmtl.bench.reinforce.training import agent_for, products_of
-from ntkmtl.bench.training.checkpoints import read_checkpoint
-from ntkmtl.bench.training.runs import AGENT, SINGLE_TASK
+from ntkmtl.bench.runs import AGENT, SINGLE_TASK
+from ntkmtl.bench.runs.checkpoints import read_checkpoint
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.training.runs import AGENT, Run
+    from ntkmtl.bench.runs import AGENT, Run
 
 __all__ = ["Film", "film", "film_run", "save_strip"]
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ntkmtl.bench.reinforce.training import PROBLEM
-from ntkmtl.bench.training.runs import SINGLE_TASK, Run, folder_name, load_runs
+from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name, load_runs
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 

@@ -231,7 +231,7 @@ class MultiTaskSAC:
         self._critic_rows: Callable[..., Tensor] = _critic_rows
         self._actor_rows: Callable[..., tuple[Tensor, Tensor]] = _actor_rows
         if compile:
-            from ntkmtl.bench.training._device import compiled
+            from ntkmtl.bench.compute.device import compiled
 
             self._target_rows = compiled(_target_rows, self.device)
             self._critic_rows = compiled(_critic_rows, self.device)

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, row_named
 from ntkmtl.bench.reinforce.training import PROBLEM, config_of, train
-from ntkmtl.bench.training.engines import EngineError
-from ntkmtl.bench.training.locks import alone_among_runs
-from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     CONFIG,
     RESULT,
     SINGLE_TASK,
@@ -23,7 +21,9 @@ from ntkmtl.bench.training.runs import (
     read_config,
     run_folder,
 )
-from ntkmtl.bench.training.signals import stop_requests
+from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.training.engines import EngineError
+from ntkmtl.bench.training.reporters import Reporter
 from ntkmtl.bench.training.sweep import conflict_message, damaged
 from ntkmtl.bench.training.workers import Outcome, run_jobs
 
@@ -177,7 +177,7 @@ def compare(
     threads = 1 if engine is None else engine.threads
     # Planned before the folder is made, so that a mistyped name leaves nothing behind.
     planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
-    with alone_among_runs(out), contextlib.ExitStack() as stack:
+    with sweep_lock(out), contextlib.ExitStack() as stack:
         todo = _incomplete(planned, overwrite)
         reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
         runner = None

@@ -17,45 +17,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ntkmtl.bench.compute.device import choose_device
+from ntkmtl.bench.compute.environment import reproducible
+from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.reinforce.environment import MetaWorld, Simulator
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, Row
 from ntkmtl.bench.reinforce.replay import Replay
 from ntkmtl.bench.reinforce.sac import MultiTaskSAC
-from ntkmtl.bench.training._device import choose_device
-from ntkmtl.bench.training.checkpoints import (
-    remove_checkpoints,
-    usable_checkpoint,
-    write_checkpoint,
-)
-from ntkmtl.bench.training.environment import hardware, reproducible, versions
-from ntkmtl.bench.training.locks import alone_in
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     AGENT,
-    CHECKPOINT,
-    CONFIG,
-    FAILURE,
-    HISTORY,
     MAX_STEP_ROWS,
-    RESULT,
     SINGLE_TASK,
-    STEPS,
     Epoch,
     Run,
     RunConfig,
+    RunInterrupted,
     RunMetric,
     RunResult,
     Steps,
-    canonical_json,
-    clear_run,
-    differences,
     load_run,
-    read_config,
-    write_history,
-    write_steps,
 )
-from ntkmtl.bench.training.signals import stop_requests
-from ntkmtl.bench.training.trainer import RunConflictError, RunInterrupted
-from ntkmtl.files import write_json
+from ntkmtl.bench.runs.checkpoints import write_checkpoint
+from ntkmtl.bench.runs.folder import RunFolder
+from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
@@ -260,25 +244,19 @@ def train(
         stack.enter_context(products_of(recipe))
         training = _Training(recipe, row, seed, task, place.type, threads, make_simulator)
         stack.callback(training.close)
-        stack.enter_context(alone_in(folder))
-        if (folder / CONFIG).exists():
-            found = differences(read_config(folder / CONFIG).identity(), training.config.identity())
-            if found and not overwrite:
-                raise RunConflictError(folder, found)
-            if found:
-                clear_run(folder)
-            elif (folder / RESULT).exists():
-                return load_run(folder)
-        state = usable_checkpoint(
-            folder / CHECKPOINT, lambda state: _why_unusable(state, training.config)
-        )
+        run_folder = RunFolder(folder, training.config.identity(), training.config.versions)
+        stack.enter_context(run_folder.lock())
+        if overwrite and run_folder.conflicts():
+            run_folder.clear()
+        if (done := run_folder.complete()) is not None:
+            return done
+        state = run_folder.resume()
         if state is not None:
             training.load_state_dict(state)
-        (folder / FAILURE).unlink(missing_ok=True)
-        write_json(folder / CONFIG, training.config.to_json())
+        run_folder.start(training.config)
         if should_stop is None:
             should_stop = stack.enter_context(stop_requests())
-        training.run(folder, checkpoint_seconds, progress, should_stop)
+        training.run(run_folder, checkpoint_seconds, progress, should_stop)
     return load_run(folder)
 
 
@@ -291,13 +269,6 @@ def products_of(recipe: ReinforceRecipe) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _why_unusable(state: Mapping[str, Any], config: RunConfig) -> str | None:
-    written = state.get("identity"), state.get("versions")
-    if written == (canonical_json(config.identity()), dict(config.versions)):
-        return None
-    return f"was written by another version or for another run ({written[1]})"
 
 
 class _Training:
@@ -356,7 +327,7 @@ class _Training:
 
     def run(
         self,
-        folder: Path,
+        folder: RunFolder,
         checkpoint_seconds: float,
         progress: Progress | None,
         should_stop: Callable[[], bool],
@@ -377,11 +348,12 @@ class _Training:
                 told = now
             if not ended:
                 continue
+            folder.require_present()
             if self.step % recipe.evaluate_every == 0:
                 self._evaluate()
             if stopping or now - saved >= checkpoint_seconds:
                 self.wall_seconds = time.monotonic() - started
-                write_checkpoint(folder / CHECKPOINT, self.state_dict(), keep_previous=True)
+                folder.save(self.state_dict())
                 saved = time.monotonic()
             if stopping:
                 raise RunInterrupted(f"stopped after step {self.step} of {recipe.vector_steps}")
@@ -448,10 +420,7 @@ class _Training:
         self.loss_counts.zero_()
         self.epoch_seconds = 0.0
 
-    def _finish(self, folder: Path, started: float) -> None:
-        write_history(folder / HISTORY, self.history)
-        write_steps(folder / STEPS, _steps(self.rows, len(self.tasks)))
-        write_checkpoint(folder / AGENT, self.agent.state_dict())
+    def _finish(self, folder: RunFolder, started: float) -> None:
         seconds = [epoch.train_seconds for epoch in self.history]
         final = self.history[-1].val
         result = RunResult(
@@ -463,15 +432,17 @@ class _Training:
             steps=self.agent.updates,
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        write_json(folder / RESULT, result.to_json())
-        remove_checkpoints(folder / CHECKPOINT)
+        folder.finish(
+            self.history,
+            _steps(self.rows, len(self.tasks)),
+            result,
+            lambda: write_checkpoint(folder.file(AGENT), self.agent.state_dict()),
+        )
 
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "identity": canonical_json(self.config.identity()),
-            "versions": dict(self.config.versions),
             "step": self.step,
             "agent": self.agent.state_dict(),
             "replay": self.replay.state_dict(),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ntkmtl.bench.report._table import Runs, Table
-    from ntkmtl.bench.training.runs import Run, Steps
+    from ntkmtl.bench.runs import Run, Steps
 
 __all__ = ["Curve", "Series", "eigenvalues", "learning_curves", "points_for", "weights"]
 

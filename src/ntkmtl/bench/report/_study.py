@@ -13,13 +13,13 @@ from torch import Tensor
 from ntkmtl.analysis._record import Recorder
 from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
-from ntkmtl.bench.training.runs import RECORD, SINGLE_TASK, load_runs
+from ntkmtl.bench.runs import RECORD, SINGLE_TASK, load_runs
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from ntkmtl.bench.training.runs import RunConfig
+    from ntkmtl.bench.runs import RunConfig
 
 __all__ = ["FRACTION", "MethodRecord", "Study", "StudyError", "read_study", "study_of"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     SINGLE_TASK,
     IncompleteRun,
     Run,

@@ -12,7 +12,7 @@ import numpy as np
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._series import eigenvalues
 from ntkmtl.bench.report._table import load, table_of, task_labels
-from ntkmtl.bench.training.runs import folder_name
+from ntkmtl.bench.runs import folder_name
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 

@@ -1,8 +1,8 @@
-"""Training: one trainer for all supervised problems, run directories, and sweeps over methods.
+"""Training: one trainer for all supervised problems, and sweeps over methods.
 
-* :func:`train` trains one network with one method and one seed, and leaves a run directory.
+* :func:`train` trains one network with one method and one seed, and leaves a run folder.
 * :func:`compare` trains every (method, seed) of a comparison in worker processes.
-* :func:`load_run` and :func:`load_runs` read run directories back; they need no torch.
+* :func:`load_run` and :func:`load_runs` read runs back; they need no torch.
 
 The names are loaded on first use, so that reading runs does not import torch.
 """
@@ -13,19 +13,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.training.locks import RunBusyError
-    from ntkmtl.bench.training.lookup import ProblemNotFoundError, find_problem
-    from ntkmtl.bench.training.runs import (
+    from ntkmtl.bench.runs import (
         Epoch,
         IncompleteRun,
         Run,
+        RunBusyError,
         RunConfig,
+        RunConflictError,
         RunFileError,
+        RunFolderLostError,
+        RunInterrupted,
         RunResult,
         Steps,
         load_run,
         load_runs,
     )
+    from ntkmtl.bench.training.lookup import ProblemNotFoundError, find_problem
+    from ntkmtl.bench.training.spec import RunSpec
     from ntkmtl.bench.training.sweep import (
         Comparison,
         Failure,
@@ -35,31 +39,34 @@ if TYPE_CHECKING:
         compare,
         plan,
     )
-    from ntkmtl.bench.training.trainer import RunConflictError, RunInterrupted, train
+    from ntkmtl.bench.training.trainer import train, train_spec
 
 _HOMES = {
-    "Comparison": "sweep",
-    "Failure": "sweep",
-    "Plan": "sweep",
-    "Sweep": "sweep",
-    "SweepError": "sweep",
-    "compare": "sweep",
-    "plan": "sweep",
-    "RunBusyError": "locks",
-    "ProblemNotFoundError": "lookup",
-    "find_problem": "lookup",
+    "Comparison": "training.sweep",
+    "Failure": "training.sweep",
+    "Plan": "training.sweep",
+    "Sweep": "training.sweep",
+    "SweepError": "training.sweep",
+    "compare": "training.sweep",
+    "plan": "training.sweep",
+    "ProblemNotFoundError": "training.lookup",
+    "find_problem": "training.lookup",
     "Epoch": "runs",
     "IncompleteRun": "runs",
     "Run": "runs",
+    "RunBusyError": "runs",
     "RunConfig": "runs",
+    "RunConflictError": "runs",
     "RunFileError": "runs",
+    "RunFolderLostError": "runs",
+    "RunInterrupted": "runs",
     "RunResult": "runs",
     "Steps": "runs",
     "load_run": "runs",
     "load_runs": "runs",
-    "RunConflictError": "trainer",
-    "RunInterrupted": "trainer",
-    "train": "trainer",
+    "RunSpec": "training.spec",
+    "train": "training.trainer",
+    "train_spec": "training.trainer",
 }
 
 __all__ = [
@@ -74,8 +81,10 @@ __all__ = [
     "RunConfig",
     "RunConflictError",
     "RunFileError",
+    "RunFolderLostError",
     "RunInterrupted",
     "RunResult",
+    "RunSpec",
     "Steps",
     "Sweep",
     "SweepError",
@@ -85,12 +94,13 @@ __all__ = [
     "load_runs",
     "plan",
     "train",
+    "train_spec",
 ]
 
 
 def __getattr__(name: str) -> object:
     if name in _HOMES:
-        value = getattr(import_module(f"ntkmtl.bench.training.{_HOMES[name]}"), name)
+        value = getattr(import_module(f"ntkmtl.bench.{_HOMES[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'ntkmtl.bench.training' has no attribute {name!r}")

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from ntkmtl.bench.training.environment import hardware, source_digest, versions
-from ntkmtl.bench.training.locks import PATIENCE
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     CONFIG,
     HISTORY,
     RESULT,
@@ -27,6 +25,8 @@ from ntkmtl.bench.training.runs import (
     canonical_json,
     load_run,
 )
+from ntkmtl.bench.runs.locks import PATIENCE
+from ntkmtl.bench.runs.provenance import hardware, source_digest, versions
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def baseline_key(identity: Mapping[str, Any], problem_class: type, threads: int)
     source of the problem, the processor, and the number of threads.
 
     Args:
-        identity: What :func:`ntkmtl.bench.training.trainer.run_identity` returned.
+        identity: What :func:`ntkmtl.bench.training.identity.run_identity` returned.
         problem_class: The problem's class.
         threads: Threads that torch computes with.
 

@@ -27,9 +27,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.bench.compute.environment import cores
+from ntkmtl.bench.runs.locks import RunBusyError
+from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.engines import EngineError
-from ntkmtl.bench.training.environment import cores, versions
-from ntkmtl.bench.training.locks import RunBusyError
 from ntkmtl.bench.training.workers import POLL_SECONDS, Book, JobQueue, Work, run_job
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text

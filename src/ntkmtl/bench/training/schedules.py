@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ntkmtl.bench.problems.base import Problem, Recipe
-    from ntkmtl.bench.training.runs import RunMetric
+    from ntkmtl.bench.runs import RunMetric
 
 __all__ = ["LearningRate", "check_schedule", "learning_rate_factor"]
 

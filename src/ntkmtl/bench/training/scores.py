@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ntkmtl.bench.training.runs import CONFIG, RunFileError, load_run
+from ntkmtl.bench.runs import CONFIG, RunFileError, load_run
 from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ntkmtl.bench.problems.base import Metric, Problem, Split
-    from ntkmtl.bench.training.runs import RunMetric
+    from ntkmtl.bench.runs import RunMetric
 
 __all__ = ["check_baseline", "read_baseline", "task_scores", "validation_split"]
 
@@ -73,7 +73,7 @@ def task_scores(
         float64 of shape (k,), NaN for a task that no metric judges.
 
     Example:
-        >>> from ntkmtl.bench.training.runs import RunMetric
+        >>> from ntkmtl.bench.runs import RunMetric
         >>> metrics = [RunMetric("error", "depth"), RunMetric("accuracy", "seg", "", True)]
         >>> task_scores([0.3, 60.0], [0.2, 50.0], metrics, ["seg", "depth"]).round().tolist()
         [-20.0, 50.0]

@@ -16,16 +16,17 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     BEST,
     SCHEMA,
     SINGLE_TASK,
     STUDY,
     TRIAL,
-    JsonObject,
+    Finite,
     RunFileError,
-    check_schema,
-    read_object,
+    convert,
+    read_json,
+    require_schema,
 )
 from ntkmtl.files import write_json
 
@@ -111,8 +112,8 @@ class Trial:
     state: str
     parameters: Mapping[str, float]
     method_options: Mapping[str, Any]
-    value: float | None
-    wall_seconds: float
+    value: Finite | None
+    wall_seconds: Finite
     recipe: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
@@ -146,12 +147,12 @@ class Tuning:
     trials: int
     diverged: int
     number: int
-    value: float
-    start_value: float | None
+    value: Finite
+    start_value: Finite | None
     parameters: Mapping[str, float]
     method_options: Mapping[str, Any]
     recipe: Mapping[str, Any]
-    wall_seconds: float
+    wall_seconds: Finite
     finished: str
 
 
@@ -271,7 +272,7 @@ def study_request(
     """Return what ``study.json`` says of a search by validation Delta-m.
 
     Args:
-        identity: What :func:`ntkmtl.bench.training.trainer.run_identity` says of its trials.
+        identity: What :func:`ntkmtl.bench.training.identity.run_identity` says of its trials.
         sampler: How settings are drawn.
         parameters: What is searched.
     """
@@ -298,9 +299,9 @@ def read_study(folder: Path) -> dict[str, Any]:
     Raises:
         RunFileError: It cannot be read, or has another schema.
     """
-    found = read_object(folder / STUDY)
-    check_schema(found)
-    return found.value
+    found = read_json(folder / STUDY)
+    require_schema(folder / STUDY, found)
+    return found
 
 
 def read_tuning(method: Path) -> Tuning | None:
@@ -315,50 +316,25 @@ def read_tuning(method: Path) -> Tuning | None:
     path = method / TUNING / BEST
     if not path.exists():
         return None
-    found = read_object(path)
-    check_schema(found)
-    start = found.get("start_value", (int, float, type(None)))
-    return Tuning(
-        sampler=found.get("sampler", str),
-        seed=found.get("seed", int),
-        split=found.get("split", str),
-        epochs=found.get("epochs", int),
-        trials=found.get("trials", int),
-        diverged=found.get("diverged", int),
-        number=found.get("number", int),
-        value=found.number("value"),
-        start_value=None if start is None else float(start),
-        parameters=found.get("parameters", dict),
-        method_options=found.get("method_options", dict),
-        recipe=found.get("recipe", dict),
-        wall_seconds=found.number("wall_seconds"),
-        finished=found.get("finished", str),
-    )
+    found = read_json(path)
+    require_schema(path, found)
+    return convert(path, found, Tuning)
 
 
 def _read_trial(path: Path) -> Trial:
-    found = read_object(path)
-    check_schema(found)
-    state = found.get("state", str)
+    found = read_json(path)
+    require_schema(path, found)
+    trial = convert(path, found, Trial)
+    state = trial.state
     if state not in (COMPLETE, DIVERGED):
         raise RunFileError(path, f"key 'state' must be {COMPLETE} or {DIVERGED}, found {state!r}")
-    return Trial(
-        number=_number_of(path, found),
-        state=state,
-        parameters=found.get("parameters", dict),
-        method_options=found.get("method_options", dict),
-        value=found.number("value") if state == COMPLETE else None,
-        wall_seconds=found.number("wall_seconds"),
-        recipe=found.get("recipe", dict),
-        error=found.get("error", str),
-    )
-
-
-def _number_of(path: Path, found: JsonObject) -> int:
-    number: int = found.get("number", int)
-    if path.parent.name != f"trial-{number:04d}":
-        raise RunFileError(path, f"is of trial {number}, which its folder is not named after")
-    return number
+    if (trial.value is None) != (state == DIVERGED):
+        raise RunFileError(
+            path, f"key 'value' must be a number if complete, else null, found {trial.value}"
+        )
+    if path.parent.name != f"trial-{trial.number:04d}":
+        raise RunFileError(path, f"is of trial {trial.number}, which its folder is not named after")
+    return trial
 
 
 def weight_parameters(

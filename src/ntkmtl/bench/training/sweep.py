@@ -12,19 +12,13 @@ from torch import nn
 
 from ntkmtl import weighting
 from ntkmtl.balance import Balancer
+from ntkmtl.bench.compute.accelerate_ import check_tracker
+from ntkmtl.bench.compute.device import Arithmetic, Device, choose_device
+from ntkmtl.bench.compute.environment import cores
+from ntkmtl.bench.compute.processes import launched
+from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.problems.base import Recipe
-from ntkmtl.bench.training._device import Arithmetic, Device, choose_device
-from ntkmtl.bench.training.accelerating import check_tracker
-from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
-from ntkmtl.bench.training.checkpoints import remove_checkpoints
-from ntkmtl.bench.training.distributed import launched
-from ntkmtl.bench.training.engines import EngineError
-from ntkmtl.bench.training.environment import cores
-from ntkmtl.bench.training.locks import alone_among_runs
-from ntkmtl.bench.training.lookup import find_problem
-from ntkmtl.bench.training.recording import record_differences, record_settings
-from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.runs import (
+from ntkmtl.bench.runs import (
     CHECKPOINT,
     CONFIG,
     FAILURE,
@@ -40,8 +34,15 @@ from ntkmtl.bench.training.runs import (
     read_config,
     run_folder,
 )
+from ntkmtl.bench.runs.checkpoints import remove_checkpoints
+from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
+from ntkmtl.bench.training.engines import EngineError
+from ntkmtl.bench.training.identity import reruns_trunk, run_identity, steps_per_epoch
+from ntkmtl.bench.training.lookup import find_problem
+from ntkmtl.bench.training.recording import record_differences, record_settings
+from ntkmtl.bench.training.reporters import Reporter
 from ntkmtl.bench.training.scores import read_baseline
-from ntkmtl.bench.training.signals import stop_requests
 from ntkmtl.bench.training.studies import (
     COMPLETE,
     DIVERGED,
@@ -52,7 +53,6 @@ from ntkmtl.bench.training.studies import (
     study_request,
     weight_parameters,
 )
-from ntkmtl.bench.training.trainer import reruns_trunk, run_identity, steps_per_epoch
 from ntkmtl.bench.training.workers import Failure, Job, run_jobs
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
@@ -686,7 +686,7 @@ def compare(
         reporter.message(notice)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     _plan(comparison, problem)
-    with alone_among_runs(Path(comparison.out)), contextlib.ExitStack() as stack:
+    with sweep_lock(Path(comparison.out)), contextlib.ExitStack() as stack:
         todo = _plan(comparison, problem)
         if todo.conflicts and not overwrite:
             raise SweepError(conflict_message(todo.conflicts))

@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.runs import CONFIG, SCHEMA, SINGLE_TASK, STUDY, differences, run_folder
+from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.training.engines import EngineError
-from ntkmtl.bench.training.locks import alone_among_runs
+from ntkmtl.bench.training.identity import run_identity, steps_per_epoch
 from ntkmtl.bench.training.lookup import find_problem
 from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.runs import CONFIG, SCHEMA, SINGLE_TASK, STUDY, differences, run_folder
 from ntkmtl.bench.training.scores import read_baseline
-from ntkmtl.bench.training.signals import stop_requests
 from ntkmtl.bench.training.studies import (
     TUNING,
     Parameter,
@@ -46,7 +47,6 @@ from ntkmtl.bench.training.sweep import (
     compare,
     method_names,
 )
-from ntkmtl.bench.training.trainer import run_identity, steps_per_epoch
 from ntkmtl.bench.training.workers import Failure, Job, Outcome, run_jobs
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_json
@@ -168,7 +168,7 @@ def tune(
                 runner = stack.enter_context(engine.start(out, reporter().message))
             except EngineError as error:
                 raise SweepError(str(error)) from error
-        with alone_among_runs(out):
+        with sweep_lock(out):
             if not overwrite:
                 _refuse_untuned(asked, problem, studies)
                 _refuse_uneven(search, studies)
@@ -184,7 +184,7 @@ def tune(
         )
         if sweep.interrupted or sweep.failures:
             return sweep
-        with alone_among_runs(out):
+        with sweep_lock(out):
             outcome = _Trials(search, asked, problem, studies, baselines.read()).run(
                 reporter(), runner
             )

@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from ntkmtl.bench.training.distributed import announced, follow, is_known_to_all, launched
+from ntkmtl.bench.compute.processes import announced, follow, is_raised_on_all_ranks, launched
+from ntkmtl.bench.compute.stop_requests import stop_requests, without_interrupts
+from ntkmtl.bench.runs import FAILURE, SCHEMA, RunInterrupted, canonical_json
 from ntkmtl.bench.training.lookup import find_problem
-from ntkmtl.bench.training.runs import FAILURE, SCHEMA, canonical_json
-from ntkmtl.bench.training.signals import stop_requests, without_interrupts
-from ntkmtl.bench.training.trainer import RunInterrupted, train
+from ntkmtl.bench.training.trainer import train
 from ntkmtl.files import write_json
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from ntkmtl.bench.compute.device import Device
     from ntkmtl.bench.problems.base import Problem, Recipe
-    from ntkmtl.bench.training._device import Device
     from ntkmtl.bench.training.reporters import Reporter
 
 __all__ = [
@@ -107,7 +107,7 @@ class Job:
         threads: Threads that torch computes with.
         checkpoint_seconds: Least time between two checkpoints.
         steps: Number of optimiser steps.
-        identity: What determines the run, as :func:`ntkmtl.bench.training.trainer.run_identity`
+        identity: What determines the run, as :func:`ntkmtl.bench.training.identity.run_identity`
             says it.
         key: Key in the cache of baselines, ``""`` for other runs.
         after: Folders of the runs that must be complete before this one can begin.
@@ -240,7 +240,7 @@ def run_job(job: Work, problems: dict[str, Problem], send: Send, should_stop: St
     except RunInterrupted:
         send(("stopped",))
     except Exception as error:
-        if launched() > 1 and not is_known_to_all(error):
+        if launched() > 1 and not is_raised_on_all_ranks(error):
             # The other processes know nothing of it and would wait for ever.
             raise
         # One run's failure must not stop the others.

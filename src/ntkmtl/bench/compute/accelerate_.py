@@ -1,6 +1,6 @@
-"""Accelerate, where a training needs it: several processes, and trackers.
+"""Hugging Face Accelerate: several processes, and trackers.
 
-A training in one process on the CPU without a tracker never imports it.
+A run in one process on the CPU without a tracker never imports it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ __all__ = [
     "accelerator",
     "check_launch",
     "check_tracker",
-    "told_to_shard",
 ]
 
 TRACKERS = {
@@ -38,7 +37,7 @@ TRACKERS = {
 """Names of trackers, the module that each needs, and what installs it."""
 
 PATIENCE = timedelta(hours=2)
-"""Time that processes wait for each other: one evaluates while the others wait."""
+"""How long processes wait for each other: one evaluates while the others wait."""
 
 
 def check_tracker(name: str | None) -> None:
@@ -61,48 +60,29 @@ def check_tracker(name: str | None) -> None:
         )
 
 
-_SHARDING = "ACCELERATE_USE_FSDP"
-
-
 def _told(key: str) -> bool:
     return os.environ.get(key, "false").lower() in ("true", "1")
 
 
-def told_to_shard() -> bool:
-    """Return whether ``accelerate launch`` was told to spread the network over the processes.
-
-    Raises:
-        ValueError: By the first version of FSDP.
-    """
-    if not _told(_SHARDING):
-        return False
-    version = os.environ.get("FSDP_VERSION", "1")
-    if version != "2":
-        raise ValueError(
-            f"accelerate was told to use FSDP of version {version}; ntkmtl's trainer uses "
-            "version 2 (torch's fully_shard): launch with --fsdp_version 2, or set FSDP_VERSION=2"
-        )
-    return True
-
-
-def check_launch(precision: str) -> None:
-    """Refuse what ``accelerate launch`` was told and a training would not do.
+def check_launch(precision: str | None = None) -> None:
+    """Refuse settings of ``accelerate launch`` that the trainer does not follow.
 
     Args:
-        precision: The recipe's.
+        precision: The recipe's; not looked at if None.
 
     Raises:
-        ValueError: DeepSpeed, Megatron-LM, a compiler, or another precision are asked for.
+        ValueError: FSDP, DeepSpeed, Megatron-LM, a compiler, or another precision are asked for.
     """
     for key, what in (
+        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
     ):
         if _told(key):
             raise ValueError(
                 f"accelerate was told to use {what}, which ntkmtl's trainer does not: it trains "
-                "with DDP or FSDP2. Launch without it; in a loop of your own, Balancer works with "
-                "any wrapper whose hooks fire"
+                "with DDP. Launch without it; in your own training loop, Balancer works with any "
+                "wrapper whose hooks fire"
             )
     # accelerate would compile the network as a whole, and the run would not say so.
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
@@ -111,6 +91,8 @@ def check_launch(precision: str) -> None:
             f"accelerate was told to compile with {backend}; launch with --dynamo_backend no, and "
             "give --compile to ntkmtl, which compiles trunk and heads"
         )
+    if precision is None:
+        return
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     mine = "no" if precision == "fp32" else precision
     known = get_args(Precision)
@@ -128,10 +110,10 @@ def check_launch(precision: str) -> None:
 
 @contextlib.contextmanager
 def accelerator(device: torch.device) -> Iterator[Any]:
-    """Make an ``Accelerator``, and leave what accelerate remembers as it was found.
+    """Make an ``Accelerator``, and restore accelerate's global state afterwards.
 
     Args:
-        device: Where the training computes.
+        device: Device of the run.
 
     Yields:
         The ``accelerate.Accelerator``.
@@ -145,45 +127,27 @@ def accelerator(device: torch.device) -> Iterator[Any]:
         from accelerate.utils import InitProcessGroupKwargs
     except ImportError as error:
         raise missing_extra("training in several processes", "bench", error) from error
-    # Its state is that of the process: another device would be refused after the first.
+    # Its state is global to the process: a second device would be refused.
     kept = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
     kept.append((PartialState, dict(PartialState._shared_state)))
     for kind, _ in kept:
         kind._shared_state.clear()
     try:
-        with _not_sharding():
-            made = Accelerator(
-                cpu=device.type == "cpu",
-                # Precision and accumulation are the trainer's: the Balancer takes part in both.
-                mixed_precision="no",
-                gradient_accumulation_steps=1,
-                kwargs_handlers=[
-                    InitProcessGroupKwargs(timeout=PATIENCE),
-                ],
-            )
-        yield made
+        yield Accelerator(
+            cpu=device.type == "cpu",
+            # The trainer does precision and accumulation itself: the Balancer takes part in both.
+            mixed_precision="no",
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
     finally:
         for kind, state in kept:
             kind._shared_state.clear()
             kind._shared_state.update(state)
 
 
-@contextlib.contextmanager
-def _not_sharding() -> Iterator[None]:
-    """Keep accelerate from spreading parameters, which is done by the trainer.
-
-    It would do so only together with an optimiser, and change their precision.
-    """
-    told = os.environ.pop(_SHARDING, None)
-    try:
-        yield
-    finally:
-        if told is not None:
-            os.environ[_SHARDING] = told
-
-
 class Tracker:
-    """Logs numbers of a training by one of accelerate's trackers.
+    """Logs numbers of a run by one of accelerate's trackers.
 
     Nothing leaves the machine unless the user's own settings say so: W&B runs offline where
     ``WANDB_MODE`` is not set, MLflow writes into the run's folder where ``MLFLOW_TRACKING_URI`` is
@@ -193,7 +157,7 @@ class Tracker:
         name: A key of :data:`TRACKERS`.
         folder: The run's folder.
         config: What determines the run, flat.
-        title: What the run is called.
+        title: Name of the run.
     """
 
     def __init__(self, name: str, folder: Path, config: Mapping[str, Any], title: str) -> None:
@@ -236,5 +200,5 @@ class Tracker:
         self._tracker.log(dict(values), step=step)
 
     def finish(self) -> None:
-        """Write what is left."""
+        """Flush and close."""
         self._tracker.finish()

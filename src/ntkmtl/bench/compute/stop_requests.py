@@ -16,9 +16,9 @@ __all__ = ["stop_requests", "without_interrupts"]
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C and SIGTERM instead of being torn apart by them.
+    """Turn Ctrl-C and SIGTERM into a request to stop.
 
-    The first request is noted, for the caller to act on at the next safe point. A second Ctrl-C
+    The first signal is recorded, and the caller acts on it at the next safe point. A second Ctrl-C
     raises ``KeyboardInterrupt`` at once. Outside the main thread, where Python handles no signals,
     nothing is changed and no request is ever seen.
 
@@ -46,10 +46,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Hold Ctrl-C back while processes are started, so that they are born deaf to it.
+    """Block Ctrl-C while processes are started, so that they ignore it from the start.
 
-    A terminal sends Ctrl-C to every process of the group; workers are stopped by their parent, who
-    is told, and not half-way through importing torch. The signal mask is inherited.
+    A terminal sends Ctrl-C to every process of the group; their parent stops workers,
+    not in the middle of importing torch. The signal mask is inherited.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

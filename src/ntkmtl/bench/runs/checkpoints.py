@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a run needs to go on as if it had never stopped."""
+"""Checkpoints: everything that a run needs to resume as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 import pickle
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-# Torch has no error of its own for it.
+# Torch has no error class for it.
 _NO_MEMORY = "DefaultCPUAllocator"
 
 
@@ -36,7 +36,7 @@ class CheckpointError(ValueError):
 
 
 def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return where the checkpoint before the one at ``path`` is kept.
+    """Return where the previous checkpoint is kept.
 
     Example:
         >>> previous_checkpoint("run/checkpoint.pt").as_posix()
@@ -47,7 +47,7 @@ def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
 
 
 def remove_checkpoints(path: str | os.PathLike[str]) -> None:
-    """Remove a checkpoint and the one before it, where they are there."""
+    """Remove a checkpoint and the previous one, if they exist."""
     for place in (Path(path), previous_checkpoint(path)):
         place.unlink(missing_ok=True)
 
@@ -59,16 +59,47 @@ def write_checkpoint(
 
     Args:
         path: The file.
-        state: Tensors, numbers, texts, None, and dicts and lists of them.
+        state: Tensors, numbers, strings, None, and dicts and lists of them.
         keep_previous: Whether the checkpoint that stood at ``path`` is kept under the name that
-            :func:`previous_checkpoint` gives, for the day on which the new one proves damaged.
+            :func:`previous_checkpoint` gives, to be used if the new one is corrupt.
 
     Raises:
-        OSError: It cannot be written; what stood at ``path`` is still there, under one of the two
-            names.
+        OSError: It cannot be written, as on a full disk; the error names ``path``. What stood there
+            is still there, under one of the two names.
     """
     with atomic_write(path, previous_checkpoint(path) if keep_previous else None) as file:
-        torch.save(dict(state), file)
+        watched = _Watched(file)
+        try:
+            torch.save(dict(state), cast("IO[bytes]", watched))
+        except RuntimeError as error:
+            # Torch closes its archive after a failed write, which fails with an error of its own
+            # that hides the first one.
+            if watched.error is None:
+                raise
+            raise watched.error from error
+
+
+class _Watched:
+    """A binary file that remembers the first error of a write.
+
+    Args:
+        file: The file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            if self.error is None:
+                self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -81,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         FileNotFoundError: There is no checkpoint.
         CheckpointError: It is truncated, has flipped bits, or holds something else.
         OSError: It cannot be opened or read, which says nothing of what it holds.
-        MemoryError: There is no room for it.
+        MemoryError: There is not enough memory for it.
     """
     path = Path(path)
     try:
@@ -94,7 +125,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except CheckpointError:
         raise
     except OSError as error:
-        # A damaged archive asks for a place before the file's beginning.
+        # A damaged archive makes zipfile seek before the file's beginning.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise CheckpointError(f"{path}: {error}") from error
@@ -118,17 +149,17 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def usable_checkpoint(
     path: str | os.PathLike[str], why_not: Callable[[Mapping[str, Any]], str | None]
 ) -> dict[str, Any] | None:
-    """Return the last checkpoint that can be used, and warn where it is not the last one.
+    """Return the latest usable checkpoint, and warn if it is not the latest one.
 
-    Where none can be used though there are some, all are removed.
+    If there are checkpoints and none is usable, all are removed.
 
     Args:
-        path: The last one; the one before it is looked for too.
+        path: The latest one; the previous one is looked for too.
         why_not: From a checkpoint to the reason why it cannot be used, None if it can.
 
     Raises:
         OSError: One cannot be opened or read; none is removed.
-        MemoryError: There is no room for one; none is removed.
+        MemoryError: There is not enough memory for one; none is removed.
     """
     path = Path(path)
     reasons = []
@@ -144,11 +175,11 @@ def usable_checkpoint(
         if why is None:
             if reasons:
                 warn(
-                    "the last checkpoint cannot be used, so the run goes on from the one before "
-                    f"it, {place}. {'; '.join(reasons)}",
+                    "the latest checkpoint cannot be used, so the run resumes from the previous "
+                    f"one, {place}. {'; '.join(reasons)}",
                     RuntimeWarning,
                 )
-                # Else the next write would put it in the place of the good one.
+                # Otherwise the next write would replace the good one by it.
                 path.unlink(missing_ok=True)
             return state
         reasons.append(f"{place}: {why}")

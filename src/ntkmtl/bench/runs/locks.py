@@ -1,4 +1,4 @@
-"""One process at a time in the folder of a run, or in that of several."""
+"""Locks: one process at a time in the folder of a run, or of a comparison."""
 
 from __future__ import annotations
 
@@ -9,38 +9,35 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from ntkmtl.bench.training.runs import remove_leftovers
+from ntkmtl.bench.runs.errors import RunBusyError
+from ntkmtl.bench.runs.layout import remove_leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["LOCK", "RunBusyError", "alone_among_runs", "alone_in"]
+__all__ = ["LOCK", "PATIENCE", "RunBusyError", "run_lock", "sweep_lock"]
 
 LOCK = ".ntkmtl.lock"
 
 PATIENCE = 10.0
-"""Seconds to wait for the other process: workers whose parent was killed end at their next step."""
-
-
-class RunBusyError(ValueError):
-    """Another process works in the folder of a run, or in that of several."""
+"""Seconds to wait for the other process: orphaned workers exit after their current step."""
 
 
 @contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run's folder; the system lets go when this one dies.
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a run's folder; the system releases the lock when the process dies.
 
     Args:
         folder: The folder, made if there is none. No file is left in it.
 
     Raises:
-        RunBusyError: Another process has been in it for :data:`PATIENCE` seconds.
+        RunBusyError: Another process has held the lock for :data:`PATIENCE` seconds.
         OSError: The folder cannot be written.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "run"
-        >>> with alone_in(folder):
+        >>> with run_lock(folder):
         ...     [path.name for path in folder.iterdir()]
         ['.ntkmtl.lock']
     """
@@ -58,7 +55,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         if os.name == "posix":
-            # Removed while it is held: who waits for the removed file sees that, and tries again.
+            # Removed while it is held: a process that waits for the removed file notices and
+            # tries again.
             (folder / LOCK).unlink(missing_ok=True)
         lock.release()
         if made:
@@ -68,24 +66,24 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone_among_runs(out: Path) -> Iterator[None]:
-    """Keep other processes out of a folder of runs, and clear away what killed ones left.
+def sweep_lock(out: Path) -> Iterator[None]:
+    """Lock the folder of a comparison, and remove what killed processes left in it.
 
     Args:
         out: The folder, made if there is none.
 
     Raises:
-        RunBusyError: Another process is in it; it is not waited for.
+        RunBusyError: Another process holds the lock; it is not waited for.
         OSError: The folder cannot be written.
 
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "runs"
-        >>> with alone_among_runs(folder), alone_among_runs(folder):  # doctest: +ELLIPSIS
+        >>> with sweep_lock(folder), sweep_lock(folder):  # doctest: +ELLIPSIS
         ...     pass
         Traceback (most recent call last):
             ...
-        ntkmtl.bench.training.locks.RunBusyError: another process is working in ...
+        ntkmtl.bench.runs.errors.RunBusyError: another process is working in ...
     """
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / LOCK)

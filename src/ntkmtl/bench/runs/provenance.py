@@ -1,9 +1,8 @@
-"""What a run was made with: versions, processor, threads."""
+"""Provenance of a run: versions, the source of the problem, processor and threads."""
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -21,18 +20,11 @@ from ntkmtl._version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cores", "hardware", "reproducible", "versions"]
+__all__ = ["available_cores", "hardware", "problem_version", "source_digest", "versions"]
 
 
-def cores() -> int:
-    """Return the number of processor cores for this process.
-
-    Those that it may use, shared out among the processes that were launched together with it.
-    """
-    return max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
-def _cores() -> int:
+def available_cores() -> int:
+    """Return the number of processor cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -197,17 +189,17 @@ def problem_version(kind: type) -> dict[str, str]:
 def hardware(
     threads: int, device: torch.device | None = None, processes: int = 1
 ) -> dict[str, Any]:
-    """Return where a run runs.
+    """Return what a run is trained on.
 
     Args:
         threads: Threads that torch computes with.
-        device: Where it computes, the CPU if None. A GPU's name is ``gpu``.
-        processes: Number of processes that train together, said where there are several.
+        device: Device of the run, the CPU if None. A GPU's name is ``gpu``.
+        processes: Number of processes that train together, included if there are several.
     """
     found: dict[str, Any] = {
         "device": "cpu" if device is None else device.type,
         "processor": _processor(),
-        "cores": _cores(),
+        "cores": available_cores(),
         "threads": threads,
     }
     if device is not None and device.type == "cuda":
@@ -226,34 +218,3 @@ def _processor() -> str:
             if key.strip() == "model name":
                 return value.strip()
     return platform.processor() or platform.machine()
-
-
-@contextlib.contextmanager
-def reproducible(threads: int, device: torch.device | None = None) -> Iterator[None]:
-    """Compute so that the same seed gives the same numbers, and leave torch as it was found.
-
-    On a GPU sums may be added in any order: several operations have no other way there, so equal
-    bits are promised on the CPU only.
-
-    Args:
-        threads: Threads that torch computes with; the rounding of sums depends on it.
-        device: Where it computes, the CPU if None.
-    """
-    on_gpu = device is not None and device.type == "cuda"
-    before = torch.get_num_threads()
-    mode = torch.get_deterministic_debug_mode()
-    flags: Any = torch.utils.deterministic
-    fill = flags.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        try:
-            torch.set_num_threads(threads)
-            # Indexing on several threads adds in any order otherwise. The better known function,
-            # use_deterministic_algorithms, takes two seconds to import torch's compiler first.
-            torch.set_deterministic_debug_mode("default" if on_gpu else "error")
-            # Filling every new tensor with NaN finds bugs, it does not change right results.
-            flags.fill_uninitialized_memory = False
-            yield
-        finally:
-            torch.set_num_threads(before)
-            torch.set_deterministic_debug_mode(mode)
-            flags.fill_uninitialized_memory = fill

@@ -1,4 +1,4 @@
-"""Several processes that train one network together, and one process that trains alone.
+"""The process group of a run: several processes that train one network, or a single one.
 
 Each process of ``torchrun`` or ``accelerate launch`` calls :func:`ntkmtl.bench.training.train`
 with the same arguments. The first one reads and writes files and decides; the others are told.
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ntkmtl.balance import Balancer
-from ntkmtl.bench.training.accelerating import accelerator
+from ntkmtl.bench.compute.accelerate_ import accelerator, check_launch
 from ntkmtl.kernel import ExtendedNTK
 
 if TYPE_CHECKING:
@@ -28,20 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JoiningBalancer",
-    "Team",
+    "ProcessGroup",
     "announced",
     "follow",
-    "gathered",
-    "is_known_to_all",
+    "is_raised_on_all_ranks",
     "join_minibatches",
-    "known_to_all",
     "launched",
     "leading",
-    "local",
     "processes",
+    "raised_on_all_ranks",
     "rank",
-    "sharded",
-    "spread_like",
 ]
 
 _T = TypeVar("_T")
@@ -64,19 +60,17 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if launched() > 1 else 0
 
 
-class Team:
-    """The processes that train together. This one trains alone.
+class ProcessGroup:
+    """The processes that train one network together; this class is the group of one process.
 
     Attributes:
         rank: Number of this process, from 0.
         size: Number of processes.
-        device: Where this process computes.
-        shards: Whether the parameters are spread over the processes between steps.
+        device: Device of this process.
     """
 
     rank = 0
     size = 1
-    shards = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -87,7 +81,7 @@ class Team:
         return self.rank == 0
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
-        """Return on every process what a function returns, or raise what it raises, on the first.
+        """Call a function on the first process, and return or raise its outcome on every process.
 
         Args:
             decide: Called on the first process only.
@@ -118,15 +112,8 @@ class Team:
         """Return a module whose gradients are averaged over the processes."""
         return module
 
-    def whole(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Return within what the parameters of a prepared module are there in whole.
-
-        Every process enters it.
-        """
-        return contextlib.nullcontext()
-
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        """Return what a backward pass runs within that is not the last one before a step."""
+        """Return the context of a backward pass that exchanges no gradients: not a step's last."""
         return contextlib.nullcontext()
 
     def share(self, indices: Tensor, part: int, parts: int) -> Tensor:
@@ -147,18 +134,16 @@ class Team:
         return indices[start : start + length]
 
 
-class _Processes(Team):
-    """The processes that train together, two or more.
+class _Distributed(ProcessGroup):
+    """Two or more processes that train one network together.
 
     Args:
-        device: Where this process computes.
+        device: Device of this process.
         accelerate: An ``accelerate.Accelerator``.
-        shards: Whether to spread the parameters over them, by FSDP2.
     """
 
-    def __init__(self, device: torch.device, accelerate: Any, shards: bool = False) -> None:
+    def __init__(self, device: torch.device, accelerate: Any) -> None:
         super().__init__(device)
-        self.shards = shards
         self.accelerate = accelerate
         self.rank = int(accelerate.process_index)
         self.size = int(accelerate.num_processes)
@@ -175,9 +160,9 @@ class _Processes(Team):
         dist.broadcast_object_list(told, src=0)
         value, elsewhere = told[0]
         if raised is not None:
-            raise known_to_all(raised)
+            raise raised_on_all_ranks(raised)
         if elsewhere is not None:
-            raise known_to_all(elsewhere)
+            raise raised_on_all_ranks(elsewhere)
         return value  # type: ignore[no-any-return]
 
     def everyone(self, check: Callable[[], _T]) -> _T:
@@ -188,10 +173,10 @@ class _Processes(Team):
             raised = error
         errors = self.gather(None if raised is None else _portable(raised))
         if raised is not None:
-            raise known_to_all(raised)
+            raise raised_on_all_ranks(raised)
         for elsewhere in errors:
             if elsewhere is not None:
-                raise known_to_all(elsewhere)
+                raise raised_on_all_ranks(elsewhere)
         return value  # type: ignore[return-value]
 
     def gather(self, value: _T) -> list[_T]:
@@ -209,42 +194,26 @@ class _Processes(Team):
         return [sum(column) for column in zip(*self.gather(values), strict=True)]
 
     def prepare(self, module: nn.Module) -> nn.Module:
-        if self.shards:
-            return sharded(module, self.device, self.size)
         prepared: nn.Module = self.accelerate.prepare_model(module)
         return prepared
 
-    @contextlib.contextmanager
-    def _whole(self, module: Any) -> Iterator[None]:
-        module.unshard()
-        try:
-            yield
-        finally:
-            module.reshard()
-
-    def whole(self, module: nn.Module) -> AbstractContextManager[Any]:
-        return self._whole(module) if self.shards else contextlib.nullcontext()
-
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
-        if self.shards:
-            # Nothing is exchanged before the module is told so.
-            return contextlib.nullcontext()
         context: AbstractContextManager[Any] = self.accelerate.no_sync(module)
         return context
 
 
-_KNOWN = "_ntkmtl_known_to_all"
+_ON_ALL = "_ntkmtl_raised_on_all_ranks"
 
 
-def known_to_all(error: _E) -> _E:
-    """Mark an error that every process raises at the same place, and return it."""
-    setattr(error, _KNOWN, True)
+def raised_on_all_ranks(error: _E) -> _E:
+    """Mark an error as one that every process raises at the same place, and return it."""
+    setattr(error, _ON_ALL, True)
     return error
 
 
-def is_known_to_all(error: BaseException) -> bool:
+def is_raised_on_all_ranks(error: BaseException) -> bool:
     """Return whether an error is one that every process raises at the same place."""
-    return getattr(error, _KNOWN, False) is True
+    return getattr(error, _ON_ALL, False) is True
 
 
 def _portable(error: BaseException) -> BaseException:
@@ -258,118 +227,38 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
-# ------------------------------------------------------------------------------------------------
-# Parameters that are spread over the processes
-
-
-def sharded(module: nn.Module, device: torch.device, size: int) -> nn.Module:
-    """Spread the parameters of a module over the processes, in place, by FSDP2.
-
-    They are one group: whole from the module's forward pass until a backward pass from its output,
-    which averages what is in ``.grad`` and lets go of all but this process's part.
-
-    Args:
-        module: Whose parameters are the same on every process.
-        device: Where it is.
-        size: Number of processes.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    fully_shard(module, mesh=init_device_mesh(device.type, (size,)), reshard_after_forward=False)
-    return module
-
-
-def gathered(state: Any) -> Any:
-    """Return a state with every spread tensor in whole; every process calls it.
-
-    Args:
-        state: Tensors within dicts, lists and tuples.
-    """
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(state, DTensor):
-        return state.full_tensor()
-    if isinstance(state, dict):
-        return {key: gathered(value) for key, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(gathered(value) for value in state)
-    return state
-
-
-def spread_like(state: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """Return an optimiser's state with what belongs to a spread parameter spread like it.
-
-    Args:
-        state: Of an optimiser of the whole parameters.
-        parameters: Those of all groups in their order, spread.
-    """
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    def like(parameter: Tensor, value: Any) -> Any:
-        if not (isinstance(value, Tensor) and isinstance(parameter, DTensor)):
-            return value
-        if value.shape != parameter.shape:
-            return value
-        # Every process has the whole: nothing is sent.
-        return distribute_tensor(
-            value, parameter.device_mesh, parameter.placements, src_data_rank=None
-        )
-
-    return {
-        **state,
-        "state": {
-            number: {key: like(parameters[number], value) for key, value in own.items()}
-            for number, own in state["state"].items()
-        },
-    }
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor, all of one that is not spread."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 @contextlib.contextmanager
-def processes(
-    device: torch.device, *, accelerated: bool = False, shards: bool = False
-) -> Iterator[Team]:
-    """Meet the other processes, if there are any.
+def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[ProcessGroup]:
+    """Join the other processes, if there are any.
 
     Args:
         device: ``cpu`` or ``cuda``, the same on all.
         accelerated: Whether accelerate is needed in a single process too, for a tracker.
-        shards: Whether to spread the parameters over the processes.
 
     Raises:
         MissingExtraError: accelerate is needed and not installed.
-        ValueError: There is no other process to spread parameters over.
+        ValueError: ``accelerate launch`` was told to use what the trainer does not.
     """
     count = launched()
-    if shards and count == 1:
-        raise ValueError(
-            "parameters are spread over two or more processes, and this one was launched alone; "
-            "launch several with torchrun or accelerate launch, or leave FSDP out"
-        )
+    if count > 1:
+        check_launch()
     if count == 1 and not accelerated:
-        yield Team(device)
+        yield ProcessGroup(device)
         return
     met = dist.is_available() and dist.is_initialized()
     with accelerator(device) as accelerate:
         try:
             if count == 1:
-                yield Team(device)
+                yield ProcessGroup(device)
             else:
-                yield _Processes(accelerate.device, accelerate, shards)
+                yield _Distributed(accelerate.device, accelerate)
         finally:
             if not met and dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------
-# Mini-batches that several processes share
+# Mini-batches that are split over several processes
 
 
 def join_minibatches(kernel: ExtendedNTK, n: int) -> ExtendedNTK:
@@ -419,9 +308,9 @@ class JoiningBalancer(Balancer):
 
 
 # ------------------------------------------------------------------------------------------------
-# One process leads, the others follow
+# The first process announces runs, the others follow
 
-_leader: Team | None = None
+_leader: ProcessGroup | None = None
 _broken = False
 
 
@@ -462,7 +351,7 @@ def announced(work: object) -> Iterator[None]:
         yield
     except BaseException as error:
         # The others may be waiting within a step, where they hear nothing more.
-        _broken = not is_known_to_all(error)
+        _broken = not is_raised_on_all_ranks(error)
         raise
 
 
@@ -483,6 +372,6 @@ def follow(device: torch.device, train: Callable[[Any], None]) -> None:
             try:
                 train(told[0])
             except BaseException as error:
-                if not is_known_to_all(error):
+                if not is_raised_on_all_ranks(error):
                     traceback.print_exc()
                     raise

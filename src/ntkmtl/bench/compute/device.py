@@ -1,4 +1,4 @@
-"""Where a training computes, and how precisely."""
+"""Devices, precisions and compilation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from ntkmtl.bench.problems.base import MultiTaskModel, OnNonFinite, Precision, Recipe
+from ntkmtl.bench.problems.base import MultiTaskModel, Precision
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -22,7 +22,6 @@ __all__ = [
     "DeviceError",
     "Evaluated",
     "buffers_kept",
-    "check_recipe",
     "choose_device",
     "compile_heads",
     "compiled",
@@ -30,14 +29,14 @@ __all__ = [
 ]
 
 Device = Literal["auto", "cpu", "cuda"]
-"""Where to train: ``"auto"`` takes a GPU where there is one."""
+"""Device to train on: ``"auto"`` takes a GPU if there is one."""
 
 LEAST_SCALE = 2.0**-14
-"""Scale of fp16's gradients below which no overflow is to blame any more."""
+"""Scale of fp16's gradients below which non-finite gradients are no overflow."""
 
 
 class DeviceError(ValueError):
-    """A device is not there, or cannot do what a training asks for."""
+    """A device is missing, or cannot do what a run asks for."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -47,7 +46,7 @@ def choose_device(name: str) -> torch.device:
         name: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
-        DeviceError: The name is unknown, or there is no such device.
+        DeviceError: The name is unknown, or the device is missing.
 
     Example:
         >>> choose_device("cpu")
@@ -64,29 +63,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def check_recipe(recipe: Recipe) -> None:
-    """Refuse settings of a recipe that make no sense.
-
-    Raises:
-        ValueError: One is unknown or out of range.
-    """
-    for name, known in (("precision", Precision), ("on_nonfinite", OnNonFinite)):
-        value, names = getattr(recipe, name), get_args(known)
-        if value not in names:
-            raise ValueError(f"{name} must be one of {', '.join(names)}. Found {value!r}.")
-    parts = recipe.accumulate
-    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
-        raise ValueError(f"accumulate must be a whole number of at least 1. Found {parts!r}.")
-    if not 0 <= recipe.clip < float("inf"):
-        raise ValueError(f"clip must be a norm, or 0 for none. Found {recipe.clip}.")
-
-
 def to_device(value: Any, device: torch.device) -> Any:
     """Return a batch with all its tensors on a device: nested tuples, lists, dicts, dataclasses.
 
     Args:
         value: The batch.
-        device: Where to.
+        device: The device.
 
     Example:
         >>> to_device((torch.ones(2), {"y": torch.zeros(1)}), torch.device("cpu"))
@@ -111,11 +93,11 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 class Arithmetic:
-    """What forward passes compute in, and what goes with it.
+    """Precision of forward passes, with the gradient scaler that it may need.
 
     Args:
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-        device: Where.
+        device: Device of the run.
 
     Attributes:
         scaler: The gradient scaler of fp16, None for the others.
@@ -137,24 +119,24 @@ class Arithmetic:
         self.scaler: torch.amp.GradScaler | None = None
         if precision == "fp32":
             return
-        _try_out(self.dtype, device)
+        _require_precision(self.dtype, device)
         if precision == "fp16":
             self.scaler = torch.amp.GradScaler(device.type)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return what a forward pass runs within."""
+        """Return the context of a forward pass."""
         if self.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def full(self, outputs: Sequence[Tensor]) -> list[Tensor]:
-        """Return outputs in fp32, which losses are computed in."""
+        """Return outputs in fp32, the precision of losses."""
         if self.precision == "fp32":
             return list(outputs)
         return [output.float() if output.is_floating_point() else output for output in outputs]
 
     def step(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Take a step of the optimiser; gradients are unscaled already.
+        """Take a step of the optimizer; gradients are unscaled already.
 
         Returns:
             Whether it was taken: the scaler leaves out steps whose gradients overflowed.
@@ -177,15 +159,15 @@ class Arithmetic:
         return bool(after >= before)
 
 
-def _try_out(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a precision that a device does not have.
+def _require_precision(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a precision that a device lacks.
 
     Raises:
-        DeviceError: It does not.
+        DeviceError: The device lacks it.
     """
     name = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
-        # Emulated, it would be slower than float32 and pass for what it is not.
+        # Emulated bfloat16 is slower than float32.
         if dtype is torch.bfloat16 and not torch.cuda.is_bf16_supported(including_emulation=False):
             raise DeviceError(
                 f"{torch.cuda.get_device_name(device)} does not compute in {name}; "
@@ -207,7 +189,7 @@ class Evaluated(MultiTaskModel):
 
     Args:
         model: The network.
-        device: Where it is.
+        device: Its device.
     """
 
     def __init__(self, model: MultiTaskModel, device: torch.device) -> None:
@@ -237,7 +219,7 @@ def compiled(function: _Function, device: torch.device) -> _Function:
 
     Args:
         function: Such as a trunk's, from a batch to the representation.
-        device: Where it will run.
+        device: Device of the run.
 
     Raises:
         DeviceError: There is no compiler.
@@ -252,12 +234,12 @@ def compiled(function: _Function, device: torch.device) -> _Function:
 
 @contextlib.contextmanager
 def buffers_kept(compiles: bool) -> Iterator[None]:
-    """Let compiled backward passes keep what they need for another one.
+    """Let compiled backward passes keep the buffers that another backward pass needs.
 
-    By itself a compiled backward pass reuses that memory, and a kernel takes several passes.
+    By default a compiled backward pass reuses that memory, and a kernel takes several passes.
 
     Args:
-        compiles: Whether anything is compiled; if not, nothing is changed.
+        compiles: Whether anything is compiled; if not, nothing changes.
     """
     if not compiles:
         yield
@@ -269,7 +251,7 @@ def buffers_kept(compiles: bool) -> Iterator[None]:
 
 
 def compile_heads(model: MultiTaskModel) -> None:
-    """Compile each head by itself: the gradients of a joint graph could not be told apart.
+    """Compile each head by itself: gradients of a joint graph could not be separated by task.
 
     Raises:
         ValueError: The network does not keep its heads in ``heads``.

@@ -1,0 +1,1 @@
+"""Devices, precisions, threads, processes and stop requests: what a run computes with."""

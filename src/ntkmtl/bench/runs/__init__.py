@@ -1,0 +1,96 @@
+"""The folders of runs: names of files, records, locks, checkpoints.
+
+Reading runs needs no torch; what needs it is imported from its own module
+(:mod:`~ntkmtl.bench.runs.folder`, :mod:`~ntkmtl.bench.runs.checkpoints`,
+:mod:`~ntkmtl.bench.runs.provenance`).
+"""
+
+from ntkmtl.bench.runs._reading import Finite, canonical_json, convert, read_json, require_schema
+from ntkmtl.bench.runs.errors import (
+    RunBusyError,
+    RunConflictError,
+    RunFileError,
+    RunFolderLostError,
+    RunInterrupted,
+)
+from ntkmtl.bench.runs.layout import (
+    AGENT,
+    BEST,
+    CHECKPOINT,
+    CONFIG,
+    FAILURE,
+    FILES,
+    HISTORY,
+    MAX_STEP_ROWS,
+    PREVIOUS,
+    RECORD,
+    REQUEST,
+    RESULT,
+    SCHEMA,
+    SINGLE_TASK,
+    STEPS,
+    STUDY,
+    TRIAL,
+    clear_run,
+    folder_name,
+    remove_leftovers,
+    run_folder,
+)
+from ntkmtl.bench.runs.records import (
+    Epoch,
+    RunConfig,
+    RunMetric,
+    RunResult,
+    differences,
+    read_config,
+    write_history,
+)
+from ntkmtl.bench.runs.run import IncompleteRun, Run, load_run, load_runs
+from ntkmtl.bench.runs.steps import Steps, write_steps
+
+__all__ = [
+    "AGENT",
+    "BEST",
+    "CHECKPOINT",
+    "CONFIG",
+    "FAILURE",
+    "FILES",
+    "HISTORY",
+    "MAX_STEP_ROWS",
+    "PREVIOUS",
+    "RECORD",
+    "REQUEST",
+    "RESULT",
+    "SCHEMA",
+    "SINGLE_TASK",
+    "STEPS",
+    "STUDY",
+    "TRIAL",
+    "Epoch",
+    "Finite",
+    "IncompleteRun",
+    "Run",
+    "RunBusyError",
+    "RunConfig",
+    "RunConflictError",
+    "RunFileError",
+    "RunFolderLostError",
+    "RunInterrupted",
+    "RunMetric",
+    "RunResult",
+    "Steps",
+    "canonical_json",
+    "clear_run",
+    "convert",
+    "differences",
+    "folder_name",
+    "load_run",
+    "load_runs",
+    "read_config",
+    "read_json",
+    "remove_leftovers",
+    "require_schema",
+    "run_folder",
+    "write_history",
+    "write_steps",
+]

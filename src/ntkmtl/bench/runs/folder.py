@@ -1,0 +1,228 @@
+"""One run's folder while it is trained: identity, lock, checkpoints, result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.runs._reading import canonical_json
+from ntkmtl.bench.runs.checkpoints import remove_checkpoints, usable_checkpoint, write_checkpoint
+from ntkmtl.bench.runs.errors import RunConflictError, RunFolderLostError
+from ntkmtl.bench.runs.layout import (
+    CHECKPOINT,
+    CONFIG,
+    FAILURE,
+    FILES,
+    HISTORY,
+    PREVIOUS,
+    RESULT,
+    STEPS,
+    clear_run,
+)
+from ntkmtl.bench.runs.locks import run_lock
+from ntkmtl.bench.runs.records import differences, read_config, write_history
+from ntkmtl.bench.runs.run import Run, load_run
+from ntkmtl.bench.runs.steps import write_steps
+from ntkmtl.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from ntkmtl.bench.runs.records import Epoch, RunConfig, RunResult
+    from ntkmtl.bench.runs.steps import Steps
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """The folder of one run; both trainers read and write it through this class.
+
+    A trainer locks it, asks whether it holds the complete run, resumes from its checkpoint or
+    starts one, saves checkpoints, and finishes::
+
+        folder = RunFolder(path, identity, versions)
+        with folder.lock():
+            if (run := folder.complete()) is not None:
+                return run
+            state = folder.resume()
+            ...
+            if state is None:
+                folder.start(config)
+            ...
+            folder.save(training.state_dict())
+            ...
+            folder.finish(history, steps, result)
+
+    Args:
+        path: The folder; it need not exist.
+        identity: What determines the run's numbers, as :meth:`RunConfig.identity` returns it.
+        versions: Versions of the libraries; a checkpoint of other versions is not used.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        identity: Mapping[str, Any],
+        versions: Mapping[str, str],
+    ) -> None:
+        self.path = Path(path)
+        self.identity = dict(identity)
+        self.versions = dict(versions)
+        self._place: tuple[int, int] | None = None
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Return a context in which no other process trains in the folder.
+
+        Raises:
+            RunBusyError: Another process trains in it.
+        """
+        return run_lock(self.path)
+
+    # ------------------------------------------------------------------ what is there
+
+    def complete(self, check: Callable[[], Sequence[str]] = list) -> Run | None:
+        """Return the run of the folder if it is the one asked for and complete.
+
+        Args:
+            check: Called if it is; returns what is wrong with it all the same, one string each.
+
+        Raises:
+            RunConflictError: The folder holds another run, or ``check`` found something.
+            RunFileError: A file in it is damaged.
+        """
+        if not self.file(CONFIG).exists():
+            # A result without a configuration is left of a run that was being removed.
+            self.file(RESULT).unlink(missing_ok=True)
+            return None
+        if found := self.conflicts():
+            raise RunConflictError(self.path, found)
+        if not self.file(RESULT).exists():
+            return None
+        if wrong := check():
+            raise RunConflictError(self.path, wrong)
+        for name in (CHECKPOINT, PREVIOUS, FAILURE):
+            self.file(name).unlink(missing_ok=True)
+        return load_run(self.path)
+
+    def conflicts(self) -> list[str]:
+        """Return how the identity of the run in the folder differs, one string per key.
+
+        Raises:
+            RunFileError: ``config.json`` is damaged.
+        """
+        if not self.file(CONFIG).exists():
+            return []
+        return differences(read_config(self.file(CONFIG)).identity(), self.identity)
+
+    def clear(self) -> None:
+        """Remove the files of the run, and nothing else."""
+        clear_run(self.path)
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        return self.path / name
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def resume(
+        self, why_not: Callable[[Mapping[str, Any]], str | None] = lambda state: None
+    ) -> dict[str, Any] | None:
+        """Return the latest usable checkpoint, None if there is none; remove leftovers.
+
+        A checkpoint of other versions or of another run is not used, with a warning.
+
+        Args:
+            why_not: Returns why else a checkpoint cannot be used, None if it can.
+
+        Raises:
+            OSError: A checkpoint cannot be opened or read.
+            MemoryError: There is not enough memory for one.
+        """
+        for name in FILES:
+            for leftover in self.path.glob(f".{name}.*.tmp"):
+                leftover.unlink(missing_ok=True)
+        self.file(FAILURE).unlink(missing_ok=True)
+        state = usable_checkpoint(
+            self.file(CHECKPOINT), lambda state: self._why_foreign(state) or why_not(state)
+        )
+        if state is not None:
+            self._note_place()
+        return state
+
+    def _why_foreign(self, state: Mapping[str, Any]) -> str | None:
+        if not self.file(CONFIG).exists():
+            return f"stands without {CONFIG}"
+        written = state.get("identity"), state.get("versions")
+        if written == (canonical_json(self.identity), self.versions):
+            return None
+        return f"was written by another version or for another run ({written[1]})"
+
+    def start(self, config: RunConfig) -> None:
+        """Write ``config.json``, the first file of a run."""
+        write_json(self.file(CONFIG), config.to_json())
+        self._note_place()
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, and keep the previous one; the run's identity is added to it.
+
+        Raises:
+            RunFolderLostError: The folder is not there any more.
+            OSError: It cannot be written, as on a full disk.
+        """
+        self.require_present()
+        own = {"identity": canonical_json(self.identity), "versions": self.versions}
+        write_checkpoint(self.file(CHECKPOINT), {**own, **state}, keep_previous=True)
+
+    # ------------------------------------------------------------------ while it is trained
+
+    def _note_place(self) -> None:
+        found = self.path.stat()
+        self._place = found.st_dev, found.st_ino
+
+    def present(self) -> bool:
+        """Whether the folder is still the one that the run was started or resumed in."""
+        try:
+            found = self.path.stat()
+            return self._place == (found.st_dev, found.st_ino) and self.file(CONFIG).exists()
+        except OSError:
+            return False
+
+    def require_present(self) -> None:
+        """Check that the folder is still there.
+
+        Raises:
+            RunFolderLostError: It is not.
+        """
+        if not self.present():
+            raise RunFolderLostError(self.path)
+
+    def finish(
+        self,
+        history: Sequence[Epoch],
+        steps: Steps,
+        result: RunResult,
+        others: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Write the results, ``result.json`` last, and remove the checkpoints.
+
+        Args:
+            history: The epochs.
+            steps: Task weights and eigenvalues over training.
+            result: The outcome.
+            others: Writes what else the run leaves, before ``result.json``.
+
+        Raises:
+            RunFolderLostError: The folder is not there any more.
+            OSError: A file cannot be written.
+        """
+        self.require_present()
+        write_history(self.file(HISTORY), history)
+        write_steps(self.file(STEPS), steps)
+        others()
+        write_json(self.file(RESULT), result.to_json())
+        remove_checkpoints(self.file(CHECKPOINT))

@@ -1,0 +1,107 @@
+"""Names of files and folders that runs leave behind; see ``docs/run-format.md``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+__all__ = [
+    "AGENT",
+    "BEST",
+    "CHECKPOINT",
+    "CONFIG",
+    "FAILURE",
+    "FILES",
+    "HISTORY",
+    "MAX_STEP_ROWS",
+    "PREVIOUS",
+    "RECORD",
+    "REQUEST",
+    "RESULT",
+    "SCHEMA",
+    "SINGLE_TASK",
+    "STEPS",
+    "STUDY",
+    "TRIAL",
+    "clear_run",
+    "folder_name",
+    "remove_leftovers",
+    "run_folder",
+]
+
+SCHEMA = 1
+"""Version of the files' layout, written into ``config.json`` and ``result.json``."""
+
+SINGLE_TASK = "stl"
+"""Name of the method that trains one network per task: the baseline of Delta-m."""
+
+CONFIG, HISTORY, STEPS, RESULT = "config.json", "history.json", "steps.npz", "result.json"
+CHECKPOINT, FAILURE = "checkpoint.pt", "failure.json"
+PREVIOUS = "checkpoint.previous.pt"
+"""Previous checkpoint, used if the latest is corrupt."""
+RECORD = "record.json"
+"""What :class:`ntkmtl.analysis.Recorder` kept, where a run was recorded."""
+STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
+REQUEST = "compare.json"
+AGENT = "agent.pt"
+"""The trained agent of a reinforcement-learning run."""
+FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, AGENT, CONFIG)
+"""Every file of a run folder, in the order of removal: an interrupted removal must not look like a
+complete run."""
+
+MAX_STEP_ROWS = 2000
+"""Most rows in ``steps.npz``."""
+
+
+def folder_name(name: str) -> str:
+    """Return a name as one path component on every system; distinct names stay distinct.
+
+    Raises:
+        ValueError: The name is empty or made of dots.
+
+    Example:
+        >>> folder_name("ntkmtl-sr"), folder_name("R/S: 1")
+        ('ntkmtl-sr', 'R%2FS%3A%201')
+    """
+    if not name.strip("."):
+        raise ValueError(f"a problem, method or task needs a name that can name a folder: {name!r}")
+    return quote(name, safe="+=,@")
+
+
+def run_folder(
+    out: str | os.PathLike[str], problem: str, method: str, seed: int, task: str | None = None
+) -> Path:
+    """Return the folder of a run below the folder of a comparison.
+
+    Args:
+        out: The comparison's folder.
+        problem: Name of the problem.
+        method: Name of the method.
+        seed: Seed.
+        task: The task of a single-task baseline.
+
+    Example:
+        >>> run_folder("runs", "qm9-mini", "stl", 0, "mu").as_posix()
+        'runs/qm9-mini/stl/seed-0/mu'
+    """
+    path = Path(out) / folder_name(problem) / folder_name(method) / f"seed-{seed}"
+    return path if task is None else path / folder_name(task)
+
+
+def clear_run(folder: Path) -> None:
+    """Remove the files of a run, and nothing else."""
+    for name in FILES:
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove_leftovers(out: Path) -> None:
+    """Remove temporary files that killed processes left behind.
+
+    Args:
+        out: Folder of a comparison, in which no other process writes.
+    """
+    ours = {*FILES, STUDY, BEST, REQUEST}
+    for path in out.rglob(".*.tmp"):
+        if path.name[1:].rsplit(".", 2)[0] in ours:
+            path.unlink(missing_ok=True)

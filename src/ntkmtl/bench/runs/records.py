@@ -1,0 +1,319 @@
+"""Records of a run: what was trained, its epochs, and its outcome.
+
+The files and their keys are described in ``docs/run-format.md``. Nothing here imports torch, so
+that tables and reports of finished runs open at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ntkmtl.bench.runs._reading import (
+    Finite,
+    convert,
+    read_json,
+    require_length,
+    require_schema,
+    shown,
+)
+from ntkmtl.bench.runs.errors import RunFileError
+from ntkmtl.bench.runs.layout import SCHEMA, SINGLE_TASK
+from ntkmtl.files import write_json
+
+__all__ = [
+    "Epoch",
+    "RunConfig",
+    "RunMetric",
+    "RunResult",
+    "differences",
+    "read_config",
+    "read_history",
+    "read_result",
+    "write_history",
+]
+
+
+@dataclass(frozen=True)
+class RunMetric:
+    """A metric as a run records it: the attributes of ``ntkmtl.bench.problems.base.Metric``."""
+
+    name: str
+    task: str
+    unit: str = ""
+    higher_is_better: bool = False
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What determines a run, and where it ran: ``config.json``.
+
+    Attributes:
+        problem: Name of the problem.
+        problem_class: Its class, as ``module:Class``.
+        problem_options: What determines its data, network and losses, as JSON values.
+        method: Name of the method.
+        method_options: Options given to :class:`ntkmtl.Balancer`.
+        seed: Seed of the initial weights, of the order of the data, and of all that is drawn.
+        recipe: ``epochs``, ``batch_size``, ``learning_rate``, ``minibatches``, ``reduced`` and
+            ``description``.
+        tasks: Names of the k tasks.
+        metrics: What the network is judged by.
+        sizes: Samples in ``train``, ``val`` and ``test``.
+        parameters: Number of trainable parameters of the network.
+        versions: Of ``python``, ``torch``, ``torchjd`` and ``ntkmtl``.
+        hardware: ``device``, ``processor``, ``cores`` and ``threads``.
+        baseline: For methods that are told scores: the metrics of the single-task networks that
+            the scores compare with, one number per metric. None for the others.
+    """
+
+    problem: str
+    problem_class: str
+    problem_options: Mapping[str, Any]
+    method: str
+    method_options: Mapping[str, Any]
+    seed: int
+    recipe: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    metrics: tuple[RunMetric, ...]
+    sizes: Mapping[str, int]
+    parameters: int
+    versions: Mapping[str, str]
+    hardware: Mapping[str, Any]
+    baseline: tuple[Finite, ...] | None = None
+
+    @property
+    def single_task(self) -> str | None:
+        """The task of a single-task baseline, None for every other method."""
+        return self.tasks[0] if self.method == SINGLE_TASK else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``config.json``."""
+        content = {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
+        if self.baseline is None:
+            del content["baseline"]
+        return content
+
+    def identity(self) -> dict[str, Any]:
+        """Return what two runs must share to be the same.
+
+        All but size, versions, hardware, and the baseline, whose own identity follows from the
+        run's.
+        """
+        content = self.to_json()
+        for key in ("parameters", "versions", "hardware", "baseline"):
+            content.pop(key, None)
+        return content
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return one string per key in which two identities of runs differ, nested keys with dots.
+
+    Args:
+        found: What :meth:`RunConfig.identity` returned for the run that is there.
+        wanted: The same for the run that is asked for.
+
+    Example:
+        >>> differences({"recipe": {"epochs": 3}, "seed": 0}, {"recipe": {"epochs": 5}, "seed": 0})
+        ['recipe.epochs is 3, asked for 5']
+    """
+    old, new = _flatten(found), _flatten(wanted)
+    return [
+        f"{key} is {shown(old[key]) if key in old else 'absent'}, "
+        f"asked for {shown(new[key]) if key in new else 'none'}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+
+
+def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of ``history.json``.
+
+    Attributes:
+        epoch: Number, from 0.
+        train_losses: Mean training loss of each of the k tasks over the epoch's steps, None for a
+            task that no step had labels for.
+        val: One number per metric, on the validation split after the epoch; on the training split
+            where the problem has no validation split.
+        learning_rate: That of the epoch's last step.
+        train_seconds: Time in training steps, in seconds, without evaluation and checkpoints.
+        eval_seconds: Time in evaluation, in seconds.
+    """
+
+    epoch: int
+    train_losses: tuple[float | None, ...]
+    val: tuple[Finite, ...]
+    learning_rate: Finite
+    train_seconds: Finite
+    eval_seconds: Finite
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """The outcome of a complete run: ``result.json``.
+
+    Attributes:
+        test: One number per metric on the test split, after the last epoch.
+        val: The same on the validation split.
+        seconds_per_epoch: Median over epochs of the time in training steps, in seconds.
+        train_seconds: Sum of the time in training steps, in seconds.
+        wall_seconds: Time from start to end, in seconds, summed over the parts of a resumed run.
+        steps: Number of optimizer steps.
+        finished: UTC time, ISO 8601.
+        skipped_steps: Steps left out, as a loss or a gradient was not finite; None where the
+            recipe does not allow that.
+        overflowed_steps: Steps left out while the gradient scaler of fp16 found its scale; None in
+            other precisions.
+    """
+
+    test: tuple[Finite, ...]
+    val: tuple[Finite, ...]
+    seconds_per_epoch: Finite
+    train_seconds: Finite
+    wall_seconds: Finite
+    steps: int
+    finished: str
+    skipped_steps: int | None = None
+    overflowed_steps: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``result.json``."""
+        counts = {
+            "skipped_steps": self.skipped_steps,
+            "overflowed_steps": self.overflowed_steps,
+        }
+        return {
+            "schema": SCHEMA,
+            "test": list(self.test),
+            "val": list(self.val),
+            "seconds_per_epoch": self.seconds_per_epoch,
+            "train_seconds": self.train_seconds,
+            "wall_seconds": self.wall_seconds,
+            "steps": self.steps,
+            "finished": self.finished,
+            **{key: value for key, value in counts.items() if value is not None},
+        }
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+
+
+class _Recipe(msgspec.Struct):
+    epochs: int
+    batch_size: int
+    learning_rate: Finite
+    minibatches: int
+    reduced: bool
+    description: str
+
+
+class _Sizes(msgspec.Struct):
+    train: int
+    val: int
+    test: int
+
+
+class _Metric(msgspec.Struct):
+    name: str
+    task: str
+    unit: str
+    higher_is_better: bool
+    label: str
+
+
+class _Required(msgspec.Struct):
+    """What ``config.json`` must hold beyond the types of :class:`RunConfig`."""
+
+    recipe: _Recipe
+    sizes: _Sizes
+    metrics: list[_Metric]
+
+
+def read_config(path: str | os.PathLike[str]) -> RunConfig:
+    """Read ``config.json``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        RunFileError: It cannot be read, is not JSON, has another schema, or lacks a key.
+    """
+    path = Path(path)
+    found = read_json(path)
+    require_schema(path, found)
+    config = convert(path, {"problem_class": "", **found}, RunConfig)
+    convert(path, found, _Required)
+    if not config.tasks:
+        raise RunFileError(path, "key 'tasks' must name at least one task, found none")
+    if config.baseline is not None:
+        require_length(path, "baseline", config.baseline, len(config.metrics))
+    return config
+
+
+def read_result(path: Path, config: RunConfig) -> RunResult:
+    """Read ``result.json``.
+
+    Args:
+        path: The file.
+        config: The run's configuration.
+
+    Raises:
+        RunFileError: It cannot be read, is not JSON, has another schema, or lacks a key.
+    """
+    found = read_json(path)
+    require_schema(path, found)
+    result = convert(path, found, RunResult)
+    require_length(path, "test", result.test, len(config.metrics))
+    require_length(path, "val", result.val, len(config.metrics))
+    return result
+
+
+class _History(msgspec.Struct):
+    epochs: tuple[Epoch, ...]
+
+
+def read_history(path: Path, config: RunConfig) -> tuple[Epoch, ...]:
+    """Read ``history.json``.
+
+    Args:
+        path: The file.
+        config: The run's configuration.
+
+    Raises:
+        RunFileError: It cannot be read, is not JSON, or lacks a key.
+    """
+    epochs = convert(path, read_json(path), _History).epochs
+    k = len(config.tasks)
+    for number, epoch in enumerate(epochs):
+        if len(epoch.train_losses) != k:
+            raise RunFileError(
+                path,
+                f"key 'epochs[{number}].train_losses' must hold {k} numbers or null, "
+                f"found {shown(list(epoch.train_losses))}",
+            )
+        require_length(path, f"epochs[{number}].val", epoch.val, len(config.metrics))
+    return epochs
+
+
+def write_history(path: str | os.PathLike[str], epochs: Sequence[Epoch]) -> None:
+    """Write ``history.json`` in one piece."""
+    write_json(path, {"epochs": [asdict(epoch) for epoch in epochs]})

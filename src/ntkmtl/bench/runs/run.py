@@ -1,0 +1,138 @@
+"""Reading complete runs, one or all below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+
+from ntkmtl.bench.runs._reading import convert, read_json
+from ntkmtl.bench.runs.errors import RunFileError
+from ntkmtl.bench.runs.layout import CONFIG, FAILURE, HISTORY, RESULT, STEPS, STUDY
+from ntkmtl.bench.runs.records import (
+    Epoch,
+    RunConfig,
+    RunResult,
+    read_config,
+    read_history,
+    read_result,
+)
+from ntkmtl.bench.runs.steps import Steps, read_steps
+
+__all__ = ["IncompleteRun", "Run", "load_run", "load_runs"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A complete run. Epochs and steps are read from disk on first use.
+
+    Attributes:
+        path: The run's folder.
+        config: What was trained.
+        result: Its outcome.
+    """
+
+    path: Path
+    config: RunConfig
+    result: RunResult
+
+    @cached_property
+    def history(self) -> tuple[Epoch, ...]:
+        """The epochs in order.
+
+        Raises:
+            RunFileError: ``history.json`` is missing or damaged.
+        """
+        return read_history(self.path / HISTORY, self.config)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """Weights and eigenvalues over training.
+
+        Raises:
+            RunFileError: ``steps.npz`` is missing or damaged.
+        """
+        return read_steps(self.path / STEPS, len(self.config.tasks))
+
+
+@dataclass(frozen=True)
+class IncompleteRun:
+    """A run folder without a result.
+
+    Attributes:
+        path: The folder.
+        reason: ``failed: ...`` with the recorded reason, else ``unfinished``.
+    """
+
+    path: Path
+    reason: str
+
+
+def load_run(path: str | os.PathLike[str]) -> Run:
+    """Read a complete run.
+
+    Args:
+        path: The run's folder.
+
+    Returns:
+        The run; its epochs and steps are read when first asked for.
+
+    Raises:
+        RunFileError: The run is incomplete, or a file is damaged, foreign or of another version.
+    """
+    path = Path(path)
+    config = read_config(path / CONFIG)
+    if not (path / RESULT).exists():
+        raise RunFileError(path / RESULT, "is not there: the run is not complete")
+    return Run(path=path, config=config, result=read_result(path / RESULT, config))
+
+
+def load_runs(
+    folder: str | os.PathLike[str],
+) -> tuple[list[Run], list[IncompleteRun]]:
+    """Read every run below a folder, but for the trials of a tuning.
+
+    Args:
+        folder: The folder of a comparison, or one above or below it.
+
+    Returns:
+        The complete runs, and the incomplete ones with the reason of each, both in the order of
+        their paths.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        RunFileError: A file is damaged, foreign or of another version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder; give the one that --out named")
+    runs: list[Run] = []
+    incomplete: list[IncompleteRun] = []
+    for place, folders, files in os.walk(folder):
+        if STUDY in files:
+            # Trials have the seed and the method of a run of the comparison, and are none.
+            folders.clear()
+            continue
+        folders.sort()
+        if CONFIG not in files:
+            continue
+        if RESULT in files:
+            runs.append(load_run(place))
+        else:
+            incomplete.append(IncompleteRun(Path(place), _why_incomplete(Path(place), files)))
+    return runs, incomplete
+
+
+def _why_incomplete(path: Path, files: Sequence[str]) -> str:
+    if FAILURE not in files:
+        return "unfinished"
+    failure = convert(path / FAILURE, read_json(path / FAILURE), _Failure)
+    return f"failed: {failure.message}"
+
+
+class _Failure(msgspec.Struct):
+    message: str

@@ -1,0 +1,202 @@
+"""Identity of a run: what determines its numbers, checked before work begins."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
+
+from ntkmtl.bench.problems.base import OnNonFinite, Precision, Problem, Recipe, Split
+from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
+from ntkmtl.bench.training.schedules import check_schedule
+from ntkmtl.weighting import create, spec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = [
+    "check_processes",
+    "check_recipe",
+    "reruns_trunk",
+    "run_identity",
+    "share_of_minibatches",
+    "steps_per_epoch",
+]
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def steps_per_epoch(problem: Problem, recipe: Recipe) -> int:
+    """Return the number of whole batches in the training split.
+
+    Raises:
+        ValueError: The recipe makes no sense for the problem.
+    """
+    if recipe.epochs < 1:
+        raise ValueError(f"epochs must be at least 1. Found {recipe.epochs}.")
+    if recipe.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1. Found {recipe.batch_size}.")
+    if not (math.isfinite(recipe.learning_rate) and recipe.learning_rate > 0):
+        raise ValueError(f"learning_rate must be positive. Found {recipe.learning_rate}.")
+    check_schedule(problem, recipe)
+    check_recipe(recipe)
+    if recipe.batch_size % recipe.accumulate:
+        raise ValueError(
+            f"accumulate={recipe.accumulate} must divide the samples of a step, "
+            f"batch_size={recipe.batch_size}: its parts are of one size"
+        )
+    size = problem.size("train")
+    if size < recipe.batch_size:
+        raise ValueError(
+            f"batch_size must be at most {size}, the size of the training split. "
+            f"Found {recipe.batch_size}."
+        )
+    return size // recipe.batch_size
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse settings of a recipe that make no sense.
+
+    Raises:
+        ValueError: One is unknown or out of range.
+    """
+    for name, known in (("precision", Precision), ("on_nonfinite", OnNonFinite)):
+        value, names = getattr(recipe, name), get_args(known)
+        if value not in names:
+            raise ValueError(f"{name} must be one of {', '.join(names)}. Found {value!r}.")
+    parts = recipe.accumulate
+    if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
+        raise ValueError(f"accumulate must be a whole number of at least 1. Found {parts!r}.")
+    if not 0 <= recipe.clip < float("inf"):
+        raise ValueError(f"clip must be a norm, or 0 for none. Found {recipe.clip}.")
+
+
+def run_identity(
+    problem: Problem,
+    method: str,
+    seed: int,
+    *,
+    recipe: Recipe | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    single_task: str | None = None,
+) -> dict[str, Any]:
+    """Return what determines a run's numbers: everything in ``config.json`` except its provenance.
+
+    Args:
+        problem: What is trained.
+        method: Name of the method.
+        seed: Seed, not negative.
+        recipe: How long it is trained; the problem's own if None.
+        method_options: Options given to :class:`ntkmtl.Balancer`.
+        single_task: The task of a single-task baseline, whose method is ``"stl"``.
+
+    Raises:
+        ValueError: The parts do not fit each other, or an option is no JSON value.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative. Found {seed}.")
+    if (method == SINGLE_TASK) != (single_task is not None):
+        raise ValueError(
+            f"method {SINGLE_TASK!r} trains one task, the others all of them. "
+            f"Found method={method!r} with single_task={single_task!r}."
+        )
+    if single_task is not None and single_task not in problem.tasks:
+        raise ValueError(
+            f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
+        )
+    chosen = recipe or problem.recipe
+    steps_per_epoch(problem, chosen)
+    if chosen.compile and reruns_trunk(method, method_options or {}):
+        raise ValueError(
+            f"{method} runs the trunk again at other parameters, which a compiled one does not "
+            "allow; train without compile, or set source='representation'"
+        )
+    kind = type(problem)
+    identity = {
+        "schema": SCHEMA,
+        "problem": problem.name,
+        "problem_class": f"{kind.__module__}:{kind.__qualname__}",
+        "problem_options": dict(problem.options),
+        "method": method,
+        "method_options": dict(method_options or {}),
+        "seed": seed,
+        "recipe": chosen.to_json(),
+        "tasks": list(problem.tasks) if single_task is None else [single_task],
+        "metrics": [
+            asdict(metric)
+            for metric in problem.metrics
+            if single_task is None or metric.task == single_task
+        ],
+        "sizes": {split: problem.size(split) for split in _SPLITS},
+    }
+    try:
+        found: dict[str, Any] = json.loads(canonical_json(identity))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the options of {problem.name} and {method} must be JSON values: {error}"
+        ) from error
+    return found
+
+
+def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a Balancer with these options needs to be given the trunk."""
+    source = options.get("source", spec(method).defaults.get("source"))
+    return source in ("probe", "auto")
+
+
+def check_processes(
+    size: int, identity: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        ValueError: The batch cannot be cut into equal slices, the method works in one process only,
+            or a record is asked for.
+    """
+    recipe, method = Recipe(**identity["recipe"]), identity["method"]
+    pieces = size * recipe.accumulate
+    if recipe.batch_size % pieces:
+        raise ValueError(
+            f"the {recipe.batch_size} samples of a step cannot be cut into {pieces} equal slices, "
+            f"one for each of {size} processes"
+            + (f" and {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
+            + "; change batch_size or the number of processes"
+        )
+    if spec(method).requires == "jacobian" or create(method).has_head_objective:
+        raise ValueError(
+            f"{method} works on the gradients entry by entry, or on those of the heads, in a "
+            f"single process only; {size} were launched"
+        )
+    if record is not None:
+        raise ValueError(f"the kernel is recorded in a single process only; {size} were launched")
+    share_of_minibatches(method, identity["method_options"], size)
+
+
+def share_of_minibatches(
+    method: str, options: Mapping[str, Any], size: int
+) -> tuple[dict[str, Any], int | None]:
+    """Return a method's options with the mini-batches that one process takes.
+
+    The kernel counts the mini-batches of every process. Methods that read the Gramian take the
+    mean over them, whatever their number.
+
+    Returns:
+        The options, and the number of mini-batches that all of them are to be joined to where each
+        process has a part of one; else None.
+
+    Raises:
+        ValueError: They cannot be shared out.
+    """
+    own = dict(options)
+    if size == 1 or spec(method).requires not in ("eigenvalues", "kernel"):
+        return own, None
+    n = own.get("minibatches", spec(method).defaults.get("minibatches", 1))
+    if n % size == 0:
+        return {**own, "minibatches": n // size}, None
+    if size % n == 0:
+        return {**own, "minibatches": 1}, n
+    raise ValueError(
+        f"the kernel of {n} mini-batches cannot be shared out to {size} processes: one number must "
+        "be a multiple of the other; change minibatches or the number of processes"
+    )

@@ -1,0 +1,207 @@
+"""What a run trains with: the network, the Balancer, the optimizer and its schedule."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkmtl.analysis import Recorder
+from ntkmtl.balance import Balancer
+from ntkmtl.bench.compute.device import Arithmetic, Evaluated, compile_heads, compiled
+from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
+from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
+from ntkmtl.bench.runs import RunConfig, RunMetric
+from ntkmtl.bench.runs.provenance import hardware, problem_version, versions
+from ntkmtl.bench.training.identity import reruns_trunk, share_of_minibatches, steps_per_epoch
+from ntkmtl.bench.training.recording import record_settings
+from ntkmtl.bench.training.schedules import LearningRate
+from ntkmtl.bench.training.scores import check_baseline, validation_split
+from ntkmtl.kernel import RememberInputs, branch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ntkmtl.bench.training.spec import RunSpec
+
+__all__ = ["Learner", "text_seed"]
+
+
+class ForwardPass(nn.Module):
+    """From a batch to the outputs, as the forward of one module: what DDP wraps.
+
+    Args:
+        model: The network.
+        represent: Its trunk.
+        heads: Number of heads.
+
+    Attributes:
+        views: What the heads read in the last pass.
+    """
+
+    def __init__(self, model: MultiTaskModel, represent: Callable[[Any], Any], heads: int) -> None:
+        super().__init__()
+        self.model = model
+        self.heads = heads
+        # In a tuple, as a module would be registered a second time.
+        self._represent = (represent,)
+        self.views: Any = None
+
+    def forward(self, batch: Any) -> list[Tensor]:
+        """Return one output per head."""
+        features = self._represent[0](batch)
+        # A view of the features per head lets one engine call find every head's gradient.
+        self.views = branch(features, self.heads) if isinstance(features, Tensor) else features
+        return self.model.predict(self.views)
+
+
+class Learner:
+    """A network and what trains it, made from the seed.
+
+    Args:
+        problem: The problem.
+        spec: What is asked for.
+        identity: What determines the run's numbers, by
+            :func:`ntkmtl.bench.training.identity.run_identity`.
+        group: The processes that train together; this one alone if None.
+
+    Attributes:
+        forward: From a batch to the outputs, with whatever joins the processes.
+        evaluated: The network as problems evaluate it, on batches from the CPU.
+        recorder: Records the kernel, None if that was not asked for.
+        baseline: The baseline of a method that learns from scores, None for the others.
+
+    Raises:
+        ValueError: The parts do not fit each other, or the method needs a baseline and got none.
+        DeviceError: The device lacks the recipe's precision, or a compiler is missing.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        spec: RunSpec,
+        identity: Mapping[str, Any],
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.group = group or ProcessGroup(torch.device("cpu"))
+        self.device = self.group.device
+        self.problem = problem
+        self.spec = spec
+        self.identity = identity
+        self.recipe = Recipe(**identity["recipe"])
+        self.chosen_tasks = spec.chosen_tasks
+        self.tasks: tuple[str, ...] = tuple(identity["tasks"])
+        self.metrics = tuple(RunMetric(**metric) for metric in identity["metrics"])
+        self.split = validation_split(problem)
+        self.steps_per_epoch = steps_per_epoch(problem, self.recipe)
+        self.total_steps = self.steps_per_epoch * self.recipe.epochs
+        self.arithmetic = Arithmetic(self.recipe.precision, self.device)
+
+        torch.manual_seed(spec.seed)
+        self.model = problem.model(self.chosen_tasks)
+        if self.device.type != "cpu":
+            self.model.to(self.device)
+        self.record_settings = record_settings(spec.record, self.recipe)
+        settings = self.record_settings
+        self.recorder = None if settings is None else Recorder(**settings)
+        represent = self._make_balancer()
+        self.baseline = self._checked_baseline(spec.baseline)
+        self.make_optimizer()
+        if self.recipe.compile:
+            represent = compiled(represent, self.device)
+            compile_heads(self.model)
+        self.passing = ForwardPass(self.model, represent, len(self.tasks))
+        self.forward: nn.Module = self.passing
+        self.evaluated: MultiTaskModel = (
+            self.model if self.device.type == "cpu" else Evaluated(self.model, self.device)
+        )
+        if self.group.rank > 0:
+            # Each process draws dropout and augmentation for itself.
+            torch.manual_seed(text_seed(f"process {spec.seed} {self.group.rank}"))
+
+    def _make_balancer(self) -> Callable[[Any], Any]:
+        """Make the Balancer, and return the trunk as it is to be called."""
+        method = self.identity["method"]
+        options, joined = share_of_minibatches(
+            method, self.identity["method_options"], self.group.size
+        )
+        represent: Callable[[Any], Any] = self.model.represent
+        if reruns_trunk(method, options):
+            trunk = RememberInputs(self.model, "represent")
+            options |= {"trunk": trunk, "shared": list(self.model.shared_parameters())}
+            represent = trunk
+        elif self.model.private_below:
+            # Otherwise the exact kernel would be that of all parameters below the representations.
+            options["shared"] = list(self.model.shared_parameters())
+        options |= {"tasks": list(self.tasks), "record": self.recorder}
+        self.balancer = (
+            Balancer(method, **options)
+            if joined is None
+            else JoiningBalancer(method, joined, **options)
+        )
+        return represent
+
+    def _checked_baseline(self, baseline: Sequence[float] | None) -> tuple[float, ...] | None:
+        if not self.balancer.weighting.needs_scores:
+            return None
+        if baseline is None:
+            raise ValueError(
+                f"{self.balancer.method} learns after each epoch from how each task performs "
+                "against its single-task network: give baseline=, the metrics of those networks on "
+                "the validation split, or use ntkmtl compare or ntkmtl run, which train them first"
+            )
+        check_baseline(baseline, self.metrics)
+        return tuple(float(value) for value in baseline)
+
+    def make_optimizer(self) -> None:
+        """Make the optimizer and its schedule, for the parameters that there are now."""
+        groups: list[dict[str, Any]] = [{"params": list(self.model.parameters())}]
+        # Weights that are learned (uncertainty weighting) move with the network's learning rate.
+        learned = list(self.balancer.parameters())
+        if learned:
+            groups.append({"params": learned})
+        # Fused: one operation for all parameters, which saves a fifth of a small network's step.
+        self.optimizer = torch.optim.Adam(groups, lr=self.recipe.learning_rate, fused=True)
+        self.learning_rate = LearningRate(
+            self.recipe,
+            self.optimizer,
+            self.total_steps,
+            self.metrics,
+            self.problem.reference if self.chosen_tasks is None else None,
+        )
+
+    def join_processes(self) -> None:
+        """Join the processes, once the network has the values that it begins with."""
+        self.forward = self.group.prepare(self.forward)
+
+    def losses(self, outputs: Sequence[Tensor], batch: Any) -> dict[str, Tensor | None]:
+        """Return the losses of the tasks, in fp32; None for a task without labels."""
+        return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen_tasks)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
+    def cuda_random(self) -> Tensor | None:
+        """Return the state of the GPU's generator, None without one."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def config(self, threads: int) -> RunConfig:
+        """Return the content of ``config.json``."""
+        known = {key: value for key, value in self.identity.items() if key != "schema"}
+        return RunConfig(
+            **{**known, "tasks": self.tasks, "metrics": self.metrics},
+            parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
+            versions=versions() | problem_version(type(self.problem)),
+            hardware=hardware(threads, self.device, self.group.size),
+            baseline=self.baseline,
+        )
+
+
+def text_seed(text: str) -> int:
+    """Return the seed that a string stands for."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

@@ -1,0 +1,219 @@
+"""What is kept of a run while it is trained: losses, weights, eigenvalues, epochs; trackers."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.compute.accelerate_ import Tracker
+from ntkmtl.bench.runs import MAX_STEP_ROWS, Epoch, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ntkmtl.bench.training.learner import Learner
+    from ntkmtl.bench.training.step import StepPart
+
+__all__ = ["TrainingLog"]
+
+
+class TrainingLog:
+    """Keeps the mean losses of an epoch, rows of weights and eigenvalues, and finished epochs.
+
+    Args:
+        tasks: Names of the k tasks.
+        total_steps: Number of steps of the run; at most :data:`MAX_STEP_ROWS` rows are kept.
+
+    Attributes:
+        history: The epochs so far.
+        tested: Test metrics of the epochs that count.
+    """
+
+    def __init__(self, tasks: Sequence[str], total_steps: int) -> None:
+        self.tasks = tuple(tasks)
+        self.stride = math.ceil(total_steps / MAX_STEP_ROWS)
+        self.history: list[Epoch] = []
+        self.tested: list[tuple[float, ...]] = []
+        self.epoch_seconds = 0.0
+        self.row_steps: list[int] = []
+        self.row_weights: list[Tensor] = []
+        self.row_eigenvalues: list[Tensor | None] = []
+        self.tracker: Tracker | None = None
+        self._clear_losses()
+
+    def _clear_losses(self) -> None:
+        self.loss_sums = [0.0] * len(self.tasks)
+        self.loss_counts = [0] * len(self.tasks)
+
+    def track(self, name: str, folder: Path, learner: Learner, *, resumed: bool) -> None:
+        """Log by a tracker from now on.
+
+        Args:
+            name: Its name.
+            folder: The run's folder.
+            learner: What is trained.
+            resumed: Whether the run was begun before.
+        """
+        if not resumed:
+            # Logs of a run that was replaced would be mixed with this one's.
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        about = {key: learner.identity[key] for key in ("problem", "method", "seed")}
+        title = " ".join(map(str, about.values()))
+        self.tracker = Tracker(name, folder, {**about, **learner.identity["recipe"]}, title)
+
+    def close(self) -> None:
+        """Close the tracker."""
+        if self.tracker is not None:
+            self.tracker.finish()
+
+    # ------------------------------------------------------------------ steps
+
+    def add_step(self, number: int, parts: Sequence[StepPart], learning_rate: float) -> None:
+        """Add a step; one that was skipped has no parts."""
+        means = self._add_losses(parts)
+        if number % self.stride:
+            return
+        weights = _mean_row([part.balanced.weights for part in parts])
+        read = [p.balanced.eigenvalues for p in parts if p.balanced.eigenvalues is not None]
+        self.row_steps.append(number)
+        self.row_weights.append(torch.zeros(len(self.tasks)) if weights is None else weights)
+        self.row_eigenvalues.append(_mean_row(read))
+        if self.tracker is not None:
+            self._track_step(number, means, learning_rate)
+
+    def _add_losses(self, parts: Sequence[StepPart]) -> list[float | None]:
+        """Add the losses of a step to the epoch's; return their means over its parts."""
+        sums = [0.0] * len(self.tasks)
+        counts = [0] * len(self.tasks)
+        for part in parts:
+            if part.losses:
+                values = torch.stack([loss.reshape(()) for loss in part.losses.values()]).tolist()
+                for position, value in zip(part.losses, values, strict=True):
+                    sums[position] += value
+                    counts[position] += 1
+        means = [total / n if n else None for total, n in zip(sums, counts, strict=True)]
+        for position, mean in enumerate(means):
+            if mean is not None:
+                self.loss_sums[position] += mean
+                self.loss_counts[position] += 1
+        return means
+
+    def _track_step(
+        self, number: int, losses: Sequence[float | None], learning_rate: float
+    ) -> None:
+        assert self.tracker is not None
+        values = {f"loss/{t}": loss for t, loss in zip(self.tasks, losses, strict=True)}
+        for kind, row in (
+            ("weight", self.row_weights[-1]),
+            ("eigenvalue", self.row_eigenvalues[-1]),
+        ):
+            if row is not None:
+                for task, value in zip(self.tasks, row.tolist(), strict=True):
+                    values[f"{kind}/{task}"] = value
+        values["learning_rate"] = learning_rate
+        known = {key: value for key, value in values.items() if value is not None}
+        self.tracker.log({k: value for k, value in known.items() if math.isfinite(value)}, number)
+
+    # ------------------------------------------------------------------ epochs
+
+    def end_epoch(
+        self, learner: Learner, val: Sequence[float], eval_seconds: float, step: int
+    ) -> None:
+        """Close an epoch; every process calls it.
+
+        Args:
+            learner: What is trained.
+            val: Metrics after the epoch.
+            eval_seconds: Time of their evaluation.
+            step: Number of the epoch's last step.
+        """
+        sums, counts = learner.group.sums(self.loss_sums), learner.group.sums(self.loss_counts)
+        means = [
+            total / count if count else None for total, count in zip(sums, counts, strict=True)
+        ]
+        self.history.append(
+            Epoch(
+                epoch=len(self.history),
+                train_losses=tuple(means),
+                val=tuple(val),
+                learning_rate=learner.rate,
+                train_seconds=self.epoch_seconds,
+                eval_seconds=eval_seconds,
+            )
+        )
+        if self.tracker is not None:
+            names = [f"{learner.split}/{metric.name}" for metric in learner.metrics]
+            self.tracker.log(dict(zip(names, val, strict=True)), step)
+        self._clear_losses()
+        self.epoch_seconds = 0.0
+
+    def steps(self) -> Steps:
+        """Return the rows so far as arrays."""
+        read = self.row_eigenvalues
+        blank = torch.full((len(self.tasks),), math.nan)
+        return Steps(
+            step=np.array(self.row_steps, dtype=np.int64),
+            weights=torch.stack(self.row_weights).numpy()
+            if self.row_weights
+            else np.zeros((0, len(self.tasks)), dtype=np.float32),
+            eigenvalues=None
+            if all(row is None for row in read)
+            else torch.stack([blank if row is None else row for row in read]).numpy(),
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, apart from the losses of the epoch so far."""
+        steps = self.steps()
+        return {
+            "history": [asdict(epoch) for epoch in self.history],
+            "tested": [list(values) for values in self.tested],
+            "epoch_seconds": self.epoch_seconds,
+            # One tensor per kind, not one per row: a file of thousands of small tensors is slow.
+            "row_steps": torch.from_numpy(steps.step),
+            "weights": torch.from_numpy(steps.weights),
+            "eigenvalues": None
+            if steps.eigenvalues is None
+            else torch.from_numpy(steps.eigenvalues),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Resume.
+
+        Args:
+            state: What :meth:`state_dict` returned.
+            own: ``loss_sums`` and ``loss_counts`` of this process.
+        """
+        self.history = [
+            Epoch(**{**e, "train_losses": tuple(e["train_losses"]), "val": tuple(e["val"])})
+            for e in state["history"]
+        ]
+        self.tested = [tuple(values) for values in state["tested"]]
+        self.epoch_seconds = state["epoch_seconds"]
+        self.loss_sums = list(own["loss_sums"])
+        self.loss_counts = list(own["loss_counts"])
+        self.row_steps = state["row_steps"].tolist()
+        self.row_weights = [row.clone() for row in state["weights"]]
+        read = state["eigenvalues"]
+        self.row_eigenvalues = (
+            [None] * len(self.row_steps) if read is None else [row.clone() for row in read]
+        )
+
+
+def _row(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float32).clone()
+
+
+def _mean_row(rows: Sequence[Tensor]) -> Tensor | None:
+    """Return the mean of rows where they hold numbers, None of none."""
+    if not rows:
+        return None
+    return _row(rows[0]) if len(rows) == 1 else torch.stack([_row(r) for r in rows]).nanmean(0)

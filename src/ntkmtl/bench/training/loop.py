@@ -1,0 +1,313 @@
+"""The loop over the steps of a run: epochs, checkpoints, results."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.compute.processes import raised_on_all_ranks
+from ntkmtl.bench.problems.base import batches
+from ntkmtl.bench.runs import RECORD, RunFolderLostError, RunInterrupted, RunResult
+from ntkmtl.bench.training.learner import text_seed
+from ntkmtl.bench.training.log import TrainingLog
+from ntkmtl.bench.training.scores import task_scores
+from ntkmtl.bench.training.step import Stepper
+from ntkmtl.errors import NonFiniteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from ntkmtl.bench.problems.base import Split
+    from ntkmtl.bench.runs.folder import RunFolder
+    from ntkmtl.bench.training.learner import Learner
+    from ntkmtl.bench.training.step import StepSnapshot
+
+__all__ = ["TrainingLoop"]
+
+LOOK_SECONDS = 1.0
+"""Time after which the loop looks whether the run's folder is still there."""
+
+
+class TrainingLoop:
+    """The state of a run, and the loop over its steps.
+
+    Args:
+        learner: The network and what trains it.
+        threads: Threads that torch computes with.
+    """
+
+    def __init__(self, learner: Learner, threads: int) -> None:
+        self.learner = learner
+        self.group = learner.group
+        self.threads = threads
+        self.stepper = Stepper(learner)
+        self.log = TrainingLog(learner.tasks, learner.total_steps)
+        self.step = 0
+        self.wall_seconds = 0.0
+
+    def run(
+        self,
+        folder: RunFolder,
+        progress: Callable[[int, int], None] | None,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Take the steps that are left, and write the results.
+
+        Args:
+            folder: The run's folder.
+            progress: Called after every step with the steps done and their total number.
+            should_stop: Asked after every step; True writes a checkpoint and stops.
+
+        Raises:
+            RunInterrupted: The run was stopped on request.
+            RunFolderLostError: The folder was removed meanwhile.
+            NonFiniteError: A loss or gradient is not finite.
+            FloatingPointError: A metric is not finite.
+        """
+        total = self.learner.total_steps
+        clock = _Clock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
+        while self.step < total:
+            for indices in self._rest_of_epoch():
+                self._take_step(indices, folder, clock)
+                if progress is not None:
+                    progress(self.step, total)
+                if self.step % self.learner.steps_per_epoch == 0:
+                    self._end_epoch()
+                first = self.group.first
+                stop, due, lost = self.group.flags(
+                    should_stop(),
+                    first and clock.checkpoint_due(),
+                    first and clock.look_due() and not folder.present(),
+                )
+                if lost:
+                    raise raised_on_all_ranks(RunFolderLostError(folder.path))
+                if stop or due:
+                    self._save(folder, clock)
+                if stop:
+                    raise raised_on_all_ranks(
+                        RunInterrupted(f"stopped after step {self.step} of {total}")
+                    )
+        self.group.from_first(lambda: self._finish(folder, clock))
+
+    def _take_step(self, indices: Tensor, folder: RunFolder, clock: _Clock) -> None:
+        try:
+            self.train_step(indices)
+        except NonFiniteError as error:
+            self._save_before(folder, clock)
+            raise raised_on_all_ranks(error)  # noqa: B904  (the same error)
+        except FloatingPointError as error:
+            raise raised_on_all_ranks(error)  # noqa: B904  (the same error)
+
+    def train_step(self, indices: Tensor) -> None:
+        """Take the next step.
+
+        Args:
+            indices: Samples of the training split, shape (B,).
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite.
+        """
+        started = time.perf_counter()
+        parts = self.stepper.take(indices, self.step)
+        self.log.add_step(self.step, parts, self.learner.rate)
+        self.step += 1
+        self.log.epoch_seconds += time.perf_counter() - started
+
+    def batches(self) -> Iterator[Tensor]:
+        """Yield the samples of step after step, epoch after epoch, without end."""
+        while True:
+            yield from self._rest_of_epoch()
+
+    def _rest_of_epoch(self) -> Iterator[Tensor]:
+        epoch, done = divmod(self.step, self.learner.steps_per_epoch)
+        # An epoch's order is a function of seed and epoch alone: nothing of it has to be saved.
+        generator = torch.Generator().manual_seed(
+            text_seed(f"order {self.learner.spec.seed} {epoch}")
+        )
+        size, batch_size = self.learner.problem.size("train"), self.learner.recipe.batch_size
+        for number, indices in enumerate(batches(size, batch_size, generator)):
+            if number >= done:
+                yield indices
+
+    # ------------------------------------------------------------------ epochs
+
+    def _end_epoch(self) -> None:
+        started = time.perf_counter()
+        learner = self.learner
+        epoch = self.step // learner.steps_per_epoch - 1
+        val = self._evaluate(learner.split, epoch)
+        if learner.baseline is not None:
+            scores = task_scores(val, learner.baseline, learner.metrics, learner.tasks)
+            learner.balancer.weighting.observe(scores)
+        learner.balancer.end_epoch()
+        self.log.end_epoch(learner, val, time.perf_counter() - started, self.step - 1)
+        learner.learning_rate.end_epoch(val)
+        if epoch >= learner.recipe.epochs - learner.recipe.tested_epochs:
+            self.log.tested.append(self._evaluate("test", epoch))
+
+    def _evaluate(self, split: Split, epoch: int) -> tuple[float, ...]:
+        # Running means of batch norm differ between processes: the first one's count.
+        return self.group.from_first(lambda: self._evaluate_here(split, epoch))
+
+    def _evaluate_here(self, split: Split, epoch: int) -> tuple[float, ...]:
+        learner = self.learner
+        values = learner.problem.evaluate(learner.evaluated, split, learner.chosen_tasks)
+        if values.shape != (len(learner.metrics),):
+            raise ValueError(
+                f"{learner.problem.name}.evaluate must return shape ({len(learner.metrics)},), one "
+                f"number per metric. Found {tuple(values.shape)}."
+            )
+        numbers = tuple(float(value) for value in values.tolist())
+        for metric, number in zip(learner.metrics, numbers, strict=True):
+            if not math.isfinite(number):
+                raise FloatingPointError(
+                    f"metric {metric.name} is {number} on the {split} split after epoch {epoch}. "
+                    "The training has diverged: lower the learning rate."
+                )
+        return numbers
+
+    def _finish(self, folder: RunFolder, clock: _Clock) -> None:
+        learner, log, stepper = self.learner, self.log, self.stepper
+        if stepper.skipped + stepper.overflowed >= self.step:
+            raise FloatingPointError(
+                f"none of {self.step} steps could be taken, as losses or gradients were not "
+                "finite: the network is as it was made. Look at the data and the losses."
+            )
+        seconds = [epoch.train_seconds for epoch in log.history]
+        skips = learner.recipe.on_nonfinite == "skip"
+        result = RunResult(
+            test=tuple(statistics.fmean(values) for values in zip(*log.tested, strict=True)),
+            val=log.history[-1].val,
+            seconds_per_epoch=statistics.median(seconds),
+            train_seconds=sum(seconds),
+            wall_seconds=clock.wall_seconds(),
+            steps=self.step,
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            skipped_steps=stepper.skipped if skips else None,
+            overflowed_steps=stepper.overflowed if learner.recipe.precision == "fp16" else None,
+        )
+        folder.finish(log.history, log.steps(), result, lambda: self._write_record(folder))
+
+    def _write_record(self, folder: RunFolder) -> None:
+        if self.learner.recorder is not None:
+            self.learner.recorder.save(folder.file(RECORD))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def _save(self, folder: RunFolder, clock: _Clock) -> None:
+        begun = time.monotonic()
+        self.wall_seconds = clock.wall_seconds()
+        state = self.state_dict()
+        self.group.from_first(lambda: folder.save(state))
+        clock.saved(time.monotonic() - begun)
+
+    def _save_before(self, folder: RunFolder, clock: _Clock) -> None:
+        """Write a checkpoint from before the step that was rejected.
+
+        Not where the method's state has changed and is too large to be copied in every step: the
+        last checkpoint stands then, and the run resumes from there.
+        """
+        before = self.stepper.before()
+        if self.group.flags(before is None)[0]:
+            return
+        self.wall_seconds = clock.wall_seconds()
+        state = self.state_dict(before)
+        self.group.from_first(lambda: folder.save(state))
+
+    def state_dict(self, before: StepSnapshot | None = None) -> dict[str, Any]:
+        """Return what a checkpoint holds; every process calls it.
+
+        Args:
+            before: From before the last step if it was rejected.
+        """
+        learner = self.learner
+        own = {
+            "random": torch.get_rng_state() if before is None else before.random,
+            "cuda_random": learner.cuda_random() if before is None else before.cuda,
+            "balancer": learner.balancer.state_dict() if before is None else before.balancer,
+            "loss_sums": self.log.loss_sums,
+            "loss_counts": self.log.loss_counts,
+        }
+        scaler, baseline = learner.arithmetic.scaler, learner.baseline
+        return {
+            "threads": self.threads,
+            "baseline": None if baseline is None else list(baseline),
+            "model": dict(learner.model.state_dict()),
+            "optimizer": learner.optimizer.state_dict(),
+            "schedule": learner.learning_rate.state_dict(),
+            **own,
+            "processes": self.group.size,
+            "device": learner.device.type,
+            # What differs between processes.
+            "each": self.group.gather(own) if self.group.size > 1 else None,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "skipped": self.stepper.skipped,
+            "overflowed": self.stepper.overflowed,
+            "step": self.step,
+            "wall_seconds": self.wall_seconds,
+            **self.log.state_dict(),
+            "record_settings": learner.record_settings,
+            "record": None if learner.recorder is None else learner.recorder.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from what :meth:`state_dict` returned."""
+        learner = self.learner
+        own = state if state.get("each") is None else state["each"][self.group.rank]
+        learner.model.load_state_dict(state["model"])
+        learner.balancer.load_state_dict(own["balancer"])
+        # A Balancer may make the weights that it learns only once it knows the tasks.
+        learner.make_optimizer()
+        learner.optimizer.load_state_dict(state["optimizer"])
+        learner.learning_rate.load_state_dict(state["schedule"])
+        if learner.arithmetic.scaler is not None:
+            learner.arithmetic.scaler.load_state_dict(state["scaler"])
+        if learner.recorder is not None:
+            learner.recorder.load_state_dict(state["record"])
+        self.step = state["step"]
+        self.wall_seconds = state["wall_seconds"]
+        self.stepper.skipped = state["skipped"]
+        self.stepper.overflowed = state["overflowed"]
+        self.log.load_state_dict(state, own)
+        torch.set_rng_state(own["random"])
+        if own.get("cuda_random") is not None:
+            torch.cuda.set_rng_state(own["cuda_random"], learner.device)
+
+
+class _Clock:
+    """When to write a checkpoint, and how long the run has taken.
+
+    Args:
+        checkpoint_seconds: Least time between two checkpoints.
+        before: Time that earlier parts of the run took, in seconds.
+    """
+
+    def __init__(self, checkpoint_seconds: float, before: float) -> None:
+        now = time.monotonic()
+        self.checkpoint_seconds = checkpoint_seconds
+        self.started = now - before
+        self.next_checkpoint = now + checkpoint_seconds
+        self.next_look = now + LOOK_SECONDS
+
+    def wall_seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def checkpoint_due(self) -> bool:
+        return time.monotonic() >= self.next_checkpoint
+
+    def look_due(self) -> bool:
+        now = time.monotonic()
+        if now < self.next_look:
+            return False
+        self.next_look = now + LOOK_SECONDS
+        return True
+
+    def saved(self, seconds: float) -> None:
+        """Space checkpoints so that they take at most a twentieth of the time."""
+        self.next_checkpoint = time.monotonic() + max(self.checkpoint_seconds, 20 * seconds)
