@@ -107,7 +107,9 @@ def spec_of(kind: type[Weighting]) -> MethodSpec:
     if registered:
         return cast("MethodSpec", registered[0])
     lines = (kind.__doc__ or "").strip().splitlines()
-    name = f"{kind.__module__}:{kind.__qualname__}"
+    # Worker processes import the script that started them under another name.
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    name = f"{module}:{kind.__qualname__}"
     return MethodSpec(
         name=name,
         summary=lines[0].rstrip(".") if lines else kind.__name__,

@@ -109,7 +109,7 @@ def compare(
         from ntkmtl.bench.compute.processes import launched
         from ntkmtl.bench.training.sweep import Comparison
 
-        find_modules_here(problem)
+        find_modules_here(problem, methods)
         comparison = Comparison(
             problem=problem,
             methods=names_in(methods),

@@ -38,7 +38,14 @@ __all__ = ["run"]
 def run(
     problem: ProblemName,
     *,
-    method: Annotated[str, typer.Option("--method", help="A name that `ntkmtl methods` lists.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
+            "path/file.py:ClassName.",
+        ),
+    ],
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     task: Annotated[
         str | None,
@@ -64,7 +71,7 @@ def run(
         from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
         from ntkmtl.bench.training.sweep import ALL_METHODS, Comparison, SweepError
 
-        find_modules_here(problem)
+        find_modules_here(problem, method)
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")
         if method == SINGLE_TASK and record is not None:
@@ -94,6 +101,7 @@ def run(
             keep_request=False,
             engine=engines.made(None),
         )
+        method = comparison.names[0]
         root = run_folder(out, sweep.problem, method, seed)
         folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
         if task is not None:

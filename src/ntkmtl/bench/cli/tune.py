@@ -92,7 +92,7 @@ def tune(
 
         if processes.launched() > 1:
             refuse("tune starts its own processes: call it without torchrun")
-        find_modules_here(problem)
+        find_modules_here(problem, methods)
         comparison = Comparison(
             problem=problem,
             methods=names_in(methods),
