@@ -1,23 +1,35 @@
-"""Write a page per method from the registry and the docstrings: `docs/methods/`.
+"""Write what the docs list of methods: a page for each in `docs/methods/`, and the README's table.
 
     python scripts/make_method_pages.py
 
-The tests hold the pages equal to what this writes.
+All of it comes from the registry and the docstrings. The tests fail where it is not up to date.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from importlib import import_module
+from collections.abc import Iterator
 from pathlib import Path
 
 from ntkmtl.files import write_text
-from ntkmtl.weighting import MethodSpec, specs
+from ntkmtl.weighting import MethodSpec, create, load, specs
 
-FOLDER = Path(__file__).parents[1] / "docs" / "methods"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "methods"
+README = ROOT / "README.md"
+MARKS = ("<!-- methods -->\n", "<!-- end of methods -->")
+BY_HAND = frozenset({"custom.md"})
+"""Pages in the folder that this script does not write."""
 
-READS = {
+FAMILIES = {
+    "baseline": "Baselines",
+    "losses": "From the losses alone",
+    "gradients": "From gradients",
+    "ntk": "From the neural tangent kernel",
+}
+
+REQUIRES = {
     "losses": "the losses",
     "eigenvalues": "the largest eigenvalue of each task's block of the extended NTK",
     "gramian": "the Gramian of the k gradients",
@@ -80,8 +92,7 @@ def markdown(docstring: str) -> str:
 
 def page(spec: MethodSpec) -> str:
     """Return the page of one method."""
-    module, _, attribute = spec.home.partition(":")
-    loaded = getattr(import_module(module), attribute)
+    loaded = load(spec.name)
     signature = ", ".join(
         f"{p.name}={p.default!r}" for p in inspect.signature(loaded).parameters.values()
     )
@@ -92,15 +103,15 @@ def page(spec: MethodSpec) -> str:
     lines += [
         "| | |",
         "| --- | --- |",
-        f"| reads | {READS[spec.requires]} |",
+        f"| requires | {REQUIRES[spec.requires]} |",
         f"| costs | {cost(spec, loaded.needs_after_step, loaded.tracks_gradients)} |",
         f"| settings | {f'`{signature}`' if signature else 'none'} |",
         f"| in `Balancer`, by default | {f'`{defaults}`' if defaults else 'nothing of its own'} |",
-        f"| needs | {f'the extra `{spec.extra}`' if spec.extra else 'no extra'} |",
+        f"| needs | {'; '.join(needs(spec)) or 'nothing but calls of `backward`'} |",
         "",
         markdown(loaded.__doc__ or "").replace(
             "## Example\n",
-            f"## Example\n\n`{attribute}` is the class of what "
+            f"## Example\n\n`{loaded.__name__}` is the class of what "
             f'`ntkmtl.weighting.create("{spec.name}")` makes.\n',
         ),
         "",
@@ -108,14 +119,47 @@ def page(spec: MethodSpec) -> str:
     return "\n".join(lines)
 
 
+def needs(spec: MethodSpec) -> Iterator[str]:
+    """Yield what a method has to be told besides calls of ``backward``."""
+    made = create(spec.name)
+    for what, advice in made.needs():
+        yield f"`{what}`: {advice}"
+    if made.needs_scores:
+        yield "`scores`: call balancer.weighting.observe(scores) after each epoch"
+
+
+def index() -> str:
+    """Return the page that lists all methods, by family."""
+    lines = [
+        "# Methods",
+        "",
+        "[A method of your own](custom.md) can stand wherever a name can.",
+        "",
+    ]
+    for family, title in FAMILIES.items():
+        lines += [f"## {title}", "", "| name | what it does | requires |", "| --- | --- | --- |"]
+        lines += [
+            f"| [{s.name}]({s.name}.md) | {s.summary} | {s.requires} |"
+            for s in specs()
+            if s.family == family
+        ]
+        lines.append("")
+    lines += ["Written by `python scripts/make_method_pages.py` from the docstrings.", ""]
+    return "\n".join(lines)
+
+
+def readme() -> str:
+    """Return the README with its table of methods up to date."""
+    before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    rows = ["| name | what it does | requires | source |", "| --- | --- | --- | --- |"]
+    rows += [f"| `{s.name}` | {s.summary} | {s.requires} | {s.paper} |" for s in specs()]
+    return before + MARKS[0] + "\n".join(rows) + "\n" + end + after
+
+
 def pages() -> dict[str, str]:
     """Return the text of every page by its file name."""
-    index = ["# Methods", "", "| name | what it does | reads |", "| --- | --- | --- |"]
-    index += [f"| [{s.name}]({s.name}.md) | {s.summary} | {s.requires} |" for s in specs()]
-    index += ["", "Written by `python scripts/make_method_pages.py` from the docstrings.", ""]
-    found = {f"{spec.name}.md": page(spec) for spec in specs()}
-    found["README.md"] = "\n".join(index)
-    return found
+    return {"README.md": index(), **{f"{spec.name}.md": page(spec) for spec in specs()}}
 
 
 def main() -> None:
@@ -123,9 +167,10 @@ def main() -> None:
     for name, text in made.items():
         write_text(FOLDER / name, text)
     for path in FOLDER.glob("*.md"):
-        if path.name not in made:
+        if path.name not in made.keys() | BY_HAND:
             path.unlink()
-    print(f"{len(made)} pages in {FOLDER.name}")
+    write_text(README, readme())
+    print(f"{len(made)} pages in {FOLDER.name}, and the table in {README.name}")
 
 
 if __name__ == "__main__":

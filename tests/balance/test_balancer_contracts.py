@@ -601,7 +601,7 @@ def test_uw_learns_beside_the_model() -> None:
         ({"shared": []}, ValueError, "shared holds no parameter"),
         ({"tasks": []}, ValueError, "one or more"),
         ({"tasks": "size"}, TypeError, "a number or a sequence of names, found 'size'"),
-        ({"expnent": 1.0}, TypeError, "no option 'expnent'; it takes exponent"),
+        ({"expnent": 1.0}, TypeError, "no option 'expnent'; did you mean 'exponent'"),
         ({"minibatch": 4}, TypeError, "no option 'minibatch'; did you mean 'minibatches'"),
     ],
 )

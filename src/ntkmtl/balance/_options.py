@@ -86,7 +86,7 @@ def read_options(
         TypeError: It is of the wrong kind, or the method has no such setting.
     """
     weighting, name = _weighting(method, given, settings)
-    defaults: dict[str, Any] = {} if name is None else dict(spec(name).defaults)
+    defaults = _defaults(weighting, name)
     source, pooling = _source(weighting, name, defaults, given)
     minibatches = given["minibatches"]
     options = Options(
@@ -119,6 +119,24 @@ def read_options(
     return options
 
 
+_DEFAULTS = ("source", "pooling", "minibatches", "weight_heads", "log_losses")
+"""Options whose default is the method's to say."""
+
+
+def _defaults(weighting: Weighting, name: str | None) -> dict[str, Any]:
+    """Return the options that the method's own published form uses."""
+    if name is not None and ":" not in name:
+        return dict(spec(name).defaults)
+    found = dict(weighting.balancer_defaults)
+    for option in found:
+        if option not in _DEFAULTS:
+            raise TypeError(
+                f"balancer_defaults of {type(weighting).__name__} cannot set {option!r}; they can "
+                f"set {', '.join(_DEFAULTS)}"
+            )
+    return found
+
+
 def _weighting(
     method: Any, given: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Weighting, str | None]:
@@ -134,7 +152,7 @@ def _weighting(
         settings = dict(settings)
         if preset is not None:
             settings.setdefault("published", True)
-        _refuse_mistyped(method, given, settings)
+        _refuse_unknown(method, given, settings)
         made = create(method, **settings)
         return made, getattr(made, "name", None)
     if isinstance(method, type) and issubclass(method, Weighting):
@@ -157,11 +175,16 @@ def _weighting(
 _PUBLISHED = ("ntkmtl", "ntkmtl-sr")
 
 
-def _refuse_mistyped(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
-    """Raise where an option that the method does not have looks like one that exists."""
-    for option in sorted(set(settings) - set(accepted_options(method))):
-        if close := difflib.get_close_matches(option, own, n=1, cutoff=0.75):
-            raise TypeError(f"{method} has no option {option!r}; did you mean {close[0]!r}?")
+def _refuse_unknown(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
+    """Raise where an option is neither the method's nor the Balancer's."""
+    accepted = accepted_options(method)
+    for option in sorted(set(settings) - set(accepted)):
+        close = difflib.get_close_matches(option, [*accepted, *own], n=1, cutoff=0.75)
+        raise TypeError(
+            f"{method} has no option {option!r}"
+            + (f"; did you mean {close[0]!r}? It" if close else "; it")
+            + f" takes {', '.join(accepted) or 'none'}, and every method takes {', '.join(own)}"
+        )
 
 
 def _source(

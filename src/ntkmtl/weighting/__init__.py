@@ -1,6 +1,6 @@
 """Task weightings: NTKMTL, its relatives and the methods they are compared with.
 
-:func:`names` lists them, :func:`create` makes one. Listing does not import torch.
+:func:`names` lists them, :func:`create` makes one.
 
 Example:
     >>> import torch, ntkmtl
@@ -11,12 +11,12 @@ Example:
 
 from __future__ import annotations
 
-import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.errors import missing_extra
-from ntkmtl.weighting._registry import MethodSpec, names, spec, specs
+from ntkmtl.weighting import _settings
+from ntkmtl.weighting._method import MethodSpec, SearchRange
+from ntkmtl.weighting._registry import load, names, spec, spec_of, specs
 
 if TYPE_CHECKING:
     from ntkmtl.weighting._base import GramianWeighting, LossWeighting, Weighting
@@ -25,8 +25,10 @@ __all__ = [
     "GramianWeighting",
     "LossWeighting",
     "MethodSpec",
+    "SearchRange",
     "Weighting",
     "create",
+    "load",
     "names",
     "spec",
     "specs",
@@ -46,45 +48,33 @@ def accepted_options(name: str) -> list[str]:
         >>> accepted_options("ntkmtl")
         ['exponent', 'published']
     """
-    return list(inspect.signature(_load(spec(name))).parameters)
-
-
-def _load(entry: MethodSpec) -> type[Weighting]:
-    module, _, attribute = entry.home.partition(":")
-    try:
-        loaded: type[Weighting] = getattr(import_module(module), attribute)
-    except ImportError as error:
-        if not entry.extra:
-            raise
-        raise missing_extra(entry.name, entry.extra, error) from error
-    return loaded
+    return _settings.accepted(load(name))
 
 
 def create(name: str, **options: Any) -> Weighting:
     """Make a weighting by name.
 
     Args:
-        name: One of :func:`names`.
+        name: One of :func:`names`; or a class of your own as ``module.path:ClassName`` or
+            ``path/to/file.py:ClassName``, whose code is then run.
         **options: The method's settings; without them, those of its paper's protocol.
 
     Raises:
         ValueError: No method has this name, or a setting is out of range.
-        TypeError: The method has no such setting.
-        ImportError: It needs an extra that is not installed.
+        TypeError: The method has no such setting, needs one that is not given, or it is of another
+            type.
 
     Example:
         >>> create("ntkmtl", exponent=0.75)
         NTKMTL(exponent=0.75, published=False)
+        >>> create("ntkmtl", published="False")
+        Traceback (most recent call last):
+        ...
+        TypeError: published must be True or False. Found published='False'.
     """
-    entry = spec(name)
-    loaded = _load(entry)
-    accepted = list(inspect.signature(loaded).parameters)
-    unknown = sorted(set(options) - set(accepted))
-    if unknown:
-        raise TypeError(
-            f"{name} has no option {', '.join(map(repr, unknown))}; "
-            + (f"it takes {', '.join(accepted)}" if accepted else "it takes none")
-        )
-    weighting = loaded(**options)
-    weighting.name = name
+    kind = load(name)
+    _settings.check(name, kind, options)
+    weighting = kind(**options)
+    weighting.name = name if ":" not in name else spec_of(kind).name
+    vars(weighting)["_created_with"] = dict(options)
     return weighting

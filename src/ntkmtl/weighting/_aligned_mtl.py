@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import DEPENDENT, GramianWeighting, balanced_gramian
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["AlignedMTL"]
 
 
+@method(
+    "aligned-mtl",
+    family="gradients",
+    summary="Independent component alignment: all singular values made equal",
+    paper="Senushkin et al.: Independent Component Alignment, CVPR 2023",
+)
 class AlignedMTL(GramianWeighting):
     r"""All singular values of the matrix of gradients are made equal to the smallest, then summed.
 
@@ -38,6 +45,8 @@ class AlignedMTL(GramianWeighting):
         >>> AlignedMTL()(K)
         tensor([1.0000, 0.5000], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def __init__(self, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:
         if scale_mode not in ("min", "median", "rmse"):

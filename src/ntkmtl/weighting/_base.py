@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.weighting._method import MethodSpec, SearchRange
 
 __all__ = [
     "DEPENDENT",
@@ -48,7 +50,12 @@ class Weighting(ABC):
             performs against its single-task network.
         has_head_objective: Whether each head also descends along an objective of its own, made of
             the gradient that it sends to the trunk; see :meth:`head_objective`.
-        name: The name it was made by, which decides the Balancer's defaults; None for one's own.
+        balancer_defaults: Options of :class:`ntkmtl.Balancer` that the method's own published form
+            uses: ``source``, ``pooling``, ``minibatches``, ``weight_heads`` and ``log_losses``.
+            What a user gives goes first.
+        search_space: What ``ntkmtl tune`` searches beside the learning rate.
+        name: The name that :func:`ntkmtl.weighting.create` made it by, None if the class was
+            called.
     """
 
     name: str | None = None
@@ -58,6 +65,9 @@ class Weighting(ABC):
     takes_logarithms: ClassVar[bool] = False
     has_head_objective: ClassVar[bool] = False
     tracks_gradients: ClassVar[bool] = False
+    balancer_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    search_space: ClassVar[tuple[SearchRange, ...]] = ()
+    _specs: ClassVar[tuple[MethodSpec, ...]] = ()
 
     @property
     def requires_cross_terms(self) -> bool:
@@ -314,8 +324,11 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     """Return ``value`` if it is a positive finite number.
 
     Raises:
-        ValueError: It is not.
+        TypeError: It is a string or a truth value.
+        ValueError: It is not positive, or not finite.
     """
+    if isinstance(value, str | bool):
+        raise TypeError(f"{name} must be a number. Found {name}={value!r}.")
     value = float(value)
     if not (value > 0 or (zero and value == 0)) or value == float("inf"):
         kind = "not negative" if zero else "positive"

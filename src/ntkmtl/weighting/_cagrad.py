@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, balanced_gramian, check_positive
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._qp import cancellation, nonnegative_qp, shortest_combination
 
 __all__ = ["CAGrad"]
@@ -18,6 +19,12 @@ _CANCELLED = 1e-12
 _MAX_ITERATIONS = 100
 
 
+@method(
+    "cagrad",
+    family="gradients",
+    summary="Conflict-averse: the best worst-task improvement near the mean gradient",
+    paper="Liu et al.: Conflict-Averse Gradient Descent, NeurIPS 2021",
+)
 class CAGrad(GramianWeighting):
     r"""The best improvement of the worst task within a ball around the mean gradient.
 
@@ -50,6 +57,11 @@ class CAGrad(GramianWeighting):
         >>> (w.float() @ J).abs()  # the first two oppose each other: neither gets worse
         tensor([0.0000, 0.3333])
     """
+
+    balancer_defaults = EXACT
+    search_space = (
+        SearchRange("c", 0.0, 0.99, 0.4, reason="the method converges for c in [0, 1)"),
+    )
 
     def __init__(self, c: float = 0.4) -> None:
         self.c = check_positive("c", c, zero=True)

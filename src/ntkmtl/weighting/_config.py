@@ -6,10 +6,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting
 from ntkmtl.weighting._equal_projections import equal_projections
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["ConFIG"]
 
 
+@method(
+    "config",
+    family="gradients",
+    summary="Conflict-free: the direction of equal cosine with every gradient",
+    paper="Liu, Chu, Thuerey: ConFIG, ICLR 2025",
+)
 class ConFIG(GramianWeighting):
     r"""The direction of equal cosine with every gradient, as long as their projections on it.
 
@@ -31,6 +38,8 @@ class ConFIG(GramianWeighting):
         >>> ConFIG()(K)  # b = (1, 1): (1, 1/3) * (1 + 3) / 2
         tensor([2.0000, 0.6667], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         found = equal_projections(gramian)

@@ -10,10 +10,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import check_positive
 from ntkmtl.weighting._fairgrad import FairGrad
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["ConsMTL"]
 
 
+@method(
+    "consmtl",
+    family="gradients",
+    summary="Consistent: fair gradients, and heads that turn theirs toward the joint one",
+    paper="Qin, Wang, Yan: Towards Consistent Multi-Task Learning, CVPR 2025",
+)
 class ConsMTL(FairGrad):
     r"""Fair gradients for the trunk, and heads that make gradients agree.
 
@@ -53,6 +60,8 @@ class ConsMTL(FairGrad):
         [tensor([9.])]
     """
 
+    balancer_defaults = EXACT
+    search_space: ClassVar[tuple[SearchRange, ...]] = ()
     has_head_objective: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 2.0, strength: float = 1.0, bound: float = 0.1) -> None:

@@ -10,12 +10,19 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting import create
 from ntkmtl.weighting._base import Requires, Weighting
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["CRMOGM"]
 
 _INNER = "inner."
 
 
+@method(
+    "cr-mogm",
+    family="gradients",
+    summary="Another method's weights, averaged over the steps",
+    paper="Zhou et al.: Stochastic Multi-Objective Gradient Manipulation, NeurIPS 2022",
+)
 class CRMOGM(Weighting):
     r"""The weights of another method, averaged over the steps.
 
@@ -47,6 +54,8 @@ class CRMOGM(Weighting):
     """
 
     requires: ClassVar[Requires] = "gramian"
+    balancer_defaults = EXACT
+    search_space = (SearchRange("alpha", 0.0, 0.99, 0.9, reason="all that the average can be"),)
 
     def __init__(self, inner: str | Weighting = "mgda", alpha: float = 0.9) -> None:
         if not 0.0 <= alpha <= 1.0:

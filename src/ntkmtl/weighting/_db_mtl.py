@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +11,18 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["DBMTL"]
 
 
+@method(
+    "db-mtl",
+    family="gradients",
+    summary="Dual balancing: averaged gradients of the log losses, all as long as the longest",
+    paper="Lin et al.: Dual-Balancing for Multi-Task Learning, Neural Networks 2025",
+)
 class DBMTL(Weighting):
     r"""Averaged gradients of the log losses, all as long as the longest.
 
@@ -55,6 +63,8 @@ class DBMTL(Weighting):
 
     requires: ClassVar[Requires] = "jacobian"
     tracks_gradients: ClassVar[bool] = True
+    balancer_defaults: ClassVar[Mapping[str, Any]] = {**EXACT, "log_losses": True}
+    search_space = (SearchRange("beta", 0.0, 0.99, 0.9, reason="all that the average can be"),)
 
     def __init__(self, beta: float = 0.9, beta_sigma: float = 0.0) -> None:
         if not 0.0 <= beta < 1.0:

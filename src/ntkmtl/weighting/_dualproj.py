@@ -7,10 +7,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, check_positive
 from ntkmtl.weighting._dual_cone import project
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["DualProj"]
 
 
+@method(
+    "dualproj",
+    family="gradients",
+    summary="The mean gradient, projected so as to conflict with none",
+    paper="Lopez-Paz, Ranzato: Gradient Episodic Memory for Continual Learning, NeurIPS 2017",
+)
 class DualProj(GramianWeighting):
     r"""The mean gradient, projected so that it conflicts with no task's.
 
@@ -32,6 +39,8 @@ class DualProj(GramianWeighting):
         >>> DualProj()(ExtendedNTK(torch.eye(2).reshape(2, 1, 2, 1)))  # no conflict: the mean
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def __init__(self, regularization: float = 1e-4) -> None:
         self.regularization = check_positive("regularization", regularization, zero=True)

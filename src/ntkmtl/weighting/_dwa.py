@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._method import SearchRange, method
 
 __all__ = ["DynamicWeightAverage"]
 
 
+@method(
+    "dwa",
+    family="losses",
+    summary="Dynamic weight average: by the ratio of the last two epochs' losses",
+    paper="Liu, Johns, Davison: End-to-End Multi-Task Learning with Attention, CVPR 2019",
+)
 class DynamicWeightAverage(LossWeighting):
     r"""Weights from how quickly each loss fell over the last two epochs.
 
@@ -37,6 +44,12 @@ class DynamicWeightAverage(LossWeighting):
         >>> w(losses=torch.tensor([1.0, 1.0]))  # 2 exp(.25) / (exp(.25) + exp(.5)), ...
         tensor([0.8756, 1.1244], dtype=torch.float64)
     """
+
+    search_space = (
+        SearchRange(
+            "temperature", 0.5, 8.0, 2.0, log=True, reason="a factor of 4 around the default"
+        ),
+    )
 
     def __init__(self, temperature: float = 2.0) -> None:
         self.temperature = check_positive("temperature", temperature)

@@ -10,10 +10,17 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["ExcessMTL"]
 
 
+@method(
+    "excess-mtl",
+    family="gradients",
+    summary="More weight for tasks of larger excess risk, from accumulated squared gradients",
+    paper="He et al.: Robust Multi-Task Learning with Excess Risks, ICML 2024",
+)
 class ExcessMTL(Weighting):
     r"""More weight for tasks that are further from convergence, whatever their noise.
 
@@ -53,6 +60,12 @@ class ExcessMTL(Weighting):
     """
 
     requires: ClassVar[Requires] = "jacobian"
+    balancer_defaults = EXACT
+    search_space = (
+        SearchRange(
+            "step_size", 0.001, 0.1, 0.01, log=True, reason="a factor of 10 around the default"
+        ),
+    )
 
     def __init__(self, step_size: float = 0.01, warmup: int = 0) -> None:
         self.step_size = check_positive("step_size", step_size)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["FairGrad"]
 
 
+@method(
+    "fairgrad",
+    family="gradients",
+    summary="Alpha-fair allocation of the loss decrease",
+    paper="Ban, Ji: Fair Resource Allocation in Multi-Task Learning, ICML 2024",
+)
 class FairGrad(GramianWeighting):
     r"""The alpha-fair allocation of the loss decrease, :math:`G w = w^{-1/\alpha}`.
 
@@ -32,6 +41,11 @@ class FairGrad(GramianWeighting):
         >>> FairGrad(alpha=2.0)(K)  # orthogonal: norm ** (-2 alpha / (alpha + 1)) = 8 ** (-2/3)
         tensor([1.0000, 0.2500], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
+    search_space: ClassVar[tuple[SearchRange, ...]] = (
+        SearchRange("alpha", 0.5, 8.0, 2.0, log=True, reason="a factor of 4 around the default"),
+    )
 
     def __init__(self, alpha: float = 2.0) -> None:
         self.alpha = check_positive("alpha", alpha)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._method import SearchRange, method
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["FAMO"]
@@ -15,6 +16,12 @@ __all__ = ["FAMO"]
 _EPSILON = 1e-8
 
 
+@method(
+    "famo",
+    family="losses",
+    summary="Fast adaptive optimization: equal rates of loss decrease, from losses alone",
+    paper="Liu et al.: FAMO, NeurIPS 2023",
+)
 class FAMO(LossWeighting):
     r"""Weights that make all losses fall at the same rate, from losses alone.
 
@@ -41,6 +48,19 @@ class FAMO(LossWeighting):
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
 
+    search_space = (
+        SearchRange(
+            "learning_rate",
+            0.0025,
+            0.25,
+            0.025,
+            log=True,
+            reason="a factor of 10 around the default",
+        ),
+        SearchRange(
+            "gamma", 0.0001, 0.01, 0.001, log=True, reason="a factor of 10 around the default"
+        ),
+    )
     needs_after_step: ClassVar[bool] = True
     takes_logarithms: ClassVar[bool] = True
 

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._method import method
 
 __all__ = ["FixedWeights"]
 
 
+@method(
+    "fixed",
+    family="losses",
+    summary="Weights given by the user",
+    paper="Common practice",
+)
 class FixedWeights(LossWeighting):
     """The same weights in every step.
 
@@ -21,6 +28,7 @@ class FixedWeights(LossWeighting):
             counts only where tasks have no names, as without a Balancer. All 1 if None.
 
     Raises:
+        TypeError: A weight is no number.
         ValueError: A weight is negative or not finite, or, once the tasks are known, they are not
             those that there are weights for.
 
@@ -32,8 +40,10 @@ class FixedWeights(LossWeighting):
 
     def __init__(self, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         self._by_name = dict(weights) if isinstance(weights, Mapping) else None
-        values = weights.values() if isinstance(weights, Mapping) else weights
-        self.weights = None if values is None else [float(w) for w in values]
+        values = list(weights.values() if isinstance(weights, Mapping) else weights or ())
+        if any(isinstance(value, str | bool) for value in values):
+            raise TypeError(f"weights must be numbers. Found weights={weights!r}.")
+        self.weights = None if weights is None else [float(w) for w in values]
         for weight in self.weights or ():
             if weight < 0 or not math.isfinite(weight):
                 raise ValueError(

@@ -9,10 +9,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
 from ntkmtl.weighting._losses import nonzero
+from ntkmtl.weighting._method import method
 
 __all__ = ["GeometricLoss"]
 
 
+@method(
+    "gls",
+    family="losses",
+    summary="Geometric loss strategy: the geometric mean of the losses",
+    paper="Chennupati et al.: MultiNet++, CVPR Workshops 2019",
+)
 class GeometricLoss(LossWeighting):
     r"""The geometric mean of the losses, :math:`L = (\prod_i \ell_i)^{1/k}`.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
 from ntkmtl.weighting._losses import nonzero
+from ntkmtl.weighting._method import method
 
 __all__ = ["GO4Align", "group_means"]
 
@@ -64,6 +65,12 @@ def group_means(values: Tensor, groups: int) -> Tensor:
     return means
 
 
+@method(
+    "go4align",
+    family="losses",
+    summary="Group weights guided by risk: tasks alike in their risk share one",
+    paper="Shen et al.: GO4Align, NeurIPS 2024",
+)
 class GO4Align(LossWeighting):
     r"""Weights per group of tasks that are alike in their risk.
 

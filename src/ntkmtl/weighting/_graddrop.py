@@ -10,11 +10,18 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradDrop"]
 
 
+@method(
+    "graddrop",
+    family="gradients",
+    summary="Gradient sign dropout: one sign is kept per entry, at random",
+    paper="Chen et al.: Just Pick a Sign, NeurIPS 2020",
+)
 class GradDrop(Weighting):
     r"""In each entry either the positive or the negative gradients are kept, drawn by their purity.
 
@@ -37,6 +44,7 @@ class GradDrop(Weighting):
     """
 
     requires: ClassVar[Requires] = "jacobian"
+    balancer_defaults = EXACT
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = RandomState(seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, balanced_gramian, check_positive
 from ntkmtl.weighting._losses import nonzero
+from ntkmtl.weighting._method import EXACT_HEADS, SearchRange, method
 from ntkmtl.weighting._task_adam import TaskAdam
 
 __all__ = ["GradNorm"]
@@ -18,6 +19,12 @@ __all__ = ["GradNorm"]
 _LEAST = 1e-6
 
 
+@method(
+    "gradnorm",
+    family="gradients",
+    summary="Learned weights bring gradients to norms that follow the training rates",
+    paper="Chen et al.: GradNorm, ICML 2018",
+)
 class GradNorm(Weighting):
     r"""Weights that bring the tasks' gradients to norms which follow their training rates.
 
@@ -57,6 +64,18 @@ class GradNorm(Weighting):
     """
 
     requires: ClassVar[Requires] = "gramian"
+    balancer_defaults = EXACT_HEADS
+    search_space = (
+        SearchRange("alpha", 0.0, 3.0, 1.5, reason="0 to twice the default, the published 1.5"),
+        SearchRange(
+            "learning_rate",
+            0.0025,
+            0.25,
+            0.025,
+            log=True,
+            reason="a factor of 10 around the default",
+        ),
+    )
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025) -> None:
         self.alpha = check_positive("alpha", alpha, zero=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, balanced_gramian
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["GradVac"]
@@ -19,6 +20,12 @@ _EPSILON = 1e-8
 _CANCELLED = 1e-14
 
 
+@method(
+    "gradvac",
+    family="gradients",
+    summary="Gradient vaccine: gradients are turned until they agree as they used to",
+    paper="Wang et al.: Gradient Vaccine, ICLR 2021",
+)
 class GradVac(Weighting):
     r"""Each gradient is turned toward those that it used to agree with more.
 
@@ -54,6 +61,8 @@ class GradVac(Weighting):
     """
 
     requires: ClassVar[Requires] = "gramian"
+    balancer_defaults = EXACT
+    search_space = (SearchRange("beta", 0.0, 0.99, 0.5, reason="all that the average can be"),)
 
     def __init__(self, beta: float = 0.5, seed: int | None = None) -> None:
         if not 0.0 <= beta <= 1.0:

@@ -11,12 +11,19 @@ from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._imtl_g import impartial_weights
 from ntkmtl.weighting._imtl_l import require_not_negative
+from ntkmtl.weighting._method import EXACT_HEADS, SearchRange, method
 from ntkmtl.weighting._task_adam import TaskAdam
 from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT
 
 __all__ = ["IMTL"]
 
 
+@method(
+    "imtl",
+    family="gradients",
+    summary="Impartial, both halves: equal projections on gradients of losses of one scale",
+    paper="Liu et al.: Towards Impartial Multi-Task Learning, ICLR 2021",
+)
 class IMTL(Weighting):
     r"""Equal projections on the gradients of losses that are brought to one scale.
 
@@ -48,6 +55,17 @@ class IMTL(Weighting):
     """
 
     requires: ClassVar[Requires] = "gramian"
+    balancer_defaults = EXACT_HEADS
+    search_space = (
+        SearchRange(
+            "learning_rate",
+            0.0001,
+            0.01,
+            0.001,
+            log=True,
+            reason="a factor of 10 around the default",
+        ),
+    )
 
     def __init__(self, learning_rate: float = 1e-3) -> None:
         self.learning_rate = check_positive("learning_rate", learning_rate)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting
 from ntkmtl.weighting._equal_projections import equal_projections
+from ntkmtl.weighting._method import EXACT_HEADS, method
 
 __all__ = ["IMTLG", "impartial_weights"]
 
@@ -31,6 +32,12 @@ def impartial_weights(gramian: Tensor) -> Tensor:
     return torch.where(live, weights * (share * int(live.sum()) / total), share)
 
 
+@method(
+    "imtl-g",
+    family="gradients",
+    summary="Impartial, gradient half: equal projections on every task's gradient",
+    paper="Liu et al.: Towards Impartial Multi-Task Learning, ICLR 2021",
+)
 class IMTLG(GramianWeighting):
     """Weights, summing to 1, whose combined gradient has equal projections on every gradient.
 
@@ -49,6 +56,8 @@ class IMTLG(GramianWeighting):
         >>> IMTLG()(K)  # orthogonal: proportional to 1 / norm
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT_HEADS
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         return impartial_weights(gramian)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ntkmtl.weighting._base import LossWeighting
 from ntkmtl.weighting._losses import nonzero
+from ntkmtl.weighting._method import method
 from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT, TaskParameter
 
 __all__ = ["IMTLL", "require_not_negative"]
@@ -24,6 +25,12 @@ def require_not_negative(name: str, losses: Tensor) -> None:
     nonzero(losses, name, "brings losses to a common scale")
 
 
+@method(
+    "imtl-l",
+    family="losses",
+    summary="Impartial, loss half: a learned scale per task brings all losses to 1",
+    paper="Liu et al.: Towards Impartial Multi-Task Learning, ICLR 2021",
+)
 class IMTLL(LossWeighting):
     r"""Weights from a learned scale per task, under which all losses tend to 1.
 

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
+from ntkmtl.weighting._method import SearchRange, method
 from ntkmtl.weighting._task_parameter import TaskParameter
 
 __all__ = ["LDCMTL"]
 
 
+@method(
+    "ldc-mtl",
+    family="losses",
+    summary="Loss discrepancy control: learned weights, a penalty on differences between neighbors",
+    paper="Xiao, Dong, Zou, Ji: LDC-MTL, arXiv 2502.08585, 2025",
+)
 class LDCMTL(LossWeighting):
     r"""Learned weights, and a penalty on how much the weighted losses of neighbors differ.
 
@@ -54,6 +61,12 @@ class LDCMTL(LossWeighting):
         >>> w(losses=torch.tensor([1.0, 4.0]))  # equal shares; the larger loss gains 0.1
         tensor([0.4000, 0.6000], dtype=torch.float64)
     """
+
+    search_space = (
+        SearchRange(
+            "penalty", 0.001, 0.1, 0.01, log=True, reason="a factor of 10 around the default"
+        ),
+    )
 
     def __init__(self, penalty: float = 0.01, tau: str = "sigma", tasks: int | None = None) -> None:
         self.penalty = check_positive("penalty", penalty, zero=True)

@@ -6,10 +6,16 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._method import method
 
 __all__ = ["LinearScalarization", "SingleTask"]
 
 
+@method(
+    "ls",
+    family="baseline",
+    summary="Linear scalarization: the plain sum of the losses",
+)
 class LinearScalarization(LossWeighting):
     """Every task has weight 1: the total is the plain sum of the losses (Eq. 6).
 
@@ -23,6 +29,11 @@ class LinearScalarization(LossWeighting):
         return torch.ones_like(losses)
 
 
+@method(
+    "stl",
+    family="baseline",
+    summary="Single-task learning: one network per task, the baseline of Delta-m",
+)
 class SingleTask(LinearScalarization):
     """One task alone, with weight 1.
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._qp import shortest_combination
 
 __all__ = ["MGDA"]
 
 
+@method(
+    "mgda",
+    family="gradients",
+    summary="Multiple gradient descent: the shortest convex combination of gradients",
+    paper="Sener, Koltun: Multi-Task Learning as Multi-Objective Optimization, NeurIPS 2018",
+)
 class MGDA(GramianWeighting):
     r"""The convex combination of gradients of least norm.
 
@@ -29,6 +36,8 @@ class MGDA(GramianWeighting):
         >>> MGDA()(K)
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def of_gramian(self, gramian: Tensor) -> Tensor:
         return shortest_combination(gramian.cpu()).to(gramian.device)

@@ -11,12 +11,19 @@ from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import gram
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
 __all__ = ["MoCo"]
 
 
+@method(
+    "moco",
+    family="gradients",
+    summary="Gradient correction: the shortest convex combination of tracked gradients",
+    paper="Fernando et al.: Mitigating Gradient Bias in Multi-objective Learning, ICLR 2023",
+)
 class MoCo(Weighting):
     r"""The shortest convex combination of gradients that are tracked over steps.
 
@@ -63,6 +70,7 @@ class MoCo(Weighting):
 
     requires: ClassVar[Requires] = "jacobian"
     tracks_gradients: ClassVar[bool] = True
+    balancer_defaults = EXACT
 
     def __init__(
         self,

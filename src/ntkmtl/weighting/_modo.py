@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +11,18 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._independent import independent_products
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
 __all__ = ["MoDo"]
 
 
+@method(
+    "modo",
+    family="gradients",
+    summary="Double sampling: weights that follow products of gradients of independent samples",
+    paper="Chen et al.: Three-Way Trade-Off in Multi-Objective Learning, JMLR 2024",
+)
 class MoDo(Weighting):
     r"""Simplex weights that follow products of gradients of independent samples.
 
@@ -55,6 +63,12 @@ class MoDo(Weighting):
     """
 
     requires: ClassVar[Requires] = "kernel"
+    # Two mini-batches of a batch are the two samples; blockwise pooling has no products of them.
+    balancer_defaults: ClassVar[Mapping[str, Any]] = {
+        **EXACT,
+        "pooling": "pooled",
+        "minibatches": 2,
+    }
 
     def __init__(self, gamma: float = 0.1, rho: float = 0.1) -> None:
         self.gamma = check_positive("gamma", gamma)

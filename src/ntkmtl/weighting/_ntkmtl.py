@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["NTKMTL", "eigenvalue_weights"]
 
@@ -64,6 +65,44 @@ def _weight(numerator: float, largest: float, value: float, exponent: float) -> 
     return 1.0
 
 
+@method(
+    "ntkmtl",
+    family="ntk",
+    summary="Equal largest NTK eigenvalues, kernel of the shared parameters",
+    paper="Qin, Wang, Liao, Yan: NTKMTL, NeurIPS 2025",
+    defaults=EXACT,
+)
+@method(
+    "ntkmtl-sr",
+    family="ntk",
+    summary="Equal largest NTK eigenvalues, kernel of the shared representation",
+    paper="Qin, Wang, Liao, Yan: NTKMTL, NeurIPS 2025",
+    defaults={
+        "source": "representation",
+        "pooling": "blockwise",
+        "minibatches": 4,
+        "weight_heads": True,
+    },
+)
+@method(
+    "ntkmtl-tk",
+    family="ntk",
+    summary="Equal largest NTK eigenvalues, representation joined with the last layer's own kernel",
+    paper="This library",
+    defaults={
+        "source": "representation",
+        "pooling": "kernel",
+        "minibatches": 4,
+        "weight_heads": True,
+    },
+)
+@method(
+    "ntkmtl-auto",
+    family="ntk",
+    summary="Equal largest NTK eigenvalues of any graph of losses, measured rarely and averaged",
+    paper="This library",
+    defaults={"source": "auto", "weight_heads": True},
+)
 class NTKMTL(Weighting):
     r"""Weights from the largest NTK eigenvalue of each task.
 
@@ -102,6 +141,15 @@ class NTKMTL(Weighting):
     """
 
     requires: ClassVar[Requires] = "eigenvalues"
+    search_space = (
+        SearchRange(
+            "exponent",
+            0.25,
+            1.0,
+            0.5,
+            reason="0.5 in the paper (Eq. 15), up to 0.75 in its scripts; 1 makes the rates equal",
+        ),
+    )
 
     def __init__(self, exponent: float = 0.5, published: bool = False) -> None:
         self.exponent = check_positive("exponent", exponent, zero=True)

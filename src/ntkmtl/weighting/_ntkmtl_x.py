@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["NTKMTLX", "STATISTICS", "Statistic", "task_matrix"]
 
@@ -64,6 +66,12 @@ def task_matrix(kernel: ExtendedNTK, statistic: Statistic = "aligned") -> Tensor
     return (matrix + matrix.T) / 2
 
 
+@method(
+    "ntkmtl-x",
+    family="ntk",
+    summary="Fairer by the largest NTK eigenvalues, exponent 2/3; or other statistics, cross terms",
+    paper="This library",
+)
 class NTKMTLX(Weighting):
     r"""Fairer weights from the largest eigenvalues, from other statistics, or with cross terms.
 
@@ -104,6 +112,7 @@ class NTKMTLX(Weighting):
     """
 
     requires: ClassVar[Requires] = "kernel"
+    balancer_defaults: ClassVar[Mapping[str, Any]] = {**EXACT, "minibatches": 4}
 
     def __init__(self, statistic: Statistic = "max", alpha: float = 2.0) -> None:
         if statistic not in STATISTICS:

@@ -15,6 +15,7 @@ from ntkmtl.weighting._base import (
     balanced_gramian,
     check_positive,
 )
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._qp import cancellation, nonnegative_qp
 
 __all__ = ["PCD"]
@@ -23,6 +24,12 @@ __all__ = ["PCD"]
 _ZERO = 1e-12
 
 
+@method(
+    "pcd",
+    family="gradients",
+    summary="Priority-constrained: the first task's gradient, with headway for all others",
+    paper="Varam, AlHajri: Not All Objectives Are Born Equal, TMLR 2026",
+)
 class PCD(Weighting):
     r"""The primary task's gradient, changed no more than it takes for the others to make headway.
 
@@ -60,6 +67,7 @@ class PCD(Weighting):
     """
 
     requires: ClassVar[Requires] = "gramian"
+    balancer_defaults = EXACT
 
     def __init__(
         self, tau: float = 0.02, beta: float = 0.999, epsilon: float = 1e-8, primary: int = 0

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, balanced_gramian
+from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["PCGrad"]
 
 
+@method(
+    "pcgrad",
+    family="gradients",
+    summary="Gradient surgery: conflicting components are projected away",
+    paper="Yu et al.: Gradient Surgery for Multi-Task Learning, NeurIPS 2020",
+)
 class PCGrad(GramianWeighting):
     """Each gradient loses its components against those it conflicts with, in random order.
 
@@ -31,6 +38,8 @@ class PCGrad(GramianWeighting):
         >>> PCGrad()(ExtendedNTK(G.reshape(2, 1, 2, 1)))
         tensor([1.5000, 2.0000], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def __init__(self, seed: int | None = None) -> None:
         self._random = RandomState(seed)

@@ -13,10 +13,17 @@ from ntkmtl._warnings import warn
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._fair import fair_weights
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["PIVRG"]
 
 
+@method(
+    "pivrg",
+    family="gradients",
+    summary="Performance-informed: a fair allocation in which worse tasks count more",
+    paper="Qin, Wang, Yan: Revisiting Fairness in Multitask Learning, CVPR 2025",
+)
 class PIVRG(Weighting):
     r"""A fair allocation in which tasks that perform worse count more.
 
@@ -63,6 +70,7 @@ class PIVRG(Weighting):
 
     requires: ClassVar[Requires] = "gramian"
     needs_scores: ClassVar[bool] = True
+    balancer_defaults = EXACT
 
     def __init__(self, bound: float = 2.0, min_temperature: float = 10.0) -> None:
         self.bound = check_positive("bound", bound)

@@ -8,11 +8,18 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._method import method
 from ntkmtl.weighting._random import RandomState
 
 __all__ = ["RandomLossWeighting"]
 
 
+@method(
+    "rlw",
+    family="losses",
+    summary="Random loss weighting: a softmax of normal random numbers",
+    paper="Lin et al.: Reasonable Effectiveness of Random Weighting, TMLR 2022",
+)
 class RandomLossWeighting(LossWeighting):
     """Weights drawn anew in each step, the softmax of standard normal numbers; they sum to 1.
 

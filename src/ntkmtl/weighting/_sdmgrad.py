@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -10,11 +11,18 @@ from torch import Tensor
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting._base import Requires, Weighting, check_positive
 from ntkmtl.weighting._independent import independent_products
+from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 
 __all__ = ["SDMGrad"]
 
 
+@method(
+    "sdmgrad",
+    family="gradients",
+    summary="Direction-oriented: the shortest combination near the mean, by independent samples",
+    paper="Xiao, Ban, Ji: Direction-oriented Multi-objective Learning, NeurIPS 2023",
+)
 class SDMGrad(Weighting):
     r"""The shortest combination of gradients near the mean one, from independent samples.
 
@@ -58,6 +66,17 @@ class SDMGrad(Weighting):
     """
 
     requires: ClassVar[Requires] = "kernel"
+    # Two mini-batches of a batch are the two samples; blockwise pooling has no products of them.
+    balancer_defaults: ClassVar[Mapping[str, Any]] = {
+        **EXACT,
+        "pooling": "pooled",
+        "minibatches": 2,
+    }
+    search_space = (
+        SearchRange(
+            "lambda_", 0.03, 3.0, 0.3, log=True, reason="a factor of 10 around the default"
+        ),
+    )
 
     def __init__(
         self,

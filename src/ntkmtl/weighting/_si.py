@@ -8,10 +8,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
 from ntkmtl.weighting._losses import nonzero, reciprocals
+from ntkmtl.weighting._method import method
 
 __all__ = ["ScaleInvariant"]
 
 
+@method(
+    "si",
+    family="losses",
+    summary="Scale-invariant: the sum of the logarithms of the losses",
+    paper="Navon et al.: Multi-Task Learning as a Bargaining Game, ICML 2022 (as a baseline)",
+)
 class ScaleInvariant(LossWeighting):
     r"""The sum of log losses, whose weights are :math:`1 / \ell_i`.
 

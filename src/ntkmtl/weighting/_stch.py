@@ -9,10 +9,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting, check_positive
 from ntkmtl.weighting._losses import LEAST_LOSS, nonzero, reciprocals
+from ntkmtl.weighting._method import SearchRange, method
 
 __all__ = ["SmoothTchebycheff"]
 
 
+@method(
+    "stch",
+    family="losses",
+    summary="Smooth Tchebycheff scalarization: a smooth maximum of normalized log losses",
+    paper="Lin et al.: Smooth Tchebycheff Scalarization, ICML 2024",
+)
 class SmoothTchebycheff(LossWeighting):
     r"""A smooth maximum of log losses relative to a reference.
 
@@ -42,6 +49,9 @@ class SmoothTchebycheff(LossWeighting):
         tensor([0.6667, 0.3333], dtype=torch.float64)
     """
 
+    search_space = (
+        SearchRange("mu", 0.1, 10.0, 1.0, log=True, reason="a factor of 10 around the default"),
+    )
     takes_logarithms: ClassVar[bool] = True
 
     def __init__(self, mu: float = 1.0, warmup: int = 4) -> None:

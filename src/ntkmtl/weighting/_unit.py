@@ -6,10 +6,17 @@ import torch
 from torch import Tensor
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._method import method
 
 __all__ = ["UnitaryScalarization"]
 
 
+@method(
+    "unit",
+    family="losses",
+    summary="Unitary scalarization: the plain sum, regularized as single-task networks are",
+    paper="Kurin et al.: In Defense of the Unitary Scalarization, NeurIPS 2022",
+)
 class UnitaryScalarization(LossWeighting):
     """Every task has weight 1.
 

@@ -7,10 +7,17 @@ from torch import Tensor
 
 from ntkmtl.weighting._base import GramianWeighting, check_positive
 from ntkmtl.weighting._dual_cone import project
+from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["UPGrad"]
 
 
+@method(
+    "upgrad",
+    family="gradients",
+    summary="The mean of gradients that are projected so as to conflict with none",
+    paper="Quinton, Rey: Jacobian Descent for Multi-Objective Optimization, 2024",
+)
 class UPGrad(GramianWeighting):
     r"""The mean of the gradients, each projected so that it conflicts with none.
 
@@ -33,6 +40,8 @@ class UPGrad(GramianWeighting):
         >>> UPGrad()(ExtendedNTK(torch.eye(2).reshape(2, 1, 2, 1)))  # no conflict: the mean
         tensor([0.5000, 0.5000], dtype=torch.float64)
     """
+
+    balancer_defaults = EXACT
 
     def __init__(self, regularization: float = 1e-4) -> None:
         self.regularization = check_positive("regularization", regularization, zero=True)

@@ -9,11 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.weighting._base import LossWeighting
+from ntkmtl.weighting._method import method
 from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT, TaskParameter
 
 __all__ = ["UncertaintyWeighting"]
 
 
+@method(
+    "uw",
+    family="losses",
+    summary="Uncertainty weighting: a learned log-variance per task",
+    paper="Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty, CVPR 2018",
+)
 class UncertaintyWeighting(LossWeighting):
     r"""Weights from a learned log-variance per task.
 

@@ -55,7 +55,6 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     [
         ["--help"],
         ["--version"],
-        ["methods"],
         ["problems"],
         ["data"],
         ["paper", "show"],
@@ -105,7 +104,7 @@ def test_methods_problems_and_data() -> None:
     assert any(line.startswith("ntkmtl-sr ") for line in lines)
     listed = json.loads(good("methods", "--json").output)
     assert [line.split()[0] for line in lines] == [entry["name"] for entry in listed]
-    assert {"name", "summary", "requires", "paper", "extra"} == set(listed[0])
+    assert {"name", "summary", "requires", "paper"} == set(listed[0])
     assert good("problems").output.startswith("qm9-mini ")
     listed = [one["name"] for one in json.loads(good("problems", "--json").output)]
     assert (listed[0], listed[-1]) == ("qm9-mini", "mt10")

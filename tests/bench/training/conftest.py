@@ -20,7 +20,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """Environment of a subprocess that can import the toy problem."""
     return {
         **os.environ,
-        "PYTHONPATH": str(HERE),
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
         "NTKMTL_CACHE": str(tmp_path / "cache"),
         "COLUMNS": "200",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

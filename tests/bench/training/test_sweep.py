@@ -300,7 +300,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_made(
         ("no-such", {}, "no problem .*'no-such'"),
         ("no_such_module:Toy", {}, "No module named 'no_such_module'"),
         ("toy_problem:Nothing", {}, "has no class Nothing"),
-        ("toy_problem:ToyModel", {}, "derives from"),
+        ("toy_problem:ToyModel", {}, "ToyModel does not derive from"),
         (TOY, {"data_seed": -1}, "data_seed must not be negative"),
         (TOY, {"sead": 1}, "sead"),
     ],

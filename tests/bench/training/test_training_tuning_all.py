@@ -23,7 +23,7 @@ from ntkmtl.bench.training import Comparison, Run, SweepError, compare, load_run
 from ntkmtl.bench.training.reporters import Reporter
 from ntkmtl.bench.training.tuning import Search, parameters_of, tune
 from ntkmtl.errors import NonFiniteError
-from ntkmtl.weighting._spaces import SPACES
+from ntkmtl.weighting import specs
 
 TOY = "toy_problem:Toy"
 
@@ -87,12 +87,12 @@ def without_times(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 # --------------------------------------------------------------------------- the ranges
 
 
-@pytest.mark.parametrize("method", SPACES)
+@pytest.mark.parametrize("method", [s.name for s in specs() if s.space])
 def test_ranges_are_of_options_that_there_are_and_begin_where_the_method_does(method: str) -> None:
     spec = weighting.spec(method)
     module, _, name = spec.home.partition(":")
     known = inspect.signature(getattr(import_module(module), name)).parameters
-    for found in SPACES[method]:
+    for found in spec(method).space:
         assert found.low <= found.start <= found.high
         assert found.low > 0 or not found.log
         assert found.start == known[found.option].default

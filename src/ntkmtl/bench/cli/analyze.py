@@ -171,7 +171,7 @@ def _lines(study: Study, groups: int | None) -> list[tuple[str, str]]:
     lines = []
     for record in study.methods:
         before, after = record.imbalance.nanquantile(0.5, dim=0).tolist()
-        lines.append((record.method, f"imbalance {before:.3g}, under its weights {after:.3g}"))
+        lines.append((record.label, f"imbalance {before:.3g}, under its weights {after:.3g}"))
         found = record.grouping(groups)
         if found is not None:
             named = " | ".join(", ".join(group) for group in found.names(study.tasks))

@@ -21,7 +21,6 @@ def methods(as_json: Json = False) -> None:
                     "summary": spec.summary,
                     "requires": spec.requires,
                     "paper": spec.paper,
-                    "extra": spec.extra,
                 }
                 for spec in specs
             ]

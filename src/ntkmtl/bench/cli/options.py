@@ -69,7 +69,9 @@ ProblemName = Annotated[
 Methods = Annotated[
     str,
     typer.Option(
-        "--methods", help="Names that `ntkmtl methods` lists, with commas between them, or all."
+        "--methods",
+        help="Names that `ntkmtl methods` lists, with commas between them, or all; your own as "
+        "module.path:ClassName or path/file.py:ClassName.",
     ),
 ]
 Out = Annotated[
@@ -418,7 +420,7 @@ def planned(
     from ntkmtl.bench.training.lookup import ProblemNotFoundError
     from ntkmtl.bench.training.sweep import Comparison
 
-    find_modules_here(problem)
+    find_modules_here(problem, *methods)
     check_methods(methods)
     options = made_with.options()
     try:

@@ -39,7 +39,14 @@ __all__ = ["run"]
 def run(
     problem: ProblemName,
     *,
-    method: Annotated[str, typer.Option("--method", help="A name that `ntkmtl methods` lists.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
+            "path/file.py:ClassName.",
+        ),
+    ],
     seed: Seed = 0,
     task: Annotated[
         str | None,
@@ -94,6 +101,7 @@ def run(
             keep_request=False,
             engine=engines.made(None),
         )
+        method = comparison.names[0]
         root = run_folder(out, sweep.problem, method, seed)
         folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
         if task is not None:

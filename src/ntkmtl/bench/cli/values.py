@@ -90,15 +90,18 @@ def seeds_of(count: int, listed: str | None) -> list[int]:
     return seeds
 
 
+_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
 def options_in(pairs: Sequence[str]) -> dict[str, Any]:
-    """Read KEY=VALUE pairs; a value is JSON where it can be, else a string."""
+    """Read KEY=VALUE pairs; a value is JSON or Python's True, False or None, else a string."""
     found: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
         try:
-            found[key] = json.loads(value)
+            found[key] = json.loads(_JSON.get(value, value))
         except ValueError:
             found[key] = value
     return found
@@ -108,10 +111,12 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     """Read METHOD.KEY=VALUE, method by method."""
     found: dict[str, dict[str, Any]] = {}
     for pair in pairs:
-        method, dot, rest = pair.partition(".")
-        if not (method and dot) or "=" in method:
+        # A file's name has dots as well: the last one before the value is followed by the setting.
+        named, equals, value = pair.partition("=")
+        method, _, key = named.rpartition(".")
+        if not (method and key and equals):
             refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
-        found.setdefault(method, {}).update(options_in([rest]))
+        found.setdefault(method, {}).update(options_in([f"{key}={value}"]))
     return found
 
 
@@ -165,8 +170,8 @@ def refuse_others(context: typer.Context, allowed: Collection[str], why: str) ->
             refuse(f"{parameter.opts[0]} {why}")
 
 
-def find_modules_here(problem: str) -> None:
+def find_modules_here(*names: str) -> None:
     """Let module.path:ClassName name a module in the current folder, as ``python -m`` does."""
     here = os.getcwd()  # noqa: PTH109  (entries of sys.path are strings)
-    if ":" in problem and here not in sys.path:
+    if here not in sys.path and any(":" in name for name in names):
         sys.path.insert(0, here)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import inspect
 import json
 import math
-import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from ntkmtl import loading
+from ntkmtl.loading import LoadError, place_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,13 +27,9 @@ class ProblemError(ValueError):
 
 
 def load_class(name: str) -> type[Problem]:
-    """Import the class that ``module.path:ClassName`` or ``path/to/file.py:ClassName`` names.
+    """Import the problem that ``module.path:ClassName`` or ``path/to/file.py:ClassName`` names.
 
-    This runs the module's code. A file is imported under its own name, and its folder joins
-    ``sys.path``, as with ``python file.py``: every process that is given the name can do the same.
-
-    Args:
-        name: As above.
+    See :func:`ntkmtl.loading.load_class`.
 
     Raises:
         ProblemError: It cannot be imported, is no problem, or leaves a method out.
@@ -50,94 +42,10 @@ def load_class(name: str) -> type[Problem]:
     """
     from ntkmtl.bench.problems.base import Problem
 
-    source, _, class_name = name.rpartition(":")
-    if not source or not class_name.isidentifier():
-        raise ProblemError(
-            f"one's own problem is named module.path:ClassName or path/file.py:ClassName. "
-            f"Found {name!r}."
-        )
     try:
-        module = _from_file(source) if source.endswith(".py") else importlib.import_module(source)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, ProblemError):
-            raise
-        where = "" if _is_of_import(error, source) else f"{type(error).__name__}{_place(error)}: "
-        raise ProblemError(f"problem {name}: {where}{error}") from error
-    kind = getattr(module, class_name, None)
-    if not (isinstance(kind, type) and issubclass(kind, Problem)):
-        there = [
-            n
-            for n, v in vars(module).items()
-            if isinstance(v, type) and issubclass(v, Problem) and v is not Problem
-        ]
-        found = f" It has {', '.join(there)}." if there else ""
-        raise ProblemError(
-            f"problem {name}: {source} has no class {class_name} that derives from "
-            f"ntkmtl.bench.problems.Problem.{found}"
-        )
-    missing = sorted(getattr(kind, "__abstractmethods__", ()))
-    if missing:
-        wanted = "; ".join(_signature(Problem, method) for method in missing)
-        raise ProblemError(f"problem {name}: {class_name} does not define {wanted}. See {PAGE}.")
-    return kind
-
-
-def _signature(base: type, method: str) -> str:
-    found = inspect.getattr_static(base, method)
-    if isinstance(found, property):
-        return f"the property {method}"
-    return f"{method}{inspect.signature(found)}"
-
-
-def _is_of_import(error: BaseException, source: str) -> bool:
-    """Whether the module itself was not found, rather than something that it needs."""
-    missing = isinstance(error, ModuleNotFoundError) and error.name is not None
-    return missing and source.startswith(str(getattr(error, "name", "")))
-
-
-def _from_file(source: str) -> ModuleType:
-    path = Path(source).expanduser().resolve()
-    if not path.is_file():
-        raise ProblemError(f"problem file {source}: there is no such file (looked for {path})")
-    name = path.stem
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        if getattr(loaded, "__file__", None) == str(path):
-            return loaded
-        raise ProblemError(
-            f"problem file {source}: a module named {name} is imported already, from "
-            f"{getattr(loaded, '__file__', 'Python itself')}. Rename the file."
-        )
-    if not name.isidentifier():
-        raise ProblemError(
-            f"problem file {source}: its name must be one that Python can import, as my_problem.py"
-        )
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ProblemError(f"problem file {source}: it cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    # Under its name, so that its classes can be pickled and their source be found.
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _place(error: BaseException) -> str:
-    """Return where the user's own code raised, as `` in file.py, line 3``."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" in {error.filename}, line {error.lineno}"
-    # The first frame of the user's is where to look; what torch does below it is not.
-    frames = traceback.extract_tb(error.__traceback__)
-    libraries = (str(Path(__file__).parents[1]), "<frozen", str(Path(importlib.__file__).parent))
-    own = [f for f in frames if not f.filename.startswith(libraries)]
-    own = [f for f in own if "site-packages" not in f.filename] or own
-    return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
+        return loading.load_class(name, Problem, "problem", PAGE)
+    except LoadError as error:
+        raise ProblemError(str(error)) from error
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,7 +92,7 @@ class _Check:
             if isinstance(error, ProblemError):
                 raise
             raise self.fail(
-                f"{what} raised {type(error).__name__}{_place(error)}: {error}."
+                f"{what} raised {type(error).__name__}{place_of(error)}: {error}."
             ) from error
 
     def run(self, samples: int) -> None:

@@ -77,7 +77,7 @@ def _page(study: Study, groups: int | None) -> dict[str, Any]:
         ],
         "description": printable(str(recipe["description"]), 500),
         "notes": [printable(note, 500) for note in study.notes],
-        "methods": [printable(record.method) for record in study.methods],
+        "methods": [printable(record.label) for record in study.methods],
         "rows": [_row(study, record, groups) for record in study.methods],
         "percent": f"{100 * FRACTION:g}",
     }
@@ -87,7 +87,7 @@ def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, An
     found = record.grouping(groups)
     every = f"every {record.every} steps" if len(record.step) > 1 else "once"
     return {
-        "method": printable(record.method),
+        "method": printable(record.label),
         "kernel": f"{_SOURCES.get(record.source, 'not said')}, {every}",
         "imbalance": [_median(record.imbalance[:, side]) for side in (0, 1)],
         "condition": [_median(record.condition[:, side]) for side in (0, 1)],
@@ -136,7 +136,7 @@ def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
 
     grouping = record.grouping(groups)
     return {
-        "name": printable(record.method),
+        "name": printable(record.label),
         "step": [round(value) for value in step.tolist()],
         "tasks": {
             "eigenvalues": lines(record.max_eigenvalues),

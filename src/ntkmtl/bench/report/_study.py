@@ -13,7 +13,7 @@ from torch import Tensor
 from ntkmtl.analysis._record import Recorder
 from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
-from ntkmtl.bench.runs import RECORD, SINGLE_TASK, load_runs
+from ntkmtl.bench.runs import RECORD, SINGLE_TASK, load_runs, method_labels
 
 if TYPE_CHECKING:
     import os
@@ -48,6 +48,7 @@ class MethodRecord:
 
     Attributes:
         method: Its name.
+        label: Its name for people.
         seeds: Seeds of the trainings, rising.
         every: Steps from one record to the next.
         source: With respect to what the kernel was taken, "" if the record does not say.
@@ -68,6 +69,7 @@ class MethodRecord:
     """
 
     method: str
+    label: str
     seeds: tuple[int, ...]
     every: int
     source: str
@@ -268,11 +270,12 @@ def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[
         more.append("The kernels are of different sources: do not compare them between methods.")
     rank = {"ls": 0}
     order = sorted(methods, key=lambda name: (rank.get(name, 1), name))
+    labels = method_labels(order)
     return Study(
         problem=problems[0],
         tasks=config.tasks,
         labels=_labels(config),
-        methods=tuple(_method(methods[name]) for name in order),
+        methods=tuple(_method(methods[name], label) for name, label in labels.items()),
         configs=tuple(methods[name][0][0] for name in order),
         learning_rate=float(config.recipe["learning_rate"]),
         notes=tuple(more),
@@ -288,7 +291,7 @@ def _labels(config: RunConfig) -> tuple[str, ...]:
     return tuple(labels) if len(set(labels)) == len(labels) else config.tasks
 
 
-def _method(entries: Sequence[tuple[RunConfig, Recorder]]) -> MethodRecord:
+def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> MethodRecord:
     entries = sorted(entries, key=lambda entry: entry[0].seed)
     name = entries[0][0].method
     common = set(entries[0][1].steps.tolist())
@@ -337,6 +340,7 @@ def _method(entries: Sequence[tuple[RunConfig, Recorder]]) -> MethodRecord:
     record = entries[0][1]
     return MethodRecord(
         method=name,
+        label=label,
         seeds=tuple(config.seed for config, _ in entries),
         every=record.every,
         source=record.source or "",

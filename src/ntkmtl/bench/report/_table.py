@@ -21,11 +21,12 @@ from ntkmtl.bench.runs import (
     RunFileError,
     RunMetric,
     load_runs,
+    method_labels,
 )
 from ntkmtl.bench.training.studies import Tuning, read_tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 __all__ = [
     "Column",
@@ -125,6 +126,8 @@ class Row:
         relative_time: ``seconds_per_epoch`` over that of LS, None without LS.
         options: The options given to the method.
         tuning: The search that found the options, None where they were not tuned.
+        short: Name for people, of a class outside the package without its module; that of the
+            method if empty.
     """
 
     method: str
@@ -136,13 +139,15 @@ class Row:
     relative_time: float | None
     options: dict[str, Any]
     tuning: Tuning | None = None
+    short: str = ""
 
     @property
     def label(self) -> str:
         """The method as shown to people, who must see which ones were tuned."""
+        name = self.short or self.method
         if self.tuning is None:
-            return self.method
-        return f"{self.method} (tuned, {_count(self.tuning.trials, 'trial')})"
+            return name
+        return f"{name} (tuned, {_count(self.tuning.trials, 'trial')})"
 
     @property
     def is_baseline(self) -> bool:
@@ -352,6 +357,7 @@ def table_of(runs: Runs) -> Table:
     ranks = _mean_ranks(columns, values)
     seconds = {method: _seconds(group) for method, group in multi.items()}
     reference = seconds.get(plain_method(runs.problem))
+    labels = method_labels(multi)
 
     rows = []
     if runs.single:
@@ -380,6 +386,7 @@ def table_of(runs: Runs) -> Table:
             relative_time=_ratio(seconds[method], reference),
             options=dict(group[0].config.method_options),
             tuning=_tuning(group),
+            short=labels[method],
         )
         for method, group in multi.items()
     ]
@@ -389,7 +396,10 @@ def table_of(runs: Runs) -> Table:
         columns=columns,
         rows=tuple(rows),
         facts=facts,
-        notes=tuple(_notes(runs.problem, facts, rows, bool(delta))),
+        notes=(
+            *_notes(runs.problem, facts, rows, bool(delta)),
+            *_custom_notes(multi, labels),
+        ),
         warnings=tuple(_warnings(runs, why_not)),
     )
 
@@ -715,6 +725,13 @@ def _notes(problem: str, facts: dict[str, Any], rows: Sequence[Row], delta: bool
     return notes
 
 
+def _custom_notes(multi: Mapping[str, Sequence[Run]], labels: Mapping[str, str]) -> Iterator[str]:
+    """Yield where the methods come from that are not of this package."""
+    for method, group in multi.items():
+        if source := group[0].config.method_source:
+            yield f"{labels[method]}: {method}, a class outside ntkmtl, its source {source}."
+
+
 def _tuning_note(row: Row, epochs: int) -> str:
     tuning = row.tuning
     assert tuning is not None
@@ -726,10 +743,11 @@ def _tuning_note(row: Row, epochs: int) -> str:
     )
     start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
     diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
+    split = _SPLITS.get(tuning.split, tuning.split)
     return (
-        f"{row.method} is tuned: the best of {_count(tuning.trials, 'trial')}{diverged}, by Δm on "
-        f"the {_SPLITS.get(tuning.split, tuning.split)} split: {tuning.value:.2f} % (the settings "
-        f"that the search began {start}). Settings were {chosen}; trials have seed {tuning.seed} "
+        f"{row.short or row.method} is tuned: the best of {_count(tuning.trials, 'trial')}"
+        f"{diverged}, by Δm on the {split} split: {tuning.value:.2f} % (the settings that the "
+        f"search began {start}). Settings were {chosen}; trials have seed {tuning.seed} "
         f"and {length}, and took {duration(tuning.wall_seconds)} in all, which the times here "
         "leave out. A method of which this is not said is not tuned."
     )

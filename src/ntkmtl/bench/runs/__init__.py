@@ -33,6 +33,7 @@ from ntkmtl.bench.runs.layout import (
     TRIAL,
     clear_run,
     folder_name,
+    method_labels,
     remove_leftovers,
     run_folder,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "folder_name",
     "load_run",
     "load_runs",
+    "method_labels",
     "read_config",
     "read_json",
     "remove_leftovers",

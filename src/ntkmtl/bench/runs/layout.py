@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +28,7 @@ __all__ = [
     "TRIAL",
     "clear_run",
     "folder_name",
+    "method_labels",
     "remove_leftovers",
     "run_folder",
 ]
@@ -87,6 +90,21 @@ def run_folder(
     """
     path = Path(out) / folder_name(problem) / folder_name(method) / f"seed-{seed}"
     return path if task is None else path / folder_name(task)
+
+
+def method_labels(methods: Iterable[str]) -> dict[str, str]:
+    """Return how to show methods to people: the class alone of those outside the package.
+
+    Two classes of one name keep their modules.
+
+    Example:
+        >>> method_labels(["ls", "mine.methods:Inverse", "a:Half", "b:Half"])
+        {'ls': 'ls', 'mine.methods:Inverse': 'Inverse', 'a:Half': 'a:Half', 'b:Half': 'b:Half'}
+    """
+    names = list(dict.fromkeys(methods))
+    short = {name: name.rpartition(":")[2] for name in names}
+    counts = Counter(short.values())
+    return {name: label if counts[label] == 1 else name for name, label in short.items()}
 
 
 def clear_run(folder: Path) -> None:

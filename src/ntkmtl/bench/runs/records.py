@@ -72,6 +72,7 @@ class RunConfig:
         hardware: ``device``, ``processor``, ``cores`` and ``threads``.
         baseline: For methods that are told scores: the metrics of the single-task networks that
             the scores compare with, one number per metric. None for the others.
+        method_source: Digest of the source of a method outside this package, empty for the others.
     """
 
     problem: str
@@ -88,6 +89,7 @@ class RunConfig:
     versions: Mapping[str, str]
     hardware: Mapping[str, Any]
     baseline: tuple[Finite, ...] | None = None
+    method_source: str = ""
 
     @property
     def single_task(self) -> str | None:
@@ -99,6 +101,8 @@ class RunConfig:
         content = {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
         if self.baseline is None:
             del content["baseline"]
+        if not self.method_source:
+            del content["method_source"]
         return content
 
     def identity(self) -> dict[str, Any]:

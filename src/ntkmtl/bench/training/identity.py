@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ntkmtl.bench.problems.base import OnNonFinite, Precision, Problem, Recipe, Split
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
+from ntkmtl.bench.training.methods import method_source
 from ntkmtl.bench.training.schedules import check_schedule
 from ntkmtl.weighting import create, spec
 
@@ -130,6 +131,8 @@ def run_identity(
         ],
         "sizes": {split: problem.size(split) for split in _SPLITS},
     }
+    if source := method_source(method):
+        identity["method_source"] = source
     try:
         found: dict[str, Any] = json.loads(canonical_json(identity))
     except (TypeError, ValueError) as error:

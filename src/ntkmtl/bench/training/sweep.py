@@ -40,6 +40,7 @@ from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
 from ntkmtl.bench.training.engines import EngineError
 from ntkmtl.bench.training.identity import reruns_trunk, run_identity, steps_per_epoch
 from ntkmtl.bench.training.lookup import find_problem
+from ntkmtl.bench.training.methods import ALL_METHODS, MethodLike, named_all
 from ntkmtl.bench.training.recording import record_differences, record_settings
 from ntkmtl.bench.training.reporters import Reporter
 from ntkmtl.bench.training.scores import read_baseline
@@ -78,9 +79,6 @@ __all__ = [
     "plan",
 ]
 
-ALL_METHODS = "all"
-"""Stands for every registered method."""
-
 TUNED = "fixed"
 """The method whose task weights a tuning searches."""
 
@@ -98,7 +96,9 @@ class Comparison:
 
     Attributes:
         problem: Registered name, or ``module.path:ClassName``.
-        methods: Names of methods; ``"all"`` stands for every one, ``"stl"`` for the baselines.
+        methods: Names of methods, ``module.path:ClassName`` or ``path/file.py:ClassName`` for your
+            own, or weightings; ``"all"`` stands for every registered one, ``"stl"`` for the
+            baselines. Once made, a comparison holds names only.
         seeds: Seeds, not negative.
         out: Folder for the runs. It is locked: a second process is refused.
         jobs: Worker processes; the cores are shared out among them. 1 trains in this process.
@@ -127,7 +127,7 @@ class Comparison:
     """
 
     problem: str
-    methods: Sequence[str]
+    methods: Sequence[MethodLike]
     seeds: Sequence[int]
     out: str | os.PathLike[str]
     jobs: int = 1
@@ -148,6 +148,21 @@ class Comparison:
     training: Mapping[str, Any] = field(default_factory=dict)
     device: Device = "cpu"
     tracker: str | None = None
+
+    def __post_init__(self) -> None:
+        names, options = _named(self.methods, self.method_options)
+        object.__setattr__(self, "methods", names)
+        object.__setattr__(self, "method_options", options)
+        recipes = {
+            weighting.spec(name).name if ":" in name else name: changes
+            for name, changes in self.method_recipes.items()
+        }
+        object.__setattr__(self, "method_recipes", recipes)
+
+    @property
+    def names(self) -> list[str]:
+        """The names under which runs keep the methods."""
+        return [method for method in self.methods if isinstance(method, str)]
 
 
 @dataclass(frozen=True)
@@ -200,27 +215,28 @@ class Sweep:
     seconds: float
 
 
-def method_names(asked: Sequence[str]) -> list[str]:
+def method_names(asked: Sequence[MethodLike]) -> list[str]:
     """Return the names of methods in the order asked for, each once.
 
     Args:
-        asked: Names; ``"all"`` stands for every method but the single-task baselines.
+        asked: Methods; ``"all"`` stands for every one but the single-task baselines.
 
     Raises:
-        SweepError: A name is unknown.
+        SweepError: A method is unknown.
     """
-    found: dict[str, None] = {}
-    for name in asked:
-        if name == ALL_METHODS:
-            found.update(dict.fromkeys(n for n in weighting.names() if n != SINGLE_TASK))
-            continue
-        try:
-            found[weighting.spec(name).name] = None
-        except ValueError as error:
-            raise SweepError(str(error)) from error
+    return _named(asked, {})[0]
+
+
+def _named(
+    methods: Sequence[MethodLike], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    try:
+        found, own = named_all(methods, options)
+    except (TypeError, ValueError) as error:
+        raise SweepError(str(error)) from error
     if not found:
-        raise SweepError(f"at least one method is needed. Found {list(asked)}.")
-    return list(found)
+        raise SweepError(f"at least one method is needed. Found {list(methods)}.")
+    return found, own
 
 
 def changed_recipe(

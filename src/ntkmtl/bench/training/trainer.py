@@ -27,6 +27,7 @@ from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.identity import check_processes, run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
+from ntkmtl.bench.training.methods import named
 from ntkmtl.bench.training.recording import record_differences, record_settings
 from ntkmtl.bench.training.spec import RunSpec
 
@@ -37,13 +38,14 @@ if TYPE_CHECKING:
     from ntkmtl.bench.compute.processes import ProcessGroup
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.runs import Run
+    from ntkmtl.bench.training.methods import MethodLike
 
 __all__ = ["RunConflictError", "RunInterrupted", "RunSpec", "train", "train_spec"]
 
 
 def train(
     problem: Problem,
-    method: str,
+    method: MethodLike,
     seed: int,
     out_dir: str | os.PathLike[str],
     *,
@@ -67,7 +69,8 @@ def train(
 
     Args:
         problem: What is trained.
-        method: Name of the method, given to :class:`ntkmtl.Balancer`.
+        method: Name of the method; ``module.path:ClassName`` or ``path/file.py:ClassName`` of one
+            of your own; or a weighting, of which the settings count and not the state.
         seed: Seed of the initial weights, of the order of the data, and of all random draws.
         out_dir: The run's own folder.
         progress: Called after every step with the steps done and their total number.
@@ -87,14 +90,17 @@ def train(
         RunInterrupted: The run was stopped on request.
         DeviceError: The device is missing, or cannot compute in the recipe's precision.
         MissingExtraError: The tracker is not installed, or accelerate if it is needed.
-        TypeError: An option is unknown.
+        TypeError: An option is unknown, or the weighting cannot be made again from its settings.
         ValueError: The parts do not fit each other, or the method needs a baseline and got none.
         NonFiniteError: A loss or gradient became NaN or infinite. The checkpoint is from before
             that step.
         FloatingPointError: A metric became NaN or infinite.
         OSError: A file cannot be written, as on a full disk; the error names it.
     """
-    spec = RunSpec(method=method, seed=seed, **options)
+    name, settings = named(method)
+    if settings:
+        options["method_options"] = {**settings, **(options.get("method_options") or {})}
+    spec = RunSpec(method=name, seed=seed, **options)
     return train_spec(problem, spec, out_dir, progress=progress, should_stop=should_stop)
 
 

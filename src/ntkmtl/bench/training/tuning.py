@@ -50,7 +50,7 @@ from ntkmtl.bench.training.sweep import (
 from ntkmtl.bench.training.workers import Failure, Job, Outcome, run_jobs
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_json
-from ntkmtl.weighting._spaces import LEARNING_RATE_FACTOR, SPACES
+from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem, Recipe
@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from ntkmtl.bench.training.workers import Runner
 
 __all__ = ["TUNING_SEED", "Search", "parameters_of", "tune"]
+
+LEARNING_RATE_FACTOR = 10.0
+"""Learning rates are searched from the recipe's over this to the recipe's times this."""
 
 TUNING_SEED = 1000
 """Seed of trials, far from those that final runs have."""
@@ -113,7 +116,7 @@ def parameters_of(method: str, tasks: Sequence[str], recipe: Recipe) -> tuple[Pa
         return (*found, *weight_parameters(tasks))
     found += [
         Parameter(f"{_OPTION}{r.option}", r.low, r.high, start=r.start, log=r.log)
-        for r in SPACES.get(method, ())
+        for r in spec(method).space
     ]
     return tuple(found)
 

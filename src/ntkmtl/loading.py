@@ -1,0 +1,153 @@
+"""Importing a class that a user names by module or by file.
+
+No part of this module imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+__all__ = ["LoadError", "load_class", "place_of"]
+
+_Class = TypeVar("_Class", bound=type[Any])
+
+
+class LoadError(ValueError):
+    """A class cannot be imported, or is not of the kind that is needed."""
+
+
+def load_class(name: str, base: _Class, what: str, page: str) -> _Class:
+    """Import the class that ``module.path:ClassName`` or ``path/to/file.py:ClassName`` names.
+
+    This runs the module's code. A file is imported under its own name, and its folder joins
+    ``sys.path``, as with ``python file.py``: every process that is given the name can do the same.
+
+    Args:
+        name: As above.
+        base: What the class must derive from.
+        what: What it is, for errors: ``"method"`` or ``"problem"``.
+        page: The page of the docs on such classes, for errors.
+
+    Raises:
+        LoadError: It cannot be imported, does not derive from ``base``, or leaves a method out.
+
+    Example:
+        >>> load_class("decimal:Decimal", dict, "method", "docs/methods/custom.md")
+        Traceback (most recent call last):
+        ...
+        ntkmtl.loading.LoadError: method decimal:Decimal: Decimal does not derive from builtins.dict
+    """
+    source, _, class_name = name.rpartition(":")
+    if not source or not class_name.isidentifier():
+        raise LoadError(
+            f"a {what} of your own is named module.path:ClassName or path/file.py:ClassName. "
+            f"Found {name!r}."
+        )
+    try:
+        found = (
+            _from_file(source, what) if source.endswith(".py") else importlib.import_module(source)
+        )
+    except (Exception, SystemExit) as error:
+        if isinstance(error, LoadError):
+            raise
+        where = "" if _is_of_import(error, source) else f"{type(error).__name__}{place_of(error)}: "
+        raise LoadError(f"{what} {name}: {where}{error}") from error
+    kind = getattr(found, class_name, None)
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise LoadError(f"{what} {name}: {_why_not(found, source, class_name, base)}")
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing:
+        wanted = "; ".join(_signature(kind, method) for method in missing)
+        raise LoadError(f"{what} {name}: {class_name} does not define {wanted}. See {page}.")
+    return cast("_Class", kind)
+
+
+def _why_not(module: ModuleType, source: str, class_name: str, base: type) -> str:
+    """Return why a module's attribute is not a class of the wanted kind."""
+    wanted = f"{_public(base)}.{base.__name__}"
+    if isinstance(getattr(module, class_name, None), type):
+        return f"{class_name} does not derive from {wanted}"
+    there = [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value.__module__ == module.__name__
+    ]
+    found = f". It has {', '.join(there)}." if there else ""
+    return f"{source} has no class {class_name} that derives from {wanted}{found}"
+
+
+def _public(base: type) -> str:
+    """Return the package that users import a class from."""
+    parts = base.__module__.split(".")
+    packages = [".".join(parts[: end + 1]) for end in range(len(parts))]
+    holders = (
+        name for name in packages if getattr(sys.modules.get(name), base.__name__, 0) is base
+    )
+    return next(holders, base.__module__)
+
+
+def _signature(kind: type, method: str) -> str:
+    found = inspect.getattr_static(kind, method)
+    if isinstance(found, property):
+        return f"the property {method}"
+    return f"{method}{inspect.signature(found)}"
+
+
+def _is_of_import(error: BaseException, source: str) -> bool:
+    """Whether the module itself was not found, rather than something that it needs."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name is not None
+    return missing and source.startswith(str(getattr(error, "name", "")))
+
+
+def _from_file(source: str, what: str) -> ModuleType:
+    path = Path(source).expanduser().resolve()
+    if not path.is_file():
+        raise LoadError(f"{what} file {source}: there is no such file (looked for {path})")
+    name = path.stem
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        raise LoadError(
+            f"{what} file {source}: a module named {name} is imported already, from "
+            f"{getattr(loaded, '__file__', 'Python itself')}. Rename the file."
+        )
+    if not name.isidentifier():
+        raise LoadError(
+            f"{what} file {source}: its name must be one that Python can import, as my_{what}.py"
+        )
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise LoadError(f"{what} file {source}: it cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    # Under its name, so that its classes can be pickled and their source be found.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def place_of(error: BaseException) -> str:
+    """Return where the user's own code raised, as `` in file.py, line 3``."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" in {error.filename}, line {error.lineno}"
+    # The first frame of the user's is where to look; what torch does below it is not.
+    frames = traceback.extract_tb(error.__traceback__)
+    libraries = (str(Path(__file__).parent), "<frozen", str(Path(importlib.__file__).parent))
+    own = [f for f in frames if not f.filename.startswith(libraries)]
+    own = [f for f in own if "site-packages" not in f.filename] or own
+    return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
