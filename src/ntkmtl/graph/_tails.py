@@ -7,7 +7,7 @@ element by element where that can be told, down to the first operation that make
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ntkmtl.graph import _ops
@@ -15,8 +15,10 @@ from ntkmtl.graph._walk import ACTIVATION, Edge, Walk, shape_of
 
 __all__ = ["look_through"]
 
-Part = tuple[int, int, int] | None
-"""Dimension, first index and end of the part of a tensor that matters; None where not known."""
+Part = Mapping[int, tuple[int, int]]
+"""First index and end of what matters of a tensor, by dimension; all of a dimension left out."""
+
+_ALL: Part = {}
 
 
 def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> bool:
@@ -39,7 +41,7 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
     added = False
     for task, (node, nr) in enumerate(found.roots):
         if _ops.operation(node) in _ops.SPLITTING and task not in found.routes.get(node, {}):
-            added = _trace(found, task, (node, nr), None, _ops.TAIL) or added
+            added = _trace(found, task, (node, nr), _ALL, _ops.TAIL) or added
     for task, node, _, edge in borders:
         above = _ops.operation(node)
         if above not in _ops.TAIL and _ops.operation(edge[0]) not in _ops.SPLITTING:
@@ -77,46 +79,60 @@ def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[st
     """Follow one task's elements down to what made them, through some operations."""
     added = False
     stack: list[tuple[Edge, Part]] = [(edge, part)]
+    seen: set[tuple[Edge, tuple[Any, ...]]] = set()
     while stack:
         (node, nr), part = stack.pop()
+        key = ((node, nr), tuple(sorted(part.items())))
         mask = found.masks[node]
+        if key in seen or not mask & (mask - 1):
+            continue
+        seen.add(key)
         name = _ops.operation(node)
-        if name == _ops.ASSIGNMENT or (name in _ops.JOINING and part is None):
-            found.blurred = True
-        if not mask & (mask - 1) or name not in through or not found.children[node]:
+        children = found.children[node]
+        found.blurred = found.blurred or name == _ops.ASSIGNMENT
+        if name not in through or not children:
             continue
-        below = tuple(e for e in found.children[node] if e[0] is not None)
-        if any(found.kind(child) != ACTIVATION for child, _ in below):
+        if any(found.kind(c) != ACTIVATION for c, _ in children if c is not None):
             continue
-        if name in _ops.JOINING and part is not None:
-            below, part = _joined(node, below, part)
+        if name in _ops.JOINING:
+            below = _joined(found, node, name, part)
         else:
-            part = _before(node, nr, name, part)
+            below = [(e, _before(node, nr, name, part, e)) for e in children if e[0] is not None]
         known = found.routes.setdefault(node, {})
         taken = known.get(task, ())
-        fresh = tuple(e for e in below if e not in taken)
-        if fresh:
-            known[task] = taken + fresh
-            added = True
-            stack += [(e, part) for e in fresh]
+        known[task] = tuple(dict.fromkeys((*taken, *(e for e, _ in below))))
+        added = added or len(known[task]) > len(taken)
+        stack += below
     return added
 
 
-def _part_taken(node: Any, edge: Edge) -> Part:
-    """Return what part of the tensor on an edge an indexing operation above it takes."""
-    name = _ops.operation(node)
-    shape = shape_of(edge)
+def _part_taken(node: Any, edge: Edge, part: Part = _ALL) -> Part:
+    """Return what an indexing operation takes of the tensor on an edge below it.
+
+    Args:
+        node: The operation.
+        edge: Its input.
+        part: What matters of its output.
+    """
+    name, shape = _ops.operation(node), shape_of(edge)
     if name not in ("SelectBackward", "SliceBackward") or not shape:
-        return None
+        return _ALL
     dim = _dimension(node, len(shape))
     if name == "SelectBackward":
         index = _signed(node._saved_index) % shape[dim]
-        return (dim, index, index + 1)
+        return {**_shifted(part, dim, 1), dim: (index, index + 1)}
+    others = {d: window for d, window in part.items() if d != dim}
     if node._saved_step != 1:
-        return None
+        return others
     window = slice(_signed(node._saved_start), _signed(node._saved_end))
     start, stop, _ = window.indices(shape[dim])
-    return (dim, start, stop)
+    first, last = part.get(dim, (0, stop - start))
+    return {**others, dim: (start + first, start + last)}
+
+
+def _shifted(part: Part, dim: int, by: int) -> Part:
+    """Move dimensions from ``dim`` on by one place, as where one is put in or taken out."""
+    return {d + by if d >= dim else d: window for d, window in part.items()}
 
 
 def _signed(index: int) -> int:
@@ -129,65 +145,109 @@ def _dimension(node: Any, ndim: int) -> int:
     return _signed(node._saved_dim) % ndim
 
 
-def _before(node: Any, nr: int, name: str, part: Part) -> Part:
-    """Return the part of an operation's inputs that a part of its output is made of."""
+def _before(node: Any, nr: int, name: str, part: Part, edge: Edge) -> Part:
+    """Return the part of an operation's input that a part of its output is made of."""
     if name in ("SelectBackward", "SliceBackward"):
-        return _part_taken(node, node.next_functions[0])
+        return _part_taken(node, edge, part)
     if name in _ops.SPLITTING:
-        return _before_split(node, nr, name)
-    if part is None:
-        return None
+        return _before_split(node, nr, name, part, edge)
+    if not part:
+        return _ALL
     if name in ("MeanBackward", "SumBackward"):
         return _before_reduction(node, part)
-    own = shape_of((node, 0))
-    same = all(shape_of(e) == own for e in node.next_functions if e[0] is not None)
-    return part if same and name in _ops.ELEMENTWISE else None
+    own, below = shape_of((node, 0)), shape_of(edge)
+    if own is None or below is None:
+        return _ALL
+    if name in _ops.ELEMENTWISE:
+        return part if own == below else _ALL
+    return _before_view(node, name, part, own, below) if name in _ops.VIEWS else _ALL
 
 
-def _before_split(node: Any, nr: int, name: str) -> Part:
-    whole = shape_of(node.next_functions[0])
+def _before_split(node: Any, nr: int, name: str, part: Part, edge: Edge) -> Part:
+    whole = shape_of(edge)
     if not whole or not isinstance(getattr(node, "_saved_dim", None), int):
-        return None
+        return _ALL
     dim = _dimension(node, len(whole))
     if name == "UnbindBackward":
-        return (dim, nr, nr + 1)
+        return {**_shifted(part, dim, 1), dim: (nr, nr + 1)}
     sizes = [shape_of((node, i)) for i in range(nr + 1)]
     lengths = [size[dim] for size in sizes if size is not None]
     if len(lengths) < len(sizes):
-        return None
-    return (dim, sum(lengths[:-1]), sum(lengths))
+        return _ALL
+    start = sum(lengths[:-1])
+    first, last = part.get(dim, (0, lengths[-1]))
+    return {**part, dim: (start + first, start + last)}
 
 
-def _before_reduction(node: Any, part: tuple[int, int, int]) -> Part:
+def _before_reduction(node: Any, part: Part) -> Part:
     sizes = getattr(node, "_saved_self_sym_sizes", None)
     dims = getattr(node, "_saved_dim", None)
     if sizes is None or dims is None:
-        return None
+        return _ALL
     gone = {_signed(d) % len(sizes) for d in dims}
     if getattr(node, "_saved_keepdim", False):
-        return None if part[0] in gone else part
+        return {d: window for d, window in part.items() if d not in gone}
     kept = [d for d in range(len(sizes)) if d not in gone]
-    return (kept[part[0]], part[1], part[2]) if part[0] < len(kept) else None
+    return {kept[d]: window for d, window in part.items() if d < len(kept)}
 
 
-def _joined(
-    node: Any, below: tuple[Edge, ...], part: tuple[int, int, int]
-) -> tuple[tuple[Edge, ...], Part]:
+def _before_view(
+    node: Any, name: str, part: Part, own: tuple[int, ...], below: tuple[int, ...]
+) -> Part:
+    """Map dimensions through a view; in a new shape, those of one are left out."""
+    if name == "ExpandBackward":
+        return _ALL
+    if name in ("TBackward", "TransposeBackward", "PermuteBackward"):
+        order = list(range(len(own)))
+        if name == "PermuteBackward":
+            order = [_signed(d) % len(own) for d in node._saved_dims]
+        elif name == "TBackward":
+            order.reverse()
+        else:
+            a, b = (_signed(d) % len(own) for d in (node._saved_dim0, node._saved_dim1))
+            order[a], order[b] = b, a
+        return {order[d]: window for d, window in part.items()}
+    mine = [d for d, size in enumerate(own) if size != 1]
+    theirs = [d for d, size in enumerate(below) if size != 1]
+    if [own[d] for d in mine] != [below[d] for d in theirs]:
+        return _ALL
+    place = dict(zip(mine, theirs, strict=True))
+    return {place[d]: window for d, window in part.items() if d in place}
+
+
+def _joined(found: Walk, node: Any, name: str, part: Part) -> list[tuple[Edge, Part]]:
     """Return which of the tensors that were stacked or joined a part comes from."""
-    dim, start, stop = part
-    own = getattr(node, "_saved_dim", None)
-    shape = shape_of((node, 0))
-    inputs = node.next_functions
-    if own is None or shape is None or _signed(own) % len(shape) != dim:
-        return below, None
-    if _ops.operation(node) == "StackBackward":
-        return tuple(e for e in inputs[start:stop] if e[0] is not None), None
-    position, chosen = 0, []
-    for edge in inputs:
-        size = shape_of(edge) if edge[0] is not None else None
-        if size is None:
-            return below, None
-        if position < stop and position + size[dim] > start:
-            chosen.append(edge)
-        position += size[dim]
-    return tuple(chosen), None
+    children, shape = found.children[node], shape_of((node, 0))
+    live = [(e, _ALL) for e in children if e[0] is not None]
+    dim = _dimension(node, len(shape)) if shape else -1
+    if dim not in part or shape is None:
+        found.blurred = found.blurred or len(live) > 1
+        return live
+    start, stop = part[dim]
+    if name == "StackBackward":
+        rest = {d: window for d, window in part.items() if d != dim}
+        rest = dict(_shifted(rest, dim, -1))
+        return [(e, rest) for e in children[start:stop] if e[0] is not None]
+    lengths = _lengths(children, shape, dim)
+    if lengths is None:
+        found.blurred = True
+        return live
+    chosen: list[tuple[Edge, Part]] = []
+    position = 0
+    for edge, length in zip(children, lengths, strict=True):
+        first, last = max(start - position, 0), min(stop - position, length)
+        if first < last and edge[0] is not None:
+            chosen.append((edge, {**part, dim: (first, last)}))
+        position += length
+    return chosen
+
+
+def _lengths(children: Sequence[Edge], shape: tuple[int, ...], dim: int) -> list[int] | None:
+    """Return how long joined tensors are; None where several of them require no gradient."""
+    sizes = [None if e[0] is None else shape_of(e) for e in children]
+    # A tensor of shape (0,) may be joined with any other.
+    known = [None if s is None else s[dim] if len(s) == len(shape) else 0 for s in sizes]
+    if known.count(None) > 1:
+        return None
+    rest = shape[dim] - sum(length for length in known if length is not None)
+    return [rest if length is None else length for length in known]
