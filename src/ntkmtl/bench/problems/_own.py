@@ -53,7 +53,7 @@ def load_class(name: str) -> type[Problem]:
     source, _, class_name = name.rpartition(":")
     if not source or not class_name.isidentifier():
         raise ProblemError(
-            f"one's own problem is named module.path:ClassName or path/file.py:ClassName. "
+            f"a custom problem is named module.path:ClassName or path/file.py:ClassName. "
             f"Found {name!r}."
         )
     try:
