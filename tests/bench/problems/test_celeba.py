@@ -200,7 +200,7 @@ def test_damaged_image_is_named_and_decoding_goes_on_from_there(
     path.write_bytes(whole)
     said: list[str] = []
     prepare(source, tmp_path / "made", said.append)
-    assert said == ["goes on after 8 images", "12 of 12 images decoded"]
+    assert said == ["continuing after 8 images", "12 of 12 images decoded"]
     prepare(source, tmp_path / "again")
     assert load(tmp_path / "made")[1] == load(tmp_path / "again")[1]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "made", "source"]
@@ -219,7 +219,7 @@ def test_decoding_into_the_working_directory_goes_on_too(
     with pytest.raises(ValueError, match="no whole image"):
         prepare(source, Path())
     path.write_bytes(whole)
-    for first in ("goes on after 8 images", "4 of 12 images decoded"):
+    for first in ("continuing after 8 images", "4 of 12 images decoded"):
         said: list[str] = []
         prepare(source, Path(), said.append)
         assert said[0] == first

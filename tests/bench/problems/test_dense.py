@@ -25,7 +25,7 @@ from ntkmtl.bench.problems.dense._network import ARCHITECTURES, MTANNetwork, Seg
 KINDS: dict[Kind, int] = {"segmentation": 13, "depth": 1, "normals": 3}
 
 
-def labelled(count: int = 3, high: int = 6, wide: int = 8, classes: int = 5) -> Batch:
+def labeled(count: int = 3, high: int = 6, wide: int = 8, classes: int = 5) -> Batch:
     """Return random labels of which some are missing."""
     segmentation = torch.randint(-1, classes, (count, high, wide))
     depth = torch.rand(count, 1, high, wide) * 5 + 0.2
@@ -45,7 +45,7 @@ def unit(*shape: int) -> Tensor:
 
 def test_losses_equal_loops_over_pixels() -> None:
     torch.manual_seed(0)
-    batch = labelled()
+    batch = labeled()
     scores = torch.randn(3, 5, 6, 8, dtype=torch.float64)
     depth = torch.randn(3, 1, 6, 8, dtype=torch.float64)
     normals = unit(3, 3, 6, 8).double()
@@ -100,7 +100,7 @@ def test_segmentation_equals_torchmetrics_over_uneven_batches() -> None:
     iou = MulticlassJaccardIndex(5, average="macro", ignore_index=-1)
     accuracy = MulticlassAccuracy(5, average="micro", ignore_index=-1)
     for count in (1, 4, 2):
-        batch = labelled(count)
+        batch = labeled(count)
         scores = torch.randn(count, 5, 6, 8)
         meter.update(scores, batch.segmentation)
         iou.update(scores, batch.segmentation)
@@ -119,7 +119,7 @@ def test_depth_equals_torchmetrics_over_uneven_batches() -> None:
     torch.manual_seed(2)
     meter, absolute, relative = DepthMeter(), MeanAbsoluteError(), []
     for count in (1, 4, 2):
-        batch = labelled(count)
+        batch = labeled(count)
         found = torch.rand(count, 1, 6, 8) * 5
         meter.update(found, batch.depth)
         known = batch.depth > 0
@@ -133,7 +133,7 @@ def test_normals_equal_numpy_over_uneven_batches() -> None:
     torch.manual_seed(3)
     meter, angles = NormalsMeter(), []
     for count in (1, 40, 7):
-        batch = labelled(count)
+        batch = labeled(count)
         labels = batch.labels("normals")
         found = torch.nn.functional.normalize(labels + 0.4 * torch.randn_like(labels), dim=1)
         meter.update(found, labels)
@@ -195,7 +195,7 @@ def test_predictions_that_are_not_finite_are_an_error(kind: Kind, value: float) 
     meter = _labels.meter(kind, KINDS[kind])
     meter.update(outputs, batch.labels(kind))  # the pixel has no label
     outputs[0, 0, 0, 0] = value
-    message = f"predictions of {kind} must be finite .* found NaN or infinity at 1 of 1 labelled"
+    message = f"predictions of {kind} must be finite .* found NaN or infinity at 1 of 1 labeled"
     with pytest.raises(ValueError, match=message):
         meter.update(outputs, batch.labels(kind))
 
@@ -248,7 +248,7 @@ def test_crops_keep_labels_together(scale: float, power: int) -> None:
 
 def test_scale_of_one_only_mirrors() -> None:
     torch.manual_seed(5)
-    before = labelled()
+    before = labeled()
     after = augment(before, scales=(1.0,))
     for b in range(3):
         same = torch.equal(after.depth[b], before.depth[b])
@@ -259,7 +259,7 @@ def test_scale_of_one_only_mirrors() -> None:
 
 
 def test_augmentation_follows_the_random_state() -> None:
-    batch = labelled()
+    batch = labeled()
     found = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)

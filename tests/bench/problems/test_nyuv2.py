@@ -238,7 +238,7 @@ def test_a_stopped_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "made").exists()
     said.clear()
     prepare(source, tmp_path / "made", said.append)
-    assert said == ["goes on after 2 frames", "3 of 4 frames decoded", "4 of 4 frames decoded"]
+    assert said == ["continuing after 2 frames", "3 of 4 frames decoded", "4 of 4 frames decoded"]
     assert load(tmp_path / "made").sha256 == load(tmp_path / "whole").sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source", "whole"]
 
@@ -407,7 +407,7 @@ def test_training_frames_are_augmented_others_are_not(problem: NYUv2, folder: Pa
     assert torch.equal(plain.batch("train", rows)[0], plain.batch("train", rows)[0])
 
 
-def test_counts_are_labelled_pixels(problem: NYUv2) -> None:
+def test_counts_are_labeled_pixels(problem: NYUv2) -> None:
     batch = problem.batch("val", torch.arange(5))
     counts = problem.counts(batch)
     assert counts.shape == (3, 5)

@@ -36,7 +36,7 @@ COLUMNS = [
     *("A", "B", "C", "mu", "alpha", "homo", "lumo", "gap", "r2", "zpve", "u0", "u298", "h298"),
     *("g298", "cv", "u0_atom", "u298_atom", "h298_atom", "g298_atom"),
 ]
-# Water, numbers of dsgdb9nsd_000003.xyz; its atomisation energies in kcal/mol follow from U0, U, H
+# Water, numbers of dsgdb9nsd_000003.xyz; its atomization energies in kcal/mol follow from U0, U, H
 # and G and the free atoms' energies at 627.5089 kcal/mol.
 WATER = {
     **{"mu": 1.8511, "alpha": 6.31, "homo": -0.2928, "lumo": 0.0687, "r2": 19.0002},
@@ -180,7 +180,7 @@ def test_water_from_the_package(tmp_path: Path) -> None:
     np.testing.assert_array_equal(water.positions[0], np.float32([-0.0344, 0.9775, 0.0076]))
     eV = 27.211386246
     expected = [1.8511, 6.31, -0.2928 * eV, 0.0687 * eV, 19.0002, 0.021375 * eV]
-    # Atomisation energy: U0 less those of O and two H is -0.339577 Ha.
+    # Atomization energy: U0 less those of O and two H is -0.339577 Ha.
     np.testing.assert_allclose(water.targets[0, :6], expected, rtol=1e-12)
     assert water.targets[0, 6] == pytest.approx(-0.339577 * eV, rel=1e-9)
     assert water.targets[0, 10] == 6.002
@@ -601,9 +601,9 @@ def test_errors_equal_those_of_torchmetrics(
     rows = problem._rows["val"]
     truth = torch.from_numpy(load(folder)[0].targets[rows.numpy()])
     training = torch.from_numpy(load(folder)[0].targets[problem._rows["train"].numpy()])
-    centre, spread = training.mean(0), training.std(0, correction=0)
+    center, spread = training.mean(0), training.std(0, correction=0)
     if targets == "raw":
-        centre, spread = torch.zeros(11), torch.ones(11)
+        center, spread = torch.zeros(11), torch.ones(11)
     with torch.no_grad():
         outputs = model.predict(model.represent(problem.batch("val", torch.arange(500))))
     names = tasks or list(problem.tasks)
@@ -611,7 +611,7 @@ def test_errors_equal_those_of_torchmetrics(
     for metric in problem.metrics:
         if metric.task in names:
             column = problem.tasks.index(metric.task)
-            said = outputs[names.index(metric.task)].double() * spread[column] + centre[column]
+            said = outputs[names.index(metric.task)].double() * spread[column] + center[column]
             error = mean_absolute_error(said, truth[:, column])
             expected.append(float(error) * (1000 if metric.unit == "meV" else 1))
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4)

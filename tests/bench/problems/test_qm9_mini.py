@@ -207,9 +207,9 @@ def test_evaluate_equals_a_plain_mean_absolute_error(
     assert errors.dtype == torch.float64
 
     truth = molecules.properties()
-    centre, spread = truth[:3000].mean(0), truth[:3000].std(0)
+    center, spread = truth[:3000].mean(0), truth[:3000].std(0)
     if targets == "raw":
-        centre, spread = np.zeros(11), np.ones(11)
+        center, spread = np.zeros(11), np.ones(11)
     with torch.no_grad():
         outputs = model.predict(model.represent(problem.batch("test", torch.arange(500))))
     names = list(tasks or problem.tasks)
@@ -218,7 +218,7 @@ def test_evaluate_equals_a_plain_mean_absolute_error(
         if metric.task in names:
             column = problem.tasks.index(metric.task)
             said = outputs[names.index(metric.task)][:, 0].double().numpy()
-            error = np.abs(said * spread[column] + centre[column] - truth[3500:, column]).mean()
+            error = np.abs(said * spread[column] + center[column] - truth[3500:, column]).mean()
             expected.append(error * (1000 if metric.unit == "meV" else 1))
     np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-9)
 
@@ -252,14 +252,14 @@ def train(problem: QM9Mini, epochs: int) -> torch.Tensor:
     torch.manual_seed(0)
     model = problem.model()
     generator = torch.Generator().manual_seed(0)
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for _ in range(epochs):
         for indices in batches(problem.size("train"), 60, generator):
             batch = problem.batch("train", indices)
             losses = problem.losses(model.predict(model.represent(batch)), batch).values()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             torch.stack([loss for loss in losses if loss is not None]).sum().backward()
-            optimiser.step()
+            optimizer.step()
     return problem.evaluate(model, "val")
 
 
@@ -269,7 +269,7 @@ def test_two_epochs_beat_a_constant_everywhere(problem: QM9Mini, molecules: Mole
     unit = np.array([1000.0 if metric.unit == "meV" else 1.0 for metric in problem.metrics])
     constant = np.abs(truth[3000:3500] - np.median(truth[:3000], axis=0)).mean(0) * unit
     assert (errors < 0.9 * constant).all()
-    # Polarisability, <R^2>, energies and heat capacity are learnt to a fifth within two epochs.
+    # Polarisability, <R^2>, energies and heat capacity are learned to a fifth within two epochs.
     assert (errors[[1, 4, 5, 6, 7, 8, 9, 10]] < 0.35 * constant[[1, 4, 5, 6, 7, 8, 9, 10]]).all()
 
 

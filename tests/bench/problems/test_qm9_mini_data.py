@@ -30,7 +30,7 @@ def test_water_has_the_values_of_qm9(molecules: _data.Molecules) -> None:
     assert water.targets[0].tolist() == expected
     bond = np.linalg.norm(water.positions[1:] - water.positions[0], axis=1)
     np.testing.assert_allclose(bond, 0.962, atol=1e-3)
-    # Atomisation energy: U0 less those of O and two H, -0.339577 Ha.
+    # Atomization energy: U0 less those of O and two H, -0.339577 Ha.
     hartree = -76.404702 + 75.064579 + 2 * 0.500273
     assert water.properties()[0, 6] == pytest.approx(hartree * 27.211386246, rel=1e-12)
 
@@ -68,7 +68,7 @@ def test_agrees_with_an_independent_copy(molecules: _data.Molecules) -> None:
     assert len(common) > 200
     columns = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
     np.testing.assert_array_equal(molecules.targets[ours], other["y"][theirs][:, columns])
-    # torch_geometric's targets, those of the atomisation energies from kcal/mol with 7 digits.
+    # torch_geometric's targets, those of the atomization energies from kcal/mol with 7 digits.
     converted = (other["y"] * other["y_to_pyg"])[theirs]
     columns = [0, 1, 2, 3, 5, 6, 12, 13, 14, 15, 11]
     np.testing.assert_allclose(molecules.properties()[ours], converted[:, columns], rtol=2e-7)

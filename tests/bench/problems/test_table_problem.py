@@ -17,7 +17,7 @@ import torch
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.table import Table, TableError
-from ntkmtl.bench.problems.table._encode import encode, standardisation
+from ntkmtl.bench.problems.table._encode import encode, standardization
 from ntkmtl.bench.problems.table._problem import macro_f1, recipe_for
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.training.trainer import train
@@ -130,7 +130,7 @@ def test_encoding_agrees_with_a_slow_one() -> None:
         )
         wanted += [float(codes[row] == code) for code in range(5)] + [float(codes[row] < 0)]
         np.testing.assert_allclose(found.inputs[row], np.float32(wanted), rtol=1e-6, atol=1e-7)
-    assert standardisation(numbers[training]) == pytest.approx((mean, deviation), rel=1e-12)
+    assert standardization(numbers[training]) == pytest.approx((mean, deviation), rel=1e-12)
 
 
 def test_losses_leave_missing_labels_out(tmp_path: Path) -> None:
@@ -148,9 +148,9 @@ def test_losses_leave_missing_labels_out(tmp_path: Path) -> None:
     logs = outputs[1].double().log_softmax(1)
     entropy = [-float(logs[i, c]) for i, c in enumerate(kind.tolist()) if c >= 0]
     assert float(losses["kind"]) == pytest.approx(sum(entropy) / len(entropy), rel=1e-5)
-    unlabelled = problem.batch("train", torch.nonzero(price.isnan())[:, 0])
+    unlabeled = problem.batch("train", torch.nonzero(price.isnan())[:, 0])
     assert (
-        problem.losses([o[:1].expand(len(unlabelled.inputs), -1) for o in outputs], unlabelled)[
+        problem.losses([o[:1].expand(len(unlabeled.inputs), -1) for o in outputs], unlabeled)[
             "price"
         ]
         is None
@@ -169,7 +169,7 @@ def test_metrics_are_in_the_units_of_the_file(tmp_path: Path) -> None:
     truth = problem._prepared.truth["test"][0]
     task = problem._prepared.tasks[0]
     with torch.no_grad():
-        said = model.predict(model.represent(whole))[0][:, 0].double() * task.scale + task.centre
+        said = model.predict(model.represent(whole))[0][:, 0].double() * task.scale + task.center
     wanted = math.sqrt(
         sum((a - b) ** 2 for a, b in zip(said.tolist(), truth.tolist(), strict=True)) / len(truth)
     )
@@ -356,13 +356,13 @@ HEAD = "x,y,c\n"
             "row 41, column 'y': 'two' is not a number, where 40 of 41",
         ),
         (HEAD + "1,5,a\n" * 40, {}, "column 'y': the target is constant, 5"),
-        (HEAD + "1,,a\n" * 40, {}, "column 'y': the target has no labelled row"),
+        (HEAD + "1,,a\n" * 40, {}, "column 'y': the target has no labeled row"),
         (HEAD + "1,u,a\n" * 40, {}, "column 'y': the target is constant, 'u'"),
         (HEAD + "\n".join(f"{i % 9},{i},a" for i in range(40)), {}, "It is an index"),
         (
             HEAD + "\n".join(f"{i % 9},w{i},a" for i in range(40)),
             {},
-            "40 classes among 40 labelled",
+            "40 classes among 40 labeled",
         ),
         (
             HEAD + "\n".join(f"1,{i % 7},a" for i in range(40)),

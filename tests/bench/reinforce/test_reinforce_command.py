@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._reinforce import PUBLISHED
-from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarise
+from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarize
 from ntkmtl.bench.reinforce import training as training_module
 from ntkmtl.bench.reinforce.sweep import jobs_of
 from ntkmtl.bench.runs import load_run, load_runs
@@ -103,7 +103,7 @@ def test_runs_of_another_recipe_are_refused_before_training(
     assert not (tmp_path / "mt10/famo").exists()
     outcome = compare(other, ["famo", "mtl-sac"], [0], tmp_path, overwrite=True)
     assert len(outcome.finished) == 2
-    assert [entry.row for entry in summarise(tmp_path)] == ["mtl-sac", "famo"]
+    assert [entry.row for entry in summarize(tmp_path)] == ["mtl-sac", "famo"]
 
 
 @pytest.mark.usefixtures("toys")
@@ -148,7 +148,7 @@ def test_table_4_stands_beside_what_was_measured(tmp_path: Path) -> None:
     # IMTL-G is not in the published table.
     assert ("imtl-g", "published") not in rows
     assert rows["ntkmtl", "published"]["success_rate"]["value"] == 0.96
-    result = summarise(tmp_path / "mt10-toy")
+    result = summarize(tmp_path / "mt10-toy")
     by_row = {one.row: one for one in result}
     measured = rows["ntkmtl", "measured"]
     assert measured["success_rate"]["value"] == pytest.approx(by_row["ntkmtl"].best / 100)

@@ -34,7 +34,7 @@ PLAIN = [
 
 
 def double(agent: MultiTaskSAC) -> MultiTaskSAC:
-    """Compute in float64. The optimisers keep their parameters, whose data is replaced."""
+    """Compute in float64. The optimizers keep their parameters, whose data is replaced."""
     for network in (agent.actor, agent.critic, agent.target):
         network.double()
     agent.log_temperature.data = agent.log_temperature.data.double()
@@ -372,7 +372,7 @@ def test_the_temperature_descends_along_the_plain_mean(temperature: str) -> None
     assert MultiTaskSAC(2).target_entropy == -4.0
 
 
-def test_target_critics_move_by_tau_towards_the_critics() -> None:
+def test_target_critics_move_by_tau_toward_the_critics() -> None:
     agent, batch, _ = made("ls", tau=0.1)
     before = [p.clone() for p in agent.target.parameters()]
     agent.update(batch)
@@ -391,7 +391,7 @@ def test_the_protocols_numbers_are_the_defaults() -> None:
         (400, 400),
         (400, 400),
     ]
-    assert {g["lr"] for o in agent._optimisers.values() for g in o.param_groups} == {3e-4}
+    assert {g["lr"] for o in agent._optimizers.values() for g in o.param_groups} == {3e-4}
     assert agent.log_temperature.tolist() == [0.0]
 
 

@@ -22,7 +22,7 @@ from ntkmtl.bench.reinforce import (
     recipe_named,
     row_named,
     save_curves,
-    summarise,
+    summarize,
     train,
 )
 from ntkmtl.bench.reinforce.results import as_markdown, bootstrap, section
@@ -216,7 +216,7 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "mt10", "stl", 1, "a")
     train(recipe, ROWS["stl"], 1, folder, task="a", make_simulator=make_toy)
 
-    found = {entry.row: entry for entry in summarise(tmp_path)}
+    found = {entry.row: entry for entry in summarize(tmp_path)}
     assert list(found) == ["stl", "mtl-sac", "ntkmtl"]
     # Seed 1 of the single-task agents is not complete.
     assert found["stl"].seeds == (0,)
@@ -238,7 +238,7 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     other = run_folder(tmp_path, "mt10", "mtl-sac", 2)
     train(toy_recipe(batch_size=18), row_named("mtl-sac"), 2, other, make_simulator=make_toy)
     with pytest.raises(ValueError, match="another recipe"):
-        summarise(tmp_path)
+        summarize(tmp_path)
     assert "another recipe" in section(tmp_path)["notes"][0]
 
 

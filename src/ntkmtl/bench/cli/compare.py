@@ -53,7 +53,7 @@ def compare(
         bool,
         typer.Option(
             "--stl/--no-stl",
-            help="Train the baselines that Delta-m needs. Methods that are told scores during "
+            help="Train the baselines that Delta-m needs. Methods that read scores during "
             "training (pivrg) and --tune train theirs in any case.",
         ),
     ] = True,

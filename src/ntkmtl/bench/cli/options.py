@@ -216,7 +216,7 @@ class DataOptions:
     ] = None
 
     def options(self) -> dict[str, Any]:
-        """Return the problem's options: KEY=VALUE pairs, and those with a flag of their own."""
+        """Return the problem's options: KEY=VALUE pairs, and those that have flags."""
         named = {
             "recipe": self.recipe,
             "data": self.data_dir,
@@ -301,7 +301,7 @@ class EngineOptions:
             "--ray-address",
             metavar="HOST:PORT",
             help="With --engine ray: the head of a cluster to join, or auto.",
-            show_default="a Ray of its own on this machine",
+            show_default="a local Ray on this machine",
         ),
     ] = None
     ray_cpus: Annotated[
@@ -359,7 +359,7 @@ def grouped(command: _Command) -> _Command:
             options that the dataclass's fields are, each with a default.
 
     Returns:
-        The command with each option as a parameter of its own, as Typer reads it.
+        The command with one parameter per option, as Typer reads it.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type[Any]] = {}

@@ -53,7 +53,7 @@ _WORDS = {
     "vector_steps": "vector steps",
     "scale_rewards": "rewards over their running deviation",
     "hidden": "hidden layers",
-    "encoding": "told of the task",
+    "encoding": "task encoding given to the networks",
     "temperature": "temperature (published: as the row says)",
     "initial_temperature": "initial temperature",
     "batch_size": "batch size",
@@ -98,11 +98,11 @@ def success_of(comparison: AgentComparison) -> SideBySide:
     Raises:
         ValueError: No run is complete, or a file is damaged.
     """
-    from ntkmtl.bench.reinforce import summarise
+    from ntkmtl.bench.reinforce import summarize
     from ntkmtl.bench.runs import load_runs
 
     asked, out = set(comparison.methods), comparison.out
-    found = [one for one in summarise(out) if one.row in asked]
+    found = [one for one in summarize(out) if one.row in asked]
     runs = [run for run in load_runs(out)[0] if run.config.method in asked]
     return success_side_by_side(found, comparison.recipe, runs, out)
 

@@ -43,7 +43,7 @@ class Request:
             for it; None for all of the result's.
         methods: Names; ``"all"`` stands for those of the published table. None for the usual.
         seeds: Seeds.
-        out: Folder of the comparisons, each in a folder of its own.
+        out: Folder of the comparisons, one subfolder each.
         jobs: Runs at a time.
         data: Folder of the prepared data, or of one folder per problem where there are several.
         stl: Where the STL row of Δm% is from.
@@ -90,7 +90,7 @@ class Prepared:
     request: Request
 
     def variant(self, name: str, **changes: Any) -> Prepared:
-        """Return the same with a folder of its own beside the usual one.
+        """Return the same with another folder, beside the usual one.
 
         Args:
             name: What is added to the folder's name.
@@ -132,7 +132,7 @@ class Prepared:
 
 
 def prepare(result: PaperResult, request: Request) -> list[Prepared]:
-    """Find the problems behind a table or figure, so that what is missing is told at once.
+    """Find the problems behind a table or figure; missing data are reported before training.
 
     Raises:
         RequestError: It cannot be run as asked for.
@@ -142,7 +142,7 @@ def prepare(result: PaperResult, request: Request) -> list[Prepared]:
     """
     if not result.supervised:
         raise RequestError(
-            f"{result.label} is of reinforcement learning, which has a recipe of its own: "
+            f"{result.label} is of reinforcement learning, which has its own recipes: "
             f"`ntkmtl paper run {result.name} --recipe {result.recipes[0]}`"
         )
     chosen = _chosen(result, request)

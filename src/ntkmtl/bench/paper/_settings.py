@@ -1,4 +1,4 @@
-"""What the paper trained with, and in what a training here differs from it."""
+"""What the paper trained with, and what differs in runs here."""
 
 from __future__ import annotations
 
@@ -186,14 +186,14 @@ def schedule_text(recipe: Mapping[str, Any]) -> str:
 
 
 def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
-    """Return the settings of a comparison that a published training has too.
+    """Return those settings of a comparison that the paper has too.
 
     Args:
         facts: :attr:`ntkmtl.bench.report.Table.facts`.
         problem: Name of the problem.
 
     Returns:
-        Numbers and texts by the keys of :data:`PUBLISHED`, those that there are.
+        Numbers and strings by the keys of :data:`PUBLISHED`, those that there are.
     """
     recipe, sizes, options = facts["recipe"], facts["sizes"], facts["problem_options"]
     averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])

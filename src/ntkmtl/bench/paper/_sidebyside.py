@@ -287,7 +287,7 @@ def _orders(columns: Sequence[Column], entries: Sequence[Entry]) -> Iterator[dic
         measured: dict[str, float] = {}
         for entry in entries:
             if entry.method != SINGLE_TASK and column.name in entry.numbers:
-                # Of Table 6 the rows of the paper's own trainings, which stand last.
+                # Of Table 6 the rows that the paper's authors trained, which stand last.
                 kind = measured if entry.source == MEASURED else published
                 kind[entry.method] = entry.numbers[column.name].value
         both = [method for method in measured if method in published]

@@ -306,7 +306,7 @@ _RANKED = (
 )
 _QM9_UNITS = (
     "Mean absolute errors. The paper prints no units; these are those of the QM9 code of earlier "
-    "methods that its appendix says it builds on (energies in meV, atomisation energies for U₀, "
+    "methods that its appendix says it builds on (energies in meV, atomization energies for U₀, "
     "U, H and G)."
 )
 

@@ -1,4 +1,4 @@
-"""Prepared data: arrays in files of their own, mapped into memory and checked.
+"""Prepared data: one file per array, mapped into memory and checked.
 
 A prepared data set is a folder of ``.npy`` files and a ``manifest.json``, which is written last and
 holds shape, type, size and SHA-256 of every array. A folder without a manifest is incomplete.

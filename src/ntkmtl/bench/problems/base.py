@@ -29,13 +29,13 @@ __all__ = [
 Split = Literal["train", "val", "test"]
 
 Schedule = Literal["one-cycle", "constant", "plateau", "halved"]
-"""How the learning rate moves over a training. See :attr:`Recipe.schedule`."""
+"""How the learning rate changes during a run. See :attr:`Recipe.schedule`."""
 
 Precision = Literal["fp32", "bf16", "fp16"]
-"""What a training's forward passes compute in. See :attr:`Recipe.precision`."""
+"""Precision of a run's forward passes. See :attr:`Recipe.precision`."""
 
 OnNonFinite = Literal["stop", "skip"]
-"""What a training does at a NaN or an infinity. See :attr:`Recipe.on_nonfinite`."""
+"""What a run does at a NaN or an infinity. See :attr:`Recipe.on_nonfinite`."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Recipe:
             almost 0. ``"constant"``: the learning rate as it is. ``"plateau"``: times
             ``plateau_factor`` whenever the validation split has got no better for more than
             ``plateau_patience`` epochs, judged by Delta-m against :attr:`Problem.reference`, or by
-            the metric itself in a single-task training. ``"halved"``: as it is in the first half of
+            the metric itself in a single-task run. ``"halved"``: as it is in the first half of
             the epochs, half of it in the second.
         plateau_factor: Above.
         plateau_patience: Above, in epochs.
@@ -85,7 +85,7 @@ class Recipe:
             another, so that memory is needed for one part only. Each part has its own task weights.
         clip: The gradient's norm over the network's parameters is brought down to it; 0 for none.
         compile: Whether the trunk and each head are compiled by ``torch.compile``.
-        on_nonfinite: ``"stop"`` ends the training at a NaN or an infinity; ``"skip"`` leaves the
+        on_nonfinite: ``"stop"`` ends the run at a NaN or an infinity; ``"skip"`` leaves the
             step out and counts it.
     """
 
@@ -142,7 +142,7 @@ class MultiTaskModel(nn.Module, ABC):
     def represent(self, batch: Any) -> Tensor | list[Tensor]:
         """Return the shared representation z of a batch, samples along dimension 0.
 
-        A network whose tasks read features of their own, as attention networks do, returns a list
+        A network whose tasks read separate features, as attention networks do, returns a list
         with one tensor per task.
         """
 
@@ -203,7 +203,7 @@ class Problem(ABC):
 
     @abstractmethod
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network from torch's global random state.
+        """Build a freshly initialized network from torch's global random state.
 
         Args:
             tasks: Tasks to build heads for, all of them if None. One task makes the single-task

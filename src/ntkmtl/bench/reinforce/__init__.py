@@ -5,7 +5,7 @@
 * :class:`MultiTaskSAC` learns one policy for all tasks; a :class:`ntkmtl.Balancer` weighs their
   losses.
 * :func:`train` trains one row of a table with one seed and leaves a run directory; :func:`compare`
-  trains several; :func:`summarise` makes the table of success rates.
+  trains several; :func:`summarize` makes the table of success rates.
 
 The names are loaded on first use. Only :class:`MetaWorld` and what uses it need the extra ``rl``.
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         row_named,
     )
     from ntkmtl.bench.reinforce.replay import Batch, Replay
-    from ntkmtl.bench.reinforce.results import Success, save_curves, summarise
+    from ntkmtl.bench.reinforce.results import Success, save_curves, summarize
     from ntkmtl.bench.reinforce.sac import MultiTaskSAC, Update
     from ntkmtl.bench.reinforce.sweep import compare
     from ntkmtl.bench.reinforce.training import evaluate, train
@@ -58,7 +58,7 @@ _HOMES = {
     "Replay": "replay",
     "Success": "results",
     "save_curves": "results",
-    "summarise": "results",
+    "summarize": "results",
     "MultiTaskSAC": "sac",
     "Update": "sac",
     "compare": "sweep",
@@ -90,7 +90,7 @@ __all__ = [
     "row_named",
     "save_curves",
     "save_strip",
-    "summarise",
+    "summarize",
     "train",
 ]
 

@@ -16,7 +16,7 @@ from ntkmtl.bench.reinforce.results import (
     Success,
     as_markdown,
     save_curves,
-    summarise,
+    summarize,
 )
 from ntkmtl.bench.reinforce.sweep import compare
 from ntkmtl.bench.reinforce.training import PROBLEM
@@ -164,7 +164,7 @@ class AgentComparison:
         Raises:
             ValueError: No run is complete, or a file is damaged.
         """
-        found = summarise(self.out)
+        found = summarize(self.out)
         figure = self.out / CURVES
         save_curves(found, figure)
         strips, notes = self._draw_frames(found) if self.frames else ([], [])

@@ -86,7 +86,7 @@ class TaskEncoder(nn.Module):
 
 
 class TwinLinear(nn.Module):
-    """Two linear layers side by side, initialised as ``nn.Linear`` is."""
+    """Two linear layers side by side, initialized as ``nn.Linear`` is."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()

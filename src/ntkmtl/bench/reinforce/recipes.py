@@ -25,12 +25,12 @@ class ReinforceRecipe:
         name: Name on the command line.
         description: One sentence for tables.
         tasks: Names of the k tasks.
-        vector_steps: Length of a training.
+        vector_steps: Length of a run.
         goals: One ``"fixed"`` goal per task, or ``"random"`` ones out of 50.
         horizon: Steps of an episode.
         scale_rewards: Divide rewards by their running deviation.
         hidden: Widths of the hidden layers of actor and critics.
-        encoding: What the networks are told of the task, but for rows that say so themselves.
+        encoding: How networks are given the task, unless the row says otherwise.
         temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the row says.
         initial_temperature: Where temperatures start.
         batch_size: Transitions of an update, of all tasks together.

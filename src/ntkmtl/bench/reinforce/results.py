@@ -25,7 +25,7 @@ __all__ = [
     "interquartile_mean",
     "save_curves",
     "section",
-    "summarise",
+    "summarize",
 ]
 
 Array = npt.NDArray[np.float64]
@@ -174,7 +174,7 @@ def bootstrap(
     return float(interval.low), float(interval.high)
 
 
-def summarise(out: str | os.PathLike[str]) -> list[Success]:
+def summarize(out: str | os.PathLike[str]) -> list[Success]:
     """Read the finished runs of a comparison.
 
     Args:
@@ -306,15 +306,15 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         first = small[0] if small else None
         spot = grid[1 + place // wide, place % wide]
         small.append(figure.add_subplot(spot, sharex=first, sharey=first))
-    # Seven colours, then the same dashed.
+    # Seven colors, then the same dashed.
     styles = [(f"C{n % 7}", "--" if n >= 7 else "-") for n in range(len(found))]
-    for entry, (colour, dash) in zip(found, styles, strict=True):
-        line: dict[str, Any] = {"color": colour, "linestyle": dash}
+    for entry, (color, dash) in zip(found, styles, strict=True):
+        line: dict[str, Any] = {"color": color, "linestyle": dash}
         label = f"{entry.row} ({len(entry.seeds)})"
         _draw(axes, entry.steps, entry.over_time.mean(axis=0), label=label, **line)
         if len(entry.seeds) > 1 and len(found) <= 3:
             low, high = entry.over_time.min(axis=0), entry.over_time.max(axis=0)
-            axes.fill_between(entry.steps, low, high, color=colour, alpha=0.12, lw=0)
+            axes.fill_between(entry.steps, low, high, color=color, alpha=0.12, lw=0)
         for panel, curve in zip(small, entry.curves.mean(axis=0).T, strict=True):
             _draw(panel, entry.steps, curve, lw=1, **line)
     axes.set(xlabel="vector steps", ylabel="success, mean over tasks (%)", ylim=(-2, 102))
@@ -359,7 +359,7 @@ def section(out: str | os.PathLike[str]) -> dict[str, Any]:
         ``rows``, and the note says so.
     """
     try:
-        found = summarise(out)
+        found = summarize(out)
     except ValueError as error:
         return {"heads": [], "rows": [], "notes": [f"Not shown: {error}."], "pictures": []}
     caption = (

@@ -97,7 +97,7 @@ class MultiTaskSAC:
         action: Numbers in an action.
         hidden: Widths of the hidden layers of actor and critics.
         heads: ``"shared"``, or ``"multi"``: an output layer for each task.
-        encoding: What networks are told of the task: ``"none"``, ``"one-hot"`` or ``"learned"``.
+        encoding: How networks are given the task: ``"none"``, ``"one-hot"`` or ``"learned"``.
         method: A name from :func:`ntkmtl.weighting.names`; ``"ls"`` is plain multi-task SAC.
         method_options: Settings of the method, such as ``exponent``.
         balance: Whose losses the method weighs; the plain sum is taken for the other. Both if None,
@@ -105,7 +105,7 @@ class MultiTaskSAC:
         every: Make weights in each ``every``-th update and keep them in between.
         learning_rate: Of Adam, for all of it.
         gamma: Discount.
-        tau: How far the target critics move towards the critics in each update.
+        tau: How far the target critics move toward the critics in each update.
         temperature: One ``"shared"`` temperature, or one ``"per-task"``.
         initial_temperature: Where it starts.
         target_entropy: H; minus the number of actions if None.
@@ -209,11 +209,11 @@ class MultiTaskSAC:
         self._noise = torch.Generator(device=self.device).manual_seed(seed)
         self.critic_balancer = self._balancer("critic", self.critic, method_options, every, 1)
         self.actor_balancer = self._balancer("actor", self.actor, method_options, every, 0)
-        self._optimisers = {
+        self._optimizers = {
             "critic": _adam(
                 [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
             ),
-            # Adam moves each number by itself, so one optimiser does for both.
+            # Adam moves each number by itself, so one optimizer does for both.
             "actor": _adam(
                 [
                     *self.actor.parameters(),
@@ -373,8 +373,8 @@ class MultiTaskSAC:
         before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weigh and differentiate in the cheapest way that the method allows; step."""
-        optimiser = self._optimisers[part]
-        optimiser.zero_grad(set_to_none=True)
+        optimizer = self._optimizers[part]
+        optimizer.zero_grad(set_to_none=True)
         features = None
         if balancer.weighting.requires == "losses":
             losses = joint()
@@ -390,7 +390,7 @@ class MultiTaskSAC:
         out = balancer.backward(losses, features)
         if before_step is not None:
             before_step()
-        optimiser.step()
+        optimizer.step()
         if balancer.needs_after_step:
             balancer.after_step(joint)
         absent = torch.full((), torch.nan, device=self.device)
@@ -513,7 +513,7 @@ class MultiTaskSAC:
             "critic": self.critic.state_dict(),
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach().clone(),
-            "optimisers": {name: o.state_dict() for name, o in self._optimisers.items()},
+            "optimisers": {name: o.state_dict() for name, o in self._optimizers.items()},
             "critic_balancer": self.critic_balancer.state_dict(),
             "actor_balancer": self.actor_balancer.state_dict(),
             "noise": self._noise.get_state(),
@@ -527,8 +527,8 @@ class MultiTaskSAC:
         self.target.load_state_dict(state["target"])
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
-        for name, optimiser in self._optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        for name, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimisers"][name])
         self.critic_balancer.load_state_dict(state["critic_balancer"])
         self.actor_balancer.load_state_dict(state["actor_balancer"])
         self._noise.set_state(state["noise"])

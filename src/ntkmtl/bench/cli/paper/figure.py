@@ -139,7 +139,7 @@ def _eigenvalues(
 ) -> Drawn:
     if len(prepared.methods) != 1:
         refuse(f"figure2 shows the training of one method. Found {', '.join(prepared.methods)}.")
-    # Runs without a record are other runs: these have a folder of their own.
+    # Recorded runs go into a separate folder: their settings differ from those of other runs.
     prepared = prepared.variant("recorded", stl="none")
     comparison = prepared.comparison()
     with refusing(ValueError):

@@ -1,7 +1,7 @@
 """Architectures: how much tasks share, as choices of a problem.
 
 Each is generic over an encoder and heads, and any weighting balances it. Where tasks have
-representations of their own, ``represent`` returns one per task.
+their own representations, ``represent`` returns one per task.
 
 Example:
     >>> from ntkmtl.bench.problems import architectures

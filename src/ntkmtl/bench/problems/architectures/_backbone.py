@@ -119,7 +119,7 @@ class _Encoder(nn.Sequential):
 
 
 class Represent(nn.Module):
-    """The trunk of a network of one's own as a stage: its ``represent``.
+    """The trunk of a custom network as a stage: its ``represent``.
 
     Args:
         network: A network, best without heads, as they would be parameters that nothing trains.

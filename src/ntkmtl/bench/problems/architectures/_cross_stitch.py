@@ -35,14 +35,14 @@ class CrossStitch(Architecture):
         backbone: The encoder of which each task gets its own.
         heads: One maker of a head per task.
         same: What the diagonal of alpha starts at, from 0 to 1.
-        per_channel: Whether each channel has an alpha of its own.
+        per_channel: Whether each channel has its own alpha.
 
     Raises:
         ValueError: ``same`` is not in [0, 1], or there is no head.
 
     References:
         Misra, Shrivastava, Gupta, Hebert: Cross-stitch networks for multi-task learning. CVPR 2016,
-        Eq. 1; the initialisation is theirs too.
+        Eq. 1; the initialization is theirs too.
 
     Example:
         >>> import torch

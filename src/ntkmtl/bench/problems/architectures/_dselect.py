@@ -37,7 +37,7 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
 
 
 class _Constant(nn.Module):
-    """The same numbers for every sample, whatever it holds."""
+    """The same numbers for every sample, whatever its content."""
 
     def __init__(self, size: int) -> None:
         super().__init__()

@@ -63,7 +63,7 @@ class SoftmaxGate(nn.Module):
 
 
 class MMoE(Architecture):
-    r"""Several encoders, the experts, which each task mixes by a gate of its own.
+    r"""Several encoders, the experts, which each task mixes by its own gate.
 
         f_k(x) = sum_i g_k(x)_i f_i(x),   g_k(x) = softmax(W_gk x),   y_k = h_k(f_k(x))
 
@@ -179,7 +179,7 @@ class PLE(Architecture):
         g_kj(x) = w_kj(g_k,j-1(x)) S_kj(x),   y_k = t_k(g_kN(x)).
 
     Task k's experts of level j read g_k,j-1, and the shared ones read a mixture of *all* experts of
-    the level before, by a gate of its own. Each stage of the backbone is a level, its experts so
+    the level before, by its own gate. Each stage of the backbone is a level, its experts so
     many of that stage.
 
     Shared is every parameter that the losses of several tasks reach: all shared experts; below the

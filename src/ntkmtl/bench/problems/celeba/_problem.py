@@ -197,7 +197,7 @@ class CelebA(ColumnsProblem):
         return Batch(images.contiguous(), self._labels[rows].float())
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network.
+        """Build a freshly initialized network.
 
         See :class:`~ntkmtl.bench.problems.celeba.CelebANetwork`; other architectures are over its
         trunk.

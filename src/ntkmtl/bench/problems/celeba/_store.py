@@ -122,13 +122,13 @@ def prepare(
 
     Images are brought to 64 x 64 with Pillow's bilinear filter, whatever their sides, and stored as
     8-bit numbers (2.5 GB for all of them), never held in memory at once. If it is stopped, the next
-    call goes on where it was.
+    call continues from there.
 
     Args:
         source: The folder of CelebA as released. With all images in ``img_align_celeba``, or a part
             of them in an archive of another name that begins so.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.
@@ -194,7 +194,7 @@ def _decode(images: Images, partial: Path, progress: Callable[[str], None]) -> N
     if done == 0:
         array: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     else:
-        progress(f"goes on after {done:,} images")
+        progress(f"continuing after {done:,} images")
         array = np.lib.format.open_memmap(path, mode="r+")
     for row in range(done, len(images.names)):
         array[row] = decode(images, images.names[row])

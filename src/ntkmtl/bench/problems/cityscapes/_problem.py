@@ -22,7 +22,7 @@ class Cityscapes(DenseProblem):
     """Seven classes and disparity of street scenes.
 
     Losses are cross-entropy and the absolute error of the disparity; metrics are those of the
-    paper's Table 7, over all labelled pixels.
+    paper's Table 7, over all labeled pixels.
 
     Args:
         recipe: ``"paper"``: 2,975 and 500 frames of 128 x 256 and the network at its published

@@ -53,7 +53,7 @@ def prepare(
         source: The released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and
             ``depth`` with ``0.npy`` and so on.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.

@@ -1,6 +1,6 @@
 """Dense prediction: losses, metrics and augmentation of labels that every pixel has.
 
-Classes are int64 of shape (B, H, W), -1 where a pixel has none; depths (in metres) or disparities
+Classes are int64 of shape (B, H, W), -1 where a pixel has none; depths (in meters) or disparities
 are floats of shape (B, 1, H, W), 0 where there is none; normals are unit vectors of shape
 (B, 3, H, W), all 0 where there is none.
 """
@@ -297,12 +297,12 @@ def _require_pixels(count: int, label: str) -> None:
 
 
 def _require_finite(task: Kind, outputs: Tensor, known: Tensor) -> None:
-    """Raise an error if the prediction at a labelled pixel is NaN or infinite."""
+    """Raise an error if the prediction at a labeled pixel is NaN or infinite."""
     bad = int((~outputs.isfinite().all(dim=1) & known).sum())
     if bad:
         raise ValueError(
             f"the network's predictions of {task} must be finite to be measured, found NaN or "
-            f"infinity at {bad:,} of {int(known.sum()):,} labelled pixels: its parameters or "
+            f"infinity at {bad:,} of {int(known.sum()):,} labeled pixels: its parameters or "
             "running means have diverged. Lower the learning rate, or clip the gradient"
         )
 
@@ -347,7 +347,7 @@ def augment(batch: Batch, power: int = -1, scales: Sequence[float] = SCALES) -> 
         left = int(torch.randint(width - wide + 1, (1,)))
         mirrored = bool(torch.rand(1) < 0.5)
         window = (slice(place, place + 1), ..., slice(top, top + high), slice(left, left + wide))
-        # Rows and columns of the nearest pixels, where linear interpolation has their centres.
+        # Rows and columns of the nearest pixels, where linear interpolation has their centers.
         rows = (torch.arange(height, device=device) + 0.5).mul(high / height).long()
         rows = rows.clamp(max=high - 1)
         columns = (torch.arange(width, device=device) + 0.5).mul(wide / width).long()

@@ -54,7 +54,7 @@ def _head(before: int, channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(before, before, 3, padding=1), nn.Conv2d(before, channels, 1))
 
 
-def _initialise(network: nn.Module) -> None:
+def _initialize(network: nn.Module) -> None:
     """Start weights of convolutions from Xavier's normal distribution, their biases from 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -145,7 +145,7 @@ class SegNetNetwork(MultiTaskModel):
         )
         self.add_attention(widths)
         self.heads = nn.ModuleList(_head(widths[0], channels) for channels in outputs.values())
-        _initialise(self)
+        _initialize(self)
 
     def add_attention(self, widths: Sequence[int]) -> None:
         """Make what stands between SegNet and the heads; nothing here."""
@@ -198,7 +198,7 @@ class SegNetNetwork(MultiTaskModel):
 
 
 class MTANNetwork(SegNetNetwork):
-    """The multi-task attention network on SegNet, with features of its own for each task.
+    """The multi-task attention network on SegNet, with separate features for each task.
 
     At each stage a task makes a mask, from two 1 x 1 convolutions, of values from 0 to 1, and
     multiplies SegNet's last feature map of the stage by it. On the way down the mask is made from
@@ -281,7 +281,7 @@ class MTANNetwork(SegNetNetwork):
 ARCHITECTURES: Mapping[str, type[SegNetNetwork]] = MappingProxyType(
     {"mtan": MTANNetwork, "segnet": SegNetNetwork}
 )
-"""Networks of their own by name; further ones are made of :func:`backbone` and :func:`heads`."""
+"""Networks by name; further ones are made of :func:`backbone` and :func:`heads`."""
 
 
 # ------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ class _Convolutions(nn.Sequential):
         return x
 
 
-class _Normalised(nn.Module):
+class _Normalized(nn.Module):
     """Vectors along dimension 1 brought to length 1."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -322,7 +322,7 @@ def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[nn.Module]:
         for before, after, depth in (*down, *reversed(up))
     ]
     for stage in made:
-        _initialise(stage)
+        _initialize(stage)
     return list(made)
 
 
@@ -379,8 +379,8 @@ def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> 
 
 def _made_head(kind: Kind, before: int, channels: int) -> nn.Module:
     head = _head(before, channels)
-    _initialise(head)
-    return head.append(_Normalised()) if kind == "normals" else head
+    _initialize(head)
+    return head.append(_Normalized()) if kind == "normals" else head
 
 
 def heads(outputs: Mapping[Kind, int], width: int = WIDTHS[0]) -> list[Head]:

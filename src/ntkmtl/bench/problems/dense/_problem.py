@@ -42,7 +42,7 @@ TESTED_EPOCHS = 10
 """Epochs over which the paper's protocol averages."""
 
 BLOCK = 8
-"""Neighbouring training frames that stay together when a validation split is taken."""
+"""Neighboring training frames that stay together when a validation split is taken."""
 
 EVALUATED_PIXELS = 1 << 20
 """Pixels in a batch of an evaluation."""
@@ -144,7 +144,7 @@ def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
 def clean_split(count: int) -> tuple[Tensor, Tensor]:
     """Return positions of the training and of the validation frames among ``count`` frames.
 
-    Every tenth block of eight neighbours is for validation: neighbours show the same scene, which
+    Every tenth block of eight neighbors is for validation: neighbors show the same scene, which
     is so in one of the two, but for the ends of blocks.
 
     Args:
@@ -356,7 +356,7 @@ class DenseProblem(RowsProblem):
         return [kinds[position] for position in positions(self.tasks, tasks)]
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network.
+        """Build a freshly initialized network.
 
         Raises:
             ValueError: A task is unknown or named twice.
@@ -370,7 +370,7 @@ class DenseProblem(RowsProblem):
     def losses(
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return cross-entropy, absolute error and one minus the cosine, over labelled pixels.
+        """Return cross-entropy, absolute error and one minus the cosine, over labeled pixels.
 
         Raises:
             ValueError: There are not as many outputs as tasks, or a task is unknown.
@@ -383,7 +383,7 @@ class DenseProblem(RowsProblem):
         }
 
     def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
-        """Return the number of labelled pixels per task and frame, int64 of shape (k, b)."""
+        """Return the number of labeled pixels per task and frame, int64 of shape (k, b)."""
         return torch.stack(
             [
                 _labels.valid(kind, batch.labels(kind)).flatten(1).sum(dim=1)
@@ -439,7 +439,7 @@ class DenseProblem(RowsProblem):
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
         network = (
             {
-                "mtan": "MTAN on SegNet, each task with features of its own",
+                "mtan": "MTAN on SegNet, each task with its own features",
                 "segnet": "SegNet with one head per task",
             }[self.architecture]
             if self._choice is None
@@ -459,6 +459,6 @@ class DenseProblem(RowsProblem):
             f"{sizes[2]} for testing. Protocol {self.protocol}: {tested}. {network}, "
             f"{len(self._part.widths)} stages of {self._part.widths[0]} to "
             f"{self._part.widths[-1]} channels, {parameters:,} parameters; a single-task baseline "
-            "is the same network with one task. Metrics are over all labelled pixels. "
+            "is the same network with one task. Metrics are over all labeled pixels. "
             f"{self.notice()}"
         ).rstrip()

@@ -176,13 +176,13 @@ def prepare_frames(
 ) -> str:
     """Decode frames into prepared arrays, one at a time.
 
-    If it is stopped, the next call goes on where it was.
+    If it is stopped, the next call continues from there.
 
     Args:
         source: The frames.
         layout: What they are like.
         folder: Where the arrays go. Earlier ones are replaced once the new ones are whole.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.
@@ -227,7 +227,7 @@ def _decode(
     paths = {name: partial / f"{name}.npy" for name in layout.arrays}
     done = _done(note, key, list(paths.values()))
     if done:
-        progress(f"goes on after {done:,} frames")
+        progress(f"continuing after {done:,} frames")
         arrays: dict[str, Any] = {
             name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()
         }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["INTRINSICS", "WINDOW", "normals_from_depth"]
 
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
-"""Focal lengths and centre, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""
+"""Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""
 
 WINDOW = 19
 """Side in pixels, at 288 x 384, of the squares that planes are fitted to."""
@@ -50,7 +50,7 @@ def normals_from_depth(
     this is exact, at borders too.
 
     Args:
-        depth: In metres, shape (H, W), with 0 where there is none.
+        depth: In meters, shape (H, W), with 0 where there is none.
         window: Side of the square, an odd number of pixels.
         intrinsics: fx, fy, cx, cy in pixels at 640 x 480.
 
@@ -93,9 +93,9 @@ def normals_from_depth(
     safe = np.where(enough, determinant, 1.0)
     a, b = (vv * ui - uv * vi) / safe, (uu * vi - uv * ui) / safe
     middle_x, middle_y = cx - (wide - 1) / 2, cy - (high - 1) / 2
-    # What the fitted function is at the camera's centre, cx a + cy b + c.
-    at_centre = mi + a * (middle_x - mu) + b * (middle_y - mv)
-    normals = np.stack([fx * a, fy * b, at_centre], axis=-1)
+    # What the fitted function is at the camera's center, cx a + cy b + c.
+    at_center = mi + a * (middle_x - mu) + b * (middle_y - mv)
+    normals = np.stack([fx * a, fy * b, at_center], axis=-1)
     # n . X = d with d > 0 as made; turned to the camera, n . X is negative.
     side = normals[..., 0] * (u - middle_x) / fx + normals[..., 1] * (v - middle_y) / fy
     side += normals[..., 2]

@@ -21,8 +21,8 @@ __all__ = ["NYUv2"]
 class NYUv2(DenseProblem):
     """Semantic classes, depth and surface normals of indoor scenes.
 
-    Losses are cross-entropy, absolute error in metres and one minus the cosine; metrics are those
-    of the paper's Table 1, over all labelled pixels.
+    Losses are cross-entropy, absolute error in meters and one minus the cosine; metrics are those
+    of the paper's Table 1, over all labeled pixels.
 
     Args:
         recipe: ``"paper"``: 795 and 654 frames of 288 x 384 and the network at its published width.
@@ -61,7 +61,7 @@ class NYUv2(DenseProblem):
         _source.FRAMES["test"],
     )
     frames_said: ClassVar[str] = (
-        "Indoor frames of NYUv2 with 13 classes, depth in metres and surface normals"
+        "Indoor frames of NYUv2 with 13 classes, depth in meters and surface normals"
     )
     augmentations: ClassVar[Mapping[str, int | None]] = {"geometric": -1, "none": None}
 

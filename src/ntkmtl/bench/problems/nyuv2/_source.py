@@ -34,7 +34,7 @@ FRAMES = {"train": 795, "test": 654}
 """Frames of the official split."""
 
 DEPTH_STEPS = 25.5
-"""Steps of an 8-bit depth per metre: v stands for (v + 0.5) / 25.5 m."""
+"""Steps of an 8-bit depth per meter: v stands for (v + 0.5) / 25.5 m."""
 
 IGNORED_8_BIT = 255
 """A pixel without a class in 8-bit labels."""
@@ -78,7 +78,7 @@ def prepare(
     """Decode NYUv2, or a part of it, into prepared arrays.
 
     Images are stored as 8-bit numbers, depths as float32, normals as float16 (within 0.03 degrees).
-    If it is stopped, the next call goes on where it was.
+    If it is stopped, the next call continues from there.
 
     Args:
         source: The released folder with ``train`` and ``val``, in each ``image``, ``label``,
@@ -87,7 +87,7 @@ def prepare(
             ``image/*.jpg``, ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived
             from depth.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.

@@ -8,7 +8,7 @@ is bonded to the heavy atom next to it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -65,11 +65,9 @@ def read_smiles(smiles: str) -> Skeleton:
         from rdkit.rdBase import BlockLogs
     except ImportError as error:
         raise missing_extra("reading the bonds of qm9pack", "qm9", error) from error
-    parameters: Any = Chem.SmilesParserParams()
-    # QM9's own bonds: not changed to aromatic ones, odd valences not refused.
-    parameters.sanitize = False
     with BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles, parameters)
+        # QM9's own bonds: not changed to aromatic ones, odd valences not refused.
+        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
     if molecule is None or not molecule.GetNumAtoms():
         raise ValueError(f"RDKit cannot read the SMILES {smiles!r}")
     molecule.UpdatePropertyCache(strict=False)

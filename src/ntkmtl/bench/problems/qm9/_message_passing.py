@@ -44,7 +44,7 @@ class Graphs(NamedTuple):
 class MessagePassingNetwork(MultiTaskModel):
     """The message-passing network that the field trains on the 11 properties of QM9.
 
-    A linear embedding; three rounds of edge-conditioned convolution (mean of the neighbours'
+    A linear embedding; three rounds of edge-conditioned convolution (mean of the neighbors'
     states, each through a matrix that a small network makes of the edge) and a gated recurrent
     unit; a set-to-set readout of three rounds; a linear layer; and one linear head per property. In
     plain torch on padded batches.
@@ -182,7 +182,7 @@ def _read_out(states: Tensor, present: Tensor, readout: _Set2Set, last: nn.Linea
 
 
 class _EdgeConvolution(nn.Module):
-    """x_i W + mean over neighbours j of x_j M(e_ij), M a network of one hidden layer.
+    """x_i W + mean over neighbors j of x_j M(e_ij), M a network of one hidden layer.
 
     M(e) is linear in its hidden layer h(e), so states are summed under h first and multiplied with
     its weights once per atom: no (edges, width, width) matrices come to be.
@@ -202,7 +202,7 @@ class _EdgeConvolution(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor, linked: Tensor) -> Tensor:
         batch, atoms, width = x.shape
-        # (B, N, hidden + 1, width): sums of neighbours' states under each hidden unit.
+        # (B, N, hidden + 1, width): sums of neighbors' states under each hidden unit.
         sums = torch.matmul(hidden.transpose(2, 3), x[:, None])
         matrices = torch.cat([self.second.weight.T, self.second.bias[None]])
         message = sums.reshape(batch, atoms, -1) @ matrices.reshape(-1, width)

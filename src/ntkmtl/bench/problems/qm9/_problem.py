@@ -223,11 +223,11 @@ class QM9(ColumnsProblem):
         properties = torch.from_numpy(np.array(self._molecules.targets))
         if targets == "standardised":
             training = properties[self._rows["train"]]
-            self._centre, self._scale = training.mean(0), training.std(0, correction=0)
+            self._center, self._scale = training.mean(0), training.std(0, correction=0)
         else:
-            self._centre, self._scale = torch.zeros(11).double(), torch.ones(11).double()
+            self._center, self._scale = torch.zeros(11).double(), torch.ones(11).double()
         self._properties = properties
-        self._labels = ((properties - self._centre) / self._scale).float()
+        self._labels = ((properties - self._center) / self._scale).float()
         self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
@@ -263,7 +263,7 @@ class QM9(ColumnsProblem):
         return Batch(graphs(self._molecules, rows), self._labels[rows])
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network.
+        """Build a freshly initialized network.
 
         See :class:`~ntkmtl.bench.problems.qm9.MessagePassingNetwork`; other architectures are over
         its trunk.
@@ -302,7 +302,7 @@ class QM9(ColumnsProblem):
         columns, outputs = self._predicted(model, rows, EVALUATED, tasks)
         total = torch.zeros(len(columns), dtype=torch.float64)
         for some, output in zip(rows.split(EVALUATED), outputs, strict=True):
-            predicted = output.double() * self._scale[columns] + self._centre[columns]
+            predicted = output.double() * self._scale[columns] + self._center[columns]
             total += (predicted - self._properties[some][:, columns]).abs().sum(0)
         return total / len(rows) * self._unit[columns]
 

@@ -60,7 +60,7 @@ KCAL_PER_MOL = 0.04336414
 _NUMBER = {"H": 1, "C": 6, "N": 7, "O": 8, "F": 9}
 
 # The columns of gdb9.sdf.csv and their factors to torch_geometric's units: D, a0^3, eV, eV, a0^2,
-# eV, eV four times (atomisation energies), cal/(mol K).
+# eV, eV four times (atomization energies), cal/(mol K).
 _RAW = (
     ("mu", 1.0),
     ("alpha", 1.0),
@@ -244,7 +244,7 @@ def read_source(source: Path, progress: Callable[[str], None] = lambda _: None) 
             * an ``.npz`` file of molecules with coordinates, bonds and targets, whose arrays are
               ``idx``, ``N``, ``Z``, ``R``, ``n_bonds``, ``bonds``, ``y``, ``y_names`` and
               ``y_to_pyg``.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         The molecules without those that are left out, checked.

@@ -33,7 +33,7 @@ def prepare(
         source: See :func:`~ntkmtl.bench.problems.qm9._sources.read_source`; the installed package
             ``qm9pack`` if None.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Told how it gets on.
+        progress: Called with progress messages.
 
     Returns:
         One line on what was made.

@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     Attributes:
         atoms: Scaled surroundings of the heavy atoms, (b, 9, F).
         mask: 1 where there is a heavy atom, (b, 9, 1).
-        places: Their places from the centre of nuclear charge in Angstrom, (b, 9, 3).
+        places: Their places from the center of nuclear charge in Angstrom, (b, 9, 3).
         shells: Weights of messages, (b, 9 * 6, 9).
         whole: Scaled features of the whole molecule, (b, 10).
         targets: What the heads shall say, (b, 11).

@@ -122,7 +122,7 @@ class Molecules:
         """Return the 11 targets as torch_geometric has them, float64 of shape (m, 11).
 
         Dipole in debye, polarisability in a0^3, orbital energies and ZPVE in eV, <R^2> in a0^2, the
-        atomisation energies U0, U, H and G in eV, heat capacity in cal/(mol K).
+        atomization energies U0, U, H and G in eV, heat capacity in cal/(mol K).
         """
         values: NDArray[np.float64] = self.targets.copy()
         composition = self.composition()

@@ -48,11 +48,11 @@ class Invariants(NamedTuple):
     Attributes:
         atoms: Surroundings of each heavy atom, (m, 9, F), zero where there is no atom.
         mask: 1 where there is a heavy atom, (m, 9).
-        places: Places of the heavy atoms from the centre of nuclear charge, (m, 9, 3), Angstrom.
+        places: Places of the heavy atoms from the center of nuclear charge, (m, 9, 3), Angstrom.
             The only part that turns with the molecule; the network uses lengths of sums of it.
         shells: Weight of heavy atom j for atom i in distance shell r, (m, 9 i, 6 r, 9 j).
         whole: Number of atoms of each element, and each element's sum of squared distances from the
-            centre of nuclear charge in square Angstrom, (m, 10).
+            center of nuclear charge in square Angstrom, (m, 10).
     """
 
     atoms: NDArray[np.float32]
@@ -93,25 +93,25 @@ class Inputs(NamedTuple):
 
 @dataclass(frozen=True)
 class Scaling:
-    """Centres and scales of the features, taken from training molecules.
+    """Centers and scales of the features, taken from training molecules.
 
     Attributes:
         columns: Which of the F columns are used.
-        centre: Their means.
+        center: Their means.
         scale: Their standard deviations.
-        whole_centre: Means of the features of whole molecules, (10,).
+        whole_center: Means of the features of whole molecules, (10,).
         whole_map: Linear map that decorrelates them, (10, 10).
     """
 
     columns: NDArray[np.int64]
-    centre: NDArray[np.float32]
+    center: NDArray[np.float32]
     scale: NDArray[np.float32]
-    whole_centre: NDArray[np.float64]
+    whole_center: NDArray[np.float64]
     whole_map: NDArray[np.float64]
 
     @classmethod
     def fit(cls, features: Invariants) -> Scaling:
-        """Return the scaling that standardises these molecules.
+        """Return the scaling that standardizes these molecules.
 
         Columns that differ from zero for 30 heavy atoms or fewer are left out.
         """
@@ -119,23 +119,23 @@ class Scaling:
         columns = np.flatnonzero((np.abs(rows) > 1e-3).sum(0) > 30)
         rows = rows[:, columns]
         spread = features.whole.std(0)
-        whole_centre = features.whole.mean(0)
-        values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_centre) / spread).T))
+        whole_center = features.whole.mean(0)
+        values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_center) / spread).T))
         # Directions of next to no variance are not blown up to unit variance.
         whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
-        return cls(columns, rows.mean(0), rows.std(0), whole_centre, whole_map)
+        return cls(columns, rows.mean(0), rows.std(0), whole_center, whole_map)
 
     def apply(self, features: Invariants) -> Inputs:
         """Return scaled features. Rare surroundings are clipped at 8 standard deviations."""
         count = len(features.mask)
         mask = features.mask[..., None]
-        atoms = (features.atoms[..., self.columns] - self.centre) / self.scale
+        atoms = (features.atoms[..., self.columns] - self.center) / self.scale
         return Inputs(
             atoms=np.clip(atoms, -8, 8) * mask,
             mask=mask,
             places=features.places,
             shells=features.shells.reshape(count, HEAVY * SHELLS, HEAVY),
-            whole=((features.whole - self.whole_centre) @ self.whole_map).astype(np.float32),
+            whole=((features.whole - self.whole_center) @ self.whole_map).astype(np.float32),
         )
 
 
@@ -184,12 +184,12 @@ def invariants(molecules: Molecules) -> Invariants:
     mask[slots] = 1
 
     charge = np.bincount(molecule, molecules.numbers, count)
-    centre = np.stack(
+    center = np.stack(
         [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
     )
-    centred = molecules.positions - (centre / charge[:, None])[molecule]
+    centered = molecules.positions - (center / charge[:, None])[molecule]
     places = np.zeros((count, HEAVY, 3), np.float32)
-    places[slots] = centred[heavy]
+    places[slots] = centered[heavy]
 
     both = heavy[first] & heavy[second]
     i, j = first[both], second[both]
@@ -199,7 +199,7 @@ def invariants(molecules: Molecules) -> Invariants:
     shells[molecule[i], slot_of[i], :, slot_of[j]] = _gaussians(distance[both], SHELL, SHELL_WIDTH)
 
     kinds = len(ELEMENTS)
-    squares = np.bincount(molecule * kinds + element, (centred**2).sum(1), count * kinds)
+    squares = np.bincount(molecule * kinds + element, (centered**2).sum(1), count * kinds)
     whole = np.concatenate([molecules.composition(), squares.reshape(count, kinds)], axis=1)
     return Invariants(atoms, mask, places, shells, whole)
 
@@ -217,10 +217,10 @@ def _pairs(molecules: Molecules) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _gaussians(
-    x: NDArray[np.float64], centre: NDArray[np.float64], width: NDArray[np.float64]
+    x: NDArray[np.float64], center: NDArray[np.float64], width: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     # Single precision: the time to load is spent here.
-    offset = (x[:, None].astype(np.float32) - centre.astype(np.float32)) / width.astype(np.float32)
+    offset = (x[:, None].astype(np.float32) - center.astype(np.float32)) / width.astype(np.float32)
     result: NDArray[np.float32] = np.exp(np.float32(-0.5) * offset * offset)
     return result
 
@@ -246,11 +246,11 @@ def _kinds(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    """Return one-hot element and element x neighbours x hydrogens of each heavy atom."""
-    neighbours = np.minimum(np.bincount(first, minlength=len(element)), 4)[heavy]
+    """Return one-hot element and element x neighbors x hydrogens of each heavy atom."""
+    neighbors = np.minimum(np.bincount(first, minlength=len(element)), 4)[heavy]
     hydrogens = np.bincount(first, element[second] == 0, len(element)).astype(np.int64)[heavy]
     own = element[heavy] - 1
-    kind = (own * 5 + neighbours) * 5 + np.minimum(hydrogens, 4)
+    kind = (own * 5 + neighbors) * 5 + np.minimum(hydrogens, 4)
     return np.concatenate([np.eye(4)[own], np.eye(100)[kind], hydrogens[:, None]], axis=1)
 
 

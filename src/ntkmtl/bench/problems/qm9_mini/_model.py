@@ -28,8 +28,8 @@ class MoleculeNet(MultiTaskModel):
 
     Each heavy atom is embedded from its surroundings and hears from every other heavy atom, apart
     for each shell of distance. A molecule is then described by sums over its atoms: of the
-    embeddings, of learnt charges times squared distances from the centre (for the extent of the
-    electron cloud), and the lengths of dipoles of learnt charges that add to zero (for the dipole
+    embeddings, of learned charges times squared distances from the center (for the extent of the
+    electron cloud), and the lengths of dipoles of learned charges that add to zero (for the dipole
     moment).
 
     Args:
@@ -38,7 +38,7 @@ class MoleculeNet(MultiTaskModel):
         heads: Number of tasks k.
         width: Width of an atom's embedding.
         message: Numbers that an atom sends to each shell.
-        charges: Sets of learnt charges.
+        charges: Sets of learned charges.
         representation: Size d of the shared representation z.
     """
 

@@ -111,11 +111,11 @@ class QM9Mini(Problem):
         first, last = SPLITS["train"]
         training = self._properties[first:last]
         if targets == "standardised":
-            self._centre, self._scale = training.mean(0), training.std(0, correction=0)
+            self._center, self._scale = training.mean(0), training.std(0, correction=0)
         else:
-            self._centre, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
+            self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
         self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
-        labels = ((self._properties - self._centre) / self._scale).float()
+        labels = ((self._properties - self._center) / self._scale).float()
         self._splits = {
             split: Batch(*(part[first:last] for part in (*prepared.inputs, labels)))
             for split, (first, last) in SPLITS.items()
@@ -146,7 +146,7 @@ class QM9Mini(Problem):
         return Batch(*(part.index_select(0, indices) for part in self._splits[split]))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised :class:`MoleculeNet`, or another architecture over its trunk.
+        """Build a freshly initialized :class:`MoleculeNet`, or another architecture over its trunk.
 
         Raises:
             ValueError: A task is unknown or named twice.
@@ -201,7 +201,7 @@ class QM9Mini(Problem):
         order = sorted(range(len(columns)), key=columns.__getitem__)
         columns = [columns[position] for position in order]
         predicted = torch.cat([outputs[position] for position in order], dim=1).double()
-        predicted = predicted * self._scale[columns] + self._centre[columns]
+        predicted = predicted * self._scale[columns] + self._center[columns]
         first, last = SPLITS[split]
         error = (predicted - self._properties[first:last, columns]).abs().mean(0)
         return error * self._unit[columns]

@@ -1,4 +1,4 @@
-"""``table``: any table of one's own, in CSV, Parquet or ARFF.
+"""``table``: any table of a user, in CSV, Parquet or ARFF.
 
 Columns are typed and shown, a perceptron with one head per target is trained, missing inputs and
 missing labels are dealt with.

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: float32 of shape (b, columns).
-        labels: One tensor of shape (b,) per task: float32 and standardised, NaN where missing, for
+        labels: One tensor of shape (b,) per task: float32 and standardized, NaN where missing, for
             regression; int64, -1 where missing, for classification.
     """
 

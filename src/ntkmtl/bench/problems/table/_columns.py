@@ -95,7 +95,7 @@ class Target:
     unit: str = ""
 
     @property
-    def labelled(self) -> Array:
+    def labeled(self) -> Array:
         """Where there is a label, bool of shape (rows,)."""
         known: Array = self.values >= 0 if self.classes else ~np.isnan(self.values)
         return known
@@ -134,8 +134,8 @@ def type_columns(
         targets: Names of the columns to predict.
         types: Types of columns, instead of those found.
         split_column: Name of the column that says train, val or test.
-        missing: Further texts that stand for a missing value; one that is a number stands for every
-            cell of that value, as ``-999`` for ``-999.0``.
+        missing: Further strings that stand for a missing value; one that is a number stands for
+            every cell of that value, as ``-999`` for ``-999.0``.
 
     Raises:
         TableError: A column is not there, or cannot be what it is asked to be.
@@ -219,7 +219,7 @@ def _check_asked(
 
 
 def _numbers_of(texts: Sequence[str]) -> Array:
-    """Return the numbers among texts."""
+    """Return the numbers among strings."""
     read = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
     numbers = read[~np.isnan(read)]
     with np.errstate(over="ignore"):
@@ -230,7 +230,7 @@ def _numbers_of(texts: Sequence[str]) -> Array:
 
 
 class _Values:
-    """The values of one column, read as whatever is asked for."""
+    """The values of one column, read as the type asked for."""
 
     def __init__(self, path: Any, raw: RawColumn, tokens: frozenset[str], gaps: Array) -> None:
         self.path, self.name, self.raw, self.gaps = path, raw.name, raw, gaps
@@ -256,7 +256,7 @@ class _Values:
         if not known.any():
             self.bad = np.zeros_like(known)
             return
-        # Most texts of a column repeat: each distinct one is read once.
+        # Most strings of a column repeat: each distinct one is read once.
         codes, levels = pd.factorize(self.texts[known].to_numpy(object))
         read = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").to_numpy(np.float64)
         gone = np.isin(read, self.gaps)
@@ -365,7 +365,7 @@ class _Values:
 
 
 def _days(texts: Any) -> Array | None:
-    """Return days since 1970 of dates in ISO 8601, None where a text is not one."""
+    """Return days since 1970 of dates in ISO 8601, None where a string is not one."""
     parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
     if parsed.isna().any():
         return None
@@ -396,18 +396,18 @@ def _target(values: _Values, wanted: str | None) -> tuple[Target, Column]:
     if values.declared == "nested":
         raise TableError(f"{here}: lists, records and bytes cannot be predicted.")
     if not values.present:
-        raise TableError(f"{here}: the target has no labelled row; all of them are missing.")
+        raise TableError(f"{here}: the target has no labeled row; all of them are missing.")
     kind = wanted or _target_kind(values)
     if kind == "regression":
         return _regression(values, here)
     codes, levels = values.categories()
     if len(levels) < 2:
         raise TableError(
-            f"{here}: the target is constant, {shorten(levels[0])} in every labelled row."
+            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row."
         )
     if len(levels) > MAX_CLASSES or 2 * len(levels) > values.present:
         raise TableError(
-            f"{here}: {len(levels):,} classes among {values.present:,} labelled rows are too many "
+            f"{here}: {len(levels):,} classes among {values.present:,} labeled rows are too many "
             f"(at most {MAX_CLASSES}, and two rows for each on average). "
             f"Found {_list_levels(levels)}. If it holds numbers, try types {name}=regression; if "
             "it is a text or a name, it is no target."
@@ -444,7 +444,7 @@ def _regression(values: _Values, here: str) -> tuple[Target, Column]:
     known = values.numbers[~values.absent]
     if known.min() == known.max():
         raise TableError(
-            f"{here}: the target is constant, {known[0]:g} in every labelled row. "
+            f"{here}: the target is constant, {known[0]:g} in every labeled row. "
             "There is nothing to learn: leave it out of the targets."
         )
     if _running(values):

@@ -40,12 +40,12 @@ def width_of(features: Sequence[Feature], max_categories: int) -> int:
     )
 
 
-def standardisation(values: Array) -> tuple[float, float]:
+def standardization(values: Array) -> tuple[float, float]:
     """Return mean and standard deviation of what is not missing, (0, 1) if nothing is.
 
     Example:
         >>> import numpy as np
-        >>> standardisation(np.array([1.0, 3.0, np.nan, 5.0, 7.0]))[0]
+        >>> standardization(np.array([1.0, 3.0, np.nan, 5.0, 7.0]))[0]
         4.0
     """
     known = values[~np.isnan(values)]
@@ -65,14 +65,14 @@ def standardisation(values: Array) -> tuple[float, float]:
 def encode(features: Sequence[Feature], training: Array, max_categories: int = 20) -> Encoded:
     """Encode features.
 
-    Numbers are standardised by the training rows; a missing one gets the mean, and a further
+    Numbers are standardized by the training rows; a missing one gets the mean, and a further
     column says which are missing. Of a category's levels the most frequent in the training rows
     get a column each; the others share one, and so do the missing.
 
     Args:
         features: The columns.
         training: Positions of the training rows.
-        max_categories: Most levels that get a column of their own.
+        max_categories: Most levels that get their own column.
     """
     columns: list[Array] = []
     names: list[str] = []
@@ -87,7 +87,7 @@ def encode(features: Sequence[Feature], training: Array, max_categories: int = 2
     for feature in features:
         if feature.numbers is not None:
             absent = np.isnan(feature.numbers)
-            mean, deviation = standardisation(feature.numbers[training])
+            mean, deviation = standardization(feature.numbers[training])
             if deviation > 0:
                 # Halves: the difference of two of the largest floats would be infinite.
                 with np.errstate(over="ignore"):

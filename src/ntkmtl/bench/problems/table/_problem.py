@@ -20,7 +20,7 @@ from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
 from ntkmtl.bench.problems.table._batch import Batch
 from ntkmtl.bench.problems.table._columns import COUNTS, Column, Target, type_columns
-from ntkmtl.bench.problems.table._encode import encode, standardisation, width_of
+from ntkmtl.bench.problems.table._encode import encode, standardization, width_of
 from ntkmtl.bench.problems.table._model import TableNet, backbone
 from ntkmtl.bench.problems.table._read import TableError, read_table, require_memory, shorten
 
@@ -40,13 +40,13 @@ class _Task(NamedTuple):
 
     Attributes:
         target: The column.
-        centre: Mean over the training rows, 0 for classification.
+        center: Mean over the training rows, 0 for classification.
         scale: Standard deviation over the training rows, 1 for classification.
         size: Numbers that its head says.
     """
 
     target: Target
-    centre: float
+    center: float
     scale: float
     size: int
 
@@ -58,11 +58,11 @@ class _Prepared(NamedTuple):
     inputs: tuple[str, ...]
     splits: dict[Split, Batch]
     truth: dict[Split, tuple[Tensor, ...]]
-    unlabelled: int
+    unlabeled: int
 
 
 class _Asked(NamedTuple):
-    """What determines the data; its texts are hashable so that a table is read once."""
+    """What determines the data; its strings are hashable so that a table is read once."""
 
     path: Path
     stamp: tuple[int, int]
@@ -90,8 +90,8 @@ def _prepare(asked: _Asked) -> _Prepared:
             f"{path}: {rows} rows; at least {MIN_ROWS} are needed to train, validate and test."
         )
     typed = type_columns(raw, asked.targets, dict(asked.types), asked.split_column, asked.missing)
-    labelled = np.stack([target.labelled for target in typed.targets]).any(axis=0)
-    kept = np.flatnonzero(labelled)
+    labeled = np.stack([target.labeled for target in typed.targets]).any(axis=0)
+    kept = np.flatnonzero(labeled)
     if len(kept) < MIN_ROWS:
         raise TableError(
             f"{path}: {len(kept)} of {rows:,} rows have a label; at least {MIN_ROWS} are needed to "
@@ -157,14 +157,14 @@ def _places(
 
 
 def _check_labels(path: Path, target: Target, split: Split, places: npt.NDArray[Any]) -> None:
-    known = target.values[places[target.labelled[places]]]
+    known = target.values[places[target.labeled[places]]]
     needed = 2 if split == "train" else 1
     distinct = len(np.unique(known))
     if distinct < needed:
         what = "no label" if not len(known) else "one value only"
         raise TableError(
             f"{path}, column {target.name!r}: {what} among the {len(places):,} rows of the split "
-            f"{split} ({int(target.labelled.sum()):,} labels in all). Try another split_seed, "
+            f"{split} ({int(target.labeled.sum()):,} labels in all). Try another split_seed, "
             "larger val and test, or a split column."
         )
 
@@ -172,20 +172,20 @@ def _check_labels(path: Path, target: Target, split: Split, places: npt.NDArray[
 def _task(path: Path, target: Target, training: npt.NDArray[Any]) -> _Task:
     if target.classes:
         return _Task(target, 0.0, 1.0, len(target.classes))
-    centre, scale = standardisation(target.values[training])
+    center, scale = standardization(target.values[training])
     # float64 holds a spread of a few last digits; a network in float32 would learn rounding.
     if scale <= 0 or not math.isfinite(scale):
         raise TableError(
             f"{path}, column {target.name!r}: its values do not vary among the training rows."
         )
-    return _Task(target, centre, scale, 1)
+    return _Task(target, center, scale, 1)
 
 
 def _labels(task: _Task, places: npt.NDArray[Any]) -> Tensor:
     values = task.target.values[places]
     if task.target.classes:
         return torch.from_numpy(values)
-    scaled = (values / 2 - task.centre / 2) / task.scale * 2
+    scaled = (values / 2 - task.center / 2) / task.scale * 2
     return torch.from_numpy(scaled.astype(np.float32))
 
 
@@ -247,10 +247,10 @@ def macro_f1(predicted: Tensor, truth: Tensor, classes: int) -> float:
 
 
 class Table(Problem):
-    r"""A table of one's own: some columns are predicted, all others are what they are predicted by.
+    r"""A user's table: some columns are predicted, all others are what they are predicted by.
 
     Rows are split at random, columns are typed by what they hold, and a perceptron with one linear
-    head per target is trained. Regression targets are standardised by the training rows and
+    head per target is trained. Regression targets are standardized by the training rows and
     trained by mean squared errors; classes by cross-entropy. A missing label takes no part in its
     task's loss. Metrics are the root mean squared error in the target's own units, and macro F1.
 
@@ -264,11 +264,11 @@ class Table(Problem):
         split_seed: Seed of that. The runs of a comparison share one split.
         val: Share of the rows for validation.
         test: Share of the rows for testing.
-        missing: Further texts that stand for a missing value, numbers in whatever form.
+        missing: Further strings that stand for a missing value, numbers in whatever form.
         encoding: Encoding of a CSV or ARFF file.
         separator: Separator of a CSV file, found from its header if None.
         decimal: Decimal sign of a CSV file.
-        max_categories: Most levels of a category that get a column of their own; the rest share
+        max_categories: Most levels of a category that get their own column; the rest share
             one.
         width: Width of the network, by the number of rows if None.
         depth: Number of its layers.
@@ -416,7 +416,7 @@ class Table(Problem):
         )
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised network: :class:`TableNet`, or another architecture over it.
+        """Build a freshly initialized network: :class:`TableNet`, or another architecture over it.
 
         Raises:
             ValueError: A task is unknown or named twice.
@@ -494,7 +494,7 @@ class Table(Problem):
         known = truth >= 0 if task.target.classes else ~truth.isnan()
         if task.target.classes:
             return macro_f1(output.argmax(1)[known], truth[known], task.size)
-        error = output[:, 0].double() - (truth / 2 - task.centre / 2) / task.scale * 2
+        error = output[:, 0].double() - (truth / 2 - task.center / 2) / task.scale * 2
         return float(error[known].square().mean().sqrt() * task.scale)
 
     def trivial(self, split: Split = "test") -> Tensor:
@@ -518,7 +518,7 @@ class Table(Problem):
                 said = torch.bincount(training).argmax().expand_as(truth)
                 values.append(macro_f1(said, truth, task.size))
             else:
-                error = ((truth / 2 - task.centre / 2) / task.scale * 2)[~truth.isnan()]
+                error = ((truth / 2 - task.center / 2) / task.scale * 2)[~truth.isnan()]
                 values.append(float(error.square().mean().sqrt() * task.scale))
         return torch.tensor(values, dtype=torch.float64)
 
@@ -580,8 +580,8 @@ class Table(Problem):
             for line in lines
         ]
         more = ""
-        if self._prepared.unlabelled:
-            more = f" ({self._prepared.unlabelled:,} rows without any label are left out)"
+        if self._prepared.unlabeled:
+            more = f" ({self._prepared.unlabeled:,} rows without any label are left out)"
         if out:
             names = ", ".join(shorten(c.name, 30)[1:-1] for c in out[:8])
             plural = "column is" if len(out) == 1 else "columns are"

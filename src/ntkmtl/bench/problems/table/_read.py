@@ -1,4 +1,4 @@
-"""Reading a table: CSV, Parquet or ARFF, into columns of numbers or of texts."""
+"""Reading a table: CSV, Parquet or ARFF, into columns of numbers or strings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["RawColumn", "RawTable", "TableError", "read_table", "require_memory"
 CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 SEPARATORS = (",", ";", "\t", "|")
 CHUNK = 50_000
-"""Rows that are held as Python's texts at a time."""
+"""Rows that are held as Python strings at a time."""
 MAX_CELL = 131_072
 """Longest cell in characters, as many as a csv.reader allows by itself."""
 
@@ -42,8 +42,8 @@ class RawColumn:
 
     Attributes:
         name: Its name.
-        numbers: float64 of shape (rows,), NaN where missing; None for texts.
-        texts: A pandas series of texts, its missing entries NA; None for numbers.
+        numbers: float64 of shape (rows,), NaN where missing; None for strings.
+        texts: A pandas series of strings, its missing entries NA; None for numbers.
         declared: What the file says it is: ``number``, ``category``, ``date``, ``nested``, or
             nothing.
         levels: The levels that the file declares for a category.
@@ -138,7 +138,7 @@ def read_table(
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
     if size == 0:
         raise TableError(f"{path} is empty.")
-    # Measured: texts as Arrow has them, one chunk as Python has them, and a column of numbers.
+    # Measured: strings as Arrow has them, one chunk as Python has them, and a column of numbers.
     require_memory(size * (6 if suffix in PARQUET else 3), f"reading {path}")
     if suffix in PARQUET:
         columns = _read_parquet(path)
@@ -177,7 +177,7 @@ def _digest(file: BinaryIO) -> str:
 def _refuse_null_bytes(path: Path) -> None:
     """Refuse a file with bytes 0, which no text has, but in encodings of two bytes and more.
 
-    UTF-16 without its mark would else pass for UTF-8 with unprintable names and texts.
+    UTF-16 without its mark would else pass for UTF-8 with unprintable names and strings.
     """
     with path.open("rb") as file:
         for number, line in enumerate(_pieces(file), start=1):
@@ -235,11 +235,11 @@ def _undecodable(line: bytes, encoding: str) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------
-# Rows of texts
+# Rows of strings
 
 
 def _texts(rows: Iterable[Sequence[str]], width: int) -> list[Any]:
-    """Return the columns of rows as series of texts, a chunk of rows at a time."""
+    """Return the columns of rows as series of strings, a chunk of rows at a time."""
     kind = pd.StringDtype("pyarrow")
     parts: list[list[Any]] = [[] for _ in range(width)]
     iterator = iter(rows)
@@ -260,7 +260,7 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         if name in places:
             raise TableError(
                 f"{path}: columns {places[name]} and {place} are both named {shorten(name)}. "
-                "Give every column a name of its own."
+                "Give every column its own name."
             )
         if len(name) > 200:
             raise TableError(
@@ -291,7 +291,7 @@ def _read_csv(path: Path, encoding: str, separator: str | None, decimal: str) ->
             )
         texts = _texts(rows, len(names))
     if decimal == ",":
-        # Only what is a number with a decimal comma: other texts keep their commas.
+        # Only what is a number with a decimal comma: other strings keep their commas.
         pattern = r"^\s*[+-]?\d*,\d+(?:[eE][+-]?\d+)?\s*$"
         texts = [
             t.where(~t.str.match(pattern), t.str.replace(",", ".", regex=False)) for t in texts
@@ -342,7 +342,7 @@ def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
             raise TableError(
                 f"{path}, line {line}{more}: {len(row)} cells, where the header has {width} "
                 f"(separator {separator!r}): {shorten(separator.join(row))}. Put in what is "
-                "missing, or put texts that hold the separator into double quotes."
+                "missing, or put strings that hold the separator into double quotes."
             )
         yield row
 
@@ -361,7 +361,7 @@ def _csv_trouble(message: str) -> str:
 # ------------------------------------------------------------------------------------------------
 # ARFF
 
-# scipy.io.arff refuses texts, drops surplus cells in silence, and names no row.
+# scipy.io.arff refuses strings, drops surplus cells in silence, and names no row.
 _ATTRIBUTE = re.compile(
     r"@attribute\s+(?P<name>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s{]+)\s*(?P<type>.+)",
     re.IGNORECASE | re.DOTALL,
