@@ -24,17 +24,16 @@ from estimators_figures import draw, table
 from estimators_record import prices, record
 from estimators_study import study
 from estimators_workloads import MAKERS
+from sidebyside.tables import fill_page
 
 from ntkmtl.files import atomic_write, write_json, write_text
-
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def measure(name: str, data: Path | None, steps: int | None, kept: Path) -> dict[str, Any]:
     """Record one training, unless it was recorded before with the same settings."""
     from rich.progress import Progress
 
-    settings = {"name": name, "steps": steps, "schema": 1}
+    settings = {"name": name, "steps": steps, "schema": 2}
     if kept.exists():
         old: dict[str, Any] = torch.load(kept, weights_only=True)
         if old["settings"] == settings:
@@ -50,12 +49,13 @@ def measure(name: str, data: Path | None, steps: int | None, kept: Path) -> dict
     return run
 
 
-def _fill(page: Path, text: str) -> None:
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise ValueError(f"{page} has no place for the table: put {BEGIN} and {END} on lines there")
-    write_text(page, f"{before}{BEGIN}\n{text}\n{END}{after}")
+def _steps(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Sequence[int | None]:
+    """Return the steps of each training, None for its own number."""
+    count = len(arguments.workloads)
+    given: list[int] = arguments.steps or []
+    if len(given) not in (0, 1, count):
+        parser.error(f"--steps needs one number, or {count}, one per workload; found {len(given)}")
+    return [None] * count if not given else given * count if len(given) == 1 else given
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workloads", nargs="+", choices=list(MAKERS), default=list(MAKERS))
     add("--data", type=Path, help="folder with celeba/ and nyuv2/; qm9-mini needs none")
-    add("--steps", type=int, help="steps of each training, instead of its own number")
+    add("--steps", nargs="+", type=int, help="instead of each training's own: for all, or each")
     add("--threads", type=int, default=1)
     add("--cache", type=Path, default=Path("runs/estimators"), help="where recordings are kept")
     add("--json", type=Path, help="where the numbers go; beside the figures by default")
@@ -73,14 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     cases = {}
-    for name in arguments.workloads:
-        run = measure(name, arguments.data, arguments.steps, arguments.cache / f"{name}.pt")
+    for name, steps in zip(arguments.workloads, _steps(parser, arguments), strict=True):
+        run = measure(name, arguments.data, steps, arguments.cache / f"{name}.pt")
         timed = arguments.cache / f"{name}-seconds.json"
         if not timed.exists():
             torch.manual_seed(0)
             write_json(timed, prices(MAKERS[name](arguments.data, 1)))
         seconds = json.loads(timed.read_text("utf-8"))
-        cases[name] = {**study(run, seconds), "wall_seconds": round(run["wall_seconds"], 1)}
+        cases[name] = {
+            **study(run, seconds),
+            "reduced": steps is not None,
+            "wall_seconds": round(run["wall_seconds"], 1),
+        }
     report = {
         "facts": {
             "torch": torch.__version__,
@@ -100,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = arguments.write.parent / "images"
     write_json(arguments.json or folder / "estimators-measured.json", report)
     draw(report, folder)
-    _fill(arguments.write.with_suffix(".md"), text)
+    page = arguments.write.with_suffix(".md")
+    write_text(page, fill_page(page.read_text("utf-8"), text))
 
 
 if __name__ == "__main__":

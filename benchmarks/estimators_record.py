@@ -29,7 +29,7 @@ from ntkmtl.weighting._ntkmtl import eigenvalue_weights
 __all__ = ["REFRESH", "STRIDE", "prices", "record"]
 
 REFRESH = 10
-"""Exact blocks are recorded in every tenth step, besides the steps where errors are read."""
+"""Weights are renewed in every tenth step, and several directions probed, besides every seventh."""
 
 STRIDE = 7
 """Errors are read in every seventh step, so that estimates held for ten steps are seen at any age.
@@ -116,9 +116,9 @@ def record(training: Training, progress: Callable[[float], None]) -> dict[str, A
     """Train with exact weights, renewed every tenth step, and record.
 
     Returns:
-        ``steps``: (T,); ``exact``: (T, k, n, n), NaN where it was not computed; ``free``: the same
-        by name, for every step; ``slopes``: (T, 8, k, n), NaN beyond the first direction in steps
-        without exact blocks; ``mode``: how slopes were computed.
+        ``exact``: (T, k, n, n); ``free``: the same by name; ``slopes``: (T, 8, k, n), NaN beyond
+        the first direction in steps that are neither a seventh nor a tenth; ``mode``: how slopes
+        were computed.
     """
     trunk = RememberInputs(training.model, "represent")
     tap = _Tap(training.layers)
@@ -143,13 +143,10 @@ def record(training: Training, progress: Callable[[float], None]) -> dict[str, A
         )
         missing = slopes.new_full((DIRECTIONS - len(slopes), *slopes.shape[1:]), torch.nan)
         kept["slopes"].append(torch.cat([slopes, missing]))
-        if full:
-            exact = step.exact(gradients)
-            kept["exact"].append(exact)
-            if t % REFRESH == 0:
-                weights = eigenvalue_weights(ExtendedNTK(blocks=exact).max_eigenvalues())
-        else:
-            kept["exact"].append(torch.full_like(kept["exact"][-1], torch.nan))
+        exact = step.exact(gradients)
+        kept["exact"].append(exact)
+        if t % REFRESH == 0:
+            weights = eigenvalue_weights(ExtendedNTK(blocks=exact).max_eigenvalues())
         kept["losses"].append(torch.stack([loss.detach() for loss in step.losses]))
         assert weights is not None
         step.plain(weights)

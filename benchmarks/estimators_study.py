@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from auto_study import smoothed
 from estimators_record import REFRESH, STRIDE
 from torch import Tensor
 
+from ntkmtl.balance._memory import Averages
+from ntkmtl.balance._weigh import DECAY
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._probe import kernel_from_slopes
@@ -38,28 +41,26 @@ def study(run: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any
 
     Returns:
         JSON values: ``rows`` with the root mean square over steps and tasks of the difference of
-        log weights from exact ones (``error``; ``early`` over the first tenth of the steps), the
-        price (time of a step relative to plain training), and the error step by step.
+        log weights from each step's exact ones (``error``) and from those of smoothed exact
+        eigenvalues (``smoothed``), and the price (time of a step relative to plain training).
     """
     exact, slopes, free = run["exact"], run["slopes"], run["free"]
     plain = seconds["plain"]
     total, tasks = exact.shape[:2]
     steps = list(range(0, total, STRIDE))
-    known = _largest(exact[steps])
-    truth = _log_weights(known)
+    known = _largest(exact)
+    truth = _log_weights(known)[steps]
+    calm = _log_weights(smoothed(known.log()).exp())[steps]
     rows: list[dict[str, Any]] = []
 
     def enter(label: str, group: str, price: float, log_weights: Tensor) -> None:
-        squares = (log_weights - truth).square().mean(dim=1)
-        tenth = max(1, len(steps) // 10)
         rows.append(
             {
                 "label": label,
                 "group": group,
                 "price": price,
-                "error": float(squares.mean().sqrt()),
-                "early": float(squares[:tenth].mean().sqrt()),
-                "by_step": [round(x, 4) for x in squares.sqrt().tolist()],
+                "error": _distance(log_weights, truth),
+                "smoothed": _distance(log_weights, calm),
             }
         )
 
@@ -84,11 +85,12 @@ def study(run: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any
             f"probe m={m}", "probe", prices["pooled"] + m * probe, _log_weights(_largest(kernels))
         )
 
+    enter("exact, each step", "exact", 1.0 + once, truth)
     for every in (REFRESH, 5 * REFRESH):
         last = [t // every * every for t in steps]
-        enter(
-            f"exact every {every}", "exact", 1.0 + once / every, _log_weights(_largest(exact[last]))
-        )
+        enter(f"exact every {every}, held", "exact", 1.0 + once / every, _log_weights(known[last]))
+        averaged = _log_weights(_averaged(known, every)[steps])
+        enter(f"exact every {every}, averaged", "averaged", 1.0 + once / every, averaged)
     for name in free:
         every = 10 * REFRESH
         last = [t // every * every for t in steps]
@@ -121,11 +123,27 @@ def study(run: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any
         "mode": run["mode"],
         "steps": steps,
         "seconds": dict(seconds),
-        "eigenvalues": [
-            [float(f"{x:.5g}") for x in row] for row in _largest(exact[steps]).tolist()
-        ],
+        "eigenvalues": [[float(f"{x:.5g}") for x in row] for row in known[steps].tolist()],
         "rows": rows,
     }
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Root mean square over steps and tasks, each step's mean taken off."""
+    difference = a - b
+    difference = difference - difference.mean(dim=1, keepdim=True)
+    return float(difference.square().mean().sqrt())
+
+
+def _averaged(eigenvalues: Tensor, every: int) -> Tensor:
+    """Moving averages of the logarithms of rare eigenvalues, as ``source="auto"`` has them."""
+    total, tasks = eigenvalues.shape
+    averages, everyone, found = Averages(tasks, DECAY), torch.arange(tasks), []
+    for t in range(total):
+        if t % every == 0:
+            averages.add(eigenvalues[t], everyone)
+        found.append(averages.values())
+    return torch.stack(found)
 
 
 def _geometric(a: Tensor, b: Tensor) -> Tensor:
