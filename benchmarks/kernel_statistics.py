@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
+from ntkmtl.bench.jobs.reporters import PlainReporter
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.training import Comparison, Run, compare, load_runs
-from ntkmtl.bench.training.reporters import PlainReporter
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ntkmtl.bench.runs import RESULT
 from sidebyside.tables import fill_page
 
 from ntkmtl.bench import problems
+from ntkmtl.bench.runs import RESULT
 from ntkmtl.bench.training.trainer import train
 from ntkmtl.files import write_json, write_text
 from ntkmtl.metrics import delta_m

@@ -97,7 +97,7 @@ def read(reader: str, content: bytes) -> str:
     from ntkmtl.bench.problems.table import Table, TableError
     from ntkmtl.bench.runs import RunFileError, load_run
     from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
-    from ntkmtl.bench.training.studies import read_study
+    from ntkmtl.bench.search.records import read_study
 
     folder = _folder()
     run = folder / "run"
@@ -188,7 +188,7 @@ def seeds(reader: str) -> list[bytes]:
             "method_options": {},
             "seed": 0,
             "recipe": {"epochs": 2},
-            "sampler": "random",
+            "sampler": "tpe",
             "objective": {"metric": "delta_m", "split": "val"},
             "parameters": [{"name": "a", "low": 0.1, "high": 10.0, "start": 1.0, "log": True}],
         }
@@ -327,7 +327,7 @@ def _drive_atheris(reader: str, inputs: int, seed: int) -> None:
         import ntkmtl.bench.problems.table
         import ntkmtl.bench.runs
         import ntkmtl.bench.runs.checkpoints
-        import ntkmtl.bench.training.studies  # noqa: F401
+        import ntkmtl.bench.search.records  # noqa: F401
 
     starts = seeds(reader)
     corpus = _folder() / "corpus"

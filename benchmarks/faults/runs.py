@@ -23,10 +23,10 @@ from ntkmtl.bench.runs import (
     read_json,
 )
 from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
+from ntkmtl.bench.search import Search, tune
 from ntkmtl.bench.training import (
     Comparison,
     RunFileError,
-    compare,
     find_problem,
     load_run,
     train,
@@ -64,8 +64,8 @@ class Training:
     Attributes:
         name: What the table calls it.
         problem: As on the command line.
-        method: Name of the method; ``""`` for a comparison of several, with its baselines and a
-            search of weights.
+        method: Name of the method; ``""`` for a search over several methods, with its baselines
+            and final runs.
         epochs: Of each run.
         batch_size: Of each run.
     """
@@ -79,19 +79,16 @@ class Training:
     def __call__(self, folder: Path) -> None:
         """Train into ``folder`` with a checkpoint after every step."""
         if not self.method:
-            compare(
-                Comparison(
-                    problem=self.problem,
-                    methods=["ls", "fixed"],
-                    seeds=[0],
-                    out=folder / "runs",
-                    epochs=self.epochs,
-                    batch_size=self.batch_size,
-                    tune=2,
-                    checkpoint_seconds=0.0,
-                ),
-                cache=BaselineCache(folder / "cache"),
+            comparison = Comparison(
+                problem=self.problem,
+                methods=["ls", "fixed"],
+                seeds=[0],
+                out=folder / "runs",
+                epochs=self.epochs,
+                batch_size=self.batch_size,
+                checkpoint_seconds=0.0,
             )
+            tune(Search(comparison, trials=2), cache=BaselineCache(folder / "cache"))
             return
         problem = find_problem(self.problem, {})
         train(
@@ -157,8 +154,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        # A page says when it was written.
-        if path.is_dir() or path.suffix in (".lock", ".html") or name.startswith("cache/"):
+        # A page says when it was written, and so does Optuna's journal, whose exports are compared.
+        if path.is_dir() or path.suffix in (".lock", ".html", ".log") or name.startswith("cache/"):
             continue
         if path.suffix == ".json":
             found[name] = _timeless(json.loads(path.read_bytes()))

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.cli.sweeps import exit_as
-from ntkmtl.bench.training.sweep import Sweep
+from ntkmtl.bench.training import Sweep
 
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parents[1] / "training"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ntkmtl.bench import problems
-from ntkmtl.bench.training.lookup import ProblemNotFoundError, find_problem
+from ntkmtl.bench.problems import ProblemNotFoundError, find_problem
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "own_problem" / "my_problem.py"

@@ -16,14 +16,15 @@ from reinforce_toys import make_toy, toy_recipe
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.jobs.engine import run_jobs
+from ntkmtl.bench.jobs.local import LocalEngine
+from ntkmtl.bench.jobs.reporters import PlainReporter, Reporter
 from ntkmtl.bench.paper._reinforce import PUBLISHED
 from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarize
 from ntkmtl.bench.reinforce import training as training_module
 from ntkmtl.bench.reinforce.sweep import jobs_of
 from ntkmtl.bench.runs import load_run, load_runs
 from ntkmtl.bench.runs.locks import RunBusyError, sweep_lock
-from ntkmtl.bench.training.reporters import PlainReporter, Reporter
-from ntkmtl.bench.training.workers import Book, run_job
 
 NO_FRAMES = ["--problem-option", "frames=false"]
 _agent_for, _train = training_module.agent_for, training_module.train
@@ -221,9 +222,8 @@ def test_the_success_so_far_is_shown(tmp_path: Path) -> None:
             told.append(words)
 
     (job,) = jobs_of(toy_recipe(), ["mtl-sac"], [0], tmp_path)
-    book = Book([job], Listener(), lambda job, seconds, error: None)
-    run_job(job, {}, lambda message: book.take(0, job, message), lambda: False)
-    assert book.finished == [job]
+    with LocalEngine().start(tmp_path, print) as runner:
+        assert run_jobs([job], runner, Listener()).finished == (job,)
     final = load_run(job.folder).result.test
     assert told[-1] == f"success {sum(final) / len(final):.1f} %"
 

@@ -97,7 +97,7 @@ def test_what_killed_processes_left_unfinished_is_removed(tmp_path: Path) -> Non
     from ntkmtl.bench.runs import load_run
 
     COMPARISON(tmp_path)
-    (run,) = (tmp_path / "runs" / "my-problem" / "ls").iterdir()
+    run = tmp_path / "runs" / "my-problem" / "ls" / "seed-0"
     left = [
         tmp_path / "runs" / ".compare.json.abcd1234.tmp",
         tmp_path / "runs" / "my-problem" / "fixed" / "tuning" / ".study.json.abcd1234.tmp",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BEST: dict[str, Any] = {
     "schema": 1,
-    "sampler": "random",
+    "sampler": "tpe",
     "seed": 0,
     "split": "val",
     "epochs": 2,

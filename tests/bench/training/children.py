@@ -13,8 +13,8 @@ from typing import Any
 
 from toy_problem import Toy
 
+from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.training import Comparison, RunInterrupted, compare, train
-from ntkmtl.bench.training.reporters import Reporter
 
 
 def start(target: Callable[..., None], *args: Any) -> tuple[BaseProcess, Connection]:
@@ -94,27 +94,3 @@ def compare_two(connection: Connection, out: Path, jobs: int) -> None:
         reporter=_Steps(connection, jobs),
     )
     connection.send((sweep.interrupted, sweep.unfinished))
-
-
-def tune_one(connection: Connection, out: Path) -> None:
-    """Tune, telling how many steps of all runs are done."""
-    steps: dict[int, int] = {}
-
-    class Count(Reporter):
-        def run_progress(self, run: int, done: int) -> None:
-            steps[run] = done
-            connection.send(sum(steps.values()))
-
-    compare(
-        Comparison(
-            problem="toy_problem:Toy",
-            methods=["fixed"],
-            seeds=[0],
-            out=out,
-            epochs=1,
-            problem_options={"pause": 0.02},
-            tune=4,
-            checkpoint_seconds=0.0,
-        ),
-        reporter=Count(),
-    )

@@ -266,7 +266,7 @@ def test_a_changed_source_is_another_method(file: Path, tmp_path: Path) -> None:
 
 def test_tuned_over_its_search_space(file: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
-    from ntkmtl.bench.training.tuning import Search, tune
+    from ntkmtl.bench.search import Search, tune
 
     out = tmp_path / "runs"
     sweep = tune(Search(ask(out, "./custom_inverse.py:Inverse", epochs=1), trials=2))

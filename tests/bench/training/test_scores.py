@@ -19,11 +19,12 @@ from ntkmtl.bench.training import (
     Comparison,
     Run,
     RunInterrupted,
-    SweepError,
+    RunSpec,
     compare,
     load_run,
     load_runs,
     train,
+    train_spec,
 )
 from ntkmtl.bench.training.scores import (
     check_baseline,
@@ -196,12 +197,9 @@ def test_a_comparison_trains_baselines_first(tmp_path: Path, told: list[list[flo
     assert [len(scores) for scores in told] == [3, 0] * 4
 
 
-def test_baselines_that_a_method_needs_are_trained_though_not_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_baselines_that_a_method_needs_are_trained_though_not_asked_for(tmp_path: Path) -> None:
     out = tmp_path / "runs"
-    monkeypatch.setattr("ntkmtl.bench.training.sweep.cores", lambda: 1)
-    compare(ask(out, epochs=None, single_task_baselines=False))
+    compare(ask(out, epochs=None, single_task_baselines=False, threads=1))
     found = [run.path.relative_to(out).as_posix() for run in load_runs(out)[0]]
     assert sorted(found) == ["toy/pivrg/seed-0", *(f"toy/stl/seed-0/{task}" for task in "abc")]
     run = load_run(out / "toy/pivrg/seed-0")
@@ -213,13 +211,13 @@ def test_baselines_that_a_method_needs_are_trained_though_not_asked_for(
 def test_without_its_baseline_a_run_fails_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(problem: Toy, method: str, *rest: Any, **more: Any) -> Run:
-        if more["single_task"] == "b":
+    def fail(problem: Toy, spec: RunSpec, *rest: Any, **more: Any) -> Run:
+        if spec.single_task == "b":
             raise RuntimeError("out of memory")
-        return train(problem, method, *rest, **more)
+        return train_spec(problem, spec, *rest, **more)
 
     with monkeypatch.context() as broken:
-        broken.setattr("ntkmtl.bench.training.workers.train", fail)
+        broken.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
         sweep = compare(ask(tmp_path, methods=["pivrg", "ls"]))
     assert [(f.label, f.error) for f in sweep.failures] == [
         ("stl b seed 0", "RuntimeError"),
@@ -260,14 +258,3 @@ def test_read_baseline_wants_every_metric(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not hold the metric 'z'"):
         read_baseline([Metric("z", "a")], folders)
     check_baseline([1e-9], [Metric("z", "a")])
-
-
-def test_a_problem_without_validation_split_is_not_tuned(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "ntkmtl.bench.training.sweep.find_problem", lambda *names, **more: NoValidation()
-    )
-    with pytest.raises(SweepError, match="no validation split to judge trials on"):
-        compare(ask(tmp_path / "runs", methods=["fixed"], tune=3))
-    assert not (tmp_path / "runs").exists()

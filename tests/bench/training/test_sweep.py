@@ -15,6 +15,8 @@ from filelock import FileLock
 from rich.console import Console
 from toy_problem import Toy
 
+from ntkmtl.bench.jobs.local import serve
+from ntkmtl.bench.jobs.reporters import PlainReporter, Reporter, RichReporter, reporter_for
 from ntkmtl.bench.runs.locks import RunBusyError
 from ntkmtl.bench.training import (
     Comparison,
@@ -28,8 +30,6 @@ from ntkmtl.bench.training import (
 )
 from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
 from ntkmtl.bench.training.identity import run_identity
-from ntkmtl.bench.training.reporters import PlainReporter, Reporter, RichReporter, reporter_for
-from ntkmtl.bench.training.workers import _serve
 
 TOY = "toy_problem:Toy"
 
@@ -200,7 +200,7 @@ def test_other_runs_are_refused_or_replaced(tmp_path: Path) -> None:
 def test_worker_processes_give_the_same_numbers_and_one_s_death_costs_its_run_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.training.sweep.cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     notes = Notes()
     methods = ["ls", "si"]
     # The first run of seed 1 ends its process; what comes after it needs a new one.
@@ -215,9 +215,8 @@ def test_worker_processes_give_the_same_numbers_and_one_s_death_costs_its_run_on
     assert failure.message == "the worker process ended with exit code 7"
     assert json.loads((failure.folder / "failure.json").read_text())["error"] == "WorkerDied"
 
-    monkeypatch.setattr("ntkmtl.bench.training.sweep.cores", lambda: 1)
     monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "another"))
-    compare(ask(tmp_path / "one", methods=methods))
+    compare(ask(tmp_path / "one", methods=methods, threads=1))
     assert len(paths(tmp_path / "two")) == 9
     for path in paths(tmp_path / "two"):
         one, two = load_run(tmp_path / "one" / path), load_run(tmp_path / "two" / path)
@@ -314,7 +313,7 @@ def test_problems_that_are_not(
 
 
 def test_all_means_every_method(tmp_path: Path) -> None:
-    methods = {job.method for job in plan(ask(tmp_path, methods=["all"])).jobs}
+    methods = {job.spec.method for job in plan(ask(tmp_path, methods=["all"])).jobs}
     assert {"ls", "si", "ntkmtl", "ntkmtl-sr", "stl"} <= methods
 
 
@@ -355,7 +354,7 @@ def test_a_worker_stops_when_its_parent_is_gone(tmp_path: Path) -> None:
         )
     ).jobs
     process, connection = start(
-        _serve,
+        serve,
     )
     connection.send(job)
     assert connection.recv()[0] == "step"

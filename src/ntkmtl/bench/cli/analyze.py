@@ -118,7 +118,7 @@ def analyze(
         with refusing():
             from ntkmtl.bench.compute.environment import cores
             from ntkmtl.bench.runs import folder_name
-            from ntkmtl.bench.training.sweep import method_names
+            from ntkmtl.bench.training import method_names
 
             comparison = planned(
                 target,

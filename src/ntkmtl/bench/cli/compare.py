@@ -23,6 +23,7 @@ from ntkmtl.bench.cli.options import (
     Record,
     SeedList,
     Seeds,
+    Threads,
     TrackerName,
     TrainingOptions,
     grouped,
@@ -45,6 +46,7 @@ def compare(
     seeds: Seeds = 3,
     seed_list: SeedList = None,
     jobs: Jobs = None,
+    threads: Threads = None,
     out: Out = Path("runs"),
     changed: RecipeOptions,
     settings: MethodSettings = None,
@@ -53,26 +55,10 @@ def compare(
         bool,
         typer.Option(
             "--stl/--no-stl",
-            help="Train the baselines that Delta-m needs. Methods that read scores during "
-            "training (pivrg) and --tune train theirs in any case.",
+            help="Train the baselines that Delta-m needs. Methods that are given scores during "
+            "training (pivrg) train theirs in any case.",
         ),
     ] = True,
-    tune: Annotated[
-        int,
-        typer.Option(
-            "--tune",
-            metavar="N",
-            min=0,
-            help="Search the task weights of fixed with N trials, judged on the validation split.",
-            show_default="no search",
-        ),
-    ] = 0,
-    tune_epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--tune-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
-        ),
-    ] = None,
     record: Record = None,
     device: Device = "cpu",
     training: TrainingOptions,
@@ -83,7 +69,7 @@ def compare(
 ) -> None:
     """Train a problem with several methods and seeds; print the table and write the report.
 
-    Called again, it continues where it stopped, and trains nothing twice.
+    Called again, it resumes where it stopped, and trains nothing twice.
     """
     numbers = seeds_of(seeds, seed_list)
     entry = registered(problem)
@@ -95,6 +81,7 @@ def compare(
             numbers,
             out,
             jobs=jobs,
+            threads=threads,
             device=device,
             options=made_with.options(),
             training=training.changes(),
@@ -113,12 +100,11 @@ def compare(
             seeds=numbers,
             out=out,
             jobs=jobs or (cores() if launched() == 1 else 1),
+            threads=threads,
             changed=changed,
             settings=method_settings(settings or []),
             made_with=made_with,
             single_task_baselines=stl,
-            tune=tune,
-            tune_epochs=tune_epochs,
             record=None if record is None else {"every": record},
             training=training.changes(),
             device=device,

@@ -26,8 +26,8 @@ from ntkmtl.bench.cli.values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ntkmtl.bench.training.engines import Engine
-    from ntkmtl.bench.training.sweep import Comparison
+    from ntkmtl.bench.jobs.engine import Engine
+    from ntkmtl.bench.training import Comparison
 
 __all__ = [
     "BatchSize",
@@ -51,6 +51,7 @@ __all__ = [
     "Seed",
     "SeedList",
     "Seeds",
+    "Threads",
     "TrackerName",
     "TrainingOptions",
     "grouped",
@@ -88,6 +89,15 @@ SeedList = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads of a run.",
+        show_default="OMP_NUM_THREADS, or else 1 if runs are trained side by side, or all cores",
+    ),
 ]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
@@ -141,7 +151,7 @@ Seed = Annotated[int, typer.Option("--seed", min=0, max=LAST_SEED)]
 
 
 class EngineName(str, Enum):
-    """Who trains the runs."""
+    """Where the runs are trained."""
 
     local = "local"
     ray = "ray"
@@ -289,11 +299,11 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Who trains the runs."""
+    """Where the runs are trained."""
 
     engine: Annotated[
         EngineName,
-        typer.Option("--engine", help="Who trains the runs: processes here, or tasks of Ray."),
+        typer.Option("--engine", help="What trains the runs: processes here, or Ray tasks."),
     ] = EngineName.local
     ray_address: Annotated[
         str | None,
@@ -309,7 +319,7 @@ class EngineOptions:
         typer.Option(
             "--ray-cpus",
             min=1,
-            help="With --engine ray: processors and threads of a run.",
+            help="With --engine ray: processors of a run, and threads unless --threads is given.",
             show_default="1",
         ),
     ] = None
@@ -341,7 +351,7 @@ class EngineOptions:
                     refuse(f"{option} goes with --engine ray")
             return None
         from ntkmtl.bench.compute import processes
-        from ntkmtl.bench.training.engines_ray import RayEngine
+        from ntkmtl.bench.jobs.ray_engine import RayEngine
 
         if processes.launched() > 1:
             refuse("--engine ray starts its own processes: call it without torchrun")
@@ -410,15 +420,15 @@ def planned(
         changed: Changes of the recipe.
         settings: Settings by method.
         made_with: What the problem is made with.
-        **more: Further arguments of :class:`~ntkmtl.bench.training.sweep.Comparison`.
+        **more: Further arguments of :class:`~ntkmtl.bench.training.Comparison`.
 
     Raises:
         SweepError: A method is unknown.
         ProblemNotFoundError: There is no such problem.
     """
     from ntkmtl.bench import problems
-    from ntkmtl.bench.training.lookup import ProblemNotFoundError
-    from ntkmtl.bench.training.sweep import Comparison
+    from ntkmtl.bench.problems import ProblemNotFoundError
+    from ntkmtl.bench.training import Comparison
 
     find_modules_here(problem, *methods)
     check_methods(methods)

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ntkmtl.bench.cli.options import EngineOptions
+    from ntkmtl.bench.jobs.engine import Engine
     from ntkmtl.bench.problems import ProblemSpec
-    from ntkmtl.bench.training.engines import Engine
 
 __all__ = ["compare_registered", "train_registered"]
 
@@ -29,6 +29,7 @@ def compare_registered(
     out: Path,
     *,
     jobs: int | None,
+    threads: int | None,
     device: str,
     options: Mapping[str, Any],
     training: Mapping[str, Any],
@@ -45,10 +46,11 @@ def compare_registered(
         seeds: Seeds.
         out: Folder for the runs.
         jobs: Runs at a time; one per core if None.
+        threads: Threads of a run, what the comparison says if None.
         device: Where to train.
         options: Options of the problem.
         training: Changes of how steps are made.
-        engine: Who trains the runs.
+        engine: What trains the runs.
         overwrite: Whether to replace runs of other settings.
         as_json: Whether to print JSON.
     """
@@ -63,6 +65,7 @@ def compare_registered(
             seeds,
             out,
             jobs=jobs or cores(),
+            threads=threads,
             device=device,
             options=options,
             training=training,
@@ -89,7 +92,7 @@ def train_registered(comparison: Any, *, overwrite: bool, engine: Engine | None 
     from rich.console import Console
 
     with refusing(ValueError):
-        from ntkmtl.bench.training.reporters import reporter_for
+        from ntkmtl.bench.jobs.reporters import reporter_for
 
         reporter = reporter_for(Console(stderr=True))
         outcome = comparison.train(overwrite=overwrite, reporter=reporter, engine=engine)

@@ -19,6 +19,7 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     Record,
     Seed,
+    Threads,
     TrackerName,
     TrainingOptions,
     grouped,
@@ -53,6 +54,7 @@ def run(
         typer.Option("--task", help="For --method stl: one task instead of each in turn."),
     ] = None,
     out: Out = Path("runs"),
+    threads: Threads = None,
     changed: RecipeOptions,
     settings: Annotated[
         list[str] | None,
@@ -67,10 +69,15 @@ def run(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train one problem with one method and one seed; print the test metrics."""
+    """Train one problem with one method and one seed; print the test metrics.
+
+    A run locks its own folder and returns at once if it is complete, so that any launcher may call
+    this for many runs in one folder at a time.
+    """
     with refusing():
         from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
-        from ntkmtl.bench.training.sweep import ALL_METHODS, SweepError
+        from ntkmtl.bench.training import SweepError
+        from ntkmtl.bench.training.methods import ALL_METHODS
 
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")
@@ -85,6 +92,7 @@ def run(
             seeds=[seed],
             out=out,
             jobs=1,
+            threads=threads,
             changed=changed,
             settings={method: chosen} if chosen else {},
             made_with=made_with,
@@ -99,6 +107,7 @@ def run(
             comparison,
             overwrite=overwrite,
             keep_request=False,
+            share_folder=True,
             engine=engines.made(None),
         )
         method = comparison.names[0]

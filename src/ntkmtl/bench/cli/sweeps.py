@@ -23,10 +23,10 @@ from ntkmtl.bench.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ntkmtl.bench.training.engines import Engine
-    from ntkmtl.bench.training.reporters import Reporter
-    from ntkmtl.bench.training.sweep import Comparison, Sweep
-    from ntkmtl.bench.training.workers import Failure
+    from ntkmtl.bench.jobs.engine import Engine
+    from ntkmtl.bench.jobs.job import Failure
+    from ntkmtl.bench.jobs.reporters import Reporter
+    from ntkmtl.bench.training import Comparison, Sweep
 
 __all__ = ["exit_as", "say_failures", "show_sweep", "train_sweep", "trained"]
 
@@ -36,6 +36,7 @@ def train_sweep(
     *,
     overwrite: bool,
     keep_request: bool = True,
+    share_folder: bool = False,
     engine: Engine | None = None,
 ) -> Sweep:
     """Train what a comparison asks for and report progress on standard error.
@@ -44,12 +45,13 @@ def train_sweep(
         comparison: What to train.
         overwrite: Whether to replace runs that were made with other settings.
         keep_request: Whether to note in the folder what was asked for.
-        engine: Who trains the runs, processes of this machine if None.
+        share_folder: Whether other processes may train other runs in the folder meanwhile.
+        engine: Trains the runs; processes on this machine if None.
     """
     from rich.console import Console
 
-    from ntkmtl.bench.training.reporters import reporter_for
-    from ntkmtl.bench.training.sweep import compare as train_all
+    from ntkmtl.bench.jobs.reporters import reporter_for
+    from ntkmtl.bench.training import compare as train_all
 
     reporter: Reporter = reporter_for(Console(stderr=True))
     with _together(comparison.device):
@@ -58,6 +60,7 @@ def train_sweep(
             overwrite=overwrite,
             reporter=reporter,
             keep_request=keep_request,
+            share_folder=share_folder,
             engine=engine,
         )
 
@@ -71,7 +74,7 @@ def _together(device: str) -> Iterator[None]:
         yield
         return
     from ntkmtl.bench.compute.device import DeviceError, choose_device
-    from ntkmtl.bench.training.workers import follow_jobs
+    from ntkmtl.bench.jobs.execute import follow_jobs
 
     try:
         place = choose_device(device)
@@ -140,14 +143,15 @@ def say_failures(failures: Sequence[Failure]) -> None:
     """Print each failed run and the file that says why it failed."""
     for failure in failures:
         say(f"Failed: {failure.label}: {failure.error}: {failure.message}")
-        say(f"        see {failure.folder / 'failure.json'}")
+        if (failure.folder / "failure.json").exists():
+            say(f"        see {failure.folder / 'failure.json'}")
 
 
 def exit_as(sweep: Sweep, shown: bool = True) -> None:
     """Tell failures, and end the command with the status of a sweep.
 
     Args:
-        sweep: What came of it.
+        sweep: Its outcome.
         shown: Whether its results could be shown.
     """
     say_failures(sweep.failures)

@@ -1,4 +1,4 @@
-"""``ntkmtl tune``: the same search for every method, then final runs with what was found."""
+"""``ntkmtl tune``: the same search for every method, then final runs with the best settings."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
+    Threads,
     grouped,
     planned,
 )
@@ -69,6 +70,7 @@ def tune(
         str | None, typer.Option("--seed-list", help="Final seeds with commas between them.")
     ] = None,
     jobs: Jobs = None,
+    threads: Threads = None,
     out: Out = Path("runs"),
     changed: StartOptions,
     settings: MethodSettings = None,
@@ -80,16 +82,16 @@ def tune(
 ) -> None:
     """Tune learning rate and settings of methods, each with as many trials; then compare them.
 
-    Validation scores choose, never the test split. Called again, it continues where it stopped.
+    Validation scores choose, never the test split. Called again, it resumes where it stopped.
     """
     with refusing():
         from rich.console import Console
 
         from ntkmtl.bench.compute import processes
         from ntkmtl.bench.compute.environment import cores
-        from ntkmtl.bench.training.reporters import reporter_for
-        from ntkmtl.bench.training.tuning import Search
-        from ntkmtl.bench.training.tuning import tune as search
+        from ntkmtl.bench.jobs.reporters import reporter_for
+        from ntkmtl.bench.search import Search
+        from ntkmtl.bench.search import tune as search
 
         if processes.launched() > 1:
             refuse("tune starts its own processes: call it without torchrun")
@@ -99,6 +101,7 @@ def tune(
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
+            threads=threads,
             changed=changed,
             settings=method_settings(settings or []),
             made_with=made_with,

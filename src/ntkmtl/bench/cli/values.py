@@ -130,7 +130,7 @@ def check_methods(names: Sequence[str]) -> None:
     Raises:
         SweepError: A method is unknown.
     """
-    from ntkmtl.bench.training.sweep import method_names
+    from ntkmtl.bench.training import method_names
 
     method_names(names)
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table
+from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.report._table import Estimate, load, table_of
 from ntkmtl.bench.runs import SINGLE_TASK, folder_name
-from ntkmtl.bench.training.lookup import find_problem
-from ntkmtl.bench.training.sweep import Comparison, method_names
+from ntkmtl.bench.training import Comparison, method_names
 from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ import torch
 from ntkmtl import weighting
 from ntkmtl.bench.compute.environment import cores, reproducible
 from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.training import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.spec import RunSpec
-from ntkmtl.bench.training.sweep import changed_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

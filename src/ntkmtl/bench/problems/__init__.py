@@ -22,6 +22,8 @@ from ntkmtl.bench.problems._own import ProblemError, check, load_class
 from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
 
 __all__ = [
@@ -29,11 +31,13 @@ __all__ = [
     "MultiTaskModel",
     "Problem",
     "ProblemError",
+    "ProblemNotFoundError",
     "ProblemSpec",
     "Recipe",
     "Split",
     "check",
     "create",
+    "find_problem",
     "known_recipe",
     "load_target",
     "names",
@@ -164,6 +168,42 @@ def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
     if recipe is None:
         recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)
     return by_name.get(str(recipe))
+
+
+class ProblemNotFoundError(ValueError):
+    """A name does not lead to a problem, or the problem refuses its options."""
+
+
+def find_problem(
+    name: str, options: Mapping[str, Any] | None = None, *, try_out: bool = False
+) -> Problem:
+    """Create a problem from what a user typed, with one error for whatever is wrong with it.
+
+    Args:
+        name: What :func:`create` takes.
+        options: Options given to the problem.
+        try_out: Whether to put a custom problem through :func:`check`.
+
+    Raises:
+        ProblemNotFoundError: There is no such problem, it refuses the options, or it does not keep
+            the protocol.
+
+    Example:
+        >>> find_problem("no.m:Toy")
+        Traceback (most recent call last):
+        ...
+        ntkmtl.bench.problems.ProblemNotFoundError: problem no.m:Toy: No module named 'no'
+    """
+    try:
+        problem = create(name, **dict(options or {}))
+        if try_out and ":" in name:
+            check(problem)
+    except ProblemError as error:
+        raise ProblemNotFoundError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        known = ":" in name or name in PROBLEMS
+        raise ProblemNotFoundError(f"problem {name}: {error}" if known else str(error)) from error
+    return problem
 
 
 def __getattr__(name: str) -> object:

@@ -26,10 +26,10 @@ from ntkmtl.bench.runs.checkpoints import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ntkmtl.bench.jobs.engine import Engine
+    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.reinforce.sweep import AgentJob
-    from ntkmtl.bench.training.engines import Engine
-    from ntkmtl.bench.training.reporters import Reporter
-    from ntkmtl.bench.training.workers import Outcome
 
 __all__ = ["AgentComparison", "Shown"]
 
@@ -63,6 +63,7 @@ class AgentComparison:
         jobs: Runs at a time.
         device: Where networks and replays are.
         frames: Whether to draw what the trained agents do, where that can be done.
+        threads: Threads of a run; what the engine says if None, and one on this machine.
         takes: Options of ``ntkmtl compare`` that mean something here.
         refusal: What is said of the others.
     """
@@ -74,11 +75,12 @@ class AgentComparison:
     jobs: int = 1
     device: str = "cpu"
     frames: bool = True
+    threads: int | None = None
 
     takes: ClassVar[frozenset[str]] = frozenset(
         {
-            *("problem", "methods", "seeds", "seed_list", "jobs", "out", "recipe", "device"),
-            *("problem_option", "compile", "overwrite", "as_json"),
+            *("problem", "methods", "seeds", "seed_list", "jobs", "threads", "out"),
+            *("recipe", "device", "problem_option", "compile", "overwrite", "as_json"),
             *("engine", "ray_address", "ray_cpus", "ray_gpus"),
         }
     )
@@ -94,6 +96,7 @@ class AgentComparison:
         out: Path,
         *,
         jobs: int,
+        threads: int | None = None,
         device: str = "cpu",
         options: Mapping[str, Any] | None = None,
         training: Mapping[str, Any] | None = None,
@@ -105,6 +108,7 @@ class AgentComparison:
             seeds: Seeds.
             out: Folder for the runs.
             jobs: Runs at a time.
+            threads: Threads of a run.
             device: Where networks and replays are.
             options: ``recipe``, a name, ``"cpu-mt4"`` if missing; ``vector_steps`` instead of the
                 recipe's; ``frames``, whether to draw what the agents do, true if missing.
@@ -140,7 +144,7 @@ class AgentComparison:
         recipe = replace(recipe, compile=bool((training or {}).get("compile", recipe.compile)))
         recipe.check()
         names = tuple(dict.fromkeys(row_named(name).name for name in methods))
-        return cls(recipe, names, tuple(seeds), Path(out), jobs, device, frames)
+        return cls(recipe, names, tuple(seeds), Path(out), jobs, device, frames, threads)
 
     def train(
         self, *, overwrite: bool, reporter: Reporter, engine: Engine | None = None
@@ -152,6 +156,7 @@ class AgentComparison:
             self.seeds,
             self.out,
             jobs=self.jobs,
+            threads=self.threads,
             device=self.device,
             overwrite=overwrite,
             reporter=reporter,

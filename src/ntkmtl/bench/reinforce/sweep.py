@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.jobs.engine import EngineError, run_jobs
+from ntkmtl.bench.jobs.local import LocalEngine
+from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, row_named
 from ntkmtl.bench.reinforce.training import PROBLEM, config_of, train
 from ntkmtl.bench.runs import (
@@ -17,26 +19,24 @@ from ntkmtl.bench.runs import (
     RESULT,
     SINGLE_TASK,
     RunFileError,
+    RunInterrupted,
     differences,
     read_config,
     run_folder,
 )
 from ntkmtl.bench.runs.locks import sweep_lock
-from ntkmtl.bench.training.engines import EngineError
-from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.sweep import conflict_message, damaged
-from ntkmtl.bench.training.workers import Outcome, run_jobs
+from ntkmtl.bench.training.conflicts import conflict_message, damaged
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.training.engines import Engine
+    from ntkmtl.bench.jobs.engine import Engine
+    from ntkmtl.bench.jobs.job import Outcome
 
 __all__ = ["AgentJob", "compare", "jobs_of"]
 
 
 @dataclass(frozen=True)
 class AgentJob:
-    """One run, as :class:`ntkmtl.bench.training.workers.Work` has it.
+    """One run of an agent, as a :class:`ntkmtl.bench.jobs.job.RunnableJob`.
 
     Attributes:
         recipe: How long and how.
@@ -48,7 +48,6 @@ class AgentJob:
         threads: Threads that torch computes with.
         overwrite: Replace a run of other settings.
         after: Runs that it waits for: none.
-        trial: Number of a trial: none.
     """
 
     recipe: ReinforceRecipe
@@ -60,7 +59,6 @@ class AgentJob:
     threads: int = 1
     overwrite: bool = False
     after: tuple[Path, ...] = ()
-    trial: int | None = None
 
     @property
     def root(self) -> Path:
@@ -77,29 +75,38 @@ class AgentJob:
         """Number of vector steps."""
         return self.recipe.vector_steps
 
-    def train(
+    @property
+    def may_diverge(self) -> bool:
+        """False: an agent that diverges has failed."""
+        return False
+
+    def run(
         self,
-        problems: dict[str, Problem],
+        shared: dict[str, Any],
         show: Callable[[int, str], None],
         should_stop: Callable[[], bool],
-    ) -> None:
-        """See :meth:`ntkmtl.bench.training.workers.Work.train`; problems are not for agents."""
+    ) -> bool:
+        """See :meth:`ntkmtl.bench.jobs.job.RunnableJob.run`; agents share nothing."""
 
         def progress(done: int, total: int, success: float | None) -> None:
             show(done, "" if success is None else f"success {success:.1f} %")
 
-        train(
-            self.recipe,
-            row_named(self.row),
-            self.seed,
-            self.folder,
-            task=self.task,
-            device=self.device,
-            threads=self.threads,
-            overwrite=self.overwrite,
-            progress=progress,
-            should_stop=should_stop,
-        )
+        try:
+            train(
+                self.recipe,
+                row_named(self.row),
+                self.seed,
+                self.folder,
+                task=self.task,
+                device=self.device,
+                threads=self.threads,
+                overwrite=self.overwrite,
+                progress=progress,
+                should_stop=should_stop,
+            )
+        except RunInterrupted:
+            return False
+        return True
 
 
 def jobs_of(
@@ -141,6 +148,7 @@ def compare(
     out: str | os.PathLike[str],
     *,
     jobs: int = 1,
+    threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     reporter: Reporter | None = None,
@@ -156,14 +164,16 @@ def compare(
         rows: Names that :func:`row_named` knows.
         seeds: Seeds.
         out: Folder for the runs. It is locked: a second process is refused.
-        jobs: Runs at a time, each in a process of its own with one thread.
+        jobs: Runs at a time, each in a worker process; 1 trains in this process.
+        threads: Threads that a run computes with; what the engine says if None, and one on this
+            machine.
         device: Where networks and replays are.
         overwrite: Replace runs of other settings.
-        reporter: Told how it gets on; silent if None.
-        engine: Who trains the runs; processes on this machine if None.
+        reporter: Receives the progress; silent if None.
+        engine: Trains the runs; processes on this machine if None.
 
     Returns:
-        What became of the runs that were not complete.
+        The outcome of the runs that were not complete.
 
     Raises:
         ValueError: A row is unknown, a number is out of range, the folder is in use or holds runs
@@ -174,24 +184,19 @@ def compare(
         raise ValueError(f"jobs must be at least 1, found {jobs}")
     reporter = reporter or Reporter()
     out = Path(out)
-    threads = 1 if engine is None else engine.threads
+    if threads is None:
+        threads = 1 if engine is None else engine.threads
     # Planned before the folder is made, so that a mistyped name leaves nothing behind.
     planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
     with sweep_lock(out), contextlib.ExitStack() as stack:
         todo = _incomplete(planned, overwrite)
         reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
-        runner = None
-        if engine is not None and todo:
-            try:
-                runner = stack.enter_context(engine.start(out, reporter.message))
-            except EngineError as error:
-                raise ValueError(str(error)) from error
-        stack.callback(reporter.close)
-        requested = stack.enter_context(stop_requests())
-        reporter.start(len(todo), sum(job.steps for job in todo))
-        return run_jobs(
-            todo, jobs, reporter, requested, lambda job, seconds, error: None, runner=runner
-        )
+        chosen = LocalEngine(jobs) if engine is None or not todo else engine
+        try:
+            runner = stack.enter_context(chosen.start(out, reporter.message))
+        except EngineError as error:
+            raise ValueError(str(error)) from error
+        return run_jobs(todo, runner, reporter)
 
 
 def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:

@@ -23,7 +23,7 @@ from ntkmtl.bench.runs import (
     load_runs,
     method_labels,
 )
-from ntkmtl.bench.training.studies import Tuning, read_tuning
+from ntkmtl.bench.search.records import Tuning, read_tuning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -738,16 +738,14 @@ def _tuning_note(row: Row, epochs: int) -> str:
     length = _count(tuning.epochs, "epoch")
     if tuning.epochs != epochs:
         length += f" (the runs have {epochs})"
-    chosen = {"random": "drawn at random", "tpe": "chosen by Optuna's TPE"}.get(
-        tuning.sampler, f"chosen by {tuning.sampler}"
-    )
+    chosen = "Optuna's TPE" if tuning.sampler == "tpe" else tuning.sampler
     start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
     diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
     split = _SPLITS.get(tuning.split, tuning.split)
     return (
         f"{row.short or row.method} is tuned: the best of {_count(tuning.trials, 'trial')}"
         f"{diverged}, by Δm on the {split} split: {tuning.value:.2f} % (the settings that the "
-        f"search began {start}). Settings were {chosen}; trials have seed {tuning.seed} "
+        f"search began {start}). Settings were chosen by {chosen}; trials have seed {tuning.seed} "
         f"and {length}, and took {duration(tuning.wall_seconds)} in all, which the times here "
         "leave out. A method of which this is not said is not tuned."
     )

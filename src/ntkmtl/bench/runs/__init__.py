@@ -34,7 +34,6 @@ from ntkmtl.bench.runs.layout import (
     clear_run,
     folder_name,
     method_labels,
-    remove_leftovers,
     run_folder,
 )
 from ntkmtl.bench.runs.records import (
@@ -90,7 +89,6 @@ __all__ = [
     "method_labels",
     "read_config",
     "read_json",
-    "remove_leftovers",
     "require_schema",
     "run_folder",
     "write_history",

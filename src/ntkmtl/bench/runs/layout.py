@@ -28,8 +28,8 @@ __all__ = [
     "TRIAL",
     "clear_run",
     "folder_name",
+    "leftovers",
     "method_labels",
-    "remove_leftovers",
     "run_folder",
 ]
 
@@ -113,13 +113,11 @@ def clear_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def remove_leftovers(out: Path) -> None:
-    """Remove temporary files that killed processes left behind.
+def leftovers(out: Path) -> list[Path]:
+    """Return temporary files of ours in the folder of a comparison, live ones among them.
 
     Args:
-        out: Folder of a comparison, in which no other process writes.
+        out: The folder.
     """
     ours = {*FILES, STUDY, BEST, REQUEST}
-    for path in out.rglob(".*.tmp"):
-        if path.name[1:].rsplit(".", 2)[0] in ours:
-            path.unlink(missing_ok=True)
+    return [path for path in out.rglob(".*.tmp") if path.name[1:].rsplit(".", 2)[0] in ours]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ntkmtl.bench.runs.errors import RunBusyError
-from ntkmtl.bench.runs.layout import remove_leftovers
+from ntkmtl.bench.runs.layout import leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,22 @@ def sweep_lock(out: Path) -> Iterator[None]:
             f"another process is working in {out}; wait until it is done, or give another folder"
         ) from error
     try:
-        remove_leftovers(out)
+        _remove_leftovers(out)
         yield
     finally:
         lock.release()
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed processes left, but for runs that another launcher is training."""
+    for path in leftovers(out):
+        lock = FileLock(path.parent / LOCK)
+        if path.parent != out:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+        path.unlink(missing_ok=True)
+        if lock.is_locked:
+            (path.parent / LOCK).unlink(missing_ok=True)
+            lock.release()

@@ -1,7 +1,7 @@
 """Training: one trainer for all supervised problems, and sweeps over methods.
 
 * :func:`train` trains one network with one method and one seed, and leaves a run folder.
-* :func:`compare` trains every (method, seed) of a comparison in worker processes.
+* :func:`compare` trains every (method, seed) of a comparison, on this machine or another engine.
 * :func:`load_run` and :func:`load_runs` read runs back; they need no torch.
 
 The names are loaded on first use, so that reading runs does not import torch.
@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ntkmtl.bench.jobs.job import Failure
+    from ntkmtl.bench.problems import ProblemNotFoundError, find_problem
     from ntkmtl.bench.runs import (
         Epoch,
         IncompleteRun,
@@ -28,29 +30,25 @@ if TYPE_CHECKING:
         load_run,
         load_runs,
     )
-    from ntkmtl.bench.training.lookup import ProblemNotFoundError, find_problem
+    from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
+    from ntkmtl.bench.training.planning import Plan, plan
+    from ntkmtl.bench.training.recipes import changed_recipe
     from ntkmtl.bench.training.spec import RunSpec
-    from ntkmtl.bench.training.sweep import (
-        Comparison,
-        Failure,
-        Plan,
-        Sweep,
-        SweepError,
-        compare,
-        plan,
-    )
+    from ntkmtl.bench.training.sweep import compare
     from ntkmtl.bench.training.trainer import train, train_spec
 
 _HOMES = {
-    "Comparison": "training.sweep",
-    "Failure": "training.sweep",
-    "Plan": "training.sweep",
-    "Sweep": "training.sweep",
-    "SweepError": "training.sweep",
+    "Comparison": "training.comparison",
+    "Sweep": "training.comparison",
+    "SweepError": "training.comparison",
+    "method_names": "training.comparison",
+    "Plan": "training.planning",
+    "plan": "training.planning",
+    "changed_recipe": "training.recipes",
     "compare": "training.sweep",
-    "plan": "training.sweep",
-    "ProblemNotFoundError": "training.lookup",
-    "find_problem": "training.lookup",
+    "Failure": "jobs.job",
+    "ProblemNotFoundError": "problems",
+    "find_problem": "problems",
     "Epoch": "runs",
     "IncompleteRun": "runs",
     "Run": "runs",
@@ -88,10 +86,12 @@ __all__ = [
     "Steps",
     "Sweep",
     "SweepError",
+    "changed_recipe",
     "compare",
     "find_problem",
     "load_run",
     "load_runs",
+    "method_names",
     "plan",
     "train",
     "train_spec",

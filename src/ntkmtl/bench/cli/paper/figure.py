@@ -145,8 +145,8 @@ def _eigenvalues(
     with refusing(ValueError):
         from dataclasses import replace
 
+        from ntkmtl.bench.training import changed_recipe
         from ntkmtl.bench.training.identity import steps_per_epoch
-        from ntkmtl.bench.training.sweep import changed_recipe
 
         recipe = changed_recipe(
             prepared.problem.recipe,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from ntkmtl.bench.jobs.ray_engine import RayEngine
+from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.training import Comparison, compare
-from ntkmtl.bench.training.engines_ray import RayEngine
-from ntkmtl.bench.training.reporters import Reporter
 
 
 def listening() -> set[str]:

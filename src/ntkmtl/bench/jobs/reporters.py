@@ -1,4 +1,4 @@
-"""Showing how a sweep gets on."""
+"""Progress reporting: silent, lines of text, or bars."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PlainReporter", "Reporter", "RichReporter", "reporter_for"]
 
 
 class Reporter:
-    """What a sweep tells about itself; this one keeps silent.
+    """Receives the progress of a sweep; this one shows nothing.
 
     Runs are known by a number, the same from start to end.
     """

@@ -5,9 +5,9 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+from ntkmtl.bench.jobs.reporters import Reporter
+from ntkmtl.bench.search import Search, tune
 from ntkmtl.bench.training import Comparison
-from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.tuning import Search, tune
 
 
 def tune_two(connection: Connection, out: Path) -> None:

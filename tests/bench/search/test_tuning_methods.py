@@ -18,22 +18,23 @@ from typer.testing import CliRunner
 
 from ntkmtl import weighting
 from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.report import build_table
-from ntkmtl.bench.training import Comparison, Run, SweepError, compare, load_run, load_runs, train
-from ntkmtl.bench.training.reporters import Reporter
-from ntkmtl.bench.training.tuning import Search, parameters_of, tune
+from ntkmtl.bench.search import Search, parameters_of, tune
+from ntkmtl.bench.training import (
+    Comparison,
+    Run,
+    RunSpec,
+    SweepError,
+    compare,
+    load_run,
+    load_runs,
+    train_spec,
+)
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.weighting import specs
 
 TOY = "toy_problem:Toy"
-
-
-@pytest.fixture(autouse=True)
-def _cache_elsewhere(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Keep cached baselines out of the folder that a test makes a table of."""
-    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 class Notes(Reporter):
@@ -153,7 +154,9 @@ def test_every_method_has_as_many_trials_and_validation_chooses(tmp_path: Path) 
     ]
     notes = [note for note in table.notes if "is tuned" in note]
     assert len(notes) == 2
-    assert all("chosen by Optuna's TPE; trials have seed 1000" in note for note in notes)
+    assert all(
+        "Settings were chosen by Optuna's TPE; trials have seed 1000" in note for note in notes
+    )
 
 
 def test_nothing_is_tried_twice_and_more_trials_go_on(tmp_path: Path) -> None:
@@ -200,12 +203,12 @@ def test_a_tuning_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> No
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, trial: str, error: Exception) -> None:
-    def fail(problem: Toy, method: str, seed: int, out_dir: Path, **more: Any) -> Run:
-        if out_dir.name == trial and method == "cagrad":
+    def fail(problem: Toy, spec: RunSpec, out_dir: Path, **more: Any) -> Run:
+        if out_dir.name == trial and spec.method == "cagrad":
             raise error
-        return train(problem, method, seed, out_dir, **more)
+        return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.workers.train", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
 
 
 def test_a_trial_that_diverges_is_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +228,10 @@ def test_a_trial_that_fails_otherwise_is_tried_again(
     with monkeypatch.context() as broken:
         failing(broken, "trial-0001", RuntimeError("out of memory"))
         sweep = tune(ask(tmp_path, seeds=[0]))
-        assert [f.label for f in sweep.failures] == ["cagrad trial 1 seed 1000"]
+        assert [(f.label, f.error) for f in sweep.failures] == [
+            ("cagrad trial 1 seed 1000", "RuntimeError"),
+            ("cagrad trial 2 seed 1000", "DependencyError"),
+        ]
         assert len(trials(tmp_path, "ls")) == 3, "the other method's search goes on"
         assert not (tmp_path / "toy/ls/seed-0").exists(), "no table of half a search"
     assert tune(ask(tmp_path, seeds=[0])).failures == ()
@@ -241,7 +247,10 @@ def test_a_trial_that_fails_otherwise_is_tried_again(
         ({"methods": ["nash"]}, "unknown method 'nash'"),
         ({"method_options": {"cagrad": {"c": 0.2}}}, "c of cagrad is given"),
         ({"trial_epochs": 0}, "epochs must be at least 1"),
-        ({"tune": 3, "methods": ["fixed"]}, "tune at 0"),
+        (
+            {"methods": ["fixed"], "method_options": {"fixed": {"weights": [1, 2, 3]}}},
+            "weights of fixed is given",
+        ),
         ({"method_recipes": {"si": {}}}, "'si', which is not among the methods compared: ls, cag"),
         ({"method_recipes": {"ls": {"lr": 0.1}}}, "recipe of ls cannot change 'lr'"),
         ({"training": {"precison": "bf16"}}, "training has no 'precison'"),

@@ -1,0 +1,237 @@
+"""The Ray engine: each job is a Ray task, on this machine or on a cluster that shares a folder.
+
+Tasks write the files that a process of this machine would have written. Where a worker or a node
+dies, Ray begins its task again, and the run resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.compute.environment import cores
+from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.jobs.engine import EngineError
+from ntkmtl.bench.jobs.execute import POLL_SECONDS, run_job
+from ntkmtl.bench.jobs.ray_session import connected, described, first_line, nodes
+from ntkmtl.bench.jobs.surroundings import Surroundings
+from ntkmtl.bench.runs import RunBusyError
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import write_text
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.jobs.engine import Runner
+    from ntkmtl.bench.jobs.job import Message, RunnableJob
+    from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+
+__all__ = ["RayEngine"]
+
+_BEGUN: Message = ("begun",)
+"""A task's first message."""
+
+
+@dataclass(frozen=True)
+class RayEngine:
+    """Runs each job as a Ray task.
+
+    Attributes:
+        address: ``host:port`` of a cluster's head, or ``"auto"`` for the cluster that this machine
+            is part of. Every node must see the folder of the runs under the same path. None starts
+            a local Ray that binds to 127.0.0.1 only, and ends it with the comparison.
+        cpus: Processors of a run, and the threads that it computes with unless told otherwise.
+        gpus: GPUs of a run; two runs share one if it is 0.5.
+        jobs: Runs at a time; as many as there is room for if None.
+        retries: How often Ray begins a run again whose worker or node has died.
+
+    Raises:
+        EngineError: A number is out of range, or the address is one of Ray Client.
+        MissingExtraError: Ray is not installed.
+    """
+
+    address: str | None = None
+    cpus: int = 1
+    gpus: float = 0.0
+    jobs: int | None = None
+    retries: int = 3
+
+    def __post_init__(self) -> None:
+        if importlib.util.find_spec("ray") is None:
+            raise missing_extra("the engine ray", "ray", ImportError("ray", name="ray"))
+        whole = 0 <= self.gpus <= 1 or self.gpus == self.gpus // 1 > 0
+        for fine, wrong in (
+            (self.cpus >= 1, f"a run needs at least 1 processor, found {self.cpus}"),
+            (whole, f"GPUs of a run must be from 0 to 1 or a whole number, found {self.gpus}"),
+            (self.jobs is None or self.jobs >= 1, f"jobs must be at least 1, found {self.jobs}"),
+            (self.retries >= 0, f"retries must not be negative, found {self.retries}"),
+            (
+                "://" not in (self.address or ""),
+                "the address must be host:port of the cluster's head, or auto on one of its nodes; "
+                f"Ray Client is not supported, found {self.address!r}",
+            ),
+        ):
+            if not fine:
+                raise EngineError(wrong)
+
+    @property
+    def threads(self) -> int:
+        """Threads that a run computes with, unless the user says otherwise."""
+        return self.cpus
+
+    @contextlib.contextmanager
+    def start(self, out: Path, say: Callable[[str], None]) -> Iterator[Runner]:
+        """See :meth:`ntkmtl.bench.jobs.engine.Engine.start`."""
+        mark = out.resolve() / f".ntkmtl-ray-{secrets.token_hex(8)}"
+        with contextlib.ExitStack() as stack:
+            jobs = self.jobs or max(1, cores() // self.cpus)
+            stack.enter_context(connected(self.address, jobs * self.cpus, say))
+            if self.room() == 0:
+                raise EngineError(
+                    f"no node has {self.cpus} processors and {self.gpus:g} GPUs for a run, found "
+                    f"{described(nodes())}"
+                )
+            write_text(mark, mark.name)
+            stack.callback(mark.unlink, missing_ok=True)
+            # Ray prints its own warnings, of a worker that died for one, to standard output.
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield _Tasks(self, Surroundings.here(mark)).run
+
+    def room(self) -> int:
+        """Return how many runs the living nodes can hold at a time."""
+        return sum(
+            min(
+                int(found.get("CPU", 0) // self.cpus),
+                int(found.get("GPU", 0) / self.gpus + 1e-9) if self.gpus else sys.maxsize,
+            )
+            for found in nodes()
+        )
+
+
+class _QueueChannel:
+    """Connects a task to the comparison: messages by a queue of Ray's, requests to stop by signals.
+
+    Ray cancels a task by an interrupt in its main thread, as Ctrl-C does.
+    """
+
+    def __init__(self, queue: Any, number: int, should_stop: Callable[[], bool]) -> None:
+        self.queue, self.number, self.should_stop = queue, number, should_stop
+        self.last: Message = ("stopped",)
+
+    def send(self, message: Message) -> None:
+        if message[0] in ("finished", "stopped", "failed"):
+            # It goes back as the task's result, which no message overtakes.
+            self.last = message
+        else:
+            self.queue.put_nowait((self.number, message))
+
+
+_shared: dict[str, Any] = {}
+"""What this worker keeps from one job to the next, as problems and their data."""
+
+
+def _task(job: RunnableJob, surroundings: Surroundings, queue: Any, number: int) -> Message:
+    """Run one job on a node; return its last message."""
+    with stop_requests() as requested:
+        channel = _QueueChannel(queue, number, requested)
+        channel.send(_BEGUN)
+        surroundings.adopt()
+        if not requested():
+            run_job(job, _shared, channel)
+    if channel.last[:2] == ("failed", RunBusyError.__name__):
+        # A worker that Ray has given up may still hold the run: Ray begins this task again.
+        raise RunBusyError(channel.last[2])
+    return channel.last
+
+
+class _Tasks:
+    """Gives the jobs of a queue to Ray, and the messages of its tasks to the log."""
+
+    def __init__(self, engine: RayEngine, surroundings: Surroundings) -> None:
+        ray = self.ray = importlib.import_module("ray")
+        here = ray.get_runtime_context().get_node_id()
+        near = importlib.import_module("ray.util.scheduling_strategies")
+        affinity = near.NodeAffinitySchedulingStrategy(here, soft=False)
+        self.engine, self.surroundings = engine, surroundings
+        self.messages = importlib.import_module("ray.util.queue").Queue(
+            actor_options={"num_cpus": 0, "scheduling_strategy": affinity}
+        )
+        self.task = ray.remote(_task).options(
+            num_cpus=engine.cpus,
+            num_gpus=engine.gpus,
+            max_retries=engine.retries,
+            retry_exceptions=[RunBusyError],
+            scheduling_strategy="SPREAD",
+        )
+        self.active: dict[Any, tuple[int, Any]] = {}
+        self.begun: set[int] = set()
+
+    def run(
+        self, queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[], bool], /
+    ) -> bool:
+        """See :class:`ntkmtl.bench.jobs.engine.Runner`."""
+        stopping = False
+        try:
+            self._submit(queue)
+            while self.active:
+                done = self.ray.wait(list(self.active), timeout=POLL_SECONDS)[0]
+                if stop_requested() and not stopping:
+                    stopping = True
+                    for reference in self.active:
+                        self.ray.cancel(reference)
+                self._listen(log)
+                for reference in done:
+                    log.take(*self.active[reference], self._result(reference, stopping))
+                    del self.active[reference]
+                if not stopping:
+                    self._submit(queue)
+        finally:
+            # Tasks are left here only where something was raised, as by a second Ctrl-C.
+            for reference in self.active:
+                self.ray.cancel(reference, force=True)
+            self.messages.shutdown(force=True)
+        return stopping and bool(log.open)
+
+    def _submit(self, queue: JobQueue[Any]) -> None:
+        # At least one, which Ray keeps until a node has room for it.
+        while len(self.active) < (self.engine.jobs or max(1, self.engine.room())):
+            found = queue.next()
+            if found is None:
+                break
+            number, job = found
+            # Nodes have working directories of their own.
+            sent = replace(job, folder=job.folder.resolve())
+            reference = self.task.remote(sent, self.surroundings, self.messages, number)
+            self.active[reference] = (number, job)
+
+    def _listen(self, log: JobLog[Any]) -> None:
+        jobs = dict(self.active.values())
+        for number, message in self.messages.get_nowait_batch(self.messages.qsize()):
+            if message != _BEGUN:
+                log.take(number, jobs[number], message)
+            elif number in self.begun:
+                log.reporter.message(
+                    f"{jobs[number].label}: its worker died; it resumes from its last checkpoint"
+                )
+            self.begun.add(number)
+
+    def _result(self, reference: Any, stopping: bool) -> Message:
+        errors = self.ray.exceptions
+        try:
+            return tuple(self.ray.get(reference))
+        except errors.TaskCancelledError:
+            return ("stopped",)
+        except errors.RayTaskError as error:
+            # What the job raises comes as a message: this is from around it.
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return ("failed", type(cause).__name__, str(cause), str(error), 0.0)
+        except errors.RayError as error:
+            if stopping:
+                return ("stopped",)
+            why = f"its worker died, {self.engine.retries} retries included: {first_line(error)}"
+            return ("failed", "WorkerDied", why, str(error), 0.0)

@@ -1,0 +1,229 @@
+"""The study of one method: Optuna's storage of its trials, and what to try next."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import shutil
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.runs import BEST, STUDY, TRIAL, RunFileError, differences
+from ntkmtl.bench.search.records import SAMPLER, Trial, Tuning, exported, read_study, read_tuning
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from ntkmtl.bench.search.parameters import Parameter
+
+__all__ = ["JOURNAL", "Study", "optuna_module"]
+
+JOURNAL = "optuna.log"
+"""Optuna's storage of a study: the record of its trials."""
+
+_RANDOM_TRIALS = 5
+"""Trials before TPE has enough to go by; those before are drawn at random, but for the first."""
+
+
+def optuna_module() -> Any:
+    """Import Optuna.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise missing_extra("tuning", "bench", error) from error
+    # Lines for each trial would cross the progress bars.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+class Study:
+    """The search for the settings of one method.
+
+    A trial enters the storage when it has ended, in one step, so that a process that is killed
+    leaves whole trials only. What a trial tries is a function of the seed and of the trials before
+    it: a search that was stopped or killed ends as one that never was.
+
+    Args:
+        folder: Its folder.
+        asked: Content of ``study.json``: what is searched, and how.
+        parameters: What is searched.
+
+    Attributes:
+        trials: The trials that have ended, in their order.
+    """
+
+    def __init__(
+        self, folder: Path, asked: Mapping[str, Any], parameters: tuple[Parameter, ...]
+    ) -> None:
+        self.folder = folder
+        self.asked = asked
+        self.parameters = parameters
+        self.trials: list[Trial] = []
+        self.storage: Any = None
+
+    @property
+    def method(self) -> str:
+        """The method."""
+        return str(self.asked["method"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the search, and of every trial's run."""
+        return int(self.asked["seed"])
+
+    def place(self, number: int) -> Path:
+        """Return the folder of a trial's run."""
+        return self.folder / f"trial-{number:04d}"
+
+    def other(self) -> list[str]:
+        """Return how a study that is in the folder differs from this one.
+
+        Raises:
+            RunFileError: Its ``study.json`` is damaged.
+        """
+        if not (self.folder / STUDY).exists():
+            return []
+        return differences(read_study(self.folder), self.asked)
+
+    def known(self) -> int:
+        """Return how many trials have ended, without changing anything."""
+        return len(self._stored().trials) if (self.folder / JOURNAL).exists() else 0
+
+    def begin(self) -> None:
+        """Open the storage, and export what was not exported before a process was killed.
+
+        Raises:
+            RunFileError: The storage is damaged.
+        """
+        if not (self.folder / STUDY).exists():
+            # Tables leave out what lies below such a file.
+            write_json(self.folder / STUDY, self.asked)
+        self.storage = self._stored()
+        self.trials = [
+            Trial(parameters=dict(found.params), value=found.value, **found.user_attrs["trial"])
+            for found in self.storage.trials
+        ]
+        for trial in self.trials:
+            if not (self.place(trial.number) / TRIAL).exists():
+                write_json(self.place(trial.number) / TRIAL, exported(trial))
+
+    def _stored(self) -> Any:
+        optuna = optuna_module()
+        path = self.folder / JOURNAL
+        # The folder of the comparison is locked: a process that was killed left this lock, which
+        # Optuna would wait for.
+        path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
+        try:
+            backend = optuna.storages.journal.JournalFileBackend(str(path))
+            return optuna.create_study(
+                storage=optuna.storages.JournalStorage(backend),
+                study_name=self.method,
+                direction="minimize",
+                load_if_exists=True,
+            )
+        # What Optuna raises depends on where the journal is damaged.
+        except (ValueError, LookupError, TypeError, AssertionError) as error:
+            raise RunFileError(
+                path,
+                f"is no journal of Optuna's ({type(error).__name__}: {error}); remove it, and the "
+                "same command reads the trials from their runs again",
+            ) from error
+
+    def ask(self, number: int) -> dict[str, float]:
+        """Return the values of a trial: where the search begins, or what Optuna chooses.
+
+        Four digits are kept, for the sake of those who read or type them.
+
+        Args:
+            number: Number of the trial; all before it have ended.
+        """
+        if number == 0:
+            return {p.name: p.start for p in self.parameters}
+        # A sampler for each trial: what it draws does not depend on how often the search was
+        # stopped before.
+        digest = hashlib.sha256(f"{self.method} {self.seed} {number}".encode()).digest()
+        optuna = optuna_module()
+        sampler = optuna.samplers.TPESampler(
+            seed=int.from_bytes(digest[:4], "big"), n_startup_trials=_RANDOM_TRIALS
+        )
+        study = optuna.create_study(sampler=sampler, direction="minimize")
+        study.add_trials(self.storage.trials[:number])
+        values = study.ask(self._distributions()).params
+        return {p.name: float(f"{values[p.name]:.4g}") for p in self.parameters}
+
+    def record(self, trial: Trial) -> None:
+        """Put a trial that has ended into the storage, and export it as ``trial.json``."""
+        optuna = optuna_module()
+        states = optuna.trial.TrialState
+        attributes = {k: v for k, v in vars(trial).items() if k not in ("parameters", "value")}
+        self.storage.add_trial(
+            optuna.trial.create_trial(
+                state=states.FAIL if trial.value is None else states.COMPLETE,
+                value=trial.value,
+                params=dict(trial.parameters),
+                distributions=self._distributions(),
+                user_attrs={"trial": attributes},
+            )
+        )
+        self.trials.append(trial)
+        write_json(self.place(trial.number) / TRIAL, exported(trial))
+
+    def _distributions(self) -> dict[str, Any]:
+        kind = optuna_module().distributions.FloatDistribution
+        return {p.name: kind(p.low, p.high, log=p.log) for p in self.parameters}
+
+    def finish(self) -> Tuning:
+        """Return the best trial, among equals the first, and export it as ``best.json``.
+
+        Raises:
+            ValueError: All trials diverged.
+            RunFileError: The ``best.json`` that is there is damaged.
+        """
+        values = [(t.value, t.number) for t in self.trials if t.value is not None]
+        if not values:
+            raise ValueError(
+                f"all {len(self.trials)} trials of {self.method} diverged: lower the learning rate "
+                "and tune again"
+            )
+        value, number = min(values)
+        best = self.trials[number]
+        found = Tuning(
+            sampler=SAMPLER,
+            seed=self.seed,
+            split=self.asked["objective"]["split"],
+            epochs=self.asked["recipe"]["epochs"],
+            trials=len(self.trials),
+            diverged=len(self.trials) - len(values),
+            number=number,
+            value=value,
+            start_value=self.trials[0].value,
+            parameters=best.parameters,
+            method_options=best.method_options,
+            recipe=best.recipe,
+            wall_seconds=math.fsum(trial.wall_seconds for trial in self.trials),
+            finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        known = read_tuning(self.folder.parent)
+        if known is not None and replace(known, finished=found.finished) == found:
+            return known
+        write_json(self.folder / BEST, exported(found))
+        return found
+
+    def clear(self) -> None:
+        """Remove the study and its trials.
+
+        ``study.json`` goes last: without it, what is left would pass for runs of the comparison.
+        """
+        for name in (BEST, JOURNAL):
+            (self.folder / name).unlink(missing_ok=True)
+        for place in sorted(self.folder.glob("trial-*/")):
+            shutil.rmtree(place)
+        (self.folder / STUDY).unlink(missing_ok=True)

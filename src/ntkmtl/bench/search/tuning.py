@@ -1,0 +1,393 @@
+"""The same search for every method: learning rate and settings, with as many trials for each.
+
+Trials are judged by Delta-m on the validation split against single-task networks of their own
+seed, which none of the final runs has. Optuna chooses what to try next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ntkmtl.bench.jobs.engine import run_jobs
+from ntkmtl.bench.jobs.local import LocalEngine
+from ntkmtl.bench.jobs.reporters import Reporter
+from ntkmtl.bench.problems import find_problem
+from ntkmtl.bench.runs import (
+    CHECKPOINT,
+    CONFIG,
+    SCHEMA,
+    SINGLE_TASK,
+    STUDY,
+    RunFileError,
+    load_run,
+    run_folder,
+)
+from ntkmtl.bench.runs.checkpoints import remove_checkpoints
+from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.search.parameters import RATE, method_options_of, option_of, parameters_of
+from ntkmtl.bench.search.records import TUNING, Trial, study_request
+from ntkmtl.bench.search.study import Study, optuna_module
+from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
+from ntkmtl.bench.training.identity import run_identity
+from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
+from ntkmtl.bench.training.recipes import changed_recipe, recipe_of, recipes_by_method
+from ntkmtl.bench.training.scores import read_baseline
+from ntkmtl.bench.training.sweep import compare, started, with_threads
+from ntkmtl.files import write_json
+from ntkmtl.metrics import delta_m
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ntkmtl.bench.jobs.engine import Engine, Runner
+    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.training.baselines import BaselineCache
+    from ntkmtl.bench.training.training_job import TrainingJob
+
+__all__ = ["TUNING_SEED", "Search", "tune"]
+
+TUNING_SEED = 1000
+"""Seed of trials, far from those that final runs have."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What to tune, and what to train with the settings found.
+
+    Attributes:
+        comparison: The final runs. Its methods are tuned, its learning rate and its method options
+            are where the search begins.
+        trials: Number of trials of each method.
+        seed: Seed of the search and of every trial's run, none of the final ones.
+        epochs: Epochs of a trial, those of the final runs if None.
+    """
+
+    comparison: Comparison
+    trials: int
+    seed: int = TUNING_SEED
+    epochs: int | None = None
+
+
+def tune(
+    search: Search,
+    *,
+    overwrite: bool = False,
+    cache: BaselineCache | None = None,
+    reporter: Callable[[], Reporter] | None = None,
+    engine: Engine | None = None,
+) -> Sweep:
+    """Tune every method with as many trials, then train each with its best settings.
+
+    What has ended is not tried again, and more trials add to those that are there. Ctrl-C and
+    SIGTERM stop every run at a step boundary; the same call resumes there.
+
+    Args:
+        search: What is asked for.
+        overwrite: Whether studies and runs with another configuration are replaced.
+        cache: Where single-task baselines are kept; the user's cache folder if None.
+        reporter: Makes the reporter of each of the three parts: baselines, trials, final runs.
+            Silent if None.
+        engine: Trains the runs; processes on this machine if None.
+
+    Returns:
+        The outcome of the final runs, or of the part before if that was stopped or has failures.
+
+    Raises:
+        SweepError: Something cannot be done as asked for; nothing was trained or changed.
+        MissingExtraError: Optuna is not installed, or a method needs something that is not.
+        ProblemNotFoundError: There is no such problem, or it refuses its options.
+        RunFileError: A file of an earlier run is damaged.
+    """
+    optuna_module()
+    reporter = reporter or Reporter
+    asked = with_threads(search.comparison, engine)
+    search = replace(search, comparison=asked)
+    problem = find_problem(asked.problem, asked.problem_options, try_out=True)
+    studies = _studies(search, problem)
+    out = Path(asked.out)
+    with sweep_lock(out):
+        _begin(search, problem, studies, overwrite=overwrite)
+    train = functools.partial(compare, overwrite=overwrite, cache=cache, engine=engine)
+    with contextlib.ExitStack() as stack:
+        chosen = engine or LocalEngine(asked.jobs)
+        runner = stack.enter_context(started(chosen, out, reporter()))
+        baselines = _baselines(search, problem)
+        sweep = train(baselines, keep_request=False, reporter=reporter())
+        if sweep.interrupted or sweep.failures:
+            return sweep
+        with sweep_lock(out):
+            trials = _Trials(search, problem, studies, _judges(baselines, problem))
+            outcome = trials.run(reporter(), runner)
+            if outcome.interrupted or outcome.failures:
+                return replace(
+                    sweep,
+                    out=out,
+                    trained=len(outcome.finished),
+                    complete=0,
+                    cached=0,
+                    unfinished=trials.left(),
+                    failures=outcome.failures,
+                    interrupted=outcome.interrupted,
+                )
+            final = _final(asked, studies)
+        return train(final, reporter=reporter())
+
+
+def _final(asked: Comparison, studies: Mapping[str, Study]) -> Comparison:
+    """Return the comparison with the best settings of each method.
+
+    Raises:
+        SweepError: All trials of a method diverged.
+        RunFileError: A file of an earlier search is damaged.
+    """
+    try:
+        found = {name: study.finish() for name, study in studies.items()}
+    except RunFileError:
+        raise
+    except ValueError as error:
+        raise SweepError(str(error)) from error
+    return replace(
+        asked,
+        method_options={name: dict(tuning.method_options) for name, tuning in found.items()},
+        method_recipes={name: dict(tuning.recipe) for name, tuning in found.items()},
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Studies and baselines
+
+
+def _studies(search: Search, problem: Problem) -> dict[str, Study]:
+    """Return the study of each method.
+
+    Raises:
+        SweepError: It cannot be done.
+    """
+    asked = search.comparison
+    _check(search, problem)
+    names = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
+    if not names:
+        raise SweepError("at least one multi-task method is needed, found none")
+    recipe = recipe_of(asked, problem)
+    short = changed_recipe(recipe, epochs=search.epochs)
+    options, _ = options_by_method(problem, names, asked.method_options, recipe)
+    recipes_by_method(names, asked.method_recipes, recipe)
+    found = {}
+    for name in names:
+        parameters = parameters_of(name, problem.tasks, recipe)
+        for option in dict.fromkeys(map(option_of, parameters)):
+            if option in asked.method_options.get(name, {}):
+                raise SweepError(f"{option} of {name} is given: there is nothing to tune in it")
+        try:
+            identity = run_identity(
+                problem, name, search.seed, recipe=short, method_options=options[name]
+            )
+        except ValueError as error:
+            raise SweepError(str(error)) from error
+        folder = run_folder(asked.out, problem.name, name, 0).parent / TUNING
+        found[name] = Study(folder, study_request(identity, parameters), parameters)
+    return found
+
+
+def _check(search: Search, problem: Problem) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        SweepError: It cannot.
+    """
+    if search.trials < 1:
+        raise SweepError(f"trials must be at least 1, found {search.trials}")
+    if search.seed in search.comparison.seeds:
+        raise SweepError(
+            f"seed {search.seed} is the trials': a final run with it would be one that the "
+            "settings were chosen by. Give other seeds, or another one for the trials."
+        )
+    if problem.size("val") == 0:
+        raise SweepError(
+            f"{problem.name} has no validation split to judge trials on, and the test split must "
+            "not choose: give the problem one, from its training samples, or do not tune"
+        )
+    if not judged_tasks(problem, None):
+        raise SweepError(f"{problem.name} has no metric to judge trials by")
+
+
+def _begin(
+    search: Search, problem: Problem, studies: Mapping[str, Study], *, overwrite: bool
+) -> None:
+    """Open the studies.
+
+    Raises:
+        SweepError: Runs or studies that are to be kept are in the way.
+    """
+    if not overwrite:
+        _refuse_untuned(search.comparison, problem, studies)
+        _refuse_uneven(search, studies)
+    others = {name: found for name, study in studies.items() if (found := study.other())}
+    if others and not overwrite:
+        name, found = next(iter(others.items()))
+        raise SweepError(
+            f"{studies[name].folder} holds another study: {'; '.join(found)}. Give another --out, "
+            "or --overwrite to replace what differs."
+        )
+    for name, study in studies.items():
+        if name in others:
+            study.clear()
+        study.begin()
+
+
+def _refuse_untuned(asked: Comparison, problem: Problem, studies: Mapping[str, Study]) -> None:
+    """Refuse a folder with runs in the final ones' place before a search is made for nothing.
+
+    Raises:
+        SweepError: There are such runs.
+    """
+    for name, study in studies.items():
+        if (study.folder / STUDY).exists():
+            continue
+        for seed in asked.seeds:
+            folder = run_folder(asked.out, problem.name, name, seed)
+            if (folder / CONFIG).exists():
+                raise SweepError(
+                    f"{folder} holds a run whose settings were not searched. Give another --out, "
+                    "or --overwrite to replace it."
+                )
+
+
+def _refuse_uneven(search: Search, studies: Mapping[str, Study]) -> None:
+    """Refuse fewer trials for one method than another has had already.
+
+    Raises:
+        SweepError: There would be.
+    """
+    had = {name: study.known() for name, study in studies.items()}
+    richest = max(had, key=had.__getitem__)
+    poorer = [name for name, count in had.items() if count < had[richest]]
+    if had[richest] > search.trials and poorer:
+        raise SweepError(
+            f"{richest} has had {had[richest]} trials and {poorer[0]} would have {search.trials}: "
+            f"every method is to have as many, so give trials={had[richest]} or more"
+        )
+
+
+def _baselines(search: Search, problem: Problem) -> Comparison:
+    """Return the comparison of the single-task networks that trials are judged against."""
+    asked = search.comparison
+    folder = run_folder(asked.out, problem.name, SINGLE_TASK, 0).parent / TUNING
+    if not (folder / STUDY).exists():
+        # Tables leave out what lies below such a file.
+        write_json(folder / STUDY, {"schema": SCHEMA, "method": SINGLE_TASK})
+    return replace(
+        asked,
+        methods=[SINGLE_TASK],
+        seeds=[search.seed],
+        out=folder,
+        method_options={},
+        method_recipes={k: v for k, v in asked.method_recipes.items() if k == SINGLE_TASK},
+        record=None,
+        tasks=None,
+    )
+
+
+def _judges(baselines: Comparison, problem: Problem) -> tuple[float, ...]:
+    """Return the validation metrics of the single-task networks."""
+    (seed,) = baselines.seeds
+    folders = {
+        task: run_folder(baselines.out, problem.name, SINGLE_TASK, seed, task)
+        for task in judged_tasks(problem, None)
+    }
+    return read_baseline(problem.metrics, folders)
+
+
+# ------------------------------------------------------------------------------------------------
+# Trials
+
+
+class _Trials:
+    """The trials of every method that have not ended, each after the one before it."""
+
+    def __init__(
+        self,
+        search: Search,
+        problem: Problem,
+        studies: Mapping[str, Study],
+        baseline: tuple[float, ...],
+    ) -> None:
+        self.search, self.problem, self.studies = search, problem, studies
+        self.baseline = baseline
+        self.values: dict[tuple[str, int], dict[str, float]] = {}
+        asked = replace(search.comparison, record=None)
+        recipe = recipe_of(asked, problem)
+        self.recipe = changed_recipe(recipe, epochs=search.epochs)
+        options, _ = options_by_method(problem, list(studies), asked.method_options, recipe)
+        self.planner = Planner(asked, problem, self.recipe, options)
+
+    def left(self) -> int:
+        """Return the number of trials that have not ended."""
+        return sum(max(0, self.search.trials - len(s.trials)) for s in self.studies.values())
+
+    def run(self, reporter: Reporter, runner: Runner) -> Outcome[TrainingJob]:
+        """Try what has not been tried; a method whose trial fails is not searched further."""
+        jobs = [
+            self._job(study, number)
+            # The next trial of each method in turn, so that none waits long.
+            for number in range(self.search.trials)
+            for study in self.studies.values()
+            if number >= len(study.trials)
+        ]
+
+        def ended(job: TrainingJob, seconds: float, error: str) -> None:
+            trial = self._trial(job, seconds, error)
+            self.studies[job.spec.method].record(trial)
+            if trial.value is not None:
+                reporter.message(f"{job.label}: Δm {trial.value:.2f} % on the validation split")
+
+        return run_jobs(jobs, runner, reporter, on_ended=ended, prepare=self._prepared)
+
+    def _job(self, study: Study, number: int) -> TrainingJob:
+        after = (study.place(number - 1),) if number > len(study.trials) else ()
+        job = self.planner.job(
+            study.place(number), study.method, study.seed, after=after, trial=number
+        )
+        return replace(job, spec=replace(job.spec, baseline=self.baseline))
+
+    def _prepared(self, job: TrainingJob) -> TrainingJob:
+        """Return a job with the settings to try, now that the trials before it have ended."""
+        assert job.trial is not None
+        spec = job.spec
+        values = self.studies[spec.method].ask(job.trial)
+        self.values[spec.method, job.trial] = values
+        spec = replace(
+            spec,
+            method_options={**(spec.method_options or {}), **method_options_of(values)},
+            recipe=changed_recipe(self.recipe, learning_rate=values[RATE]),
+        )
+        return replace(job, spec=spec)
+
+    def _trial(self, job: TrainingJob, seconds: float, error: str) -> Trial:
+        """Return the record of a trial that has ended."""
+        assert job.trial is not None
+        if error:
+            # It has no result, so nothing else would remove it.
+            remove_checkpoints(job.folder / CHECKPOINT)
+            state, value = "diverged", None
+        else:
+            result = load_run(job.folder).result
+            higher = [metric.higher_is_better for metric in self.problem.metrics]
+            state, value = "complete", float(delta_m(result.val, self.baseline, higher))
+            seconds = result.wall_seconds
+        values = self.values[job.spec.method, job.trial]
+        return Trial(
+            number=job.trial,
+            state=state,
+            parameters=values,
+            method_options=job.spec.method_options or {},
+            value=value,
+            wall_seconds=seconds,
+            recipe={RATE: values[RATE]},
+            error=error,
+        )
