@@ -121,7 +121,7 @@ class Stepper:
         """Return what there was before the step that was rejected, None if it is lost.
 
         It is lost where the state of the method has changed and is too large to be copied before
-        every step.
+        every step. A state that has not changed is as before but for its number of calls.
         """
         snapshot = self.snapshot
         if snapshot is None or snapshot.balancer is not None:
