@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 OUT ?= runs
 JOBS ?= 2
 SEEDS ?= 2
-METHODS ?= ls,si,rlw,dwa,uw,famo,nash-mtl,fairgrad,imtl-g,ntkmtl,ntkmtl-sr,ntkmtl-tk
+METHODS ?= ls,si,rlw,dwa,uw,famo,nash-mtl,fairgrad,imtl-g,ntkmtl,ntkmtl-sr,ntkmtl-tk,ntkmtl-auto
 
-.PHONY: help compare test slow lint types docs bench faults sbom audit clean
+.PHONY: help compare test unit cover slow lint types docs bench faults sbom audit clean
 
 help:
 	@echo "make compare   install, train and compare on real molecules, print the table, draw the page"
 	@echo "make test      install and run the tests"
+	@echo "make unit      the library's tests alone, in minutes"
+	@echo "make cover     the same, with the lines that they reach"
 	@echo "make slow      the tests that take minutes"
 	@echo "make lint types docs   checks of style, types and of every example in the docs"
 	@echo "make bench     cost of one step against plain training"
@@ -34,6 +36,15 @@ compare: $(VENV)/.bench
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+UNIT := tests/graph tests/kernel tests/weighting tests/balance tests/analysis tests/integrations \
+	tests/test_metrics.py tests/test_files.py tests/test_layout.py
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest $(UNIT) -m 'not slow and not integration'
+
+cover: $(VENV)/.dev
+	$(BIN)/python -m pytest $(UNIT) -m 'not slow and not integration' --cov=ntkmtl --cov-report=term
 
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
