@@ -308,7 +308,7 @@ class Balancer:
         values = in_order(losses, memory.names)
         if counts is not None:
             values = without_labels(values, counts)
-        active = scaler if scaler is not None and scaler.is_enabled() else None
+        active = _active(scaler)
         step = self._step(values, active, scale, extra)
         self._skipped = False
         if step is None:
@@ -382,6 +382,7 @@ class Balancer:
             ranks=ranks,
             parallel=dist.is_available() and dist.is_initialized(),
             extra=_extra(extra, scale * factor),
+            constant=None if extra is None or extra.requires_grad else extra.detach().reshape(()),
             samples=_all_samples([samples for _, (_, samples) in found]),
             scaled=active is not None,
         )
@@ -696,9 +697,25 @@ class Balancer:
 
 
 def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, bool | str):
+    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, found {value!r}")
     return float(value)
+
+
+def _active(scaler: Any) -> GradScaler | None:
+    """Return a gradient scaler that is at work.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if scaler is None:
+        return None
+    if not all(hasattr(scaler, name) for name in ("is_enabled", "scale", "get_scale")):
+        raise TypeError(
+            f"scaler must be a gradient scaler (torch.amp.GradScaler) or None, found {scaler!r}"
+        )
+    active: GradScaler | None = scaler if scaler.is_enabled() else None
+    return active
 
 
 def _extra(extra: Any, factor: float) -> Tensor | None:

@@ -200,8 +200,11 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the nested state that :func:`pack` made flat, its tensors copied.
 
     Raises:
+        TypeError: It is no dict.
         ValueError: It is no such state.
     """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"a state of a Balancer is a dict of tensors, found {type(state)}")
     if _TEXT not in state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
             f"this is no state of a Balancer: it holds {sorted(map(str, state))}, expected tensors "

@@ -12,7 +12,7 @@ from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import FoundView, NamedView, View, describe_bypass, trainable_now
-from ntkmtl.balance._weigh import Core, observe, prefer, to_cpu, weigh
+from ntkmtl.balance._weigh import HIDDEN, Core, observe, prefer, to_cpu, weigh
 from ntkmtl.graph import FeaturesLike, find_cut
 
 __all__ = ["run"]
@@ -163,10 +163,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         keep = may_keep(options, shared, step, options.needs_gramian)
         shared, gradients = touched_by_two(step, shared, keep=keep)
     if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
-        raise ValueError(
-            "the shared parameters lie within a reentrant checkpoint, which hides them from the "
-            "graph: call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
-        )
+        raise ValueError(HIDDEN)
     if not shared and (not cut.targets or options.source in ("exact", "auto")):
         return _nothing_shared(core, step)
     source = options.source

@@ -112,6 +112,7 @@ class Step:
         ranks: The other processes, None if there are none.
         parallel: Whether the model may be wrapped in ``DistributedDataParallel``.
         extra: What is added outside the balance, times the gradient scale.
+        constant: Likewise where it requires no gradient, without the scale: it counts in the total.
         samples: Losses of single samples of the local tasks, where they were given.
         scaled: Whether a gradient scaler is at work.
         alone: Positions among ``present`` of the tasks that share nothing with another.
@@ -131,6 +132,7 @@ class Step:
     ranks: Ranks | None = None
     parallel: bool = False
     extra: Tensor | None = None
+    constant: Tensor | None = None
     samples: list[Samples] | None = None
     scaled: bool = False
     alone: list[int] = field(default_factory=list)
@@ -266,7 +268,7 @@ class Step:
     @property
     def unscaled_extra(self) -> Tensor | None:
         """What is added outside the balance, without the gradient scale."""
-        return None if self.extra is None else self.extra.detach() / self.scale
+        return self.constant if self.extra is None else self.extra.detach() / self.scale
 
     def unscaled(
         self, combine: Callable[..., tuple[Tensor, Tensor]], matrix: Tensor

@@ -13,7 +13,7 @@ from torch import Tensor
 from ntkmtl.balance._memory import Averages, Memory
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
-from ntkmtl.graph import leaves
+from ntkmtl.graph import find_cut, leaves
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._corrected import ProbeCorrection
 
@@ -22,6 +22,7 @@ DECAY = 0.5
 
 __all__ = [
     "DECAY",
+    "HIDDEN",
     "Core",
     "largest_eigenvalues",
     "observe",
@@ -182,6 +183,8 @@ def require_shared_below(options: Options, kernel: ExtendedNTK, step: Step) -> N
         return
     below = {id(p) for p in leaves(step.losses)[0]}
     if not any(id(p) in below for p in options.shared):
+        if find_cut(step.losses, parallel=step.parallel).hides_parameters:
+            raise ValueError(HIDDEN)
         raise ValueError(
             "no loss depends on the shared parameters. Was the network copied or recreated after "
             "the Balancer? Make the Balancer from the parameters of the one that trains"

@@ -196,7 +196,8 @@ class Features:
                 raise ValueError(
                     "features do not require a gradient, so no loss can be differentiated with "
                     "respect to them; pass the trunk's output as it is, not detached and not made "
-                    "under torch.no_grad()"
+                    "under torch.no_grad(). Where the trunk is frozen, nothing that is shared is "
+                    "trained, and there is nothing to balance"
                 )
             if not -tensor.ndim <= batch_dim < tensor.ndim:
                 raise ValueError(
