@@ -23,7 +23,7 @@ import torch
 from sidebyside.tables import fill_page
 
 from ntkmtl.bench import problems
-from ntkmtl.bench.training.runs import RESULT
+from ntkmtl.bench.runs import RESULT
 from ntkmtl.bench.training.trainer import train
 from ntkmtl.files import write_json, write_text
 from ntkmtl.metrics import delta_m
