@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import auto
+import auto_schedules
 import auto_study
 import pytest
 import torch
@@ -76,3 +77,20 @@ def test_an_estimate_that_is_the_truth_has_no_error() -> None:
     assert errors["`Balancer()`"] == pytest.approx(0.0, abs=1e-12)
     assert errors["representation"] is None
     assert errors["equal weights"] > errors["exact, each 10th step, held"] > 0
+
+
+def test_schedules_are_those_of_the_balancer(capsys: pytest.CaptureFixture[str]) -> None:
+    recorded = auto_study.record("vae", 20, 0)
+    logs = recorded["exact"]
+    at = auto_schedules.looks(len(logs), recorded["period"], 1.5)
+    weights = auto_study.log_weights(auto_schedules.averaged(logs, at, 0.5))
+    found = recorded["auto"] - recorded["auto"].mean(dim=1, keepdim=True)
+    torch.testing.assert_close(found, weights, rtol=0.0, atol=1e-4)
+    threads = torch.get_num_threads()
+    try:
+        auto_schedules.main(
+            ["--workloads", "vae", "--steps", "6", "--counted", "4", "--seeds", "1"]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    assert len(capsys.readouterr().out.splitlines()) == 3 + 3 * 2 * len(auto_schedules.DECAYS)
