@@ -17,6 +17,11 @@ from ntkmtl.graph import find_cut, leaves
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._corrected import ProbeCorrection
 
+HIDDEN = (
+    "the shared parameters lie within a reentrant checkpoint, which hides them from the graph: "
+    "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+)
+
 DECAY = 0.5
 """Of the moving average of ``source="auto"`` where the user names none (``ema``)."""
 
