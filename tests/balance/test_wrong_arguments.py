@@ -128,7 +128,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (Own, {}, "method must be a name or a Weighting"),
     (type(create("ls")), {}, r"found the class LinearScalarization; make one"),
     (create("ntkmtl"), {"exponent": 0.3}, "given when it is made"),
-    ("ntkmtl", {"published": 1}, "published must be True or False, found 1"),
+    ("ntkmtl", {"published": 1}, "published must be True or False"),
     ("mgda", {"normalise": True}, "mgda has no option 'normalise'"),
     ("ntkmtl", {"exponents": 0.3}, "exponent"),
     ("ntkmtl", {"minibatch": 4}, "did you mean 'minibatches'"),
