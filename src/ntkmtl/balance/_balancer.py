@@ -31,7 +31,13 @@ from ntkmtl.balance._snapshot import Snapshot, StepRecorder
 from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._weigh import DECAY, Core
 from ntkmtl.errors import NonFiniteError
-from ntkmtl.graph import FeaturesLike, add_to_grad, allow_retained_backward, leaves
+from ntkmtl.graph import (
+    FeaturesLike,
+    add_to_grad,
+    allow_retained_backward,
+    leaves,
+    require_repeatable,
+)
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
 from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._pooling import Pooling
@@ -391,6 +397,11 @@ class Balancer:
         self, step: Step, features: FeaturesLike | None, counts: Tensor | None
     ) -> BalanceResult:
         """Run the step, and show it to the recorder if it wants to see it."""
+        if self.options.requires != "losses" and step.losses:
+            # Parts that are compiled later are compiled for several passes.
+            if not self._core.looks & (self._core.looks - 1):
+                require_repeatable(step.losses)
+            self._core.looks += 1
         record = self.options.record
         if record is None or not record.wants(step.number):
             result = run(self._core, step, features, counts)

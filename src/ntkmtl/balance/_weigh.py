@@ -50,6 +50,7 @@ class Core:
         parameters: Leaves of the last graph whose weights were reused.
         prepare: What is done to a kernel before the method sees it.
         half: Whether parameters are float16, once known.
+        looks: Number of steps that may have read a kernel.
     """
 
     options: Options
@@ -59,6 +60,7 @@ class Core:
     parameters: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
+    looks: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # The network is not a part of the Balancer.

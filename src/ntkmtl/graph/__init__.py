@@ -3,11 +3,11 @@
 The only room that touches autograd.
 """
 
+from ntkmtl.graph._compiled import allow_retained_backward, require_repeatable
 from ntkmtl.graph._crossing import Start, crossing_gradients, starts, task_gradients
 from ntkmtl.graph._cut import Bypass, Crossing, Cut, cut_nodes, find_cut
 from ntkmtl.graph._engine import (
     add_to_grad,
-    allow_retained_backward,
     as_real,
     differentiate,
     guiding_gradients,
@@ -61,6 +61,7 @@ __all__ = [
     "path_around",
     "plain_backward",
     "require_cut",
+    "require_repeatable",
     "shape_of",
     "starts",
     "task_gradients",

@@ -15,7 +15,6 @@ from ntkmtl.graph._walk import Edge, edge_of, node_of
 
 __all__ = [
     "add_to_grad",
-    "allow_retained_backward",
     "as_real",
     "differentiate",
     "guiding_gradients",
@@ -27,21 +26,6 @@ __all__ = [
     "unretained",
     "vjp",
 ]
-
-
-def allow_retained_backward() -> None:
-    """Let graphs of ``torch.compile`` be differentiated more than once.
-
-    A compiled part decides in its first backward pass whether that pass may overwrite what the
-    forward pass saved; it then refuses every pass that keeps the graph. Read by torch when a part
-    is compiled, so to be called before the first forward pass. torch has no public switch.
-    """
-    try:
-        from torch._functorch import config
-    except ImportError:
-        return
-    if getattr(config, "donated_buffer", False):
-        config.donated_buffer = False
 
 
 def differentiate(
@@ -138,10 +122,9 @@ def _past_sinks(
 def _advice(message: str) -> str | None:
     if "donated buffer" in message:
         return (
-            "a part of the model was compiled before this Balancer existed (or in an earlier "
-            "process, by the compiler's cache on disk) and cannot be differentiated twice: make "
-            "the Balancer before the first forward pass, or call torch.compiler.reset() after it; "
-            "a method that reads losses only does without"
+            "a part of the model was compiled for a single backward pass: make the Balancer before "
+            "the first forward pass, or call torch.compiler.reset() after making it; a method that "
+            "reads losses only does without"
         )
     if "heckpoint" in message and ("incompatible" in message or "not compatible" in message):
         return (

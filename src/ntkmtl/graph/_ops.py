@@ -30,9 +30,10 @@ LOOKUPS = _named("Embedding EmbeddingBag Index IndexSelect Gather GridSampler2D 
 
 PRODUCTS = _named(
     "Mm Addmm Bmm Baddbmm Mv Addmv Dot Linear Convolution ThnnConv2D SlowConv2D MkldnnConvolution "
-    "Einsum Bilinear Addbmm Matmul CudnnConvolution"
+    "Einsum Bilinear Addbmm Matmul CudnnConvolution CompiledFunction"
 )
-"""Sums of products: with data on one side the result is an activation, of whatever shape."""
+"""Sums of products: with data on one side the result is an activation, of whatever shape. A
+compiled part is taken for one."""
 
 SPLITTING = _named("Unbind Split SplitWithSizes Chunk TensorSplit UnsafeSplit")
 """Several outputs that are parts of one input."""

@@ -1,0 +1,92 @@
+"""Parts of ``torch.compile`` that are differentiated more than once.
+
+A compiled part may let its backward pass overwrite what the forward pass saved ("donated buffers").
+The gradients of a second pass are then wrong, and whether torch says so depends on a switch that
+is read when the part is compiled, and again when it runs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.graph._engine import differentiate, leaves
+from ntkmtl.graph._walk import node_of
+
+__all__ = ["allow_retained_backward", "require_repeatable"]
+
+_TAG = "retained-backward"
+_NAME = "CompiledFunctionBackward"
+_TOLERANCE = 0.02
+"""Gradients may differ so much by the order of sums; by overwritten numbers they differ wholly."""
+
+_checked: weakref.WeakSet[type] = weakref.WeakSet()
+"""Compiled parts whose second backward pass was seen to be right; each has a class of its own."""
+
+
+def allow_retained_backward() -> None:
+    """Let parts that are compiled from now on be differentiated more than once.
+
+    torch has no public switch. Results are kept apart on disk from those of plain training, as the
+    switch is no part of the key under which torch keeps compiled backward passes: one that
+    overwrites would be taken for one that does not.
+    """
+    try:
+        from torch._functorch import config
+    except ImportError:
+        return
+    if getattr(config, "donated_buffer", False):
+        config.donated_buffer = False
+    settings = getattr(torch.compiler, "config", None)
+    tag = getattr(settings, "cache_key_tag", None)
+    if settings is not None and isinstance(tag, str) and _TAG not in tag:
+        settings.cache_key_tag = f"{tag} {_TAG}".strip()
+
+
+def require_repeatable(losses: Sequence[Tensor]) -> None:
+    """Check that compiled parts which were not met before give the same gradients twice.
+
+    Args:
+        losses: k losses, whose graph is kept.
+
+    Raises:
+        RuntimeError: A second pass gives other gradients than the first.
+    """
+    fresh = _compiled_parts(losses) - set(_checked)
+    if not fresh:
+        return
+    parameters = list(leaves(losses)[0])
+    ones = [torch.ones_like(loss) for loss in losses]
+    once, twice = (differentiate(losses, parameters, ones, retain=True) for _ in range(2))
+    for a, b in zip(once, twice, strict=True):
+        if a is None or b is None or a.layout is not torch.strided:
+            continue
+        first, second = (torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in (a, b))
+        apart = torch.linalg.vector_norm(first - second)
+        if not bool(apart <= _TOLERANCE * torch.linalg.vector_norm(first)):
+            raise RuntimeError(
+                "a part of the model was compiled for a single backward pass, before this Balancer "
+                "existed, and its second gradients are wrong: make the Balancer before the first "
+                "forward pass, or call torch.compiler.reset() after making it; a method that reads "
+                "losses only does without"
+            )
+    _checked.update(fresh)
+
+
+def _compiled_parts(losses: Sequence[Tensor]) -> set[type]:
+    found: set[type] = set()
+    stack: list[Any] = [node_of(loss) for loss in losses]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node.name() == _NAME:
+            found.add(type(node))
+        for child, _ in node.next_functions:
+            if child is not None and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return found
