@@ -551,6 +551,12 @@ def test_wandb_stays_offline_unless_told_otherwise(
     [
         ("DYNAMO_BACKEND", "INDUCTOR", "compile with inductor; .* give --compile to ntkmtl"),
         ("DYNAMO_BACKEND", "aot_eager", "compile with aot_eager"),
+        (
+            "USE_FSDP",
+            "true",
+            "told to use FSDP, which ntkmtl's trainer does not",
+        ),
+        ("USE_DEEPSPEED", "true", "told to use DeepSpeed"),
         ("MIXED_PRECISION", "fp8", r"use fp8, .* give --precision fp32\|bf16\|fp16 to ntkmtl"),
         ("MIXED_PRECISION", "fp16", "the recipe says bf16; give --precision fp16"),
     ],
@@ -562,6 +568,10 @@ def test_what_accelerate_launch_was_told_and_is_not_done_is_refused(
     with pytest.raises(ValueError, match=said) as refused:
         check_launch("bf16")
     assert "--precision fp8" not in str(refused.value)
+    # Before processes meet, when the recipe is not known yet.
+    if key != "MIXED_PRECISION":
+        with pytest.raises(ValueError, match=said):
+            check_launch()
 
 
 def test_what_accelerate_launch_says_unasked_is_not_refused(

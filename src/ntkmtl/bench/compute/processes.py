@@ -1,8 +1,8 @@
 """The process group of a run: several processes that train one network, or a single one.
 
 Each process of ``torchrun`` or ``accelerate launch`` calls :func:`ntkmtl.bench.training.train`
-with the same arguments. The first one reads and writes files and decides; the others are told.
-From the command line the first process plans and the others follow it, one run after another: see
+with the same arguments. The first one reads and writes files and decides; the others follow.
+From the command line the first process plans and the others follow it, run by run: see
 :func:`leading` and :func:`follow`.
 """
 
@@ -316,7 +316,7 @@ _broken = False
 
 @contextlib.contextmanager
 def leading(device: torch.device) -> Iterator[None]:
-    """Lead the other processes, if there are any: :func:`announced` tells them what to train.
+    """Lead the other processes, if there are any: :func:`announced` sends them the runs to train.
 
     Args:
         device: Where the runs are trained.

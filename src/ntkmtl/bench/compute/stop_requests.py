@@ -40,7 +40,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(requests)
     finally:
         for number, handler in previous.items():
-            # None stands for a handler that was not installed from Python and cannot be put back.
+            # None means a handler that was not installed from Python; it cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 

@@ -1,4 +1,4 @@
-"""Training one agent, and judging it."""
+"""Training and evaluating one agent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,14 +133,14 @@ def agent_for(
         row: The row.
         tasks: Number of tasks k; 1 for a single-task agent.
         seed: Seed of the initial weights and of the noise.
-        device: Where it is.
+        device: Its device.
         **changes: Arguments of :class:`MultiTaskSAC` to replace.
     """
     settings = settings_of(recipe, row)
     chosen: dict[str, Any] = {
         "hidden": recipe.hidden,
         "heads": settings["heads"],
-        # One task needs no telling which.
+        # A single task needs no encoding.
         "encoding": settings["encoding"] if tasks > 1 else "none",
         "method": settings["method"],
         "method_options": settings["options"],
@@ -165,7 +164,7 @@ def evaluate(
 
     Args:
         policy: From observations (k, observation) to actions (k, action).
-        world: Simulators of their own, not those that an agent is being trained in. Goals are
+        world: Simulators for evaluation, not those that the agent is trained in. Goals are
             those of the seed: random ones are among the 50 that the agent trains with.
         episodes: Episodes per task.
 
@@ -199,7 +198,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     make_simulator: MakeSimulator = make_world,
 ) -> Run:
-    """Train one row with one seed; go on from a checkpoint if there is one.
+    """Train one row with one seed; resume from a checkpoint if there is one.
 
     The folder gets the files of ``docs/run-format.md``: an epoch is the time between two
     evaluations, the metrics are success rates in percent, training losses are the critics', the
@@ -210,24 +209,54 @@ def train(
         recipe: How long and how.
         row: Which row.
         seed: Seed of goals, initial weights, noise and draws.
-        folder: The run's own.
+        folder: The run's folder.
         task: The task of a single-task agent, where the row is one of those.
-        device: Where networks and replay are: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: Device of networks and replay: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Threads that torch computes with.
         checkpoint_seconds: Least time between checkpoints, which are made between episodes.
         overwrite: Replace a run of other settings.
-        progress: Told how it gets on, about once a second.
+        progress: Called with the progress, about once a second.
         should_stop: Asked after each vector step; True stops at the end of the episode. Ctrl-C and
             SIGTERM do so if None.
-        make_simulator: Makes the tasks, twice: to train on and to be judged on.
+        make_simulator: Makes the tasks, twice: for training and for evaluation.
 
     Raises:
         ValueError: Recipe, row and task do not go together.
-        DeviceError: There is no such device.
+        DeviceError: The device is missing.
         RunConflictError: The folder holds another run.
         RunBusyError: Another process is training in it.
-        RunInterrupted: It was stopped; call again to go on.
+        RunFolderLostError: The folder was removed while the run was being trained.
+        RunInterrupted: It was stopped; call again to resume.
         NonFiniteError: A loss or gradient was not finite.
+    """
+    _require_suitable(recipe, row, task)
+    chosen = choose_device(device)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(reproducible(threads, chosen))
+        stack.enter_context(products_of(recipe))
+        training = AgentTraining(recipe, row, seed, task, chosen.type, threads, make_simulator)
+        stack.callback(training.close)
+        place = RunFolder(folder, training.config.identity(), training.config.versions)
+        stack.enter_context(place.lock())
+        if overwrite and place.conflicts():
+            place.clear()
+        if (done := place.complete()) is not None:
+            return done
+        state = place.resume()
+        if state is not None:
+            training.load_state_dict(state)
+        place.start(training.config)
+        if should_stop is None:
+            should_stop = stack.enter_context(stop_requests())
+        training.run(place, checkpoint_seconds, progress, should_stop)
+    return load_run(folder)
+
+
+def _require_suitable(recipe: ReinforceRecipe, row: Row, task: str | None) -> None:
+    """Check that recipe, row and task fit each other.
+
+    Raises:
+        ValueError: They do not.
     """
     recipe.check()
     if row.single_task != (task is not None):
@@ -237,32 +266,11 @@ def train(
         )
     if task is not None and task not in recipe.tasks:
         raise ValueError(f"task must be one of {', '.join(recipe.tasks)}, found {task!r}")
-    folder = Path(folder)
-    place = choose_device(device)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(reproducible(threads, place))
-        stack.enter_context(products_of(recipe))
-        training = _Training(recipe, row, seed, task, place.type, threads, make_simulator)
-        stack.callback(training.close)
-        run_folder = RunFolder(folder, training.config.identity(), training.config.versions)
-        stack.enter_context(run_folder.lock())
-        if overwrite and run_folder.conflicts():
-            run_folder.clear()
-        if (done := run_folder.complete()) is not None:
-            return done
-        state = run_folder.resume()
-        if state is not None:
-            training.load_state_dict(state)
-        run_folder.start(training.config)
-        if should_stop is None:
-            should_stop = stack.enter_context(stop_requests())
-        training.run(run_folder, checkpoint_seconds, progress, should_stop)
-    return load_run(folder)
 
 
 @contextlib.contextmanager
 def products_of(recipe: ReinforceRecipe) -> Iterator[None]:
-    """Multiply matrices of float32 as a recipe says, and leave torch as it was found."""
+    """Multiply matrices of float32 as a recipe says, and restore torch's setting."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium" if recipe.bfloat16_products else "highest")
     try:
@@ -271,8 +279,8 @@ def products_of(recipe: ReinforceRecipe) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-class _Training:
-    """The state of one training, and the loop over it."""
+class AgentTraining:
+    """The state of one run, and the loop over its steps."""
 
     def __init__(
         self,

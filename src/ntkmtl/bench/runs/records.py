@@ -53,7 +53,7 @@ class RunMetric:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What determines a run, and where it ran: ``config.json``.
+    """What determines a run, and its provenance: ``config.json``.
 
     Attributes:
         problem: Name of the problem.
@@ -70,7 +70,7 @@ class RunConfig:
         parameters: Number of trainable parameters of the network.
         versions: Of ``python``, ``torch``, ``torchjd`` and ``ntkmtl``.
         hardware: ``device``, ``processor``, ``cores`` and ``threads``.
-        baseline: For methods that are told scores: the metrics of the single-task networks that
+        baseline: For methods that learn from scores: the metrics of the single-task networks that
             the scores compare with, one number per metric. None for the others.
         method_source: Digest of the source of a method outside this package, empty for the others.
     """
@@ -108,8 +108,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """Return what two runs must share to be the same.
 
-        All but size, versions, hardware, and the baseline, whose own identity follows from the
-        run's.
+        All but size, versions, hardware, and the baseline, which follows from the rest.
         """
         content = self.to_json()
         for key in ("parameters", "versions", "hardware", "baseline"):

@@ -1,7 +1,7 @@
 """The cache of single-task baselines.
 
-A baseline costs as much as a run and is the same whatever methods it is compared with, so it is
-trained once per machine and copied from then on.
+A baseline costs as much as a run and does not depend on the methods that it is compared with, so it
+is trained once per machine and copied from then on.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class BaselineCache:
             return False
         run = load_run(entry)
         if run.config.identity() != identity:
-            raise RunFileError(entry / CONFIG, "is not the run that its folder's name stands for")
-        # Looked at before anything is copied, so that damage is met here and not in a report.
+            raise RunFileError(entry / CONFIG, "is not the run that its folder is named after")
+        # Read before anything is copied, so that damage is found here and not in a report.
         _ = run.history, run.steps
         for name in _COPIED:
             with atomic_write(to / name) as file:
@@ -108,7 +108,7 @@ class BaselineCache:
         return True
 
     def store(self, key: str, run: Path) -> None:
-        """Keep a complete run. Another process that stores the same at the same time does no harm.
+        """Store a complete run; other processes may store the same at the same time.
 
         Raises:
             OSError: The cache cannot be written.
@@ -124,7 +124,7 @@ class BaselineCache:
             raise OSError(f"another process has been writing in {self.folder}") from error
 
     def _store(self, entry: Path, run: Path) -> None:
-        # Nobody else writes: what is unfinished here is of a process that was killed.
+        # No other process writes: unfinished entries are of processes that were killed.
         for leftover in self.folder.glob(".new-*"):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
@@ -136,7 +136,7 @@ class BaselineCache:
             try:
                 temporary.rename(entry)
             except OSError:
-                # Where another process was first, what it stored is the same.
+                # If another process was first, it stored the same.
                 if not entry.is_dir():
                     raise
         finally:

@@ -95,24 +95,9 @@ def run_identity(
     Raises:
         ValueError: The parts do not fit each other, or an option is no JSON value.
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative. Found {seed}.")
-    if (method == SINGLE_TASK) != (single_task is not None):
-        raise ValueError(
-            f"method {SINGLE_TASK!r} trains one task, the others all of them. "
-            f"Found method={method!r} with single_task={single_task!r}."
-        )
-    if single_task is not None and single_task not in problem.tasks:
-        raise ValueError(
-            f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
-        )
     chosen = recipe or problem.recipe
-    steps_per_epoch(problem, chosen)
-    if chosen.compile and reruns_trunk(method, method_options or {}):
-        raise ValueError(
-            f"{method} runs the trunk again at other parameters, which a compiled one does not "
-            "allow; train without compile, or set source='representation'"
-        )
+    options = dict(method_options or {})
+    _require_consistent(problem, method, seed, chosen, options, single_task)
     kind = type(problem)
     identity = {
         "schema": SCHEMA,
@@ -120,7 +105,7 @@ def run_identity(
         "problem_class": f"{kind.__module__}:{kind.__qualname__}",
         "problem_options": dict(problem.options),
         "method": method,
-        "method_options": dict(method_options or {}),
+        "method_options": options,
         "seed": seed,
         "recipe": chosen.to_json(),
         "tasks": list(problem.tasks) if single_task is None else [single_task],
@@ -140,6 +125,38 @@ def run_identity(
             f"the options of {problem.name} and {method} must be JSON values: {error}"
         ) from error
     return found
+
+
+def _require_consistent(
+    problem: Problem,
+    method: str,
+    seed: int,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    single_task: str | None,
+) -> None:
+    """Check that the parts of a run fit each other.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative. Found {seed}.")
+    if (method == SINGLE_TASK) != (single_task is not None):
+        raise ValueError(
+            f"method {SINGLE_TASK!r} trains one task, the others all of them. "
+            f"Found method={method!r} with single_task={single_task!r}."
+        )
+    if single_task is not None and single_task not in problem.tasks:
+        raise ValueError(
+            f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
+        )
+    steps_per_epoch(problem, recipe)
+    if recipe.compile and reruns_trunk(method, options):
+        raise ValueError(
+            f"{method} runs the trunk again at other parameters, which a compiled one does not "
+            "allow; train without compile, or set source='representation'"
+        )
 
 
 def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:

@@ -203,5 +203,5 @@ class Learner:
 
 
 def text_seed(text: str) -> int:
-    """Return the seed that a string stands for."""
+    """Return a seed made from a string."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")

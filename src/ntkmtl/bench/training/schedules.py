@@ -1,4 +1,4 @@
-"""How the learning rate moves over a training."""
+"""Schedules of the learning rate."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def learning_rate_factor(step: int, total: int) -> float:
 
     Args:
         step: Number of the step, from 0.
-        total: Number of steps of the whole training.
+        total: Number of steps of the whole run.
 
     Example:
         >>> [round(learning_rate_factor(s, 20), 3) for s in (0, 1, 2, 11, 19)]
@@ -42,7 +42,7 @@ def learning_rate_factor(step: int, total: int) -> float:
 
 
 def check_schedule(problem: Problem, recipe: Recipe) -> None:
-    """Refuse a schedule that cannot be followed.
+    """Check the schedule of a recipe.
 
     Raises:
         ValueError: The schedule is unknown, its settings make no sense, or a plateau is asked for
@@ -72,14 +72,14 @@ def check_schedule(problem: Problem, recipe: Recipe) -> None:
 
 
 class LearningRate:
-    """Sets the learning rate of an optimiser as a recipe says.
+    """Sets the learning rate of an optimizer as a recipe says.
 
     Args:
         recipe: The recipe; its schedule has been checked.
         optimizer: All its parameter groups get the same learning rate.
-        total_steps: Number of steps of the whole training.
+        total_steps: Number of steps of the whole run.
         metrics: What the validation split is judged by.
-        reference: One number per metric, for ``"plateau"``; None in a single-task training, which
+        reference: One number per metric, for ``"plateau"``; None for a single-task run, which
             is judged by its own metric.
     """
 
@@ -102,8 +102,8 @@ class LearningRate:
                 mode="min",
                 factor=recipe.plateau_factor,
                 patience=recipe.plateau_patience,
-                # Any fall counts. Torch's own threshold is a share of the best value so far: once
-                # that is negative, as Delta-m may be, a rise by less than the share counts too.
+                # Any decrease counts. Torch's default threshold is relative to the best value so
+                # far: once that is negative, as Delta-m may be, small increases would count too.
                 threshold=0.0,
                 min_lr=recipe.min_learning_rate,
             )
@@ -126,7 +126,7 @@ class LearningRate:
             group["lr"] = rate
 
     def end_epoch(self, validation: Sequence[float]) -> None:
-        """Take notice of an epoch's metrics on the validation split."""
+        """Adapt to an epoch's metrics on the validation split."""
         if self.plateau is not None:
             self.plateau.step(self._judged(validation))
 
@@ -140,10 +140,10 @@ class LearningRate:
         return sum(signed) / len(signed)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to keep; the optimiser keeps the learning rate itself."""
+        """Return what a checkpoint has to keep; the optimizer keeps the learning rate itself."""
         return {} if self.plateau is None else dict(self.plateau.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`state_dict` returned."""
+        """Resume from what :meth:`state_dict` returned."""
         if self.plateau is not None:
             self.plateau.load_state_dict(dict(state))

@@ -1,7 +1,7 @@
 """How a multi-task network performs against the single-task networks, during training.
 
-Nothing here looks at the test split: methods that are told scores, and the search of settings, may
-not.
+Nothing here looks at the test split: methods that learn from scores, and the
+search of settings, must not see it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = ["check_baseline", "read_baseline", "task_scores", "validation_split"]
 
 
 def validation_split(problem: Problem) -> Split:
-    """Return the split that a training is watched on: ``val``, or ``train`` if there is none."""
+    """Return the split that a run is evaluated on after each epoch: ``val``, or ``train``."""
     return "val" if problem.size("val") > 0 else "train"
 
 
 def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetric]) -> None:
-    """Refuse a baseline that Delta-m cannot be measured against.
+    """Check that Delta-m can be measured against a baseline.
 
     Args:
         baseline: One number per metric.
@@ -94,7 +94,7 @@ def task_scores(
 
 
 def read_baseline(metrics: Sequence[Metric], folders: Mapping[str, Path]) -> tuple[float, ...]:
-    """Return what the single-task networks of one seed came to on the validation split.
+    """Return the validation metrics of the single-task networks of one seed.
 
     Args:
         metrics: The problem's metrics.

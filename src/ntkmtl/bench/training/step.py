@@ -301,7 +301,7 @@ def _unreached(
 
     DDP waits for a gradient of each parameter in each process, so these get zeros. Its own search
     for unused parameters hands out copies of the outputs, each of which depends on all heads, so
-    that no gradient could be told from another.
+    that the gradients of the heads could not be separated.
     """
     missing = [output for i, output in enumerate(outputs) if i not in known]
     if not missing:

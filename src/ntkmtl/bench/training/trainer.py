@@ -201,9 +201,8 @@ def _require_same_place(folder: RunFolder, state: Mapping[str, Any], group: Proc
     Raises:
         RunConflictError: The device or the number of processes is another.
     """
-    usual = {"device": "cpu", "processes": 1, "sharded": False}
-    written = {key: state.get(key, value) for key, value in usual.items()}
-    here = {"device": group.device.type, "processes": group.size, "sharded": False}
+    here = {"device": group.device.type, "processes": group.size}
+    written = {key: state[key] for key in here}
     if found := differences(written, here):
         raise RunConflictError(folder.file(CHECKPOINT), found)
 
