@@ -450,6 +450,9 @@ def test_options_are_checked(problem: NYUv2, folder: Path) -> None:
     assert (other.recipe.tested_epochs, problem.recipe.tested_epochs) == (10, 1)
     assert "derived from depth" in problem.describe()
     assert "4 cm" in problem.notice()
+    assert "averages" not in problem.notice()
+    assert "last 10 epochs, and the recipe has 10 epochs" in other.notice()
+    assert "4 cm" in other.notice()
     with pytest.raises(ValueError, match="no task is named 'sky'"):
         problem.model(["sky"])
 

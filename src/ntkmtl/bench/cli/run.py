@@ -17,11 +17,10 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
-    Record,
     Seed,
     Threads,
-    TrackerName,
     TrainingOptions,
+    WatchOptions,
     grouped,
     planned,
 )
@@ -61,10 +60,9 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
     ] = None,
     made_with: DataOptions,
-    record: Record = None,
+    watch: WatchOptions,
     device: Device = "cpu",
     training: TrainingOptions,
-    tracker: TrackerName = None,
     engines: EngineOptions,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -81,7 +79,7 @@ def run(
 
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")
-        if method == SINGLE_TASK and record is not None:
+        if method == SINGLE_TASK and watch.record is not None:
             raise SweepError("--record is for several tasks; single-task networks have none")
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
@@ -97,10 +95,9 @@ def run(
             settings={method: chosen} if chosen else {},
             made_with=made_with,
             single_task_baselines=False,
-            record=None if record is None else {"every": record},
+            **watch.arguments(),
             training=training.changes(),
             device=device,
-            tracker=tracker,
             tasks=None if task is None else [task],
         )
         sweep = train_sweep(
