@@ -107,7 +107,6 @@ def compare(
             training=training.changes(),
             device=device,
         )
-        chosen = engines.made(jobs)
-        sweep = train_sweep(comparison, overwrite=overwrite, engine=chosen)
+        sweep = train_sweep(comparison, overwrite=overwrite, engine=engines.made(jobs))
         shown = show_sweep(sweep, as_json)
     exit_as(sweep, shown)

@@ -73,7 +73,7 @@ def run(
     this for many runs in one folder at a time.
     """
     with refusing():
-        from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
+        from ntkmtl.bench.runs import SINGLE_TASK
         from ntkmtl.bench.training import SweepError
         from ntkmtl.bench.training.methods import ALL_METHODS
 
@@ -107,15 +107,20 @@ def run(
             share_folder=True,
             engine=engines.made(None),
         )
-        method = comparison.names[0]
-        root = run_folder(out, sweep.problem, method, seed)
-        folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
-        if task is not None:
-            folders = [run_folder(out, sweep.problem, method, seed, task)]
-        # Where some failed or it was stopped: those that are complete.
-        complete = [folder for folder in folders if (folder / RESULT).exists()]
-        _show_runs([load_run(folder) for folder in complete], as_json)
+        found = _complete(out, sweep.problem, comparison.names[0], seed, task)
+        _show_runs(found, as_json)
     exit_as(sweep)
+
+
+def _complete(out: Path, problem: str, method: str, seed: int, task: str | None) -> list[Run]:
+    """Return the runs that are complete: some may have failed or been stopped."""
+    from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
+
+    root = run_folder(out, problem, method, seed)
+    folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
+    if task is not None:
+        folders = [run_folder(out, problem, method, seed, task)]
+    return [load_run(folder) for folder in folders if (folder / RESULT).exists()]
 
 
 def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
