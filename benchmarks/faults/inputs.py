@@ -16,7 +16,7 @@ import numpy as np
 
 from faults import Outcome
 from faults.runs import OWN_PROBLEM, numbers, same
-from ntkmtl.bench.problems import _prepared, qm9_mini
+from ntkmtl.bench.problems import _arrays, qm9_mini
 from ntkmtl.bench.problems.qm9_mini import _data as molecules
 from ntkmtl.bench.problems.table import Table, TableError
 from ntkmtl.bench.runs import CHECKPOINT, PREVIOUS
@@ -162,14 +162,14 @@ def damaged_data(times: int, work: Path, seed: int = 0) -> Outcome:
     generator = np.random.default_rng(0)
     arrays = {"inputs": generator.normal(size=(50, 8)), "labels": np.arange(50)}
     for name, array in arrays.items():
-        _prepared.write_array(folder / f"{name}.npy", array)
-    _prepared.write_manifest(folder, "toy 1", list(arrays), {})
+        _arrays.write_array(folder / f"{name}.npy", array)
+    _arrays.write_manifest(folder, "toy 1", list(arrays), {})
     shipped = work / "molecules.npz"
     shutil.copy(molecules.DATA, shipped)
     right, _ = qm9_mini._data.read(shipped)
 
     def read_prepared() -> bool:
-        found = _prepared.Prepared(folder, "toy 1", "Make them again.")
+        found = _arrays.Prepared(folder, "toy 1", "Make them again.")
         return all(np.array_equal(found[name], array) for name, array in arrays.items())
 
     def read_molecules() -> bool:

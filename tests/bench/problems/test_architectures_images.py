@@ -24,7 +24,7 @@ from ntkmtl import Balancer
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._settings import differences, settings
 from ntkmtl.bench.problems import architectures
-from ntkmtl.bench.problems._prepared import write_array, write_manifest
+from ntkmtl.bench.problems._arrays import write_array, write_manifest
 from ntkmtl.bench.problems._supervised import moved, shuffled
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split

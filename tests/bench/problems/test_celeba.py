@@ -18,7 +18,8 @@ from torch import nn
 from torchmetrics.functional.classification import binary_f1_score
 
 from ntkmtl.bench import problems
-from ntkmtl.bench.problems._prepared import DataMissingError
+from ntkmtl.bench.problems import _arrays
+from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.celeba import (
     ATTRIBUTES,
     Batch,
@@ -274,14 +275,13 @@ def test_missing_and_damaged_data(tmp_path: Path) -> None:
 def test_large_arrays_are_read_again_only_when_they_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ntkmtl.bench.problems import _prepared
 
     prepare(write_release(tmp_path / "source"), tmp_path / "made")
-    monkeypatch.setattr(_prepared, "TRUSTED", 10_000)
+    monkeypatch.setattr(_arrays, "TRUSTED", 10_000)
     digested: list[str] = []
-    digest = _prepared.file_digest
+    digest = _arrays.file_digest
     monkeypatch.setattr(
-        _prepared, "file_digest", lambda path: (digested.append(path.name), digest(path))[1]
+        _arrays, "file_digest", lambda path: (digested.append(path.name), digest(path))[1]
     )
     load(tmp_path / "made")
     assert sorted(digested) == ["labels.npy", "numbers.npy", "partition.npy"]

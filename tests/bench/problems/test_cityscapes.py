@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ntkmtl.bench.problems._prepared import DataMissingError
+from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
 from ntkmtl.bench.problems.cityscapes import Batch, Cityscapes, load, prepare
 from ntkmtl.bench.problems.dense._problem import Part

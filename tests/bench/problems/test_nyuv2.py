@@ -15,7 +15,7 @@ from PIL import Image
 
 from ntkmtl import Balancer
 from ntkmtl.bench import problems
-from ntkmtl.bench.problems._prepared import DataMissingError
+from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.dense import _store as dense_store
 from ntkmtl.bench.problems.dense._labels import Batch, meter
 from ntkmtl.bench.problems.dense._problem import clean_split
@@ -137,6 +137,27 @@ def write_layout(folder: Path, training: int = 2, testing: int = 1) -> Path:
         for number in range(count):
             write_released(folder, split, number, frame(first + number))
     return folder
+
+
+@pytest.mark.parametrize(
+    ("array", "factor", "said"),
+    [
+        ("depth", 0.1, r"depths must be in meters, .* found a median of 0\.4\d*: are they in"),
+        ("depth", 0.0, "some pixels must have depths, found none"),
+        ("normal", 0.0, "some pixels must have normals, found none"),
+        ("label", None, "some pixels must have labels, found none"),
+    ],
+)
+def test_labels_that_are_empty_or_in_another_unit_are_refused(
+    tmp_path: Path, array: str, factor: float | None, said: str
+) -> None:
+    for split in ("train", "val"):
+        arrays = frame(3)
+        arrays[array] = np.full((H, W), -1.0) if factor is None else arrays[array] * factor
+        write_released(tmp_path / "source", split, 0, arrays)
+    with pytest.raises(ValueError, match=said):
+        prepare(tmp_path / "source", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_reads_the_released_layout(tmp_path: Path) -> None:
@@ -450,6 +471,9 @@ def test_options_are_checked(problem: NYUv2, folder: Path) -> None:
     assert (other.recipe.tested_epochs, problem.recipe.tested_epochs) == (10, 1)
     assert "derived from depth" in problem.describe()
     assert "4 cm" in problem.notice()
+    assert "averages" not in problem.notice()
+    assert "last 10 epochs, and the recipe has 10 epochs" in other.notice()
+    assert "4 cm" in other.notice()
     with pytest.raises(ValueError, match="no task is named 'sky'"):
         problem.model(["sky"])
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ntkmtl.bench.problems import _prepared
-from ntkmtl.bench.problems._prepared import (
+from ntkmtl.bench.problems import _arrays
+from ntkmtl.bench.problems._arrays import (
     MANIFEST,
     DataMissingError,
     Prepared,
@@ -178,7 +178,7 @@ def test_a_replacement_within_that_is_interrupted_does_not_look_whole(
     folder = tmp_path / "data"
     make(folder, 1)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == folder)
-    move = _prepared._move
+    move = _arrays._move
     moved: list[str] = []
 
     def stop(path: Path, to: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_replacement_within_that_is_interrupted_does_not_look_whole(
         move(path, to)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_prepared, "_move", stop)
+        patch.setattr(_arrays, "_move", stop)
         with pytest.raises(KeyboardInterrupt):
             make(folder, 2)
     with pytest.raises(DataMissingError, match="holds no prepared data"):

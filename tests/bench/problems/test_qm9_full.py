@@ -11,7 +11,7 @@ from torch import nn
 from torchmetrics.functional import mean_absolute_error
 
 from ntkmtl.bench import paper, problems
-from ntkmtl.bench.problems._prepared import DataMissingError, Prepared
+from ntkmtl.bench.problems._arrays import DataMissingError, Prepared
 from ntkmtl.bench.problems.qm9 import (
     QM9,
     Graphs,

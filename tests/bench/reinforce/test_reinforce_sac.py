@@ -260,9 +260,9 @@ def test_slices_equal_gradients_of_one_retained_graph(encoding: str) -> None:
     agent = MultiTaskSAC(3, **SMALL, encoding=encoding, method="ntkmtl")
     agent.always_slice = True
     twin = copy.deepcopy(agent)
-    from ntkmtl.bench.reinforce.sac import _View
+    from ntkmtl.bench.reinforce._rows import TaskView
 
-    view = _View(batch.sizes, torch.device("cpu"))
+    view = TaskView(batch.sizes, torch.device("cpu"))
     alpha = twin._alpha(view.index)
     fresh = twin._draw(batch.actions.shape)
     losses = twin.critic_losses(batch, view, twin._targets(batch, view, alpha, fresh))

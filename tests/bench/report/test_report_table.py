@@ -171,6 +171,19 @@ def test_means_over_the_last_epochs_are_said(
     assert f"on the test split {said}; no epoch is selected" in build_table(tmp_path).notes[0]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "tested", "warns"), [(10, 10, True), (19, 10, True), (20, 10, False), (4, 1, False)]
+)
+def test_a_mean_over_early_epochs_is_warned_of(
+    tmp_path: Path, epochs: int, tested: int, warns: bool
+) -> None:
+    write_run(tmp_path, "ls", 0, [50.0, 0.2], recipe={"epochs": epochs, "tested_epochs": tested})
+    said = [one for one in build_table(tmp_path).warnings if "are averaged in" in one]
+    assert bool(said) is warns
+    if warns:
+        assert f"means over the last 10 of {epochs} epochs" in said[0]
+
+
 def test_steps_left_out_are_said(tmp_path: Path) -> None:
     places = {
         write_run(tmp_path, "ls", 0, [50.0, 0.2]): 3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +26,13 @@ from ntkmtl.bench.cli.options import (
     planned,
 )
 from ntkmtl.bench.cli.sweeps import trained
-from ntkmtl.bench.cli.values import method_settings, names_in, refuse_others, seeds_of
+from ntkmtl.bench.cli.values import (
+    check_output,
+    method_settings,
+    names_in,
+    refuse_others,
+    seeds_of,
+)
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
@@ -45,6 +52,48 @@ _OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
 """What means something for a folder of runs as well."""
 
 
+@dataclass(frozen=True)
+class KernelOptions:
+    """How the kernel is recorded."""
+
+    every: Annotated[
+        int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
+    ] = 10
+    source: Annotated[
+        Source,
+        typer.Option(
+            "--source",
+            help="The kernel of the shared parameters, at one pass over the trunk per task and "
+            "mini-batch, or of the shared features, at next to no cost.",
+        ),
+    ] = Source.exact
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page shows and where it goes."""
+
+    groups: Annotated[
+        int | None,
+        typer.Option(
+            "--groups",
+            min=1,
+            help="Number of groups of tasks.",
+            show_default="as few as do not conflict on average",
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where to write the page; the numbers go beside it as .json.",
+            show_default="analysis.html in the folder of the runs",
+            dir_okay=False,
+        ),
+    ] = None
+
+
 @grouped
 def analyze(
     context: typer.Context,
@@ -61,38 +110,10 @@ def analyze(
     ] = "ls,ntkmtl-sr",
     seeds: Seeds = 1,
     seed_list: SeedList = None,
-    every: Annotated[
-        int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
-    ] = 10,
-    source: Annotated[
-        Source,
-        typer.Option(
-            "--source",
-            help="The kernel of the shared parameters, at one pass over the trunk per task and "
-            "mini-batch, or of the shared features, at next to no cost.",
-        ),
-    ] = Source.exact,
-    groups: Annotated[
-        int | None,
-        typer.Option(
-            "--groups",
-            min=1,
-            help="Number of groups of tasks.",
-            show_default="as few as do not conflict on average",
-        ),
-    ] = None,
+    recorded: KernelOptions,
+    page: PageOptions,
     jobs: Jobs = None,
     out: Out = Path("analysis"),
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Where to write the page; the numbers go beside it as .json.",
-            show_default="analysis.html in the folder of the runs",
-            dir_okay=False,
-        ),
-    ] = None,
     changed: RecipeOptions,
     settings: MethodSettings = None,
     made_with: DataOptions,
@@ -105,38 +126,39 @@ def analyze(
     For a problem, trains it with each method and records; called again, it continues where it
     stopped. For a folder, reads what was recorded.
     """
-    if output is not None:
-        with refusing(ValueError):
-            numbers_beside(output)
+    check_output(page.output)
     if _is_folder(target):
-        refuse_others(
-            context, _OF_FOLDERS, f"is for a problem to train; {target} is a folder of runs"
-        )
-        chosen: dict[str, Any] = {}
-        folder, page = Path(target), Path(target) / "analysis.html"
-    else:
-        with refusing():
-            from ntkmtl.bench.compute.environment import cores
-            from ntkmtl.bench.runs import folder_name
-            from ntkmtl.bench.training import method_names
+        why = f"is for a problem to train; {target} is a folder of runs"
+        refuse_others(context, _OF_FOLDERS, why)
+        place = page.output or Path(target) / "analysis.html"
+        _write(Path(target), place, page.groups, as_json)
+        return
+    with refusing():
+        from ntkmtl.bench.compute.environment import cores
+        from ntkmtl.bench.runs import folder_name
+        from ntkmtl.bench.training import method_names
 
-            comparison = planned(
-                target,
-                names_in(methods),
-                seeds=seeds_of(seeds, seed_list),
-                out=out,
-                jobs=jobs or cores(),
-                changed=changed,
-                settings=method_settings(settings or []),
-                made_with=made_with,
-                single_task_baselines=False,
-                record={"every": every, "source": source.value},
-                device=device,
-            )
-        sweep = trained(comparison, overwrite=overwrite)
-        folder, page = out / folder_name(sweep.problem), out / "analysis.html"
-        chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
-    page = output or page
+        comparison = planned(
+            target,
+            names_in(methods),
+            seeds=seeds_of(seeds, seed_list),
+            out=out,
+            jobs=jobs or cores(),
+            changed=changed,
+            settings=method_settings(settings or []),
+            made_with=made_with,
+            single_task_baselines=False,
+            record={"every": recorded.every, "source": recorded.source.value},
+            device=device,
+        )
+    sweep = trained(comparison, overwrite=overwrite)
+    chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
+    folder, place = out / folder_name(sweep.problem), page.output or out / "analysis.html"
+    _write(folder, place, page.groups, as_json, **chosen)
+
+
+def _write(folder: Path, page: Path, groups: int | None, as_json: bool, **chosen: Any) -> None:
+    """Read what was recorded, write the page and its numbers, and print a summary."""
     with refusing(ValueError):
         from ntkmtl.bench.report._analysis_page import write_page
         from ntkmtl.bench.report._study import read_study

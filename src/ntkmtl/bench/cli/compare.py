@@ -20,12 +20,11 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
-    Record,
     SeedList,
     Seeds,
     Threads,
-    TrackerName,
     TrainingOptions,
+    WatchOptions,
     grouped,
     planned,
 )
@@ -55,14 +54,13 @@ def compare(
         bool,
         typer.Option(
             "--stl/--no-stl",
-            help="Train the baselines that Delta-m needs. Methods that are given scores during "
+            help="Train the baselines that Delta-m needs. Methods that read scores during "
             "training (pivrg) train theirs in any case.",
         ),
     ] = True,
-    record: Record = None,
+    watch: WatchOptions,
     device: Device = "cpu",
     training: TrainingOptions,
-    tracker: TrackerName = None,
     engines: EngineOptions,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -105,12 +103,10 @@ def compare(
             settings=method_settings(settings or []),
             made_with=made_with,
             single_task_baselines=stl,
-            record=None if record is None else {"every": record},
+            **watch.arguments(),
             training=training.changes(),
             device=device,
-            tracker=tracker,
         )
-        chosen = engines.made(jobs)
-        sweep = train_sweep(comparison, overwrite=overwrite, engine=chosen)
+        sweep = train_sweep(comparison, overwrite=overwrite, engine=engines.made(jobs))
         shown = show_sweep(sweep, as_json)
     exit_as(sweep, shown)

@@ -76,7 +76,7 @@ def list_data() -> list[dict[str, Any]]:
 
 def _entry(spec: ProblemSpec) -> dict[str, Any]:
     if spec.prepare:
-        from ntkmtl.bench.problems._prepared import MANIFEST, data_folder
+        from ntkmtl.bench.problems._arrays import MANIFEST, data_folder
 
         folder = data_folder(spec.name)
         ready = (folder / MANIFEST).is_file()
@@ -126,7 +126,7 @@ def prepare_data(
         FileNotFoundError: There is no such source.
     """
     from ntkmtl.bench import problems
-    from ntkmtl.bench.problems._prepared import data_folder
+    from ntkmtl.bench.problems._arrays import data_folder
 
     prepare = {spec.name: spec.prepare for spec in problems.specs() if spec.prepare}
     if name not in prepare:

@@ -54,6 +54,7 @@ __all__ = [
     "Threads",
     "TrackerName",
     "TrainingOptions",
+    "WatchOptions",
     "grouped",
     "planned",
 ]
@@ -295,6 +296,19 @@ class TrainingOptions:
         """Return what the recipe is changed by."""
         asked = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: value for key, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What is noted of the runs while they train."""
+
+    record: Record = None
+    tracker: TrackerName = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as arguments of a comparison."""
+        record = None if self.record is None else {"every": self.record}
+        return {"record": record, "tracker": self.tracker}
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def compare_registered(
         as_json: Whether to print JSON.
     """
     with refusing(ValueError):
-        from ntkmtl.bench import problems, report
+        from ntkmtl.bench import problems
         from ntkmtl.bench.compute.environment import cores
 
         kind = problems.load_target(entry.name)
@@ -72,7 +72,16 @@ def compare_registered(
         )
         chosen = engine.made(jobs)
     failed = train_registered(comparison, overwrite=overwrite, engine=chosen)
+    _show(comparison, out, as_json)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _show(comparison: Any, out: Path, as_json: bool) -> None:
+    """Print results and write the report."""
     with refusing(ValueError):
+        from ntkmtl.bench import report
+
         shown = comparison.show()
         page = report.write_html(out, out / "report.html") if shown.reportable else None
     if as_json:
@@ -83,8 +92,6 @@ def compare_registered(
             say(note)
         if page is not None:
             say(f"Report: {page}")
-    if failed:
-        raise typer.Exit(FAILED)
 
 
 def train_registered(comparison: Any, *, overwrite: bool, engine: Engine | None = None) -> bool:

@@ -17,11 +17,10 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
-    Record,
     Seed,
     Threads,
-    TrackerName,
     TrainingOptions,
+    WatchOptions,
     grouped,
     planned,
 )
@@ -61,10 +60,9 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
     ] = None,
     made_with: DataOptions,
-    record: Record = None,
+    watch: WatchOptions,
     device: Device = "cpu",
     training: TrainingOptions,
-    tracker: TrackerName = None,
     engines: EngineOptions,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -75,13 +73,13 @@ def run(
     this for many runs in one folder at a time.
     """
     with refusing():
-        from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
+        from ntkmtl.bench.runs import SINGLE_TASK
         from ntkmtl.bench.training import SweepError
         from ntkmtl.bench.training.methods import ALL_METHODS
 
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")
-        if method == SINGLE_TASK and record is not None:
+        if method == SINGLE_TASK and watch.record is not None:
             raise SweepError("--record is for several tasks; single-task networks have none")
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
@@ -97,10 +95,9 @@ def run(
             settings={method: chosen} if chosen else {},
             made_with=made_with,
             single_task_baselines=False,
-            record=None if record is None else {"every": record},
+            **watch.arguments(),
             training=training.changes(),
             device=device,
-            tracker=tracker,
             tasks=None if task is None else [task],
         )
         sweep = train_sweep(
@@ -110,15 +107,20 @@ def run(
             share_folder=True,
             engine=engines.made(None),
         )
-        method = comparison.names[0]
-        root = run_folder(out, sweep.problem, method, seed)
-        folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
-        if task is not None:
-            folders = [run_folder(out, sweep.problem, method, seed, task)]
-        # Where some failed or it was stopped: those that are complete.
-        complete = [folder for folder in folders if (folder / RESULT).exists()]
-        _show_runs([load_run(folder) for folder in complete], as_json)
+        found = _complete(out, sweep.problem, comparison.names[0], seed, task)
+        _show_runs(found, as_json)
     exit_as(sweep)
+
+
+def _complete(out: Path, problem: str, method: str, seed: int, task: str | None) -> list[Run]:
+    """Return the runs that are complete: some may have failed or been stopped."""
+    from ntkmtl.bench.runs import RESULT, SINGLE_TASK, load_run, run_folder
+
+    root = run_folder(out, problem, method, seed)
+    folders = [root] if method != SINGLE_TASK else sorted(root.glob("*/"))
+    if task is not None:
+        folders = [run_folder(out, problem, method, seed, task)]
+    return [load_run(folder) for folder in folders if (folder / RESULT).exists()]
 
 
 def _show_runs(runs: Sequence[Run], as_json: bool) -> None:

@@ -45,24 +45,31 @@ class StartOptions(RecipeOptions):
     ] = None
 
 
-@grouped
-def tune(
-    problem: ProblemName,
-    *,
-    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of each method.")] = 20,
+@dataclass(frozen=True)
+class TrialOptions:
+    """The trials of a search."""
+
+    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of each method.")] = 20
     trial_epochs: Annotated[
         int | None,
         typer.Option(
             "--trial-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
         ),
-    ] = None,
+    ] = None
     trial_seed: Annotated[
         int,
         typer.Option(
             "--trial-seed", min=0, max=LAST_SEED, help="Seed of the trials, none of the final ones."
         ),
-    ] = 1000,
+    ] = 1000
+
+
+@grouped
+def tune(
+    problem: ProblemName,
+    *,
+    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
+    trial: TrialOptions,
     seeds: Annotated[
         int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
     ] = 3,
@@ -108,7 +115,7 @@ def tune(
             device=device,
         )
         sweep = search(
-            Search(comparison, trials, trial_seed, trial_epochs),
+            Search(comparison, trial.trials, trial.trial_seed, trial.trial_epochs),
             overwrite=overwrite,
             reporter=lambda: reporter_for(Console(stderr=True)),
             engine=engines.made(jobs),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer import CallbackParam
 
-from ntkmtl.bench.cli.console import refuse
+from ntkmtl.bench.cli.console import refuse, refusing
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -23,6 +23,7 @@ __all__ = [
     "check_finite",
     "check_folder",
     "check_methods",
+    "check_output",
     "check_positive",
     "check_settings",
     "find_modules_here",
@@ -53,6 +54,15 @@ def check_folder(path: Path | None) -> Path | None:
     if not stat.S_ISDIR(mode):
         refuse(f"--out must be a folder, found the file {path}")
     return path
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse the name of a picture or page beside which its numbers cannot stand."""
+    if path is not None:
+        from ntkmtl.files import numbers_beside
+
+        with refusing(ValueError):
+            numbers_beside(path)
 
 
 def check_positive(context: typer.Context, option: CallbackParam, value: float | None) -> Any:

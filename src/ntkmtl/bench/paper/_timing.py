@@ -7,7 +7,7 @@ import json
 import os
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ntkmtl.bench.paper._runs import Prepared
+    from ntkmtl.bench.problems.base import Problem, Recipe
 
 __all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
 
@@ -141,61 +142,21 @@ def measure(
     recipe = changed_recipe(
         problem.recipe, batch_size=asked.batch_size, learning_rate=asked.learning_rate
     )
-    needed = WARM_UP + steps * turns
-    every = problem.size("train") // max(recipe.batch_size, 1)
+    needed, every = WARM_UP + steps * turns, problem.size("train") // max(recipe.batch_size, 1)
     long = replace(recipe, epochs=max(recipe.epochs, -(-needed // max(every, 1))))
     threads = threads or cores()
     with reproducible(threads):
-        loops = []
-        for method, n in contenders(prepared.methods, ns, recipe.minibatches):
-            options = {} if n is None else {"minibatches": n}
-            try:
-                identity = run_identity(problem, method, 0, recipe=long, method_options=options)
-                learner = Learner(problem, RunSpec(method=method, seed=0), identity)
-                training = TrainingLoop(learner, threads)
-                _steps(training, WARM_UP)
-            except (TypeError, ValueError) as error:
-                name = method if n is None else f"{method}, n = {n}"
-                raise TimingError(f"{name}: {error}") from error
-            loops.append((method, n, training))
+        loops = [
+            _Loop(method, n, _warmed_up(problem, method, n, long, threads))
+            for method, n in contenders(prepared.methods, ns, recipe.minibatches)
+        ]
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        reference = loops[0][2]
-        seconds: list[list[float]] = [[] for _ in loops]
-        ratios: list[list[float]] = [[] for _ in loops]
-        for turn in range(turns):
-            progress(f"turn {turn + 1} of {turns}")
-            for place, (_, _, training) in enumerate(loops[1:] or loops):
-                # LS just before each: what else the machine does meets both.
-                base = _seconds(reference, steps)
-                seconds[0].append(base)
-                ratios[0].append(1.0)
-                if training is not reference:
-                    own = _seconds(training, steps)
-                    seconds[place + 1].append(own)
-                    ratios[place + 1].append(own / base)
-    found = []
-    for place, (method, n, training) in enumerate(loops):
-        own_seconds = seconds[place]
-        lower, median, upper = _quartiles(own_seconds)
-        ratio_lower, ratio, ratio_upper = _quartiles(ratios[place])
-        found.append(
-            Timed(
-                method=method,
-                minibatches=n,
-                seconds=median,
-                lower=lower,
-                upper=upper,
-                ratio=ratio,
-                ratio_lower=ratio_lower,
-                ratio_upper=ratio_upper,
-                seconds_per_epoch=median * training.learner.steps_per_epoch,
-            )
-        )
-    facts = {
+        _take_turns(loops, steps, turns, progress)
+    return [loop.timed() for loop in loops], {
         "problem": problem.name,
         "tasks": len(problem.tasks),
         "batch_size": recipe.batch_size,
-        "steps_per_epoch": loops[0][2].learner.steps_per_epoch,
+        "steps_per_epoch": loops[0].training.learner.steps_per_epoch,
         "steps": steps,
         "turns": turns,
         "recipe": recipe.description,
@@ -204,7 +165,69 @@ def measure(
         "hardware": hardware(threads),
         "versions": versions(),
     }
-    return found, facts
+
+
+@dataclass
+class _Loop:
+    """A method in training, and what its turns took."""
+
+    method: str
+    minibatches: int | None
+    training: TrainingLoop
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def timed(self) -> Timed:
+        lower, median, upper = _quartiles(self.seconds)
+        ratio_lower, ratio, ratio_upper = _quartiles(self.ratios)
+        return Timed(
+            method=self.method,
+            minibatches=self.minibatches,
+            seconds=median,
+            lower=lower,
+            upper=upper,
+            ratio=ratio,
+            ratio_lower=ratio_lower,
+            ratio_upper=ratio_upper,
+            seconds_per_epoch=median * self.training.learner.steps_per_epoch,
+        )
+
+
+def _warmed_up(
+    problem: Problem, method: str, n: int | None, recipe: Recipe, threads: int
+) -> TrainingLoop:
+    """Return a method in training, a few steps in.
+
+    Raises:
+        TimingError: It does not fit the problem.
+    """
+    options = {} if n is None else {"minibatches": n}
+    try:
+        identity = run_identity(problem, method, 0, recipe=recipe, method_options=options)
+        learner = Learner(problem, RunSpec(method=method, seed=0), identity)
+        training = TrainingLoop(learner, threads)
+        _steps(training, WARM_UP)
+    except (TypeError, ValueError) as error:
+        name = method if n is None else f"{method}, n = {n}"
+        raise TimingError(f"{name}: {error}") from error
+    return training
+
+
+def _take_turns(
+    loops: Sequence[_Loop], steps: int, turns: int, progress: Callable[[str], None]
+) -> None:
+    """Time a few steps of each method in turn, LS just before each: noise meets both alike."""
+    reference = loops[0]
+    for turn in range(turns):
+        progress(f"turn {turn + 1} of {turns}")
+        for loop in loops[1:] or loops:
+            base = _seconds(reference.training, steps)
+            reference.seconds.append(base)
+            reference.ratios.append(1.0)
+            if loop is not reference:
+                own = _seconds(loop.training, steps)
+                loop.seconds.append(own)
+                loop.ratios.append(own / base)
 
 
 def _seconds(training: TrainingLoop, count: int) -> float:

@@ -18,7 +18,7 @@ import inspect
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.problems._own import ProblemError, check, load_class
+from ntkmtl.bench.problems._loading import ProblemError, check, load_class
 from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
 
 if TYPE_CHECKING:

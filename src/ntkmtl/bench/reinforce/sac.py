@@ -11,6 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.balance import Balancer
+from ntkmtl.bench.reinforce._rows import (
+    TaskView,
+    actor_rows,
+    critic_rows,
+    errors,
+    judged,
+    of_each,
+    target_rows,
+)
 from ntkmtl.bench.reinforce._task_gradients import with_task_gradients
 from ntkmtl.bench.reinforce.networks import Actor, Encoding, Heads, Shape, TwinCritic, squash
 from ntkmtl.bench.reinforce.replay import Batch
@@ -162,22 +171,10 @@ class MultiTaskSAC:
         device: torch.device | str = "cpu",
         compile: bool = False,
     ) -> None:
-        for name, value, low, high in (
-            ("gamma", gamma, 0.0, 1.0),
-            ("tau", tau, 0.0, 1.0),
-        ):
-            if not low < value <= high:
-                raise ValueError(f"{name} must be in ({low:g}, {high:g}], found {value}")
-        if not initial_temperature > 0:
-            raise ValueError(f"initial_temperature must be positive, found {initial_temperature}")
+        _check_numbers(tasks, hidden, gamma, tau, initial_temperature)
         _one_of("heads", heads, ("shared", "multi"))
         _one_of("encoding", encoding, ("none", "one-hot", "learned"))
         _one_of("temperature", temperature, ("shared", "per-task"))
-        if tasks < 1 or not hidden:
-            raise ValueError(
-                f"at least one task and one hidden layer are needed, found {tasks} tasks and "
-                f"hidden={tuple(hidden)}"
-            )
         if why := unsuited(method):
             raise ValueError(f"{method} does not suit multi-task SAC: {why}")
         self.tasks = tasks
@@ -186,14 +183,7 @@ class MultiTaskSAC:
         self.target_entropy = -float(action) if target_entropy is None else target_entropy
         self.device = torch.device(device)
         self.method = method
-        chosen: tuple[Part, ...] = ("critic", "actor")
-        if balance is not None:
-            chosen = tuple(balance)
-        elif spec(method).requires == "losses" or method in _POSITIVE:
-            chosen = ("critic",)
-        for part in chosen:
-            _one_of("balance", part, ("critic", "actor"))
-        self.balance = chosen
+        self.balance = _balanced(method, balance)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             shape = Shape(tasks, tuple(hidden), heads, encoding)
@@ -209,7 +199,14 @@ class MultiTaskSAC:
         self._noise = torch.Generator(device=self.device).manual_seed(seed)
         self.critic_balancer = self._balancer("critic", self.critic, method_options, every, 1)
         self.actor_balancer = self._balancer("actor", self.actor, method_options, every, 0)
-        self._optimizers = {
+        self._optimizers = self._made_optimizers(learning_rate)
+        self._last_view: TaskView | None = None
+        self.updates = 0
+        self.always_slice = False
+        self._choose_passes(compile)
+
+    def _made_optimizers(self, learning_rate: float) -> dict[str, torch.optim.Adam]:
+        return {
             "critic": _adam(
                 [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
             ),
@@ -223,19 +220,18 @@ class MultiTaskSAC:
                 learning_rate,
             ),
         }
-        self._last_view: _View | None = None
-        self.updates = 0
-        self.always_slice = False
+
+    def _choose_passes(self, compile: bool) -> None:
         # What one pass over a batch takes; traced passes and those of a task alone stay eager.
-        self._target_rows: Callable[..., Tensor] = _target_rows
-        self._critic_rows: Callable[..., Tensor] = _critic_rows
-        self._actor_rows: Callable[..., tuple[Tensor, Tensor]] = _actor_rows
+        self._target_rows: Callable[..., Tensor] = target_rows
+        self._critic_rows: Callable[..., Tensor] = critic_rows
+        self._actor_rows: Callable[..., tuple[Tensor, Tensor]] = actor_rows
         if compile:
             from ntkmtl.bench.compute.device import compiled
 
-            self._target_rows = compiled(_target_rows, self.device)
-            self._critic_rows = compiled(_critic_rows, self.device)
-            self._actor_rows = compiled(_actor_rows, self.device)
+            self._target_rows = compiled(target_rows, self.device)
+            self._critic_rows = compiled(critic_rows, self.device)
+            self._actor_rows = compiled(actor_rows, self.device)
 
     def _balancer(
         self,
@@ -300,7 +296,7 @@ class MultiTaskSAC:
         """
         view = self._last_view
         if view is None or view.sizes != batch.sizes:
-            view = self._last_view = _View(batch.sizes, self.device)
+            view = self._last_view = TaskView(batch.sizes, self.device)
         alpha = self._alpha(view.index)
         fresh, drawn = self._draw(batch.actions.shape), self._draw(batch.actions.shape)
         targets = self._targets(batch, view, alpha, fresh)
@@ -356,7 +352,7 @@ class MultiTaskSAC:
         return alpha[index] if len(alpha) > 1 else alpha.expand(len(index))
 
     @torch.no_grad()
-    def _targets(self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor) -> Tensor:
+    def _targets(self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor) -> Tensor:
         rows = (batch.next_observations, view.index, batch.sizes)
         soft = self._target_rows(self.actor, self.target, *rows, alpha, noise)
         return batch.rewards + self.gamma * soft
@@ -414,16 +410,16 @@ class MultiTaskSAC:
             network.trace = None
         return with_task_gradients(losses, trace, sizes, balancer.shared or [])
 
-    def critic_losses(self, batch: Batch, view: _View, targets: Tensor) -> list[Tensor | None]:
+    def critic_losses(self, batch: Batch, view: TaskView, targets: Tensor) -> list[Tensor | None]:
         """Return the k losses of both critics, from one pass over the batch."""
         # A trace is of layers one by one, which compiled code no longer has.
-        rows = self._critic_rows if self.critic.trace is None else _critic_rows
+        rows = self._critic_rows if self.critic.trace is None else critic_rows
         place = (batch.observations, batch.actions, view.index, batch.sizes)
         return view.means(rows(self.critic, *place, targets))
 
-    def _sliced_critic(self, batch: Batch, view: _View, targets: Tensor) -> list[Tensor | None]:
+    def _sliced_critic(self, batch: Batch, view: TaskView, targets: Tensor) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
-            return _critic_rows(
+            return critic_rows(
                 self.critic,
                 batch.observations[place],
                 batch.actions[place],
@@ -432,34 +428,34 @@ class MultiTaskSAC:
                 targets[place],
             ).mean()
 
-        return _of_each(batch, loss)
+        return of_each(batch, loss)
 
     def _cut_critic(
-        self, batch: Batch, view: _View, targets: Tensor
+        self, batch: Batch, view: TaskView, targets: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.critic.represent(batch.observations, batch.actions, view.index)
         features = list(z.split(list(batch.sizes), dim=1))
 
         def loss(task: int, place: slice) -> Tensor:
             values = self.critic.head(features[task], task).squeeze(-1)
-            return _errors(values, targets[place]).mean()
+            return errors(values, targets[place]).mean()
 
-        return _of_each(batch, loss), features
+        return of_each(batch, loss), features
 
     def actor_losses(
-        self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
+        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         """Return the k losses of the actor, from one pass over the batch."""
-        rows = self._actor_rows if self.actor.trace is None else _actor_rows
+        rows = self._actor_rows if self.actor.trace is None else actor_rows
         place = (batch.observations, view.index, batch.sizes)
         terms, self._log_probabilities[0] = rows(self.actor, self.critic, *place, alpha, noise)
         return view.means(terms)
 
     def _sliced_actor(
-        self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
+        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = _actor_rows(
+            terms, self._log_probabilities[task] = actor_rows(
                 self.actor,
                 self.critic,
                 batch.observations[place],
@@ -470,16 +466,16 @@ class MultiTaskSAC:
             )
             return terms.mean()
 
-        return _of_each(batch, loss)
+        return of_each(batch, loss)
 
     def _cut_actor(
-        self, batch: Batch, view: _View, alpha: Tensor, noise: Tensor
+        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.actor.represent(batch.observations, view.index)
         features = list(z.split(list(batch.sizes)))
 
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = _judged(
+            terms, self._log_probabilities[task] = judged(
                 self.critic,
                 self.actor.head(features[task], task),
                 batch.observations[place],
@@ -490,10 +486,10 @@ class MultiTaskSAC:
             )
             return terms.mean()
 
-        return _of_each(batch, loss), features
+        return of_each(batch, loss), features
 
     @torch.no_grad()
-    def _warm(self, view: _View) -> None:
+    def _warm(self, view: TaskView) -> None:
         """Give the temperature its gradient, that of the plain mean of its loss over all rows.
 
         The loss of a row, alpha * (-log pi - H), is its own derivative by log alpha.
@@ -540,99 +536,31 @@ class MultiTaskSAC:
         return sum(p.numel() for p in networks)
 
 
-def _target_rows(
-    actor: Actor,
-    target: TwinCritic,
-    seen: Tensor,
-    index: Tensor,
-    sizes: Sequence[int],
-    alpha: Tensor,
-    noise: Tensor,
-) -> Tensor:
-    """Return what the target critics give for a new action in each row, less its surprise."""
-    action, log_probability = squash(actor(seen, index, sizes), noise)
-    soft: Tensor = target(seen, action, index, sizes).amin(dim=0) - alpha * log_probability
-    return soft
-
-
-def _critic_rows(
-    critic: TwinCritic,
-    seen: Tensor,
-    actions: Tensor,
-    index: Tensor,
-    sizes: Sequence[int],
-    targets: Tensor,
-) -> Tensor:
-    """Return the critics' loss in each row."""
-    return _errors(critic(seen, actions, index, sizes), targets)
-
-
-def _errors(values: Tensor, targets: Tensor) -> Tensor:
-    """Return that from what both critics say, shape (2, rows)."""
-    return (values - targets).square().sum(dim=0)
-
-
-def _actor_rows(
-    actor: Actor,
-    critic: TwinCritic,
-    seen: Tensor,
-    index: Tensor,
-    sizes: Sequence[int],
-    alpha: Tensor,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the actor's loss in each row, and the log probability of the action drawn there."""
-    return _judged(critic, actor(seen, index, sizes), seen, index, sizes, alpha, noise)
-
-
-def _judged(
-    critic: TwinCritic,
-    output: Tensor,
-    seen: Tensor,
-    index: Tensor,
-    sizes: Sequence[int],
-    alpha: Tensor,
-    noise: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return that from what the actor gives."""
-    action, log_probability = squash(output, noise)
-    terms: Tensor = alpha * log_probability - critic(seen, action, index, sizes).amin(dim=0)
-    return terms, log_probability.detach()
-
-
-def _of_each(batch: Batch, loss: Callable[[int, slice], Tensor]) -> list[Tensor | None]:
-    """Return each task's loss from its number and its rows' place, None where it has none."""
-    return [
-        loss(task, place) if batch.sizes[task] else None for task, place in enumerate(batch.slices)
-    ]
-
-
-class _View:
-    """Which task each row of a batch is of."""
-
-    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
-        self.sizes = sizes
-        self.index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(
-            device
+def _check_numbers(
+    tasks: int, hidden: Sequence[int], gamma: float, tau: float, initial_temperature: float
+) -> None:
+    for name, value in (("gamma", gamma), ("tau", tau)):
+        if not 0.0 < value <= 1.0:
+            raise ValueError(f"{name} must be in (0, 1], found {value}")
+    if not initial_temperature > 0:
+        raise ValueError(f"initial_temperature must be positive, found {initial_temperature}")
+    if tasks < 1 or not hidden:
+        raise ValueError(
+            f"at least one task and one hidden layer are needed, found {tasks} tasks and "
+            f"hidden={tuple(hidden)}"
         )
-        self._even = len(set(sizes)) == 1
 
-    def alone(self, task: int) -> tuple[int, ...]:
-        """Return the sizes of a batch of one task's rows only."""
-        return tuple(size if i == task else 0 for i, size in enumerate(self.sizes))
 
-    def means(self, rows: Tensor) -> list[Tensor | None]:
-        """Return the mean over each task's rows, None where there are none."""
-        if self._even:
-            return list(rows.view(len(self.sizes), -1).mean(dim=1).unbind())
-        parts = rows.split(list(self.sizes))
-        return [part.mean() if len(part) else None for part in parts]
-
-    def sums(self, rows: Tensor) -> Tensor:
-        """Return the sum over each task's rows, shape (k,)."""
-        if self._even:
-            return rows.view(len(self.sizes), -1).sum(dim=1)
-        return torch.stack([part.sum() for part in rows.split(list(self.sizes))])
+def _balanced(method: str, asked: Sequence[Part] | None) -> tuple[Part, ...]:
+    """Return the parts whose losses are weighted, by default those that suit the method."""
+    chosen: tuple[Part, ...] = ("critic", "actor")
+    if asked is not None:
+        chosen = tuple(asked)
+    elif spec(method).requires == "losses" or method in _POSITIVE:
+        chosen = ("critic",)
+    for part in chosen:
+        _one_of("balance", part, ("critic", "actor"))
+    return chosen
 
 
 def _adam(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Adam:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,7 @@ from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import Json, Overwrite, grouped
 from ntkmtl.bench.cli.paper.common import RequestOptions, named, prepared, read
 from ntkmtl.bench.cli.sweeps import trained
-from ntkmtl.bench.cli.values import names_in, refuse_others
-from ntkmtl.files import numbers_beside
+from ntkmtl.bench.cli.values import check_output, names_in, refuse_others
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
@@ -38,15 +38,10 @@ _TAKES = {
 """Options that mean something, by figure."""
 
 
-@grouped
-def figure(
-    context: typer.Context,
-    figure: Annotated[
-        str, typer.Argument(metavar="FIGURE", help="A figure of the paper, as figure3.")
-    ],
-    *,
-    how: RequestOptions,
-    overwrite: Overwrite = False,
+@dataclass(frozen=True)
+class FigureOptions:
+    """What is measured for a figure, and where it is drawn."""
+
     ns: Annotated[
         str | None,
         typer.Option(
@@ -55,7 +50,7 @@ def figure(
             help="For figures 1, 3 and 4: numbers of mini-batches n.",
             show_default="1,2,3,4,6; for figure 1 each method's own",
         ),
-    ] = None,
+    ] = None
     every: Annotated[
         int | None,
         typer.Option(
@@ -64,13 +59,13 @@ def figure(
             help="For figure 2: record the kernel every N steps.",
             show_default="60 records",
         ),
-    ] = None,
+    ] = None
     steps: Annotated[
         int, typer.Option("--steps", min=1, help="For figures 1 and 4: steps of a turn.")
-    ] = 5,
+    ] = 5
     turns: Annotated[
         int, typer.Option("--turns", min=1, help="For figures 1 and 4: turns per method.")
-    ] = 7,
+    ] = 7
     measured: Annotated[
         Path | None,
         typer.Option(
@@ -79,7 +74,7 @@ def figure(
             help="For figures 1 and 4: draw the times that benchmarks/peers.py wrote.",
             dir_okay=False,
         ),
-    ] = None,
+    ] = None
     output: Annotated[
         Path | None,
         typer.Option(
@@ -89,7 +84,19 @@ def figure(
             show_default="in the folder of --out",
             dir_okay=False,
         ),
-    ] = None,
+    ] = None
+
+
+@grouped
+def figure(
+    context: typer.Context,
+    figure: Annotated[
+        str, typer.Argument(metavar="FIGURE", help="A figure of the paper, as figure3.")
+    ],
+    *,
+    how: RequestOptions,
+    overwrite: Overwrite = False,
+    shown: FigureOptions,
     as_json: Json = False,
 ) -> None:
     """Measure what a figure of the paper shows, draw it and write its numbers.
@@ -99,29 +106,31 @@ def figure(
     result = named(figure)
     if result.kind != "figure":
         refuse(f"figure takes a figure; train a table by: ntkmtl paper run {result.name}")
-    takes = _ALWAYS | ({"measured"} if measured is not None else _TAKES[result.number])
+    takes = _ALWAYS | ({"measured"} if shown.measured is not None else _TAKES[result.number])
     refuse_others(
         context,
         takes,
-        f"is not for {result.name}" + (" with --measured" if measured is not None else ""),
+        f"is not for {result.name}" + (" with --measured" if shown.measured is not None else ""),
     )
-    if output is not None:
-        with refusing(ValueError):
-            numbers_beside(output)
-    if measured is not None:
-        _draw(_read_times(result, measured), output or Path(f"{result.name}-measured.png"), as_json)
+    check_output(shown.output)
+    if shown.measured is not None:
+        _draw(
+            _read_times(result, shown.measured),
+            shown.output or Path(f"{result.name}-measured.png"),
+            as_json,
+        )
         return
-    counts = None if ns is None else _counts(ns)
+    counts = None if shown.ns is None else _counts(shown.ns)
     (one,) = prepared(result, how)
     if result.number == 2:
-        drawn = _eigenvalues(result, one, every, overwrite)
+        drawn = _eigenvalues(result, one, shown.every, overwrite)
     elif result.number == 3:
         drawn = _ablation(result, one, counts or [1, 2, 3, 4, 6], overwrite)
     else:
         if counts is None and result.number == 4:
             counts = [1, 2, 3, 4, 6]
-        drawn = _times(result, one, counts, steps, turns)
-    _draw(drawn, output or how.out / f"{result.name}-{one.folder.name}.png", as_json)
+        drawn = _times(result, one, counts, shown.steps, shown.turns)
+    _draw(drawn, shown.output or how.out / f"{result.name}-{one.folder.name}.png", as_json)
 
 
 def _counts(text: str) -> list[int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.problems._prepared import (
+from ntkmtl.bench.problems._arrays import (
     Prepared,
     beside,
     publish,

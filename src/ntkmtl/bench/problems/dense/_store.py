@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.problems._prepared import (
+from ntkmtl.bench.problems._arrays import (
     Prepared,
     beside,
     publish,
@@ -49,6 +49,7 @@ class Layout:
         least: Smallest depth or disparity that makes sense.
         most: Largest.
         how: What a user types to prepare the data, for errors.
+        typical: Where the median depth of all frames lies, in meters; None if not checked.
     """
 
     kind: str
@@ -59,6 +60,7 @@ class Layout:
     least: float
     most: float
     how: str
+    typical: tuple[float, float] | None = None
 
     @property
     def arrays(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
@@ -188,7 +190,7 @@ def prepare_frames(
         One line on what was made.
 
     Raises:
-        ValueError: A frame is damaged, or ``folder`` holds other things.
+        ValueError: A frame is damaged, labels are implausible, or ``folder`` holds other things.
     """
     partial = beside(folder, "partial")
     names = (*source.training, *source.testing)
@@ -199,6 +201,7 @@ def prepare_frames(
         )
     partial.mkdir(exist_ok=True)
     _decode(source, names, layout, partial, progress)
+    _check_plausible(layout, partial, source.path)
     facts = {
         **source.facts,
         "source": source.path.name,
@@ -253,6 +256,33 @@ def _decode(
                     os.fsync(file.fileno())
             write_json(note, {"key": key, "done": row + 1})
             progress(f"{row + 1:,} of {len(names):,} frames decoded")
+
+
+def _check_plausible(layout: Layout, folder: Path, source: Path) -> None:
+    """Refuse labels that are empty or in another unit, judged by every eighth pixel of all frames.
+
+    Raises:
+        ValueError: No pixel has a label of some kind, or depths are implausible.
+    """
+    found = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r")[:, ::8, ::8]
+        for name in layout.arrays
+        if name != "images"
+    }
+    labeled = {"labels": found["labels"] >= 0, "depths": found["depths"] != 0}
+    if layout.normals:
+        labeled["normals"] = (found["normals"] != 0).any(axis=-1)
+    for name, known in labeled.items():
+        if not known.any():
+            raise ValueError(f"{source}: some pixels must have {name}, found none in any frame")
+    if layout.typical is not None:
+        low, high = layout.typical
+        middle = float(np.median(found["depths"][labeled["depths"]]))
+        if not low <= middle <= high:
+            raise ValueError(
+                f"{source}: depths must be in meters, with a median from {low:g} to {high:g}, "
+                f"found a median of {middle:.4g}: are they in another unit?"
+            )
 
 
 def _done(note: Path, key: str, paths: Sequence[Path]) -> int:

@@ -52,6 +52,8 @@ LAYOUT = Layout(
     },
     least=0.0,
     most=20.0,
+    # Rooms of any kind lie within; depths in other units do not.
+    typical=(0.6, 9.0),
     how=(
         "`ntkmtl data nyuv2 --source PATH` prepares the data, from the folder with train and val "
         "that MTAN released (https://github.com/lorenmt/mtan names the place), or from an archive "

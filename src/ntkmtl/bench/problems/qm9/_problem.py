@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.bench.problems._prepared import data_folder, last_change
+from ntkmtl.bench.problems._arrays import data_folder, last_change
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     SPLITS,

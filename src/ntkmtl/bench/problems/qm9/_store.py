@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ntkmtl.bench.problems._prepared import Prepared, replacing, write_array, write_manifest
+from ntkmtl.bench.problems._arrays import Prepared, replacing, write_array, write_manifest
 from ntkmtl.bench.problems.qm9._sources import MOLECULES, Molecules, read_source
 
 if TYPE_CHECKING:

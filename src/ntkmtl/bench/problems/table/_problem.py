@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,174 +15,24 @@ from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
 from ntkmtl.bench.problems.table._batch import Batch
-from ntkmtl.bench.problems.table._columns import COUNTS, Column, Target, type_columns
-from ntkmtl.bench.problems.table._encode import encode, standardization, width_of
+from ntkmtl.bench.problems.table._columns import COUNTS, Column, Target
+from ntkmtl.bench.problems.table._data import (
+    SPLITS,
+    Asked,
+    listed,
+    prepare,
+    types_of,
+)
 from ntkmtl.bench.problems.table._model import TableNet, backbone
-from ntkmtl.bench.problems.table._read import TableError, read_table, require_memory, shorten
+from ntkmtl.bench.problems.table._read import TableError, shorten
 
 __all__ = ["Table", "macro_f1", "recipe_for"]
 
 VERSION = "table 1"
 """Changes with everything in reading, encoding, network and losses that changes a run."""
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MIN_ROWS = 20
 STEPS = 2_500
 SHOWN = 30
-
-
-class _Task(NamedTuple):
-    """A target as it is trained on.
-
-    Attributes:
-        target: The column.
-        center: Mean over the training rows, 0 for classification.
-        scale: Standard deviation over the training rows, 1 for classification.
-        size: Numbers that its head says.
-    """
-
-    target: Target
-    center: float
-    scale: float
-    size: int
-
-
-class _Prepared(NamedTuple):
-    sha256: str
-    tasks: tuple[_Task, ...]
-    columns: tuple[Column, ...]
-    inputs: tuple[str, ...]
-    splits: dict[Split, Batch]
-    truth: dict[Split, tuple[Tensor, ...]]
-    unlabeled: int
-
-
-class _Asked(NamedTuple):
-    """What determines the data; its strings are hashable so that a table is read once."""
-
-    path: Path
-    stamp: tuple[int, int]
-    targets: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    split_column: str | None
-    split_seed: int
-    val: float
-    test: float
-    missing: tuple[str, ...]
-    encoding: str
-    separator: str | None
-    decimal: str
-    max_categories: int
-
-
-# One: a comparison makes the problem once to plan and once to train, of the same file.
-@lru_cache(maxsize=1)
-def _prepare(asked: _Asked) -> _Prepared:
-    path = asked.path
-    raw = read_table(path, asked.encoding, asked.separator, asked.decimal)
-    rows, sha256 = raw.rows, raw.sha256
-    if rows < MIN_ROWS:
-        raise TableError(
-            f"{path}: {rows} rows; at least {MIN_ROWS} are needed to train, validate and test."
-        )
-    typed = type_columns(raw, asked.targets, dict(asked.types), asked.split_column, asked.missing)
-    labeled = np.stack([target.labeled for target in typed.targets]).any(axis=0)
-    kept = np.flatnonzero(labeled)
-    if len(kept) < MIN_ROWS:
-        raise TableError(
-            f"{path}: {len(kept)} of {rows:,} rows have a label; at least {MIN_ROWS} are needed to "
-            "train, validate and test."
-        )
-    places = _places(asked, typed.splits, kept)
-    for split, found in places.items():
-        for target in typed.targets:
-            _check_labels(path, target, split, found)
-    # The encoded inputs, once as columns and twice as a matrix while they are split.
-    require_memory(
-        rows * 12.0 * width_of(typed.features, asked.max_categories), f"training on {path}"
-    )
-    encoded = encode(typed.features, places["train"], asked.max_categories)
-    if not encoded.names:
-        raise TableError(f"{path}: no input varies among the training rows.")
-    tasks = tuple(_task(path, target, places["train"]) for target in typed.targets)
-    return _Prepared(
-        sha256,
-        tasks,
-        typed.columns,
-        encoded.names,
-        {
-            split: Batch(
-                torch.from_numpy(encoded.inputs[found]), tuple(_labels(t, found) for t in tasks)
-            )
-            for split, found in places.items()
-        },
-        {
-            split: tuple(torch.from_numpy(t.target.values[found]) for t in tasks)
-            for split, found in places.items()
-        },
-        rows - len(kept),
-    )
-
-
-def _places(
-    asked: _Asked, column: npt.NDArray[Any] | None, kept: npt.NDArray[Any]
-) -> dict[Split, npt.NDArray[Any]]:
-    if column is not None:
-        found = {split: kept[column[kept] == number] for number, split in enumerate(SPLITS)}
-        for split, places in found.items():
-            if not len(places):
-                raise TableError(
-                    f"{asked.path}: the split column {asked.split_column!r} gives {split} no row "
-                    "that has a label."
-                )
-    else:
-        order = kept[np.random.default_rng(asked.split_seed).permutation(len(kept))]
-        test = max(1, round(asked.test * len(kept)))
-        val = max(1, round(asked.val * len(kept)))
-        found = {
-            "test": order[:test],
-            "val": order[test : test + val],
-            "train": order[test + val :],
-        }
-        found = {split: np.sort(found[split]) for split in SPLITS}
-    if len(found["train"]) < 8:
-        raise TableError(
-            f"{asked.path}: {len(found['train'])} rows are left to train on; at least 8 are needed."
-        )
-    return found
-
-
-def _check_labels(path: Path, target: Target, split: Split, places: npt.NDArray[Any]) -> None:
-    known = target.values[places[target.labeled[places]]]
-    needed = 2 if split == "train" else 1
-    distinct = len(np.unique(known))
-    if distinct < needed:
-        what = "no label" if not len(known) else "one value only"
-        raise TableError(
-            f"{path}, column {target.name!r}: {what} among the {len(places):,} rows of the split "
-            f"{split} ({int(target.labeled.sum()):,} labels in all). Try another split_seed, "
-            "larger val and test, or a split column."
-        )
-
-
-def _task(path: Path, target: Target, training: npt.NDArray[Any]) -> _Task:
-    if target.classes:
-        return _Task(target, 0.0, 1.0, len(target.classes))
-    center, scale = standardization(target.values[training])
-    # float64 holds a spread of a few last digits; a network in float32 would learn rounding.
-    if scale <= 0 or not math.isfinite(scale):
-        raise TableError(
-            f"{path}, column {target.name!r}: its values do not vary among the training rows."
-        )
-    return _Task(target, center, scale, 1)
-
-
-def _labels(task: _Task, places: npt.NDArray[Any]) -> Tensor:
-    values = task.target.values[places]
-    if task.target.classes:
-        return torch.from_numpy(values)
-    scaled = (values / 2 - task.center / 2) / task.scale * 2
-    return torch.from_numpy(scaled.astype(np.float32))
 
 
 def recipe_for(rows: int) -> Recipe:
@@ -324,46 +170,37 @@ class Table(Problem):
         if csv is None:
             raise TableError("say which file to read, as --csv FILE (CSV, Parquet or ARFF)")
         path = Path(str(csv)).expanduser()
-        for key, value, low, high in (
-            ("split_seed", split_seed, 0, 2**63 - 1),
-            ("max_categories", max_categories, 1, 1_000),
-            ("width", 1 if width is None else width, 1, 8_192),
-            ("depth", depth, 1, 20),
-        ):
-            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-                raise TableError(
-                    f"{key} must be a whole number from {low} to {high}. Found {value!r}."
-                )
-        for key, share in (("val", val), ("test", test), ("dropout", dropout)):
-            low_open = key != "dropout"
-            if not isinstance(share, int | float) or isinstance(share, bool):
-                raise TableError(f"{key} must be a number. Found {share!r}.")
-            if not (0 <= share < 1) or (low_open and share == 0):
-                raise TableError(f"{key} must be a share between 0 and 1. Found {share!r}.")
-        if val + test >= 1:
-            raise TableError(f"val and test leave nothing to train on. Found {val} and {test}.")
+        _check_numbers(
+            {
+                "split_seed": (split_seed, 0, 2**63 - 1),
+                "max_categories": (max_categories, 1, 1_000),
+                "width": (1 if width is None else width, 1, 8_192),
+                "depth": (depth, 1, 20),
+            }
+        )
+        _check_shares(val, test, dropout)
         try:
             stat = path.stat()
         except OSError as error:
             raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
         self.path = path
-        self._asked = _Asked(
+        self._asked = Asked(
             path.resolve(),
             (stat.st_mtime_ns, stat.st_size),
-            _listed(targets),
-            _types(types),
+            listed(targets),
+            types_of(types),
             None if split_column is None else str(split_column),
             split_seed,
             float(val),
             float(test),
-            _listed(missing),
+            listed(missing),
             encoding,
             separator,
             decimal,
             max_categories,
         )
         # The user's own spelling of the path in messages; the resolved one finds the same table.
-        self._prepared = found = _prepare(self._asked)
+        self._prepared = found = prepare(self._asked)
         self._by_name = {task.target.name: task for task in found.tasks}
         rows = self.size("train")
         self._network = {
@@ -622,24 +459,18 @@ def _metric(target: Target) -> Metric:
     return Metric(target.name, target.name, unit=target.unit, label=f"{target.name} RMSE")
 
 
-def _listed(given: Any) -> tuple[str, ...]:
-    if isinstance(given, str):
-        return tuple(name.strip() for name in given.split(",") if name.strip())
-    if not isinstance(given, Sequence):
-        # The command line reads 5 as a number: a column may be named 5.
-        return (json.dumps(given) if isinstance(given, bool) else str(given),)
-    return tuple(str(name) for name in given)
+def _check_numbers(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
+    for key, (value, low, high) in ranges.items():
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise TableError(f"{key} must be a whole number from {low} to {high}. Found {value!r}.")
 
 
-def _types(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    if given is None:
-        return ()
-    if isinstance(given, Mapping):
-        return tuple(sorted((str(name), str(kind)) for name, kind in given.items()))
-    found: dict[str, str] = {}
-    for pair in given.split(","):
-        name, equals, kind = pair.rpartition("=")
-        if not (name.strip() and equals):
-            raise TableError(f"types are written NAME=TYPE,NAME=TYPE. Found {shorten(given)}.")
-        found[name.strip()] = kind.strip()
-    return tuple(sorted(found.items()))
+def _check_shares(val: Any, test: Any, dropout: Any) -> None:
+    for key, share in (("val", val), ("test", test), ("dropout", dropout)):
+        low_open = key != "dropout"
+        if not isinstance(share, int | float) or isinstance(share, bool):
+            raise TableError(f"{key} must be a number. Found {share!r}.")
+        if not (0 <= share < 1) or (low_open and share == 0):
+            raise TableError(f"{key} must be a share between 0 and 1. Found {share!r}.")
+    if val + test >= 1:
+        raise TableError(f"val and test leave nothing to train on. Found {val} and {test}.")

@@ -35,10 +35,10 @@ def load_class(name: str) -> type[Problem]:
         ProblemError: It cannot be imported, is no problem, or leaves a method out.
 
     Example:
-        >>> load_class("no_module:Toy")
+        >>> load_class("no_module:Toy")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ntkmtl.bench.problems._own.ProblemError: problem no_module:Toy: No module named 'no_module'
+        ntkmtl...ProblemError: problem no_module:Toy: No module named 'no_module'
     """
     from ntkmtl.bench.problems.base import Problem
 
