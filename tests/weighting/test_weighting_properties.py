@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ntkmtl import ExtendedNTK
-from ntkmtl.weighting import Weighting, accepted_options, create, names, spec
+from ntkmtl.weighting import Weighting, accepted_options, create, load, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).requires in ("gramian", "eigenvalues")]
 OF_LOSSES = [name for name in METHODS if spec(name).requires == "losses"]
 OF_ENTRIES = [name for name in METHODS if spec(name).requires == "jacobian"]
 RANDOM = tuple(name for name in METHODS if "seed" in accepted_options(name))
-# How weights change when the Gramian is multiplied by c: as c to this power.
-DEGREE = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3, "pivrg": -2 / 3, "consmtl": -2 / 3}
-# Neighbours are compared, or the first task is primary: the order is a part of the method.
-ORDERED = ("ldc-mtl", "pcd")
+# Neighbors are compared, or the first task is primary: the order is a part of the method.
+ORDERED = tuple(name for name in METHODS if load(name).depends_on_order)
 SHAPES = ("full", "zero", "one-zero", "line", "opposite", "cancelling", "equal", "unlike")
 
 
@@ -141,8 +139,32 @@ def test_scale_of_the_gramian(name: str, seed: int, exponent: int) -> None:
     matrix = rows("full", 3, seed)
     plain = make(name)(kernel_of(matrix))
     scaled = make(name)(kernel_of(matrix, 10.0**exponent))
-    expected = plain * (10.0**exponent) ** DEGREE.get(name, 0.0)
-    torch.testing.assert_close(scaled, expected, rtol=1e-9, atol=1e-15)
+    # The same up to a factor: a power of the scale, the same at every scale.
+    tenfold = make(name)(kernel_of(matrix, 10.0)).sum() / plain.sum()
+    expected = plain * tenfold**exponent
+    torch.testing.assert_close(scaled, expected, rtol=1e-8, atol=1e-15)
+
+
+def test_how_the_weights_of_fair_methods_scale() -> None:
+    # With a Gramian times c they are times c ** (-alpha / (1 + alpha)); nash-mtl's alpha is 1.
+    powers = {"nash-mtl": -1 / 2, "fairgrad": -2 / 3, "pivrg": -2 / 3, "consmtl": -2 / 3}
+    matrix = rows("full", 3, 0)
+    for name, power in {**powers, "mgda": 0.0, "ntkmtl": 0.0}.items():
+        expected = make(name)(kernel_of(matrix)) * 1000.0**power
+        found = make(name)(kernel_of(matrix, 1000.0))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_who_refuses_negative_losses_says_so(name: str) -> None:
+    weighting = make(name)
+    losses = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
+    weighting.prepare(3, losses.device)
+    if load(name).needs_positive_losses:
+        with pytest.raises(ValueError, match=f"{name} .*(negative|above)"):
+            weights_of(weighting, rows("full", 3, 0), losses)
+    else:
+        assert weights_of(weighting, rows("full", 3, 0), losses).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ["si", "famo", "stch"])

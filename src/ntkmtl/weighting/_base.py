@@ -43,6 +43,8 @@ class Weighting(ABC):
             gradients of independent samples as well; or, by :meth:`combine` instead of
             :meth:`weigh`, the k gradients entry by entry.
         takes_logarithms: Whether it is a method of log losses already.
+        depends_on_order: Whether the order of the tasks is a part of the method.
+        needs_positive_losses: Whether a negative loss is refused.
         tracks_gradients: Whether it averages gradients over steps, entry by entry, which makes
             sense for parameters only: features of the next batch belong to other samples.
         needs_after_step: Whether :meth:`after_step` wants the losses after the update.
@@ -63,6 +65,8 @@ class Weighting(ABC):
     needs_after_step: ClassVar[bool] = False
     needs_scores: ClassVar[bool] = False
     takes_logarithms: ClassVar[bool] = False
+    needs_positive_losses: ClassVar[bool] = False
+    depends_on_order: ClassVar[bool] = False
     has_head_objective: ClassVar[bool] = False
     tracks_gradients: ClassVar[bool] = False
     balancer_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})

@@ -63,6 +63,7 @@ class FAMO(LossWeighting):
     )
     needs_after_step: ClassVar[bool] = True
     takes_logarithms: ClassVar[bool] = True
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(
         self, learning_rate: float = 0.025, gamma: float = 1e-3, min_loss: float = 0.0

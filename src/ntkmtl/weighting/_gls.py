@@ -40,6 +40,7 @@ class GeometricLoss(LossWeighting):
     """
 
     takes_logarithms: ClassVar[bool] = True
+    needs_positive_losses: ClassVar[bool] = True
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         live = nonzero(losses, "gls", "takes roots of losses")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -100,6 +100,8 @@ class GO4Align(LossWeighting):
         >>> w(losses=torch.tensor([1.0, 1.0, 8.0]))
         tensor([3.3333, 3.3333, 0.4167], dtype=torch.float64)
     """
+
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(self, groups: int = 5, step_size: float = 1e-4) -> None:
         if groups < 1:

@@ -76,6 +76,7 @@ class GradNorm(Weighting):
             reason="a factor of 10 around the default",
         ),
     )
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 1.5, learning_rate: float = 0.025) -> None:
         self.alpha = check_positive("alpha", alpha, zero=True)

@@ -66,6 +66,7 @@ class IMTL(Weighting):
             reason="a factor of 10 around the default",
         ),
     )
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(self, learning_rate: float = 1e-3) -> None:
         self.learning_rate = check_positive("learning_rate", learning_rate)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class IMTLL(LossWeighting):
         >>> next(w.parameters()).grad  # exp(0) l - 1
         tensor([0., 2.])
     """
+
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(self, tasks: int | None = None) -> None:
         self._log_scale = TaskParameter(0.0, tasks, LARGEST_EXPONENT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,7 @@ class LDCMTL(LossWeighting):
         tensor([0.4000, 0.6000], dtype=torch.float64)
     """
 
+    depends_on_order: ClassVar[bool] = True
     search_space = (
         SearchRange(
             "penalty", 0.001, 0.1, 0.01, log=True, reason="a factor of 10 around the default"

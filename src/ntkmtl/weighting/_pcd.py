@@ -66,6 +66,7 @@ class PCD(Weighting):
         tensor([0.8000, 0.6000], dtype=torch.float64)
     """
 
+    depends_on_order: ClassVar[bool] = True
     requires: ClassVar[Requires] = "gramian"
     balancer_defaults = EXACT
 

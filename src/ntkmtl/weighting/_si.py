@@ -35,6 +35,7 @@ class ScaleInvariant(LossWeighting):
     """
 
     takes_logarithms: ClassVar[bool] = True
+    needs_positive_losses: ClassVar[bool] = True
 
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
         nonzero(losses, "si", "takes logarithms of losses")

@@ -53,6 +53,7 @@ class SmoothTchebycheff(LossWeighting):
         SearchRange("mu", 0.1, 10.0, 1.0, log=True, reason="a factor of 10 around the default"),
     )
     takes_logarithms: ClassVar[bool] = True
+    needs_positive_losses: ClassVar[bool] = True
 
     def __init__(self, mu: float = 1.0, warmup: int = 4) -> None:
         self.mu = check_positive("mu", mu)

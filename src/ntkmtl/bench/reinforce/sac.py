@@ -23,25 +23,11 @@ from ntkmtl.bench.reinforce._rows import (
 from ntkmtl.bench.reinforce._task_gradients import with_task_gradients
 from ntkmtl.bench.reinforce.networks import Actor, Encoding, Heads, Shape, TwinCritic, squash
 from ntkmtl.bench.reinforce.replay import Batch
-from ntkmtl.weighting import spec
+from ntkmtl.weighting import load, spec
 
 __all__ = ["MultiTaskSAC", "Part", "Update", "unsuited"]
 
 Part = Literal["critic", "actor"]
-
-_UNSUITED = {
-    "stl": "it is one agent per task: make a MultiTaskSAC of one task",
-    "consmtl": "it needs heads with an objective of their own",
-    "modo": "it needs several mini-batches of each task",
-    "sdmgrad": "it needs several mini-batches of each task",
-    "ntkmtl-x": "it needs several mini-batches of each task",
-    "ntkmtl-auto": "it looks for a source in features of one batch; choose ntkmtl or ntkmtl-sr",
-    "pivrg": "it needs scores against single-task networks during training",
-}
-
-
-_POSITIVE = frozenset({"imtl", "gradnorm", "db-mtl"})
-"""Methods of gradients that need positive losses as well."""
 
 
 def unsuited(method: str) -> str:
@@ -51,7 +37,23 @@ def unsuited(method: str) -> str:
         >>> unsuited("ntkmtl"), unsuited("consmtl")
         ('', 'it needs heads with an objective of their own')
     """
-    return _UNSUITED.get(spec(method).name, "")
+    entry, kind = spec(method), load(method)
+    if entry.name == "stl":
+        return "it is one agent per task: make a MultiTaskSAC of one task"
+    if kind.has_head_objective:
+        return "it needs heads with an objective of their own"
+    if entry.requires == "kernel":
+        return "it needs several mini-batches of each task"
+    if entry.defaults.get("source") == "auto":
+        return "it looks for a source in features of one batch; choose ntkmtl or ntkmtl-sr"
+    if kind.needs_scores:
+        return "it needs scores against single-task networks during training"
+    return ""
+
+
+def _positive(method: str) -> bool:
+    """Whether a method refuses negative losses, or takes their logarithms."""
+    return load(method).needs_positive_losses or bool(spec(method).defaults.get("log_losses"))
 
 
 @dataclass(frozen=True)
@@ -556,7 +558,7 @@ def _balanced(method: str, asked: Sequence[Part] | None) -> tuple[Part, ...]:
     chosen: tuple[Part, ...] = ("critic", "actor")
     if asked is not None:
         chosen = tuple(asked)
-    elif spec(method).requires == "losses" or method in _POSITIVE:
+    elif spec(method).requires == "losses" or _positive(method):
         chosen = ("critic",)
     for part in chosen:
         _one_of("balance", part, ("critic", "actor"))
