@@ -41,7 +41,7 @@ def table(report: Mapping[str, Any]) -> str:
         seconds = case["seconds"]
         best = min(row["smoothed"] for row in case["rows"])
         parts.append(
-            f"### {case['title']}\n\n{case['steps'][-1] + 1} steps"
+            f"### {case['title']}\n\n{case['total']} steps"
             f"{', a reduced recipe' if case['reduced'] else ''}, "
             f"{len(case['steps'])} of them compared; a step of plain training takes "
             f"{seconds['plain'] * 1e3:.3g} ms, one direction {seconds['probe'] * 1e3:.3g} ms "

@@ -121,6 +121,7 @@ def study(run: Mapping[str, Any], seconds: Mapping[str, float]) -> dict[str, Any
     return {
         "title": run["title"],
         "mode": run["mode"],
+        "total": total,
         "steps": steps,
         "seconds": dict(seconds),
         "eigenvalues": [[float(f"{x:.5g}") for x in row] for row in known[steps].tolist()],

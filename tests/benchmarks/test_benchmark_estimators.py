@@ -6,11 +6,20 @@ import json
 from pathlib import Path
 
 import estimators
+import estimators_figures
 import estimators_study
 import pytest
 import torch
+from sidebyside.tables import fill_page
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_shows_the_numbers_that_are_kept() -> None:
+    page = (DOCS / "estimators.md").read_text(encoding="utf-8")
+    path = DOCS / "images" / "estimators-measured.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert fill_page(page, estimators_figures.table(report)) == page
 
 
 def test_a_few_steps_of_qm9_mini(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
