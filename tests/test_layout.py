@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -89,3 +90,11 @@ def test_git_ignores_default_folders(command: str, folder: str) -> None:
     arguments = ["git", "check-ignore", "--quiet", f"{folder}/result.json"]
     done = subprocess.run(arguments, cwd=ROOT, check=False)
     assert done.returncode == 0, f"add /{folder}/ to .gitignore: {command} writes there"
+
+
+def test_the_files_that_contributing_names_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:src|tests|scripts|benchmarks|docs)/[\w./-]*)`", text)
+    assert len(named) > 20
+    missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
+    assert not missing
