@@ -364,6 +364,33 @@ def test_a_custom_operation_whose_outputs_may_hold_heads_is_no_representation() 
         Balancer("ntkmtl-sr", minibatches=1).backward(losses)
 
 
+class Clipped(torch.autograd.Function):
+    """Its backward pass is not linear: gradients of a sum are no sum of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(-1e-3, 1e-3)
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl", "ntkmtl-sr", "imtl-g"])
+def test_a_custom_backward_pass_that_is_not_linear(method: str, named: bool) -> None:
+    net = plain()
+    z = Clipped.apply(net.trunk(net.x)).sigmoid()
+    options = {"minibatches": 1} if method == "ntkmtl-sr" else {}
+    balancer = Balancer(method, weight_heads=True, **options)
+    out = balancer.backward(net.losses(z), z if named else None)
+    same = plain()
+    losses = same.losses(Clipped.apply(same.trunk(same.x)).sigmoid())
+    total = sum(w * loss for w, loss in zip(out.weights, losses, strict=True))
+    for p, g in zip(net.parameters, torch.autograd.grad(total, same.parameters), strict=True):
+        torch.testing.assert_close(p.grad, g, **EXACT)
+
+
 class Whole(nn.Module):
     def __init__(self, net: Plain) -> None:
         super().__init__()

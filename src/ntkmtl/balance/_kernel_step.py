@@ -25,12 +25,12 @@ from ntkmtl.graph import (
     Features,
     TaskGradients,
     add_to_grad,
+    adds_up,
     as_real,
     differentiate,
     guiding_gradients,
     has_hooks,
     leaves,
-    makes_sparse,
     plain_backward,
 )
 from ntkmtl.kernel import ExtendedNTK
@@ -504,7 +504,7 @@ def joined_ranks(
 
 def may_keep(options: Options, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:
     """Whether k gradients are kept to save a pass over the trunk."""
-    if any(has_hooks(p) for p in parameters) or makes_sparse(step.losses):
+    if any(has_hooks(p) for p in parameters) or not adds_up(step.losses):
         return False
     if full and options.minibatches == 1:
         return True  # the gradients are in memory anyway

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ntkmtl.graph import _sinks
+from ntkmtl.graph import _ops, _sinks
 from ntkmtl.graph._walk import Edge, edge_of, node_of
 
 __all__ = [
     "add_to_grad",
+    "adds_up",
     "as_real",
     "differentiate",
     "guiding_gradients",
     "has_hooks",
     "leaves",
-    "makes_sparse",
     "plain_backward",
     "trainable",
     "unretained",
@@ -196,8 +196,12 @@ def leaves(
     return found, met
 
 
-def makes_sparse(roots: Iterable[Tensor]) -> bool:
-    """Whether a gradient comes out sparse: of an embedding that was made with ``sparse=True``."""
+def adds_up(roots: Iterable[Tensor]) -> bool:
+    """Whether gradients of several losses may be added up in place of one pass of their sum.
+
+    Not where they come out sparse, of an embedding that was made with ``sparse=True``, nor where a
+    custom function's backward pass may be anything, such as clipping.
+    """
     seen: set[Any] = set()
     stack = [node_of(root) for root in roots]
     while stack:
@@ -206,9 +210,11 @@ def makes_sparse(roots: Iterable[Tensor]) -> bool:
             continue
         seen.add(node)
         if getattr(node, "_saved_sparse", False):
-            return True
+            return False
+        if _ops.is_opaque(node) and _ops.operation(node) != _ops.COMPILED:
+            return False
         stack += [child for child, _ in node.next_functions if child is not None]
-    return False
+    return True
 
 
 @contextlib.contextmanager

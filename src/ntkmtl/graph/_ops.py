@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "ARRANGING",
     "ASSIGNMENT",
+    "COMPILED",
     "ELEMENTWISE",
     "INDEXING",
     "JOINING",
@@ -64,6 +65,9 @@ TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
 
 ASSIGNMENT = "torch::autograd::CopySlices"
 """Values written into a part of a tensor in place."""
+
+COMPILED = "CompiledFunctionBackward"
+"""A part of the network that torch.compile made."""
 
 REENTRANT = "CheckpointFunctionBackward"
 """A reentrant checkpoint, which runs a part of the network within its own backward pass."""
