@@ -88,7 +88,7 @@ def cases() -> list[Any]:
             forms = [{"batch_dim": 0}, {"batch_dim": 0, "source": "exact"}]
             if method not in ALONE:
                 forms.append({"batch_dim": 0, "hooked": True})
-            if spec(method).requires == "kernel" and not create(method).reads_cross_terms:
+            if spec(method).requires == "kernel" and not create(method).requires_cross_terms:
                 forms.append({"minibatches": 1})
         for options in forms:
             needs_names = method == "ntkmtl-tk" or create(method).has_head_objective
