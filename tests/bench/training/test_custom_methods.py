@@ -387,3 +387,22 @@ def test_run_takes_a_file(file: Path, tmp_path: Path, environment: dict[str, str
     _, err = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "no option 'pow'; did you mean 'power'" in err
+
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "docs" / "methods" / "custom.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_the_example_as_it_is() -> None:
+    example = (ROOT / "examples" / "own_method" / "equal_norms.py").read_text(encoding="utf-8")
+    code = example[example.index("import torch") :]
+    assert f"```python\n{code}```" in PAGE
+
+
+def test_the_command_of_the_page(tmp_path: Path, environment: dict[str, str]) -> None:
+    (command,) = (line for line in PAGE.splitlines() if line.endswith("--out own-runs"))
+    arguments = [*command.split()[1:-1], str(tmp_path / "runs")]
+    arguments[arguments.index("--seeds") + 1] = "1"
+    done(ntkmtl(environment, ROOT, *arguments, "--epochs", "1", "--no-stl"))
+    rows = build_table(tmp_path / "runs").rows
+    assert [row.label for row in rows] == ["ls", "imtl-g", "EqualNorms"]
