@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import statistics
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from toy_problem import Toy
 from tuning_children import tune_two
 from typer.testing import CliRunner
 
-from ntkmtl import weighting
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.report import build_table
@@ -32,7 +29,6 @@ from ntkmtl.bench.training import (
     train_spec,
 )
 from ntkmtl.errors import NonFiniteError
-from ntkmtl.weighting import specs
 
 TOY = "toy_problem:Toy"
 
@@ -86,20 +82,6 @@ def without_times(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 # --------------------------------------------------------------------------- the ranges
-
-
-@pytest.mark.parametrize("method", [s.name for s in specs() if s.space])
-def test_ranges_are_of_options_that_there_are_and_begin_where_the_method_does(method: str) -> None:
-    spec = weighting.spec(method)
-    module, _, name = spec.home.partition(":")
-    known = inspect.signature(getattr(import_module(module), name)).parameters
-    for found in spec(method).space:
-        assert found.low <= found.start <= found.high
-        assert found.low > 0 or not found.log
-        assert found.start == known[found.option].default
-        assert found.source
-        for value in (found.low, found.high):
-            weighting.create(method, **{found.option: value})
 
 
 def test_what_is_searched() -> None:

@@ -88,7 +88,8 @@ def compare_two(connection: Connection, out: Path, jobs: int) -> None:
             seeds=[0, 1],
             out=out,
             jobs=jobs,
-            problem_options={"pause": 0.05},
+            # Slow enough for the second worker to start before the first run ends.
+            problem_options={"pause": 0.25},
             single_task_baselines=False,
         ),
         reporter=_Steps(connection, jobs),

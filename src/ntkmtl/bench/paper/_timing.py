@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkmtl import weighting
-from ntkmtl.bench.compute.environment import cores, reproducible
+from ntkmtl.bench.compute.environment import reproducible
+from ntkmtl.bench.compute.threads import default_threads
 from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.training import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
@@ -124,7 +125,7 @@ def measure(
         ns: Values of n, each method's own if None.
         steps: Steps of a turn.
         turns: Turns of each method.
-        threads: Threads that torch computes with, all cores if None.
+        threads: Threads that torch computes with; ``OMP_NUM_THREADS`` or all cores if None.
         progress: Called with progress messages.
 
     Returns:
@@ -144,7 +145,7 @@ def measure(
     )
     needed, every = WARM_UP + steps * turns, problem.size("train") // max(recipe.batch_size, 1)
     long = replace(recipe, epochs=max(recipe.epochs, -(-needed // max(every, 1))))
-    threads = threads or cores()
+    threads = threads or default_threads(jobs=1)
     with reproducible(threads):
         loops = [
             _Loop(method, n, _warmed_up(problem, method, n, long, threads))

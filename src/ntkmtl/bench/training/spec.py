@@ -32,8 +32,8 @@ class RunSpec:
             of the same seed on the validation split, one number per metric, as
             :func:`ntkmtl.bench.training.scores.read_baseline` reads them. A resumed run keeps the
             baseline that it began with. Other methods ignore it.
-        threads: Threads that torch computes with, all cores if None. A resumed run keeps the number
-            that it began with.
+        threads: Threads that torch computes with; ``OMP_NUM_THREADS`` or all cores if None. A
+            resumed run keeps the number that it began with.
         checkpoint_seconds: Least time between two checkpoints. Where writing one takes long, they
             are spaced so that they take at most a twentieth of the time.
         record: ``every``, ``source`` and ``minibatches`` of a record of the kernel over training,

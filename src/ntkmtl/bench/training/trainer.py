@@ -10,9 +10,10 @@ import torch
 
 from ntkmtl.bench.compute.accelerate_ import check_launch, check_tracker
 from ntkmtl.bench.compute.device import buffers_kept, choose_device
-from ntkmtl.bench.compute.environment import cores, reproducible
+from ntkmtl.bench.compute.environment import reproducible
 from ntkmtl.bench.compute.processes import processes
 from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.compute.threads import default_threads
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.runs import (
     CHECKPOINT,
@@ -127,7 +128,10 @@ def train_spec(
         if state is not None:
             spec = replace(spec, threads=state["threads"], baseline=state.get("baseline"))
         compiles = Recipe(**identity["recipe"]).compile
-        with reproducible(spec.threads or cores(), group.device), buffers_kept(compiles):
+        with (
+            reproducible(spec.threads or default_threads(jobs=1), group.device),
+            buffers_kept(compiles),
+        ):
             loop = group.everyone(lambda: _prepare(problem, spec, folder, group, state))
             loop.learner.join_processes()
             with contextlib.ExitStack() as signals:
