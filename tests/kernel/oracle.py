@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from placement import DTYPE, EXACT
+
+__all__ = ["EXACT", "Case", "make_case"]
+
 BATCH = 7
 TASKS = 3
-
-# float64 against a row-by-row oracle: rounding only.
-EXACT = {"rtol": 1e-9, "atol": 1e-14}
 
 
 class Convolutional(nn.Module):
@@ -130,7 +131,7 @@ def _graphs() -> tuple[Tensor, Tensor, Tensor]:
         for b in range(len(graph))
         if a != b and graph[a] == graph[b]
     ]
-    return torch.randn(len(graph), 3, dtype=torch.float64), torch.tensor(pairs).T, graph
+    return torch.randn(len(graph), 3, dtype=DTYPE), torch.tensor(pairs).T, graph
 
 
 def _mlp() -> nn.Module:
@@ -149,7 +150,7 @@ TRUNKS = list(_MAKERS)
 
 
 def _draw(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64)
+    return torch.randn(*shape, dtype=DTYPE)
 
 
 def make_case(name: str = "mlp", tasks: int = TASKS, seed: int = 0) -> Case:
@@ -157,7 +158,7 @@ def make_case(name: str = "mlp", tasks: int = TASKS, seed: int = 0) -> Case:
     torch.manual_seed(seed)
     trunk, inputs, width, batch_dim = _MAKERS[name]
     heads = nn.ModuleList([Head(width, batch_dim) for _ in range(tasks)])
-    made = Case(trunk().double(), heads.double(), inputs(), _draw(tasks, BATCH), batch_dim)
+    made = Case(trunk().to(DTYPE), heads.to(DTYPE), inputs(), _draw(tasks, BATCH), batch_dim)
     made.trunk.train()
     return made
 

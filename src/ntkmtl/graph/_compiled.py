@@ -56,7 +56,7 @@ def require_repeatable(losses: Sequence[Tensor]) -> None:
     Raises:
         RuntimeError: A second pass gives other gradients than the first.
     """
-    fresh = _compiled_parts(losses) - set(_checked)
+    fresh = {part for part in _compiled_parts(losses) if part not in _checked}
     if not fresh:
         return
     parameters = list(leaves(losses)[0])

@@ -1,0 +1,25 @@
+"""Where and in which precision the tests of kernels and of the Balancer compute.
+
+``NTKMTL_TEST_DEVICE=cuda NTKMTL_TEST_DTYPE=float32 pytest tests/kernel tests/balance`` runs them
+elsewhere. Without the two they run in float64 on the CPU, where results are equal to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+__all__ = ["DEVICE", "DTYPE", "EXACT"]
+
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_name = os.environ.get("NTKMTL_TEST_DTYPE", "float64")
+if _name not in _DTYPES:
+    raise ValueError(f"NTKMTL_TEST_DTYPE must be one of {sorted(_DTYPES)}, found {_name!r}")
+
+DEVICE = torch.device(os.environ.get("NTKMTL_TEST_DEVICE", "cpu"))
+DTYPE = _DTYPES[_name]
+EXACT: dict[str, float] = (
+    {"rtol": 1e-9, "atol": 1e-14} if torch.float64 == DTYPE else {"rtol": 2e-3, "atol": 1e-5}
+)
+"""What two ways to the same number may differ by."""
