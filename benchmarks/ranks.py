@@ -105,7 +105,7 @@ class Case:
 _SR = {"source": "representation"}
 CASES = (
     Case("no kernel (ls)", "ls", {}, "losses", "losses"),
-    Case("pooled", "ntkmtl-sr", {}, "eigenvalues", "pooled"),
+    Case("pooled", "ntkmtl-sr", {"pooling": "pooled"}, "eigenvalues", "pooled"),
     Case("blockwise", "ntkmtl-sr", {"pooling": "blockwise"}, "eigenvalues", "blockwise"),
     Case("kernel", "ntkmtl-tk", {}, "eigenvalues", "kernel"),
     Case("kernel, last layer", "ntkmtl-tk", {"last_layer": True}, "eigenvalues", "last layer"),
@@ -122,7 +122,9 @@ CASES = (
         "exact",
     ),
 )
-POOLED_GATHERED = Case("pooled, gathered", "ntkmtl-sr", {}, "eigenvalues", "pooled", True)
+POOLED_GATHERED = Case(
+    "pooled, gathered", "ntkmtl-sr", {"pooling": "pooled"}, "eigenvalues", "pooled", True
+)
 KERNEL_GATHERED = Case("kernel, gathered", "ntkmtl-tk", {}, "eigenvalues", "kernel", True)
 """What the choice between slices and gathering is compared with."""
 

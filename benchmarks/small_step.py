@@ -50,7 +50,7 @@ def _parts(view: type, cut: Part) -> tuple[Part, ...]:
         ("reading the losses", _balancer.Balancer, "_step"),
         cut,
         ("gradients of representation and heads", view, "differentiate"),
-        ("are the heads' gradients finite", _fill.HeadGradients, "require_finite"),
+        ("are the heads' gradients finite", _fill.HeadGradients, "await_finite"),
         ("kernel", _kernel_step.KernelStep, "kernel"),
         ("eigenvalues and weights", _kernel_step, "observe"),
         ("heads' gradients, weighted, to .grad", _fill.HeadGradients, "add"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ntkmtl import Balancer
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
 from ntkmtl.bench.problems.cityscapes import Batch, Cityscapes, load, prepare
@@ -157,13 +158,13 @@ def test_training_passes_features_and_counts(
     tiny: Tiny, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    backward = trainer.Balancer.backward
+    backward = Balancer.backward
 
     def watched(self: Any, losses: Any, features: Any = None, **options: Any) -> Any:
         seen.append((type(features), len(features), tuple(options["counts"].shape)))
         return backward(self, losses, features, **options)
 
-    monkeypatch.setattr(trainer.Balancer, "backward", watched)
+    monkeypatch.setattr(Balancer, "backward", watched)
     run = train(tiny, method, 0, tmp_path / "run", recipe=short(tiny), threads=1)
     assert seen == [(list, 2, (2, 20))] * (2 * (tiny.size("train") // 20))
     assert len(run.result.test) == 4

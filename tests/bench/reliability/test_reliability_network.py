@@ -64,7 +64,7 @@ def test_no_command_reaches_for_the_network(offline: None, tmp_path: Path) -> No
         ["methods"],
         ["problems"],
         ["data"],
-        ["paper"],
+        ["paper", "show"],
     ):
         said = CliRunner().invoke(app, arguments)
         assert said.exit_code == 0, (arguments, said.output)

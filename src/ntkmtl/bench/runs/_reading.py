@@ -64,6 +64,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise RunFileError(path, f"is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise RunFileError(path, f"the file must be an object, found {shown(value)}")
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise RunFileError(path, "holds half of a surrogate pair, which is no text") from error
+    except RecursionError as error:
+        raise RunFileError(path, f"is nested more than {MAX_DEPTH} levels deep") from error
     if _deeper_than(value, MAX_DEPTH):
         raise RunFileError(path, f"is nested more than {MAX_DEPTH} levels deep")
     return value

@@ -265,7 +265,7 @@ def _check_plausible(layout: Layout, folder: Path, source: Path) -> None:
         ValueError: No pixel has a label of some kind, or depths are implausible.
     """
     found = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r")[:, ::8, ::8]
+        name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:, ::8, ::8]
         for name in layout.arrays
         if name != "images"
     }
