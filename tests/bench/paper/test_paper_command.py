@@ -49,6 +49,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(place: Path) -> None:
+    """Keep the module's cache of baselines instead of a new one for each test."""
+
+
 @pytest.fixture
 def made(place: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((place / "made.json").read_text())
