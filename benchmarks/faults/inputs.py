@@ -67,7 +67,7 @@ WAYS = ("cut", "emptied", "zeroed", "flipped")
 
 
 def damaged_checkpoint(times: int, work: Path, seed: int = 0) -> Outcome:
-    """A last checkpoint that is cut, zeroed or flipped: the one before it is used, and said."""
+    """A latest checkpoint that is cut, zeroed or flipped: the previous one is used, with a note."""
     outcome = Outcome()
     draw = random.Random(seed)
     _train(work / "whole")
@@ -89,7 +89,7 @@ def damaged_checkpoint(times: int, work: Path, seed: int = 0) -> Outcome:
             warnings.simplefilter("always")
             _train(folder)
         texts = [str(warning.message) for warning in said]
-        wanted = "starts again from its beginning" if both else f"before it, {folder / PREVIOUS}"
+        wanted = "starts again from its beginning" if both else f"previous one, {folder / PREVIOUS}"
         if not texts:
             # Bits of the padding between two entries of the archive are nobody's.
             harmless += 1

@@ -238,18 +238,29 @@ def train(
         stack.callback(training.close)
         place = RunFolder(folder, training.config.identity(), training.config.versions)
         stack.enter_context(place.lock())
-        if overwrite and place.conflicts():
-            place.clear()
-        if (done := place.complete()) is not None:
+        if (done := _begin(place, training, overwrite)) is not None:
             return done
-        state = place.resume()
-        if state is not None:
-            training.load_state_dict(state)
-        place.start(training.config)
         if should_stop is None:
             should_stop = stack.enter_context(stop_requests())
         training.run(place, checkpoint_seconds, progress, should_stop)
     return load_run(folder)
+
+
+def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | None:
+    """Return the run of a locked folder if it is complete; else resume or start it.
+
+    Raises:
+        RunConflictError: The folder holds another run, which is not to be replaced.
+    """
+    if overwrite and place.conflicts():
+        place.clear()
+    if (done := place.complete()) is not None:
+        return done
+    state = place.resume()
+    if state is not None:
+        training.load_state_dict(state)
+    place.start(training.config)
+    return None
 
 
 def _require_suitable(recipe: ReinforceRecipe, row: Row, task: str | None) -> None:
