@@ -35,8 +35,6 @@ from ntkmtl.files import write_json, write_text
 SCALES = (1, 4)
 """Of the networks that are timed: steps of one or two milliseconds, and of 5 to 20."""
 
-_LABELS = ("plain", "balanced")
-
 
 class Run:
     """One network in training, plain or balanced."""
@@ -61,24 +59,39 @@ class Run:
         self.optimizer.step()
         return time.thread_time() - start
 
+    @property
+    def looks(self) -> int:
+        """Number of kernels made so far: a change of the weights."""
+        assert self.balancer is not None
+        measured = self.balancer._core.memory.measured
+        return -1 if measured is None else int(measured.max())
+
 
 def cost(name: str, scale: int, steps: int, seed: int, warm: int = 10) -> dict[str, float]:
     """Return milliseconds of a plain and of a balanced step, means over ``steps`` steps.
 
     The first steps warm caches and compilers in networks of their own; the Balancer that is timed
-    starts with its first step, exact kernels close to each other included.
+    starts with its first step, exact kernels close to each other included. ``between`` is the mean
+    over balanced steps that reused weights, ``look`` that of the others.
     """
     for balanced in (False, True):
         run = Run(name, scale, seed, balanced=balanced)
         for _ in range(warm):
             run.step()
-    runs = {label: Run(name, scale, seed, balanced=label == "balanced") for label in _LABELS}
-    times = dict.fromkeys(_LABELS, 0.0)
+    plain, balanced_run = (Run(name, scale, seed, balanced=b) for b in (False, True))
+    times: dict[str, list[float]] = {"plain": [], "between": [], "look": []}
     for turn in range(steps):
         # Who goes first finds the caches of the other.
-        for label in _LABELS if turn % 2 else reversed(_LABELS):
-            times[label] += runs[label].step()
-    return {label: seconds / steps * 1e3 for label, seconds in times.items()}
+        for run in (plain, balanced_run) if turn % 2 else (balanced_run, plain):
+            before = run.looks if run.balancer is not None else 0
+            seconds = run.step()
+            label = "plain"
+            if run.balancer is not None:
+                label = "between" if run.looks == before else "look"
+            times[label].append(seconds)
+    balanced_times = times["between"] + times["look"]
+    means = {label: statistics.fmean(v) * 1e3 for label, v in times.items() if v}
+    return {**means, "balanced": statistics.fmean(balanced_times) * 1e3}
 
 
 def costs(name: str, scale: int, steps: int, repetitions: int) -> dict[str, float]:
@@ -91,6 +104,8 @@ def costs(name: str, scale: int, steps: int, repetitions: int) -> dict[str, floa
         "ratio": statistics.median(ratios),
         "low": ratios[0],
         "high": ratios[-1],
+        "between": statistics.median(f.get("between", f["balanced"]) / f["plain"] for f in found),
+        "look": statistics.median(f["look"] / f["plain"] for f in found),
     }
 
 
@@ -117,17 +132,16 @@ def table(report: Mapping[str, Any]) -> str:
         f"{facts['repetitions']} repetitions (lowest to highest), each the mean over "
         f"{facts['steps']} steps. Errors: means over {facts['seeds']} seeds.",
         "",
-        "| network | k | exact, one step in | plain step (ms) | `Balancer()` / plain | larger: "
-        "plain step (ms) | `Balancer()` / plain |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| network | k | plain step (ms) | `Balancer()` / plain | between looks | a look |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in cases:
-        cells = [
-            f"{c['plain_ms']:.2f} | {c['ratio']:.3f} ({c['low']:.3f} to {c['high']:.3f})"
-            for c in case["costs"]
-        ]
-        start = f"| {case['title']} | {case['tasks']} | {case['period']} | "
-        lines.append(start + " | ".join(cells) + " |")
+        for c in case["costs"]:
+            title = case["title"] + ("" if c["scale"] == 1 else ", larger")
+            lines.append(
+                f"| {title} | {case['tasks']} | {c['plain_ms']:.2f} | {c['ratio']:.3f} "
+                f"({c['low']:.3f} to {c['high']:.3f}) | {c['between']:.2f} | {c['look']:.2f} |"
+            )
     labels = list(next(iter(cases))["errors"])
     lines += [
         "",

@@ -50,10 +50,11 @@ def _parts(view: type, cut: Part) -> tuple[Part, ...]:
         ("reading the losses", _balancer.Balancer, "_step"),
         cut,
         ("gradients of representation and heads", view, "differentiate"),
-        ("are the heads' gradients finite", _fill.HeadGradients, "await_finite"),
+        ("length of the heads' gradients", _fill.HeadGradients, "await_finite"),
         ("kernel", _kernel_step.KernelStep, "kernel"),
         ("eigenvalues and weights", _kernel_step, "observe"),
-        ("heads' gradients, weighted, to .grad", _fill.HeadGradients, "add"),
+        ("heads' gradients, weighted", _fill.HeadGradients, "weighted"),
+        ("heads' gradients to .grad", _kernel_step, "add_to_grad"),
         ("the shared part's backward pass", view, "push"),
         ("all of backward()", _balancer.Balancer, "backward"),
     )

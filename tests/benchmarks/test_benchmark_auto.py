@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import auto
@@ -10,9 +11,17 @@ import auto_study
 import pytest
 import torch
 from auto_workloads import WORKLOADS
+from sidebyside.tables import fill_page
 from torch import nn
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_shows_the_numbers_that_are_kept() -> None:
+    page = (DOCS / "auto.md").read_text(encoding="utf-8")
+    report = json.loads((DOCS / "auto" / "measured.json").read_text(encoding="utf-8"))
+    assert set(report["cases"]) == set(WORKLOADS)
+    assert fill_page(page, auto.table(report)) == page
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "compiled"])

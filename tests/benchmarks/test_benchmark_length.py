@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import length
 import pytest
 import torch
+from sidebyside.tables import fill_page
 
 DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_page_shows_the_numbers_that_are_kept() -> None:
+    page = (DOCS / "length.md").read_text(encoding="utf-8")
+    report = json.loads((DOCS / "length" / "measured.json").read_text(encoding="utf-8"))
+    assert fill_page(page, length.table(report)) == page
 
 
 def test_methods_that_read_losses_have_their_own_length_only() -> None:
