@@ -324,9 +324,9 @@ class Balancer:
             if step.raw.device.type == "cpu":
                 step.require_finite(step.raw, "loss")
                 if step.extra is not None:
-                    step.require_extra(step.extra)
+                    step.require_extra(step.extra.detach())
             elif step.extra is not None:
-                step.waiting.append((step.extra, step.require_extra))
+                step.waiting.append((step.extra.detach(), step.require_extra))
             return self._recorded(step, features, counts)
         except NonFiniteError:
             if active is None:
