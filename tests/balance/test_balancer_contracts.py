@@ -16,6 +16,7 @@ from kernel import oracle
 from kernel.oracle import EXACT, Case, make_case
 from ntkmtl import Balancer, BalanceResult, NonFiniteError, branch
 from ntkmtl.weighting import accepted_options, create, names, spec
+from placement import DTYPE
 
 METHODS = [name for name in names() if name != "stl"]
 OF_KERNEL = [name for name in METHODS if spec(name).requires != "losses"]
@@ -574,7 +575,7 @@ def test_uw_learns_beside_the_model() -> None:
     case = make_case()
     balancer = Balancer("uw")
     optimizer = torch.optim.SGD([*case.parameters, *balancer.parameters()], lr=0.1)
-    s = torch.zeros(3, dtype=torch.float64)
+    s = torch.zeros(3, dtype=DTYPE)
     for _ in range(4):
         optimizer.zero_grad()
         z = case.features()

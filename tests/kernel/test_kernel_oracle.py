@@ -11,6 +11,7 @@ from torch import nn
 from kernel import oracle
 from kernel.oracle import EXACT, TRUNKS, make_case
 from ntkmtl import Balancer, branch, extended_ntk
+from placement import DTYPE
 
 POOLINGS = ["pooled", "blockwise", "kernel"]
 MINIBATCHES = [1, 2, 3, 4]
@@ -103,7 +104,7 @@ class TwoScales(nn.Module):
 @pytest.mark.parametrize("source", [*POOLINGS, "exact"])
 def test_tuple_of_features_counts_as_one_long_tensor(source: str, n: int) -> None:
     case = make_case()
-    trunk = TwoScales().double()
+    trunk = TwoScales().to(DTYPE)
     scales = trunk(*case.inputs)
     per_sample = case.per_sample(torch.cat(scales, dim=1))
     split = oracle.sizes(oracle.BATCH, n)
@@ -138,8 +139,8 @@ def test_one_representation_per_task_has_diagonal_blocks(
     pooling: str, widths: list[int], form: str, n: int
 ) -> None:
     case = make_case()
-    case.heads = nn.ModuleList([oracle.Head(width) for width in widths]).double()
-    trunk = OnePerTask(widths).double()
+    case.heads = nn.ModuleList([oracle.Head(width) for width in widths]).to(DTYPE)
+    trunk = OnePerTask(widths).to(DTYPE)
     own = trunk(*case.inputs)
     per_sample = case.per_sample(own)
     split = oracle.sizes(oracle.BATCH, n)
@@ -163,7 +164,7 @@ def test_one_representation_per_task_has_diagonal_blocks(
 
 def test_exact_kernel_of_one_representation_per_task_has_all_blocks() -> None:
     case = make_case()
-    trunk = OnePerTask([5, 5, 5]).double()
+    trunk = OnePerTask([5, 5, 5]).to(DTYPE)
     own = trunk(*case.inputs)
     per_sample = case.per_sample(own)
     expected = oracle.exact(per_sample, trunk.parameters(), oracle.sizes(oracle.BATCH, 2))
@@ -175,7 +176,7 @@ def test_exact_kernel_of_one_representation_per_task_has_all_blocks() -> None:
 @pytest.mark.parametrize("n", [1, 2])
 def test_representations_per_task_may_come_from_one_operation(how: str, n: int) -> None:
     case = make_case()
-    z = nn.Linear(4, 15).double()(*case.inputs)
+    z = nn.Linear(4, 15).to(DTYPE)(*case.inputs)
     own = list(z.chunk(3, dim=1)) if how == "chunk" else list(z.view(-1, 3, 5).unbind(1))
     per_sample = case.per_sample(own)
     split = oracle.sizes(oracle.BATCH, n)
@@ -250,8 +251,8 @@ def test_last_layer_kernel_is_exact_in_that_layer(
     activation: type[nn.Module], n: int, bias: bool
 ) -> None:
     case = make_case()
-    last = nn.Linear(6, 5, bias=bias).double()
-    case.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), last, activation()).double()
+    last = nn.Linear(6, 5, bias=bias).to(DTYPE)
+    case.trunk = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), last, activation()).to(DTYPE)
     balancer = Balancer("ntkmtl-tk", minibatches=n, last_layer=last)
     z = case.features()
     per_sample = case.per_sample(z)
@@ -319,6 +320,7 @@ def test_float32_keeps_its_relative_accuracy_at_any_loss_scale(source: str, expo
     torch.testing.assert_close(kernel.affinity(), reference.affinity(), rtol=0.0, atol=2e-5)
 
 
+@pytest.mark.skipif(torch.float64 != DTYPE, reason="beyond float32")
 @pytest.mark.parametrize("scale", [1e-60, 1e60])
 def test_float64_reaches_further(scale: float) -> None:
     case = make_case()
