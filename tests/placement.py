@@ -1,7 +1,7 @@
 """Where and in which precision the tests of kernels and of the Balancer compute.
 
 ``NTKMTL_TEST_DEVICE=cuda NTKMTL_TEST_DTYPE=float32 pytest tests/kernel/test_kernel_oracle.py
-tests/kernel/test_kernel_extended.py tests/balance/test_balancer_contracts.py`` runs those elsewhere.
+tests/kernel/test_kernel_extended.py tests/balance/test_balancer_contracts.py`` runs those there.
 Without the two all compute in float64 on the CPU, where results are equal to rounding.
 """
 
