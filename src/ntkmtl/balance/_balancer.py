@@ -504,11 +504,12 @@ class Balancer:
             >>> model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(3, 4)})
             >>> z = model["trunk"](torch.ones(5, 3)).relu()
             >>> heads = [torch.nn.Linear(4, 1) for _ in range(2)]
-            >>> found = Balancer().explain([h(z).mean() for h in heads], model=model)
+            >>> losses = [h(z).mean() for h in heads]
+            >>> found = Balancer().explain(losses, model=model)  # doctest: +ELLIPSIS
             2 tasks: 0, 1
             the representation, where the part that tasks share ends:
-              (5, 4) made by relu, read by all tasks
-            shared by two or more tasks: 2 parameters, 16 entries: trunk.weight, trunk.bias
+              (5, 4) made by relu..., read by all tasks
+            shared by two or more tasks: 2 parameters, 16 entries: trunk...
             task 0: 2 parameters of its own; all of its gradient passes the representation
             task 1: 2 parameters of its own; all of its gradient passes the representation
             weights: ntkmtl-auto, from exact kernels, one in 14 steps or more often, averaged
