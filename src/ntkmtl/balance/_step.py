@@ -204,7 +204,8 @@ class Step:
     def require_extra(self, value: Tensor) -> None:
         """Raise if the loss outside the balance is NaN or infinite."""
         if not bool(value.isfinite()):
-            raise NonFiniteError("extra", self.number, "loss", float(value), scaled=self.scaled)
+            found = float(value.detach())
+            raise NonFiniteError("extra", self.number, "loss", found, scaled=self.scaled)
 
     def require_finite(self, values: Tensor, what: str) -> None:
         """Raise if one of the values, one for each task of ``present``, is NaN or infinite."""

@@ -237,6 +237,7 @@ def buffers_kept(compiles: bool) -> Iterator[None]:
     """Let compiled backward passes keep the buffers that another backward pass needs.
 
     By default a compiled backward pass reuses that memory, and a kernel takes several passes.
+    What is compiled within is kept apart on disk from what plain training compiles.
 
     Args:
         compiles: Whether anything is compiled; if not, nothing changes.
@@ -246,7 +247,10 @@ def buffers_kept(compiles: bool) -> Iterator[None]:
         return
     from torch._functorch import config
 
-    with config.patch(donated_buffer=False):
+    from ntkmtl.graph import allow_retained_backward
+
+    with config.patch(donated_buffer=config.donated_buffer):
+        allow_retained_backward()
         yield
 
 
