@@ -60,7 +60,10 @@ def draw_setting(tape: Tape, program: Program) -> Setting:
         options["weight_heads"] = (None, True, False)[tape.pick(3)]
     if method == "ntkmtl-sr":
         options["minibatches"] = 1
-        if program.tail in ("scalar", "vector") and not program.masked and tape.chance(3):
+        # A head that mixes samples has no mini-batches, which losses of samples show.
+        mixed = any(op.kind == "attention" for op in program.ops)
+        tails = ("scalar",) if mixed else ("scalar", "vector")
+        if program.tail in tails and not program.masked and tape.chance(3):
             options |= {"minibatches": 2, "batch_dim": 0}
     elif create(method).requires == "gramian" and tape.chance(3):
         options["source"] = "representation"

@@ -824,3 +824,16 @@ def test_shared_may_name_parameters_above_the_features() -> None:
     expected = flat_gradients(losses, net.parameters).square().sum(1)
     out = Balancer("ntkmtl", shared=net.parameters).backward(losses, features=z)
     torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+
+
+def test_a_head_that_mixes_samples_has_no_mini_batches() -> None:
+    torch.manual_seed(0)
+    trunk, heads = linear(4, 4), [linear(4, 1), linear(4, 1)]
+    z = trunk(data(BATCH, 4)).tanh()
+    mixed = torch.softmax(z @ z.T, dim=1) @ z
+    losses = [heads[0](mixed)[:, 0].square(), heads[1](z)[:, 0].square()]
+    with pytest.raises(
+        ValueError, match=r"samples of task 0, or its head mixes them.*minibatches=1"
+    ):
+        Balancer("ntkmtl-sr", minibatches=2).backward(losses)
+    assert all(p.grad is None for p in weights(trunk, *heads))
