@@ -16,6 +16,7 @@ from report_folders import METRICS, realistic, toy, write_run
 from rich.console import Console
 
 from ntkmtl.bench.report import FORMATS, build_table, print_table, render, rich_table
+from ntkmtl.bench.runs import RunFileError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,7 +129,7 @@ def hostile(root: Path) -> Path:
     place = write_run(root, "ls", 0, [50.0, 0.1], metrics=metrics)
     path = place / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["method"] = HOSTILE + "\ud800"
+    config["method"] = HOSTILE
     config["problem"] = HOSTILE
     path.write_text(json.dumps(config), encoding="ascii")
     return root
@@ -154,6 +155,14 @@ def test_hostile_names(tmp_path: Path, format: str) -> None:
             r"\textasciitilde{}\textasciicircum{}\textless{}script\textgreater{}"
         )
         assert row.count(" & ") == 5
+
+
+def test_half_of_a_surrogate_pair_is_refused(tmp_path: Path) -> None:
+    path = hostile(tmp_path) / "toy" / "ls" / "seed-0" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(config | {"method": "ls\ud800"}), encoding="ascii")
+    with pytest.raises(RunFileError, match=r"config\.json: holds half of a surrogate pair"):
+        build_table(tmp_path)
 
 
 def test_hostile_names_in_a_terminal(tmp_path: Path) -> None:

@@ -102,9 +102,16 @@ def method_labels(methods: Iterable[str]) -> dict[str, str]:
         {'ls': 'ls', 'mine.methods:Inverse': 'Inverse', 'a:Half': 'a:Half', 'b:Half': 'b:Half'}
     """
     names = list(dict.fromkeys(methods))
-    short = {name: name.rpartition(":")[2] for name in names}
+    short = {name: _class_of(name) for name in names}
     counts = Counter(short.values())
     return {name: label if counts[label] == 1 else name for name, label in short.items()}
+
+
+def _class_of(method: str) -> str:
+    """Return the class of ``module:Class`` or ``file.py:Class``, and any other string as it is."""
+    source, _, name = method.rpartition(":")
+    module = source.endswith(".py") or all(part.isidentifier() for part in source.split("."))
+    return name if module and name.isidentifier() else method
 
 
 def clear_run(folder: Path) -> None:
