@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +267,50 @@ def test_a_balancer_records_the_exact_kernel_and_trains_as_without(method: str) 
     assert recorder["condition"][0].item() == pytest.approx(
         condition_number(spectrum.clamp_min(0)), rel=1e-6
     )
+
+
+@pytest.mark.parametrize("source", ["exact", "representation"])
+def test_minibatches_without_features_come_from_losses_of_samples(source: str) -> None:
+    torch.manual_seed(0)
+    trunk, heads = torch.nn.Linear(3, 4).double(), [torch.nn.Linear(4, 1).double() for _ in "ab"]
+    x = torch.randn(8, 3, dtype=torch.float64)
+
+    def samples(part: torch.Tensor) -> list[torch.Tensor]:
+        z = trunk(part).tanh()
+        return [(head(z) - i).square()[:, 0] for i, head in enumerate(heads)]
+
+    recorder = Recorder(source=source, minibatches=2)
+    Balancer("ls", record=recorder).backward(samples(x))
+    assert recorder["kernel_minibatches"].tolist() == [2]
+    expected = []
+    for i in range(2):
+        if source == "exact":
+            means = [samples(part)[i].mean() for part in x.split(4)]
+            parts = [torch.autograd.grad(mean, trunk.parameters()) for mean in means]
+            rows = torch.stack([torch.cat([g.flatten() for g in part]) for part in parts])
+            expected.append(torch.linalg.eigvalsh(rows @ rows.T)[-1])
+        else:
+            z = trunk(x).tanh().detach().requires_grad_()
+            loss = (heads[i](z) - i).square().mean()
+            rows = torch.autograd.grad(loss, z)[0].view(2, -1) * 2
+            expected.append(rows.square().sum(dim=1).amax())  # samples of two parts do not mix
+    torch.testing.assert_close(
+        recorder["max_eigenvalues"][0], torch.stack(expected), rtol=1e-9, atol=0
+    )
+
+
+def test_minibatches_that_nothing_tells_apart_are_said_once() -> None:
+    trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in "ab"]
+    recorder = Recorder(every=1, minibatches=2)
+    balancer = Balancer("ls", record=recorder)
+
+    def one_step() -> None:
+        z = trunk(torch.ones(8, 3))
+        balancer.backward([head(z).square().mean() for head in heads])
+
+    with pytest.warns(UserWarning, match="2 mini-batches need features"):
+        one_step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one_step()
+    assert recorder["kernel_minibatches"].tolist() == [1, 1]

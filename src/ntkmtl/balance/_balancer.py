@@ -407,7 +407,7 @@ class Balancer:
             result = run(self._core, step, features, counts)
             self._hold(result, step)
             return result
-        kernel = recorded_kernel(self.options, record, step, features, counts)
+        kernel = recorded_kernel(self._core, record, step, features, counts)
         result = run(self._core, step, features, counts)
         self._hold(result, step)
         self._show(record, step, result, kernel)

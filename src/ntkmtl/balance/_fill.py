@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ __all__ = [
     "may_overflow",
     "ordinary",
     "repeated",
+    "undone_if_not_finite",
     "weighted_gradients",
 ]
 
@@ -100,7 +102,7 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
 
     No kernel is made that would show gradients that are not finite, so they are looked at in
     ``.grad``, and taken out again. Where ``.grad`` holds gradients of other batches already, they
-    are looked at before.
+    are looked at before, or, where hooks must fire, what was there is kept aside.
 
     Raises:
         NonFiniteError: A gradient is not finite.
@@ -115,20 +117,45 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
         found = list(leaves(step.losses)[0])
         core.parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
     parameters = core.parameters
-    if any(p.grad is not None for p in parameters):
+    if not any(p.grad is not None for p in parameters):
+        with undone_if_not_finite(step, [(p, None) for p in parameters]):
+            ordinary(core, step, weights)
+    elif step.parallel or any(map(has_hooks, parameters)):
+        # Hooks fire in an ordinary pass alone, whose gradients are added to what is there.
+        with undone_if_not_finite(step):
+            ordinary(core, step, weights)
+    else:
         ordinary(core, step, weights, careful=True)
-        step.bring()  # where nothing was looked at, as hooks had to fire
-        return
-    ordinary(core, step, weights)
-    known = [dense(p.grad) for p in parameters if p.grad is not None]
+
+
+@contextmanager
+def undone_if_not_finite(
+    step: Step, before: Sequence[tuple[Tensor, Tensor | None]] | None = None
+) -> Iterator[None]:
+    """Look at ``.grad`` after a backward pass, and put back what was there if it went wrong.
+
+    Args:
+        step: What is known of this call.
+        before: Parameters and copies of their ``.grad``; made if None.
+
+    Raises:
+        NonFiniteError: An entry is not finite.
+    """
+    if before is None:
+        before = [(p, None if p.grad is None else p.grad.clone()) for p in leaves(step.losses)[0]]
+    yield
+    known = [dense(p.grad) for p, _ in before if p.grad is not None]
     try:
         (length,) = step.bring(_length(known)) if known else (torch.zeros(()),)
         if bool(length.isfinite()) or _finite_entries(known):
             return
         step.fail("gradient", math.nan, name=" or ".join(step.local_names))
     except NonFiniteError:
-        for p in leaves(step.losses)[0]:
-            p.grad = None
+        for p, gradient in before:
+            if gradient is None or p.grad is None:
+                p.grad = gradient
+            else:
+                p.grad.copy_(gradient)  # in place: DDP keeps views of its buckets here
         raise
 
 

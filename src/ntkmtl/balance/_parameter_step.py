@@ -106,9 +106,15 @@ class ParameterStep:
             self._apart(weights, factor, jacobian, combined)
         return step.result(weights, eigenvalues)
 
-    def kernel(self, *, keep: bool) -> tuple[ExtendedNTK, Tensor | None]:
-        """Return the kernel, and the gradients of shape (k, P) if they are to be kept."""
-        step, full = self.step, self.options.needs_gramian
+    def kernel(self, *, keep: bool, full: bool | None = None) -> tuple[ExtendedNTK, Tensor | None]:
+        """Return the kernel, and the gradients of shape (k, P) if they are to be kept.
+
+        Args:
+            keep: Keep the gradients.
+            full: Make the blocks between tasks as well; whether the method reads them, if None.
+        """
+        step = self.step
+        full = self.options.needs_gramian if full is None else full
         shares = self._shares()
         ranks, joint = self._ranks(shares)
         kernel, jacobian = exact_kernel(

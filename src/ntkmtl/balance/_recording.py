@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ntkmtl._warnings import warn
 from ntkmtl.balance._options import Options
+from ntkmtl.balance._parameter_step import ParameterStep
 from ntkmtl.balance._snapshot import StepRecorder
 from ntkmtl.balance._step import Step
 from ntkmtl.balance._views import FoundView, NamedView, trainable_now
+from ntkmtl.balance._weigh import Core
 from ntkmtl.graph import FeaturesLike, find_cut, vjp
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import Pooling
@@ -18,7 +21,7 @@ __all__ = ["recorded_kernel"]
 
 
 def recorded_kernel(
-    options: Options,
+    core: Core,
     recorder: StepRecorder,
     step: Step,
     features: FeaturesLike | None,
@@ -30,7 +33,8 @@ def recorded_kernel(
     without, whatever the method reads and how often.
 
     Args:
-        options: The Balancer's, where the recorder leaves them open.
+        core: What the Balancer's steps work with; its options count where the recorder leaves them
+            open.
         recorder: What is to be recorded.
         step: What is known of this call.
         features: The representation, where the user names it.
@@ -46,11 +50,12 @@ def recorded_kernel(
     """
     if step.ranks is not None or len(step.local) < len(step.present):
         return None
+    options = core.options
     source, pooling = _own_kernel(options)
     source = recorder.source or source
     pooling = recorder.pooling or pooling
     if features is None:
-        return _of_found_cut(options, recorder, step, source, pooling)
+        return _of_found_cut(core, recorder, step, source, pooling)
     asked = recorder.minibatches or options.minibatches
     sizes = NamedView(options, step, features, None, 1).cut.batches
     view = NamedView(options, step, features, counts, min(asked, *sizes))
@@ -68,20 +73,39 @@ def recorded_kernel(
 
 
 def _of_found_cut(
-    options: Options, recorder: StepRecorder, step: Step, source: str, pooling: Pooling
+    core: Core, recorder: StepRecorder, step: Step, source: str, pooling: Pooling
 ) -> ExtendedNTK | None:
-    """Return the kernel of the whole batch, at the cut or of the shared parameters."""
-    if options.shared is not None and recorder.source != "representation":
-        return _whole_batch(step, trainable_now(options.shared))
+    """Return the kernel at the cut, or of the shared parameters."""
+    options = core.options
     cut = find_cut(step.losses, parallel=step.parallel)
-    if not cut.shared:
+    named = options.shared is not None and recorder.source != "representation"
+    shared = trainable_now(options.shared) if named and options.shared is not None else cut.shared
+    if not shared:
         return None
-    if source == "exact" or not cut.clean or pooling != "blockwise":
-        return _whole_batch(step, cut.shared)
-    view = FoundView(options, step, cut, 1, None)
+    n = _minibatches(core, recorder, step)
+    if named or source == "exact" or not cut.clean or pooling != "blockwise":
+        if n > 1 and step.samples is not None:
+            way = ParameterStep(core, step, shared, minibatches=n)
+            return _on_cpu(way.kernel(keep=False, full=True)[0], step)
+        return _whole_batch(step, shared)
+    view = FoundView(options, step, cut, n, None)
     gradients = view.differentiate(heads=False, retain=True)
     full = not view.separate
     return _on_cpu(view.kernel(gradients, "blockwise", full=full, ranks=None, layer=None), step)
+
+
+def _minibatches(core: Core, recorder: StepRecorder, step: Step) -> int:
+    """Return the recorded kernel's n, 1 where nothing tells the samples apart."""
+    asked = recorder.minibatches or core.options.minibatches
+    if step.samples is not None:
+        return min(asked, *(s.count for s in step.samples))
+    if asked > 1 and recorder.minibatches and "recorded" not in core.memory.warned:
+        core.memory.warned.add("recorded")
+        warn(
+            f"the recorder's {asked} mini-batches need features=z, or losses of single samples, of "
+            "shape (B,); the whole batch is recorded as one mini-batch"
+        )
+    return 1
 
 
 def _own_kernel(options: Options) -> tuple[str, Pooling]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
-from ntkmtl.balance._fill import ordinary, repeated
+from ntkmtl.balance._fill import ordinary, repeated, undone_if_not_finite
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
@@ -97,14 +97,25 @@ def _reuse(
         view = NamedView(options, step, features, counts)
         if not view.around:
             return KernelStep(core, step, view, options.source).run(weights)
-        return ParameterStep(core, step, view.shared, minibatches=1, hooked=True).run(weights)
+        return _repeated_apart(core, step, view.shared, weights, hooked=True)
     if options.shared is not None:
         shared = trainable_now(options.shared)
     else:
         shared = find_cut(step.losses, parallel=step.parallel).shared
     if not shared:
         return _weigh_heads(core, step, weights)
-    return ParameterStep(core, step, shared, minibatches=1).run(weights)
+    return _repeated_apart(core, step, shared, weights)
+
+
+def _repeated_apart(
+    core: Core, step: Step, shared: list[Tensor], weights: Tensor, *, hooked: bool | None = None
+) -> BalanceResult:
+    """Fill heads and shared parameters with weights that are known, without a kernel."""
+    way = ParameterStep(core, step, shared, minibatches=1, hooked=hooked)
+    if step.scaled:  # the scaler looks at all gradients itself
+        return way.run(weights)
+    with undone_if_not_finite(step):
+        return way.run(weights)
 
 
 def _through_features(
