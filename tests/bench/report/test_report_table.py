@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from report_folders import METRICS, realistic, toy, write, write_run
 
-from ntkmtl.bench.report import Estimate, build_table, build_tables, render
+from ntkmtl.bench.report import SeedMean, build_table, build_tables, render
 from ntkmtl.bench.runs import RunFileError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def test_facts_and_notes(tmp_path: Path) -> None:
 def test_one_seed_has_no_standard_error(tmp_path: Path) -> None:
     write_run(tmp_path, "ls", 3, [50.0, 0.2])
     table = build_table(tmp_path)
-    assert table.row("ls").estimates == (Estimate(50.0, None, 1), Estimate(0.2, None, 1))
+    assert table.row("ls").estimates == (SeedMean(50.0, None, 1), SeedMean(0.2, None, 1))
     assert table.row("ls").mean_rank == 1.0
     assert table.notes[0].startswith("Numbers of 1 seed (3)")
 
@@ -128,7 +128,7 @@ def test_stl_of_some_tasks_only(tmp_path: Path) -> None:
     write_run(tmp_path, "stl", 0, [55.0], task="seg")
     table = build_table(tmp_path)
     stl = table.row("stl")
-    assert stl.estimates == (Estimate(55.0, None, 1), None)
+    assert stl.estimates == (SeedMean(55.0, None, 1), None)
     assert stl.relative_time is None
     assert "There are no STL runs for mae, so Δm is not known." in table.warnings
 

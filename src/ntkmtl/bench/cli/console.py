@@ -14,7 +14,7 @@ from ntkmtl.errors import MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ntkmtl.bench.report import Table
+    from ntkmtl.bench.report import ResultTable
 
 __all__ = [
     "FAILED",
@@ -81,7 +81,7 @@ def print_columns(rows: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {text}")
 
 
-def print_table(found: Table) -> None:
+def print_table(found: ResultTable) -> None:
     """Print a table of results, with color where standard output is a terminal."""
     from ntkmtl.bench import report
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.problems import find_problem
-from ntkmtl.bench.report._table import Estimate, load, table_of
+from ntkmtl.bench.report._build import table_of
+from ntkmtl.bench.report._runs import load
+from ntkmtl.bench.report._table import SeedMean
 from ntkmtl.bench.runs import SINGLE_TASK, folder_name
 from ntkmtl.bench.training import Comparison, method_names
 from ntkmtl.metrics import delta_m
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.paper._results import PaperResult, Part
     from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.report import Row, Table
-    from ntkmtl.bench.report._table import Runs
+    from ntkmtl.bench.report import MethodRow, ResultTable
+    from ntkmtl.bench.report._runs import ProblemRuns
 
 __all__ = ["Baseline", "Measured", "Prepared", "Request", "RequestError", "measured", "prepare"]
 
@@ -241,14 +243,14 @@ class Measured:
     """
 
     prepared: Prepared
-    table: Table
+    table: ResultTable
 
     @property
     def part(self) -> Part:
         """What it stands for."""
         return self.prepared.part
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MethodRow]:
         """Return the rows of the multi-task methods in the order asked for."""
         there = {row.method: row for row in self.table.rows}
         return [there[name] for name in self.prepared.methods if name in there]
@@ -294,7 +296,9 @@ def measured(prepared: Prepared) -> Measured:
     return Measured(prepared, found)
 
 
-def _with_published_baseline(prepared: Prepared, runs: Runs, found: Table) -> Table:
+def _with_published_baseline(
+    prepared: Prepared, runs: ProblemRuns, found: ResultTable
+) -> ResultTable:
     """Return the table with Δm% against the paper's STL row."""
     reference = table(prepared.part.baseline)
     variant = "reproduced" if prepared.part.baseline == 6 else ""
@@ -305,7 +309,7 @@ def _with_published_baseline(prepared: Prepared, runs: Runs, found: Table) -> Ta
     for each in found.rows:
         tested = [run.result.test for _, run in sorted(runs.multi[each.method].items())]
         values = delta_m(tested, stl, higher).tolist()
-        rows.append(replace(each, delta_m=Estimate.of(values)))
+        rows.append(replace(each, delta_m=SeedMean.of(values)))
     return replace(
         found,
         rows=tuple(rows),

@@ -189,7 +189,7 @@ def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
     """Return those settings of a comparison that the paper has too.
 
     Args:
-        facts: :attr:`ntkmtl.bench.report.Table.facts`.
+        facts: :attr:`ntkmtl.bench.report.ResultTable.facts`.
         problem: Name of the problem.
 
     Returns:
@@ -234,7 +234,7 @@ def differences(facts: Mapping[str, Any], problem: str, published: str) -> list[
     """Return in what a comparison differs from the published training.
 
     Args:
-        facts: :attr:`ntkmtl.bench.report.Table.facts`.
+        facts: :attr:`ntkmtl.bench.report.ResultTable.facts`.
         problem: Name of the problem that was trained.
         published: Name of the problem that the paper trained.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._tables import Cell, Column
     from ntkmtl.bench.paper._tables import Table as PaperTable
-    from ntkmtl.bench.report._table import Estimate, Row
+    from ntkmtl.bench.report._table import MethodRow, SeedMean
 
 __all__ = ["FORMATS", "Entry", "Number", "SideBySide", "render", "side_by_side"]
 
@@ -238,9 +238,9 @@ def _measured_entries(
     ]
 
 
-def _estimates(each: Measured, row: Row) -> dict[str, Estimate]:
+def _estimates(each: Measured, row: MethodRow) -> dict[str, SeedMean]:
     """Return the numbers of a row by the names of the paper's columns."""
-    known: dict[str, Estimate] = {}
+    known: dict[str, SeedMean] = {}
     if each.part.metrics:
         for column, estimate in zip(each.table.columns, row.estimates, strict=True):
             if estimate is not None:
@@ -252,10 +252,10 @@ def _estimates(each: Measured, row: Row) -> dict[str, Estimate]:
     return known
 
 
-def _exactly(value: float) -> Estimate:
-    from ntkmtl.bench.report._table import Estimate
+def _exactly(value: float) -> SeedMean:
+    from ntkmtl.bench.report._table import SeedMean
 
-    return Estimate(value, None, 1)
+    return SeedMean(value, None, 1)
 
 
 def _decimals(source: PaperTable, column: Column) -> int:
@@ -264,7 +264,7 @@ def _decimals(source: PaperTable, column: Column) -> int:
     return max((len(cell.text.partition(".")[2]) for cell in cells), default=2)
 
 
-def _number(estimate: Estimate, decimals: int) -> Number:
+def _number(estimate: SeedMean, decimals: int) -> Number:
     return Number(
         estimate.mean,
         estimate.stderr,

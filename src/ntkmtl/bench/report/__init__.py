@@ -21,19 +21,20 @@ from ntkmtl.errors import MissingExtraError, missing_extra
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from ntkmtl.bench.report._build import build_table, build_tables
     from ntkmtl.bench.report._html import write_html
     from ntkmtl.bench.report._render import FORMATS, print_table, render, rich_table
-    from ntkmtl.bench.report._table import Column, Estimate, Row, Table, build_table, build_tables
+    from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
     from ntkmtl.bench.report.figures import save_figures
 
 _HOMES = {
-    "Column": "_table",
-    "Estimate": "_table",
+    "MetricColumn": "_table",
+    "SeedMean": "_table",
     "FORMATS": "_render",
-    "Row": "_table",
-    "Table": "_table",
-    "build_table": "_table",
-    "build_tables": "_table",
+    "MethodRow": "_table",
+    "ResultTable": "_table",
+    "build_table": "_build",
+    "build_tables": "_build",
     "print_table": "_render",
     "render": "_render",
     "rich_table": "_render",
@@ -43,10 +44,10 @@ _HOMES = {
 
 __all__ = [
     "FORMATS",
-    "Column",
-    "Estimate",
-    "Row",
-    "Table",
+    "MethodRow",
+    "MetricColumn",
+    "ResultTable",
+    "SeedMean",
     "build_table",
     "build_tables",
     "print_table",

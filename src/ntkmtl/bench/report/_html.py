@@ -16,16 +16,12 @@ import numpy as np
 
 from ntkmtl._version import __version__
 from ntkmtl.bench import problems
+from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import finite, layout, printable
+from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import eigenvalues, learning_curves, points_for, weights
-from ntkmtl.bench.report._table import (
-    duration,
-    load,
-    plain_label,
-    plain_method,
-    table_of,
-    task_labels,
-)
+from ntkmtl.bench.report._table import task_labels
+from ntkmtl.bench.report._words import duration, plain_label, plain_method
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 
@@ -34,8 +30,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._series import Curve, Series
-    from ntkmtl.bench.report._table import Row, Runs, Table
+    from ntkmtl.bench.report._table import MethodRow, ResultTable
 
 __all__ = ["embed", "page_text", "write_html"]
 
@@ -153,7 +150,7 @@ def embed(value: Any) -> str:
 # What the template shows
 
 
-def _page(runs: Runs, table: Table) -> dict[str, Any]:
+def _page(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     heads, rows = layout(table)
     if len(table.columns) > _WIDE:
         # Else MR, Delta-m and time would lie far out of sight.
@@ -235,7 +232,7 @@ def _sizes(problem: str, sizes: Mapping[str, int]) -> tuple[str, str]:
     return "Sizes", ", ".join(f"{sizes[split]:,} {unit}" for split, unit in entry.units.items())
 
 
-def _section(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+def _section(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
     """Return the section that the registry names for the problem, None for none."""
     entry = problems.spec(runs.problem)
     if entry is None or not entry.section:
@@ -249,7 +246,7 @@ def _section(runs: Runs, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | N
     return found
 
 
-def _lead(table: Table) -> list[tuple[str, str, str]]:
+def _lead(table: ResultTable) -> list[tuple[str, str, str]]:
     """Return who leads in Delta-m and in MR: what, the method, its number."""
     ranked = [row for row in table.rows if not row.is_baseline]
     found = []
@@ -270,7 +267,7 @@ def _minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def _tint(table: Table, row: Row) -> dict[str, Any] | None:
+def _tint(table: ResultTable, row: MethodRow) -> dict[str, Any] | None:
     """Return how strongly to colour a Delta-m: its share of the largest, by square root."""
     if row.delta_m is None or not math.isfinite(row.delta_m.mean):
         return None
@@ -287,7 +284,7 @@ def _date(text: str) -> str:
         return printable(text)
 
 
-def _settings(runs: Runs, table: Table) -> list[tuple[str, list[tuple[str, str]]]]:
+def _settings(runs: ProblemRuns, table: ResultTable) -> list[tuple[str, list[tuple[str, str]]]]:
     facts = table.facts
     groups: list[tuple[str, Mapping[str, Any]]] = [
         ("Recipe", facts["recipe"]),
@@ -315,7 +312,7 @@ def _values(values: Mapping[str, Any]) -> str:
 # What the charts draw
 
 
-def _data(runs: Runs, table: Table) -> dict[str, Any]:
+def _data(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     rows = list(table.rows)
     number = {row.method: index for index, row in enumerate(rows)}
     multi = [row.method for row in rows if not row.is_baseline]

@@ -10,7 +10,8 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.report._table import Column, Estimate, Row, Table, plain_label
+from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
+from ntkmtl.bench.report._words import plain_label
 from ntkmtl.errors import missing_extra
 
 if TYPE_CHECKING:
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
-    "Cell",
     "Head",
+    "TableCell",
     "finite",
     "layout",
     "print_table",
@@ -67,7 +68,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One number as shown.
 
     Attributes:
@@ -88,7 +89,7 @@ class Cell:
         return f"{number}{join}{self.stderr}" if self.stderr else number
 
 
-def layout(table: Table) -> tuple[list[Head], list[list[Cell]]]:
+def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
     """Return heads and rows of cells: the metrics, MR, Delta-m and relative time.
 
     The best cell of a column is the best among the multi-task methods as shown, so methods that
@@ -120,20 +121,20 @@ def layout(table: Table) -> tuple[list[Head], list[list[Cell]]]:
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
 
 
-def _exact(value: float | None) -> Estimate | None:
-    return None if value is None else Estimate(value, None, 1)
+def _exact(value: float | None) -> SeedMean | None:
+    return None if value is None else SeedMean(value, None, 1)
 
 
 def _cells(
-    rows: Sequence[Row],
-    estimates: Sequence[Estimate | None],
-    head: Column | Head,
+    rows: Sequence[MethodRow],
+    estimates: Sequence[SeedMean | None],
+    head: MetricColumn | Head,
     decimals: int | None = None,
-) -> list[Cell]:
+) -> list[TableCell]:
     if decimals is None:
         decimals = _decimals([estimate.mean for estimate in estimates if estimate is not None])
     shown = [
-        Cell() if e is None else Cell(
+        TableCell() if e is None else TableCell(
             _number(e.mean, decimals),
             "" if e.stderr is None else _number(e.stderr, decimals),
             e.mean,
@@ -149,7 +150,7 @@ def _cells(
         return shown
     best = _number(max(ranked) if head.higher_is_better else min(ranked), decimals)
     return [
-        Cell(cell.text, cell.stderr, cell.value, not row.is_baseline and cell.text == best)
+        TableCell(cell.text, cell.stderr, cell.value, not row.is_baseline and cell.text == best)
         for row, cell in zip(rows, shown, strict=True)
     ]
 
@@ -212,7 +213,7 @@ def finite(value: Any) -> Any:
     return value
 
 
-def render(table: Table, format: str = "text") -> str:
+def render(table: ResultTable, format: str = "text") -> str:
     """Render a table.
 
     Args:
@@ -238,13 +239,13 @@ def render(table: Table, format: str = "text") -> str:
     return formats[format](table)
 
 
-def _lines(table: Table) -> list[str]:
+def _lines(table: ResultTable) -> list[str]:
     """Return what stands under the table."""
     lines = [f"Warning: {warning}" for warning in table.warnings]
     return [printable(line, 2000) for line in [*lines, *table.notes]]
 
 
-def _text(table: Table) -> str:
+def _text(table: ResultTable) -> str:
     heads, rows = layout(table)
     grid = [["method", *(printable(head.text()) for head in heads)]]
     for row, cells in zip(table.rows, rows, strict=True):
@@ -262,7 +263,7 @@ def _text(table: Table) -> str:
     return "\n".join([printable(table.problem), "", lines[0], rule, *lines[1:], "", *below]) + "\n"
 
 
-def _markdown(table: Table) -> str:
+def _markdown(table: ResultTable) -> str:
     heads, rows = layout(table)
     lines = [
         ["Method", *(_escape_markdown(printable(head.text())) for head in heads)],
@@ -326,7 +327,7 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
 
 
-def _latex(table: Table) -> str:
+def _latex(table: ResultTable) -> str:
     heads, rows = layout(table)
     body = []
     for row, cells in zip(table.rows, rows, strict=True):
@@ -354,7 +355,7 @@ def _minus(text: str) -> str:
     return f"$-${text[1:]}" if text.startswith("-") and text != _DASH else text
 
 
-def _csv(table: Table) -> str:
+def _csv(table: ResultTable) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name for column in table.columns for name in (column.name, f"{column.name} stderr")]
@@ -382,7 +383,7 @@ def _csv(table: Table) -> str:
     return _encodable(out.getvalue())
 
 
-def _json(table: Table) -> str:
+def _json(table: ResultTable) -> str:
     text = json.dumps(finite(table.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
     return _encodable(text) + "\n"
 
@@ -392,7 +393,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def rich_table(table: Table) -> rich.table.Table:
+def rich_table(table: ResultTable) -> rich.table.Table:
     """Return the table for a terminal: best in bold, standard errors under the means.
 
     Rich cuts a table that is wider than the terminal; :func:`print_table` breaks it instead.
@@ -410,7 +411,7 @@ def rich_table(table: Table) -> rich.table.Table:
     return _rich_block(table, range(len(table.columns) + 3), title=True, caption=True)
 
 
-def print_table(table: Table, console: rich.console.Console | None = None) -> None:
+def print_table(table: ResultTable, console: rich.console.Console | None = None) -> None:
     """Print the table to a terminal, in blocks of as many columns as fit side by side.
 
     Args:
@@ -450,7 +451,7 @@ def _need_rich() -> None:
 
 
 def _rich_block(
-    table: Table, columns: Sequence[int], *, title: bool = False, caption: bool = False
+    table: ResultTable, columns: Sequence[int], *, title: bool = False, caption: bool = False
 ) -> rich.table.Table:
     import rich.box
     import rich.table
@@ -484,7 +485,7 @@ def _rich_block(
     return shown
 
 
-def _caption(table: Table) -> Text:
+def _caption(table: ResultTable) -> Text:
     from rich.text import Text
 
     caption = Text(justify="left")

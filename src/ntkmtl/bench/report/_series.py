@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ntkmtl.bench.report._table import Runs, Table
+    from ntkmtl.bench.report._runs import ProblemRuns
+    from ntkmtl.bench.report._table import ResultTable
     from ntkmtl.bench.runs import Run, Steps
 
 __all__ = ["Curve", "Series", "eigenvalues", "learning_curves", "points_for", "weights"]
@@ -65,7 +66,7 @@ def points_for(curves: int) -> int:
     return min(max(_BUDGET // max(curves, 1), _LEAST_POINTS), _MOST_POINTS)
 
 
-def learning_curves(runs: Runs, table: Table, most_points: int) -> dict[str, Curve]:
+def learning_curves(runs: ProblemRuns, table: ResultTable, most_points: int) -> dict[str, Curve]:
     """Return the learning curves of every method, STL among them.
 
     Args:
@@ -148,7 +149,7 @@ def _mean_and_stderr(
     return np.where(count > 0, mean, np.nan), np.where(count > 1, stderr, np.nan)
 
 
-def weights(runs: Runs, methods: Sequence[str], most_points: int) -> dict[str, Series]:
+def weights(runs: ProblemRuns, methods: Sequence[str], most_points: int) -> dict[str, Series]:
     """Return the tasks' weights over training, by method.
 
     Args:
@@ -162,7 +163,7 @@ def weights(runs: Runs, methods: Sequence[str], most_points: int) -> dict[str, S
     return dict(_all_series(runs.multi, methods, most_points, lambda steps: steps.weights))
 
 
-def eigenvalues(runs: Runs, methods: Sequence[str], most_points: int) -> dict[str, Series]:
+def eigenvalues(runs: ProblemRuns, methods: Sequence[str], most_points: int) -> dict[str, Series]:
     """Return the tasks' largest eigenvalues over training, for the methods that have them.
 
     Arguments and errors are those of :func:`weights`.

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import printable
+from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import eigenvalues
-from ntkmtl.bench.report._table import load, table_of, task_labels
+from ntkmtl.bench.report._table import task_labels
 from ntkmtl.bench.runs import folder_name
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ntkmtl.bench.report._series import Series
-    from ntkmtl.bench.report._table import Row, Table
+    from ntkmtl.bench.report._table import MethodRow, ResultTable
 
 __all__ = ["save_figures"]
 
@@ -109,7 +111,7 @@ def _write(figure: Figure, path: Path, ending: str) -> None:
 
 
 def _figures(
-    table: Table, series: dict[str, Series], method: str | None
+    table: ResultTable, series: dict[str, Series], method: str | None
 ) -> Iterator[tuple[str, Figure]]:
     rows = [
         row
@@ -133,7 +135,7 @@ def _plain(text: str, longest: int) -> str:
     return printable(text, longest).replace("$", r"\$")
 
 
-def _worth(row: Row) -> float:
+def _worth(row: MethodRow) -> float:
     if row.delta_m is not None and math.isfinite(row.delta_m.mean):
         return row.delta_m.mean
     return math.inf if row.mean_rank is None else row.mean_rank
@@ -148,7 +150,7 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _subtitle(table: Table) -> str:
+def _subtitle(table: ResultTable) -> str:
     seeds, epochs = len(table.facts["seeds"]), table.facts["recipe"]["epochs"]
     parts = [
         f"{seeds} seed{'' if seeds == 1 else 's'}",
@@ -158,7 +160,7 @@ def _subtitle(table: Table) -> str:
     return f"{_plain(table.problem, 40)}: {', '.join(part for part in parts if part)}"
 
 
-def _delta_m(table: Table, rows: Sequence[Row]) -> Figure:
+def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
     """Draw bars of Delta-m, the best on top."""
     order = sorted(rows, key=_worth)
     figure, axes = _new(6.4, 1.1 + 0.27 * len(order))
@@ -181,7 +183,7 @@ def _delta_m(table: Table, rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _eigenvalues(table: Table, series: Series, method: str) -> Figure:
+def _eigenvalues(table: ResultTable, series: Series, method: str) -> Figure:
     """Draw the largest eigenvalue of each task's kernel over the steps."""
     tasks = task_labels(table)
     legend_columns = math.ceil(len(tasks) / 16)

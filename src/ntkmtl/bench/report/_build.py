@@ -1,0 +1,221 @@
+"""The numbers of a comparison: means, standard errors, MR, Delta-m and times."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ntkmtl.bench.report._facts import custom_notes, facts_of, notes_of
+from ntkmtl.bench.report._runs import ProblemRuns, load
+from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
+from ntkmtl.bench.report._tuned import tuning_of
+from ntkmtl.bench.report._warnings import warnings_of
+from ntkmtl.bench.report._words import listing, plain_method
+from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["build_table", "build_tables", "table_of"]
+
+
+def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
+    """Build the table of each problem in a comparison's folder.
+
+    Args:
+        runs_dir: The folder given to ``ntkmtl compare --out``.
+
+    Returns:
+        The tables by name of the problem, in alphabetical order.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: No run in it is complete, a file cannot be read, or the runs of a problem do not
+            report the same metrics.
+    """
+    return {problem: table_of(runs) for problem, runs in load(runs_dir).items()}
+
+
+def build_table(runs_dir: str | os.PathLike[str], problem: str | None = None) -> ResultTable:
+    """Build the table of one problem.
+
+    Args:
+        runs_dir: The folder given to ``ntkmtl compare --out``.
+        problem: Name of the problem; may be left out where the folder holds only one.
+
+    Returns:
+        The table: STL first, then the methods in the order last asked for, then others by name.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: No run in it is complete, a file cannot be read, the runs do not report the same
+            metrics, or ``problem`` is not in the folder or is needed to choose.
+    """
+    found = load(runs_dir)
+    if problem is None:
+        if len(found) > 1:
+            raise ValueError(
+                f"{os.fspath(runs_dir)} holds {len(found)} problems ({', '.join(found)}); "
+                "name one of them, or use build_tables for all"
+            )
+        problem = next(iter(found))
+    elif problem not in found:
+        raise ValueError(
+            f"no finished run of {problem!r} in {os.fspath(runs_dir)}; found {', '.join(found)}"
+        )
+    return table_of(found[problem])
+
+
+def table_of(runs: ProblemRuns) -> ResultTable:
+    """Build the table of one problem's runs.
+
+    Raises:
+        ValueError: The runs do not report the same metrics.
+    """
+    columns = _columns(runs)
+    multi = {
+        method: [run for _, run in sorted(runs.multi[method].items())] for method in runs.methods
+    }
+    values = {method: [run.result.test for run in group] for method, group in multi.items()}
+    baseline = _baseline(columns, runs.single)
+    delta, why_not = _delta_m(columns, values, baseline)
+    ranks = _mean_ranks(columns, values)
+    seconds = {method: _seconds(group) for method, group in multi.items()}
+    reference = seconds.get(plain_method(runs.problem))
+    labels = method_labels(multi)
+
+    rows = []
+    if runs.single:
+        whole = set(runs.single) >= {column.task for column in columns}
+        total = math.fsum(_seconds(group.values()) for group in runs.single.values())
+        rows.append(
+            MethodRow(
+                method=SINGLE_TASK,
+                seeds=tuple(sorted({seed for group in runs.single.values() for seed in group})),
+                estimates=tuple(baseline),
+                mean_rank=None,
+                delta_m=None,
+                seconds_per_epoch=total if whole else None,
+                relative_time=_ratio(total, reference) if whole else None,
+                options={},
+            )
+        )
+    rows += [
+        MethodRow(
+            method=method,
+            seeds=tuple(run.config.seed for run in group),
+            estimates=tuple(SeedMean.of(each) for each in zip(*values[method], strict=True)),
+            mean_rank=ranks[method],
+            delta_m=delta.get(method),
+            seconds_per_epoch=seconds[method],
+            relative_time=_ratio(seconds[method], reference),
+            options=dict(group[0].config.method_options),
+            tuning=tuning_of(group),
+            short=labels[method],
+        )
+        for method, group in multi.items()
+    ]
+    facts = facts_of(runs)
+    return ResultTable(
+        problem=runs.problem,
+        columns=columns,
+        rows=tuple(rows),
+        facts=facts,
+        notes=(
+            *notes_of(runs.problem, facts, rows, bool(delta)),
+            *custom_notes(multi, labels),
+        ),
+        warnings=tuple(warnings_of(runs, why_not)),
+    )
+
+
+def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
+    """Return the metrics that all multi-task runs report.
+
+    Raises:
+        ValueError: They report different ones, none, or one twice.
+    """
+    first = runs.done[0]
+    metrics = first.config.metrics
+    names = [metric.name for metric in metrics]
+    if not names or len(set(names)) < len(names):
+        raise RunFileError(
+            first.path / "config.json", f"'metrics' must be named, each once, found {names}"
+        )
+    for group in runs.multi.values():
+        for run in group.values():
+            if run.config.metrics != metrics:
+                found = [metric.name for metric in run.config.metrics]
+                raise ValueError(
+                    f"{first.path} and {run.path} report different metrics ({names} and {found}), "
+                    "so they cannot share a table; move one of them to another folder"
+                )
+    return tuple(map(MetricColumn.of, metrics))
+
+
+def _ratio(seconds: float, reference: float | None) -> float | None:
+    return seconds / reference if reference else None
+
+
+def _seconds(runs: Iterable[Run]) -> float:
+    return statistics.median(run.result.seconds_per_epoch for run in runs)
+
+
+def _baseline(
+    columns: Sequence[MetricColumn], single: Mapping[str, Mapping[int, Run]]
+) -> list[SeedMean | None]:
+    """Return the STL row: for each metric, the runs that were trained on its task alone."""
+    estimates: list[SeedMean | None] = []
+    for column in columns:
+        values = [
+            value
+            for _, run in sorted(single.get(column.task, {}).items())
+            for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+            if metric.name == column.name
+        ]
+        estimates.append(SeedMean.of(values) if values else None)
+    return estimates
+
+
+def _delta_m(
+    columns: Sequence[MetricColumn],
+    values: Mapping[str, Sequence[Sequence[float]]],
+    baseline: Sequence[SeedMean | None],
+) -> tuple[dict[str, SeedMean], str]:
+    """Return Delta-m by method, over seeds, or a sentence on why there is none."""
+    from ntkmtl.metrics import delta_m
+
+    missing = [c.label for c, estimate in zip(columns, baseline, strict=True) if estimate is None]
+    if len(missing) == len(columns):
+        return {}, "There are no STL runs, so Δm is not known."
+    if missing:
+        return {}, f"There are no STL runs for {listing(missing)}, so Δm is not known."
+    means = [estimate.mean for estimate in baseline if estimate is not None]
+    zero = [c.label for c, mean in zip(columns, means, strict=True) if mean == 0]
+    if zero:
+        return {}, f"STL is exactly 0 in {listing(zero)}, which Δm divides by: Δm is not known."
+    below = [c.label for c, mean in zip(columns, means, strict=True) if mean < 0]
+    if below:
+        return {}, (
+            f"STL is negative in {listing(below)}. A relative change of a negative number has the "
+            "wrong sign, so Δm is not known; report a metric that is positive."
+        )
+    higher = [column.higher_is_better for column in columns]
+    return {
+        method: SeedMean.of(delta_m(seeds, means, higher).tolist())
+        for method, seeds in values.items()
+    }, ""
+
+
+def _mean_ranks(
+    columns: Sequence[MetricColumn], values: Mapping[str, Sequence[Sequence[float]]]
+) -> dict[str, float]:
+    from ntkmtl.metrics import mean_rank
+
+    means = [np.mean(seeds, axis=0).tolist() for seeds in values.values()]
+    ranks = mean_rank(means, [column.higher_is_better for column in columns])
+    return dict(zip(values, ranks.tolist(), strict=True))
