@@ -43,16 +43,21 @@ def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) 
     """
     started = time.monotonic()
     last_sent = 0.0
-    last_words = ""
+    last_words = words_sent = ""
+
+    def send_words() -> None:
+        nonlocal words_sent
+        if last_words != words_sent:
+            words_sent = last_words
+            channel.send(("note", last_words))
 
     def show(done: int, words: str) -> None:
         nonlocal last_sent, last_words
-        if words != last_words:
-            last_words = words
-            channel.send(("note", words))
+        last_words = words
         now = time.monotonic()
         if now - last_sent >= POLL_SECONDS / 2:
             last_sent = now
+            send_words()
             channel.send(("step", done))
 
     try:
@@ -67,6 +72,7 @@ def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) 
         name = type(error).__name__
         channel.send(("failed", name, str(error), traceback.format_exc(), seconds))
     else:
+        send_words()
         channel.send(("finished", time.monotonic() - started) if complete else ("stopped",))
 
 

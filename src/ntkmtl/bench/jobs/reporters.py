@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from ntkmtl.bench.runs.durations import duration
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
@@ -50,6 +52,9 @@ class Reporter:
 class PlainReporter(Reporter):
     """Lines of text, for logs and pipes: one per finished run, and now and then one in between.
 
+    A line in between says how much of all is done and, of each run that is being trained, where it
+    stands and how long it has to go.
+
     Args:
         stream: Where they go.
         every: Least time between two lines about progress, in seconds.
@@ -63,28 +68,47 @@ class PlainReporter(Reporter):
         self.totals: dict[int, int] = {}
         self.done: dict[int, int] = {}
         self.notes: dict[int, str] = {}
+        self.clocks: dict[int, _Clock] = {}
         self.began = self.last = time.monotonic()
+        self.clock = _Clock()
 
     def start(self, runs: int, steps: int) -> None:
         """See :meth:`Reporter.start`."""
         self.runs, self.steps = runs, steps
         self.began = self.last = time.monotonic()
+        self.clock = _Clock()
         if runs:
             self.message(f"{runs} runs to train")
 
     def run_started(self, run: int, label: str, steps: int) -> None:
         """See :meth:`Reporter.run_started`."""
         self.labels[run], self.totals[run] = label, steps
+        self.clocks[run] = _Clock()
 
     def run_progress(self, run: int, done: int) -> None:
         """See :meth:`Reporter.run_progress`."""
+        clock = self.clocks[run]
+        if clock.behind is None and self.clock.behind is not None:
+            # What a resumed run has behind it was not done now.
+            self.clock.skip(done)
         self.done[run] = done
         now = time.monotonic()
+        clock.see(done, now)
+        self.clock.see(sum(self.done.values()), now)
         if now - self.last >= self.every:
             self.last = now
             share = sum(self.done.values()) / max(1, self.steps)
-            notes = "".join(f"; {self.labels[n]}: {words}" for n, words in self.notes.items())
-            self.message(f"{100 * share:.0f} % of all steps after {now - self.began:.0f} s{notes}")
+            left = self.clock.left(self.steps)
+            runs = "".join(f"\n  {self._standing(each)}" for each in self.clocks)
+            self.message(
+                f"{100 * share:.0f} % of all steps after {duration(now - self.began)}"
+                f"{'' if left is None else f', {duration(left)} left'}{runs}"
+            )
+
+    def _standing(self, run: int) -> str:
+        left = self.clocks[run].left(self.totals[run])
+        words = [self.notes.get(run, ""), "" if left is None else f"{duration(left)} left"]
+        return f"{self.labels[run]}: {', '.join(filter(None, words)) or 'starting'}"
 
     def run_note(self, run: int, words: str) -> None:
         """See :meth:`Reporter.run_note`."""
@@ -92,16 +116,17 @@ class PlainReporter(Reporter):
 
     def run_finished(self, run: int, seconds: float) -> None:
         """See :meth:`Reporter.run_finished`."""
-        self.done[run] = self.totals[run]
-        self._ended(run, f"done in {seconds:.1f} s")
+        self._ended(run, f"done in {duration(seconds)}")
 
     def run_failed(self, run: int, why: str) -> None:
         """See :meth:`Reporter.run_failed`."""
+        # It has no steps left to do either, which is no speed.
+        self.clock.skip(self.totals[run] - self.done.get(run, 0))
         self._ended(run, f"FAILED: {why}")
 
     def run_stopped(self, run: int) -> None:
         """See :meth:`Reporter.run_stopped`."""
-        self.notes.pop(run, None)
+        self._forget(run)
         self.message(f"{self.labels[run]}: stopped")
 
     def message(self, text: str) -> None:
@@ -110,13 +135,46 @@ class PlainReporter(Reporter):
 
     def _ended(self, run: int, text: str) -> None:
         self.finished += 1
-        self.notes.pop(run, None)
+        self.done[run] = self.totals[run]
         self.last = time.monotonic()
-        self.message(f"[{self.finished}/{self.runs}] {self.labels[run]}: {text}")
+        words = self._forget(run)
+        self.message(f"[{self.finished}/{self.runs}] {self.labels[run]}: {text}{words}")
+
+    def _forget(self, run: int) -> str:
+        self.clocks.pop(run, None)
+        words = self.notes.pop(run, "")
+        return f"; {words}" if words else ""
+
+
+class _Clock:
+    """Estimates the time left from the steps done since the first one that was seen."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.now = self.began
+        self.behind: int | None = None
+        self.done = 0
+
+    def see(self, done: int, now: float) -> None:
+        """Note the steps done at a time."""
+        if self.behind is None:
+            self.behind, self.began = done, now
+        self.done, self.now = done, now
+
+    def skip(self, steps: int) -> None:
+        """Leave out steps that were done at no cost of time."""
+        self.behind = (self.behind or 0) + steps
+
+    def left(self, total: int) -> float | None:
+        """Return the seconds left of ``total`` steps, None where no speed is known yet."""
+        steps = self.done - (self.behind or 0)
+        if steps <= 0:
+            return None
+        return (self.now - self.began) / steps * (total - self.done)
 
 
 class RichReporter(Reporter):
-    """One bar per running job with its steps per second and time left, and one for all.
+    """One bar per running job with where it stands and its time left, and one for all.
 
     Args:
         console: Where they are drawn.
@@ -130,13 +188,20 @@ class RichReporter(Reporter):
             TextColumn,
             TimeRemainingColumn,
         )
+        from rich.table import Column
 
+        # Else a long note would leave no room for the bars and the time left.
+        room = max(12, console.width - 46)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=10),
             TaskProgressColumn(),
-            TextColumn("{task.fields[note]}", markup=False, justify="right"),
             TimeRemainingColumn(),
+            TextColumn(
+                "{task.fields[note]}",
+                markup=False,
+                table_column=Column(no_wrap=True, overflow="ellipsis", max_width=room),
+            ),
             console=console,
             transient=True,
             speed_estimate_period=30.0,
@@ -168,11 +233,7 @@ class RichReporter(Reporter):
         if run not in self.done:
             # What a resumed run has behind it was not done now: the clock starts after it.
             self.progress.reset(bar, completed=done)
-        self.progress.update(bar, completed=done)
-        speed = self.progress.tasks[self.progress.task_ids.index(bar)].speed
-        said = [] if speed is None else [f"{speed:.0f} steps/s"]
-        said += [self.notes[run]] if self.notes.get(run) else []
-        self.progress.update(bar, note=", ".join(said))
+        self.progress.update(bar, completed=done, note=self.notes.get(run, ""))
         self._advance(run, done)
 
     def run_note(self, run: int, words: str) -> None:
@@ -181,7 +242,8 @@ class RichReporter(Reporter):
 
     def run_finished(self, run: int, seconds: float) -> None:
         """See :meth:`Reporter.run_finished`."""
-        self._end(run, f"done in {seconds:.1f} s")
+        words = self.notes.get(run, "")
+        self._end(run, f"done in {duration(seconds)}{'; ' if words else ''}{words}")
 
     def run_failed(self, run: int, why: str) -> None:
         """See :meth:`Reporter.run_failed`."""

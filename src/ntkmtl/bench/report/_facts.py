@@ -8,7 +8,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
-from ntkmtl.bench.report._words import count, duration, listing, plain_label, plain_method
+from ntkmtl.bench.report._words import count, listing, plain_label, plain_method
+from ntkmtl.bench.runs.durations import duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -21,7 +21,8 @@ from ntkmtl.bench.report._render import finite, layout, printable
 from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import eigenvalues, learning_curves, points_for, weights
 from ntkmtl.bench.report._table import task_labels
-from ntkmtl.bench.report._words import duration, plain_label, plain_method
+from ntkmtl.bench.report._words import plain_label, plain_method
+from ntkmtl.bench.runs.durations import duration
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 

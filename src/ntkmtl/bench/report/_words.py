@@ -9,7 +9,7 @@ from ntkmtl.bench import problems
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["count", "duration", "listing", "plain_label", "plain_method"]
+__all__ = ["count", "listing", "plain_label", "plain_method"]
 
 
 def plain_method(problem: str) -> str:
@@ -31,18 +31,3 @@ def listing(names: Sequence[str], most: int = 6) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def duration(seconds: float) -> str:
-    """Return a length of time for people.
-
-    Example:
-        >>> duration(7.25), duration(200.0), duration(7384.0)
-        ('7.2 s', '3 min 20 s', '2 h 3 min')
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"

@@ -16,6 +16,7 @@ from ntkmtl.bench.problems.base import batches
 from ntkmtl.bench.runs import RECORD, RunFolderLostError, RunInterrupted, RunResult
 from ntkmtl.bench.training.learner import text_seed
 from ntkmtl.bench.training.log import TrainingLog
+from ntkmtl.bench.training.progress import progress_words
 from ntkmtl.bench.training.scores import task_scores
 from ntkmtl.bench.training.step import Stepper
 from ntkmtl.errors import NonFiniteError
@@ -56,6 +57,7 @@ class TrainingLoop:
         folder: RunFolder,
         progress: Callable[[int, int], None] | None,
         should_stop: Callable[[], bool],
+        note: Callable[[str], None] | None = None,
     ) -> None:
         """Take the steps that are left, and write the results.
 
@@ -63,6 +65,7 @@ class TrainingLoop:
             folder: The run's folder.
             progress: Called after every step with the steps done and their total number.
             should_stop: Asked after every step; True writes a checkpoint and stops.
+            note: Called after every epoch with a few words on the run.
 
         Raises:
             RunInterrupted: The run was stopped on request.
@@ -79,6 +82,8 @@ class TrainingLoop:
                     progress(self.step, total)
                 if self.step % self.learner.steps_per_epoch == 0:
                     self._end_epoch()
+                    if note is not None:
+                        note(self._words())
                 first = self.group.first
                 stop, due, lost = self.group.flags(
                     should_stop(),
@@ -150,6 +155,12 @@ class TrainingLoop:
         learner.learning_rate.end_epoch(val)
         if epoch >= learner.recipe.epochs - learner.recipe.tested_epochs:
             self.log.tested.append(self._evaluate("test", epoch))
+
+    def _words(self) -> str:
+        learner = self.learner
+        return progress_words(
+            self.log.history, learner.metrics, learner.recipe.epochs, learner.split
+        )
 
     def _evaluate(self, split: Split, epoch: int) -> tuple[float, ...]:
         # Running means of batch norm differ between processes: the first one's count.

@@ -52,6 +52,7 @@ def train(
     *,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    note: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Run:
     """Train one network and leave a run folder.
@@ -77,6 +78,7 @@ def train(
         progress: Called after every step with the steps done and their total number.
         should_stop: Asked after every step; True writes a checkpoint and stops. If None, Ctrl-C and
             SIGTERM do so.
+        note: Called after every epoch with a few words on the run: epoch, loss, validation.
         **options: ``recipe``, ``method_options``, ``device``, ``threads``, ``tracker`` and the
             other fields of :class:`ntkmtl.bench.training.RunSpec`.
 
@@ -102,7 +104,7 @@ def train(
     if settings:
         options["method_options"] = {**settings, **(options.get("method_options") or {})}
     spec = RunSpec(method=name, seed=seed, **options)
-    return train_spec(problem, spec, out_dir, progress=progress, should_stop=should_stop)
+    return train_spec(problem, spec, out_dir, progress=progress, should_stop=should_stop, note=note)
 
 
 def train_spec(
@@ -112,6 +114,7 @@ def train_spec(
     *,
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Run:
     """Train what a :class:`~ntkmtl.bench.training.RunSpec` asks for. See :func:`train`."""
     check_tracker(spec.tracker)
@@ -138,7 +141,7 @@ def train_spec(
                 if should_stop is None:
                     should_stop = signals.enter_context(stop_requests())
                 try:
-                    loop.run(folder, progress, should_stop)
+                    loop.run(folder, progress, should_stop, note)
                 finally:
                     loop.log.close()
         return group.from_first(lambda: load_run(folder.path))

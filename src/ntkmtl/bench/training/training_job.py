@@ -69,13 +69,26 @@ class TrainingJob:
         key = canonical_json([self.problem, dict(self.problem_options)])
         if key not in shared:
             shared[key] = find_problem(self.problem, self.problem_options)
+        so_far = (0, "")
+
+        def progress(done: int, total: int) -> None:
+            nonlocal so_far
+            so_far = done, so_far[1]
+            show(*so_far)
+
+        def note(words: str) -> None:
+            nonlocal so_far
+            so_far = so_far[0], words
+            show(*so_far)
+
         try:
             train_spec(
                 shared[key],
                 self.spec,
                 self.folder,
-                progress=lambda done, total: show(done, ""),
+                progress=progress,
                 should_stop=should_stop,
+                note=note,
             )
         except RunInterrupted:
             return False
