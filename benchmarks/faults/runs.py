@@ -53,7 +53,15 @@ __all__ = [
 ]
 
 OWN_PROBLEM = Path(__file__).parents[2] / "examples" / "own_problem" / "my_problem.py"
-VOLATILE = ("seconds_per_epoch", "train_seconds", "wall_seconds", "eval_seconds", "finished")
+VOLATILE = (
+    "seconds_per_epoch",
+    "train_seconds",
+    "wall_seconds",
+    "eval_seconds",
+    "cpu_seconds",
+    "cpu_share",
+    "finished",
+)
 """Keys that tell of the time, the one thing in which two runs may differ."""
 
 

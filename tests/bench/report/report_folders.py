@@ -67,6 +67,7 @@ def write_run(
     metrics: list[dict[str, Any]] | None = None,
     task: str | None = None,
     seconds: float = 1.0,
+    cpu_share: float | None = None,
     recipe: dict[str, Any] | None = None,
     options: dict[str, Any] | None = None,
     problem_options: dict[str, Any] | None = None,
@@ -145,6 +146,7 @@ def write_run(
             "train_seconds": seconds * len(epochs),
             "wall_seconds": seconds * len(epochs) + 0.5,
             "steps": int(step[-1]) + 1,
+            **({} if cpu_share is None else {"cpu_share": cpu_share}),
             "finished": f"2025-01-0{1 + seed % 9}T12:00:00+00:00",
         },
     )

@@ -26,31 +26,31 @@ toy
 
 method  accuracy (%) ↑      mae (m) ↓   MR ↓       Δm (%) ↓  time (× LS)
 ------------------------------------------------------------------------
-stl        50.00 ±0.00   0.200 ±0.000      -              -         1.00
-uw         40.00 ±0.00  *0.100 ±0.000   2.00  *-15.00 ±0.00         0.80
-ls         50.00 ±5.00   0.250 ±0.050   2.50    12.50 ±7.50         1.00
-ntkmtl    *60.00 ±0.00   0.240 ±0.020  *1.50     0.00 ±5.00         2.00
+stl        50.00 ±0.00   0.200 ±0.000      -              -   1.00 ±0.00
+uw         40.00 ±0.00  *0.100 ±0.000   2.00  *-15.00 ±0.00   0.80 ±0.00
+ls         50.00 ±5.00   0.250 ±0.050   2.50    12.50 ±7.50   1.00 ±0.33
+ntkmtl    *60.00 ±0.00   0.240 ±0.020  *1.50     0.00 ±5.00   2.00 ±0.00
 
 * best of the multi-task methods.
 """
 MARKDOWN = """\
 | Method | accuracy (%) ↑ | mae (m) ↓ | MR ↓ | Δm (%) ↓ | time (× LS) |
 | --- | ---: | ---: | ---: | ---: | ---: |
-| stl | 50.00 ± 0.00 | 0.200 ± 0.000 | - | - | 1.00 |
-| uw | 40.00 ± 0.00 | **0.100** ± 0.000 | 2.00 | **-15.00** ± 0.00 | 0.80 |
-| ls | 50.00 ± 5.00 | 0.250 ± 0.050 | 2.50 | 12.50 ± 7.50 | 1.00 |
-| ntkmtl | **60.00** ± 0.00 | 0.240 ± 0.020 | **1.50** | 0.00 ± 5.00 | 2.00 |
+| stl | 50.00 ± 0.00 | 0.200 ± 0.000 | - | - | 1.00 ± 0.00 |
+| uw | 40.00 ± 0.00 | **0.100** ± 0.000 | 2.00 | **-15.00** ± 0.00 | 0.80 ± 0.00 |
+| ls | 50.00 ± 5.00 | 0.250 ± 0.050 | 2.50 | 12.50 ± 7.50 | 1.00 ± 0.33 |
+| ntkmtl | **60.00** ± 0.00 | 0.240 ± 0.020 | **1.50** | 0.00 ± 5.00 | 2.00 ± 0.00 |
 
 - Mean ± standard error over 2 seeds (0, 1)"""
 LATEX = r"""\begin{tabular}{lrrrrr}
 \toprule
 Method & accuracy (\%) $\uparrow$ & mae (m) $\downarrow$ & MR $\downarrow$ & $\Delta$m (\%) $\downarrow$ & time ($\times$ LS) \\
 \midrule
-stl & 50.00 $\pm$ 0.00 & 0.200 $\pm$ 0.000 & - & - & 1.00 \\
+stl & 50.00 $\pm$ 0.00 & 0.200 $\pm$ 0.000 & - & - & 1.00 $\pm$ 0.00 \\
 \midrule
-uw & 40.00 $\pm$ 0.00 & \textbf{0.100} $\pm$ 0.000 & 2.00 & \textbf{$-$15.00} $\pm$ 0.00 & 0.80 \\
-ls & 50.00 $\pm$ 5.00 & 0.250 $\pm$ 0.050 & 2.50 & 12.50 $\pm$ 7.50 & 1.00 \\
-ntkmtl & \textbf{60.00} $\pm$ 0.00 & 0.240 $\pm$ 0.020 & \textbf{1.50} & 0.00 $\pm$ 5.00 & 2.00 \\
+uw & 40.00 $\pm$ 0.00 & \textbf{0.100} $\pm$ 0.000 & 2.00 & \textbf{$-$15.00} $\pm$ 0.00 & 0.80 $\pm$ 0.00 \\
+ls & 50.00 $\pm$ 5.00 & 0.250 $\pm$ 0.050 & 2.50 & 12.50 $\pm$ 7.50 & 1.00 $\pm$ 0.33 \\
+ntkmtl & \textbf{60.00} $\pm$ 0.00 & 0.240 $\pm$ 0.020 & \textbf{1.50} & 0.00 $\pm$ 5.00 & 2.00 $\pm$ 0.00 \\
 \bottomrule
 \end{tabular}
 """  # noqa: E501
@@ -78,6 +78,8 @@ def test_csv_holds_full_precision(tmp_path: Path) -> None:
     assert float(rows[2]["mae stderr"]) == ls.estimates[1].stderr
     assert float(rows[2]["mean_rank"]) == 2.5
     assert float(rows[2]["seconds_per_epoch"]) == 1.5
+    assert float(rows[2]["relative_time"]) == 1.0
+    assert float(rows[2]["relative_time stderr"]) == pytest.approx(1 / 3)
     assert rows[0]["delta_m"] == ""
     assert rows[0]["seeds"] == "2"
 

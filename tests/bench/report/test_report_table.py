@@ -69,15 +69,47 @@ def test_delta_m_is_taken_per_seed_against_the_mean_of_stl(tmp_path: Path) -> No
     assert (ntkmtl.mean, ntkmtl.stderr) == (approx(0), approx(5))
 
 
-def test_times_are_ratios_of_medians(tmp_path: Path) -> None:
+def test_times_are_relative_to_the_mean_of_ls_and_have_a_spread(tmp_path: Path) -> None:
     table = build_table(toy(tmp_path))
-    # ls 1 and 2 s: median 1.5; uw 1.2; ntkmtl 3; stl 0.75 for each of two tasks.
+    # ls 1 and 2 s: mean 1.5, deviation sqrt(0.5), over sqrt(2) is 0.5, over 1.5 is 1/3.
+    # uw 1.2; ntkmtl 3; stl 0.75 for each of two tasks, both seeds the same.
     assert {row.method: row.relative_time for row in table.rows} == {
-        "stl": approx(1.0),
-        "uw": approx(0.8),
-        "ls": approx(1.0),
-        "ntkmtl": approx(2.0),
+        "stl": SeedMean(approx(1.0), approx(0.0), 2),
+        "uw": SeedMean(approx(0.8), approx(0.0), 2),
+        "ls": SeedMean(approx(1.0), approx(1 / 3), 2),
+        "ntkmtl": SeedMean(approx(2.0), approx(0.0), 2),
     }
+    assert "1.00 ±0.33" in render(table, "text")
+
+
+def test_times_of_a_busy_machine_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path, "ls", 0, [50.0, 0.2], seconds=1.0, cpu_share=0.99)
+    write_run(tmp_path, "ls", 1, [50.0, 0.2], seconds=30.0, cpu_share=0.3)
+    write_run(tmp_path, "si", 0, [50.0, 0.2], seconds=3.0, cpu_share=0.9)
+    write_run(tmp_path, "uw", 0, [50.0, 0.2], seconds=11.0, cpu_share=0.899)
+    for task, share in (("seg", 0.95), ("depth", 0.5)):
+        write_run(tmp_path, "stl", 0, [0.2], task=task, cpu_share=share)
+    table = build_table(tmp_path)
+    assert table.row("ls").relative_time == SeedMean(1.0, None, 1)
+    assert table.row("si").relative_time == SeedMean(3.0, None, 1)
+    assert table.row("uw").relative_time is None
+    assert table.row("uw").seconds_per_epoch is None
+    # One of its two networks does not count, so the sum is not known.
+    assert table.row("stl").relative_time is None
+    assert (
+        "Times of 3 of 6 runs are left out, as the machine was busy: they had a processor core for "
+        "less than 90 % of their training time." in table.notes
+    )
+    assert next(line for line in render(table).splitlines() if line.startswith("uw")).endswith("-")
+
+
+def test_times_relative_to_a_run_on_a_busy_machine_are_not_known(tmp_path: Path) -> None:
+    write_run(tmp_path, "ls", 0, [50.0, 0.2], cpu_share=0.2)
+    write_run(tmp_path, "uw", 0, [50.0, 0.2])
+    table = build_table(tmp_path)
+    assert table.row("uw").relative_time is None
+    assert table.row("uw").seconds_per_epoch == 1.0
+    assert "Time: not known relative to LS, as the machine was busy meanwhile." in table.notes
 
 
 def test_facts_and_notes(tmp_path: Path) -> None:

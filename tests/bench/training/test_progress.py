@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from toy_problem import Toy
 
@@ -36,3 +38,26 @@ def test_a_run_tells_each_epoch(tmp_path: Path) -> None:
     assert [words.split(",")[0] for words in told] == ["epoch 1/2", "epoch 2/2"]
     loss = sum(value or 0.0 for value in run.history[-1].train_losses)
     assert f", loss {loss:.3g}" in told[-1]
+
+
+def test_a_run_records_how_much_of_its_time_it_had_a_core(tmp_path: Path) -> None:
+    class Waiting(Toy):
+        """Sleeps as long in each step as it computes for, or longer."""
+
+        def losses(self, *rest: Any, **more: Any) -> Any:
+            began = time.thread_time()
+            found = super().losses(*rest, **more)
+            while time.thread_time() - began < 0.002:
+                pass
+            time.sleep(0.004)
+            return found
+
+    recipe = replace(Toy().recipe, epochs=2)
+    run = train(Waiting(), "ls", 0, tmp_path, recipe=recipe, threads=1)
+    share = run.result.cpu_share
+    assert share is not None
+    assert 0 < share < 0.7
+    for epoch in run.history:
+        assert epoch.cpu_seconds is not None
+        steps = run.result.steps // 2
+        assert 0.002 * steps <= epoch.cpu_seconds <= epoch.train_seconds - 0.004 * steps

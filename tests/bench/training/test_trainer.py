@@ -38,8 +38,8 @@ def same_numbers(one: Run, other: Run) -> None:
     assert one.result.val == other.result.val
     assert one.result.steps == other.result.steps
     for a, b in zip(one.history, other.history, strict=True):
-        assert replace(a, train_seconds=0, eval_seconds=0) == replace(
-            b, train_seconds=0, eval_seconds=0
+        assert replace(a, train_seconds=0, eval_seconds=0, cpu_seconds=0) == replace(
+            b, train_seconds=0, eval_seconds=0, cpu_seconds=0
         )
     for name in ("step", "weights", "eigenvalues"):
         a, b = getattr(one.steps, name), getattr(other.steps, name)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import statistics
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,13 +10,14 @@ import numpy as np
 from ntkmtl.bench.report._facts import custom_notes, facts_of, notes_of
 from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
+from ntkmtl.bench.report._times import RunTimes
 from ntkmtl.bench.report._tuned import tuning_of
 from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["build_table", "build_tables", "table_of"]
 
@@ -84,14 +83,12 @@ def table_of(runs: ProblemRuns) -> ResultTable:
     baseline = _baseline(columns, runs.single)
     delta, why_not = _delta_m(columns, values, baseline)
     ranks = _mean_ranks(columns, values)
-    seconds = {method: _seconds(group) for method, group in multi.items()}
-    reference = seconds.get(plain_method(runs.problem))
+    times = RunTimes(multi, runs.single, plain_method(runs.problem))
     labels = method_labels(multi)
 
     rows = []
     if runs.single:
         whole = set(runs.single) >= {column.task for column in columns}
-        total = math.fsum(_seconds(group.values()) for group in runs.single.values())
         rows.append(
             MethodRow(
                 method=SINGLE_TASK,
@@ -99,8 +96,8 @@ def table_of(runs: ProblemRuns) -> ResultTable:
                 estimates=tuple(baseline),
                 mean_rank=None,
                 delta_m=None,
-                seconds_per_epoch=total if whole else None,
-                relative_time=_ratio(total, reference) if whole else None,
+                seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
+                relative_time=times.relative(SINGLE_TASK) if whole else None,
                 options={},
             )
         )
@@ -111,8 +108,8 @@ def table_of(runs: ProblemRuns) -> ResultTable:
             estimates=tuple(SeedMean.of(each) for each in zip(*values[method], strict=True)),
             mean_rank=ranks[method],
             delta_m=delta.get(method),
-            seconds_per_epoch=seconds[method],
-            relative_time=_ratio(seconds[method], reference),
+            seconds_per_epoch=times.seconds(method),
+            relative_time=times.relative(method),
             options=dict(group[0].config.method_options),
             tuning=tuning_of(group),
             short=labels[method],
@@ -155,14 +152,6 @@ def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
                     "so they cannot share a table; move one of them to another folder"
                 )
     return tuple(map(MetricColumn.of, metrics))
-
-
-def _ratio(seconds: float, reference: float | None) -> float | None:
-    return seconds / reference if reference else None
-
-
-def _seconds(runs: Iterable[Run]) -> float:
-    return statistics.median(run.result.seconds_per_epoch for run in runs)
 
 
 def _baseline(

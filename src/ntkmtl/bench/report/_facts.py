@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
+from ntkmtl.bench.report._times import LEAST_CPU_SHARE, is_busy
 from ntkmtl.bench.report._words import count, listing, plain_label, plain_method
 from ntkmtl.bench.runs.durations import duration
 
@@ -41,6 +42,7 @@ def facts_of(runs: ProblemRuns) -> dict[str, Any]:
             for group in runs.single.values()
             for run in group.values()
         ),
+        "busy_runs": sum(map(is_busy, done)),
         "wall_seconds": math.fsum(run.result.wall_seconds for run in done),
         "hardware": _most_common(run.config.hardware for run in done),
         "versions": _most_common(run.config.versions for run in done),
@@ -88,14 +90,7 @@ def notes_of(
         )
     methods = count(facts["methods"], "multi-task method")
     notes.append(f"MR: mean rank over the metrics among {methods}, STL left out.")
-    plain = plain_label(problem)
-    reference = next((row for row in rows if row.method == plain_method(problem)), None)
-    notes.append(
-        f"Time: not known relative to {plain}, as {plain} is not among the runs."
-        if reference is None
-        else f"Time: training per epoch relative to {plain} "
-        f"({reference.seconds_per_epoch:.3g} s), medians over epochs and seeds."
-    )
+    notes += _time_notes(problem, facts, rows)
     notes += [_tuning_note(row, recipe["epochs"]) for row in rows if row.tuning is not None]
     sizes = _sizes_text(problem, facts["sizes"])
     kind = "Reduced recipe, smaller than in the literature" if facts["reduced"] else "Recipe"
@@ -118,6 +113,26 @@ def notes_of(
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
         notes.append(f"Versions: {versions}.")
     return notes
+
+
+def _time_notes(problem: str, facts: Mapping[str, Any], rows: Sequence[MethodRow]) -> Iterator[str]:
+    plain = plain_label(problem)
+    reference = next((row for row in rows if row.method == plain_method(problem)), None)
+    if reference is None:
+        yield f"Time: not known relative to {plain}, as {plain} is not among the runs."
+    elif reference.seconds_per_epoch is None:
+        yield f"Time: not known relative to {plain}, as the machine was busy meanwhile."
+    else:
+        yield (
+            f"Time: training per epoch, median over epochs, relative to {plain} "
+            f"({reference.seconds_per_epoch:.3g} s)."
+        )
+    if busy := facts["busy_runs"]:
+        left_out = "all runs" if busy == facts["runs"] else f"{busy:,} of {facts['runs']:,} runs"
+        yield (
+            f"Times of {left_out} are left out, as the machine was busy: they had a processor core "
+            f"for less than {100 * LEAST_CPU_SHARE:g} % of their training time."
+        )
 
 
 def custom_notes(multi: Mapping[str, Sequence[Run]], labels: Mapping[str, str]) -> Iterator[str]:

@@ -332,7 +332,7 @@ def _data(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
                 if row.delta_m is None or row.delta_m.stderr is None
                 else _short(row.delta_m.stderr),
                 "rank": _short(row.mean_rank),
-                "time": _short(row.relative_time),
+                "time": _short(None if row.relative_time is None else row.relative_time.mean),
                 "seconds": _short(row.seconds_per_epoch),
                 "seeds": len(row.seeds),
             }

@@ -114,9 +114,7 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
     columns += [
         _cells(table.rows, [_exact(row.mean_rank) for row in table.rows], heads[-3], decimals=2),
         _cells(table.rows, [row.delta_m for row in table.rows], heads[-2], decimals=2),
-        _cells(
-            table.rows, [_exact(row.relative_time) for row in table.rows], heads[-1], decimals=2
-        ),
+        _cells(table.rows, [row.relative_time for row in table.rows], heads[-1], decimals=2),
     ]
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
 
@@ -359,18 +357,18 @@ def _csv(table: ResultTable) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [name for column in table.columns for name in (column.name, f"{column.name} stderr")]
-    own = ["mean_rank", "delta_m", "delta_m stderr", "relative_time", "seconds_per_epoch"]
-    own.append("tuning_trials")
+    own = ["mean_rank", "delta_m", "delta_m stderr", "relative_time", "relative_time stderr"]
+    own += ["seconds_per_epoch", "tuning_trials"]
     writer.writerow(["problem", "method", "seeds", *names, *own])
     for row in table.rows:
-        pairs = [*row.estimates, row.delta_m]
+        pairs = [*row.estimates, row.delta_m, row.relative_time]
         numbers = [
             number
             for estimate in pairs
             for number in ((None, None) if estimate is None else (estimate.mean, estimate.stderr))
         ]
-        numbers[-2:-2] = [row.mean_rank]
-        numbers += [row.relative_time, row.seconds_per_epoch]
+        numbers[-4:-4] = [row.mean_rank]
+        numbers.append(row.seconds_per_epoch)
         writer.writerow(
             [
                 table.problem,

@@ -95,8 +95,10 @@ class MethodRow:
         mean_rank: MR over the metrics among the multi-task methods, on means over seeds. None for
             STL.
         delta_m: Delta-m in percent against STL, over seeds. None where it cannot be had.
-        seconds_per_epoch: Median over seeds; for STL the sum of it over the tasks.
-        relative_time: ``seconds_per_epoch`` over that of LS, None without LS.
+        seconds_per_epoch: Mean over seeds; for STL the sum over the tasks. Runs that were trained
+            while the machine was busy do not count; None where none does.
+        relative_time: Seconds per epoch over the mean of LS, over seeds. None where either is not
+            known.
         options: The options given to the method.
         tuning: The search that found the options, None where they were not tuned.
         short: Name for people, of a class outside the package without its module; that of the
@@ -109,7 +111,7 @@ class MethodRow:
     mean_rank: float | None
     delta_m: SeedMean | None
     seconds_per_epoch: float | None
-    relative_time: float | None
+    relative_time: SeedMean | None
     options: dict[str, Any]
     tuning: Tuning | None = None
     short: str = ""
@@ -137,8 +139,9 @@ class ResultTable:
         columns: The metrics.
         rows: STL first where there is one, then the methods.
         facts: What was run, as JSON values: ``seeds``, ``methods`` and ``runs`` (numbers of),
-            ``stl_runs`` (number of), ``stl_same_budget``, ``recipe``, ``reduced``, ``sizes``,
-            ``tasks``, ``parameters``, ``problem_options``, ``wall_seconds`` (summed),
+            ``stl_runs`` and ``busy_runs`` (numbers of, see :attr:`MethodRow.seconds_per_epoch`),
+            ``stl_same_budget``, ``recipe``, ``reduced``, ``sizes``, ``tasks``,
+            ``parameters``, ``problem_options``, ``wall_seconds`` (summed),
             ``hardware``, ``versions``, ``finished`` (UTC time of the last run).
         notes: The facts as sentences, to be printed under the table.
         warnings: What makes the numbers less comparable than they look, as sentences.

@@ -159,6 +159,8 @@ class Epoch:
         learning_rate: That of the epoch's last step.
         train_seconds: Time in training steps, in seconds, without evaluation and checkpoints.
         eval_seconds: Time in evaluation, in seconds.
+        cpu_seconds: How much of ``train_seconds`` the main thread had a processor core; None where
+            that says nothing of how busy the machine was: on a GPU, or with several processes.
     """
 
     epoch: int
@@ -167,6 +169,7 @@ class Epoch:
     learning_rate: Finite
     train_seconds: Finite
     eval_seconds: Finite
+    cpu_seconds: Finite | None = None
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,8 @@ class RunResult:
             recipe does not allow that.
         overflowed_steps: Steps left out while the gradient scaler of fp16 found its scale; None in
             other precisions.
+        cpu_share: Median over epochs of ``cpu_seconds`` over ``train_seconds``: 1 on a machine with
+            nothing else to do, less the busier it was. None where it is not known.
     """
 
     test: tuple[Finite, ...]
@@ -196,12 +201,14 @@ class RunResult:
     finished: str
     skipped_steps: int | None = None
     overflowed_steps: int | None = None
+    cpu_share: Finite | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
         counts = {
             "skipped_steps": self.skipped_steps,
             "overflowed_steps": self.overflowed_steps,
+            "cpu_share": self.cpu_share,
         }
         return {
             "schema": SCHEMA,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import statistics
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class TrainingLog:
         self.stride = math.ceil(total_steps / MAX_STEP_ROWS)
         self.history: list[Epoch] = []
         self.tested: list[tuple[float, ...]] = []
-        self.epoch_seconds = 0.0
+        self.epoch_seconds = self.epoch_cpu_seconds = 0.0
         self.row_steps: list[int] = []
         self.row_weights: list[Tensor] = []
         self.row_eigenvalues: list[Tensor | None] = []
@@ -146,13 +147,26 @@ class TrainingLog:
                 learning_rate=learner.rate,
                 train_seconds=self.epoch_seconds,
                 eval_seconds=eval_seconds,
+                # Elsewhere the main thread waits for the device or for other processes.
+                cpu_seconds=self.epoch_cpu_seconds
+                if learner.device.type == "cpu" and learner.group.size == 1
+                else None,
             )
         )
         if self.tracker is not None:
             names = [f"{learner.split}/{metric.name}" for metric in learner.metrics]
             self.tracker.log(dict(zip(names, val, strict=True)), step)
         self._clear_losses()
-        self.epoch_seconds = 0.0
+        self.epoch_seconds = self.epoch_cpu_seconds = 0.0
+
+    def cpu_share(self) -> float | None:
+        """Return the median over epochs of the share of time with a core, None if not known."""
+        shares = [
+            epoch.cpu_seconds / epoch.train_seconds
+            for epoch in self.history
+            if epoch.cpu_seconds is not None and epoch.train_seconds > 0
+        ]
+        return statistics.median(shares) if shares else None
 
     def steps(self) -> Steps:
         """Return the rows so far as arrays."""
@@ -177,6 +191,7 @@ class TrainingLog:
             "history": [asdict(epoch) for epoch in self.history],
             "tested": [list(values) for values in self.tested],
             "epoch_seconds": self.epoch_seconds,
+            "epoch_cpu_seconds": self.epoch_cpu_seconds,
             # One tensor per kind, not one per row: a file of thousands of small tensors is slow.
             "row_steps": torch.from_numpy(steps.step),
             "weights": torch.from_numpy(steps.weights),
@@ -198,6 +213,7 @@ class TrainingLog:
         ]
         self.tested = [tuple(values) for values in state["tested"]]
         self.epoch_seconds = state["epoch_seconds"]
+        self.epoch_cpu_seconds = state["epoch_cpu_seconds"]
         self.loss_sums = list(own["loss_sums"])
         self.loss_counts = list(own["loss_counts"])
         self.row_steps = state["row_steps"].tolist()

@@ -118,11 +118,12 @@ class TrainingLoop:
         Raises:
             NonFiniteError: A loss or gradient is not finite.
         """
-        started = time.perf_counter()
+        started, had = time.perf_counter(), time.thread_time()
         parts = self.stepper.take(indices, self.step)
         self.log.add_step(self.step, parts, self.learner.rate)
         self.step += 1
         self.log.epoch_seconds += time.perf_counter() - started
+        self.log.epoch_cpu_seconds += time.thread_time() - had
 
     def batches(self) -> Iterator[Tensor]:
         """Yield the samples of step after step, epoch after epoch, without end."""
@@ -202,6 +203,7 @@ class TrainingLoop:
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             skipped_steps=stepper.skipped if skips else None,
             overflowed_steps=stepper.overflowed if learner.recipe.precision == "fp16" else None,
+            cpu_share=log.cpu_share(),
         )
         folder.finish(log.history, log.steps(), result, lambda: self._write_record(folder))
 
