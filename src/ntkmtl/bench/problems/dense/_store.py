@@ -207,6 +207,7 @@ def prepare_frames(
         "source": source.path.name,
         "training": len(source.training),
         "testing": len(source.testing),
+        "names": list(names),
     }
     write_manifest(partial, layout.kind, list(layout.arrays), facts)
     (partial / "progress.json").unlink(missing_ok=True)

@@ -14,6 +14,8 @@ import numpy as np
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, Molecules
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]
@@ -61,16 +63,10 @@ class Invariants(NamedTuple):
     shells: NDArray[np.float32]
     whole: NDArray[np.float64]
 
-    def rows(self, first: int, last: int) -> Invariants:
-        """Return the molecules from row ``first`` up to, not including, ``last``."""
-        rows = slice(first, last)
-        return Invariants(
-            self.atoms[rows],
-            self.mask[rows],
-            self.places[rows],
-            self.shells[rows],
-            self.whole[rows],
-        )
+    def rows(self, rows: Sequence[int]) -> Invariants:
+        """Return the molecules at these rows."""
+        picked = np.asarray(rows)
+        return Invariants(*(part[picked] for part in self))
 
 
 class Inputs(NamedTuple):
