@@ -254,10 +254,12 @@ class RowsProblem(Problem):
     _rows: dict[Split, Tensor]
     _sizes_said: str = ""
     """A sentence on splits that are not those of the recipe, "" where they are."""
+    _accepted: str = ""
+    """A sentence on values that were accepted as implausible, "" where there are none."""
 
     def notice(self) -> str:
-        """Say where the splits are not those of the recipe."""
-        return self._sizes_said
+        """Say where splits are not those of the recipe, or values were accepted as implausible."""
+        return f"{self._accepted} {self._sizes_said}".strip()
 
     def size(self, split: Split) -> int:
         """Return the number of samples in a split."""

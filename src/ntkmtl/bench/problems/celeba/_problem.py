@@ -167,6 +167,7 @@ class CelebA(ColumnsProblem):
         self.metrics = tuple(metric for metric in type(self).metrics if metric.task in self.tasks)
         folder = data_folder("celeba", data)
         self._faces, self._sha256 = _load(folder, last_change(folder))
+        self._accepted = self._faces.accepted
         self._rows, self._split_said = self._split(recipe, folder, split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         columns = [ATTRIBUTES.index(task) for task in self.tasks]

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
 from ntkmtl.bench.problems._custom_split import custom_split
+from ntkmtl.bench.problems._plausible import accepted_notice
 from ntkmtl.bench.problems._supervised import (
     SPLITS,
     RowsProblem,
@@ -301,6 +302,7 @@ class DenseProblem(RowsProblem):
         self._frames, self._pixels = _load(
             type(self).load, folder, last_change(folder), self._part.factor
         )
+        self._accepted = accepted_notice(self._frames.facts)
         self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
@@ -456,10 +458,11 @@ class DenseProblem(RowsProblem):
     def notice(self) -> str:
         """Say where the splits are other ones, and warn where early epochs are averaged in."""
         averaged, epochs = self.recipe.tested_epochs, self.recipe.epochs
+        said = super().notice()
         if averaged == 1 or 2 * averaged <= epochs:
-            return self._sizes_said
+            return said
         return (
-            f"{self._sizes_said} "
+            f"{said} "
             f"Protocol paper averages test metrics over the last {averaged} epochs, and the recipe "
             f"has {epochs} epochs: networks that are hardly trained are averaged in, unless "
             f"--epochs is {2 * averaged} or more, or --problem-option protocol=clean is given."

@@ -32,7 +32,7 @@ from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.bench.problems.qm9._sources import COLUMNS, Molecules
-from ntkmtl.bench.problems.qm9._store import HOW, load
+from ntkmtl.bench.problems.qm9._store import HOW, load_said
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 
 __all__ = ["PARTS", "QM9", "Batch", "Graphs", "Targets", "graphs"]
@@ -137,14 +137,15 @@ def _starts(molecules: Molecules) -> _Starts:
 class _Loaded(NamedTuple):
     molecules: Molecules
     sha256: str
+    accepted: str
     order: Tensor
 
 
 @lru_cache(maxsize=2)
 def _load(folder: Path, changed: int) -> _Loaded:
     """Return data and their random order. ``changed`` is the time at which the data were made."""
-    molecules, sha256 = load(folder)
-    return _Loaded(molecules, sha256, shuffled("qm9 split", molecules.index.tolist()))
+    molecules, sha256, accepted = load_said(folder)
+    return _Loaded(molecules, sha256, accepted, shuffled("qm9 split", molecules.index.tolist()))
 
 
 class QM9(ColumnsProblem):
@@ -229,7 +230,7 @@ class QM9(ColumnsProblem):
         self._part = PARTS[recipe]
         self._targets = targets
         folder = data_folder("qm9", data)
-        self._molecules, self._sha256, order = _load(folder, last_change(folder))
+        self._molecules, self._sha256, self._accepted, order = _load(folder, last_change(folder))
         self._rows, self._split_said = self._split(order, recipe, folder, split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         properties = torch.from_numpy(np.array(self._molecules.targets))

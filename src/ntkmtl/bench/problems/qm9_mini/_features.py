@@ -114,12 +114,16 @@ class Scaling:
         rows = features.atoms[features.mask > 0]
         columns = np.flatnonzero((np.abs(rows) > 1e-3).sum(0) > 30)
         rows = rows[:, columns]
-        spread = features.whole.std(0)
+        # A small set may have one value only, as no fluorine.
+        spread, scale = (
+            np.where(width > 0, width, 1).astype(width.dtype)
+            for width in (features.whole.std(0), rows.std(0))
+        )
         whole_center = features.whole.mean(0)
         values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_center) / spread).T))
         # Directions of next to no variance are not blown up to unit variance.
         whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
-        return cls(columns, rows.mean(0), rows.std(0), whole_center, whole_map)
+        return cls(columns, rows.mean(0), scale, whole_center, whole_map)
 
     def apply(self, features: Invariants) -> Inputs:
         """Return scaled features. Rare surroundings are clipped at 8 standard deviations."""

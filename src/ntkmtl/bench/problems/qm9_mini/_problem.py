@@ -13,6 +13,7 @@ from torch.nn import functional
 from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
+    LEAST,
     RowsProblem,
     evaluating,
     fitted,
@@ -134,6 +135,11 @@ class QM9Mini(RowsProblem):
             custom = custom_split(split, named, "molecules", "they are called by their GDB index")
             self._rows, self._split_said = custom.rows, custom.said
             self._sizes_said = custom.sizes("molecules")
+            if self.size("train") < LEAST:
+                raise ValueError(
+                    f"split={split}: train must name at least {LEAST} molecules, whose features "
+                    f"scale those of all, found {self.size('train')}"
+                )
             self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         training = self._properties[self._rows["train"]]
         if targets == "standardised":
