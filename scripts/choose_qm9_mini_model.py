@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ntkmtl.bench.problems.base import Split
     from ntkmtl.bench.problems.qm9_mini import Molecules
 
 
@@ -108,11 +107,8 @@ class PerceptronQM9(QM9Mini):
         scaled = np.clip((values - training.mean(0)) / training.std(0), -8, 8)
         self._features = torch.from_numpy(scaled).float()
 
-    def batch(self, split: Split, indices: Tensor) -> Features:  # type: ignore[override]
-        """Return the molecules of a split at ``indices``."""
-        offset = {"train": 0, "val": 3000, "test": 3500}[split]
-        targets = super().batch(split, indices).targets
-        return Features(self._features[indices + offset], targets)
+    def _take(self, rows: Tensor) -> Features:  # type: ignore[override]
+        return Features(self._features[rows], super()._take(rows).targets)
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialised perceptron."""

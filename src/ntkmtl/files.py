@@ -3,15 +3,113 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["atomic_write", "numbers_beside", "write_json", "write_text"]
+__all__ = [
+    "atomic_write",
+    "numbers_beside",
+    "parse_json",
+    "read_bytes",
+    "require_regular",
+    "write_json",
+    "write_text",
+]
+
+MAX_DEPTH = 100
+"""Deepest nesting of a JSON file. Ours have about five levels; recursive code meets all of them."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what is there and is no regular file: reading a pipe or a device may never end.
+
+    Args:
+        path: A file, or a link to one. One that is not there is left to whoever opens it.
+
+    Raises:
+        OSError: It is a folder, a pipe, a socket or a device; the error names it.
+
+    Example:
+        >>> require_regular("/")
+        Traceback (most recent call last):
+        ...
+        OSError: [Errno 22] is not a regular file but a folder: '/'
+    """
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        found = next((word for test, word in _KINDS if test(mode)), "something else")
+        raise OSError(errno.EINVAL, f"is not a regular file but {found}", os.fspath(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file whole. See :func:`require_regular`.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    require_regular(path)
+    return Path(path).read_bytes()
+
+
+def parse_json(content: bytes) -> Any:
+    """Return the value of a JSON text from outside.
+
+    Raises:
+        ValueError: It is not UTF-8, not JSON, holds NaN or infinity, or is nested more than 100
+            levels deep.
+
+    Example:
+        >>> parse_json(b'{"a": [1]}')
+        {'a': [1]}
+        >>> parse_json(b"[" * 200 + b"]" * 200)
+        Traceback (most recent call last):
+        ...
+        ValueError: it is nested more than 100 levels deep
+    """
+    too_deep = f"it is nested more than {MAX_DEPTH} levels deep"
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    if _deeper_than(value, MAX_DEPTH):
+        raise ValueError(too_deep)
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"it holds {name}, which JSON does not have")
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def numbers_beside(path: str | os.PathLike[str]) -> Path:

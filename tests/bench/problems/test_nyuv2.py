@@ -278,8 +278,8 @@ def test_the_paper_takes_all_frames(tmp_path: Path) -> None:
     prepare(write_layout(tmp_path / "source"), tmp_path / "made")
     with pytest.raises(ValueError, match="takes 795 training and 654 test frames"):
         NYUv2("paper", data=str(tmp_path / "made"))
-    with pytest.raises(ValueError, match="at least 80 training frames"):
-        NYUv2("small", data=str(tmp_path / "made"))
+    with pytest.raises(ValueError, match="at least 2 training frames"):
+        clean_split(1)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -77,7 +77,7 @@ def test_standardised_by_the_training_molecules(problem: QM9Mini) -> None:
 
 def test_raw_targets_are_those_of_torch_geometric(molecules: Molecules) -> None:
     raw = QM9Mini(targets="raw")
-    labels = torch.cat([raw.batch(s, torch.arange(raw.size(s))).targets for s in raw._splits])
+    labels = torch.cat([raw.batch(s, torch.arange(raw.size(s))).targets for s in raw._rows])
     torch.testing.assert_close(labels, torch.from_numpy(molecules.properties()).float())
 
 
@@ -157,7 +157,7 @@ def test_samples_do_not_see_each_other(problem: QM9Mini) -> None:
 def test_turning_shifting_and_reordering_atoms_changes_nothing(
     problem: QM9Mini, molecules: Molecules
 ) -> None:
-    scaling = Scaling.fit(invariants(molecules).rows(0, 3000))
+    scaling = Scaling.fit(invariants(molecules).rows(range(3000)))
     some = molecules.take(np.r_[np.arange(150), np.flatnonzero(molecules.index == 3)])
     model = problem.model().double()
 
@@ -176,7 +176,7 @@ def test_turning_shifting_and_reordering_atoms_changes_nothing(
 
 def test_prepared_inputs_are_those_of_the_features(problem: QM9Mini, molecules: Molecules) -> None:
     features = invariants(molecules)
-    inputs = Scaling.fit(features.rows(0, 3000)).apply(features)
+    inputs = Scaling.fit(features.rows(range(3000))).apply(features)
     batch = problem.batch("val", torch.arange(500))
     for part, tensor in zip(inputs, batch, strict=False):
         np.testing.assert_array_equal(part[3000:3500], tensor.numpy())

@@ -37,18 +37,29 @@ def data(
             show_default="$NTKMTL_DATA/PROBLEM, or in the user's cache folder",
         ),
     ] = None,
+    accept_implausible: Annotated[
+        bool,
+        typer.Option(
+            "--accept-implausible",
+            help="Take values that look wrong, as depth in another unit, for what they are.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the data sets that the problems need and where they are, or prepare one."""
     if problem is not None:
         with refusing(ValueError):
-            made = prepare_data(problem, source, folder, say)
+            made = prepare_data(problem, source, folder, say, accept_implausible)
         if as_json:
             print_json({"problem": problem, "made": made})
         else:
             print(made)
         return
-    for option, value in (("--source", source), ("--data", folder)):
+    for option, value in (
+        ("--source", source),
+        ("--data", folder),
+        ("--accept-implausible", accept_implausible or None),
+    ):
         if value is not None:
             refuse(f"{option} goes with a PROBLEM, whose data it is to prepare")
     with refusing():
@@ -108,7 +119,11 @@ def describe(entry: dict[str, Any]) -> str:
 
 
 def prepare_data(
-    name: str, source: Path | None, folder: Path | None, progress: Callable[[str], None]
+    name: str,
+    source: Path | None,
+    folder: Path | None,
+    progress: Callable[[str], None],
+    accept_implausible: bool = False,
 ) -> str:
     """Prepare the data of a problem.
 
@@ -117,6 +132,7 @@ def prepare_data(
         source: What was downloaded.
         folder: Where the prepared data go; the problem's own place if None.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -135,6 +151,6 @@ def prepare_data(
         )
     module, _, function = prepare[name].partition(":")
     made: str = getattr(import_module(module), function)(
-        source, data_folder(name, folder), progress
+        source, data_folder(name, folder), progress, accept_implausible
     )
     return made

@@ -6,6 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,15 +16,19 @@ from torch import Tensor
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe, Split
 
 __all__ = [
+    "LEAST",
     "SPLITS",
     "ColumnsProblem",
     "RowsProblem",
     "chosen_recipe",
     "enough",
     "evaluating",
+    "fewer",
+    "fitted",
     "moved",
     "one_output_per_task",
     "positions",
+    "shares",
     "shuffled",
 ]
 
@@ -140,22 +145,121 @@ def shuffled(label: str, numbers: Iterable[int]) -> Tensor:
     return torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))
 
 
-def enough(recipe: str, needed: int, found: int, samples: str, folder: Path, how: str) -> None:
+def enough(
+    recipe: str,
+    needed: int,
+    found: int,
+    samples: str,
+    folder: Path,
+    how: str,
+    least: int | None = None,
+) -> None:
     """Refuse prepared data of which a recipe takes more samples than there are.
+
+    Args:
+        recipe: Name of the recipe.
+        needed: Samples that it takes.
+        found: Samples that are there.
+        samples: What the samples are called.
+        folder: Where they are.
+        how: How a user gets more of them.
+        least: Samples that are enough for splits in the same proportions; None where all are
+            needed.
 
     Raises:
         ValueError: There are fewer.
     """
-    if found < needed:
+    if found < (needed if least is None else least):
+        below = "" if least is None else f", fewer than the {least} that it needs"
         raise ValueError(
-            f"the recipe {recipe} takes {needed:,} {samples}, and {folder} holds {found:,}. {how}"
+            f"the recipe {recipe} takes {needed:,} {samples}, and {folder} holds {found:,}{below}. "
+            f"{how}"
         )
+
+
+LEAST = 20
+"""Samples that a small set must have: a test on fewer says nothing."""
+
+
+def shares(found: int, wanted: Sequence[int]) -> tuple[int, ...]:
+    """Return sizes of splits: those wanted, or shares of what is there in the same proportions.
+
+    Args:
+        found: Number of samples that are there.
+        wanted: Sizes of the splits; the last one takes what rounding leaves.
+
+    Example:
+        >>> shares(5_000, (800, 400, 2_800)), shares(40, (800, 400, 2_800))
+        ((800, 400, 2800), (8, 4, 28))
+    """
+    total = sum(wanted)
+    if found >= total:
+        return tuple(wanted)
+    sizes = [max(1, found * size // total) for size in wanted[:-1]]
+    return (*sizes, found - sum(sizes))
+
+
+def fewer(wanted: int, sizes: Sequence[int], samples: str) -> str:
+    """Return a sentence on a recipe that is used on fewer samples than it takes.
+
+    Args:
+        wanted: Samples that the recipe takes.
+        sizes: Sizes of the splits for training, validation and testing.
+        samples: What the samples are called.
+
+    Example:
+        >>> fewer(4_000, (28, 4, 8), "images")
+        'Only 40 of 4,000 images are there: 28 for training, 4 for validation, 8 for testing.'
+    """
+    train, val, test = sizes
+    return (
+        f"Only {sum(sizes):,} of {wanted:,} {samples} are there: {train:,} for training, {val:,} "
+        f"for validation, {test:,} for testing."
+    )
+
+
+def fitted(recipe: Recipe, training: int, shrunk: str = "") -> Recipe:
+    """Return a recipe whose batches are no larger than the training split, and that says so.
+
+    Args:
+        recipe: The recipe.
+        training: Samples of the training split.
+        shrunk: A sentence on what is smaller than the recipe says, "" where nothing is.
+
+    Example:
+        >>> recipe = fitted(Recipe(1, 64, 0.1, minibatches=4, description="Small."), 12)
+        >>> recipe.batch_size, recipe.minibatches, recipe.description
+        (12, 4, 'Small. Batches of 12 instead of 64, as there are no more training samples.')
+    """
+    size = min(recipe.batch_size, training)
+    if size < recipe.batch_size:
+        shrunk += (
+            f" Batches of {size} instead of {recipe.batch_size}, as there are no more training "
+            "samples."
+        )
+    if not shrunk:
+        return recipe
+    return replace(
+        recipe,
+        batch_size=size,
+        minibatches=min(recipe.minibatches, size),
+        reduced=True,
+        description=f"{recipe.description} {shrunk.strip()}".strip(),
+    )
 
 
 class RowsProblem(Problem):
     """A problem whose splits are rows of prepared data."""
 
     _rows: dict[Split, Tensor]
+    _sizes_said: str = ""
+    """A sentence on splits that are not those of the recipe, "" where they are."""
+    _accepted: str = ""
+    """A sentence on values that were accepted as implausible, "" where there are none."""
+
+    def notice(self) -> str:
+        """Say where splits are not those of the recipe, or values were accepted as implausible."""
+        return f"{self._accepted} {self._sizes_said}".strip()
 
     def size(self, split: Split) -> int:
         """Return the number of samples in a split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
@@ -13,6 +14,7 @@ import msgspec
 
 from ntkmtl.bench.runs.errors import RunFileError
 from ntkmtl.bench.runs.layout import SCHEMA
+from ntkmtl.files import parse_json, read_bytes
 
 __all__ = [
     "Finite",
@@ -29,9 +31,6 @@ T = TypeVar("T")
 _LARGEST = sys.float_info.max
 Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 """A number that JSON can hold: neither NaN nor infinite."""
-
-MAX_DEPTH = 100
-"""Deepest nesting of a file. Our own have about five levels; recursive code meets all of them."""
 
 _WORDS = {
     "int": "an integer",
@@ -50,17 +49,15 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         RunFileError: It cannot be read, is not JSON, or holds something else.
     """
-    if path.exists() and not path.is_file():
-        raise RunFileError(path, "is not a regular file")
     try:
-        text = path.read_bytes().decode("utf-8")
+        value = parse_json(read_bytes(path))
     except OSError as error:
-        raise RunFileError(path, f"cannot be read ({error.strerror or error})") from error
+        what = error.strerror or str(error)
+        said = what if error.errno == errno.EINVAL else f"cannot be read ({what})"
+        raise RunFileError(path, said) from error
     except UnicodeDecodeError as error:
         raise RunFileError(path, f"is not UTF-8 text ({error.reason} at {error.start})") from error
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunFileError(path, f"is not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise RunFileError(path, f"the file must be an object, found {shown(value)}")
@@ -68,29 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise RunFileError(path, "holds half of a surrogate pair, which is no text") from error
-    except RecursionError as error:
-        raise RunFileError(path, f"is nested more than {MAX_DEPTH} levels deep") from error
-    if _deeper_than(value, MAX_DEPTH):
-        raise RunFileError(path, f"is nested more than {MAX_DEPTH} levels deep")
     return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which JSON does not have")
-
-
-def _deeper_than(value: Any, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def require_schema(path: Path, value: Mapping[str, Any]) -> None:

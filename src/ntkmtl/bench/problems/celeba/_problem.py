@@ -14,13 +14,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
+from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
+    LEAST,
     SPLITS,
     ColumnsProblem,
     chosen_recipe,
     enough,
+    fewer,
+    fitted,
     positions,
+    shares,
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
@@ -61,11 +66,8 @@ PARTS = {
     "paper": _Part(ATTRIBUTES, side=SIDE, width=64),
     "small": _Part(SMALL, side=SIDE // 2, width=16),
 }
-_SMALL_SPLIT: dict[Split, slice] = {
-    "test": slice(0, 800),
-    "val": slice(800, 1_200),
-    "train": slice(1_200, SMALL_IMAGES),
-}
+_SMALL_SPLIT: tuple[Split, ...] = ("test", "val", "train")
+_SMALL_SIZES = (800, 400, 2_800)
 
 
 def f1_scores(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -103,15 +105,20 @@ class CelebA(ColumnsProblem):
     Args:
         recipe: ``"paper"``: all 202,599 images at 64 x 64 in the official partition, 40 attributes,
             and the network at its published width. ``"small"``: the first 4,000 images at 32 x 32,
-            split at random, eight attributes, and a quarter of the width.
+            split at random, eight attributes, and a quarter of the width; where there are fewer
+            images, all of them in the same shares.
         data: Folder of the prepared data. If None: ``$NTKMTL_DATA/celeba``, or in the user's cache.
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
             ``ple`` or ``dselect-k``. See :mod:`ntkmtl.bench.problems.architectures`.
         architecture_options: Settings of the architecture, as a mapping.
+        split: A JSON or CSV file with the images of the three splits, as ``"000001.jpg"`` or 1,
+            instead of the recipe's; see
+            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. All images may then be of
+            any number.
 
     Raises:
         ValueError: The recipe, the architecture or one of its settings is unknown or out of range,
-            the data are damaged, or images are missing.
+            the data are damaged, the split cannot be used, or images are missing.
         DataMissingError: The data have not been prepared.
     """
 
@@ -151,6 +158,7 @@ class CelebA(ColumnsProblem):
         data: str | None = None,
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,
+        split: str | None = None,
     ) -> None:
         self.recipe = chosen_recipe(self.recipes, recipe)
         self._architecture = choose(architecture, architecture_options)
@@ -159,28 +167,51 @@ class CelebA(ColumnsProblem):
         self.metrics = tuple(metric for metric in type(self).metrics if metric.task in self.tasks)
         folder = data_folder("celeba", data)
         self._faces, self._sha256 = _load(folder, last_change(folder))
-        needed = IMAGES if recipe == "paper" else SMALL_IMAGES
-        enough(recipe, needed, len(self._faces), "images", folder, HOW)
-        if recipe == "paper":
-            self._rows = {
-                split: torch.from_numpy(np.flatnonzero(self._faces.partition == number))
-                for number, split in enumerate(SPLITS)
-            }
-        else:
-            order = shuffled("celeba split", self._faces.numbers[:SMALL_IMAGES].tolist())
-            self._rows = {split: order[part] for split, part in _SMALL_SPLIT.items()}
+        self._accepted = self._faces.accepted
+        self._rows, self._split_said = self._split(recipe, folder, split)
+        self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         columns = [ATTRIBUTES.index(task) for task in self.tasks]
         self._labels = torch.from_numpy(self._faces.labels[:, columns].copy())
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
             self.model()
 
+    def _split(
+        self, recipe: str, folder: Path, split: str | None
+    ) -> tuple[dict[Split, Tensor], str]:
+        """Return the rows of each split, and what the split is called in a run's identity."""
+        numbers = self._faces.numbers.tolist()
+        if split is not None:
+            known = {
+                name: row
+                for row, number in enumerate(numbers)
+                for name in (str(number), f"{number:06d}.jpg")
+            }
+            custom = custom_split(split, known, "images", "they are called 000001.jpg or 1")
+            self._sizes_said = custom.sizes("images")
+            return custom.rows, custom.said
+        if recipe == "paper":
+            enough(recipe, IMAGES, len(numbers), "images", folder, HOW)
+            official = self._faces.partition
+            return {
+                name: torch.from_numpy(np.flatnonzero(official == number))
+                for number, name in enumerate(SPLITS)
+            }, "official"
+        order = shuffled("celeba split", numbers[:SMALL_IMAGES])
+        enough(recipe, SMALL_IMAGES, len(order), "images", folder, HOW, LEAST)
+        sizes = shares(len(order), _SMALL_SIZES)
+        if len(order) < SMALL_IMAGES:
+            self._sizes_said = fewer(SMALL_IMAGES, sizes[::-1], "images")
+        return dict(
+            zip(_SMALL_SPLIT, order[: sum(sizes)].split(list(sizes)), strict=True)
+        ), "SHA-256 of the image's number"
+
     @property
     def options(self) -> dict[str, Any]:
         """Data, split, attributes, network and loss."""
         return {
             "data_sha256": self._sha256,
-            "split": "official" if self._part.side == SIDE else "SHA-256 of the image's number",
+            "split": self._split_said,
             "attributes": list(self.tasks),
             "model": MODEL_VERSION,
             "side": self._part.side,

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkmtl.files import read_bytes, require_regular
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -45,6 +47,12 @@ ATTRIBUTES = (
 # fmt: on
 """The 40 attributes in the order of ``list_attr_celeba.txt``."""
 
+PERCENT = (
+    *(11, 27, 51, 20, 2, 15, 24, 23, 24, 15, 5, 21, 14, 6, 5, 7, 6, 4, 39, 46),
+    *(42, 48, 4, 12, 83, 28, 4, 28, 8, 7, 6, 48, 21, 32, 19, 5, 47, 12, 7, 77),
+)
+"""How many of 100 images of CelebA have each of the attributes, rounded."""
+
 _RELEASED = "img_align_celeba"
 
 
@@ -74,10 +82,11 @@ def _find(folder: Path, names: tuple[str, ...]) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if path.suffix == ".gz":
             content = gzip.decompress(content)
         elif path.suffix == ".zip":
+            require_regular(path)
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 members = archive.namelist()
                 if len(members) != 1:
@@ -112,9 +121,13 @@ def read_annotations(folder: Path) -> Annotations:
     names: list[str] = []
     labels = np.zeros((count, len(ATTRIBUTES)), dtype=np.uint8)
     for row, line in enumerate(lines[2:]):
-        name, *values = line.split()
-        if len(values) != len(ATTRIBUTES) or not set(values) <= {"1", "-1"}:
-            raise ValueError(f"line {row + 3} of {path} must be a name and 40 times 1 or -1")
+        name, *values = line.split() or [""]
+        others = [value for value in values if value not in ("1", "-1")]
+        if others or len(values) != len(ATTRIBUTES):
+            found = repr(others[0]) if others else f"{len(values)} values"
+            raise ValueError(
+                f"line {row + 3} of {path} must be a name and 40 times 1 or -1, found {found}"
+            )
         names.append(name)
         labels[row] = [value == "1" for value in values]
     if names != sorted(set(names)):
@@ -169,14 +182,16 @@ def open_images(source: Path) -> Iterator[Images]:
     try:
         if path.is_dir():
             inside = {file.name: file for file in path.iterdir() if file.suffix == ".jpg"}
-            yield _images(path, list(inside), lambda name: inside[name].read_bytes())
+            yield _images(path, list(inside), lambda name: read_bytes(inside[name]))
         elif path.suffix == ".zip":
+            require_regular(path)
             with zipfile.ZipFile(path) as archive:
                 members = [n for n in archive.namelist() if n.endswith(".jpg")]
                 names = [PurePosixPath(member).name for member in members]
                 member_of = dict(zip(names, members, strict=True))
                 yield _images(path, names, lambda name: archive.read(member_of[name]))
         else:
+            require_regular(path)
             with tarfile.open(path) as tar:
                 files = [m for m in tar.getmembers() if m.isfile() and m.name.endswith(".jpg")]
                 entries = {PurePosixPath(m.name).name: m for m in files}

@@ -19,16 +19,18 @@ from ntkmtl.bench.problems._arrays import (
     write_array,
     write_manifest,
 )
+from ntkmtl.bench.problems._plausible import OVERRULE, accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.celeba._source import (
     ATTRIBUTES,
     IMAGES,
+    PERCENT,
     Annotations,
     Images,
     open_images,
     read_annotations,
 )
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import write_json
+from ntkmtl.files import parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,15 @@ __all__ = ["HOW", "KIND", "SIDE", "Faces", "load", "prepare"]
 
 KIND = "celeba 1"
 SIDE = 64
+SMALLEST_SIDE = 32
+"""Pixels; the released faces have 178 x 218."""
+
+DARKEST = 2
+"""Smallest mean of 8-bit images that show something."""
+
+UNLIKELY = 1e-6
+"""Chance below which an attribute with one value only is refused."""
+
 EVERY = 2_000
 """Images between two notes of how far the decoding has come."""
 
@@ -59,12 +70,14 @@ class Faces:
         labels: 1 where an image has an attribute, else 0, uint8 of shape (m, 40).
         partition: 0 for training, 1 for validation, 2 for testing, uint8 of shape (m,).
         numbers: Number of each image, from 1, rising, int32 of shape (m,).
+        accepted: What is to be said of values that were accepted as implausible.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.uint8]
     partition: NDArray[np.uint8]
     numbers: NDArray[np.int32]
+    accepted: str = ""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -106,7 +119,11 @@ def load(folder: Path) -> tuple[Faces, str]:
     """
     prepared = Prepared(folder, KIND, HOW)
     faces = Faces(
-        prepared["images"], prepared["labels"], prepared["partition"], prepared["numbers"]
+        prepared["images"],
+        prepared["labels"],
+        prepared["partition"],
+        prepared["numbers"],
+        accepted_notice(prepared.facts),
     )
     try:
         faces.check()
@@ -116,7 +133,10 @@ def load(folder: Path) -> tuple[Faces, str]:
 
 
 def prepare(
-    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+    source: Path | None,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
 ) -> str:
     """Decode CelebA, or a part of it, into prepared arrays.
 
@@ -129,6 +149,7 @@ def prepare(
             of them in an archive of another name that begins so.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -147,16 +168,19 @@ def prepare(
     with open_images(source) as images:
         rows = _rows(annotations, images)
         partial.mkdir(exist_ok=True)
-        _decode(images, partial, progress)
+        _decode(images, partial, progress, accept_implausible)
         numbers = [int(Path(name).stem) for name in images.names]
-        write_array(partial / "labels.npy", annotations.labels[rows])
+        labels = annotations.labels[rows]
+        pixels = np.load(partial / "images.npy", mmap_mode="r", allow_pickle=False)
+        accepted = refuse_implausible(source, implausible(labels, pixels), accept_implausible)
+        write_array(partial / "labels.npy", labels)
         write_array(partial / "partition.npy", annotations.partition[rows])
         write_array(partial / "numbers.npy", np.array(numbers, dtype=np.int32))
         write_manifest(
             partial,
             KIND,
             ["images", "labels", "partition", "numbers"],
-            {"source": images.path.name, "images": len(rows)},
+            {"source": images.path.name, "images": len(rows), **accepted},
         )
         (partial / "progress.json").unlink(missing_ok=True)
         publish(partial, folder)
@@ -183,7 +207,38 @@ def _rows(annotations: Annotations, images: Images) -> NDArray[np.int64]:
     return np.array([place[name] for name in images.names], dtype=np.int64)
 
 
-def _decode(images: Images, partial: Path, progress: Callable[[str], None]) -> None:
+def implausible(labels: NDArray[np.uint8], images: NDArray[np.uint8]) -> list[str]:
+    """Return what is implausible in attributes and images.
+
+    An attribute that all of m images have, or none, is plausible where m is small: it is refused
+    where the chance is below a millionth, by the attribute's share of all of CelebA.
+
+    Args:
+        labels: 0 or 1, shape (m, 40).
+        images: uint8 of shape (m, 64, 64, 3).
+    """
+    said = []
+    always, never = labels.min(axis=0) == 1, labels.max(axis=0) == 0
+    share = np.array(PERCENT) / 100
+    chance = np.where(always, share, np.where(never, 1 - share, 1)) ** float(len(labels))
+    constant = [ATTRIBUTES[k] for k in np.flatnonzero(chance < UNLIKELY)]
+    if constant:
+        said.append(
+            f"attributes must differ between {len(labels):,} images, found {len(constant)} of "
+            f"{len(ATTRIBUTES)} with one value only, as {constant[0]}"
+        )
+    some = images[:: max(1, len(images) // 100)]
+    if len(some) > 1 and (some == some[0]).all():
+        said.append(f"images must differ, found {len(some)} equal ones of {len(images):,}")
+    brightness = float(some.mean())
+    if not DARKEST <= brightness <= 255 - DARKEST:
+        said.append(f"images must show faces, found a mean of {brightness / 255:.4f} of 1")
+    return said
+
+
+def _decode(
+    images: Images, partial: Path, progress: Callable[[str], None], any_shape: bool
+) -> None:
     """Fill ``images.npy``, from where an earlier call stopped."""
     path, note = partial / "images.npy", partial / "progress.json"
     size = images.path.stat().st_size if images.path.is_file() else 0
@@ -197,7 +252,7 @@ def _decode(images: Images, partial: Path, progress: Callable[[str], None]) -> N
         progress(f"continuing after {done:,} images")
         array = np.lib.format.open_memmap(path, mode="r+")
     for row in range(done, len(images.names)):
-        array[row] = decode(images, images.names[row])
+        array[row] = decode(images, images.names[row], any_shape)
         if (row + 1) % EVERY == 0 or row + 1 == len(images.names):
             array.flush()
             with path.open("rb") as file:
@@ -212,17 +267,22 @@ def _done(note: Path, key: str, path: Path) -> int:
     if not (note.is_file() and path.is_file()):
         return 0
     try:
-        found = json.loads(note.read_bytes().decode("utf-8"))
+        found = parse_json(read_bytes(note))
         return int(found["done"]) if found["key"] == key else 0
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
 
 
-def decode(images: Images, name: str) -> NDArray[np.uint8]:
+def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uint8]:
     """Return an image as uint8 of shape (64, 64, 3).
 
+    Args:
+        images: Where it is.
+        name: Its name.
+        any_shape: Whether it may be of any size and shape.
+
     Raises:
-        ValueError: It is damaged.
+        ValueError: It is damaged, or of a shape that no face of CelebA has.
     """
     try:
         from PIL import Image
@@ -231,7 +291,13 @@ def decode(images: Images, name: str) -> NDArray[np.uint8]:
     content = images.read(name)
     try:
         with Image.open(io.BytesIO(content)) as image:
+            wide, high = image.size
             small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} in {images.path} is no whole image: {error}") from error
+    if not any_shape and (min(wide, high) < SMALLEST_SIDE or max(wide, high) > 2 * min(wide, high)):
+        raise ValueError(
+            f"{name} in {images.path} must be a face of about 178 x 218 pixels, with sides from "
+            f"{SMALLEST_SIDE} of which none is twice the other, found {wide} x {high}. {OVERRULE}"
+        )
     return np.asarray(small)

@@ -35,6 +35,7 @@ class Cityscapes(DenseProblem):
             disparity is divided by s, and mirroring. ``"geometric"``: disparity is multiplied by s
             instead, as it grows where things come nearer. ``"none"``.
         architecture_options: There.
+        split: There.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.

@@ -23,6 +23,11 @@ LAYOUT = Layout(
     # CityScapes decodes p as (p - 1) / 256, which is below 0 where p is 0.
     least=-1.0,
     most=256.0,
+    # Published absolute errors are about 0.015 and relative ones about 0.3, so the released numbers
+    # are of the size of 0.05. Disparities in pixels, or depths, are far above.
+    typical=(0.01, 1.0),
+    unit="disparities must be in the released scale, in which published errors are about 0.015",
+    nearer_is_larger=True,
     how=(
         "`ntkmtl data cityscapes --source DIR` prepares the data, from the folder with train and "
         "val that MTAN released (https://github.com/lorenmt/mtan names the place); --data or "
@@ -42,7 +47,10 @@ def load(folder: Path) -> Frames:
 
 
 def prepare(
-    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+    source: Path | None,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
 ) -> str:
     """Bring the released files of CityScapes into prepared arrays.
 
@@ -54,6 +62,7 @@ def prepare(
             ``depth`` with ``0.npy`` and so on.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -64,9 +73,10 @@ def prepare(
     """
     if source is None:
         raise FileNotFoundError(f"the released folder must be named. {LAYOUT.how}")
-    arrays = released(source, LAYOUT) if source.is_dir() else None
+    layout = LAYOUT.tolerant() if accept_implausible else LAYOUT
+    arrays = released(source, layout) if source.is_dir() else None
     if arrays is None:
         raise FileNotFoundError(
             f"{source} must be a folder with train/image/0.npy and so on. {LAYOUT.how}"
         )
-    return prepare_frames(arrays, LAYOUT, folder, progress)
+    return prepare_frames(arrays, layout, folder, progress, accept_implausible)

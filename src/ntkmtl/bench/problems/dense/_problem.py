@@ -14,11 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
+from ntkmtl.bench.problems._custom_split import custom_split
+from ntkmtl.bench.problems._plausible import accepted_notice
 from ntkmtl.bench.problems._supervised import (
     SPLITS,
     RowsProblem,
     chosen_recipe,
     evaluating,
+    fewer,
+    fitted,
     moved,
     one_output_per_task,
     positions,
@@ -145,10 +149,11 @@ def clean_split(count: int) -> tuple[Tensor, Tensor]:
     """Return positions of the training and of the validation frames among ``count`` frames.
 
     Every tenth block of eight neighbors is for validation: neighbors show the same scene, which
-    is so in one of the two, but for the ends of blocks.
+    is so in one of the two, but for the ends of blocks. Of fewer than 80 frames the last tenth is
+    for validation.
 
     Args:
-        count: Number of frames, at least 80.
+        count: Number of frames, at least 2.
 
     Raises:
         ValueError: There are fewer.
@@ -157,13 +162,18 @@ def clean_split(count: int) -> tuple[Tensor, Tensor]:
         >>> train, val = clean_split(90)
         >>> len(train), val.tolist()
         (82, [72, 73, 74, 75, 76, 77, 78, 79])
+        >>> clean_split(24)[1].tolist()
+        [22, 23]
     """
-    if count < 10 * BLOCK:
+    if count < 2:
         raise ValueError(
-            f"protocol='clean' takes validation frames from at least {10 * BLOCK} training frames. "
+            "protocol='clean' takes validation frames from at least 2 training frames. "
             f"Found {count}."
         )
-    taken = torch.arange(count) // BLOCK % 10 == 9
+    if count < 10 * BLOCK:
+        taken = torch.arange(count) >= count - max(1, count // 10)
+    else:
+        taken = torch.arange(count) // BLOCK % 10 == 9
     return (~taken).nonzero().flatten(), taken.nonzero().flatten()
 
 
@@ -228,10 +238,14 @@ class DenseProblem(RowsProblem):
             :mod:`ntkmtl.bench.problems.architectures`.
         protocol: ``"paper"``: trained on all training frames, test metrics averaged over the last
             10 epochs, no validation split. ``"clean"``: a tenth of the training frames is kept for
-            validation, and the network of the last epoch is tested. The recipe's own if None.
+            validation, and the network of the last epoch is tested. The recipe's own if None. With
+            ``split`` it only says which epochs are tested.
         augmentation: Whether and how training images are changed at random, one of
             ``augmentations``; their first if None.
         architecture_options: Settings of the architecture, as a mapping.
+        split: A JSON or CSV file with the frames of the three splits, instead of the recipe's; see
+            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. Frames are called as they
+            were prepared, ``"train/0"``, or by their row, from 0, the training frames first.
 
     Attributes:
         layout: What the frames are like.
@@ -256,6 +270,7 @@ class DenseProblem(RowsProblem):
     frames_said: ClassVar[str]
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
+    _split_said: str | None = None
 
     def __init__(
         self,
@@ -265,6 +280,7 @@ class DenseProblem(RowsProblem):
         protocol: str | None = None,
         augmentation: str | None = None,
         architecture_options: Mapping[str, Any] | None = None,
+        split: str | None = None,
     ) -> None:
         chosen = chosen_recipe(self.recipes, recipe)
         self._part = self.parts[recipe]
@@ -286,6 +302,23 @@ class DenseProblem(RowsProblem):
         self._frames, self._pixels = _load(
             type(self).load, folder, last_change(folder), self._part.factor
         )
+        self._accepted = accepted_notice(self._frames.facts)
+        self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)
+        self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
+        self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
+        if self.layout.normals:
+            self._kinds["normals"] = 3
+        if self._choice is not None:
+            # Settings that do not fit are refused now, at no cost.
+            with torch.device("meta"):
+                self.model()
+
+    def _split(self, recipe: str, folder: Path) -> dict[Split, Tensor]:
+        """Return the rows of the recipe's splits, or of those of all frames where they are fewer.
+
+        Raises:
+            ValueError: The recipe takes all frames and some are missing, or there is one only.
+        """
         training = self._frames.training
         testing = len(self._frames) - training
         if recipe == "paper" and (training, testing) != self.frames_needed:
@@ -294,23 +327,28 @@ class DenseProblem(RowsProblem):
                 f"{self.frames_needed[1]:,} test frames, and {folder} holds {training:,} and "
                 f"{testing:,}. Use --recipe small, or prepare all frames. {self.layout.how}"
             )
-        train = _some(training, self._part.training)
+        part = self._part
+        train = _some(training, part.training)
         held = train[:0]
         if self.protocol == "clean":
             kept, taken = clean_split(len(train))
             train, held = train[kept], train[taken]
-        self._rows = {
-            "train": train,
-            "val": held,
-            "test": training + _some(testing, self._part.testing),
-        }
-        self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
-        if self.layout.normals:
-            self._kinds["normals"] = 3
-        if self._choice is not None:
-            # Settings that do not fit are refused now, at no cost.
-            with torch.device("meta"):
-                self.model()
+        test = training + _some(testing, part.testing)
+        if training < part.training or testing < part.testing:
+            sizes = (len(train), len(held), len(test))
+            self._sizes_said = fewer(part.training + part.testing, sizes, "frames")
+        return {"train": train, "val": held, "test": test}
+
+    def _custom_split(self, path: str) -> dict[Split, Tensor]:
+        known = {str(row): row for row in range(len(self._frames))}
+        names = self._frames.facts.get("names", [])
+        known.update({name: row for row, name in enumerate(names)})
+        called = f"they are called by their row, 0 to {len(known) - len(names) - 1}"
+        if names:
+            called += f", or as {names[0]!r} and {names[-1]!r}"
+        custom = custom_split(path, known, "frames", called)
+        self._sizes_said, self._split_said = custom.sizes("frames"), custom.said
+        return custom.rows
 
     @property
     def options(self) -> dict[str, Any]:
@@ -327,6 +365,7 @@ class DenseProblem(RowsProblem):
             "depths": list(part.depths),
             "factor": part.factor,
             "augmentation": self.augmentation,
+            **({} if self._split_said is None else {"split": self._split_said}),
         }
 
     def batch(self, split: Split, indices: Tensor) -> Batch:
@@ -417,15 +456,17 @@ class DenseProblem(RowsProblem):
         return torch.tensor(values, dtype=torch.float64)
 
     def notice(self) -> str:
-        """Return a warning where the test metrics' mean takes in epochs of early training."""
+        """Say where the splits are other ones, and warn where early epochs are averaged in."""
         averaged, epochs = self.recipe.tested_epochs, self.recipe.epochs
+        said = super().notice()
         if averaged == 1 or 2 * averaged <= epochs:
-            return ""
+            return said
         return (
+            f"{said} "
             f"Protocol paper averages test metrics over the last {averaged} epochs, and the recipe "
             f"has {epochs} epochs: networks that are hardly trained are averaged in, unless "
             f"--epochs is {2 * averaged} or more, or --problem-option protocol=clean is given."
-        )
+        ).lstrip()
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -447,10 +488,15 @@ class DenseProblem(RowsProblem):
         )
         height, width = self.image_size
         averaged = min(self.recipe.tested_epochs, self.recipe.epochs)
+        validated = (
+            f"{sizes[1]} are for validation" if self.size("val") else "there is no validation split"
+        )
         tested = (
             f"tested after each of the last {averaged} epochs, of which the means are given, "
-            "as in the paper; there is no validation split"
+            f"as in the paper; {validated}"
             if self.protocol == "paper"
+            else f"{sizes[1]} frames for validation; the network of the last epoch is tested"
+            if self._split_said
             else f"{sizes[1]} of the training frames kept for validation; the network of the last "
             "epoch is tested"
         )

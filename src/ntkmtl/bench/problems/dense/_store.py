@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,8 @@ from ntkmtl.bench.problems._arrays import (
     write_array,
     write_manifest,
 )
-from ntkmtl.files import write_json
+from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
+from ntkmtl.files import parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,11 +31,14 @@ __all__ = ["Frame", "Frames", "Layout", "Source", "load_frames", "prepare_frames
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
 
+DARKEST = 2
+"""Smallest mean of 8-bit images that show something."""
+
+FARTHER = 0.8
+"""Least ratio of the disparities in the lower and in the upper half of a street's frames."""
+
 SLACK = 0.02
 """How far resized images may leave the range from 0 to 1."""
-
-LONGEST = 1.5
-"""Resized normals are no unit vectors any more: they may be this long, and are brought to 1."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,12 @@ class Layout:
         least: Smallest depth or disparity that makes sense.
         most: Largest.
         how: What a user types to prepare the data, for errors.
-        typical: Where the median depth of all frames lies, in meters; None if not checked.
+        typical: Where the median depth or disparity of all frames lies; None if not checked.
+        unit: What depths must be, for errors.
+        nearer_is_larger: Whether the numbers are disparities, which are larger in the lower half
+            of a street's frames, where the road is near.
+        longest: How long normals may be.
+        shortest: How long half of a frame's normals must be at least.
     """
 
     kind: str
@@ -61,6 +71,14 @@ class Layout:
     most: float
     how: str
     typical: tuple[float, float] | None = None
+    unit: str = ""
+    nearer_is_larger: bool = False
+    longest: float = 1.5
+    shortest: float = 0.75
+
+    def tolerant(self) -> Layout:
+        """Return the layout for values of any size, which a user says are right."""
+        return replace(self, least=-math.inf, most=math.inf, longest=math.inf, shortest=0.0)
 
     @property
     def arrays(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
@@ -174,7 +192,11 @@ def load_frames(folder: Path, layout: Layout) -> Frames:
 
 
 def prepare_frames(
-    source: Source, layout: Layout, folder: Path, progress: Callable[[str], None]
+    source: Source,
+    layout: Layout,
+    folder: Path,
+    progress: Callable[[str], None],
+    accept_implausible: bool = False,
 ) -> str:
     """Decode frames into prepared arrays, one at a time.
 
@@ -185,6 +207,7 @@ def prepare_frames(
         layout: What they are like.
         folder: Where the arrays go. Earlier ones are replaced once the new ones are whole.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -201,12 +224,14 @@ def prepare_frames(
         )
     partial.mkdir(exist_ok=True)
     _decode(source, names, layout, partial, progress)
-    _check_plausible(layout, partial, source.path)
+    found = _implausible(layout, partial, source.path)
     facts = {
         **source.facts,
+        **refuse_implausible(source.path, found, accept_implausible),
         "source": source.path.name,
         "training": len(source.training),
         "testing": len(source.testing),
+        "names": list(names),
     }
     write_manifest(partial, layout.kind, list(layout.arrays), facts)
     (partial / "progress.json").unlink(missing_ok=True)
@@ -258,31 +283,64 @@ def _decode(
             progress(f"{row + 1:,} of {len(names):,} frames decoded")
 
 
-def _check_plausible(layout: Layout, folder: Path, source: Path) -> None:
-    """Refuse labels that are empty or in another unit, judged by every eighth pixel of all frames.
+MANY = 20
+"""Frames of which some must differ in what they show."""
+
+
+def _implausible(layout: Layout, folder: Path, source: Path) -> list[str]:
+    """Return what is implausible, judged by every eighth pixel of all frames.
 
     Raises:
-        ValueError: No pixel has a label of some kind, or depths are implausible.
+        ValueError: No pixel has a label of some kind, so that nothing can be learned.
     """
     found = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:, ::8, ::8]
         for name in layout.arrays
-        if name != "images"
     }
-    labeled = {"labels": found["labels"] >= 0, "depths": found["depths"] != 0}
+    labels, depths = found["labels"], found["depths"]
+    labeled = {"labels": labels >= 0, "depths": depths != 0}
     if layout.normals:
         labeled["normals"] = (found["normals"] != 0).any(axis=-1)
     for name, known in labeled.items():
         if not known.any():
             raise ValueError(f"{source}: some pixels must have {name}, found none in any frame")
-    if layout.typical is not None:
+    said = []
+    brightness = float(found["images"].mean())
+    if not DARKEST <= brightness <= 255 - DARKEST:
+        said.append(f"images must show something, found a mean of {brightness / 255:.4f} of 1")
+    classes = np.unique(labels[labeled["labels"]])
+    if len(labels) >= MANY and len(classes) == 1:
+        said.append(f"labels must be of several classes, found class {classes[0]} only")
+    said += _implausible_depths(layout, depths, labeled["depths"])
+    if layout.normals and not (found["normals"] < 0).any():
+        said.append(
+            "normals must point to both sides, found no component below 0: are they colors?"
+        )
+    return said
+
+
+def _implausible_depths(layout: Layout, depths: Any, known: Any) -> list[str]:
+    said = []
+    values = depths[known]
+    middle = float(np.median(values))
+    if values.min() == values.max():
+        said.append(f"depths must differ from pixel to pixel, found {middle:.4g} everywhere")
+    if layout.typical is not None and not layout.typical[0] <= middle <= layout.typical[1]:
         low, high = layout.typical
-        middle = float(np.median(found["depths"][labeled["depths"]]))
-        if not low <= middle <= high:
-            raise ValueError(
-                f"{source}: depths must be in meters, with a median from {low:g} to {high:g}, "
-                f"found a median of {middle:.4g}: are they in another unit?"
+        said.append(
+            f"{layout.unit}, with a median from {low:g} to {high:g}, "
+            f"found a median of {middle:.4g}: are they in another unit?"
+        )
+    half = depths.shape[1] // 2
+    upper, lower = depths[:, :half][known[:, :half]], depths[:, half:][known[:, half:]]
+    if layout.nearer_is_larger and upper.size and lower.size:
+        above, below = float(np.median(upper)), float(np.median(lower))
+        if below < FARTHER * above:
+            said.append(
+                "disparities must be larger where the road is near, found a median of "
+                f"{below:.4g} in the lower half and {above:.4g} in the upper: are they depths?"
             )
+    return said
 
 
 def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
@@ -290,7 +348,7 @@ def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
     if not (note.is_file() and all(path.is_file() for path in paths)):
         return 0
     try:
-        found = json.loads(note.read_bytes().decode("utf-8"))
+        found = parse_json(read_bytes(note))
         return int(found["done"]) if found["key"] == key else 0
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
@@ -380,13 +438,21 @@ def _read_array(path: Path, layout: Layout, array: str) -> Any:
         if low < layout.least or high > layout.most:
             raise ValueError(
                 f"{path} must be from {layout.least:g} to {layout.most:g}. "
-                f"Found {low:g} to {high:g}."
+                f"Found {low:g} to {high:g}. {OVERRULE}"
             )
     else:
         length = np.linalg.norm(values, axis=-1)
-        if length.max() > LONGEST:
+        # Released normals were resized, and are no unit vectors any more.
+        if length.max() > layout.longest:
             raise ValueError(
-                f"{path} must hold unit vectors or 0. Found a length of {length.max():g}."
+                f"{path} must hold unit vectors or 0. Found a length of {length.max():g}. "
+                f"{OVERRULE}"
+            )
+        usual = float(np.median(length[length > 0])) if length.any() else 1.0
+        if usual < layout.shortest:
+            raise ValueError(
+                f"{path} must hold unit vectors or 0. Found a median length of {usual:g}. "
+                f"{OVERRULE}"
             )
         values = values / np.where(length > 0, length, 1)[..., None]
     return values.astype(dtype)

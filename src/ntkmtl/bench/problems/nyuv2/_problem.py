@@ -34,6 +34,7 @@ class NYUv2(DenseProblem):
         augmentation: ``"geometric"``: random crops, enlarged by 1, 1.2 or 1.5, and mirroring, see
             :func:`ntkmtl.bench.problems.dense._labels.augment`. ``"none"``.
         architecture_options: There.
+        split: There.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.

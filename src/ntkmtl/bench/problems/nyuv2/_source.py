@@ -54,6 +54,7 @@ LAYOUT = Layout(
     most=20.0,
     # Rooms of any kind lie within; depths in other units do not.
     typical=(0.6, 9.0),
+    unit="depths must be in meters",
     how=(
         "`ntkmtl data nyuv2 --source PATH` prepares the data, from the folder with train and val "
         "that MTAN released (https://github.com/lorenmt/mtan names the place), or from an archive "
@@ -75,7 +76,10 @@ def load(folder: Path) -> Frames:
 
 
 def prepare(
-    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+    source: Path | None,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
 ) -> str:
     """Decode NYUv2, or a part of it, into prepared arrays.
 
@@ -90,6 +94,7 @@ def prepare(
             from depth.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -101,10 +106,11 @@ def prepare(
     """
     if source is None:
         raise FileNotFoundError(f"the released folder or an archive must be named. {LAYOUT.how}")
+    layout = LAYOUT.tolerant() if accept_implausible else LAYOUT
     if source.is_dir():
-        arrays = released(source, LAYOUT)
+        arrays = released(source, layout)
         if arrays is not None:
-            return prepare_frames(arrays, LAYOUT, folder, progress)
+            return prepare_frames(arrays, layout, folder, progress, accept_implausible)
         archives = sorted(source.glob("nyuv2*.tar"))
         if len(archives) != 1:
             said = ", ".join(path.name for path in archives) or "none"
@@ -121,7 +127,7 @@ def prepare(
             pictures = _pictures(source, tar)
         except (tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(f"{source} cannot be read: {error}") from error
-        return prepare_frames(pictures, LAYOUT, folder, progress)
+        return prepare_frames(pictures, layout, folder, progress, accept_implausible)
 
 
 def _pictures(path: Path, tar: tarfile.TarFile) -> Source:

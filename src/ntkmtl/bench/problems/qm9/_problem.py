@@ -14,20 +14,25 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
+from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
+    LEAST,
     SPLITS,
     ColumnsProblem,
     chosen_recipe,
     enough,
+    fewer,
+    fitted,
     positions,
+    shares,
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.bench.problems.qm9._sources import COLUMNS, Molecules
-from ntkmtl.bench.problems.qm9._store import HOW, load
+from ntkmtl.bench.problems.qm9._store import HOW, load_said
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 
 __all__ = ["PARTS", "QM9", "Batch", "Graphs", "Targets", "graphs"]
@@ -57,6 +62,7 @@ PARTS = {
     "small": _Part(test=1_000, val=500, train=3_000, width=32, hidden=32),
 }
 PAPER_TRAIN = 110_831
+_ORDER: tuple[Split, ...] = ("test", "val", "train")
 
 
 def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
@@ -131,14 +137,15 @@ def _starts(molecules: Molecules) -> _Starts:
 class _Loaded(NamedTuple):
     molecules: Molecules
     sha256: str
+    accepted: str
     order: Tensor
 
 
 @lru_cache(maxsize=2)
 def _load(folder: Path, changed: int) -> _Loaded:
     """Return data and their random order. ``changed`` is the time at which the data were made."""
-    molecules, sha256 = load(folder)
-    return _Loaded(molecules, sha256, shuffled("qm9 split", molecules.index.tolist()))
+    molecules, sha256, accepted = load_said(folder)
+    return _Loaded(molecules, sha256, accepted, shuffled("qm9 split", molecules.index.tolist()))
 
 
 class QM9(ColumnsProblem):
@@ -150,7 +157,8 @@ class QM9(ColumnsProblem):
     Args:
         recipe: ``"paper"``: all 130,831 molecules, 10,000 of them for testing and 10,000 for
             validation, and the network at its published width of 64. ``"small"``: 4,500 of the
-            molecules that there are, 1,000 for testing and 500 for validation, and a width of 32.
+            molecules that there are, 1,000 for testing and 500 for validation, and a width of 32;
+            where there are fewer molecules, all of them in the same shares.
         targets: ``"standardised"`` trains on targets of mean 0 and standard deviation 1 over the
             training molecules; ``"raw"`` on D, a0^3, eV, a0^2 and cal/(mol K) as they are.
         data: Folder of the prepared data. If None: ``$NTKMTL_DATA/qm9``, or in the user's cache.
@@ -159,10 +167,13 @@ class QM9(ColumnsProblem):
             ``ple`` in two levels, atoms and molecule. See
             :mod:`ntkmtl.bench.problems.architectures`.
         architecture_options: Settings of the architecture, as a mapping.
+        split: A JSON or CSV file with the GDB indices of the three splits, instead of the recipe's;
+            see :func:`~ntkmtl.bench.problems._custom_split.custom_split`. There may then be any
+            number of molecules.
 
     Raises:
-        ValueError: An option is unknown or out of range, the data are damaged, or there are too few
-            molecules.
+        ValueError: An option is unknown or out of range, the data are damaged, the split cannot be
+            used, or there are too few molecules.
         DataMissingError: The data have not been prepared.
     """
 
@@ -209,6 +220,7 @@ class QM9(ColumnsProblem):
         data: str | None = None,
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,
+        split: str | None = None,
     ) -> None:
         self.recipe = chosen_recipe(self.recipes, recipe)
         self._architecture = choose(architecture, architecture_options)
@@ -218,8 +230,9 @@ class QM9(ColumnsProblem):
         self._part = PARTS[recipe]
         self._targets = targets
         folder = data_folder("qm9", data)
-        self._molecules, self._sha256, order = _load(folder, last_change(folder))
-        self._rows = self._split(order, recipe, folder)
+        self._molecules, self._sha256, self._accepted, order = _load(folder, last_change(folder))
+        self._rows, self._split_said = self._split(order, recipe, folder, split)
+        self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         properties = torch.from_numpy(np.array(self._molecules.targets))
         if targets == "standardised":
             training = properties[self._rows["train"]]
@@ -233,16 +246,28 @@ class QM9(ColumnsProblem):
         with torch.device("meta"):
             self.model()
 
-    def _split(self, order: Tensor, recipe: str, folder: Path) -> dict[Split, Tensor]:
+    def _split(
+        self, order: Tensor, recipe: str, folder: Path, split: str | None
+    ) -> tuple[dict[Split, Tensor], str]:
+        """Return the rows of each split, and what the split is called in a run's identity."""
+        if split is not None:
+            known = {str(index): row for row, index in enumerate(self._molecules.index.tolist())}
+            custom = custom_split(split, known, "molecules", "they are called by their GDB index")
+            self._sizes_said = custom.sizes("molecules")
+            return custom.rows, custom.said
         part = self._part
-        needed = part.test + part.val + (PAPER_TRAIN if part.train is None else part.train)
-        enough(recipe, needed, len(order), "molecules", folder, HOW)
-        last = len(order) if part.train is None else needed
-        return {
-            "test": order[: part.test],
-            "val": order[part.test : part.test + part.val],
-            "train": order[part.test + part.val : last],
-        }
+        wanted = (part.test, part.val, PAPER_TRAIN if part.train is None else part.train)
+        least = LEAST if recipe == "small" else None
+        enough(recipe, sum(wanted), len(order), "molecules", folder, HOW, least)
+        if len(order) < sum(wanted):
+            sizes = shares(len(order), wanted)
+            self._sizes_said = fewer(sum(wanted), sizes[::-1], "molecules")
+        else:
+            # All that is left is for training where the recipe names no number.
+            rest = len(order) - part.test - part.val
+            sizes = (part.test, part.val, rest if part.train is None else part.train)
+        rows = order[: sum(sizes)].split(list(sizes))
+        return dict(zip(_ORDER, rows, strict=True)), "SHA-256 of the GDB index"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -250,7 +275,7 @@ class QM9(ColumnsProblem):
         return {
             "targets": self._targets,
             "data_sha256": self._sha256,
-            "split": "SHA-256 of the GDB index",
+            "split": self._split_said,
             "model": MODEL_VERSION,
             "width": self._part.width,
             "hidden": self._part.hidden,

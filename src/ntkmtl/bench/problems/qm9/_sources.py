@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkmtl.bench.problems._plausible import refuse_implausible
 from ntkmtl.bench.problems.qm9._bonds import bonds_of
+from ntkmtl.bench.problems.qm9._units import wrong_units
 from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTREE
+from ntkmtl.files import read_bytes, require_regular
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,18 +44,6 @@ MOST_ATOMS, MOST_BONDS = 29, 32
 COLUMNS = ("mu", "alpha", "homo", "lumo", "r2", "zpve", "u0", "u", "h", "g", "cv")
 """The targets in the order of the paper: columns 0, 1, 2, 3, 5, 6, 12, 13, 14, 15 and 11 of
 torch_geometric."""
-
-PLAUSIBLE = (
-    ("D", 0.0, 50.0),
-    ("a0^3", 1.0, 400.0),
-    ("eV", -25.0, 0.0),
-    ("eV", -10.0, 15.0),
-    ("a0^2", 1.0, 10_000.0),
-    ("eV", 0.1, 20.0),
-    *[("eV", -300.0, -0.1)] * 4,
-    ("cal/(mol K)", 1.0, 150.0),
-)
-"""Unit and widest plausible range of each of :data:`COLUMNS`. QM9's own values lie well within."""
 
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
@@ -166,18 +157,6 @@ class Molecules:
                 f"{COLUMNS[column]} of molecule {self.index[row]} is not finite "
                 f"({len(bad)} such values)"
             )
-        self._check_units()
-
-    def _check_units(self) -> None:
-        for column, (name, (unit, low, high)) in enumerate(zip(COLUMNS, PLAUSIBLE, strict=True)):
-            values = self.targets[:, column]
-            bad = np.flatnonzero((values < low) | (values > high))
-            if len(bad):
-                raise ValueError(
-                    f"{name} must be in {unit}, from {low:g} to {high:g}, found "
-                    f"{values[bad[0]]:.4g} for molecule {self.index[bad[0]]} ({len(bad)} of "
-                    f"{len(self)} molecules are outside): is it in another unit?"
-                )
 
     def take(self, rows: NDArray[np.int64]) -> Molecules:
         """Return the molecules at ``rows``, in that order."""
@@ -232,7 +211,11 @@ def _rounded(positions: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.round(positions, 4).astype(np.float32)
 
 
-def read_source(source: Path, progress: Callable[[str], None] = lambda _: None) -> Molecules:
+def read_source(
+    source: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
+) -> Molecules:
     """Read QM9, or a part of it.
 
     Args:
@@ -245,17 +228,20 @@ def read_source(source: Path, progress: Callable[[str], None] = lambda _: None) 
               ``idx``, ``N``, ``Z``, ``R``, ``n_bonds``, ``bonds``, ``y``, ``y_names`` and
               ``y_to_pyg``.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         The molecules without those that are left out, checked.
 
     Raises:
         FileNotFoundError: There is no such source, or a file of it is missing.
-        ValueError: It is damaged, with the place.
+        ValueError: It is damaged, with the place, or its values are implausible.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} is not there")
     try:
+        if not source.is_dir():
+            require_regular(source)
         if source.is_dir():
             raw = source / "raw" if (source / "raw").is_dir() else source
             if (raw / "gdb9.sdf").exists() or (raw / "gdb9.sdf.csv").exists():
@@ -267,6 +253,7 @@ def read_source(source: Path, progress: Callable[[str], None] = lambda _: None) 
         else:
             molecules = _collect(_read_pack(source), progress)
         molecules.check()
+        refuse_implausible("its values", wrong_units(molecules), accept_implausible)
     except (ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{source} cannot be read as QM9: {what}") from error
@@ -279,10 +266,12 @@ def read_source(source: Path, progress: Callable[[str], None] = lambda _: None) 
 
 def _read_raw(folder: Path, progress: Callable[[str], None]) -> Molecules:
     files = ("gdb9.sdf", "gdb9.sdf.csv", "uncharacterized.txt")
-    missing = [name for name in files if not (folder / name).is_file()]
+    missing = [name for name in files if not (folder / name).exists()]
     if missing:
         raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
-    left_out = _left_out((folder / files[2]).read_bytes())
+    for name in files:
+        require_regular(folder / name)
+    left_out = _left_out(read_bytes(folder / files[2]))
     with (folder / files[1]).open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         columns = [name for name, _ in _RAW]
@@ -420,20 +409,32 @@ def _pack_rows(source: Path) -> Iterator[dict[str, str]]:
 # A part of QM9 as arrays
 
 
+_ARRAYS = ("idx", "N", "Z", "R", "n_bonds", "bonds", "y", "y_names", "y_to_pyg")
+
+
 def _read_npz(path: Path) -> Molecules:
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name]
-                for name in ("idx", "N", "Z", "R", "n_bonds", "bonds", "y", "y_names", "y_to_pyg")
-            }
-    except KeyError as error:
-        raise ValueError(str(error.args[0])) from error
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as archive:
+            absent = [name for name in _ARRAYS if name not in archive]
+            if absent:
+                raise ValueError(
+                    f"it has no array {', '.join(absent)}; it has {', '.join(archive)}. y_to_pyg "
+                    "is the factor of each target to D, a0^3, eV, a0^2 and cal/(mol K), 1 where y "
+                    "is in these units"
+                )
+            arrays = {name: archive[name] for name in _ARRAYS}
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"it is no archive of arrays: {error}") from error
     names = [str(name) for name in arrays["y_names"]]
-    try:
-        columns = [names.index(name) for name, _ in _RAW]
-    except ValueError as error:
-        raise ValueError(f"the columns are {', '.join(names)}: {error}") from error
+    absent = [name for name, _ in _RAW if name not in names]
+    if absent:
+        raise ValueError(f"y_names has no {', '.join(absent)}; it has {', '.join(names)}")
+    columns = [names.index(name) for name, _ in _RAW]
+    if arrays["y"].shape != (len(arrays["idx"]), len(names)):
+        raise ValueError(
+            f"y must have shape {(len(arrays['idx']), len(names))}, a row for each of idx and a "
+            f"column for each of y_names, found {arrays['y'].shape}"
+        )
     if arrays["y_to_pyg"].shape != (len(names),):
         raise ValueError(
             f"y_to_pyg must have one factor for each of {len(names)} y_names, found shape "

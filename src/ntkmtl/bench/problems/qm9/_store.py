@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ntkmtl.bench.problems._arrays import Prepared, replacing, write_array, write_manifest
+from ntkmtl.bench.problems._plausible import accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.qm9._sources import MOLECULES, Molecules, read_source
+from ntkmtl.bench.problems.qm9._units import wrong_units
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["HOW", "KIND", "load", "prepare"]
+__all__ = ["HOW", "KIND", "load", "load_said", "prepare"]
 
 KIND = "qm9 1"
 HOW = (
@@ -25,7 +27,10 @@ HOW = (
 
 
 def prepare(
-    source: Path | None, folder: Path, progress: Callable[[str], None] = lambda _: None
+    source: Path | None,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
 ) -> str:
     """Read QM9, or a part of it, and write it as prepared arrays.
 
@@ -34,6 +39,7 @@ def prepare(
             ``qm9pack`` if None.
         folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
         progress: Called with progress messages.
+        accept_implausible: Whether values that look wrong are taken for what they are.
 
     Returns:
         One line on what was made.
@@ -46,20 +52,31 @@ def prepare(
     names = [field.name for field in fields(Molecules)]
     # A place that cannot be written is refused before the long reading.
     with replacing(folder) as new:
-        molecules = read_source(source, progress)
+        molecules = read_source(source, progress, accept_implausible)
+        accepted = refuse_implausible(source, wrong_units(molecules), accept_implausible)
         for name in names:
             write_array(new / f"{name}.npy", getattr(molecules, name))
-        facts = {"source": source.name, "molecules": len(molecules)}
+        facts = {"source": source.name, "molecules": len(molecules), **accepted}
         write_manifest(new, KIND, names, facts)
     whole = "all of QM9" if len(molecules) == MOLECULES else f"of QM9's {MOLECULES:,}"
     return f"{len(molecules):,} molecules ({whole}) in {folder}"
 
 
 def load(folder: Path) -> tuple[Molecules, str]:
-    """Map prepared data into memory.
+    """Map prepared data into memory; see :func:`load_said`.
 
     Returns:
         The molecules, and one digest of all arrays.
+    """
+    return load_said(folder)[:2]
+
+
+def load_said(folder: Path) -> tuple[Molecules, str, str]:
+    """Map prepared data into memory.
+
+    Returns:
+        The molecules, one digest of all arrays, and what is to be said of values that were accepted
+        as implausible.
 
     Raises:
         DataMissingError: There are none.
@@ -69,9 +86,11 @@ def load(folder: Path) -> tuple[Molecules, str]:
     molecules = Molecules(**{field.name: prepared[field.name] for field in fields(Molecules)})
     try:
         molecules.check()
+        said = accepted_notice(prepared.facts)
+        refuse_implausible("its values", [] if said else wrong_units(molecules), accept=False)
     except ValueError as error:
         raise ValueError(f"{folder} cannot be used: {error}. {HOW}") from error
-    return molecules, prepared.sha256
+    return molecules, prepared.sha256, said
 
 
 def _installed() -> Path:

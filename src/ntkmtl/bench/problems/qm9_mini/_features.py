@@ -14,6 +14,8 @@ import numpy as np
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, Molecules
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 __all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]
@@ -61,16 +63,10 @@ class Invariants(NamedTuple):
     shells: NDArray[np.float32]
     whole: NDArray[np.float64]
 
-    def rows(self, first: int, last: int) -> Invariants:
-        """Return the molecules from row ``first`` up to, not including, ``last``."""
-        rows = slice(first, last)
-        return Invariants(
-            self.atoms[rows],
-            self.mask[rows],
-            self.places[rows],
-            self.shells[rows],
-            self.whole[rows],
-        )
+    def rows(self, rows: Sequence[int]) -> Invariants:
+        """Return the molecules at these rows."""
+        picked = np.asarray(rows)
+        return Invariants(*(part[picked] for part in self))
 
 
 class Inputs(NamedTuple):
@@ -118,12 +114,16 @@ class Scaling:
         rows = features.atoms[features.mask > 0]
         columns = np.flatnonzero((np.abs(rows) > 1e-3).sum(0) > 30)
         rows = rows[:, columns]
-        spread = features.whole.std(0)
+        # A small set may have one value only, as no fluorine.
+        spread, scale = (
+            np.where(width > 0, width, 1).astype(width.dtype)
+            for width in (features.whole.std(0), rows.std(0))
+        )
         whole_center = features.whole.mean(0)
         values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_center) / spread).T))
         # Directions of next to no variance are not blown up to unit variance.
         whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
-        return cls(columns, rows.mean(0), rows.std(0), whole_center, whole_map)
+        return cls(columns, rows.mean(0), scale, whole_center, whole_map)
 
     def apply(self, features: Invariants) -> Inputs:
         """Return scaled features. Rare surroundings are clipped at 8 standard deviations."""

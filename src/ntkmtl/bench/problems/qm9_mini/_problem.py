@@ -10,12 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems._supervised import (
+    LEAST,
+    RowsProblem,
+    evaluating,
+    fitted,
+    moved,
+    one_output_per_task,
+    positions,
+)
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
 from ntkmtl.bench.problems.qm9_mini._batch import Batch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
-from ntkmtl.bench.problems.qm9_mini._features import Scaling, invariants
+from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
 from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet, backbone
 
 __all__ = ["QM9Mini", "Targets"]
@@ -27,7 +37,8 @@ MODEL_VERSION = "molecule-net 1"
 
 
 class _Prepared(NamedTuple):
-    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+    indices: list[int]
+    features: Invariants
     properties: Tensor
     sha256: str
 
@@ -35,15 +46,20 @@ class _Prepared(NamedTuple):
 @lru_cache(maxsize=1)
 def _prepare() -> _Prepared:
     molecules, sha256 = read()
-    features = invariants(molecules)
-    first, last = SPLITS["train"]
-    scaling = Scaling.fit(features.rows(first, last))
-    atoms, mask, places, shells, whole = map(torch.from_numpy, scaling.apply(features))
     properties = torch.from_numpy(molecules.properties())
-    return _Prepared((atoms, mask, places, shells, whole), properties, sha256)
+    return _Prepared(molecules.index.tolist(), invariants(molecules), properties, sha256)
 
 
-class QM9Mini(Problem):
+@lru_cache(maxsize=1)
+def _inputs(training: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the network's inputs of all molecules, scaled as these rows of them ask."""
+    features = _prepare().features
+    scaled = Scaling.fit(features.rows(training)).apply(features)
+    atoms, mask, places, shells, whole = map(torch.from_numpy, scaled)
+    return atoms, mask, places, shells, whole
+
+
+class QM9Mini(RowsProblem):
     """11 properties of 4,000 molecules drawn at random from QM9.
 
     3,000 molecules are for training, 500 for validation, 500 for testing, by their order in the
@@ -57,10 +73,13 @@ class QM9Mini(Problem):
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc`` or
             ``dselect-k``, over the whole trunk. See :mod:`ntkmtl.bench.problems.architectures`.
         architecture_options: Settings of the architecture, as a mapping.
+        split: A JSON or CSV file with the GDB indices of the three splits, instead of those above;
+            see :func:`~ntkmtl.bench.problems._custom_split.custom_split`.
 
     Raises:
-        ValueError: ``targets`` is neither, the data file is damaged, or the architecture or one of
-            its settings is unknown, out of range or, as ``ple``, in need of several stages.
+        ValueError: ``targets`` is neither, the split cannot be used, the data file is damaged, or
+            the architecture or one of its settings is unknown, out of range or, as ``ple``, in need
+            of several stages.
         FileNotFoundError: The data file is missing.
 
     Example:
@@ -99,6 +118,7 @@ class QM9Mini(Problem):
         targets: Targets = "standardised",
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,
+        split: str | None = None,
     ) -> None:
         self._architecture = choose(architecture, architecture_options)
         if targets not in get_args(Targets):
@@ -108,18 +128,27 @@ class QM9Mini(Problem):
         prepared = _prepare()
         self._sha256 = prepared.sha256
         self._properties = prepared.properties
-        first, last = SPLITS["train"]
-        training = self._properties[first:last]
+        self._rows = {name: torch.arange(*SPLITS[name]) for name in get_args(Split)}
+        self._split_said: object = {name: list(rows) for name, rows in SPLITS.items()}
+        if split is not None:
+            named = {str(index): row for row, index in enumerate(prepared.indices)}
+            custom = custom_split(split, named, "molecules", "they are called by their GDB index")
+            self._rows, self._split_said = custom.rows, custom.said
+            self._sizes_said = custom.sizes("molecules")
+            if self.size("train") < LEAST:
+                raise ValueError(
+                    f"split={split}: train must name at least {LEAST} molecules, whose features "
+                    f"scale those of all, found {self.size('train')}"
+                )
+            self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
+        training = self._properties[self._rows["train"]]
         if targets == "standardised":
             self._center, self._scale = training.mean(0), training.std(0, correction=0)
         else:
             self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
         self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
         labels = ((self._properties - self._center) / self._scale).float()
-        self._splits = {
-            split: Batch(*(part[first:last] for part in (*prepared.inputs, labels)))
-            for split, (first, last) in SPLITS.items()
-        }
+        self._all = Batch(*_inputs(tuple(self._rows["train"].tolist())), labels)
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
             self.model()
@@ -130,20 +159,14 @@ class QM9Mini(Problem):
         return {
             "targets": self._targets,
             "data_sha256": self._sha256,
-            "split": {name: list(rows) for name, rows in SPLITS.items()},
+            "split": self._split_said,
             "model": MODEL_VERSION,
             "loss": "mse",
             **self._architecture.options,
         }
 
-    def size(self, split: Split) -> int:
-        """Return the number of molecules in a split."""
-        first, last = SPLITS[split]
-        return last - first
-
-    def batch(self, split: Split, indices: Tensor) -> Batch:
-        """Return the molecules of a split at ``indices``."""
-        return Batch(*(part.index_select(0, indices) for part in self._splits[split]))
+    def _take(self, rows: Tensor) -> Batch:
+        return Batch(*(part.index_select(0, rows) for part in self._all))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialized :class:`MoleculeNet`, or another architecture over its trunk.
@@ -151,9 +174,8 @@ class QM9Mini(Problem):
         Raises:
             ValueError: A task is unknown or named twice.
         """
-        whole = self._splits["train"]
-        columns = self._columns(tasks)
-        sizes = whole.atoms.shape[-1], whole.whole.shape[-1]
+        columns = positions(self.tasks, tasks)
+        sizes = self._all.atoms.shape[-1], self._all.whole.shape[-1]
         if self._architecture.name == "hard":
             return MoleculeNet(*sizes, heads=len(columns))
         trunk = backbone(*sizes)
@@ -169,9 +191,8 @@ class QM9Mini(Problem):
         Raises:
             ValueError: There are not as many outputs as tasks, or a task is unknown.
         """
-        columns = self._columns(tasks)
-        if len(outputs) != len(columns):
-            raise ValueError(f"{len(outputs)} outputs for {len(columns)} tasks")
+        columns = positions(self.tasks, tasks)
+        one_output_per_task(outputs, columns)
         labels = torch.split(batch.targets, 1, dim=1)
         return {
             self.tasks[column]: functional.mse_loss(output, labels[column])
@@ -186,24 +207,17 @@ class QM9Mini(Problem):
         Raises:
             ValueError: The network has not as many heads as there are tasks.
         """
-        columns = self._columns(tasks)
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                batch = self.batch(split, torch.arange(self.size(split)))
-                outputs = model.predict(model.represent(batch))
-        finally:
-            model.train(training)
-        if len(outputs) != len(columns):
-            raise ValueError(f"{len(outputs)} outputs for {len(columns)} tasks")
+        columns = positions(self.tasks, tasks)
+        rows = self._rows[split]
+        with evaluating(model):
+            outputs = model.predict(model.represent(moved(self._take(rows), model)))
+        one_output_per_task(outputs, columns)
         # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
         order = sorted(range(len(columns)), key=columns.__getitem__)
         columns = [columns[position] for position in order]
-        predicted = torch.cat([outputs[position] for position in order], dim=1).double()
+        predicted = torch.cat([outputs[position] for position in order], dim=1).cpu().double()
         predicted = predicted * self._scale[columns] + self._center[columns]
-        first, last = SPLITS[split]
-        error = (predicted - self._properties[first:last, columns]).abs().mean(0)
+        error = (predicted - self._properties[rows][:, columns]).abs().mean(0)
         return error * self._unit[columns]
 
     def describe(self) -> str:
@@ -211,23 +225,13 @@ class QM9Mini(Problem):
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
         hard = self._architecture.name == "hard"
         said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        sizes = [self.size(split) for split in ("train", "val", "test")]
         return (
-            "4,000 molecules drawn at random from QM9 (3,000 for training, 500 for validation, 500 "
-            "for testing) and the 11 properties of the literature's benchmark, "
-            f"{self._targets} for training. The network sees each heavy atom's surroundings as "
+            f"{sum(sizes):,} molecules drawn at random from QM9 ({sizes[0]:,} for training, "
+            f"{sizes[1]:,} for validation, {sizes[2]:,} for testing) and the 11 properties of the "
+            f"literature's benchmark, {self._targets} for training. "
+            "The network sees each heavy atom's surroundings as "
             "invariant features, passes messages once between all heavy atoms, adds over atoms and "
             f"ends in one linear head per property: {parameters:,} parameters. {said}"
             "Errors are mean absolute errors on the test molecules."
         )
-
-    def _columns(self, tasks: Sequence[str] | None) -> list[int]:
-        if tasks is None:
-            return list(range(len(self.tasks)))
-        unknown = [task for task in tasks if task not in self.tasks]
-        if unknown:
-            raise ValueError(
-                f"no task is named {', '.join(map(repr, unknown))}. Known: {', '.join(self.tasks)}"
-            )
-        if len(set(tasks)) != len(tasks) or not tasks:
-            raise ValueError(f"tasks must be named once each, at least one. Found {list(tasks)}.")
-        return [self.tasks.index(task) for task in tasks]
