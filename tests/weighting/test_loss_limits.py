@@ -16,7 +16,7 @@ from ntkmtl.weighting._task_parameter import LARGEST_EXPONENT
 
 READERS = [n for n in names() if spec(n).requires == "losses" and n != "stl"]
 # They read the kernel, or the gradients, and losses as well.
-READERS += ["imtl", "gradnorm", "moco", "db-mtl"]
+READERS += ["imtl", "gradnorm", "moco", "db-mtl", "pinn-ntk"]
 INVERSE = ("si", "gls", "go4align", "stch")
 EXTREME = {
     "zero": 0.0,

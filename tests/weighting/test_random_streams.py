@@ -29,12 +29,13 @@ def step(weighting: Weighting, seed: int) -> Tensor:
 
 def run(method: str, steps: int = 20) -> Callable[[], Tensor]:
     """Return a function that makes steps with a weighting that is made now."""
-    weighting = create(method)
+    # By default relobralo looks back to the first step once in a thousand steps.
+    weighting = create(method, **({"rho": 0.5} if method == "relobralo" else {}))
     return lambda: torch.stack([step(weighting, seed) for seed in range(steps)])
 
 
 def test_these_methods_draw_random_numbers() -> None:
-    assert set(RANDOM) == {"rlw", "pcgrad", "graddrop", "gradvac"}
+    assert set(RANDOM) == {"rlw", "relobralo", "pcgrad", "graddrop", "gradvac"}
 
 
 @pytest.mark.parametrize("method", RANDOM)

@@ -52,6 +52,10 @@ if TYPE_CHECKING:
         participation_ratio,
         task_spectra,
     )
+    from ntkmtl.analysis.residuals import (
+        ResidualNTK,
+        residual_ntk,
+    )
     from ntkmtl.analysis.spectrum import (
         Estimate,
         SpectralDensity,
@@ -71,6 +75,7 @@ __all__ = [
     "Grouping",
     "RecordFileError",
     "Recorder",
+    "ResidualNTK",
     "Simulation",
     "Snapshot",
     "SpectralDensity",
@@ -94,6 +99,7 @@ __all__ = [
     "predict_descent",
     "predict_flow",
     "prediction_error",
+    "residual_ntk",
     "simulate",
     "spectral_density",
     "task_eigenvalues",
@@ -140,6 +146,10 @@ _HOMES = {
         "task_losses",
         "task_steps",
         "weighting_effect",
+    ),
+    "ntkmtl.analysis.residuals": (
+        "ResidualNTK",
+        "residual_ntk",
     ),
     "ntkmtl.analysis.spectrum": (
         "Estimate",

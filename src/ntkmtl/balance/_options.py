@@ -257,6 +257,8 @@ def _require_fit(options: Options) -> None:
         raise ValueError(f"{method} compares mini-batches of one step: no ema")
     if options.log_losses and options.weighting.takes_logarithms:
         raise ValueError(f"{method} takes logarithms of the losses already: no log_losses")
+    if options.log_losses and requires == "kernel" and options.weighting.needs_positive_losses:
+        raise ValueError(f"{method} divides gradients by the losses themselves: no log_losses")
     if options.length != "method" and options.published_ntkmtl:
         raise ValueError("preset='published' clips the gradient, which sets its length: no length")
 

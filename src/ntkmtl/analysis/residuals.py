@@ -1,0 +1,171 @@
+r"""The kernel of residuals: how fast each condition of a physics-informed network is learned.
+
+With the residuals :math:`r_i(x_s)` of condition i at points of its own, the kernel is
+:math:`K_{ii}[s, t] = \langle \partial_\theta r_i(x_s), \partial_\theta r_i(x_t) \rangle` ("When and
+why PINNs fail to train", Wang, Yu, Perdikaris 2022, Eq. 3.9). Its trace is the mean rate at which
+residuals fall, its largest eigenvalue the fastest one. It differs from the kernel of losses, whose
+rows are gradients of losses: it does not depend on how large the residuals are.
+
+Example:
+    >>> import torch
+    >>> w = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    >>> found = residual_ntk({"inside": x @ w, "edge": 3 * w[:1]}, [w])
+    >>> found.traces.tolist(), found.max_eigenvalues.tolist()
+    ([5.0, 9.0], [4.0, 9.0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ntkmtl.analysis.spectrum import estimate_trace, top_eigenvalues
+
+__all__ = ["ResidualNTK", "residual_ntk"]
+
+
+@dataclass(frozen=True)
+class ResidualNTK:
+    """Traces and largest eigenvalues of the kernels of k residuals.
+
+    Attributes:
+        names: Names of the conditions, or their positions.
+        points: Number B_i of points of each.
+        traces: Sum over points of K_ii[s, s], float64 of shape (k,).
+        trace_errors: Standard errors of the traces, 0 where they are exact, shape (k,).
+        max_eigenvalues: Largest eigenvalue of each K_ii, float64 of shape (k,).
+        diagonals: K_ii[s, s] by point, float64 of shape (B_i,) each; None where they were
+            estimated.
+    """
+
+    names: tuple[str, ...]
+    points: tuple[int, ...]
+    traces: Tensor
+    trace_errors: Tensor
+    max_eigenvalues: Tensor
+    diagonals: tuple[Tensor, ...] | None
+
+    def weights(self) -> Tensor:
+        r"""Return the NTK weights of the paper, :math:`\sum_j \mathrm{tr}_j / \mathrm{tr}_i`.
+
+        Traces are per point, since losses are means over points. With equally many points of each
+        condition that is Eq. 6.5 to the letter.
+
+        Raises:
+            ValueError: A trace is not positive.
+
+        Example:
+            >>> import torch
+            >>> w = torch.ones(1, requires_grad=True)
+            >>> residual_ntk([w * 1.0, w * torch.tensor([2.0, 4.0])], [w]).weights()
+            tensor([11.0000,  1.1000], dtype=torch.float64)
+        """
+        mean = self.traces / torch.tensor(self.points, dtype=torch.float64)
+        if not bool((mean > 0).all()):
+            found = ", ".join(f"{n} {t:g}" for n, t in zip(self.names, mean.tolist(), strict=True))
+            raise ValueError(
+                f"weights need traces above 0. Found {found} per point: a residual does not depend "
+                "on the parameters, or take more probes"
+            )
+        return mean.sum() / mean
+
+
+def residual_ntk(
+    residuals: Mapping[str, Tensor] | Sequence[Tensor],
+    parameters: Iterable[Tensor],
+    *,
+    probes: int = 0,
+    seed: int = 0,
+) -> ResidualNTK:
+    """Return traces and largest eigenvalues of the residuals' kernels.
+
+    Residuals are those of a graph, as they are before they are squared; the graph is kept.
+    ``.grad`` is not touched.
+
+    Args:
+        residuals: One tensor per condition, in any shape; each entry counts as a point.
+        parameters: With respect to what.
+        probes: 0 for exact numbers: one backward pass per point, and B_i gradients in memory.
+            Otherwise traces are means over so many random vectors of signs (Hutchinson), and
+            eigenvalues come from Lanczos; both multiply with the kernel, two backward passes each,
+            and hold no matrix.
+        seed: Of the probes.
+
+    Raises:
+        ValueError: There is no residual or parameter, or a residual is empty or without a graph.
+        MissingExtraError: Eigenvalues by probes need SciPy.
+        RuntimeError: Lanczos has not converged.
+    """
+    named = residuals if isinstance(residuals, Mapping) else dict(enumerate(residuals))
+    leaves = [p for p in parameters if p.requires_grad]
+    if not named or not leaves:
+        raise ValueError(f"found {len(named)} residuals and {len(leaves)} trainable parameters")
+    for name, residual in named.items():
+        if residual.numel() == 0 or not residual.requires_grad:
+            raise ValueError(
+                f"residual {name} of shape {tuple(residual.shape)} has "
+                + ("no points" if residual.numel() == 0 else "no graph: is it detached?")
+            )
+    flat = [residual.reshape(-1) for residual in named.values()]
+    names, points = tuple(map(str, named)), tuple(len(r) for r in flat)
+    if probes < 0:
+        raise ValueError(f"probes must not be negative. Found probes={probes}.")
+    if probes:
+        operators = [_Operator(r, leaves) for r in flat]
+        traces = [estimate_trace(K, probes, seed=seed) for K in operators]
+        largest = torch.cat([top_eigenvalues(K, seed=seed) for K in operators])
+        values, errors = torch.tensor(traces, dtype=torch.float64).unbind(dim=1)
+        return ResidualNTK(names, points, values, errors, largest, None)
+    kernels = [_dense(r, leaves) for r in flat]
+    diagonals = tuple(K.diagonal().clone() for K in kernels)
+    return ResidualNTK(
+        names,
+        points,
+        torch.stack([d.sum() for d in diagonals]),
+        torch.zeros(len(flat), dtype=torch.float64),
+        torch.stack([torch.linalg.eigvalsh(K)[-1].clamp_min(0.0) for K in kernels]),
+        diagonals,
+    )
+
+
+def _dense(residual: Tensor, leaves: Sequence[Tensor]) -> Tensor:
+    """Return the kernel of one condition, float64 of shape (B, B) on the CPU."""
+    rows = []
+    for s in range(len(residual)):
+        found = torch.autograd.grad(residual[s], leaves, retain_graph=True, allow_unused=True)
+        pairs = zip(found, leaves, strict=True)
+        parts = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    jacobian = torch.stack(rows).detach().to("cpu", torch.float64)
+    return jacobian @ jacobian.T
+
+
+class _Operator:
+    """The kernel of one condition, through products with vectors.
+
+    J^T v is a backward pass. It is linear in v, so J u is the derivative of <J^T v, u> by v.
+    """
+
+    def __init__(self, residual: Tensor, leaves: Sequence[Tensor]) -> None:
+        self.dtype, self.device = residual.dtype, residual.device
+        self.shape = (len(residual), len(residual))
+        self._seed = torch.zeros_like(residual, requires_grad=True)
+        self._residual, self._leaves = residual, leaves
+        pulled = torch.autograd.grad(
+            residual, leaves, self._seed, create_graph=True, allow_unused=True
+        )
+        self._pulled = [g for g in pulled if g is not None and g.requires_grad]
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        pulled = torch.autograd.grad(
+            self._residual, self._leaves, vector, retain_graph=True, allow_unused=True
+        )
+        kept = [g for g in pulled if g is not None]
+        (product,) = torch.autograd.grad(
+            self._pulled, [self._seed], kept, retain_graph=True, materialize_grads=True
+        )
+        return product
