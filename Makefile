@@ -5,9 +5,10 @@ BIN := $(VENV)/bin
 OUT ?= runs
 JOBS ?= 2
 SEEDS ?= 2
+GALLERY ?= 1
 METHODS ?= ls,si,rlw,dwa,uw,famo,nash-mtl,fairgrad,imtl-g,ntkmtl,ntkmtl-sr,ntkmtl-tk,ntkmtl-auto
 
-.PHONY: help compare test unit cover slow lint types docs bench faults sbom audit clean
+.PHONY: help compare test unit cover slow lint types docs site bench faults sbom audit clean
 
 help:
 	@echo "make compare   install, train and compare on real molecules, print the table, draw the page"
@@ -16,6 +17,7 @@ help:
 	@echo "make cover     the same, with the lines that they reach"
 	@echo "make slow      the tests that take minutes"
 	@echo "make lint types docs   checks of style, types and of every example in the docs"
+	@echo "make site      the documentation site, in build/site; GALLERY=0 leaves the gallery unexecuted"
 	@echo "make bench     cost of one step against plain training"
 	@echo "make faults    every fault of docs/reliability.md, made on purpose"
 	@echo "make sbom      bill of materials of the pinned versions, CycloneDX"
@@ -60,6 +62,11 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src/ntkmtl
 	$(BIN)/python -m pytest README.md docs
+
+# Nothing is fetched. Examples of the gallery that did not change are not executed again.
+site: $(VENV)/.dev
+	OMP_NUM_THREADS=1 GALLERY=$(GALLERY) $(BIN)/python -m sphinx -c docs -b html -q -W --keep-going . build/site
+	@echo "build/site/index.html"
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step_cost.py
