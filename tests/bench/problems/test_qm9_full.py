@@ -23,8 +23,8 @@ from ntkmtl.bench.problems.qm9 import (
     read_source,
 )
 from ntkmtl.bench.problems.qm9._bonds import bonds_of, read_smiles
+from ntkmtl.bench.problems.qm9._molecules import MOLECULES, UNCHARACTERIZED
 from ntkmtl.bench.problems.qm9._problem import graphs
-from ntkmtl.bench.problems.qm9._sources import MOLECULES, UNCHARACTERIZED
 from ntkmtl.bench.training import train
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -30,8 +30,8 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
-from ntkmtl.bench.problems.qm9._sources import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 

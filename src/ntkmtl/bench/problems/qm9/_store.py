@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ntkmtl.bench.problems._arrays import Prepared, replacing, write_array, write_manifest
 from ntkmtl.bench.problems._plausible import accepted_notice, refuse_implausible
-from ntkmtl.bench.problems.qm9._sources import MOLECULES, Molecules, read_source
+from ntkmtl.bench.problems.qm9._molecules import MOLECULES, Molecules
+from ntkmtl.bench.problems.qm9._sources import read_source
 from ntkmtl.bench.problems.qm9._units import wrong_units
 
 if TYPE_CHECKING:

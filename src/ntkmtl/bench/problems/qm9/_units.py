@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from ntkmtl.bench.problems.qm9._sources import Molecules
 
 __all__ = ["wrong_units"]
 
@@ -62,8 +62,6 @@ def wrong_units(molecules: Molecules) -> list[str]:
     Args:
         molecules: Finite molecules whose counts fit each other.
     """
-    from ntkmtl.bench.problems.qm9._sources import COLUMNS
-
     targets = dict(zip(COLUMNS, molecules.targets.T, strict=True))
     said = _out_of_range(molecules, targets)
     if said:
