@@ -372,7 +372,7 @@ def test_damaged_arrays(tmp_path: Path) -> None:
         read_source(path)
     del arrays["bonds"]
     np.savez(path, **arrays)
-    with pytest.raises(ValueError, match="bonds is not a file"):
+    with pytest.raises(ValueError, match="it has no array bonds"):
         read_source(path)
 
 
