@@ -33,7 +33,7 @@ __all__ = [
     "rare",
 ]
 
-FREE_EVERY = 8
+FREE_EVERY = 16
 """Steps between two looks at a representation."""
 
 _RARE = 30
