@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+
+# Keras reads it when it is first imported.
+os.environ["KERAS_BACKEND"] = "torch"
 
 pytest_collect_file = Sybil(
     parsers=[

@@ -195,6 +195,16 @@ class Balancer:
         return self.options.method
 
     @property
+    def tasks(self) -> tuple[str, ...] | None:
+        """Names of all tasks; None before the first batch if they were not named.
+
+        Example:
+            >>> Balancer(tasks=["size", "shape"]).tasks
+            ('size', 'shape')
+        """
+        return self._core.memory.names
+
+    @property
     def source(self) -> Source:
         """Where the kernel comes from."""
         return self.options.source
@@ -434,6 +444,11 @@ class Balancer:
         """Return the kernel as the method is to see it: a subclass may join mini-batches, say."""
         return kernel
 
+    @property
+    def can_hold(self) -> bool:
+        """Whether weights stand for what the method does, so that :meth:`hold` can keep them."""
+        return self.options.requires != "jacobian" and not self.weighting.has_head_objective
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Make weights once within the block.
@@ -457,7 +472,7 @@ class Balancer:
             >>> a.tolist() == b.tolist() == [0.5, 0.125]
             True
         """
-        if self.options.requires == "jacobian" or self.weighting.has_head_objective:
+        if not self.can_hold:
             raise ValueError(
                 f"{self.method} does more than weigh whole gradients, so its weights cannot be held"
             )

@@ -1,0 +1,71 @@
+"""What the integrations have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from ntkmtl.balance import Balancer, BalanceResult
+from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
+
+__all__ = ["holding", "record_of", "require_balancer"]
+
+
+def record_of(balancer: Balancer, losses: Losses, result: BalanceResult) -> dict[str, Tensor]:
+    """Return what a step is to log: each task's loss and weight, and its eigenvalue if known.
+
+    Args:
+        balancer: It knows the names of the tasks.
+        losses: What its ``backward`` was given.
+        result: What its ``backward`` returned.
+
+    Returns:
+        Scalars without a gradient by ``"loss/size"``, ``"weight/size"`` and ``"eigenvalue/size"``,
+        for the tasks with labels in this batch; nothing for a step that the scaler skips.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> losses, balancer = {"a": x.sum(), "b": None}, Balancer("ls")
+        >>> record_of(balancer, losses, balancer.backward(losses))
+        {'loss/a': tensor(2.), 'weight/a': tensor(1.)}
+    """
+    if result.skipped:
+        return {}
+    names = balancer.tasks or task_names(losses)[0]
+    found: dict[str, Tensor] = {}
+    for i, (name, loss) in enumerate(zip(names, in_order(losses, names), strict=True)):
+        known = read_loss(loss, name, needs_gradient=False)
+        if known is None:
+            continue
+        found[f"loss/{name}"] = known[0].detach()
+        found[f"weight/{name}"] = result.weights[i]
+        if result.eigenvalues is not None:
+            found[f"eigenvalue/{name}"] = result.eigenvalues[i]
+    return found
+
+
+@contextmanager
+def holding(balancer: Balancer) -> Iterator[None]:
+    """Keep the weights of the first evaluation in the others of one step of the optimizer.
+
+    A method whose weights cannot be held may evaluate the losses once.
+    """
+    if balancer.can_hold:
+        with balancer.hold():
+            yield
+    else:
+        yield
+
+
+def require_balancer(found: object, where: str) -> Balancer:
+    """Return a Balancer.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(found, Balancer):
+        raise TypeError(f"{where} must be an ntkmtl.Balancer, found {type(found)}")
+    return found

@@ -1,0 +1,239 @@
+"""Balanced training with Keras 3 on PyTorch: :class:`BalancedModel`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ntkmtl.balance import Balancer
+from ntkmtl.errors import MissingExtraError, missing_extra
+from ntkmtl.integrations._shared import record_of, require_balancer
+
+_BACKEND = (
+    "ntkmtl.integrations.keras needs the PyTorch backend of Keras: set KERAS_BACKEND=torch in the "
+    "environment before keras is first imported"
+)
+
+try:
+    import keras
+except ModuleNotFoundError as error:
+    if error.name in ("tensorflow", "jax"):
+        raise MissingExtraError(f"{_BACKEND}; it looked for {error.name}", name="keras") from error
+    raise missing_extra("ntkmtl.integrations.keras", "keras", error) from error
+if keras.config.backend() != "torch":
+    raise ImportError(f"{_BACKEND}; the backend is {keras.config.backend()}")
+
+__all__ = ["BalancedModel"]
+
+_PREFIX = "balancer."
+
+
+@keras.saving.register_keras_serializable(package="ntkmtl")
+class BalancedModel(keras.Model):  # type: ignore[misc]
+    """A Keras model whose outputs' losses are balanced.
+
+    Make it as ``keras.Model(inputs, outputs)`` with a dict of outputs, and compile it with a loss
+    for each of them and a Balancer. ``fit`` then trains balanced, with any optimizer of Keras, its
+    ``gradient_accumulation_steps`` and its ``mixed_float16``, and its logs hold ``weight/NAME`` and,
+    once measured, ``eigenvalue/NAME`` beside Keras's own ``NAME_loss``. A batch in which all sample
+    weights of an output are 0 has no label for it. Losses of layers (``add_loss``, regularizers)
+    are added outside the balance.
+
+    Weights files and ``.keras`` files hold the Balancer's state, which is taken over when the model
+    is compiled with a Balancer and then loads weights.
+
+    Example:
+        >>> import keras, torch
+        >>> from ntkmtl import Balancer
+        >>> inputs = keras.Input((3,))
+        >>> z = keras.layers.Dense(4, activation="relu")(inputs)
+        >>> outputs = {name: keras.layers.Dense(1, name=name)(z) for name in ("a", "b")}
+        >>> model = BalancedModel(inputs, outputs)
+        >>> model.compile("adam", loss={"a": "mse", "b": "mae"}, balancer=Balancer())
+        >>> x, y = torch.ones(8, 3), torch.ones(8, 1)
+        >>> history = model.fit(x, {"a": y, "b": y}, verbose=0)
+        >>> sorted(history.history)[:3]
+        ['a_loss', 'b_loss', 'eigenvalue/a']
+    """
+
+    balancer: Balancer | None = None
+
+    def compile(
+        self, *args: Any, balancer: Balancer | None = None, loss: Any = None, **kwargs: Any
+    ) -> None:
+        """Compile the model.
+
+        Args:
+            *args: As for ``keras.Model.compile``, from the optimizer.
+            balancer: Weighs the losses; None for the plain sum, as for a model that is loaded to
+                predict.
+            loss: Loss of each output, a dict.
+            **kwargs: As for ``keras.Model.compile``.
+
+        Raises:
+            ValueError: ``loss_weights`` are given, or the method learns weights by an optimizer of
+                PyTorch.
+            TypeError: ``loss`` is no dict, or ``balancer`` no Balancer.
+        """
+        super().compile(*args, loss=loss, **kwargs)
+        # In a tuple, so that Keras does not look for layers in it.
+        self._balancing: tuple[Balancer, dict[str, Any]] | None = None
+        self.balancer = None
+        if balancer is None:
+            return
+        self.balancer = require_balancer(balancer, "balancer")
+        if not isinstance(loss, Mapping):
+            raise TypeError(f"loss must be a dict with a loss for each output, found {type(loss)}")
+        if kwargs.get("loss_weights") is not None:
+            raise ValueError("loss_weights would be balanced away: use Balancer(priorities=...)")
+        if any(what == "optimizer" for what, _ in balancer.weighting.needs()):
+            raise ValueError(
+                f"{balancer.method} learns weights by an optimizer of PyTorch, and Keras has its "
+                "own; use another method"
+            )
+        self._task_losses = {name: _as_loss(one) for name, one in loss.items()}
+        self._measured: dict[str, float] = {}
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """Take a balanced step."""
+        if self.balancer is None:
+            found: dict[str, Any] = super().train_step(data)
+            return found
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y_pred = self(x, training=True)
+        self.zero_grad()
+        losses = self._task_loss_values(y, y_pred, sample_weight)
+        extra = sum(self.losses) if self.losses else None
+        result = self.balancer.backward(losses, extra=extra, scaler=_Scaler.of(self.optimizer))
+        record = record_of(self.balancer, losses, result)
+        with torch.no_grad():
+            variables = self.trainable_weights
+            self.optimizer.apply([v.value.grad for v in variables], variables)
+            self._track_loss(x, y, y_pred, sample_weight)
+        self.balancer.after_step(
+            lambda: self._task_loss_values(y, self(x, training=True), sample_weight),
+        )
+        self._measured.update(
+            {name: v.item() for name, v in record.items() if not name.startswith("loss/")}
+        )
+        logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+        return {**logs, **self._measured}
+
+    def _track_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+        """Show Keras the plain sum, which its progress bar and callbacks read."""
+        loss = self.compute_loss(
+            x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
+        )
+        count = next(t for t in keras.tree.flatten(x) if t is not None).shape[0]
+        next(m for m in self.metrics if m.name == "loss").update_state(loss, sample_weight=count)
+
+    def _task_loss_values(
+        self, y: Any, y_pred: Any, sample_weight: Any
+    ) -> dict[str, Tensor | None]:
+        for name, part in (("y", y), ("the outputs", y_pred)):
+            if not isinstance(part, Mapping) or not set(self._task_losses) <= set(part):
+                keys = sorted(part) if isinstance(part, Mapping) else type(part)
+                raise TypeError(
+                    f"{name} must be a dict with {sorted(self._task_losses)}, found {keys}"
+                )
+        found: dict[str, Tensor | None] = {}
+        for name, loss in self._task_losses.items():
+            weight = sample_weight
+            if isinstance(sample_weight, Mapping):
+                weight = sample_weight.get(name)
+            if weight is not None and not bool(keras.ops.any(weight != 0)):
+                found[name] = None
+                continue
+            found[name] = loss(y[name], y_pred[name], sample_weight=weight)
+        return found
+
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
+        """Train, and tell the method of epochs."""
+        balancer = self.balancer
+        if balancer is not None:
+            told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: balancer.end_epoch())
+            if isinstance(callbacks, keras.callbacks.CallbackList):
+                callbacks.append(told)
+            else:
+                one = callbacks is not None and not isinstance(callbacks, Sequence)
+                callbacks = [callbacks, told] if one else [*(callbacks or []), told]
+        return super().fit(*args, callbacks=callbacks, **kwargs)
+
+    # ------------------------------------------------------------------ state
+
+    def save_own_variables(self, store: Any) -> None:
+        """Put the Balancer's state beside the model's own variables."""
+        super().save_own_variables(store)
+        if self.balancer is not None:
+            for key, value in self.balancer.state_dict().items():
+                store[_PREFIX + key.replace("/", ":")] = value.numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take the model's own variables and, if there is a Balancer, its state.
+
+        Raises:
+            ValueError: The state is another method's, or there is none.
+        """
+        names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is no mapping)
+        kept = [name for name in names if name.startswith(_PREFIX)]
+        super().load_own_variables({n: store[n] for n in names if n not in kept})
+        if self.balancer is None:
+            return
+        if not kept:
+            raise ValueError(
+                "the file holds no state of a Balancer; load it before compile(balancer=...) to "
+                "start from its weights alone"
+            )
+        self.balancer.load_state_dict(
+            {
+                name.removeprefix(_PREFIX).replace(":", "/"): torch.as_tensor(store[name][()])
+                for name in kept
+            }
+        )
+
+
+def _as_loss(found: Any) -> keras.losses.Loss:
+    """Return a loss that means over the batch, of a name or a function as well."""
+    loss = keras.losses.get(found)
+    return loss if isinstance(loss, keras.losses.Loss) else _MeanLoss(loss)
+
+
+class _MeanLoss(keras.losses.Loss):  # type: ignore[misc]
+    """A function of labels and outputs, whose ranks are made equal as Keras makes them."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if y_true.ndim + 1 == y_pred.ndim and y_pred.shape[-1] == 1:
+            y_true = y_true[..., None]
+        elif y_true.ndim == y_pred.ndim + 1 and y_true.shape[-1] == 1:
+            y_pred = y_pred[..., None]
+        value: Tensor = self.function(y_true, y_pred)
+        return value
+
+
+class _Scaler:
+    """The loss scale of a Keras optimizer, as a Balancer asks a gradient scaler for it."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    @classmethod
+    def of(cls, optimizer: Any) -> Any:
+        """Return the scaler of an optimizer, None if it scales nothing."""
+        factor = float(optimizer.scale_loss(torch.ones(())))
+        return None if factor == 1.0 else cls(factor)
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def get_scale(self) -> float:
+        return self.factor
+
+    def scale(self, losses: list[Tensor]) -> list[Tensor]:
+        return [loss * self.factor for loss in losses]

@@ -1,0 +1,187 @@
+"""Balanced training with Lightning: :class:`BalancedModule`, a mixin of a ``LightningModule``."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ntkmtl.balance import Balancer
+from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
+from ntkmtl.errors import missing_extra
+from ntkmtl.integrations._shared import holding, record_of, require_balancer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule as _Base
+else:
+    # No base: the mixin serves the modules of lightning and of pytorch_lightning alike.
+    _Base = object
+    if find_spec("lightning") is None and find_spec("pytorch_lightning") is None:
+        raise missing_extra(
+            "ntkmtl.integrations.lightning", "lightning", ImportError(name="lightning")
+        )
+
+__all__ = ["BalancedModule"]
+
+
+class BalancedModule(_Base):
+    """Mixin of a LightningModule whose losses are balanced.
+
+    Write ``class Net(BalancedModule, LightningModule)``, set ``self.balancer``, and return
+    ``self.balance(losses)`` from ``training_step``. Optimization may be automatic, with
+    accumulation, clipping, any precision and DDP, or manual, where ``self.manual_backward(loss)``
+    takes what ``self.balance`` returned. Every step logs ``loss/NAME``, ``weight/NAME`` and, where
+    it was measured, ``eigenvalue/NAME``.
+
+    The hooks ``optimizer_step``, ``on_train_batch_end``, ``on_train_epoch_end``,
+    ``on_save_checkpoint`` and ``on_load_checkpoint`` do the rest: an optimizer that calls its
+    closure several times compares losses of the same weights, methods are told of steps and epochs,
+    and checkpoints hold the Balancer's state. A module that overrides one calls ``super()``.
+
+    Attributes:
+        balancer: Weighs the losses. Give ``balancer.parameters()`` to the optimizer as well if the
+            method learns some.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningModule
+        >>> from ntkmtl import Balancer
+        >>> class Net(BalancedModule, LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk = torch.nn.Linear(3, 4)
+        ...         self.heads = torch.nn.ModuleList(torch.nn.Linear(4, 1) for _ in range(2))
+        ...         self.balancer = Balancer()
+        ...
+        ...     def compute_losses(self, batch):
+        ...         z = self.trunk(batch[0])
+        ...         return [(h(z) - y).square().mean() for h, y in zip(self.heads, batch[1:])]
+        ...
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters())
+        >>> x, y = torch.ones(8, 3), torch.ones(8, 1)
+        >>> Net().balance(Net().compute_losses((x, y, y))).shape
+        torch.Size([])
+    """
+
+    balancer: Balancer
+    _pending: tuple[Losses, dict[str, Any]] | None = None
+    _evaluations: int | None = None
+    _seen_step: int = 0
+
+    def compute_losses(self, batch: Any) -> Losses:
+        """Return the losses of a batch, as :meth:`ntkmtl.Balancer.backward` takes them.
+
+        Needed where there is no ``training_step``, and for methods that look at the losses again
+        after the step.
+
+        Raises:
+            NotImplementedError: The module does not say how.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} needs compute_losses(batch): a training_step of its own that "
+            "returns self.balance(losses) is enough, unless the method needs after_step"
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """Balance the losses of a batch."""
+        return self.balance(self.compute_losses(batch))
+
+    def balance(self, losses: Losses, **options: Any) -> Tensor | None:
+        """Keep the losses for the backward pass, and return their plain sum.
+
+        Args:
+            losses: As in :meth:`ntkmtl.Balancer.backward`.
+            **options: Its other arguments, as ``features``, ``counts`` and ``extra``; ``scale``
+                under manual optimization only.
+
+        Returns:
+            What ``training_step`` returns, or ``manual_backward`` takes; None if no task has a
+            label, so that Lightning leaves the batch out.
+        """
+        require_balancer(getattr(self, "balancer", None), "self.balancer")
+        names, _ = task_names(losses)
+        found = [read_loss(loss, name) for name, loss in zip(names, in_order(losses, names))]
+        means = [known[0] for known in found if known is not None]
+        self._pending = losses, options
+        return sum(means[1:], start=means[0]) if means else None
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the balanced backward pass, in place of the one of the sum.
+
+        Raises:
+            RuntimeError: ``loss`` was not made by :meth:`balance`.
+            ValueError: DDP is told that its graph is static, or the optimizer asks again for losses
+                of a method whose weights cannot be held.
+        """
+        if self._pending is None:
+            raise RuntimeError(
+                "there are no losses to balance: training_step must return self.balance(losses), "
+                "once for every backward pass"
+            )
+        if getattr(self.trainer.model, "static_graph", False):
+            raise ValueError(
+                "DDP with static_graph=True counts on a backward pass from what training_step "
+                "returned, where the losses themselves are taken; leave static_graph out"
+            )
+        if self._evaluations and not self.balancer.can_hold:
+            with self.balancer.hold():  # raises, and says why
+                pass
+        if self._evaluations is not None:
+            self._evaluations += 1
+        (losses, options), self._pending = self._pending, None
+        if self.automatic_optimization:
+            # Lightning has divided the loss that it sees by this.
+            options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        result = self.balancer.backward(losses, scaler=scaler, **options)
+        values = record_of(self.balancer, losses, result)
+        self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
+
+    # ------------------------------------------------------------------ hooks
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take a step, with the weights of its first evaluation."""
+        self._evaluations = 0
+        try:
+            with holding(self.balancer):
+                super().optimizer_step(*args, **kwargs)
+        finally:
+            self._evaluations = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Tell the method of the step, if there was one."""
+        super().on_train_batch_end(outputs, batch, batch_idx)
+        stepped = self.trainer.global_step != self._seen_step
+        self._seen_step = self.trainer.global_step
+        if stepped and self.balancer.needs_after_step:
+            with self.trainer.precision_plugin.train_step_context():
+                losses = self.compute_losses(batch)
+            self.balancer.after_step(losses)
+
+    def on_train_epoch_end(self) -> None:
+        """Tell the method that an epoch is over."""
+        super().on_train_epoch_end()
+        self.balancer.end_epoch()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the Balancer's state into a checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["balancer"] = self.balancer.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the Balancer's state from a checkpoint.
+
+        Raises:
+            ValueError: There is none in it, or it is another method's.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if "balancer" not in checkpoint:
+            raise ValueError(
+                "the checkpoint holds no state of a Balancer: it was written by a module that is "
+                "no BalancedModule, or whose on_save_checkpoint does not call super(). To start "
+                "from its weights alone, load checkpoint['state_dict'] into the module"
+            )
+        self.balancer.load_state_dict(checkpoint["balancer"])
+        self._seen_step = checkpoint.get("global_step", 0)

@@ -1,0 +1,220 @@
+"""Balanced training with the Hugging Face Trainer: :class:`BalancedTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ntkmtl.balance import Balancer
+from ntkmtl.balance._read import Losses
+from ntkmtl.errors import missing_extra
+from ntkmtl.files import atomic_write
+from ntkmtl.integrations._shared import record_of, require_balancer
+
+try:
+    from transformers import Trainer, TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+except ModuleNotFoundError as error:
+    raise missing_extra("ntkmtl.integrations.transformers", "transformers", error) from error
+
+__all__ = ["BalancedTrainer"]
+
+_FILE = "balancer.pt"
+
+
+class BalancedTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that balances the losses which the model returns.
+
+    The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. Everything else of
+    the Trainer stays: accumulation, clipping, mixed precision, DDP, evaluation, adapters of peft.
+    What it reports holds ``loss/NAME``, ``weight/NAME`` and, where it was measured,
+    ``eigenvalue/NAME`` of the last step; checkpoints hold the Balancer's state; and methods are
+    told of steps and epochs. The optimizer is given what the method learns.
+
+    Args:
+        *args: As for ``Trainer``.
+        balancer: Weighs the losses. Name its ``tasks`` where the method learns weights.
+        **kwargs: As for ``Trainer``.
+
+    Attributes:
+        balancer: As given.
+
+    Raises:
+        TypeError: ``balancer`` is none.
+        ValueError: ``compute_loss_func`` is given, which returns one loss.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from transformers import TrainingArguments
+        >>> from ntkmtl import Balancer
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk, self.a, self.b = (torch.nn.Linear(3, 3) for _ in range(3))
+        ...
+        ...     def forward(self, x, labels):
+        ...         z = self.trunk(x).relu()
+        ...         heads = {"a": self.a, "b": self.b}
+        ...         losses = {name: (h(z) - labels).square().mean() for name, h in heads.items()}
+        ...         return {"loss": sum(losses.values()), "losses": losses}
+        >>> data = [{"x": torch.randn(3), "labels": torch.randn(3)} for _ in range(16)]
+        >>> with tempfile.TemporaryDirectory() as folder:  # doctest: +ELLIPSIS
+        ...     quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+        ...     args = TrainingArguments(folder, max_steps=2, use_cpu=True, **quiet)
+        ...     trainer = BalancedTrainer(Net(), args, train_dataset=data, balancer=Balancer())
+        ...     _ = trainer.train()
+        {'train_runtime': ...}
+        >>> trainer.balancer.tasks
+        ('a', 'b')
+    """
+
+    def __init__(self, *args: Any, balancer: Balancer, **kwargs: Any) -> None:
+        self.balancer = require_balancer(balancer, "balancer")
+        self._pending: Losses | None = None
+        self._batch: tuple[nn.Module, dict[str, Any]] | None = None
+        self._record: dict[str, Tensor] = {}
+        super().__init__(*args, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "compute_loss_func returns one loss; let the model return the losses of the tasks "
+                "as outputs['losses']"
+            )
+        # The losses are means over their batch: their number of items is not to divide them.
+        self.model_accepts_loss_kwargs = False
+        self.add_callback(_Events(self))
+
+    # ------------------------------------------------------------------ the backward pass
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, with the balanced backward pass in place of its own."""
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            raise ValueError(
+                "DeepSpeed runs the backward pass itself; train with DDP or FSDP, or with constant "
+                "weights from ntkmtl.weigh"
+            )
+        self.accelerator.backward = self._backward
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the sum of the losses, and keep them for the backward pass.
+
+        Raises:
+            ValueError: The model does not return its losses.
+        """
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        if model.training:
+            self._pending = self._losses_in(outputs)
+            self._batch = (model, inputs) if self.balancer.needs_after_step else None
+        return (loss, outputs) if return_outputs else loss
+
+    def _losses_in(self, outputs: Any) -> Losses:
+        if not isinstance(outputs, Mapping) or outputs.get("losses") is None:
+            found = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs)
+            raise ValueError(
+                "the model must return a dict with 'loss' (the sum) and 'losses' (one per task, by "
+                f"name), found {found}"
+            )
+        losses: Losses = outputs["losses"]
+        return losses
+
+    def _backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Stand in for ``accelerator.backward(loss)``."""
+        losses, self._pending = self._pending, None
+        if losses is None:
+            raise RuntimeError(
+                "there are no losses to balance: a compute_loss of your own must call super()"
+            )
+        result = self.balancer.backward(
+            losses,
+            scaler=self.accelerator.scaler,
+            scale=1 / self.current_gradient_accumulation_steps,
+        )
+        self._record = record_of(self.balancer, losses, result)
+
+    def _end_step(self) -> None:
+        for learned in self.balancer.parameters():
+            learned.grad = None  # the Trainer empties the gradients of the model alone
+        if self._batch is None:
+            return
+        model, inputs = self._batch
+        with self.compute_loss_context_manager():
+            losses = self._losses_in(model(**inputs))
+        self.balancer.after_step(losses)
+
+    # ------------------------------------------------------------------ around it
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Predict; the losses are no predictions."""
+        if ignore_keys is None:
+            config = getattr(self.model, "config", None)
+            ignore_keys = list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
+        return super().prediction_step(
+            model, inputs, prediction_loss_only, ignore_keys=[*ignore_keys, "losses"]
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer, for what the method learns as well."""
+        before = self.optimizer
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        learned = list(self.balancer.parameters())
+        if learned and before is None:
+            optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        return optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Report, with losses, weights and eigenvalues of the last step beside the loss."""
+        if "loss" in logs:
+            logs = {**logs, **{name: value.item() for name, value in self._record.items()}}
+        super().log(logs, *args, **kwargs)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Train, and resume with the Balancer as it was.
+
+        Raises:
+            FileNotFoundError: The checkpoint holds no state of a Balancer.
+        """
+        found = resume_from_checkpoint
+        if found is True:
+            found = get_last_checkpoint(self.args.output_dir)
+        if found:
+            path = Path(str(found)) / _FILE
+            if not path.exists():
+                raise FileNotFoundError(
+                    f"{path} is missing: the checkpoint was not written by a BalancedTrainer, or "
+                    "not to its end; resume from another one"
+                )
+            self.balancer.load_state_dict(torch.load(path, weights_only=True))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+class _Events(TrainerCallback):  # type: ignore[misc]
+    """Tells the Balancer of steps, epochs and checkpoints."""
+
+    def __init__(self, trainer: BalancedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._end_step()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.balancer.end_epoch()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.should_save:
+            folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            with atomic_write(folder / _FILE) as file:
+                torch.save(self.trainer.balancer.state_dict(), file)

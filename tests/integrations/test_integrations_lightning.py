@@ -1,0 +1,295 @@
+"""``ntkmtl.integrations.lightning`` against plain training with Lightning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import framework_tasks as tasks
+from ntkmtl import Balancer
+from ntkmtl.integrations.lightning import BalancedModule
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Module(BalancedModule, pl.LightningModule):
+    def __init__(self, method: str = "ntkmtl-auto", optimizer: str = "Adam", **options: Any):
+        super().__init__()
+        self.net = tasks.Net()
+        self.balancer = Balancer(method, tasks=list(tasks.TASKS), **options)
+        self.optimizer = optimizer
+
+    def compute_losses(self, batch: Any) -> Any:
+        return tasks.mean_squares(self.net(batch[0]), batch[1:])
+
+    def configure_optimizers(self) -> Any:
+        parameters = [*self.parameters(), *self.balancer.parameters()]
+        return getattr(torch.optim, self.optimizer)(parameters, lr=1e-2)
+
+
+class Plain(Module):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return sum(self.compute_losses(batch).values())
+
+    def backward(self, loss: Any, *args: Any, **kwargs: Any) -> None:
+        loss.backward(*args, **kwargs)
+
+
+class Manual(Module):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class ManualPlain(Plain):
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+class Keeping(DummyLogger):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: Any, step: Any = None) -> None:
+        self.kept.append(dict(metrics))
+
+
+def fit(
+    module: pl.LightningModule, batch: int = 8, rank: int | None = None, **settings: Any
+) -> Any:
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 2, **settings})
+    dataset = TensorDataset(*tasks.data())
+    sampler = None if rank is None else DistributedSampler(dataset, 2, rank, shuffle=False)
+    trainer.fit(module, DataLoader(dataset, batch, sampler=sampler))
+    return trainer
+
+
+def weights_of(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def assert_same(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=["plain", "accumulation and clipping", "bf16"],
+)
+def test_ls_is_plain_training(settings: dict[str, Any]) -> None:
+    ours, plain = (tasks.seeded(lambda kind=kind: kind("ls")) for kind in (Module, Plain))
+    for module in (ours, plain):
+        fit(module, **settings)
+    assert_same(weights_of(ours), weights_of(plain))
+
+
+def test_ls_is_plain_training_with_a_gradient_scaler() -> None:
+    found = []
+    for kind in (Module, Plain):
+        module = tasks.seeded(lambda kind=kind: kind("ls"))
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        fit(module, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+        assert scaler.get_scale() >= 2.0
+        found.append(weights_of(module))
+    assert_same(*found)
+
+
+def test_manual_optimization() -> None:
+    ours, plain = (tasks.seeded(lambda kind=kind: kind("ls")) for kind in (Manual, ManualPlain))
+    for module in (ours, plain):
+        fit(module)
+    assert_same(weights_of(ours), weights_of(plain))
+
+
+def test_what_is_logged() -> None:
+    logger = Keeping()
+    fit(Module("ntkmtl"), max_epochs=1, logger=logger, log_every_n_steps=1)
+    steps = [metrics for metrics in logger.kept if "weight/small" in metrics]
+    assert len(steps) == 4
+    kinds = ("loss", "weight", "eigenvalue")
+    assert {f"{kind}/{task}" for kind in kinds for task in tasks.TASKS} <= set(steps[0])
+    # Eq. 15 with exponent 1/2: the weights' ratio is that of the eigenvalues' roots.
+    ratio = steps[0]["eigenvalue/large"] / steps[0]["eigenvalue/small"]
+    assert steps[0]["weight/small"] / steps[0]["weight/large"] == pytest.approx(
+        ratio**0.5, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("method", ["famo", "uw", "dwa"])
+def test_methods_that_need_more_than_backward(method: str) -> None:
+    module = Module(method)
+    fit(module, max_epochs=3)
+    learned = module.balancer.backward(module.compute_losses([t[:8] for t in tasks.data()]))
+    assert len(set(learned.weights.tolist())) == 2  # equal where nothing was learned
+
+
+@pytest.mark.parametrize("method", ["ntkmtl-auto", "famo"])
+def test_resume(method: str, tmp_path: Path) -> None:
+    whole = tasks.seeded(lambda: Module(method))
+    fit(whole, max_epochs=4)
+    first, second = (tasks.seeded(lambda: Module(method)) for _ in range(2))
+    fit(first, max_epochs=2).save_checkpoint(tmp_path / "a.ckpt")
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 4})
+    trainer.fit(second, DataLoader(TensorDataset(*tasks.data()), 8), ckpt_path=tmp_path / "a.ckpt")
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second)))
+
+
+def test_a_checkpoint_without_a_balancer_is_refused() -> None:
+    with pytest.raises(ValueError, match="holds no state of a Balancer"):
+        Module().on_load_checkpoint({"state_dict": {}})
+
+
+def test_lbfgs_compares_losses_of_the_same_weights() -> None:
+    module = Module("si", optimizer="LBFGS")
+    seen: list[list[tuple[float, ...]]] = [[]]
+    original = module.balancer.backward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        seen[-1].append(tuple(result.weights.tolist()))
+        return result
+
+    module.balancer.backward = spy  # type: ignore[method-assign]
+
+    class Cut(pl.Callback):
+        def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append([])
+
+    fit(module, max_epochs=1, callbacks=[Cut()])
+    steps = [step for step in seen if step]
+    assert len(steps) == 4
+    assert all(len(step) > 1 and len(set(step)) == 1 for step in steps)
+    assert len({step[0] for step in steps}) == 4
+
+
+def test_lbfgs_refuses_a_method_without_weights_to_hold() -> None:
+    with pytest.raises(ValueError, match="cannot be held"):
+        fit(Module("graddrop", optimizer="LBFGS"), max_epochs=1)
+
+
+def test_a_batch_without_labels_is_left_out() -> None:
+    class Unlabelled(Module):
+        def compute_losses(self, batch: Any) -> Any:
+            return dict.fromkeys(tasks.TASKS)
+
+    module = tasks.seeded(Unlabelled)
+    before = weights_of(module)
+    fit(module, max_epochs=1)
+    assert_same(before, weights_of(module))
+
+
+def test_errors() -> None:
+    class Forgets(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return sum(self.compute_losses(batch).values())
+
+    with pytest.raises(RuntimeError, match=r"must return self\.balance"):
+        fit(Forgets(), max_epochs=1)
+    with pytest.raises(TypeError, match=r"self\.balancer must be an ntkmtl\.Balancer"):
+        module = Module()
+        module.balancer = "ntkmtl"  # type: ignore[assignment]
+        module.balance(module.compute_losses(tasks.data()))
+
+
+def test_a_frozen_trunk_has_nothing_to_balance() -> None:
+    module = Module()
+    module.net.trunk.requires_grad_(False)
+    before = [p.clone() for p in module.net.trunk.parameters()]
+    logger = Keeping()
+    with pytest.warns(UserWarning, match="share"):
+        fit(module, max_epochs=1, logger=logger, log_every_n_steps=1)
+    assert_same(before, list(module.net.trunk.parameters()))
+    assert {m["weight/small"] for m in logger.kept if "weight/small" in m} == {1.0}
+
+
+def train_in_two(rank: int, folder: Path, method: str, unused: bool) -> None:
+    strategy = DDPStrategy(process_group_backend="gloo", find_unused_parameters=unused)
+    module = tasks.seeded(lambda: Module(method))
+    fit(module, batch=4, rank=rank, strategy=strategy, devices=2, use_distributed_sampler=False)
+    torch.save(weights_of(module), folder / f"{rank}.pt")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("method", "unused"), [("ls", False), ("ls", True), ("ntkmtl-auto", False)]
+)
+def test_two_processes(method: str, unused: bool, tmp_path: Path) -> None:
+    tasks.launch(train_in_two, tmp_path, method, unused)
+    first, second = tasks.both(tmp_path)
+    assert_same(first, second)
+    if method == "ls":
+        plain = tasks.seeded(lambda: Plain("ls"))
+        fit(plain)
+        assert_same(first, weights_of(plain))
+
+
+def test_static_graph_is_refused() -> None:
+    module = Module()
+    module.balance(module.compute_losses(tasks.data()))
+
+    class Trainer:
+        model = type("DDP", (), {"static_graph": True})()
+
+    module._fabric = None
+    module._trainer = Trainer()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="static_graph"):
+        module.backward(torch.zeros(()))
+
+
+def test_nothing_is_imported_before_it_is_asked_for() -> None:
+    code = (
+        "import sys, ntkmtl.integrations; "
+        "assert not {'lightning', 'transformers', 'accelerate', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate", "keras"])
+def test_a_missing_package_is_an_error_with_the_line_that_installs_it(name: str) -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Missing(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in ({name!r}, 'pytorch_lightning'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda n: None if 'lightning' in n else find(n)\n"
+        f"import ntkmtl.integrations.{name}\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"pip install 'ntkmtl[{name}]'" in done.stderr
