@@ -15,6 +15,7 @@ from ntkmtl.bench.cli.paper import paper
 from ntkmtl.bench.cli.problems import problems
 from ntkmtl.bench.cli.report import report
 from ntkmtl.bench.cli.run import run
+from ntkmtl.bench.cli.study import study
 from ntkmtl.bench.cli.table import table
 from ntkmtl.bench.cli.tune import tune
 
@@ -38,6 +39,7 @@ for _command in (
     data,
     analyze,
     tune,
+    study,
 ):
     app.command()(_command)
 app.add_typer(paper, name="paper")

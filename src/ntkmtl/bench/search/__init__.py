@@ -1,6 +1,7 @@
 """Search: the same search for the settings of every method, by Optuna.
 
 * :func:`tune` searches each method with as many trials, then trains it with the best settings.
+* :func:`search_settings` does the search alone.
 * :func:`parameters_of` says what is searched of a method.
 * :func:`read_tuning` reads what a search found; it needs neither torch nor Optuna.
 
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ntkmtl.bench.search.parameters import Parameter, parameters_of
     from ntkmtl.bench.search.records import Trial, Tuning, read_tuning
-    from ntkmtl.bench.search.tuning import Search, tune
+    from ntkmtl.bench.search.tuning import Search, search_settings, tune
 
 _HOMES = {
     "Parameter": "parameters",
@@ -24,10 +25,20 @@ _HOMES = {
     "Tuning": "records",
     "read_tuning": "records",
     "Search": "tuning",
+    "search_settings": "tuning",
     "tune": "tuning",
 }
 
-__all__ = ["Parameter", "Search", "Trial", "Tuning", "parameters_of", "read_tuning", "tune"]
+__all__ = [
+    "Parameter",
+    "Search",
+    "Trial",
+    "Tuning",
+    "parameters_of",
+    "read_tuning",
+    "search_settings",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> object:

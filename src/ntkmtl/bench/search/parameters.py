@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from ntkmtl.bench.problems.base import Recipe
 
-__all__ = ["RATE", "Parameter", "method_options_of", "option_of", "parameters_of"]
+__all__ = ["RATE", "Parameter", "Value", "method_options_of", "option_of", "parameters_of"]
+
+Value = float | str
+"""What a parameter may be."""
 
 RATE = "learning_rate"
 """Name of the parameter that every method has."""
@@ -20,13 +23,19 @@ RATE = "learning_rate"
 LEARNING_RATE_FACTOR = 10.0
 """Learning rates are searched from the recipe's over this to the recipe's times this."""
 
+LENGTHS = ("method", "plain", "unit")
+"""Lengths of the combined gradient that are tried where lengths are searched."""
+
+WIDE = 1e6
+"""Weights are searched from one over this to this where measured kernels say where to look."""
+
 _OPTION, _WEIGHT = "options.", "weights."
-_LEAST_WEIGHT, _LARGEST_WEIGHT = 0.1, 10.0
+_NARROW = 10.0
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that is searched.
+    """A setting that is searched: a number in a range, or one of several words.
 
     Attributes:
         name: Its name.
@@ -34,16 +43,33 @@ class Parameter:
         high: Largest value.
         start: Its value in trial 0.
         log: Whether its logarithm is drawn uniformly, not the number itself.
+        choices: The words; none for a number.
     """
 
     name: str
     low: float
     high: float
-    start: float
+    start: Value
     log: bool = True
+    choices: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``study.json`` says of it."""
+        found: dict[str, Any] = {"name": self.name, "start": self.start}
+        if self.choices:
+            return {**found, "choices": list(self.choices)}
+        return {**found, "low": self.low, "high": self.high, "log": self.log}
 
 
-def parameters_of(method: str, tasks: Sequence[str], recipe: Recipe) -> tuple[Parameter, ...]:
+def parameters_of(
+    method: str,
+    tasks: Sequence[str],
+    recipe: Recipe,
+    *,
+    length: bool = False,
+    given: Collection[str] = (),
+    wide: bool = False,
+) -> tuple[Parameter, ...]:
     """Return what is searched of a method: its learning rate, and the options with a known range.
 
     For ``fixed`` these are the weights of the tasks, from 0.1 to 10, equal ones to begin with.
@@ -52,27 +78,32 @@ def parameters_of(method: str, tasks: Sequence[str], recipe: Recipe) -> tuple[Pa
         method: Its name.
         tasks: Names of the tasks.
         recipe: The recipe that the search begins with.
+        length: Whether the length of the combined gradient is searched as well, of methods that
+            know one.
+        given: Options with a value that stays as it is; ``length`` is not searched if it is there.
+        wide: Whether weights of ``fixed`` may be from 1e-6 to 1e6.
 
     Example:
         >>> from ntkmtl.bench.problems.base import Recipe
         >>> recipe = Recipe(epochs=1, batch_size=8, learning_rate=0.01)
-        >>> for p in parameters_of("cagrad", ["a", "b"], recipe):
+        >>> for p in parameters_of("cagrad", ["a", "b"], recipe, length=True):
         ...     print(p.name, p.low, p.start, p.high)
         learning_rate 0.001 0.01 0.1
         options.c 0.0 0.4 0.99
+        options.length 0.0 method 0.0
     """
-    rate = recipe.learning_rate
+    rate, spread = recipe.learning_rate, WIDE if wide else _NARROW
     low, high = rate / LEARNING_RATE_FACTOR, rate * LEARNING_RATE_FACTOR
     found = [Parameter(RATE, float(f"{low:.4g}"), float(f"{high:.4g}"), start=rate)]
+    known = spec(method)
     if method == "fixed":
-        found += [
-            Parameter(f"{_WEIGHT}{task}", _LEAST_WEIGHT, _LARGEST_WEIGHT, start=1.0)
-            for task in tasks
-        ]
+        found += [Parameter(f"{_WEIGHT}{task}", 1 / spread, spread, start=1.0) for task in tasks]
     found += [
         Parameter(f"{_OPTION}{r.option}", r.low, r.high, start=r.start, log=r.log)
-        for r in spec(method).space
+        for r in known.space
     ]
+    if length and "length" not in given and known.requires not in ("losses", "jacobian"):
+        found.append(Parameter(f"{_OPTION}length", 0.0, 0.0, "method", log=False, choices=LENGTHS))
     return tuple(found)
 
 
@@ -83,7 +114,7 @@ def option_of(parameter: Parameter) -> str:
     return parameter.name.removeprefix(_OPTION) if parameter.name != RATE else ""
 
 
-def method_options_of(values: Mapping[str, float]) -> dict[str, Any]:
+def method_options_of(values: Mapping[str, Value]) -> dict[str, Any]:
     """Return the options of a method that the values of its parameters stand for.
 
     Example:

@@ -21,7 +21,7 @@ from ntkmtl.bench.runs import (
     read_json,
     require_schema,
 )
-from ntkmtl.bench.search.parameters import Parameter
+from ntkmtl.bench.search.parameters import Parameter, Value
 
 __all__ = ["SAMPLER", "TUNING", "Trial", "Tuning", "read_study", "read_tuning", "study_request"]
 
@@ -50,7 +50,7 @@ class Trial:
 
     number: int
     state: str
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Value]
     method_options: Mapping[str, Any]
     value: Finite | None
     wall_seconds: Finite
@@ -89,7 +89,7 @@ class Tuning:
     number: int
     value: Finite
     start_value: Finite | None
-    parameters: Mapping[str, float]
+    parameters: Mapping[str, Value]
     method_options: Mapping[str, Any]
     recipe: Mapping[str, Any]
     wall_seconds: Finite
@@ -116,7 +116,7 @@ def study_request(identity: Mapping[str, Any], parameters: Sequence[Parameter]) 
             "split": "val",
             "direction": "minimize",
         },
-        "parameters": [asdict(parameter) for parameter in parameters],
+        "parameters": [parameter.to_json() for parameter in parameters],
     }
 
 

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.runs import BEST, STUDY, TRIAL, RunFileError, differences
-from ntkmtl.bench.search.records import SAMPLER, Trial, Tuning, exported, read_study, read_tuning
+from ntkmtl.bench.search.records import Trial, Tuning, exported, read_study, read_tuning
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_json
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ntkmtl.bench.search.parameters import Parameter
+    from ntkmtl.bench.search.parameters import Parameter, Value
 
-__all__ = ["JOURNAL", "Study", "optuna_module"]
+__all__ = ["JOURNAL", "Study", "optuna_module", "rounded"]
 
 JOURNAL = "optuna.log"
 """Optuna's storage of a study: the record of its trials."""
@@ -42,6 +42,16 @@ def optuna_module() -> Any:
     # Lines for each trial would cross the progress bars.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def rounded(value: Value) -> Value:
+    """Return a number with four digits, and a word as it is.
+
+    Example:
+        >>> rounded(0.123456), rounded("plain")
+        (0.1235, 'plain')
+    """
+    return value if isinstance(value, str) else float(f"{value:.4g}")
 
 
 class Study:
@@ -137,7 +147,7 @@ class Study:
                 "same command reads the trials from their runs again",
             ) from error
 
-    def ask(self, number: int) -> dict[str, float]:
+    def ask(self, number: int) -> dict[str, Value]:
         """Return the values of a trial: where the search begins, or what Optuna chooses.
 
         Four digits are kept, for the sake of those who read or type them.
@@ -157,7 +167,7 @@ class Study:
         study = optuna.create_study(sampler=sampler, direction="minimize")
         study.add_trials(self.storage.trials[:number])
         values = study.ask(self._distributions()).params
-        return {p.name: float(f"{values[p.name]:.4g}") for p in self.parameters}
+        return {p.name: rounded(values[p.name]) for p in self.parameters}
 
     def record(self, trial: Trial) -> None:
         """Put a trial that has ended into the storage, and export it as ``trial.json``."""
@@ -177,26 +187,29 @@ class Study:
         write_json(self.place(trial.number) / TRIAL, exported(trial))
 
     def _distributions(self) -> dict[str, Any]:
-        kind = optuna_module().distributions.FloatDistribution
-        return {p.name: kind(p.low, p.high, log=p.log) for p in self.parameters}
+        kinds = optuna_module().distributions
+        return {
+            p.name: kinds.CategoricalDistribution(p.choices)
+            if p.choices
+            else kinds.FloatDistribution(p.low, p.high, log=p.log)
+            for p in self.parameters
+        }
 
-    def finish(self) -> Tuning:
+    def finish(self) -> Tuning | None:
         """Return the best trial, among equals the first, and export it as ``best.json``.
 
+        None if all trials diverged.
+
         Raises:
-            ValueError: All trials diverged.
             RunFileError: The ``best.json`` that is there is damaged.
         """
         values = [(t.value, t.number) for t in self.trials if t.value is not None]
         if not values:
-            raise ValueError(
-                f"all {len(self.trials)} trials of {self.method} diverged: lower the learning rate "
-                "and tune again"
-            )
+            return None
         value, number = min(values)
         best = self.trials[number]
         found = Tuning(
-            sampler=SAMPLER,
+            sampler=str(self.asked["sampler"]),
             seed=self.seed,
             split=self.asked["objective"]["split"],
             epochs=self.asked["recipe"]["epochs"],

@@ -22,7 +22,6 @@ from ntkmtl.bench.runs import (
     SCHEMA,
     SINGLE_TASK,
     STUDY,
-    RunFileError,
     load_run,
     run_folder,
 )
@@ -31,6 +30,7 @@ from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.search.parameters import RATE, method_options_of, option_of, parameters_of
 from ntkmtl.bench.search.records import TUNING, Trial, study_request
 from ntkmtl.bench.search.study import Study, optuna_module
+from ntkmtl.bench.search.weights import WeightSearch
 from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
@@ -46,10 +46,12 @@ if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine, Runner
     from ntkmtl.bench.jobs.job import Outcome
     from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.search.parameters import Value
+    from ntkmtl.bench.search.records import Tuning
     from ntkmtl.bench.training.baselines import BaselineCache
     from ntkmtl.bench.training.training_job import TrainingJob
 
-__all__ = ["TUNING_SEED", "Search", "tune"]
+__all__ = ["TUNING_SEED", "Search", "search_settings", "tune"]
 
 TUNING_SEED = 1000
 """Seed of trials, far from those that final runs have."""
@@ -65,12 +67,18 @@ class Search:
         trials: Number of trials of each method.
         seed: Seed of the search and of every trial's run, none of the final ones.
         epochs: Epochs of a trial, those of the final runs if None.
+        length: Whether the length of the combined gradient is searched as well.
+        scales: Length of each task's gradient, measured, by the task's name: the weights of
+            ``fixed`` are then searched from powers of it; see
+            :class:`ntkmtl.bench.search.weights.WeightSearch`.
     """
 
     comparison: Comparison
     trials: int
     seed: int = TUNING_SEED
     epochs: int | None = None
+    length: bool = False
+    scales: Mapping[str, float] | None = None
 
 
 def tune(
@@ -103,6 +111,54 @@ def tune(
         ProblemNotFoundError: There is no such problem, or it refuses its options.
         RunFileError: A file of an earlier run is damaged.
     """
+    asked = with_threads(search.comparison, engine)
+    sweep, found = search_settings(
+        search, overwrite=overwrite, cache=cache, reporter=reporter, engine=engine
+    )
+    if sweep.interrupted or sweep.failures:
+        return sweep
+    wanted = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
+    if lost := [name for name in wanted if name not in found]:
+        raise SweepError(
+            f"all {search.trials} trials of {lost[0]} diverged: lower the learning rate and tune "
+            "again"
+        )
+    final = replace(
+        asked,
+        method_options={name: dict(tuning.method_options) for name, tuning in found.items()},
+        method_recipes={name: dict(tuning.recipe) for name, tuning in found.items()},
+    )
+    made = (reporter or Reporter)()
+    return compare(final, overwrite=overwrite, cache=cache, engine=engine, reporter=made)
+
+
+def search_settings(
+    search: Search,
+    *,
+    overwrite: bool = False,
+    cache: BaselineCache | None = None,
+    reporter: Callable[[], Reporter] | None = None,
+    engine: Engine | None = None,
+) -> tuple[Sweep, dict[str, Tuning]]:
+    """Tune every method with as many trials, and train no final run.
+
+    Args:
+        search: What is asked for.
+        overwrite: Whether studies with another configuration are replaced.
+        cache: Where single-task baselines are kept; the user's cache folder if None.
+        reporter: Makes the reporter of each of the two parts: baselines, trials. Silent if None.
+        engine: Trains the runs; processes on this machine if None.
+
+    Returns:
+        The outcome of the runs, and the settings found by method: none if it was stopped or runs
+        failed, and none for a method whose trials all diverged.
+
+    Raises:
+        SweepError: Something cannot be done as asked for; nothing was trained or changed.
+        MissingExtraError: Optuna is not installed, or a method needs something that is not.
+        ProblemNotFoundError: There is no such problem, or it refuses its options.
+        RunFileError: A file of an earlier run is damaged.
+    """
     optuna_module()
     reporter = reporter or Reporter
     asked = with_threads(search.comparison, engine)
@@ -119,43 +175,24 @@ def tune(
         baselines = _baselines(search, problem)
         sweep = train(baselines, keep_request=False, reporter=reporter())
         if sweep.interrupted or sweep.failures:
-            return sweep
+            return sweep, {}
         with sweep_lock(out):
             trials = _Trials(search, problem, studies, _judges(baselines, problem))
             outcome = trials.run(reporter(), runner)
+            sweep = replace(
+                sweep,
+                out=out,
+                trained=len(outcome.finished),
+                complete=0,
+                cached=0,
+                unfinished=trials.left(),
+                failures=outcome.failures,
+                interrupted=outcome.interrupted,
+            )
             if outcome.interrupted or outcome.failures:
-                return replace(
-                    sweep,
-                    out=out,
-                    trained=len(outcome.finished),
-                    complete=0,
-                    cached=0,
-                    unfinished=trials.left(),
-                    failures=outcome.failures,
-                    interrupted=outcome.interrupted,
-                )
-            final = _final(asked, studies)
-        return train(final, reporter=reporter())
-
-
-def _final(asked: Comparison, studies: Mapping[str, Study]) -> Comparison:
-    """Return the comparison with the best settings of each method.
-
-    Raises:
-        SweepError: All trials of a method diverged.
-        RunFileError: A file of an earlier search is damaged.
-    """
-    try:
-        found = {name: study.finish() for name, study in studies.items()}
-    except RunFileError:
-        raise
-    except ValueError as error:
-        raise SweepError(str(error)) from error
-    return replace(
-        asked,
-        method_options={name: dict(tuning.method_options) for name, tuning in found.items()},
-        method_recipes={name: dict(tuning.recipe) for name, tuning in found.items()},
-    )
+                return sweep, {}
+            found = {name: study.finish() for name, study in studies.items()}
+            return sweep, {name: tuning for name, tuning in found.items() if tuning is not None}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -179,9 +216,18 @@ def _studies(search: Search, problem: Problem) -> dict[str, Study]:
     recipes_by_method(names, asked.method_recipes, recipe)
     found = {}
     for name in names:
-        parameters = parameters_of(name, problem.tasks, recipe)
+        given = asked.method_options.get(name, {})
+        scales = search.scales if name == "fixed" else None
+        parameters = parameters_of(
+            name,
+            problem.tasks,
+            recipe,
+            length=search.length,
+            given=given,
+            wide=scales is not None,
+        )
         for option in dict.fromkeys(map(option_of, parameters)):
-            if option in asked.method_options.get(name, {}):
+            if option in given:
                 raise SweepError(f"{option} of {name} is given: there is nothing to tune in it")
         try:
             identity = run_identity(
@@ -190,7 +236,11 @@ def _studies(search: Search, problem: Problem) -> dict[str, Study]:
         except ValueError as error:
             raise SweepError(str(error)) from error
         folder = run_folder(asked.out, problem.name, name, 0).parent / TUNING
-        found[name] = Study(folder, study_request(identity, parameters), parameters)
+        request = study_request(identity, parameters)
+        if scales is None:
+            found[name] = Study(folder, request, parameters)
+        else:
+            found[name] = WeightSearch(folder, request, parameters, scales)
     return found
 
 
@@ -319,7 +369,7 @@ class _Trials:
     ) -> None:
         self.search, self.problem, self.studies = search, problem, studies
         self.baseline = baseline
-        self.values: dict[tuple[str, int], dict[str, float]] = {}
+        self.values: dict[tuple[str, int], dict[str, Value]] = {}
         asked = replace(search.comparison, record=None)
         recipe = recipe_of(asked, problem)
         self.recipe = changed_recipe(recipe, epochs=search.epochs)
@@ -364,7 +414,7 @@ class _Trials:
         spec = replace(
             spec,
             method_options={**(spec.method_options or {}), **method_options_of(values)},
-            recipe=changed_recipe(self.recipe, learning_rate=values[RATE]),
+            recipe=changed_recipe(self.recipe, learning_rate=float(values[RATE])),
         )
         return replace(job, spec=spec)
 

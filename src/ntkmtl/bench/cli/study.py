@@ -1,0 +1,152 @@
+"""``ntkmtl study``: methods compared on several problems, each tuned with the same budget."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ntkmtl.bench.cli.console import (
+    FAILED,
+    INTERRUPTED,
+    print_grid,
+    print_json,
+    refuse,
+    refusing,
+    say,
+)
+from ntkmtl.bench.cli.options import Device, EngineOptions, Jobs, Json, Threads, grouped
+from ntkmtl.bench.cli.sweeps import say_failures
+from ntkmtl.bench.cli.values import check_folder, find_modules_here
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ntkmtl.bench.study.estimate import Estimate
+
+__all__ = ["study"]
+
+
+@grouped
+def study(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
+    ] = None,
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="Folder for results and runs.", file_okay=False, callback=check_folder
+        ),
+    ] = Path("study"),
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how long it would take, and end.")
+    ] = False,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    device: Device = "cpu",
+    engines: EngineOptions,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on several problems, tuned with the same budget, and judge the results.
+
+    It says how long it takes before it starts. Called again, it resumes where it stopped; the
+    page and the judgement cover what is finished.
+    """
+    with refusing():
+        if report is not None:
+            if file is not None:
+                refuse("--report takes the folder of a study and no FILE")
+            _judged(report, as_json)
+            return
+        if file is None:
+            refuse("FILE or --report DIR is needed; docs/study.md shows a file")
+        from rich.console import Console
+
+        from ntkmtl.bench.compute import processes
+        from ntkmtl.bench.compute.environment import cores
+        from ntkmtl.bench.jobs.reporters import reporter_for
+        from ntkmtl.bench.study.estimate import estimate
+        from ntkmtl.bench.study.part import Trainer
+        from ntkmtl.bench.study.plan import read_plan
+        from ntkmtl.bench.study.runner import run_study
+
+        if processes.launched() > 1:
+            refuse("study starts its own processes: call it without torchrun")
+        # Any of its names may be a module in the current folder.
+        find_modules_here("module:Class")
+        plan = read_plan(file)
+        jobs = jobs or cores()
+        trainer = Trainer(
+            jobs=jobs,
+            threads=threads,
+            device=device,
+            engine=engines.made(jobs),
+            reporter=lambda: reporter_for(Console(stderr=True)),
+        )
+        if not yes or dry_run:
+            _confirmed(estimate(plan, out, trainer, say), jobs, dry_run)
+        outcome = run_study(plan, out, trainer)
+        say(f"{len(outcome.written)} results written, {outcome.known} were there before")
+        say_failures(outcome.failures)
+        if outcome.interrupted:
+            say("Stopped; the same command resumes.")
+            raise typer.Exit(INTERRUPTED)
+        _judged(out, as_json)
+    if outcome.failures:
+        raise typer.Exit(FAILED)
+
+
+def _confirmed(found: Sequence[Estimate], jobs: int, dry_run: bool) -> None:
+    """Say how long it takes, and end the command unless the user agrees."""
+    by_problem: dict[str, list[Estimate]] = {}
+    for entry in found:
+        by_problem.setdefault(entry.problem, []).append(entry)
+    rows = [
+        [name, str(len(own)), str(sum(e.runs for e in own)), _hours(sum(e.seconds for e in own))]
+        for name, own in by_problem.items()
+    ]
+    total = sum(entry.seconds for entry in found)
+    rows.append(["all", str(len(found)), str(sum(e.runs for e in found)), _hours(total)])
+    print_grid("What is missing", ["problem", "methods", "runs", "core time"], rows)
+    say(f"About {_hours(total / jobs)} with {jobs} runs at a time, from a few steps of each method")
+    if dry_run:
+        raise typer.Exit
+    if total and not sys.stdin.isatty():
+        refuse("there is nobody to ask: add --yes to start, or --dry-run to know the time only")
+    if total and not typer.confirm("Start?", err=True):
+        raise typer.Exit
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _judged(out: Path, as_json: bool) -> None:
+    """Judge the results in a folder, write the page, and print the judgement."""
+    from ntkmtl.bench.study import judge, write_page
+    from ntkmtl.bench.study.plan import stored_plan
+    from ntkmtl.bench.study.results import read_results
+    from ntkmtl.files import write_json
+
+    found = judge(read_results(out), stored_plan(out).diagram)
+    write_json(out / "judgement.json", found.to_json())
+    page = write_page(found, out / "study.html")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        for sentence in found.words:
+            print(sentence)
+    say(f"Page: {page}")

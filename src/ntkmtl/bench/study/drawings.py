@@ -1,0 +1,111 @@
+"""The figures of a study."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.study.inference import Ranking, posthocs
+from ntkmtl.bench.study.plan import REFERENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
+
+__all__ = ["cost_figure", "rank_figure", "rate_figure", "trade_figure"]
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    # Equal figures get equal bytes.
+    "svg.hashsalt": "ntkmtl",
+}
+
+
+@contextlib.contextmanager
+def _drawn(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def rank_figure(ranking: Ranking) -> Figure:
+    """Draw the critical-difference diagram: methods joined by a bar cannot be told apart.
+
+    Raises:
+        MissingExtraError: scikit-posthocs is not installed.
+    """
+    import pandas
+
+    names = [f"{name} " for name in ranking.methods]
+    table = pandas.DataFrame(ranking.pairs, index=names, columns=names)
+    with _drawn(7.5, 0.6 + 0.24 * len(names)) as (figure, axes):
+        posthocs().critical_difference_diagram(
+            dict(zip(names, ranking.ranks, strict=True)), table, ax=axes
+        )
+    return figure
+
+
+def cost_figure(overall: Sequence[Overall]) -> Figure:
+    """Draw the difference to the plain sum against the time of a step."""
+    with _drawn(7.0, 4.2) as (figure, axes):
+        for entry in overall:
+            if entry.difference is None or entry.step_ratio is None:
+                continue
+            found = entry.difference
+            errors = [[found.mean - found.low], [found.high - found.mean]]
+            axes.errorbar(entry.step_ratio, found.mean, yerr=errors, fmt="o", capsize=2)
+            axes.annotate(
+                entry.method,
+                (entry.step_ratio, found.mean),
+                xytext=(5, 4),
+                textcoords="offset points",
+            )
+        axes.axhline(0, color="0.6", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"time of a training step, times that of {REFERENCE}")
+        axes.set_ylabel(f"Δm less that of {REFERENCE}, points")
+    return figure
+
+
+def rate_figure(problem: ProblemJudgement) -> Figure:
+    """Draw what every trial scored against its learning rate."""
+    with _drawn(7.0, 4.2) as (figure, axes):
+        for row in problem.methods:
+            points = sorted((rate, value) for rate, value in row.trials if value is not None)
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-", markersize=3, label=row.method)
+        axes.set_xscale("log")
+        # One trial that nearly diverged would flatten all others.
+        axes.set_yscale("symlog", linthresh=10)
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("Δm on the validation split, %")
+        if axes.has_data():
+            axes.legend(fontsize=7, ncols=2)
+    return figure
+
+
+def trade_figure(problem: ProblemJudgement) -> Figure:
+    """Draw one task against the other, for problems of two."""
+    with _drawn(5.2, 4.6) as (figure, axes):
+        for row in problem.methods:
+            if len(row.tasks) == 2:
+                axes.plot(*row.tasks, "o")
+                axes.annotate(
+                    row.method,
+                    (row.tasks[0], row.tasks[1]),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                )
+        for place, name in enumerate(problem.metrics):
+            label = axes.set_ylabel if place else axes.set_xlabel
+            label(f"{name}: Δm, %")
+    return figure

@@ -1,0 +1,179 @@
+"""The methods of one problem: scales for fixed weights, search, final runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ntkmtl.bench.jobs.job import Failure
+from ntkmtl.bench.runs import TRIAL, RunInterrupted, convert, load_run, read_json, run_folder
+from ntkmtl.bench.search.records import TUNING, Trial
+from ntkmtl.bench.search.tuning import Search, search_settings
+from ntkmtl.bench.study.part import StudyPart
+from ntkmtl.bench.study.results import MethodResult, Setting, TriedSettings
+from ntkmtl.bench.training import Sweep, SweepError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ntkmtl.bench.search.records import Tuning
+
+__all__ = ["Methods"]
+
+
+class Methods:
+    """Some methods of a problem, trained side by side.
+
+    Args:
+        part: The problem's part of the study.
+        names: The methods.
+    """
+
+    def __init__(self, part: StudyPart, names: Sequence[str]) -> None:
+        self.part, self.names = part, list(names)
+        self.plan, self.asked = part.plan, part.asked
+
+    def run(self) -> None:
+        """Search, train, and write a result for each.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        names = self.names
+        searched = [name for name in names if self.plan.trials_of(self.asked, name)]
+        found = self._search(searched) if searched else {}
+        published = self.part.train(self.part.comparison(names, "published"))
+        changed = {name: t for name, t in found.items() if t.number > 0}
+        tuned = None
+        if changed:
+            tuned = self.part.train(
+                self.part.comparison(
+                    list(changed),
+                    "tuned",
+                    method_options={n: dict(t.method_options) for n, t in changed.items()},
+                    method_recipes={n: dict(t.recipe) for n, t in changed.items()},
+                )
+            )
+        for name in names:
+            if name not in found and name in searched:
+                continue
+            self.part.write(self._result(name, found.get(name), published, tuned))
+
+    def _search(self, names: Sequence[str]) -> dict[str, Tuning]:
+        """Return the settings found, without methods whose search failed.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        scales = self.scales() if "fixed" in names else None
+        sweep, found = search_settings(
+            Search(
+                self.part.comparison(names, "search"),
+                self.plan.trials_of(self.asked, names[0]),
+                self.plan.trial_seed,
+                self.part.trial_epochs,
+                length=True,
+                scales=scales,
+            ),
+            cache=self.part.cache,
+            reporter=self.part.trainer.reporter,
+            engine=self.part.trainer.engine,
+        )
+        if sweep.interrupted:
+            raise RunInterrupted("the study was stopped")
+        if sweep.failures and len(names) > 1:
+            # One that cannot be trained does not take the others with it.
+            return {key: t for name in names for key, t in self._search([name]).items()}
+        self.part.outcome.failures += sweep.failures
+        if not sweep.failures:
+            self.part.outcome.failures += [
+                self._diverged(name) for name in names if name not in found
+            ]
+        return found
+
+    def _tuning(self, name: str) -> Path:
+        place = self.part.place / "search"
+        return run_folder(place, self.part.problem.name, name, 0).parent / TUNING
+
+    def _diverged(self, name: str) -> Failure:
+        return Failure(
+            label=f"{self.asked.name} {name}",
+            folder=run_folder(self.part.place / "search", self.part.problem.name, name, 0).parent
+            / TUNING,
+            error="SweepError",
+            message=f"all trials of {name} diverged; give {self.asked.name} a lower learning_rate",
+        )
+
+    def scales(self) -> dict[str, float]:
+        """Return the length of each task's gradient over one epoch with ``ntkmtl``.
+
+        Raises:
+            RunInterrupted: It was stopped.
+            SweepError: A task has no gradient.
+        """
+        seed = self.plan.trial_seed
+        self.part.train(self.part.comparison(["ntkmtl"], "kernels", seeds=[seed], epochs=1))
+        run = load_run(
+            run_folder(self.part.place / "kernels", self.part.problem.name, "ntkmtl", seed)
+        )
+        eigenvalues = run.steps.eigenvalues
+        assert eigenvalues is not None, "ntkmtl reads them"
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = np.log(eigenvalues.astype(np.float64))
+        found = {}
+        for task, column in zip(self.part.problem.tasks, logs.T, strict=True):
+            seen = column[np.isfinite(column)]
+            if not len(seen):
+                raise SweepError(
+                    f"{self.asked.name}: task {task} had no gradient in the first epoch, so the "
+                    "weights of fixed cannot be searched; leave fixed out"
+                )
+            # The eigenvalue of one mini-batch is the squared length of the gradient.
+            found[task] = math.exp(float(seen.mean()) / 2)
+        return found
+
+    def _result(
+        self, name: str, tuning: Tuning | None, published: Sweep, tuned: Sweep | None
+    ) -> MethodResult | None:
+        """Return the result of a method, None if one of its runs failed."""
+        parts = {"published": published, "tuned": tuned}
+        settings: dict[str, Setting | None] = {}
+        for part, sweep in parts.items():
+            own = tuning if part == "tuned" else None
+            if sweep is None or (part == "tuned" and (own is None or own.number == 0)):
+                settings[part] = None
+                continue
+            runs = [
+                self.part.final(part, name, seed, sweep) for seed in self.plan.seeds_of(self.asked)
+            ]
+            if None in runs:
+                return None
+            options = self.plan.method_options.get(name, {}) if own is None else own.method_options
+            settings[part] = Setting(
+                method_options=dict(options),
+                recipe={} if own is None else dict(own.recipe),
+                runs=[run for run in runs if run is not None],
+            )
+        if tuning is not None and tuning.number == 0:
+            # The best trial has the published settings: its final runs are the same.
+            settings["tuned"] = settings["published"]
+        return self.part.made(name, self._trials(name), settings["published"], settings["tuned"])
+
+    def _trials(self, name: str) -> list[TriedSettings]:
+        method = run_folder(self.part.place / "search", self.part.problem.name, name, 0).parent
+        found = []
+        for path in sorted((method / TUNING).glob(f"trial-*/{TRIAL}")):
+            trial = convert(path, read_json(path), Trial)
+            val = [] if trial.value is None else list(load_run(path.parent).result.val)
+            found.append(
+                TriedSettings(
+                    parameters=dict(trial.parameters),
+                    value=trial.value,
+                    val=val,
+                    seconds=trial.wall_seconds,
+                )
+            )
+        return found

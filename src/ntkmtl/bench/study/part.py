@@ -1,0 +1,215 @@
+"""What all parts of one problem's share of a study have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.jobs.job import Failure
+from ntkmtl.bench.jobs.reporters import Reporter
+from ntkmtl.bench.problems import find_problem
+from ntkmtl.bench.runs import (
+    RESULT,
+    SINGLE_TASK,
+    RunInterrupted,
+    RunMetric,
+    load_run,
+    run_folder,
+)
+from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
+from ntkmtl.bench.training import Comparison, Sweep, compare
+from ntkmtl.bench.training.baselines import BaselineCache
+from ntkmtl.bench.training.recipes import recipe_of
+
+if TYPE_CHECKING:
+    from ntkmtl.bench.jobs.engine import Engine
+    from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
+
+__all__ = ["DIVERGED", "StudyOutcome", "StudyPart", "Trainer"]
+
+WORK = "work"
+"""Folder of the runs of a study; only what is unfinished needs it."""
+
+DIVERGED = ("NonFiniteError", "FloatingPointError")
+"""Errors of runs that diverged, which is a result."""
+
+
+@dataclass
+class StudyOutcome:
+    """The outcome of a sitting.
+
+    Attributes:
+        written: Results that were written now, as ``problem/method``.
+        known: Number of results that were there before.
+        failures: Runs that failed, without those that diverged.
+        interrupted: Whether it was stopped.
+    """
+
+    written: list[str] = field(default_factory=list)
+    known: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How runs of a study are trained.
+
+    Attributes:
+        jobs: Runs at a time.
+        threads: Threads of a run; see :class:`ntkmtl.bench.training.Comparison`.
+        device: Where to train.
+        engine: Trains the runs; processes on this machine if None.
+        reporter: Makes the reporter of each part.
+    """
+
+    jobs: int = 1
+    threads: int | None = None
+    device: str = "cpu"
+    engine: Engine | None = None
+    reporter: Callable[[], Reporter] = Reporter
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of a comparison."""
+        return {"jobs": self.jobs, "threads": self.threads, "device": self.device}
+
+    def train(self, comparison: Comparison, cache: BaselineCache) -> Sweep:
+        """Train what a comparison lacks.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        sweep = compare(
+            comparison,
+            keep_request=False,
+            cache=cache,
+            reporter=self.reporter(),
+            engine=self.engine,
+        )
+        if sweep.interrupted:
+            raise RunInterrupted("the study was stopped")
+        return sweep
+
+
+class StudyPart:
+    """One problem's part of a study.
+
+    Args:
+        plan: The study.
+        asked: The problem.
+        out: The study's folder.
+        trainer: How runs are trained.
+        outcome: Receives the outcome.
+    """
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        asked: ProblemPlan,
+        out: Path,
+        trainer: Trainer,
+        outcome: StudyOutcome,
+    ) -> None:
+        self.plan, self.asked, self.out = plan, asked, out
+        self.trainer, self.outcome = trainer, outcome
+        self.place = out / WORK / asked.name
+        self.cache = BaselineCache(self.place / "cache")
+        self.problem: Problem = find_problem(
+            asked.problem or asked.name, asked.options, try_out=True
+        )
+
+    def missing(self) -> list[str]:
+        """Return the methods without a result, single-task networks first.
+
+        Raises:
+            RunFileError: A result is damaged, or of another study.
+        """
+        names = [SINGLE_TASK, *self.plan.methods_of(self.asked)]
+        return [name for name in names if not finished(self.out, self.request(name))]
+
+    def request(self, method: str) -> dict[str, Any]:
+        """Return what is asked for of one method."""
+        recipe = recipe_of(self.comparison([method], "published"), self.problem)
+        return {
+            "problem": self.asked.name,
+            "source": self.asked.source or self.asked.name,
+            "problem_options": dict(self.problem.options),
+            "tasks": list(self.problem.tasks),
+            "sizes": {split: self.problem.size(split) for split in ("train", "val", "test")},
+            "recipe": recipe.to_json(),
+            "method": method,
+            "method_options": dict(self.plan.method_options.get(method, {})),
+            "trials": self.plan.trials_of(self.asked, method),
+            "trial_epochs": self.trial_epochs,
+            "trial_seed": self.plan.trial_seed,
+            "seeds": self.plan.seeds_of(self.asked),
+        }
+
+    @property
+    def trial_epochs(self) -> int | None:
+        """Epochs of a trial, None for those of the final runs."""
+        return self.asked.trial_epochs or self.plan.trial_epochs
+
+    def comparison(self, methods: Sequence[str], part: str, **more: Any) -> Comparison:
+        """Return the comparison of a part of the study."""
+        settings = {**self.trainer.settings, **more}
+        return self.plan.comparison(self.asked, list(methods), self.place / part, **settings)
+
+    def train(self, comparison: Comparison) -> Sweep:
+        """Train what a comparison lacks, and note what fails.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        sweep = self.trainer.train(comparison, self.cache)
+        self.outcome.failures += [f for f in sweep.failures if f.error not in DIVERGED]
+        return sweep
+
+    def write(self, result: MethodResult | None) -> None:
+        """Write a result, if there is one."""
+        if result is not None:
+            result.write(self.out)
+            self.outcome.written.append(f"{result.problem}/{result.method}")
+
+    def final(
+        self, part: str, name: str, seed: int, sweep: Sweep, task: str | None = None
+    ) -> FinalRun | None:
+        """Return a final run, one that diverged included; None if it failed otherwise."""
+        folder = run_folder(self.place / part, self.problem.name, name, seed, task)
+        if (folder / RESULT).exists():
+            run = load_run(folder)
+            return FinalRun(
+                seed=seed,
+                test=list(run.result.test),
+                train_seconds=run.result.train_seconds,
+                steps=run.result.steps,
+            )
+        why = [f.message for f in sweep.failures if f.folder == folder and f.error in DIVERGED]
+        return (
+            FinalRun(seed=seed, test=[], train_seconds=0.0, steps=0, error=why[0]) if why else None
+        )
+
+    def made(
+        self,
+        name: str,
+        trials: list[TriedSettings],
+        published: Setting | None,
+        tuned: Setting | None,
+    ) -> MethodResult:
+        """Return a result with its provenance."""
+        threads = self.trainer.threads or default_threads(self.trainer.jobs)
+        return MethodResult(
+            request=self.request(name),
+            metrics=[RunMetric(**vars(metric)) for metric in self.problem.metrics],
+            trials=trials,
+            published=published,
+            tuned=tuned,
+            hardware=hardware(threads),
+            versions=dict(versions()),
+        )

@@ -1,0 +1,67 @@
+"""Running a study: for each problem single-task networks, then methods; a JSON file for each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ntkmtl.bench.runs import SINGLE_TASK, RunInterrupted
+from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.study.methods import Methods
+from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
+from ntkmtl.bench.study.plan import PLAN
+from ntkmtl.bench.study.singletask import SingleTasks
+from ntkmtl.files import write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ntkmtl.bench.study.plan import StudyPlan
+
+__all__ = ["run_study"]
+
+
+def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> StudyOutcome:
+    """Train what a study lacks; results that are there are kept.
+
+    Ctrl-C and SIGTERM stop every run at a step boundary; the same call resumes there.
+
+    Args:
+        plan: The study.
+        out: Its folder: results stand in ``results``, unfinished work in ``work``.
+        trainer: How runs are trained.
+
+    Raises:
+        SweepError: Something cannot be done as asked for.
+        ProblemNotFoundError: There is no such problem, or it refuses its options.
+        MissingExtraError: A method needs something that is not installed.
+        RunFileError: A file is damaged, or a result is of another study.
+        RunBusyError: Another process works in the folder.
+    """
+    trainer = trainer or Trainer()
+    outcome = StudyOutcome()
+    with sweep_lock(out):
+        write_json(out / PLAN, msgspec.to_builtins(plan))
+        try:
+            for problem in plan.problem:
+                _run(StudyPart(plan, problem, out, trainer, outcome))
+        except RunInterrupted:
+            outcome.interrupted = True
+    return outcome
+
+
+def _run(part: StudyPart) -> None:
+    """Train what one problem lacks.
+
+    Raises:
+        RunInterrupted: It was stopped.
+    """
+    missing = part.missing()
+    part.outcome.known += 1 + len(part.plan.methods_of(part.asked)) - len(missing)
+    if SINGLE_TASK in missing:
+        part.write(SingleTasks(part).result())
+    methods = [name for name in missing if name != SINGLE_TASK]
+    # As many methods at a time as there are jobs: the trials of one wait for each other.
+    for first in range(0, len(methods), part.trainer.jobs):
+        Methods(part, methods[first : first + part.trainer.jobs]).run()

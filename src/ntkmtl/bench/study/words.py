@@ -1,0 +1,102 @@
+"""The judgement of a study in plain sentences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ntkmtl.bench.study.plan import REFERENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ntkmtl.bench.study.inference import Ranking
+    from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
+
+__all__ = ["sentences"]
+
+FEW_SEEDS, FEW_SOURCES = 6, 5
+"""With fewer seeds nobody is named as a winner; with fewer sources little is said of others."""
+
+
+def sentences(
+    problems: Sequence[ProblemJudgement], overall: Sequence[Overall], ranking: Ranking | None
+) -> list[str]:
+    """Return the judgement, one sentence or two each.
+
+    Args:
+        problems: Problem by problem.
+        overall: Method by method.
+        ranking: The ranks, None if there are too few problems or methods.
+    """
+    sources = sorted({problem.source for problem in problems})
+    found = [
+        f"{_count(len(problems), 'problem')} from {_count(len(sources), 'source')} of data: "
+        f"{', '.join(problem.problem for problem in problems)}. Tuned methods are compared with "
+        "the tuned plain sum of the losses, paired by seed, by 95 % intervals."
+    ]
+    others = [o for o in overall if o.method != REFERENCE and o.difference is not None]
+    same = [o for o in others if o.difference and not o.difference.excludes_zero]
+    better = [o for o in others if o.difference and o.difference.high < 0]
+    worse = [o for o in others if o.difference and o.difference.low > 0]
+    if same:
+        found.append(
+            "Cannot be told from the plain sum here: " + "; ".join(map(_with_cost, same)) + "."
+        )
+    if better:
+        found.append("Better than the plain sum here: " + "; ".join(map(_with_cost, better)) + ".")
+    if worse:
+        found.append("Worse than the plain sum here: " + "; ".join(map(_with_cost, worse)) + ".")
+    found += [
+        f"{entry.method} is not judged on {', '.join(entry.diverged)}: a tuned run of it, or of "
+        f"{REFERENCE}, diverged."
+        for entry in overall
+        if entry.diverged
+    ]
+    untuned = [o.method for o in overall if not o.problems]
+    if untuned:
+        found.append(f"Not tuned, so not judged: {', '.join(untuned)}.")
+    return [*found, *_limits(len(sources), others, ranking)]
+
+
+def _limits(sources: int, others: Sequence[Overall], ranking: Ranking | None) -> list[str]:
+    found = []
+    seeds = min((o.seeds for o in others), default=0)
+    if others and seeds < FEW_SEEDS:
+        found.append(
+            f"With {_count(seeds, 'seed')} intervals are too narrow: take {FEW_SEEDS} or more "
+            "before you call a method a winner."
+        )
+    if sources < FEW_SOURCES:
+        found.append(
+            f"With {_count(sources, 'source')} of data this says little about other problems."
+        )
+    if ranking is None:
+        found.append(
+            "Ranks are not tested: that takes three problems or more, and three methods tuned on "
+            "all of them."
+        )
+    else:
+        verdict = "differ" if ranking.p_value < 0.05 else "cannot be told apart"
+        found.append(
+            f"By ranks over {ranking.problems} problems, the {len(ranking.methods)} methods of "
+            f"the diagram {verdict} (Friedman's test, p = {ranking.p_value:.2g})."
+        )
+    return found
+
+
+def _with_cost(entry: Overall) -> str:
+    difference = entry.difference
+    assert difference is not None
+    words = (
+        f"{entry.method} ({difference.mean:+.1f} points of Δm, from {difference.low:+.1f} to "
+        f"{difference.high:+.1f}"
+    )
+    if entry.step_ratio:
+        words += f"; a step takes {entry.step_ratio:.2f} times as long"
+    if entry.tuning_ratio:
+        words += f", its search {entry.tuning_ratio:.2f} times"
+    return words + ")"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,254 @@
+"""A study from the file to the page, on a problem that trains in a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_problem import Toy
+from typer.testing import CliRunner
+
+from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.jobs.reporters import Reporter
+from ntkmtl.bench.runs import RunFileError, load_run
+from ntkmtl.bench.study import judge, read_plan, run_study
+from ntkmtl.bench.study.estimate import estimate
+from ntkmtl.bench.study.part import Trainer
+from ntkmtl.bench.study.results import read_result, read_results
+from ntkmtl.bench.study.singletask import rates
+from ntkmtl.bench.training import SweepError, train_spec
+from ntkmtl.errors import NonFiniteError
+
+PLAN = """
+methods = ["fixed", "ntkmtl-sr", "dwa"]
+trials = 3
+seeds = 2
+published_only = ["dwa"]
+
+[[problem]]
+name = "one"
+problem = "toy_problem:Toy"
+epochs = 1
+"""
+SECOND = """
+[[problem]]
+name = "two"
+problem = "toy_problem:Toy"
+options = { data_seed = 1 }
+methods = ["fixed", "ntkmtl-sr"]
+epochs = 1
+"""
+
+
+def plan_of(folder: Path, text: str = PLAN) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in sorted((out / "results").rglob("*.json")):
+        content = json.loads(path.read_text())
+        # Times and the machine differ from run to run.
+        for trial in content["trials"]:
+            trial["seconds"] = 0
+        for part in ("published", "tuned"):
+            for run in (content[part] or {"runs": []})["runs"]:
+                run["train_seconds"] = 0
+        found[str(path.relative_to(out))] = content
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    outcome = run_study(read_plan(plan_of(folder, PLAN + SECOND)), folder / "out")
+    assert (outcome.failures, outcome.interrupted) == ([], False)
+    assert outcome.written == [
+        *(f"one/{name}" for name in ("stl", "ls", "fixed", "ntkmtl-sr", "dwa")),
+        *(f"two/{name}" for name in ("stl", "ls", "fixed", "ntkmtl-sr")),
+    ]
+    return folder / "out"
+
+
+# --------------------------------------------------------------------------- what it finds
+
+
+def test_every_method_has_the_budget_and_final_seeds_are_fresh(finished: Path) -> None:
+    for result in read_results(finished):
+        tasks = 3 if result.method == "stl" else 1
+        assert len(result.trials) == (0 if result.method == "dwa" else 3 * tasks)
+        assert (result.tuned is None) == (result.method == "dwa")
+        assert (result.published is None) == (result.method == "stl")
+        for setting in (result.published, result.tuned):
+            if setting is not None:
+                assert [run.seed for run in setting.runs] == [0, 1]
+                assert all(len(run.test) == 3 and not run.error for run in setting.runs)
+
+
+def test_the_best_trial_on_validation_is_what_is_trained(finished: Path) -> None:
+    result = read_result(finished / "results/one/ntkmtl-sr.json")
+    best = min(result.trials, key=lambda trial: trial.value)
+    assert result.trials[0].parameters["learning_rate"] == Toy.recipe.learning_rate
+    assert result.trials[0].parameters["options.length"] == "method"
+    if best is not result.trials[0]:
+        assert result.tuned.recipe == {"learning_rate": best.parameters["learning_rate"]}
+        folder = finished / "work/one/tuned/toy/ntkmtl-sr/seed-0"
+        run = load_run(folder)
+        assert run.config.recipe["learning_rate"] == best.parameters["learning_rate"]
+        assert run.config.method_options["length"] == best.parameters["options.length"]
+        assert list(run.result.test) == result.tuned.runs[0].test
+    else:
+        assert result.tuned == result.published
+
+
+def test_single_task_networks_are_tuned_task_by_task(finished: Path) -> None:
+    result = read_result(finished / "results/one/stl.json")
+    for task in "abc":
+        own = [trial for trial in result.trials if trial.task == task]
+        assert [t.parameters["learning_rate"] for t in own] == rates(0.02, 3)
+        best = min(own, key=lambda trial: trial.value)
+        assert result.tuned.recipe["learning_rate"][task] == best.parameters["learning_rate"]
+        run = load_run(finished / f"work/one/baselines/final/toy/stl/seed-1/{task}")
+        assert run.config.recipe["learning_rate"] == best.parameters["learning_rate"]
+        assert run.result.test[0] == result.tuned.runs[1].test["abc".index(task)]
+
+
+def test_fixed_weights_begin_with_powers_of_measured_gradients(finished: Path) -> None:
+    trials = read_result(finished / "results/one/fixed.json").trials
+    equal, half, full = ([t.parameters[f"weights.{x}"] for x in "abc"] for t in trials)
+    assert equal == [1.0, 1.0, 1.0]
+    for weights in (half, full):
+        assert sum(weights) == pytest.approx(3, rel=1e-3)
+    # Half the power: the ratio of two weights is the root of that with the whole.
+    assert (half[0] / half[1]) ** 2 == pytest.approx(full[0] / full[1], rel=1e-2)
+
+
+# --------------------------------------------------------------------------- several sittings
+
+
+def test_what_is_finished_is_not_trained_again(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished / "results", out / "results")
+    plan = read_plan(plan_of(tmp_path, PLAN + SECOND))
+    assert estimate(plan, out) == []
+    outcome = run_study(plan, out)
+    assert (outcome.written, outcome.known) == ([], 9)
+    assert not (out / "work").exists()
+
+
+def test_a_study_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
+    class Stop(Reporter):
+        started = 0
+
+        def run_started(self, run: int, label: str, steps: int) -> None:
+            Stop.started += 1
+            # Among the single-task networks, in a search, and in final runs.
+            if Stop.started in (5, 20, 30):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    plan = read_plan(plan_of(tmp_path))
+    stops = 0
+    while run_study(plan, tmp_path / "out", Trainer(reporter=Stop)).interrupted:
+        stops += 1
+    assert stops == 3
+    own = {key: value for key, value in results(finished).items() if "/one/" in key}
+    assert results(tmp_path / "out") == own
+
+
+def test_results_of_another_study_are_not_mixed_in(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "results", tmp_path / "out/results")
+    plan = read_plan(plan_of(tmp_path, PLAN.replace("seeds = 2", "seeds = 3")))
+    with pytest.raises(RunFileError, match=r"of another study: seeds is \[0, 1\], asked for"):
+        run_study(plan, tmp_path / "out")
+
+
+# --------------------------------------------------------------------------- what goes wrong
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(problem: Toy, spec: Any, out_dir: Path, **more: Any) -> Any:
+        if out_dir.name == "seed-1" and spec.method == "dwa":
+            raise NonFiniteError("a", 3, "loss", float("nan"))
+        return train_spec(problem, spec, out_dir, **more)
+
+    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    text = PLAN.replace('"fixed", "ntkmtl-sr", "dwa"', '"dwa"').replace("trials = 3", "trials = 1")
+    text = text.replace('published_only = ["dwa"]\n', "")
+    outcome = run_study(read_plan(plan_of(tmp_path, text)), tmp_path / "out")
+    assert outcome.failures == []
+    result = read_result(tmp_path / "out/results/one/dwa.json")
+    assert [bool(run.error) for run in result.tuned.runs] == [False, True]
+    found = judge(read_results(tmp_path / "out"))
+    assert "dwa is not judged on one: a tuned run of it, or of ls, diverged." in found.words
+    assert found.problems[0].of("dwa").tuned[1] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("methods = [", "study.toml"),
+        (PLAN.replace("trials = 3", "trails = 3"), "trails"),
+        (PLAN.replace("trials = 3", "trials = 0"), ">= 1"),
+        (PLAN.replace('"dwa"]', '"dwe"]', 1), "unknown method 'dwe'; did you mean 'dwa'"),
+        (PLAN.replace('published_only = ["dwa"]', 'diagram = ["si"]'), "diagram names 'si'"),
+        (PLAN.replace('published_only = ["dwa"]', 'published_only = ["ls"]'), "tune it as well"),
+        (PLAN.replace("seeds = 2", "seeds = 2000"), "seed 1000 is the trials'"),
+        (PLAN.partition("[[")[0] + "problem = []", "at least one"),
+        (PLAN + PLAN.partition("only = ")[2].partition("\n")[2], "two problems are named 'one'"),
+        (PLAN.replace('"one"', '"../one"'), "cannot be that of a folder"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_words(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(SweepError) as caught:
+        read_plan(plan_of(tmp_path, text))
+    assert said in str(caught.value)
+
+
+def test_a_method_that_does_not_fit_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    text = PLAN + '[method_options.dwa]\nlength = "plain"\n'
+    with pytest.raises(SweepError, match=r"one, dwa: length='plain' compares lengths"):
+        estimate(read_plan(plan_of(tmp_path, text)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------- the command
+
+
+def test_the_command(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, PLAN.replace('"fixed", "ntkmtl-sr", "dwa"', '"dwa"'))
+    out = str(tmp_path / "out")
+    runner = CliRunner()
+    told = runner.invoke(app, ["study", str(plan), "--out", out, "--dry-run", "--jobs", "1"])
+    assert told.exit_code == 0, told.output
+    # 3 tasks with 3 trials and 2 seeds; ls with 3 trials and 2 x 2 runs; dwa with 2 runs.
+    assert "24" in told.output
+    assert not Path(out).exists()
+    refused = runner.invoke(app, ["study", str(plan), "--out", out, "--jobs", "1"])
+    assert refused.exit_code == 2
+    assert "add --yes" in refused.output
+    done = runner.invoke(app, ["study", str(plan), "--out", out, "--yes", "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    assert "Not tuned, so not judged: dwa." in done.output
+    page = (Path(out) / "study.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    (Path(out) / "study.html").unlink()
+    again = runner.invoke(app, ["study", "--report", out, "--json"])
+    assert again.exit_code == 0, again.output
+    assert json.loads((Path(out) / "judgement.json").read_text())["ranking"] is None
+    assert (Path(out) / "study.html").exists()
+
+
+def test_the_command_needs_a_file_or_a_folder(tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert "FILE or --report DIR is needed" in runner.invoke(app, ["study"]).output
+    nothing = runner.invoke(app, ["study", "--report", str(tmp_path)])
+    assert nothing.exit_code == 2
+    assert "holds no result of a study" in nothing.output
