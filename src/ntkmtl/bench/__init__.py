@@ -15,12 +15,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl.bench import paper, problems, reinforce, report, training
+    from ntkmtl.bench import paper, problems, reinforce, report, trained, training
+    from ntkmtl.bench.trained import load
 
-__all__ = ["paper", "problems", "reinforce", "report", "training"]
+_HOMES = {"load": "trained"}
+
+__all__ = ["load", "paper", "problems", "reinforce", "report", "trained", "training"]
 
 
 def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(import_module(f"ntkmtl.bench.{_HOMES[name]}"), name)
     if name in __all__:
         return import_module(f"ntkmtl.bench.{name}")
     raise AttributeError(f"module 'ntkmtl.bench' has no attribute {name!r}")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prediction_oracle import check_predictions
 from torch import nn
 from torchmetrics.functional.classification import binary_f1_score
 
@@ -438,3 +439,8 @@ def test_small_recipe_learns(problem: CelebA, tmp_path: Path) -> None:
     losses = [sum(epoch.train_losses) for epoch in done.history]
     assert losses[-1] < 0.7 * losses[0]
     assert float(torch.tensor(done.result.test).mean() - constant_f1(problem).mean()) > 0.1
+
+
+@pytest.mark.parametrize("tasks", [None, ("Male",)])
+def test_metrics_follow_from_predictions(problem: CelebA, tasks: tuple[str] | None) -> None:
+    check_predictions(problem, tasks)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from prediction_oracle import check_predictions
 
 from ntkmtl import Balancer
 from ntkmtl.bench.problems._arrays import DataMissingError
@@ -253,3 +254,8 @@ def test_tested_epochs_must_be_positive(tiny: Tiny, tmp_path: Path) -> None:
     recipe = dataclasses.replace(tiny.recipe, tested_epochs=0)
     with pytest.raises(ValueError, match="tested_epochs must be at least 1"):
         train(tiny, "ls", 0, tmp_path / "run", recipe=recipe)
+
+
+@pytest.mark.parametrize("tasks", [None, ("depth",)])
+def test_metrics_follow_from_predictions(problem: Cityscapes, tasks: tuple[str] | None) -> None:
+    check_predictions(problem, tasks)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prediction_oracle import check_predictions
 
 from ntkmtl import Balancer
 from ntkmtl.bench import problems
@@ -553,3 +554,8 @@ def test_small_recipe_beats_the_best_constant(problem: NYUv2, folder: Path, tmp_
     for metric, found, other in zip(problem.metrics, run.result.test, constant, strict=True):
         gain = found - other if metric.higher_is_better else other - found
         assert gain > MARGINS.get(metric.name, -math.inf), (metric.name, found, other)
+
+
+@pytest.mark.parametrize("tasks", [None, ("normals",)])
+def test_metrics_follow_from_predictions(problem: NYUv2, tasks: tuple[str] | None) -> None:
+    check_predictions(problem, tasks)

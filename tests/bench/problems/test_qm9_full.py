@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prediction_oracle import check_predictions
 from torch import nn
 from torchmetrics.functional import mean_absolute_error
 
@@ -677,3 +678,8 @@ def test_small_recipe_learns(problem: QM9, tmp_path: Path) -> None:
     errors = torch.tensor(done.result.test) / constant_errors(problem, "test")
     assert errors.max() < 0.95
     assert errors.mean() < 0.5
+
+
+@pytest.mark.parametrize("tasks", [None, ("mu",)])
+def test_metrics_follow_from_predictions(problem: QM9, tasks: tuple[str] | None) -> None:
+    check_predictions(problem, tasks)

@@ -22,7 +22,7 @@ from ntkmtl.bench.training import RunConflictError, RunInterrupted, load_run, tr
 from ntkmtl.bench.training.schedules import learning_rate_factor
 from ntkmtl.errors import NonFiniteError
 
-FILES = ["config.json", "history.json", "result.json", "steps.npz"]
+FILES = ["config.json", "history.json", "model.safetensors", "result.json", "steps.npz"]
 METHODS = [
     *("ls", "si", "uw", "famo", "dwa", "rlw", "graddrop", "cagrad", "ntkmtl", "ntkmtl-sr"),
     "ntkmtl-auto",
@@ -37,6 +37,7 @@ def same_numbers(one: Run, other: Run) -> None:
     assert one.result.test == other.result.test
     assert one.result.val == other.result.val
     assert one.result.steps == other.result.steps
+    assert one.result.model == other.result.model
     for a, b in zip(one.history, other.history, strict=True):
         assert replace(a, train_seconds=0, eval_seconds=0, cpu_seconds=0) == replace(
             b, train_seconds=0, eval_seconds=0, cpu_seconds=0

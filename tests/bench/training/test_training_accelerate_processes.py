@@ -76,7 +76,7 @@ def test_parts_are_shared_out_as_well(found: list[dict[str, Any]], tmp_path: Pat
 
 
 def test_files_are_those_of_one_process(folder: Path) -> None:
-    files = ["config.json", "history.json", "result.json", "steps.npz"]
+    files = ["config.json", "history.json", "model.safetensors", "result.json", "steps.npz"]
     assert sorted(path.name for path in (folder / "ls").iterdir()) == files
     assert load_run(folder / "ls").config.sizes["train"] == 240
 

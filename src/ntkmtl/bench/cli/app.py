@@ -12,6 +12,7 @@ from ntkmtl.bench.cli.compare import compare
 from ntkmtl.bench.cli.data import data
 from ntkmtl.bench.cli.methods import methods
 from ntkmtl.bench.cli.paper import paper
+from ntkmtl.bench.cli.predict import predict
 from ntkmtl.bench.cli.problems import problems
 from ntkmtl.bench.cli.report import report
 from ntkmtl.bench.cli.run import run
@@ -32,6 +33,7 @@ app = typer.Typer(
 for _command in (
     compare,
     run,
+    predict,
     table,
     report,
     methods,

@@ -108,5 +108,5 @@ def compare(
             device=device,
         )
         sweep = train_sweep(comparison, overwrite=overwrite, engine=engines.made(jobs))
-        shown = show_sweep(sweep, as_json)
+        shown = show_sweep(sweep, as_json, problem)
     exit_as(sweep, shown)

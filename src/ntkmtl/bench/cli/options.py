@@ -300,15 +300,19 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """What is noted of the runs while they train."""
+    """What is kept of the runs beside their numbers."""
 
     record: Record = None
     tracker: TrackerName = None
+    model: Annotated[
+        bool,
+        typer.Option("--model/--no-model", help="Keep the trained networks, for `ntkmtl predict`."),
+    ] = True
 
     def arguments(self) -> dict[str, Any]:
         """Return them as arguments of a comparison."""
         record = None if self.record is None else {"every": self.record}
-        return {"record": record, "tracker": self.tracker}
+        return {"record": record, "tracker": self.tracker, "keep_model": self.model}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ntkmtl.bench.cli.options import (
     grouped,
     planned,
 )
-from ntkmtl.bench.cli.sweeps import exit_as, train_sweep
+from ntkmtl.bench.cli.sweeps import exit_as, model_note, say_use, train_sweep
 from ntkmtl.bench.cli.values import options_in
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def run(
             engine=engines.made(None),
         )
         found = _complete(out, sweep.problem, comparison.names[0], seed, task)
-        _show_runs(found, as_json)
+        _show_runs(found, as_json, problem)
     exit_as(sweep)
 
 
@@ -123,7 +123,7 @@ def _complete(out: Path, problem: str, method: str, seed: int, task: str | None)
     return [load_run(folder) for folder in folders if (folder / RESULT).exists()]
 
 
-def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
+def _show_runs(runs: Sequence[Run], as_json: bool, source: str) -> None:
     if as_json:
         print_json(
             [
@@ -147,4 +147,6 @@ def _show_runs(runs: Sequence[Run], as_json: bool) -> None:
         ]
         print_columns(rows)
     for run in runs:
-        say(f"Run: {run.path} ({run.result.seconds_per_epoch:.2f} s per epoch)")
+        say(f"Run: {run.path} ({run.result.seconds_per_epoch:.2f} s per epoch{model_note(run)})")
+    if runs and runs[-1].result.model is not None:
+        say_use(runs[-1], source)

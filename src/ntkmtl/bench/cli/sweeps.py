@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,9 +27,18 @@ if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine
     from ntkmtl.bench.jobs.job import Failure
     from ntkmtl.bench.jobs.reporters import Reporter
+    from ntkmtl.bench.runs import Run
     from ntkmtl.bench.training import Comparison, Sweep
 
-__all__ = ["exit_as", "say_failures", "show_sweep", "train_sweep", "trained"]
+__all__ = [
+    "exit_as",
+    "model_note",
+    "say_failures",
+    "say_use",
+    "show_sweep",
+    "train_sweep",
+    "trained",
+]
 
 
 def train_sweep(
@@ -87,8 +97,13 @@ def _together(device: str) -> Iterator[None]:
         yield
 
 
-def show_sweep(sweep: Sweep, as_json: bool) -> bool:
-    """Print the table and write the report, as far as there are complete runs.
+def show_sweep(sweep: Sweep, as_json: bool, source: str) -> bool:
+    """Print the table, write the report, and say how to use the best network.
+
+    Args:
+        sweep: The outcome.
+        as_json: Whether to print JSON instead.
+        source: The problem, as it was typed.
 
     Returns:
         False if one of them could not be made though it was asked for.
@@ -106,6 +121,7 @@ def show_sweep(sweep: Sweep, as_json: bool) -> bool:
             page = report.write_html(sweep.out, sweep.out / "report.html")
         except (ValueError, OSError) as error:
             why = f"No report: {error}"
+    kept = None if table is None else _Kept.below(sweep)
     if as_json:
         print_json(
             {
@@ -127,6 +143,8 @@ def show_sweep(sweep: Sweep, as_json: bool) -> bool:
                     for f in sweep.failures
                 ],
                 "seconds": sweep.seconds,
+                "model_bytes": 0 if kept is None else kept.bytes,
+                "best_run": None if kept is None or kept.best is None else str(kept.best.path),
                 "table": None if table is None else json.loads(report.render(table, "json")),
             }
         )
@@ -136,7 +154,72 @@ def show_sweep(sweep: Sweep, as_json: bool) -> bool:
         say(why)
     if page is not None and not as_json:
         say(f"Report: {page}")
+    if kept is not None and kept.best is not None and not as_json:
+        judged = "validation" if kept.best.config.sizes["val"] else "training"
+        say(
+            f"Networks: {kept.count} in {_size(kept.bytes)}. Best mean rank on the {judged} split: "
+            f"{kept.best.path}"
+        )
+        say_use(kept.best, source)
     return not why
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The trained networks of a comparison: their number and size, and the run of the best."""
+
+    count: int
+    bytes: int
+    best: Run | None
+
+    @classmethod
+    def below(cls, sweep: Sweep) -> _Kept | None:
+        """Return what the complete runs of a comparison keep, None where that is nothing."""
+        from ntkmtl.bench.runs import folder_name, load_runs
+        from ntkmtl.bench.trained import best_run
+
+        runs, _ = load_runs(sweep.out / folder_name(sweep.problem))
+        sizes = [run.result.model.bytes for run in runs if run.result.model is not None]
+        return cls(len(sizes), sum(sizes), best_run(runs)) if sizes else None
+
+
+def say_use(run: Run, source: str) -> None:
+    """Print the command that uses the network of a run.
+
+    Args:
+        run: The run.
+        source: Its problem, as it was typed.
+    """
+    from ntkmtl.bench.problems import load_target
+
+    command = ["ntkmtl", "predict", str(run.path)]
+    if ":" in source:
+        command += ["--problem", source]
+    if ":" not in source and hasattr(load_target(source), "encode_new"):
+        command += ["--csv", "new.csv", "-o", "predictions.csv"]
+    else:
+        command += ["--split", "test", "-o", "predictions.npz"]
+    say(f"Use it: {shlex.join(command)}")
+
+
+def model_note(run: Run) -> str:
+    """Return the size of a run's network in words, ``""`` if it kept none."""
+    return "" if run.result.model is None else f", network {_size(run.result.model.bytes)}"
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes as people read it.
+
+    Example:
+        >>> _size(2_340), _size(56_000_000)
+        ('2.3 kB', '56.0 MB')
+    """
+    number, units = count / 1000, ("kB", "MB", "GB")
+    for unit in units:
+        if number < 1000 or unit == units[-1]:
+            break
+        number /= 1000
+    return f"{number:.1f} {unit}"
 
 
 def say_failures(failures: Sequence[Failure]) -> None:

@@ -122,5 +122,5 @@ def tune(
         )
         shown = True
         if sweep.out == comparison.out and not sweep.failures:
-            shown = show_sweep(sweep, as_json)
+            shown = show_sweep(sweep, as_json, problem)
     exit_as(sweep, shown)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.problems._loading import ProblemError, check, load_class
@@ -24,11 +25,19 @@ from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+    from ntkmtl.bench.problems.base import (
+        Metric,
+        MultiTaskModel,
+        Prediction,
+        Problem,
+        Recipe,
+        Split,
+    )
 
 __all__ = [
     "Metric",
     "MultiTaskModel",
+    "Prediction",
     "Problem",
     "ProblemError",
     "ProblemNotFoundError",
@@ -45,7 +54,10 @@ __all__ = [
     "specs",
 ]
 
-_BASE = frozenset({"Metric", "MultiTaskModel", "Problem", "Recipe", "Split"})
+_BASE = frozenset({"Metric", "MultiTaskModel", "Prediction", "Problem", "Recipe", "Split"})
+
+_PATHS = frozenset({"csv", "data", "split"})
+"""Options that name a file or a folder: a run keeps their absolute paths."""
 
 
 def names() -> tuple[str, ...]:
@@ -140,6 +152,12 @@ def create(name: str, **options: Any) -> Problem:
                 f"{', '.join(accepted) or 'none'}"
             )
     problem: Problem = factory(**options)
+    problem.created_with = {
+        key: str(Path(value).expanduser().absolute())
+        if isinstance(value, Path) or (key in _PATHS and isinstance(value, str))
+        else value
+        for key, value in options.items()
+    }
     return problem
 
 

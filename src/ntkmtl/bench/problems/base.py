@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ __all__ = [
     "MultiTaskModel",
     "OnNonFinite",
     "Precision",
+    "Prediction",
     "Problem",
     "Recipe",
     "Schedule",
@@ -127,6 +128,22 @@ class Recipe:
 _LATER = frozenset({"precision", "accumulate", "clip", "compile", "on_nonfinite"})
 
 
+class Prediction(NamedTuple):
+    """The predictions of one task in the terms people know.
+
+    Attributes:
+        values: In the units of the task's metrics for regression, as floats; class numbers (int64)
+            for classification. Samples along dimension 0.
+        classes: Names of the classes, empty for regression.
+        probabilities: Of each class, shape (b, classes); None for regression, and for classes of
+            pixels.
+    """
+
+    values: Tensor
+    classes: tuple[str, ...] = ()
+    probabilities: Tensor | None = None
+
+
 class MultiTaskModel(nn.Module, ABC):
     """A network with a shared trunk and one head per task.
 
@@ -174,6 +191,8 @@ class Problem(ABC):
         recipes: All its recipes by name, where it has several; it is then created with an option
             ``recipe``, as a recipe may come with its own part of the data and its own network.
         reference: One number per metric that ``"plateau"`` schedules measure Delta-m against.
+        created_with: The options that :func:`ntkmtl.bench.problems.create` was given, with which
+            the problem of a run is created again; None where the class was called directly.
     """
 
     name: ClassVar[str]
@@ -183,6 +202,7 @@ class Problem(ABC):
     metrics: tuple[Metric, ...]
     recipe: Recipe
     reference: tuple[float, ...] | None = None
+    created_with: Mapping[str, Any] | None = None
 
     @property
     @abstractmethod
@@ -246,6 +266,59 @@ class Problem(ABC):
             Shape (k, b), or None.
         """
         return None
+
+    def evaluation_batch(self, split: Split, indices: Tensor) -> Any:
+        """Return the batch that networks are evaluated on: :meth:`batch` without augmentation."""
+        return self.batch(split, indices)
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return what a network's outputs say, by task; here the outputs as they are.
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned.
+            tasks: The tasks the network was built for, all of them if None.
+        """
+        names = self.tasks if tasks is None else tasks
+        return {task: Prediction(out) for task, out in zip(names, outputs, strict=True)}
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the labels in the terms of :meth:`predictions`, by task.
+
+        A missing label is NaN, or -1 for a class. Tasks may be left out; here all are.
+
+        Args:
+            split: The split.
+            indices: Samples, int64 of shape (b,).
+            tasks: The tasks asked for, all of them if None.
+        """
+        return {}
+
+    def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what new inputs are encoded with, as JSON values and as tensors by name.
+
+        A run keeps it beside its network, for :meth:`from_fitted`. Here there is nothing.
+        """
+        return {}, {}
+
+    @classmethod
+    def from_fitted(
+        cls, arguments: Mapping[str, Any], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Problem:
+        """Return the problem without its data, to predict new inputs.
+
+        Args:
+            arguments: :attr:`created_with` of the problem that was trained.
+            values: JSON values of :meth:`fitted`.
+            tensors: Tensors of :meth:`fitted`.
+
+        Raises:
+            ValueError: The problem cannot be used without its data.
+        """
+        raise ValueError(f"{cls.__name__} cannot be used without its data")
 
     def describe(self) -> str:
         """Return one paragraph on data and network for reports."""

@@ -22,6 +22,7 @@ from ntkmtl.bench.runs.layout import (
     FILES,
     HISTORY,
     MAX_STEP_ROWS,
+    MODEL,
     PREVIOUS,
     RECORD,
     REQUEST,
@@ -38,6 +39,7 @@ from ntkmtl.bench.runs.layout import (
 )
 from ntkmtl.bench.runs.records import (
     Epoch,
+    KeptModel,
     RunConfig,
     RunMetric,
     RunResult,
@@ -57,6 +59,7 @@ __all__ = [
     "FILES",
     "HISTORY",
     "MAX_STEP_ROWS",
+    "MODEL",
     "PREVIOUS",
     "RECORD",
     "REQUEST",
@@ -69,6 +72,7 @@ __all__ = [
     "Epoch",
     "Finite",
     "IncompleteRun",
+    "KeptModel",
     "Run",
     "RunBusyError",
     "RunConfig",

@@ -17,6 +17,7 @@ __all__ = [
     "FILES",
     "HISTORY",
     "MAX_STEP_ROWS",
+    "MODEL",
     "PREVIOUS",
     "RECORD",
     "REQUEST",
@@ -45,11 +46,15 @@ PREVIOUS = "checkpoint.previous.pt"
 """Previous checkpoint, used if the latest is corrupt."""
 RECORD = "record.json"
 """What :class:`ntkmtl.analysis.Recorder` kept, where a run was recorded."""
+MODEL = "model.safetensors"
+"""The trained network."""
 STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
 REQUEST = "compare.json"
 AGENT = "agent.pt"
 """The trained agent of a reinforcement-learning run."""
-FILES = (RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, AGENT, CONFIG)
+FILES = (
+    *(RESULT, TRIAL, FAILURE, CHECKPOINT, PREVIOUS, HISTORY, STEPS, RECORD, MODEL, AGENT, CONFIG),
+)
 """Every file of a run folder, in the order of removal: an interrupted removal must not look like a
 complete run."""
 

@@ -29,6 +29,7 @@ from ntkmtl.files import write_json
 
 __all__ = [
     "Epoch",
+    "KeptModel",
     "RunConfig",
     "RunMetric",
     "RunResult",
@@ -73,6 +74,8 @@ class RunConfig:
         baseline: For methods that learn from scores: the metrics of the single-task networks that
             the scores compare with, one number per metric. None for the others.
         method_source: Digest of the source of a method outside this package, empty for the others.
+        created_with: Options that the problem was created with, to create it again; None where its
+            class was called directly.
     """
 
     problem: str
@@ -90,6 +93,7 @@ class RunConfig:
     hardware: Mapping[str, Any]
     baseline: tuple[Finite, ...] | None = None
     method_source: str = ""
+    created_with: Mapping[str, Any] | None = None
 
     @property
     def single_task(self) -> str | None:
@@ -103,15 +107,18 @@ class RunConfig:
             del content["baseline"]
         if not self.method_source:
             del content["method_source"]
+        if self.created_with is None:
+            del content["created_with"]
         return content
 
     def identity(self) -> dict[str, Any]:
         """Return what two runs must share to be the same.
 
-        All but size, versions, hardware, and the baseline, which follows from the rest.
+        All but size, versions, hardware, where the data are, and the baseline, which follows from
+        the rest.
         """
         content = self.to_json()
-        for key in ("parameters", "versions", "hardware", "baseline"):
+        for key in ("parameters", "versions", "hardware", "baseline", "created_with"):
             content.pop(key, None)
         return content
 
@@ -173,6 +180,19 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class KeptModel:
+    """The file of a run's trained network, as ``result.json`` describes it.
+
+    Attributes:
+        bytes: Its size.
+        sha256: Its SHA-256, hexadecimal.
+    """
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class RunResult:
     """The outcome of a complete run: ``result.json``.
 
@@ -190,6 +210,7 @@ class RunResult:
             other precisions.
         cpu_share: Median over epochs of ``cpu_seconds`` over ``train_seconds``: 1 on a machine with
             nothing else to do, less the busier it was. None where it is not known.
+        model: The file of the trained network, None if it was not kept.
     """
 
     test: tuple[Finite, ...]
@@ -202,13 +223,15 @@ class RunResult:
     skipped_steps: int | None = None
     overflowed_steps: int | None = None
     cpu_share: Finite | None = None
+    model: KeptModel | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
-        counts = {
+        optional = {
             "skipped_steps": self.skipped_steps,
             "overflowed_steps": self.overflowed_steps,
             "cpu_share": self.cpu_share,
+            "model": None if self.model is None else asdict(self.model),
         }
         return {
             "schema": SCHEMA,
@@ -219,7 +242,7 @@ class RunResult:
             "wall_seconds": self.wall_seconds,
             "steps": self.steps,
             "finished": self.finished,
-            **{key: value for key, value in counts.items() if value is not None},
+            **{key: value for key, value in optional.items() if value is not None},
         }
 
 

@@ -370,7 +370,7 @@ class _Trials:
         self.search, self.problem, self.studies = search, problem, studies
         self.baseline = baseline
         self.values: dict[tuple[str, int], dict[str, Value]] = {}
-        asked = replace(search.comparison, record=None)
+        asked = replace(search.comparison, record=None, keep_model=False)
         recipe = recipe_of(asked, problem)
         self.recipe = changed_recipe(recipe, epochs=search.epochs)
         options, _ = options_by_method(problem, list(studies), asked.method_options, recipe)

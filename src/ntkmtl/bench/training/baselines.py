@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from filelock import FileLock, Timeout
 from ntkmtl.bench.runs import (
     CONFIG,
     HISTORY,
+    MODEL,
     RESULT,
     STEPS,
     RunFileError,
@@ -26,18 +28,19 @@ from ntkmtl.bench.runs import (
     load_run,
 )
 from ntkmtl.bench.runs.locks import PATIENCE
+from ntkmtl.bench.runs.model_file import model_bytes
 from ntkmtl.bench.runs.provenance import hardware, source_digest, versions
-from ntkmtl.files import atomic_write
+from ntkmtl.files import atomic_write, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["TRAINING_VERSION", "BaselineCache", "baseline_key", "cache_folder"]
 
 TRAINING_VERSION = 2
 """Raised when a change of the trainer changes the numbers of a run."""
 
-_COPIED = (CONFIG, HISTORY, STEPS, RESULT)
+_COPIED = (CONFIG, HISTORY, STEPS)
 
 
 def cache_folder() -> Path:
@@ -80,13 +83,16 @@ class BaselineCache:
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = (cache_folder() if folder is None else Path(folder)) / "stl"
 
-    def fetch(self, key: str, identity: Mapping[str, Any], to: Path) -> bool:
+    def fetch(
+        self, key: str, identity: Mapping[str, Any], to: Path, keep_model: bool = True
+    ) -> bool:
         """Copy a baseline into a run's folder.
 
         Args:
             key: Its key.
             identity: What the run must be.
             to: The run's folder.
+            keep_model: Whether to copy its network, where the cache has it.
 
         Returns:
             True if there was one.
@@ -102,9 +108,15 @@ class BaselineCache:
             raise RunFileError(entry / CONFIG, "is not the run that its folder is named after")
         # Read before anything is copied, so that damage is found here and not in a report.
         _ = run.history, run.steps
-        for name in _COPIED:
-            with atomic_write(to / name) as file:
-                file.write((entry / name).read_bytes())
+        result = run.result
+        if not keep_model:
+            result = replace(result, model=None)
+        if result.model is not None:
+            content = model_bytes(run)
+            with atomic_write(to / MODEL) as file:
+                file.write(content)
+        _copy(entry, to, _COPIED)
+        write_json(to / RESULT, result.to_json())
         return True
 
     def store(self, key: str, run: Path) -> None:
@@ -129,9 +141,8 @@ class BaselineCache:
             shutil.rmtree(leftover, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=".new-"))
         try:
-            for name in _COPIED:
-                with atomic_write(temporary / name) as file:
-                    file.write((run / name).read_bytes())
+            model = (MODEL,) if (run / MODEL).exists() else ()
+            _copy(run, temporary, (*_COPIED, *model, RESULT))
             temporary.chmod(0o755)
             try:
                 temporary.rename(entry)
@@ -145,3 +156,9 @@ class BaselineCache:
     def discard(self, key: str) -> None:
         """Remove a baseline, as after :meth:`fetch` has found it damaged."""
         shutil.rmtree(self.folder / key, ignore_errors=True)
+
+
+def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
+    for name in names:
+        with atomic_write(to / name) as file:
+            file.write((source / name).read_bytes())

@@ -55,6 +55,7 @@ class Comparison:
             of the recipe's.
         device: Where to train; see :func:`train`.
         tracker: What logs the runs while they are trained; see :func:`train`.
+        keep_model: Whether runs keep their trained networks.
     """
 
     problem: str
@@ -77,6 +78,7 @@ class Comparison:
     training: Mapping[str, Any] = field(default_factory=dict)
     device: Device = "cpu"
     tracker: str | None = None
+    keep_model: bool = True
 
     def __post_init__(self) -> None:
         names, options = _named(self.methods, self.method_options)

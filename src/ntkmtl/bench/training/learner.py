@@ -13,7 +13,7 @@ from ntkmtl.balance import Balancer
 from ntkmtl.bench.compute.device import Arithmetic, Evaluated, compile_heads, compiled
 from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
-from ntkmtl.bench.runs import RunConfig, RunMetric
+from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
 from ntkmtl.bench.runs.provenance import hardware, problem_version, versions
 from ntkmtl.bench.training.identity import reruns_trunk, share_of_minibatches, steps_per_epoch
 from ntkmtl.bench.training.recording import record_settings
@@ -199,7 +199,17 @@ class Learner:
             versions=versions() | problem_version(type(self.problem)),
             hardware=hardware(threads, self.device, self.group.size),
             baseline=self.baseline,
+            created_with=json_or_none(self.problem.created_with),
         )
+
+
+def json_or_none(value: Any) -> Any:
+    """Return a value if JSON can hold it, else None."""
+    try:
+        canonical_json(value)
+    except (TypeError, ValueError):
+        return None
+    return value
 
 
 def text_seed(text: str) -> int:

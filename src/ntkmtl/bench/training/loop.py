@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ntkmtl.bench.compute.processes import raised_on_all_ranks
 from ntkmtl.bench.problems.base import batches
-from ntkmtl.bench.runs import RECORD, RunFolderLostError, RunInterrupted, RunResult
+from ntkmtl.bench.runs import MODEL, RECORD, RunFolderLostError, RunInterrupted, RunResult
+from ntkmtl.bench.runs.model_file import write_model
 from ntkmtl.bench.training.learner import text_seed
 from ntkmtl.bench.training.log import TrainingLog
 from ntkmtl.bench.training.progress import progress_words
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ntkmtl.bench.problems.base import Split
+    from ntkmtl.bench.runs import KeptModel
     from ntkmtl.bench.runs.folder import RunFolder
     from ntkmtl.bench.training.learner import Learner
     from ntkmtl.bench.training.step import StepSnapshot
@@ -193,6 +195,7 @@ class TrainingLoop:
             )
         seconds = [epoch.train_seconds for epoch in log.history]
         skips = learner.recipe.on_nonfinite == "skip"
+        folder.require_present()
         result = RunResult(
             test=tuple(statistics.fmean(values) for values in zip(*log.tested, strict=True)),
             val=log.history[-1].val,
@@ -204,12 +207,21 @@ class TrainingLoop:
             skipped_steps=stepper.skipped if skips else None,
             overflowed_steps=stepper.overflowed if learner.recipe.precision == "fp16" else None,
             cpu_share=log.cpu_share(),
+            model=self._write_model(folder),
         )
-        folder.finish(log.history, log.steps(), result, lambda: self._write_record(folder))
+        if learner.recorder is not None:
+            learner.recorder.save(folder.file(RECORD))
+        folder.finish(log.history, log.steps(), result)
 
-    def _write_record(self, folder: RunFolder) -> None:
-        if self.learner.recorder is not None:
-            self.learner.recorder.save(folder.file(RECORD))
+    def final_weights(self) -> Mapping[str, Tensor]:
+        """Return the state of the network whose metrics are reported: that of the last epoch."""
+        return self.learner.model.state_dict()
+
+    def _write_model(self, folder: RunFolder) -> KeptModel | None:
+        if not self.learner.spec.keep_model:
+            return None
+        values, tensors = self.learner.problem.fitted()
+        return write_model(folder.file(MODEL), self.final_weights(), values, tensors)
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -321,6 +321,7 @@ class Planner:
             record=asked.record if task is None else None,
             device=asked.device,
             tracker=asked.tracker,
+            keep_model=asked.keep_model,
         )
         return TrainingJob(
             problem=asked.problem,

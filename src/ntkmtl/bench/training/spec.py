@@ -43,6 +43,8 @@ class RunSpec:
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
         tracker: What logs losses, task weights, eigenvalues and metrics during training: a key of
             :data:`ntkmtl.bench.compute.accelerate_.TRACKERS`, None for nothing.
+        keep_model: Whether the run keeps its trained network, ``model.safetensors``. A run that is
+            complete stays as it is either way.
     """
 
     method: str
@@ -56,6 +58,7 @@ class RunSpec:
     record: Mapping[str, Any] | None = None
     device: Device = "cpu"
     tracker: str | None = None
+    keep_model: bool = True
 
     @property
     def chosen_tasks(self) -> tuple[str, ...] | None:

@@ -221,7 +221,7 @@ def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> b
     if not job.key:
         return False
     try:
-        found = cache.fetch(job.key, job.identity, job.folder)
+        found = cache.fetch(job.key, job.identity, job.folder, job.spec.keep_model)
     except RunFileError as error:
         reporter.message(f"{job.label}: the cached baseline is damaged and discarded: {error}")
         cache.discard(job.key)

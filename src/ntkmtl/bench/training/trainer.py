@@ -24,6 +24,7 @@ from ntkmtl.bench.runs import (
     load_run,
 )
 from ntkmtl.bench.runs.folder import RunFolder
+from ntkmtl.bench.runs.model_file import check_weights
 from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.identity import check_processes, run_identity
 from ntkmtl.bench.training.learner import Learner
@@ -224,6 +225,8 @@ def _prepare(
     """Make the network and the loop; write ``config.json``, or load the checkpoint."""
     threads = torch.get_num_threads()
     learner = Learner(problem, spec, folder.identity, group)
+    if spec.keep_model:
+        check_weights(learner.model.state_dict())
     loop = TrainingLoop(learner, threads)
     config = learner.config(threads)
     if state is not None:

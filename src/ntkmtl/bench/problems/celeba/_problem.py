@@ -29,7 +29,7 @@ from ntkmtl.bench.problems._supervised import (
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
 from ntkmtl.bench.problems.celeba._network import Batch, Network, backbone, head
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
 from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
@@ -262,6 +262,24 @@ class CelebA(ColumnsProblem):
         rows = self._rows[split]
         columns, logits = self._predicted(model, rows, EVALUATED, tasks)
         return f1_scores(torch.cat(logits) > 0, self._labels[rows][:, columns] > 0)
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return whether each attribute is there, and the probabilities of no and yes."""
+        found = {}
+        for column, output in zip(positions(self.tasks, tasks), outputs, strict=True):
+            yes = output.double().sigmoid()
+            shares = torch.stack([1 - yes, yes], dim=1)
+            found[self.tasks[column]] = Prediction((output > 0).long(), ("no", "yes"), shares)
+        return found
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return 1 where an attribute is there, else 0."""
+        rows = (self._labels[self._rows[split][indices]] > 0).long()
+        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

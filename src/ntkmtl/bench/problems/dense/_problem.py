@@ -28,7 +28,7 @@ from ntkmtl.bench.problems._supervised import (
     positions,
 )
 from ntkmtl.bench.problems.architectures import Choice, choose, names
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import Batch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
@@ -376,6 +376,10 @@ class DenseProblem(RowsProblem):
             return batch
         return _labels.augment(batch, power)
 
+    def evaluation_batch(self, split: Split, indices: Tensor) -> Batch:
+        """Return the frames of a split at ``indices`` as they are."""
+        return self._take(self._rows[split][indices])
+
     def _take(self, rows: Tensor) -> Batch:
         at = rows.numpy()
         pixels = self._pixels
@@ -454,6 +458,34 @@ class DenseProblem(RowsProblem):
         ordered = [meters[kind] for kind in self._kinds if kind in meters]
         values = [value for meter in ordered for value in meter.values()]
         return torch.tensor(values, dtype=torch.float64)
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return classes, depths or disparities (b, H, W), and normals (b, 3, H, W).
+
+        Probabilities are left out: one per class and pixel would fill gigabytes.
+        """
+        names = tuple(f"class {number}" for number in range(self.layout.classes))
+        return {
+            kind: Prediction(output.argmax(1), names)
+            if kind == "segmentation"
+            else Prediction(output.squeeze(1) if kind == "depth" else output)
+            for kind, output in zip(self._chosen(tasks), outputs, strict=True)
+        }
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return labels of pixels; what is missing is -1 for classes, NaN for the others."""
+        batch = self.evaluation_batch(split, indices)
+        found: dict[str, Tensor] = {}
+        for kind in self._chosen(tasks):
+            labels = batch.labels(kind)
+            if kind != "segmentation":
+                labels = labels.masked_fill(~_labels.valid(kind, labels).unsqueeze(1), torch.nan)
+            found[kind] = labels.squeeze(1) if kind == "depth" else labels
+        return found
 
     def notice(self) -> str:
         """Say where the splits are other ones, and warn where early epochs are averaged in."""

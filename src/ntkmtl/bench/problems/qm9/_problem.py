@@ -29,7 +29,7 @@ from ntkmtl.bench.problems._supervised import (
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
@@ -330,6 +330,24 @@ class QM9(ColumnsProblem):
             predicted = output.double() * self._scale[columns] + self._center[columns]
             total += (predicted - self._properties[some][:, columns]).abs().sum(0)
         return total / len(rows) * self._unit[columns]
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return properties in the units of :attr:`metrics`."""
+        return {
+            self.tasks[column]: Prediction(
+                (output.double() * self._scale[column] + self._center[column]) * self._unit[column]
+            )
+            for column, output in zip(positions(self.tasks, tasks), outputs, strict=True)
+        }
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return properties in the units of :attr:`metrics`."""
+        rows = self._properties[self._rows[split][indices]] * self._unit
+        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

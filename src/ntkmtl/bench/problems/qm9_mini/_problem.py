@@ -22,7 +22,7 @@ from ntkmtl.bench.problems._supervised import (
     positions,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
 from ntkmtl.bench.problems.qm9_mini._batch import Batch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
 from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
@@ -219,6 +219,25 @@ class QM9Mini(RowsProblem):
         predicted = predicted * self._scale[columns] + self._center[columns]
         error = (predicted - self._properties[rows][:, columns]).abs().mean(0)
         return error * self._unit[columns]
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return properties in the units of :attr:`metrics`."""
+        return {
+            self.tasks[column]: Prediction(
+                (output.squeeze(1).double() * self._scale[column] + self._center[column])
+                * self._unit[column]
+            )
+            for column, output in zip(positions(self.tasks, tasks), outputs, strict=True)
+        }
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return properties in the units of :attr:`metrics`."""
+        rows = self._properties[self._rows[split][indices]] * self._unit
+        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

@@ -13,7 +13,14 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Problem, Recipe, Split
+from ntkmtl.bench.problems.base import (
+    Metric,
+    MultiTaskModel,
+    Prediction,
+    Problem,
+    Recipe,
+    Split,
+)
 from ntkmtl.bench.problems.table._batch import Batch
 from ntkmtl.bench.problems.table._columns import COUNTS, Column, Target
 from ntkmtl.bench.problems.table._data import (
@@ -325,6 +332,30 @@ class Table(Problem):
         }
         # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
         return torch.tensor([values[place] for place in sorted(values)], dtype=torch.float64)
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return numbers in the targets' own units, or classes with their probabilities."""
+        found = {}
+        for place, output in zip(self._chosen(tasks), outputs, strict=True):
+            task = self._prepared.tasks[place]
+            output = output.double()
+            if task.target.classes:
+                shares = output.softmax(1)
+                found[task.target.name] = Prediction(shares.argmax(1), task.target.classes, shares)
+            else:
+                # Halves: the difference of two of the largest floats would be infinite.
+                values = (output[:, 0] / 2 * task.scale + task.center / 2) * 2
+                found[task.target.name] = Prediction(values)
+        return found
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the table's own numbers, NaN where missing, or class numbers, -1 where missing."""
+        columns = self._prepared.truth[split]
+        return {self.tasks[place]: columns[place][indices] for place in self._chosen(tasks)}
 
     def _metric(self, place: int, output: Tensor, split: Split) -> float:
         task, truth = self._prepared.tasks[place], self._prepared.truth[split][place]

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prediction_oracle import recomputed
+from typer.testing import CliRunner, Result
+
+from ntkmtl.bench import problems
+from ntkmtl.bench.cli.app import app
+from ntkmtl.bench.runs import load_run
+
+TRAINING = Path(__file__).parents[1] / "training"
+
+
+@pytest.fixture(autouse=True)
+def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(TRAINING))
+    monkeypatch.chdir(tmp_path)
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def good(*arguments: str | Path) -> Result:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def write_table(path: Path) -> None:
+    generator = np.random.default_rng(0)
+    lines = ["area,kind,price,sold"]
+    for number in range(200):
+        area, kind = generator.random(), "abc"[generator.integers(3)]
+        price = "" if number % 9 == 0 else f"{1000 + 50 * area + generator.random():.4f}"
+        sold = "" if number % 7 == 0 else ("high", "low", "none so far")[int(3 * area)]
+        lines.append(f"{area:.6f},{kind},{price},{sold}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def columns(text: str) -> dict[str, list[str]]:
+    rows = list(csv.reader(io.StringIO(text)))
+    return dict(zip(rows[0], map(list, zip(*rows[1:], strict=True)), strict=True))
+
+
+def test_the_numbers_of_a_table_follow_from_its_predictions() -> None:
+    """The metrics of every run, the baselines' too, worked out from the files of predictions."""
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price,sold")
+    options = ("--epochs", "3", "--seeds", "1", "--jobs", "1", "--methods", "ls,ntkmtl")
+    result = good("compare", "table", *made, *options)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("Use it: ntkmtl predict runs/table/"), result.stderr
+    new = hasattr(problems.load_target("table"), "encode_new")
+    said = "--csv new.csv -o predictions.csv" if new else "--split test -o predictions.npz"
+    assert last.endswith(said)
+    problem = problems.create("table", csv="a.csv", targets="price,sold")
+    folders = [Path("runs/table") / method / "seed-0" for method in ("ls", "ntkmtl")]
+    folders += [Path("runs/table/stl/seed-0") / task for task in ("price", "sold")]
+    for folder in folders:
+        good("predict", folder, "--split", "test", "-o", "out.csv")
+        found = columns(Path("out.csv").read_text())
+        run = load_run(folder)
+        classes = ["high", "low", "none so far"]
+        said, true = {}, {}
+        for task in run.config.tasks:
+            if task == "price":
+                said[task] = np.array([float(cell) for cell in found[task]])
+                true[task] = np.array([float(c) if c else np.nan for c in found["price (true)"]])
+            else:
+                said[task] = np.array([classes.index(cell) for cell in found[task]])
+                cells = found["sold (true)"]
+                true[task] = np.array([classes.index(c) if c else -1 for c in cells])
+                shares = np.array([[float(c) for c in found[f"sold p({k})"]] for k in classes])
+                np.testing.assert_allclose(shares.sum(0), 1, rtol=1e-12)
+                assert (shares.argmax(0) == said[task]).all()
+        assert recomputed(problem, said, true) == pytest.approx(run.result.test, rel=1e-6)
+
+
+def test_arrays_and_json_hold_the_same_as_csv() -> None:
+    good("run", "qm9-mini", "--method", "ls", "--epochs", "1", "--out", "r")
+    folder = "r/qm9-mini/ls/seed-0"
+    shown = columns(good("predict", folder, "--split", "val").stdout)
+    assert shown["row"] == [str(n) for n in range(500)]
+    good("predict", folder, "--split", "val", "-o", "out.npz")
+    with np.load("out.npz", allow_pickle=False) as arrays:
+        assert arrays["mu"].tolist() == [float(cell) for cell in shown["mu"]]
+        assert arrays["mu (true)"].tolist() == [float(cell) for cell in shown["mu (true)"]]
+        assert len(arrays) == 1 + 2 * 11
+    told = json.loads(good("predict", folder, "--split", "val", "--json").stdout)
+    assert told["rows"] == 500
+    assert told["columns"]["mu"] == [float(cell) for cell in shown["mu"]]
+    told = json.loads(good("predict", folder, "--split", "val", "--json", "-o", "b.csv").stdout)
+    assert told["out"] == "b.csv"
+    assert "columns" not in told
+    assert columns(Path("b.csv").read_text()) == shown
+
+
+def test_size_and_use_of_the_network_are_said() -> None:
+    result = good("run", "toy_problem:Toy", "--method", "ls", "--epochs", "1", "--out", "r")
+    assert "s per epoch, network " in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    command = last.removeprefix("Use it: ntkmtl ").split()
+    assert command == [
+        *("predict", "r/toy/ls/seed-0", "--problem", "toy_problem:Toy"),
+        *("--split", "test", "-o", "predictions.npz"),
+    ]
+    good(*command)
+    with np.load("predictions.npz", allow_pickle=False) as arrays:
+        assert arrays["a"].shape == (24, 1)
+    refused = call("predict", "r/toy/ls/seed-0", "--split", "test", "--problem", "toy_problem:Toy")
+    assert refused.exit_code == 2
+    assert "has shape (1,), which is no cell of a table; write -o FILE.npz" in refused.stderr
+
+
+def test_no_model() -> None:
+    toy = ("toy_problem:Toy", "--epochs", "1", "--out", "r")
+    result = good("compare", *toy, "--seeds", "1", "--jobs", "1", "--no-model")
+    assert not list(Path("r").rglob("model.safetensors"))
+    assert "Use it" not in result.stderr
+    refused = call("predict", "r/toy/ls/seed-0", "--split", "test")
+    assert refused.exit_code == 2
+    assert "kept no network (--no-model" in refused.stderr
+    # What is complete stays as it is, and is not trained again for its network.
+    before = (Path("r") / "toy" / "ls" / "seed-0" / "result.json").read_bytes()
+    good("compare", *toy, "--seeds", "1", "--jobs", "1")
+    assert (Path("r") / "toy" / "ls" / "seed-0" / "result.json").read_bytes() == before
+
+
+def test_cached_baselines_bring_their_networks() -> None:
+    toy = ("toy_problem:Toy", "--epochs", "1", "--seeds", "1", "--jobs", "1", "--methods", "ls")
+    good("compare", *toy, "--out", "a")
+    good("compare", *toy, "--out", "b")
+    good("compare", *toy, "--out", "c", "--no-model")
+    place = Path("toy/stl/seed-0/a")
+    for name in ("model.safetensors", "result.json"):
+        assert (Path("a") / place / name).read_bytes() == (Path("b") / place / name).read_bytes()
+    assert not (Path("c") / place / "model.safetensors").exists()
+    assert load_run(Path("c") / place).result.model is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say what to predict: --split test, or --csv FILE"),
+        (["--split", "test", "--csv", "a.csv"], "say what to predict"),
+        (["--split", "test", "-o", "out.xlsx"], "-o must end in .csv or .npz, found out.xlsx"),
+        (["--split", "test"], "nowhere/config.json: cannot be read"),
+    ],
+)
+def test_wrong_requests_are_refused_in_words(arguments: list[str], message: str) -> None:
+    result = call("predict", "nowhere", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_changed_data_are_refused() -> None:
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price")
+    good("run", "table", *made, "--method", "ls", "--epochs", "1", "--out", "r")
+    text = Path("a.csv").read_text()
+    Path("a.csv").write_text(text.replace("0,a,", "1,a,"))
+    result = call("predict", "r/table/ls/seed-0", "--split", "test")
+    assert result.exit_code == 2
+    assert "data_sha256 is " in result.stderr
+    assert "The data have changed: put the old ones back" in result.stderr
+    Path("a.csv").unlink()
+    result = call("predict", "r/table/ls/seed-0", "--split", "test")
+    assert result.exit_code == 2
+    assert "a.csv cannot be read: No such file or directory" in result.stderr
