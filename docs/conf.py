@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs" / "_extensions")]
 
-from public_names import public_names  # noqa: E402
+from public_names import public_names, source_of  # noqa: E402
 
 from ntkmtl._version import __version__  # noqa: E402
 
@@ -43,7 +43,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
+    "sphinx.ext.linkcode",
     "sphinx_gallery.gen_gallery",
     "math_as_mathml",
     "returns_without_types",
@@ -82,6 +82,13 @@ sphinx_gallery_conf = {
     "within_subsection_order": "FileNameSortKey",
     "copyfile_regex": r".*\.(json|csv)",
 }
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """Return where the page of an object's source lies, from a page of the API."""
+    found = source_of(info["module"], info["fullname"])
+    return None if found is None else f"../../../source/{found[0]}.html#line-{found[1]}"
+
 
 templates_path = [str(ROOT / "docs" / "_templates")]
 html_theme = "furo"

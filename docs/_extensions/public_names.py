@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
 
 MODULES = (
     "ntkmtl",
@@ -37,4 +42,34 @@ def public_names() -> dict[str, list[str]]:
                 continue
             seen.add(id(value))
             own.append(name)
+    return found
+
+
+def source_of(module: str, name: str) -> tuple[str, int] | None:
+    """Return the file, from the repository's root, and the line of an object that has one."""
+    value: Any = import_module(module)
+    for part in name.split("."):
+        value = inspect.getattr_static(value, part, None) or getattr(value, part, None)
+    value = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))
+    try:
+        file, (_, line) = inspect.getsourcefile(value), inspect.getsourcelines(value)
+    except (OSError, TypeError):
+        return None
+    path = Path(file or "").resolve()
+    return (path.relative_to(ROOT).as_posix(), line) if path.is_relative_to(ROOT) else None
+
+
+def source_files() -> set[str]:
+    """Return the files that hold public names or what they inherit."""
+    found = set()
+    for module, names in public_names().items():
+        for name in names:
+            value = getattr(import_module(module), name)
+            kinds = value.__mro__ if inspect.isclass(value) else (value,)
+            sources = [
+                source_of(kind.__module__, kind.__qualname__)
+                for kind in kinds
+                if getattr(kind, "__module__", "").startswith("ntkmtl.")
+            ]
+            found |= {source[0] for source in sources if source is not None}
     return found

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from public_names import source_files
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import guess_lexer_for_filename
@@ -33,9 +34,13 @@ class LinksToSource(SphinxTransform):
                 path = (root / node["reftarget"].lstrip("/")).resolve()
             if path.suffix not in SHOWN or not path.is_relative_to(root) or not path.is_file():
                 continue
+            up = "../" * self.env.docname.count("/")
+            if path.parent == root / "docs" / "gallery":
+                uri = f"{up}docs/examples/{path.stem}.html"
+                node.replace_self(nodes.reference("", "", *node.children, refuri=uri))
+                continue
             name = path.relative_to(root).as_posix()
             pages.setdefault(self.env.docname, set()).add(name)
-            up = "../" * self.env.docname.count("/")
             link = nodes.reference("", "", *node.children, refuri=f"{up}source/{name}.html")
             node.replace_self(link)
 
@@ -50,9 +55,10 @@ def _pages(env: Any) -> dict[str, set[str]]:
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the pages of all linked files."""
-    for name in sorted(set().union(*_pages(app.env).values())):
+    formatter = HtmlFormatter(lineanchors="line")
+    for name in sorted(source_files().union(*_pages(app.env).values())):
         text = (Path(app.srcdir) / name).read_text(encoding="utf-8")
-        shown = highlight(text, guess_lexer_for_filename(name, text), HtmlFormatter())
+        shown = highlight(text, guess_lexer_for_filename(name, text), formatter)
         yield f"source/{name}", {"title": name, "body": f"<h1>{name}</h1>\n{shown}"}, "page.html"
 
 

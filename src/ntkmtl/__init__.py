@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         metrics,
         weighting,
     )
-    from ntkmtl.balance import Balancer, BalanceResult
+    from ntkmtl.balance import Balancer, BalanceResult, advise
     from ntkmtl.errors import NonFiniteError
     from ntkmtl.kernel import ExtendedNTK, Probe, branch, extended_ntk
 
@@ -33,6 +33,7 @@ _SUBMODULES = frozenset(
     {"analysis", "balance", "bench", "errors", "integrations", "kernel", "metrics", "weighting"}
 )
 _HOMES = {
+    "advise": "ntkmtl.balance",
     "Balancer": "ntkmtl.balance",
     "BalanceResult": "ntkmtl.balance",
     "NonFiniteError": "ntkmtl.errors",
@@ -49,6 +50,7 @@ __all__ = [
     "NonFiniteError",
     "Probe",
     "__version__",
+    "advise",
     "analysis",
     "bench",
     "branch",

@@ -529,6 +529,13 @@ class Balancer:
             task 1: 2 parameters of its own; all of its gradient passes the representation
             weights: ntkmtl-auto, from exact kernels, one in 14 steps or more often, averaged
         """
+        found = self._explained(losses, features, model)
+        print(found)
+        return found
+
+    def _explained(
+        self, losses: Losses, features: FeaturesLike | None, model: nn.Module | None
+    ) -> Explanation:
         names, losses = task_names(losses)
         known = self._core.memory.names or names
         values = [
@@ -536,9 +543,7 @@ class Balancer:
             for name, loss in zip(known, in_order(losses, known), strict=True)
             if (known_loss := read_loss(loss, name)) is not None
         ]
-        found = explanation(self._core, values, features, model)
-        print(found)
-        return found
+        return explanation(self._core, values, features, model)
 
     # ------------------------------------------------------------------ what methods are told
 

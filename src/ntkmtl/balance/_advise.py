@@ -1,0 +1,330 @@
+"""Which line of code suits a network, its losses and its loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from ntkmtl.balance._balancer import Balancer
+from ntkmtl.balance._explain import Explanation
+from ntkmtl.balance._read import Losses, task_names
+
+__all__ = ["RULES", "Advice", "Framework", "Loop", "Rule", "Situation", "advise"]
+
+Loop = Literal["plain", "accumulation", "closure", "scaler", "turns", "processes"]
+Framework = Literal["pytorch", "accelerate", "lightning", "trainer", "torchjd"]
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What advice depends on.
+
+    Attributes:
+        tasks: Number of losses k.
+        connected: Whether any two of them share something that is trained.
+        clean: Whether the representation carries every loss's gradient.
+        means: Whether the losses are scalars, rather than losses of single samples.
+        budget: What a step may cost, relative to plain training.
+        exact_price: What a step with an exact kernel costs, relative to plain training.
+        every_step: Whether new weights are wanted in every step.
+        priorities: How much tasks matter, by name.
+        keep_learning_rate: Whether the learning rate was found for the plain sum.
+        loop: How the loop differs from one ``backward`` and one step per batch.
+        framework: Who runs the loop.
+    """
+
+    tasks: int
+    connected: bool
+    clean: bool
+    means: bool
+    budget: float
+    exact_price: float
+    every_step: bool
+    priorities: Mapping[str, float]
+    keep_learning_rate: bool
+    loop: Loop
+    framework: Framework
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the decision guide.
+
+    Attributes:
+        decides: What the row is about: the method, an option or the call. Of the rows about the
+            method the first that applies counts, of the others each that does.
+        have: What the user has, in words.
+        code: What to write; ``{budget}`` and ``{priorities}`` are filled in.
+        why: The reason.
+        page: Where more is said, relative to ``docs``.
+        applies: Whether the row is about a situation.
+    """
+
+    decides: Literal["method", "option", "call"]
+    have: str
+    code: str
+    why: str
+    page: str
+    applies: Callable[[Situation], bool]
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "method",
+        "losses that share nothing that is trained, or one loss alone",
+        "sum(losses.values()).backward()",
+        "There is nothing to balance: every weight would be 1.",
+        "guide.md#lora-and-frozen-trunks",
+        lambda s: not s.connected,
+    ),
+    Rule(
+        "method",
+        "a budget for an exact kernel in every step, 1 + 0.7 k or more",
+        'Balancer("ntkmtl")',
+        "The method of the paper: a backward pass per loss in every step.",
+        "methods/ntkmtl.md",
+        lambda s: s.budget >= s.exact_price,
+    ),
+    Rule(
+        "method",
+        "heads on a trunk, and new weights wanted in every step",
+        'Balancer("ntkmtl-sr")',
+        "The representation carries every gradient, so its kernel is at hand at next to no cost.",
+        "methods/ntkmtl-sr.md",
+        lambda s: s.every_step and s.clean,
+    ),
+    Rule(
+        "method",
+        "any network of several losses",
+        "Balancer({budget})",
+        "Exact kernels as rarely as the budget says, averaged: right for any network.",
+        "methods/ntkmtl-auto.md",
+        lambda s: True,
+    ),
+    Rule(
+        "option",
+        "means of losses, and `ntkmtl-sr`",
+        "minibatches=1",
+        "Means do not tell the samples apart; its 4 mini-batches need losses of single samples.",
+        "guide.md#losses-of-single-samples",
+        lambda s: s.means and s.every_step and s.clean and s.budget < s.exact_price,
+    ),
+    Rule(
+        "option",
+        "a task that matters more",
+        "priorities={priorities}",
+        "A factor in front of a loss is balanced away; a priority is not.",
+        "guide.md#priorities",
+        lambda s: bool(s.priorities),
+    ),
+    Rule(
+        "option",
+        "a learning rate that was found for the plain sum",
+        'length="plain"',
+        "The combined gradient is then as long as that of the plain sum.",
+        "length.md",
+        lambda s: s.keep_learning_rate,
+    ),
+    Rule(
+        "option",
+        "batches that show one task at a time",
+        "tasks=names, shared=trunk.parameters()",
+        "One loss alone does not tell what it shares with the others.",
+        "guide.md#tasks-that-take-turns",
+        lambda s: s.loop == "turns",
+    ),
+    Rule(
+        "call",
+        "a loop of your own",
+        "balancer.backward(losses)",
+        "It stands where `sum(losses.values()).backward()` stood.",
+        "recipes/plain-pytorch.md",
+        lambda s: s.framework == "pytorch" and s.loop in ("plain", "turns"),
+    ),
+    Rule(
+        "call",
+        "m batches per step (accumulation)",
+        "with balancer.hold(): balancer.backward(losses, scale=1 / m)  # m times",
+        "The first batch makes weights, the others use them.",
+        "guide.md#accumulation-and-clipping",
+        lambda s: s.framework == "pytorch" and s.loop == "accumulation",
+    ),
+    Rule(
+        "call",
+        "L-BFGS, SAM, or another optimizer with a closure",
+        "with balancer.hold(): optimizer.step(closure)  # returns balancer.backward(losses).total",
+        "All evaluations of a step must see one function.",
+        "guide.md#l-bfgs-and-sam",
+        lambda s: s.framework == "pytorch" and s.loop == "closure",
+    ),
+    Rule(
+        "call",
+        "fp16 with a gradient scaler",
+        "balancer.backward(losses, scaler=scaler)",
+        "Pass the losses unscaled; the scaler skips steps as always.",
+        "guide.md#mixed-precision",
+        lambda s: s.framework == "pytorch" and s.loop == "scaler",
+    ),
+    Rule(
+        "call",
+        "several processes (DistributedDataParallel)",
+        "balancer.backward(losses)  # on every rank",
+        "Kernels are joined over the ranks, and all ranks end with the same weights.",
+        "guide.md#several-processes",
+        lambda s: s.framework == "pytorch" and s.loop == "processes",
+    ),
+    Rule(
+        "call",
+        "accelerate",
+        "balancer.backward(losses, scaler=accelerator.scaler)",
+        "It stands where `accelerator.backward(sum(losses))` stood.",
+        "recipes/accelerate.md",
+        lambda s: s.framework == "accelerate",
+    ),
+    Rule(
+        "call",
+        "Lightning",
+        "self.balancer.backward(losses)  # in LightningModule.backward",
+        "Automatic optimization stays.",
+        "recipes/lightning.md",
+        lambda s: s.framework == "lightning",
+    ),
+    Rule(
+        "call",
+        "the Hugging Face Trainer",
+        "self.balancer.backward(model.losses)  # in Trainer.training_step",
+        "A subclass runs the backward pass.",
+        "recipes/trainer.md",
+        lambda s: s.framework == "trainer",
+    ),
+    Rule(
+        "call",
+        "TorchJD's engine",
+        'as_torchjd("ntkmtl")(engine.compute_gramian(losses))',
+        "The weighting stands where one of TorchJD's stood.",
+        "recipes/torchjd.md",
+        lambda s: s.framework == "torchjd",
+    ),
+)
+"""The decision guide. ``docs/decide.md`` is written from it."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A line of code for each of two places, and why.
+
+    Attributes:
+        balancer: What to write before the loop; empty where nothing needs balancing.
+        call: What to write in place of ``sum(losses).backward()``.
+        rules: The rows of the decision guide that led there.
+        situation: What was found and said.
+        explanation: What the losses share.
+    """
+
+    balancer: str
+    call: str
+    rules: tuple[Rule, ...]
+    situation: Situation
+    explanation: Explanation
+
+    def __str__(self) -> str:
+        lines = [self.call] if not self.balancer else [f"balancer = {self.balancer}", self.call]
+        return "\n".join([*lines, *(f"# {rule.why} (docs/{rule.page})" for rule in self.rules)])
+
+
+def advise(
+    losses: Losses,
+    *,
+    model: nn.Module | None = None,
+    budget: float = 1.1,
+    every_step: bool = False,
+    priorities: Mapping[str, float] | None = None,
+    keep_learning_rate: bool = False,
+    loop: Loop = "plain",
+    framework: Framework = "pytorch",
+) -> Advice:
+    """Print the lines of code that suit a network, its losses and its loop.
+
+    What the losses share is read off the autograd graph, the rest is what you say. Nothing is
+    differentiated and no ``.grad`` changes. The decision guide in the docs has the same rows.
+
+    Args:
+        losses: Losses of one batch, as :meth:`ntkmtl.Balancer.backward` takes them.
+        model: Whose parameters' names are used in ``Advice.explanation``.
+        budget: What a step may cost, relative to plain training, as a mean over steps. Above 1.
+        every_step: Whether new weights are wanted in every step rather than now and then.
+        priorities: How much tasks matter, by name; a name that is left out has 1.
+        keep_learning_rate: Whether the learning rate was found for the plain sum and is to stay.
+        loop: ``"plain"``: a batch per step; ``"accumulation"``; ``"closure"``: L-BFGS, SAM;
+            ``"scaler"``: fp16; ``"turns"``: a task per batch; ``"processes"``: DDP.
+        framework: Who runs the loop.
+
+    Returns:
+        What was printed, as data.
+
+    Raises:
+        ValueError: ``loop`` or ``framework`` is unknown, or ``budget`` or a priority is out of
+            range.
+
+    Example:
+        >>> import torch, ntkmtl
+        >>> trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in range(2)]
+        >>> z = trunk(torch.ones(5, 3)).relu()
+        >>> losses = {"size": heads[0](z).mean(), "kind": heads[1](z).mean()}
+        >>> advice = ntkmtl.advise(losses, priorities={"size": 3})  # doctest: +ELLIPSIS
+        balancer = Balancer(priorities={'size': 3})
+        balancer.backward(losses)
+        # Exact kernels as rarely as the budget says, averaged: right for any network. (docs/...)
+        # A factor in front of a loss is balanced away; a priority is not. (docs/guide.md...)
+        # It stands where `sum(losses.values()).backward()` stood. (docs/recipes/plain-pytorch.md)
+        >>> advice.explanation.clean
+        True
+    """
+    for name, value, kinds in (
+        ("loop", loop, get_args(Loop)),
+        ("framework", framework, get_args(Framework)),
+    ):
+        if value not in kinds:
+            raise ValueError(f"{name} must be one of {', '.join(kinds)}. Found {value!r}.")
+    names, values = task_names(losses)
+    given = list(values.values() if isinstance(values, Mapping) else values)
+    balancer = Balancer(tasks=names, budget=budget, priorities=dict(priorities or {}))
+    explanation = balancer._explained(losses, None, model)
+    situation = Situation(
+        tasks=len(explanation.tasks),
+        connected=len(explanation.unconnected) < len(explanation.tasks),
+        clean=explanation.clean and not explanation.opaque,
+        means=all(isinstance(loss, Tensor) and not loss.ndim for loss in given if loss is not None),
+        budget=budget,
+        exact_price=1.0 + 0.7 * len(explanation.tasks),
+        every_step=every_step,
+        priorities=dict(priorities or {}),
+        keep_learning_rate=keep_learning_rate,
+        loop=loop,
+        framework=framework,
+    )
+    advice = _advice(situation, explanation)
+    print(advice)
+    return advice
+
+
+def _advice(situation: Situation, explanation: Explanation) -> Advice:
+    """Return what the rows of ``RULES`` say of a situation."""
+    found = [rule for rule in RULES if rule.applies(situation)]
+    method = next(rule for rule in found if rule.decides == "method")
+    if not situation.connected:
+        return Advice("", method.code, (method,), situation, explanation)
+    options = [rule for rule in found if rule.decides == "option"]
+    calls = [rule for rule in found if rule.decides == "call"]
+    budget = "" if situation.budget == 1.1 else f"budget={situation.budget}"
+    start, _, end = method.code.format(budget=budget).partition("(")
+    arguments = [
+        end.removesuffix(")"),
+        *(r.code.format(priorities=situation.priorities) for r in options),
+    ]
+    code = f"{start}({', '.join(filter(None, arguments))})"
+    call = calls[0].code
+    return Advice(code, call, (method, *options, *calls), situation, explanation)
