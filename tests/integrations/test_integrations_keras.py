@@ -114,7 +114,9 @@ def test_resume(method: str, tmp_path: Path) -> None:
     fit(second, epochs=1)  # builds the optimizer, whose state is then loaded
     second.load_weights(tmp_path / "a.weights.h5")
     fit(second, epochs=2)
-    assert all(np.array_equal(a, b) for a, b in zip(whole.get_weights(), second.get_weights()))
+    assert all(
+        np.array_equal(a, b) for a, b in zip(whole.get_weights(), second.get_weights(), strict=True)
+    )
 
 
 def test_a_saved_model_predicts_without_a_balancer(tmp_path: Path) -> None:

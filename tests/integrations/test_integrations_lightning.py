@@ -164,7 +164,9 @@ def test_resume(method: str, tmp_path: Path) -> None:
     fit(first, max_epochs=2).save_checkpoint(tmp_path / "a.ckpt")
     trainer = pl.Trainer(**{**QUIET, "max_epochs": 4})
     trainer.fit(second, DataLoader(TensorDataset(*tasks.data()), 8), ckpt_path=tmp_path / "a.ckpt")
-    assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second), strict=True)
+    )
 
 
 def test_a_checkpoint_without_a_balancer_is_refused() -> None:
@@ -218,10 +220,11 @@ def test_errors() -> None:
 
     with pytest.raises(RuntimeError, match=r"must return self\.balance"):
         fit(Forgets(), max_epochs=1)
+    module = Module()
+    module.balancer = "ntkmtl"  # type: ignore[assignment]
+    losses = module.compute_losses(tasks.data())
     with pytest.raises(TypeError, match=r"self\.balancer must be an ntkmtl\.Balancer"):
-        module = Module()
-        module.balancer = "ntkmtl"  # type: ignore[assignment]
-        module.balance(module.compute_losses(tasks.data()))
+        module.balance(losses)
 
 
 def test_a_frozen_trunk_has_nothing_to_balance() -> None:

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import peft
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import TrainingArguments
 
@@ -105,6 +106,7 @@ def test_the_trainer_takes_a_peft_model(tmp_path: Path) -> None:
         balancer=Balancer("ntkmtl"),
     )
     trainer.train()
+    AcceleratorState._reset_state(True)
     weights = [r["weight/small"] for r in trainer.state.log_history if "weight/small" in r]
     assert len(weights) == 3
     assert all(weight > 1 for weight in weights)

@@ -37,7 +37,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
 
     Make it as ``keras.Model(inputs, outputs)`` with a dict of outputs, and compile it with a loss
     for each of them and a Balancer. ``fit`` then trains balanced, with any optimizer of Keras, its
-    ``gradient_accumulation_steps`` and its ``mixed_float16``, and its logs hold ``weight/NAME`` and,
+    ``gradient_accumulation_steps`` and its ``mixed_float16``. Its logs hold ``weight/NAME`` and,
     once measured, ``eigenvalue/NAME`` beside Keras's own ``NAME_loss``. A batch in which all sample
     weights of an output are 0 has no label for it. Losses of layers (``add_loss``, regularizers)
     are added outside the balance.
@@ -106,7 +106,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         y_pred = self(x, training=True)
         self.zero_grad()
         losses = self._task_loss_values(y, y_pred, sample_weight)
-        extra = sum(self.losses) if self.losses else None
+        extra: Tensor | None = keras.ops.sum(keras.ops.stack(self.losses)) if self.losses else None
         result = self.balancer.backward(losses, extra=extra, scaler=_Scaler.of(self.optimizer))
         record = record_of(self.balancer, losses, result)
         with torch.no_grad():

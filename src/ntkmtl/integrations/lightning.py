@@ -102,7 +102,8 @@ class BalancedModule(_Base):
         """
         require_balancer(getattr(self, "balancer", None), "self.balancer")
         names, _ = task_names(losses)
-        found = [read_loss(loss, name) for name, loss in zip(names, in_order(losses, names))]
+        pairs = zip(names, in_order(losses, names), strict=True)
+        found = [read_loss(loss, name) for name, loss in pairs]
         means = [known[0] for known in found if known is not None]
         self._pending = losses, options
         return sum(means[1:], start=means[0]) if means else None

@@ -26,7 +26,7 @@ __all__ = ["BalancedTrainer"]
 _FILE = "balancer.pt"
 
 
-class BalancedTrainer(Trainer):  # type: ignore[misc]
+class BalancedTrainer(Trainer):
     """A Trainer that balances the losses which the model returns.
 
     The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. Everything else of
@@ -100,14 +100,18 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         self.accelerator.backward = self._backward
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the sum of the losses, and keep them for the backward pass.
 
         Raises:
             ValueError: The model does not return its losses.
         """
-        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             self._pending = self._losses_in(outputs)
             self._batch = (model, inputs) if self.balancer.needs_after_step else None
@@ -189,7 +193,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         """
         found = resume_from_checkpoint
         if found is True:
-            found = get_last_checkpoint(self.args.output_dir)
+            found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
         if found:
             path = Path(str(found)) / _FILE
             if not path.exists():
@@ -201,7 +205,7 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
-class _Events(TrainerCallback):  # type: ignore[misc]
+class _Events(TrainerCallback):
     """Tells the Balancer of steps, epochs and checkpoints."""
 
     def __init__(self, trainer: BalancedTrainer) -> None:
