@@ -7,169 +7,121 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 import time
-from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report_folders import METRICS, realistic, toy, write_run
+from report_browser import ask, dump
+from report_folders import METRICS, TARGETS, realistic, toy, write_run
 
 from ntkmtl.bench.report import build_table, render, write_html
 from ntkmtl.bench.report._html import embed
 from ntkmtl.bench.runs import RunFileError
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    # Any name but that of a file leads nowhere, so that a page that loads something fails.
-    "--host-resolver-rules=MAP * ~NOTFOUND",
-    "--enable-logging=stderr",
-    "--v=0",
-    "--virtual-time-budget=20000",
-    "--dump-dom",
-)
+# What a reader does, one thing after the other, and what is to be seen after it.
+READ = """
+const article = () => document.querySelector("article:not([hidden])");
+const find = (selector) => article().querySelector(selector);
+const chart = (kind) => find(`[data-chart="${kind}"]`);
+const methods = () =>
+  [...article().querySelectorAll(".results tbody th")].map((cell) => cell.textContent);
+const heads = [...article().querySelectorAll(".results thead button")];
+const head = (text) => heads.find((each) => each.textContent.startsWith(text));
+const buttons = (kind) => [...find(`[data-legend="${kind}"]`).querySelectorAll("button")];
+const lines = (kind) => chart(kind).querySelectorAll(".scatterlayer .trace path.js-line").length;
+const set = (selector, value, event) => {
+  find(selector).value = value;
+  find(selector).dispatchEvent(new Event(event));
+};
+const saved = [];
+Export.save = (name, type, text) => saved.push([name, text]);
 
-# Runs in the page after its own scripts, does what a reader does, and leaves what it saw in the
-# document for the test to read.
-PROBE = """
-addEventListener("load", () => setTimeout(() => {
-  const article = document.querySelector("article:not([hidden])");
-  const chart = (kind) => article.querySelector(`[data-chart="${kind}"]`);
-  const methods = () =>
-    [...article.querySelectorAll(".results tbody th")].map((cell) => cell.textContent);
-  const heads = [...article.querySelectorAll(".results thead button")];
-  const head = (text) => heads.find((each) => each.textContent.startsWith(text));
-  const legend = (kind) => [...article.querySelectorAll(`[data-legend="${kind}"] button`)];
-  const lines = (kind) => chart(kind).querySelectorAll(".scatterlayer .trace path.js-line").length;
-  const shapes = {};
-  const texts = {};
-  const clipped = [];
-  for (const element of article.querySelectorAll("[data-chart]")) {
-    const kind = element.dataset.chart;
-    shapes[kind] = [...element.querySelectorAll(".js-line, .point path")].filter(
-      (path) => (path.getAttribute("d") || "").length > 4).length;
-    texts[kind] = element.textContent;
-    const box = element.getBoundingClientRect();
-    for (const text of element.querySelectorAll("svg text")) {
-      const inner = text.getBoundingClientRect();
-      if (inner.width && (inner.left < box.left - 1 || inner.right > box.right + 1 ||
-          inner.bottom > box.bottom + 1)) clipped.push(kind + ": " + text.textContent);
-    }
-  }
-  const seen = { shapes, texts, clipped };
-  seen.tooWide = document.documentElement.scrollWidth - innerWidth;
-  seen.resources = performance.getEntriesByType("resource").length;
-  seen.images = document.querySelectorAll("img, script[src], link[href], iframe").length;
-  seen.links = document.querySelectorAll("a").length;
-  seen.charts = document.querySelectorAll(".js-plotly-plot").length;
-  seen.order = { start: methods() };
-  head("Δm").click();
-  seen.order.delta = methods();
-  seen.sorted = head("Δm").parentElement.getAttribute("aria-sort");
-  head("Δm").click();
-  seen.order.deltaTwice = methods();
-  heads[0].click();
-  seen.order.name = methods();
-  heads[1].click();
-  seen.order.first = methods();
-  if (!chart("curves").classList.contains("empty")) {
-    seen.shown = lines("curves");
-    const buttons = legend("curves");
-    buttons.at(-1).click();
-    seen.none = lines("curves");
-    buttons.at(-2).click();
-    seen.all = lines("curves");
-    buttons[1].dispatchEvent(new MouseEvent("click", { bubbles: true, detail: 1 }));
-    seen.without = lines("curves");
-    buttons[1].dispatchEvent(new MouseEvent("click", { bubbles: true, detail: 2 }));
-    seen.alone = lines("curves");
-    seen.pressed = legend("curves").map((each) => each.getAttribute("aria-pressed"));
-    const choice = article.querySelector('[data-choice="curves"]');
-    choice.selectedIndex = choice.options.length - 1;
-    choice.dispatchEvent(new Event("change"));
-    seen.title = chart("curves").querySelector(".ytitle").textContent;
-    const log = article.querySelector('[data-log="curves"]');
-    seen.log = log.checked;
-    log.click();
-    seen.logAfter = log.checked;
-  }
-  const other = article.querySelector('[data-choice="weights"]');
-  if (other.options.length) {
-    seen.methods = [...other.options].map((option) => option.textContent);
-    other.selectedIndex = 0;
-    other.dispatchEvent(new Event("change"));
-    seen.weights = lines("weights");
-    const windows = () => article.querySelector('[data-window="weights"]').textContent;
-    seen.window = windows();
-    article.querySelector('[data-smooth="weights"]').click();
-    seen.windowAfter = windows();
-  }
-  const problems = [...document.querySelectorAll("[data-show]")];
-  if (problems.length) {
-    problems.at(-1).click();
-    seen.second = document.querySelector("article:not([hidden]) h1").textContent.trim();
-    seen.secondCharts = document.querySelectorAll("article:not([hidden]) .js-plotly-plot").length;
-  }
-  const out = document.createElement("pre");
-  out.id = "probe";
-  out.textContent = JSON.stringify(seen);
-  document.body.append(out);
-}, 500));
+const seen = { shapes: {}, texts: {} };
+for (const element of article().querySelectorAll("[data-chart]")) {
+  const kind = element.dataset.chart;
+  seen.shapes[kind] = [...element.querySelectorAll(".js-line, .point path")].filter(
+    (path) => (path.getAttribute("d") || "").length > 4).length;
+  seen.texts[kind] = element.textContent;
+}
+seen.resources = performance.getEntriesByType("resource").length;
+seen.images = document.querySelectorAll("img, script[src], link[href], iframe").length;
+seen.links = document.querySelectorAll("a").length;
+seen.charts = document.querySelectorAll(".js-plotly-plot").length;
+seen.heads = heads.map((each) => each.firstChild.textContent.trim());
+seen.order = { start: methods() };
+head("Δm").click();
+seen.order.delta = methods();
+seen.sorted = head("Δm").parentElement.getAttribute("aria-sort");
+head("Δm").click();
+seen.order.deltaTwice = methods();
+heads[0].click();
+seen.order.name = methods();
+heads[4].click();
+seen.order.first = methods();
+for (const button of article().querySelectorAll("[data-save]")) button.click();
+
+if (chart("curves-0") && !chart("curves-0").classList.contains("empty")) {
+  seen.shown = lines("curves-0");
+  buttons("curves").at(-1).click();
+  seen.none = lines("curves-0");
+  buttons("curves").at(-2).click();
+  seen.all = lines("curves-0");
+  buttons("curves")[1].dispatchEvent(new MouseEvent("click", { bubbles: true, detail: 1 }));
+  seen.without = lines("curves-0");
+  buttons("curves")[1].dispatchEvent(new MouseEvent("click", { bubbles: true, detail: 2 }));
+  seen.alone = lines("curves-0");
+  seen.pressed = buttons("curves").map((each) => each.getAttribute("aria-pressed"));
+  find("[data-seeds]").click();
+  seen.seeds = lines("curves-0");
+  const values = () => chart("curves-0").data.at(-1).y;
+  seen.rough = values();
+  set('[data-smooth="curves"]', "20", "input");
+  seen.smooth = values();
+  seen.reach = find('[data-reach="curves"]').textContent;
+  set('[data-smooth="curves"]', "0", "input");
+  const drawn = new Promise((done) => {
+    Export.save = (name, type, text) => done(saved.push([name, text]));
+  });
+  find('[data-svg="curves"]').click();
+  await drawn;
+  const panels = find('[data-choice="curves"]');
+  seen.panels = [...panels.options].map((option) => option.textContent);
+  set('[data-choice="curves"]', panels.options[panels.options.length - 1].value, "change");
+  seen.single = [...article().querySelectorAll(".panels h3")].map((each) => each.textContent);
+  const log = find('[data-log="curves"]');
+  seen.log = log.checked;
+  log.click();
+  seen.logAfter = log.checked;
+  set('[data-choice="kind"]', "training", "change");
+  seen.losses = [...article().querySelectorAll(".panels h3")].map((each) => each.textContent);
+}
+if (find('[data-choice="weights"]').options.length) {
+  const other = find('[data-choice="weights"]');
+  seen.methods = [...other.options].map((option) => option.textContent);
+  set('[data-choice="weights"]', other.options[0].value, "change");
+  seen.weights = lines("weights");
+  seen.tasks = buttons("weights").map((each) => each.textContent);
+  const windows = () => find('[data-window="weights"]').textContent;
+  seen.window = windows();
+  set('[data-smooth="weights"]', "0", "input");
+  seen.windowAfter = windows();
+}
+seen.saved = saved;
+const problems = [...document.querySelectorAll("[data-show]")];
+if (problems.length) {
+  problems.at(-1).click();
+  seen.second = document.querySelector("article:not([hidden]) h1").textContent.trim();
+  seen.secondCharts = document.querySelectorAll("article:not([hidden]) .js-plotly-plot").length;
+}
+return seen;
 """
 
 
-@cache
-def browser() -> str:
-    for name in BROWSERS:
-        found = shutil.which(name)
-        if found:
-            return found
-    pytest.skip(f"no browser on this machine (looked for {', '.join(BROWSERS)})")
-
-
-def console(output: str) -> list[str]:
-    return [line for line in output.splitlines() if ":CONSOLE" in line]
-
-
-def dump(page: Path, profile: Path, *flags: str) -> tuple[str, list[str]]:
-    """Load a page and return its document and what it wrote to the console."""
-    done = subprocess.run(
-        [browser(), *FLAGS, *flags, f"--user-data-dir={profile}", page.as_uri()],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=120,
-        check=True,
-    )
-    return done.stdout, console(done.stderr)
-
-
-def probe(page: Path, tmp_path: Path, *flags: str) -> dict[str, Any]:
-    """Load a copy of a page that drives itself; return what it saw."""
-    text = page.read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(PROBE.encode()).digest()).decode()
-    text = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    text = text.replace("</body>", f"<script>{PROBE}</script></body>")
-    copy = tmp_path / "probe.html"
-    copy.write_text(text, encoding="utf-8")
-    document, lines = dump(copy, tmp_path / "profile", *flags)
-    assert lines == []
-    found = re.search(r'<pre id="probe">(.*?)</pre>', document, re.DOTALL)
-    assert found, "the page did not finish loading"
-    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return seen
+def ask_reader(page: Path, tmp_path: Path, width: int = 1280) -> dict[str, Any]:
+    return ask(page, READ, tmp_path, width=width)
 
 
 def without_plotly(page: Path) -> str:
@@ -204,7 +156,7 @@ def test_it_is_self_contained_and_holds_plotly_once(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert text.count("plotly.js v") == 1
     own = without_plotly(page)
-    assert not re.search(r"(src|href|action)\s*=|@import|url\(|integrity", own)
+    assert not re.search(r"<[^>]* (src|href|action)\s*=|@import|url\(|integrity", own)
     assert set(re.findall(r"https?://[^\s\"']+", own)) == {"http://www.w3.org/2000/svg"}
     assert len(own) < 100_000
 
@@ -234,11 +186,38 @@ def test_curves_are_means_over_seeds(tmp_path: Path) -> None:
     for seed, history in ((0, [[10.0, 1.0], [20.0, 0.5]]), (1, [[14.0, 3.0], [20.0, 0.7]])):
         write_run(tmp_path, "ls", seed, history[-1], history=history)
     (data,) = data_of(write_html(tmp_path))
-    curve = data["curves"]["0"]
-    assert curve["epoch"] == [1, 2]
+    curve = data["validation"]["0"]
+    assert curve["epoch"] == curve["seedEpoch"] == [1, 2]
     assert curve["mean"] == [[12.0, 20.0], [2.0, 0.6]]
     # 10 and 14: deviation sqrt(8) over sqrt(2).
     assert curve["stderr"] == [[2.0, 0.0], [1.0, 0.1]]
+    assert curve["seeds"] == [
+        [0, [[10.0, 20.0], [1.0, 0.5]]],
+        [1, [[14.0, 20.0], [3.0, 0.7]]],
+    ]
+
+
+def test_training_losses_are_means_over_seeds_where_tasks_have_labels(tmp_path: Path) -> None:
+    for seed, losses in ((0, [[1.0, None], [3.0, 4.0]]), (1, [[2.0, None], [5.0, None]])):
+        place = write_run(tmp_path, "ls", seed, [50.0, 0.2], history=[[50.0, 0.2]] * 2)
+        found = json.loads((place / "history.json").read_text())
+        for epoch, values in zip(found["epochs"], losses, strict=True):
+            epoch["train_losses"] = values
+        (place / "history.json").write_text(json.dumps(found))
+    (data,) = data_of(write_html(tmp_path))
+    curve = data["training"]["0"]
+    assert curve["mean"] == [[1.5, 4.0], [None, 4.0]]
+    assert curve["stderr"] == [[0.5, 1.0], [None, None]]
+    assert data["tasks"] == ["seg", "depth"]
+
+
+def test_a_page_holds_the_curves_of_the_first_few_seeds(tmp_path: Path) -> None:
+    for seed in range(12):
+        write_run(tmp_path, "ls", seed, [50.0 + seed, 0.2])
+    (data,) = data_of(write_html(tmp_path))
+    curve = data["validation"]["0"]
+    assert [seed for seed, _ in curve["seeds"]] == list(range(8))
+    assert curve["mean"][0] == [55.5]
 
 
 def test_curves_of_stl_join_the_runs_of_its_tasks(tmp_path: Path) -> None:
@@ -247,11 +226,14 @@ def test_curves_of_stl_join_the_runs_of_its_tasks(tmp_path: Path) -> None:
     write_run(tmp_path, "stl", 0, [0.2], task="depth", history=[[0.4], [0.2]])
     (data,) = data_of(write_html(tmp_path))
     assert data["methods"][0]["baseline"] is True
-    assert data["curves"]["0"] == {
+    assert data["validation"]["0"] == {
         "epoch": [1, 2],
         "mean": [[55.0, 60.0], [0.4, 0.2]],
         "stderr": None,
+        "seedEpoch": [],
+        "seeds": [],
     }
+    assert data["training"]["0"]["mean"] == [[1.0, 1.0], [1.0, 1.0]]
     assert list(data["weights"]) == ["1"]
 
 
@@ -284,15 +266,14 @@ def test_long_runs_are_thinned_by_windows(tmp_path: Path) -> None:
     assert series["window"] == 8.364
     np.testing.assert_allclose(series["values"][0], series["step"], atol=5)
     assert set(series["values"][1]) == {7.0}
-    assert len(data["curves"]["0"]["epoch"]) == 240
-    assert data["curves"]["0"]["epoch"][0] == 1
-    assert data["curves"]["0"]["epoch"][-1] == 1000
+    epoch = data["validation"]["0"]["epoch"]
+    assert (len(epoch), epoch[0], epoch[-1]) == (240, 1, 1000)
 
 
 def test_the_data_of_twenty_methods_are_small(tmp_path: Path) -> None:
     methods = ["ls", "ntkmtl", *(f"method-{number}" for number in range(18))]
     page = write_html(realistic(tmp_path, methods=methods, steps=500, epochs=100))
-    assert len(without_plotly(page)) < 1_500_000
+    assert len(without_plotly(page)) < 2_500_000
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -339,25 +320,25 @@ def test_charts_are_drawn_and_the_console_is_silent(tmp_path: Path) -> None:
     page = write_html(realistic(tmp_path / "runs"))
     document, lines = dump(page, tmp_path / "profile")
     assert lines == []
-    assert len(re.findall(r'<div class="chart[^"]*js-plotly-plot"', document)) == 5
+    # Four charts, and a panel for each of eleven metrics.
+    assert len(re.findall(r'<div class="chart[^"]*js-plotly-plot"', document)) == 15
 
 
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, 390])
 def test_a_reader_at_work(tmp_path: Path, width: int) -> None:
     root = realistic(tmp_path / "runs")
     table = build_table(root)
-    seen = probe(write_html(root), tmp_path, f"--window-size={width},1000")
+    seen = ask_reader(write_html(root), tmp_path, width)
 
-    assert seen["charts"] == 5
+    assert seen["charts"] == 15
     assert seen["shapes"]["delta"] >= 11
     assert seen["shapes"]["time"] >= 12
-    assert seen["shapes"]["curves"] >= 8
+    assert all(seen["shapes"][f"curves-{number}"] >= 8 for number in range(11))
     assert seen["shapes"]["weights"] >= 11
     assert seen["shapes"]["eigenvalues"] >= 11
-    assert seen["clipped"] == []
-    assert seen["tooWide"] <= 0
     assert seen["resources"] == 0
     assert seen["images"] == 0
+    assert seen["heads"][:5] == ["method", "MR", "Δm", "time", "μ"]
 
     start = [row.method for row in table.rows]
     ranked = sorted(
@@ -375,27 +356,61 @@ def test_a_reader_at_work(tmp_path: Path, width: int) -> None:
     assert seen["shown"] < seen["all"]
     assert seen["alone"] < seen["without"] < seen["all"]
     assert [i for i, pressed in enumerate(seen["pressed"]) if pressed == "true"] == [1]
-    assert seen["title"] == "c_v (cal/mol·K), lower is better"
-    assert seen["log"] != seen["logAfter"]
     assert seen["methods"] == [method for method in start if method != "stl"]
     assert seen["weights"] == 11
+    assert seen["tasks"] == [*(name for name, *_ in TARGETS), "all", "none"]
     # 600 steps make 240 points of 2.5 steps; smoothing takes in five to either side.
     assert seen["window"] == " and over windows of 28 steps"
     assert seen["windowAfter"] == " and over windows of 3 steps"
 
 
+def test_panels_smoothing_and_single_seeds(tmp_path: Path) -> None:
+    seen = ask_reader(write_html(realistic(tmp_path / "runs")), tmp_path)
+    assert seen["panels"][:2] == ["all, side by side", "μ (D)"]
+    assert len(seen["panels"]) == 12
+    assert seen["single"] == ["c_v (cal/mol·K) lower is better"]
+    assert seen["log"] != seen["logAfter"]
+    assert seen["losses"] == [f"{name} training loss" for name, *_ in TARGETS]
+    # One method is shown: its three seeds instead of its mean and two edges of the band.
+    assert seen["seeds"] == 3
+    # 30 epochs, a tenth to either side, as far as there are as many on both.
+    rough, smooth = seen["rough"], seen["smooth"]
+    assert seen["reach"] == "over 7 epochs"
+    assert smooth[0] == rough[0]
+    assert smooth[1] == pytest.approx(sum(rough[:3]) / 3)
+    assert smooth[10] == pytest.approx(sum(rough[7:14]) / 7)
+
+
+def test_the_table_and_the_charts_can_be_saved(tmp_path: Path) -> None:
+    root = realistic(tmp_path / "runs", methods=["ls", "si"], tasks=["mu", "alpha"])
+    saved = dict(ask_reader(write_html(root), tmp_path)["saved"])
+    table = build_table(root)
+    assert saved["qm9-mini.csv"] == render(table, "csv")
+    assert saved["qm9-mini.tex"] == render(table, "latex")
+    picture = ElementTree.fromstring(saved["qm9-mini-validation.svg"])
+    texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    # Titles of the panels, and the legend of what is shown.
+    assert [text for text in texts if text in ("μ (D)", "α (a₀³)", "ls", "si")] == [
+        "μ (D)",
+        "α (a₀³)",
+        "ls",
+    ]
+    lines = [e for e in picture.iter() if e.get("class") == "js-line"]
+    assert len(lines) >= 6
+
+
 def test_higher_is_better_sorts_the_other_way(tmp_path: Path) -> None:
-    seen = probe(write_html(toy(tmp_path / "runs")), tmp_path)
+    seen = ask_reader(write_html(toy(tmp_path / "runs")), tmp_path)
     assert seen["order"]["first"] == ["stl", "ntkmtl", "ls", "uw"]
 
 
 def test_what_is_missing_becomes_a_sentence(tmp_path: Path) -> None:
     place = write_run(tmp_path / "runs", "uw", 0, [50.0, 0.1])
     (place / "history.json").write_text('{"epochs": []}')
-    seen = probe(write_html(tmp_path / "runs"), tmp_path)
+    seen = ask_reader(write_html(tmp_path / "runs"), tmp_path)
     assert seen["texts"]["delta"].startswith("Δm is not known")
     assert seen["texts"]["time"].startswith("Time relative to LS is not known")
-    assert seen["texts"]["curves"].startswith("The runs hold no validation metrics")
+    assert seen["texts"]["curves-0"].startswith("The runs hold no epochs")
     assert seen["texts"]["eigenvalues"].startswith("None of the methods")
     assert seen["charts"] == 1
 
@@ -403,10 +418,10 @@ def test_what_is_missing_becomes_a_sentence(tmp_path: Path) -> None:
 def test_several_problems_are_shown_one_at_a_time(tmp_path: Path) -> None:
     toy(tmp_path / "runs")
     realistic(tmp_path / "runs", problem="another", steps=20, epochs=3, seeds=2)
-    seen = probe(write_html(tmp_path / "runs"), tmp_path)
+    seen = ask_reader(write_html(tmp_path / "runs"), tmp_path)
     assert seen["second"].startswith("toy")
-    # toy has no eigenvalues.
-    assert seen["secondCharts"] == 4
+    # toy has two metrics and no eigenvalues.
+    assert seen["secondCharts"] == 5
 
 
 HOSTILE = [
@@ -438,13 +453,19 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     own = without_plotly(page)
     for name in ("<img", "<svg/", "<a ", "<b>%"):
         assert name not in own
-    seen = probe(page, tmp_path)
+    seen = ask_reader(page, tmp_path)
     assert seen["images"] == 0
     assert seen["links"] == 0
     assert seen["order"]["start"] == sorted([*HOSTILE, "ls"])
     assert HOSTILE[0][:20] in seen["texts"]["time"]
     assert HOSTILE[2][:20] in seen["texts"]["time"]
-    assert seen["title"].startswith(HOSTILE[0][:30])
+    assert seen["single"] == [HOSTILE[0] + " (m) lower is better"]
+    assert seen["tasks"][0] == HOSTILE[3]
+    saved = dict(seen["saved"])
+    (picture,) = (text for name, text in saved.items() if name.endswith(".svg"))
+    assert not {"script", "image", "a", "img"} & {
+        element.tag.rpartition("}")[2] for element in ElementTree.fromstring(picture).iter()
+    }
 
 
 # ------------------------------------------------------------------------------------------------

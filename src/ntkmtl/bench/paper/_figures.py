@@ -202,7 +202,7 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
         own = own[np.isfinite(own)]
         median = float(np.median(own)) if own.size else math.nan
         share = float((smallest == task).mean()) if smallest.size else math.nan
-        rows.append((study.labels[task], f"{median:.3g}", f"{100 * share:.0f} %"))
+        rows.append((name, f"{median:.3g}", f"{100 * share:.0f} %"))
         numbers.append({"task": name, "median": median, "smallest": share})
     lines = [
         f"The paper: {result.said}",
@@ -226,7 +226,6 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
             "tasks": numbers,
             "step": record.step.tolist(),
             "max_eigenvalues": values.tolist(),
-            "labels": list(study.labels),
             "facts": found.table.facts,
         },
     )
@@ -383,7 +382,7 @@ def _curves(drawn: Drawn) -> Figure:
     """Draw the largest eigenvalue of each task over the steps."""
     values = np.array(drawn.numbers["max_eigenvalues"], dtype=np.float64)
     step = np.array(drawn.numbers["step"])
-    labels = drawn.numbers["labels"]
+    labels = [task["task"] for task in drawn.numbers["tasks"]]
     columns = math.ceil(len(labels) / 16)
     figure, axes = _new(5.6 + 1.2 * columns, 3.6)
     handles = []

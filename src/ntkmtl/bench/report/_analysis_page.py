@@ -12,6 +12,7 @@ from torch import Tensor
 from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._study import FRACTION
+from ntkmtl.bench.report._words import seeds_text
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _page(study: Study, groups: int | None) -> dict[str, Any]:
         "facts": [
             ("Methods", str(len(study.methods))),
             ("Tasks", str(len(study.tasks))),
-            ("Seeds", ", ".join(map(str, seeds[:10])) + "…" * (len(seeds) > 10)),
+            ("Seeds", seeds_text(seeds)),
             ("Epochs", f"{recipe['epochs']:,}"),
             ("Batch size", f"{recipe['batch_size']:,}"),
             ("Learning rate", f"{float(recipe['learning_rate']):g}"),
@@ -99,7 +100,7 @@ def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, An
                 "tasks": ", ".join(printable(name) for name in names),
                 "within": "alone" if math.isnan(within) else _text(within),
             }
-            for names, within in zip(found.names(study.labels), found.within, strict=True)
+            for names, within in zip(found.names(study.tasks), found.within, strict=True)
         ],
         "between": "" if found is None or math.isnan(found.between) else _text(found.between),
     }
@@ -121,7 +122,7 @@ def _text(value: float) -> str:
 
 def _data(study: Study, groups: int | None) -> dict[str, Any]:
     return {
-        "tasks": [printable(label) for label in study.labels],
+        "tasks": [printable(task) for task in study.tasks],
         "methods": [_charts(record, groups) for record in study.methods],
     }
 

@@ -110,7 +110,6 @@ class Study:
     Attributes:
         problem: Its name.
         tasks: Names of the k tasks.
-        labels: Their names as shown to people.
         methods: One record per method.
         configs: One configuration per method, of its first seed.
         learning_rate: Peak learning rate.
@@ -119,7 +118,6 @@ class Study:
 
     problem: str
     tasks: tuple[str, ...]
-    labels: tuple[str, ...]
     methods: tuple[MethodRecord, ...]
     configs: tuple[RunConfig, ...]
     learning_rate: float
@@ -274,21 +272,11 @@ def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[
     return Study(
         problem=problems[0],
         tasks=config.tasks,
-        labels=_labels(config),
         methods=tuple(_method(methods[name], label) for name, label in labels.items()),
         configs=tuple(methods[name][0][0] for name in order),
         learning_rate=float(config.recipe["learning_rate"]),
         notes=tuple(more),
     )
-
-
-def _labels(config: RunConfig) -> tuple[str, ...]:
-    labels = []
-    for task in config.tasks:
-        own = [metric for metric in config.metrics if metric.task == task]
-        labels.append(own[0].label or task if len(own) == 1 else task)
-    # A label is for reading: where two tasks share one, names tell them apart.
-    return tuple(labels) if len(set(labels)) == len(labels) else config.tasks
 
 
 def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> MethodRecord:

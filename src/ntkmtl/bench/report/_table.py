@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.search.records import Tuning
 
-__all__ = ["MethodRow", "MetricColumn", "ResultTable", "SeedMean", "task_labels"]
+__all__ = ["MethodRow", "MetricColumn", "ResultTable", "SeedMean"]
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,3 @@ class ResultTable:
             "notes": list(self.notes),
             "warnings": list(self.warnings),
         }
-
-
-def task_labels(table: ResultTable) -> list[str]:
-    """Return names of the tasks for people: the label of a task's metric, if each has just one."""
-    labels: dict[str, list[str]] = {task: [] for task in table.facts["tasks"]}
-    for column in table.columns:
-        labels.setdefault(column.task, []).append(column.label)
-    single = all(len(labels[task]) == 1 for task in table.facts["tasks"])
-    return [labels[task][0] if single else task for task in table.facts["tasks"]]

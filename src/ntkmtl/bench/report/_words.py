@@ -9,7 +9,7 @@ from ntkmtl.bench import problems
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["count", "listing", "plain_label", "plain_method"]
+__all__ = ["count", "listing", "plain_label", "plain_method", "seeds_text"]
 
 
 def plain_method(problem: str) -> str:
@@ -31,3 +31,14 @@ def listing(names: Sequence[str], most: int = 6) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def seeds_text(seeds: Sequence[int], most: int = 10) -> str:
+    """Return how many seeds there are, and which.
+
+    Example:
+        >>> seeds_text([0]), seeds_text([0, 1, 5]), seeds_text(range(20), most=2)
+        ('1 seed: 0', '3 seeds: 0, 1, 5', '20 seeds: 0, 1, …')
+    """
+    more = [*map(str, seeds[:most]), *(["…"] if len(seeds) > most else [])]
+    return f"{count(len(seeds), 'seed')}: {', '.join(more)}"

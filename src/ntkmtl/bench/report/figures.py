@@ -13,7 +13,6 @@ from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import eigenvalues
-from ntkmtl.bench.report._table import task_labels
 from ntkmtl.bench.runs import folder_name
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
@@ -185,7 +184,7 @@ def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
 
 def _eigenvalues(table: ResultTable, series: Series, method: str) -> Figure:
     """Draw the largest eigenvalue of each task's kernel over the steps."""
-    tasks = task_labels(table)
+    tasks = table.facts["tasks"]
     legend_columns = math.ceil(len(tasks) / 16)
     figure, axes = _new(5.6 + 1.2 * legend_columns, 3.6)
     lines = []

@@ -41,7 +41,7 @@
         xaxis: axis(title_x, { zeroline: false }),
         yaxis: axis(title, {
           zeroline: false,
-          ...(log && known ? logTicks(low, high) : { type: "linear", rangemode: "tozero" }),
+          ...(log && known ? logTicks(low, high, element.clientHeight - 50) : { type: "linear", rangemode: "tozero" }),
           ...(range && known && log ? { range: [Math.log10(low) - 0.05, Math.log10(high) + 0.05] } : {}),
           ...(range && !log ? { range: [0, 1.04 * high] } : {}),
         }),
@@ -108,7 +108,7 @@
         xaxis: axis("Step", { zeroline: false }),
         yaxis: axis(title, {
           zeroline: false,
-          ...(log ? logTicks(low, high) : { type: "linear", rangemode: "tozero" }),
+          ...(log ? logTicks(low, high, element.clientHeight - 50) : { type: "linear", rangemode: "tozero" }),
         }),
       }),
       config,

@@ -14,6 +14,7 @@ const Charts = (() => {
     displaylogo: false,
     displayModeBar: touch ? false : "hover",
     modeBarButtons: [["toImage", "resetScale2d"]],
+    toImageButtonOptions: { format: "svg" },
     scrollZoom: false,
   };
 
@@ -75,28 +76,33 @@ const Charts = (() => {
     };
   }
 
-  // Whole labels at 1, 2 and 5, or at powers of ten only: a bare "2" says nothing of its decade.
-  function logTicks(low, high) {
-    const from = Math.floor(Math.log10(low)) - 1;
-    const to = Math.ceil(Math.log10(high)) + 1;
+  const labelled = (value) => {
+    const size = Math.abs(Math.log10(value));
+    return size < 4.5 ? String(Number(value.toPrecision(4))) : minus(value.toExponential(0).replace("e+", "e"));
+  };
+
+  // As many whole labels as find room in so many pixels: within a decade evenly spaced numbers, else
+  // 1, 2 and 5 or powers of ten. A bare "2", as plotly has it, says nothing of its decade.
+  function logTicks(low, high, pixels, each = 17) {
+    // Plotly shows a decade to either side of a single value.
+    if (!(high > low * (1 + 1e-9))) [low, high] = [low / 10, high * 10];
     const span = Math.log10(high / low);
-    const factors = span > 2.5 ? [1] : span > 0.7 ? [1, 2, 5] : [1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9];
-    const every = Math.ceil(span / 8) || 1;
-    const tickvals = [];
-    const ticktext = [];
-    for (let decade = from; decade <= to; decade++) {
-      if (span > 8 && decade % every) continue;
-      for (const factor of factors) {
-        const value = factor * 10 ** decade;
-        tickvals.push(value);
-        ticktext.push(
-          decade >= -3 && decade <= 4
-            ? String(Number(value.toPrecision(2)))
-            : (factor === 1 ? "" : factor + "·") + "10<sup>" + minus(String(decade)) + "</sup>",
-        );
-      }
+    const perDecade = (0.9 * pixels) / span / each;
+    let values = [];
+    if (span < 0.7) {
+      const rough = (high - low) / Math.max(2, Math.min(6, pixels / each / 2));
+      const power = 10 ** Math.floor(Math.log10(rough));
+      const step = [1, 2, 5, 10].map((factor) => factor * power).find((value) => value >= rough);
+      for (let i = Math.max(1, Math.floor(low / step) - 1); i * step <= high + step; i++) values.push(i * step);
+    } else {
+      // The gap between 2 and 5 is 0.4 of a decade, those below and above 0.3.
+      const factors = perDecade > 1 / 0.3 ? [1, 2, 5] : [1];
+      const every = factors.length > 1 ? 1 : Math.max(1, Math.ceil(1 / perDecade));
+      const to = Math.ceil(Math.log10(high)) + 1;
+      for (let decade = Math.floor(Math.log10(low)) - 1; decade <= to; decade++)
+        if (decade % every === 0) values.push(...factors.map((factor) => factor * 10 ** decade));
     }
-    return { type: "log", tickmode: "array", tickvals, ticktext };
+    return { type: "log", tickmode: "array", tickvals: values, ticktext: values.map(labelled) };
   }
 
   function extent(lists) {
@@ -126,6 +132,9 @@ const Charts = (() => {
       return sum / count;
     });
   }
+
+  // Points to either side that a slider takes in: up to a tenth of all.
+  const reachOf = (slider, points) => Math.round((points * Number(slider.value)) / 200);
 
   function empty(element, sentence) {
     Plotly.purge(element);
@@ -202,6 +211,8 @@ const Charts = (() => {
   }
 
   return {
+    FONT,
+    STROKES,
     config,
     safe,
     short,
@@ -213,6 +224,7 @@ const Charts = (() => {
     logTicks,
     extent,
     smoothed,
+    reachOf,
     empty,
     legend,
     fill,
