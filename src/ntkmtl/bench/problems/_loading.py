@@ -172,6 +172,10 @@ class _Check:
         if not shared:
             raise self.fail(f"shared_parameters() of what {said} returned yields nothing.")
         features = self.call("represent(batch)", lambda: model.represent(batch))
+        if not model.has_representation:
+            outputs = self.call("predict(batch)", lambda: model.predict(features))
+            self.check_losses(outputs, batch, tasks, wanted, shared)
+            return model
         single = isinstance(features, torch.Tensor)
         for part in [features] if single else features:
             if not isinstance(part, torch.Tensor) or part.ndim < 1 or part.shape[0] != size:

@@ -77,6 +77,36 @@ PROBLEMS: dict[str, ProblemSpec] = {
             "A table of your own, CSV, Parquet or ARFF: --csv FILE --targets NAME,NAME",
         ),
         ProblemSpec(
+            "xtb",
+            "ntkmtl.bench.problems.xtb:XTB",
+            "Energy, forces, dipole and charges of GFN2-xTB for ethanol, aspirin and 55 molecules",
+        ),
+        ProblemSpec(
+            "pinn-burgers",
+            "ntkmtl.bench.problems.pinn:Burgers",
+            "Burgers' equation by a physics-informed network: residual, initial values, boundary",
+        ),
+        ProblemSpec(
+            "pinn-helmholtz",
+            "ntkmtl.bench.problems.pinn:Helmholtz",
+            "Helmholtz' equation by a physics-informed network: residual and boundary",
+        ),
+        ProblemSpec(
+            "pinn-allen-cahn",
+            "ntkmtl.bench.problems.pinn:AllenCahn",
+            "The Allen-Cahn equation by a physics-informed network: residual and initial values",
+        ),
+        ProblemSpec(
+            "pinn-wave",
+            "ntkmtl.bench.problems.pinn:Wave",
+            "The wave equation by a physics-informed network: residual, start, velocity, boundary",
+        ),
+        ProblemSpec(
+            "pinn-navier-stokes",
+            "ntkmtl.bench.problems.pinn:NavierStokes",
+            "Steady flow by a physics-informed network: momentum in x and y, continuity, boundary",
+        ),
+        ProblemSpec(
             "mt10",
             "ntkmtl.bench.reinforce.comparison:AgentComparison",
             "10 tasks of a robot arm, Meta-World's MT10, by multi-task Soft Actor-Critic",

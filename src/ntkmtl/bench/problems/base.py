@@ -24,6 +24,7 @@ __all__ = [
     "Recipe",
     "Schedule",
     "Split",
+    "WholeModel",
     "linear_outputs",
 ]
 
@@ -151,9 +152,12 @@ class MultiTaskModel(nn.Module, ABC):
         private_below: Whether parameters of single tasks lie below the representations, as gates of
             mixtures of experts do. The exact kernel is then that of :meth:`shared_parameters`, not
             of all that the representations depend on.
+        has_representation: Whether the losses depend on shared parameters through the
+            representation alone. It is False for :class:`WholeModel`.
     """
 
     private_below: ClassVar[bool] = False
+    has_representation: ClassVar[bool] = True
 
     @abstractmethod
     def represent(self, batch: Any) -> Tensor | list[Tensor]:
@@ -177,6 +181,33 @@ class MultiTaskModel(nn.Module, ABC):
         """Yield the parameters of the trunk."""
 
 
+class WholeModel(MultiTaskModel):
+    """A network whose outputs are derivatives of it: forces, residuals of equations.
+
+    Their losses reach every parameter around any representation, so none is named: the Balancer
+    finds what the losses share. :meth:`predict` is given the batch itself. Methods that read the
+    kernel at a representation refuse such a network.
+    """
+
+    has_representation: ClassVar[bool] = False
+
+    def represent(self, batch: Any) -> Any:
+        """Return the batch."""
+        return batch
+
+    @abstractmethod
+    def predict(self, features: Any) -> list[Tensor]:
+        """Return one output per task.
+
+        Args:
+            features: A batch.
+        """
+
+    def shared_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield all parameters."""
+        return self.parameters()
+
+
 class Problem(ABC):
     """A multi-task learning problem.
 
@@ -193,6 +224,8 @@ class Problem(ABC):
         reference: One number per metric that ``"plateau"`` schedules measure Delta-m against.
         created_with: The options that :func:`ntkmtl.bench.problems.create` was given, with which
             the problem of a run is created again; None where the class was called directly.
+        has_baselines: Whether a task can be trained alone, so that Delta-m against such networks
+            makes sense. It does not for the conditions of one equation.
     """
 
     name: ClassVar[str]
@@ -203,6 +236,7 @@ class Problem(ABC):
     recipe: Recipe
     reference: tuple[float, ...] | None = None
     created_with: Mapping[str, Any] | None = None
+    has_baselines: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -38,7 +38,7 @@ class ForwardPass(nn.Module):
         heads: Number of heads.
 
     Attributes:
-        views: What the heads read in the last pass.
+        views: What the heads read in the last pass; None for a network without a representation.
     """
 
     def __init__(self, model: MultiTaskModel, represent: Callable[[Any], Any], heads: int) -> None:
@@ -52,6 +52,8 @@ class ForwardPass(nn.Module):
     def forward(self, batch: Any) -> list[Tensor]:
         """Return one output per head."""
         features = self._represent[0](batch)
+        if not self.model.has_representation:
+            return self.model.predict(features)
         # A view of the features per head lets one engine call find every head's gradient.
         self.views = branch(features, self.heads) if isinstance(features, Tensor) else features
         return self.model.predict(self.views)
@@ -128,7 +130,13 @@ class Learner:
             method, self.identity["method_options"], self.group.size
         )
         represent: Callable[[Any], Any] = self.model.represent
-        if reruns_trunk(method, options):
+        if not self.model.has_representation:
+            if self.recipe.compile:
+                raise ValueError(
+                    f"{self.problem.name} differentiates its network, which a compiled one does "
+                    "not allow; train without compile"
+                )
+        elif reruns_trunk(method, options):
             trunk = RememberInputs(self.model, "represent")
             options |= {"trunk": trunk, "shared": list(self.model.shared_parameters())}
             represent = trunk

@@ -93,6 +93,13 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
     recipes = recipes_by_method(names, asked.method_recipes, recipe)
     seeds = list(dict.fromkeys(asked.seeds))
     every, chosen = judged_tasks(problem, None), judged_tasks(problem, asked.tasks)
+    if not problem.has_baselines:
+        if scored or SINGLE_TASK in method_names(asked.methods):
+            raise SweepError(
+                f"the tasks of {problem.name} cannot be trained alone, which "
+                f"{', '.join(sorted(scored)) or SINGLE_TASK} needs; leave it out"
+            )
+        baselines, chosen = False, []
     # Methods that are judged against the baselines during training need all of them.
     single = every if scored else chosen if baselines else []
     try:

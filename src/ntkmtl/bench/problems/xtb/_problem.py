@@ -1,0 +1,164 @@
+"""The problem ``xtb``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems._supervised import moved, one_output_per_task, positions
+from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split
+from ntkmtl.bench.problems.xtb._data import Batch, read
+from ntkmtl.bench.problems.xtb._network import Potential
+
+__all__ = ["XTB"]
+
+MODEL_VERSION = "potential 1"
+TASKS = ("energy", "forces", "dipole", "charges")
+DEBYE = 4.80320471
+"""One e Angstrom in debye."""
+
+
+class XTB(Problem):
+    """Energy, forces, dipole and partial charges of GFN2-xTB at geometries of 500 K.
+
+    1,215 geometries for training, 255 each for validation and testing, by whole trajectories: of
+    ethanol, aspirin, and 55 small molecules of H, C, N, O and F. Losses are mean squared errors: of
+    the energy per atom in eV, of components of forces in eV/Angstrom, of the dipole in e Angstrom,
+    and of charges in e. Metrics are mean absolute errors as the field reports them.
+
+    Raises:
+        ValueError: The data file is damaged.
+        FileNotFoundError: The data file is missing.
+
+    Example:
+        >>> import torch
+        >>> problem = XTB()
+        >>> batch = problem.batch("train", torch.arange(8))
+        >>> [tuple(output.shape) for output in problem.model().predict(batch)]
+        [(8,), (8, 21, 3), (8, 3), (8, 21)]
+    """
+
+    name: ClassVar[str] = "xtb"
+    summary: ClassVar[str] = PROBLEMS["xtb"].summary
+    tasks: tuple[str, ...] = TASKS
+    metrics: tuple[Metric, ...] = (
+        Metric("energy", "energy", "meV/atom", label="E"),
+        Metric("forces", "forces", "meV/Å", label="F"),
+        Metric("dipole", "dipole", "mD", label="μ"),
+        Metric("charges", "charges", "me", label="q"),
+    )
+    recipe: Recipe = Recipe(
+        epochs=15,
+        batch_size=15,
+        learning_rate=5e-3,
+        minibatches=1,
+        reduced=True,
+        description="1,215 geometries and 15 epochs, where force fields take hundreds of epochs",
+    )
+
+    def __init__(self) -> None:
+        self._data = read()
+        self._offset = float(self._data.splits["train"].energy.double().mean())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Data file, network and loss."""
+        return {"data_sha256": self._data.sha256, "model": MODEL_VERSION, "loss": "mse"}
+
+    def size(self, split: Split) -> int:
+        """Return the number of geometries in a split."""
+        return len(self._data.splits[split].energy)
+
+    def batch(self, split: Split, indices: Tensor) -> Batch:
+        """Return the geometries of a split at ``indices``."""
+        return Batch(*(part.index_select(0, indices) for part in self._data.splits[split]))
+
+    def model(self, tasks: Sequence[str] | None = None) -> Potential:
+        """Build a freshly initialized network.
+
+        Raises:
+            ValueError: A task is unknown or named twice.
+        """
+        return Potential([TASKS[i] for i in positions(TASKS, tasks)], self._offset)
+
+    def losses(
+        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor | None]:
+        """Return the mean squared error of each task.
+
+        Raises:
+            ValueError: There are not as many outputs as tasks, or a task is unknown.
+        """
+        names = [TASKS[i] for i in positions(TASKS, tasks)]
+        one_output_per_task(outputs, list(range(len(names))))
+        return {
+            name: _mean(name, (output - getattr(batch, name)).square(), batch)
+            for name, output in zip(names, outputs, strict=True)
+        }
+
+    def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
+        """Return the number of atoms where losses are means over atoms, 1 elsewhere."""
+        atoms, ones = batch.mask.sum(dim=1), torch.ones_like(batch.energy)
+        names = [TASKS[i] for i in positions(TASKS, tasks)]
+        return torch.stack([atoms if n in ("forces", "charges") else ones for n in names])
+
+    def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
+        """Return the mean absolute errors in the units of :attr:`metrics`.
+
+        Raises:
+            ValueError: The network has not as many outputs as there are tasks.
+        """
+        names = [TASKS[i] for i in positions(TASKS, tasks)]
+        training = model.training
+        model.eval()
+        sums = torch.zeros(len(names), dtype=torch.float64)
+        try:
+            for some in torch.arange(self.size(split)).split(64):
+                batch = self.batch(split, some)
+                outputs = model.predict(model.represent(moved(batch, model)))
+                one_output_per_task(outputs, list(range(len(names))))
+                for i, (name, output) in enumerate(zip(names, outputs, strict=True)):
+                    sums[i] += _absolute(name, output.detach().cpu(), batch)
+        finally:
+            model.train(training)
+        whole = self._data.splits[split]
+        atoms = float(whole.mask.sum())
+        size = {"energy": self.size(split), "forces": 3 * atoms, "charges": atoms}
+        unit = {"energy": 1e3, "forces": 1e3, "dipole": 1e3 * DEBYE, "charges": 1e3}
+        found = [
+            unit[n] * float(s) / size.get(n, self.size(split))
+            for n, s in zip(names, sums, strict=True)
+        ]
+        order = sorted(range(len(names)), key=lambda i: TASKS.index(names[i]))
+        return torch.tensor([found[i] for i in order], dtype=torch.float64)
+
+    def describe(self) -> str:
+        """Return one paragraph on data and network."""
+        parameters = sum(parameter.numel() for parameter in self.model().parameters())
+        return (
+            f"{self.size('train'):,} geometries at 500 K of ethanol, aspirin and 55 small "
+            f"molecules ({self.size('val')} for validation, {self.size('test')} for testing, from "
+            "trajectories of their own), labelled by GFN2-xTB. An invariant network passes "
+            "messages that depend on distances twice; energies are sums over atoms, forces "
+            f"their gradients: {parameters:,} parameters. Errors are mean absolute errors: energy "
+            "per atom, components of forces, the length of the dipole's error, and charges."
+        )
+
+
+def _mean(name: str, squares: Tensor, batch: Batch) -> Tensor:
+    """Return the mean over what there is; padded atoms have errors of 0."""
+    if name == "forces":
+        return squares.sum() / (3 * batch.mask.sum())
+    if name == "charges":
+        return squares.sum() / batch.mask.sum()
+    return squares.mean()
+
+
+def _absolute(name: str, output: Tensor, batch: Batch) -> float:
+    """Return the sum of the absolute errors; of the dipole's, their lengths."""
+    error = (output - getattr(batch, name)).double()
+    return float(error.norm(dim=-1).sum() if name == "dipole" else error.abs().sum())
