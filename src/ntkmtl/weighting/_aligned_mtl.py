@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import DEPENDENT, GramianWeighting, balanced_gramian
+from ntkmtl.weighting._base import DEPENDENT, balanced_gramian
 from ntkmtl.weighting._method import EXACT, method
+from ntkmtl.weighting._preference import PreferenceWeighting
 
 __all__ = ["AlignedMTL"]
 
@@ -19,13 +21,14 @@ __all__ = ["AlignedMTL"]
     summary="Independent component alignment: all singular values made equal",
     paper="Senushkin et al.: Independent Component Alignment, CVPR 2023",
 )
-class AlignedMTL(GramianWeighting):
+class AlignedMTL(PreferenceWeighting):
     r"""All singular values of the matrix of gradients are made equal to the smallest, then summed.
 
     Algorithm 1 of "Independent Component Alignment for Multi-Task Learning", with every task
     preferred by 1 as in the published code: with the Gramian :math:`G = V \Lambda V^T` and
     :math:`\lambda_R` the smallest eigenvalue above zero, the weights are
-    :math:`\sqrt{\lambda_R} V \Lambda^{-1/2} V^T 1`.
+    :math:`\sqrt{\lambda_R} V \Lambda^{-1/2} V^T 1`. A preference, scaled to a mean of 1, takes the
+    place of the ones.
 
     Directions that rounding in float32 leaves where gradients depend on each other are taken as
     zero, by the size of the gradients that cancel there; TorchJD's version, given a float64
@@ -34,9 +37,11 @@ class AlignedMTL(GramianWeighting):
 
     Args:
         scale_mode: The singular value that all are set to: ``"min"``, ``"median"`` or ``"rmse"``.
+        preference: How much each task counts, one number per task; see
+            :class:`ntkmtl.weighting._preference.PreferenceWeighting`.
 
     Raises:
-        ValueError: The mode is unknown.
+        ValueError: The mode is unknown, or ``preference`` not positive.
 
     Example:
         >>> import torch
@@ -48,14 +53,20 @@ class AlignedMTL(GramianWeighting):
 
     balancer_defaults = EXACT
 
-    def __init__(self, scale_mode: Literal["min", "median", "rmse"] = "min") -> None:
+    def __init__(
+        self,
+        scale_mode: Literal["min", "median", "rmse"] = "min",
+        preference: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(preference)
         if scale_mode not in ("min", "median", "rmse"):
             raise ValueError(
                 f"scale_mode must be 'min', 'median' or 'rmse'. Found scale_mode={scale_mode!r}."
             )
         self.scale_mode = scale_mode
 
-    def of_gramian(self, gramian: Tensor) -> Tensor:
+    def of_preference(self, gramian: Tensor, shares: Tensor) -> Tensor:
+        wanted = shares * len(shares)
         gramian, _ = balanced_gramian(gramian)
         norms = gramian.diagonal().clamp_min(0.0).sqrt()
         values, vectors = torch.linalg.eigh(gramian)
@@ -65,7 +76,7 @@ class AlignedMTL(GramianWeighting):
         least = len(values) * torch.finfo(values.dtype).eps * values[-1]
         kept = values > torch.maximum(rounding, least)
         if not bool(kept.any()):
-            return torch.ones_like(norms)
+            return wanted
         values, vectors = values[kept], vectors[:, kept]
         if self.scale_mode == "min":
             scale = values[0]
@@ -73,5 +84,5 @@ class AlignedMTL(GramianWeighting):
             scale = values.median()
         else:
             scale = values.mean()
-        weights: Tensor = vectors @ (vectors.sum(dim=0) * (scale / values).sqrt())
+        weights: Tensor = vectors @ ((wanted @ vectors) * (scale / values).sqrt())
         return weights

@@ -11,11 +11,11 @@ from ntkmtl.weighting._base import GramianWeighting, balanced_gramian, check_pos
 from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._qp import cancellation, nonnegative_qp, shortest_combination
 
-__all__ = ["CAGrad"]
+__all__ = ["CANCELLED", "CAGrad", "toward_worst"]
 
 # A combination whose squared norm is less than this share of its terms' has cancelled: what is left
 # may be rounding of float32 gradients.
-_CANCELLED = 1e-12
+CANCELLED = 1e-12
 _MAX_ITERATIONS = 100
 
 
@@ -71,12 +71,12 @@ class CAGrad(GramianWeighting):
         gramian, _ = balanced_gramian(gramian.cpu())
         uniform = torch.full_like(gramian[0], 1.0 / len(gramian))
         radius = self.c * math.sqrt(max(float(uniform @ gramian @ uniform), 0.0))
-        if radius > 0.0 and cancellation(gramian, uniform) > _CANCELLED:
-            uniform = uniform + _toward_worst(gramian, gramian @ uniform, radius)
+        if radius > 0.0 and cancellation(gramian, uniform) > CANCELLED:
+            uniform = uniform + toward_worst(gramian, gramian @ uniform, radius)
         return uniform.to(device)
 
 
-def _toward_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
+def toward_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
     """Return the weights of d - g_0, which are not negative.
 
     Args:
@@ -88,7 +88,7 @@ def _toward_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
     moved, distance = _nearest(gramian, products, worst)
     if distance <= radius:
         w = shortest_combination(gramian)
-        if cancellation(gramian, w) <= _CANCELLED:
+        if cancellation(gramian, w) <= CANCELLED:
             return moved
         worst = _dual(gramian, products, radius, w)
         moved, distance = _nearest(gramian, products, worst)
@@ -101,7 +101,7 @@ def _toward_worst(gramian: Tensor, products: Tensor, radius: float) -> Tensor:
         worst = bound
         moved, distance = _nearest(gramian, products, worst)
     # Where gradients nearly cancel, the Gramian does not tell the distance more closely.
-    left = max(cancellation(gramian, moved), _CANCELLED)
+    left = max(cancellation(gramian, moved), CANCELLED)
     if distance <= radius * (1.0 + 1e-9 + 100.0 * torch.finfo(torch.float64).eps / left):
         return moved * (radius / distance)
     raise RuntimeError(

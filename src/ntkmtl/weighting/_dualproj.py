@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from ntkmtl.weighting._base import GramianWeighting, check_positive
+from ntkmtl.weighting._base import check_positive
 from ntkmtl.weighting._dual_cone import project
 from ntkmtl.weighting._method import EXACT, method
+from ntkmtl.weighting._preference import PreferenceWeighting
 
 __all__ = ["DualProj"]
 
@@ -18,7 +20,7 @@ __all__ = ["DualProj"]
     summary="The mean gradient, projected so as to conflict with none",
     paper="Lopez-Paz, Ranzato: Gradient Episodic Memory for Continual Learning, NeurIPS 2017",
 )
-class DualProj(GramianWeighting):
+class DualProj(PreferenceWeighting):
     r"""The mean gradient, projected so that it conflicts with no task's.
 
     The projection of Eq. 11 of "Gradient Episodic Memory for Continual Learning", with the mean of
@@ -28,9 +30,11 @@ class DualProj(GramianWeighting):
     Args:
         regularization: Added to the diagonal of the Gramian, relative to its trace, before the
             program is solved; TorchJD's value.
+        preference: How much each task counts in that mean, one number per task; see
+            :class:`ntkmtl.weighting._preference.PreferenceWeighting`.
 
     Raises:
-        ValueError: ``regularization`` is negative.
+        ValueError: ``regularization`` is negative, or ``preference`` not positive.
         RuntimeError: On use, if the solver does not reach the projection.
 
     Example:
@@ -42,9 +46,11 @@ class DualProj(GramianWeighting):
 
     balancer_defaults = EXACT
 
-    def __init__(self, regularization: float = 1e-4) -> None:
+    def __init__(
+        self, regularization: float = 1e-4, preference: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(preference)
         self.regularization = check_positive("regularization", regularization, zero=True)
 
-    def of_gramian(self, gramian: Tensor) -> Tensor:
-        mean = torch.full((len(gramian),), 1.0 / len(gramian), dtype=gramian.dtype)
-        return project(mean, gramian.cpu(), self.regularization).to(gramian.device)
+    def of_preference(self, gramian: Tensor, shares: Tensor) -> Tensor:
+        return project(shares.cpu(), gramian.cpu(), self.regularization).to(gramian.device)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ntkmtl.weighting._base import GramianWeighting, check_positive
+from ntkmtl.weighting._base import check_positive
 from ntkmtl.weighting._dual_cone import project
 from ntkmtl.weighting._method import EXACT, method
+from ntkmtl.weighting._preference import PreferenceWeighting
 
 __all__ = ["UPGrad"]
 
@@ -18,7 +21,7 @@ __all__ = ["UPGrad"]
     summary="The mean of gradients that are projected so as to conflict with none",
     paper="Quinton, Rey: Jacobian Descent for Multi-Objective Optimization, 2024",
 )
-class UPGrad(GramianWeighting):
+class UPGrad(PreferenceWeighting):
     r"""The mean of the gradients, each projected so that it conflicts with none.
 
     From "Jacobian Descent for Multi-Objective Optimization": every gradient is
@@ -29,9 +32,11 @@ class UPGrad(GramianWeighting):
     Args:
         regularization: Added to the diagonal of the Gramian, relative to its trace, before the
             program is solved; TorchJD's value.
+        preference: How much each task counts in that mean, one number per task; see
+            :class:`ntkmtl.weighting._preference.PreferenceWeighting`.
 
     Raises:
-        ValueError: ``regularization`` is negative.
+        ValueError: ``regularization`` is negative, or ``preference`` not positive.
         RuntimeError: On use, if the solver does not reach the projections.
 
     Example:
@@ -43,10 +48,13 @@ class UPGrad(GramianWeighting):
 
     balancer_defaults = EXACT
 
-    def __init__(self, regularization: float = 1e-4) -> None:
+    def __init__(
+        self, regularization: float = 1e-4, preference: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(preference)
         self.regularization = check_positive("regularization", regularization, zero=True)
 
-    def of_gramian(self, gramian: Tensor) -> Tensor:
+    def of_preference(self, gramian: Tensor, shares: Tensor) -> Tensor:
         one_each = torch.eye(len(gramian), dtype=gramian.dtype)
         projected = project(one_each, gramian.cpu(), self.regularization)
-        return projected.mean(dim=0).to(gramian.device)
+        return shares @ projected.to(gramian.device)

@@ -190,6 +190,25 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.problems[0].of("dwa").tuned[1] is None
 
 
+def test_a_method_that_fails_does_not_take_the_others_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(problem: Toy, spec: Any, out_dir: Path, **more: Any) -> Any:
+        if spec.method == "dwa":
+            raise MemoryError("too large")
+        return train_spec(problem, spec, out_dir, **more)
+
+    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    text = PLAN.replace('"fixed", "ntkmtl-sr", "dwa"', '"dwa", "si"').replace(
+        "seeds = 2", "seeds = 1"
+    )
+    plan = read_plan(plan_of(tmp_path, text.replace('published_only = ["dwa"]\n', "")))
+    outcome = run_study(plan, tmp_path / "out")
+    assert outcome.written == ["one/stl", "one/ls", "one/si"]
+    assert {failure.error for failure in outcome.failures} == {"MemoryError", "DependencyError"}
+    assert not (tmp_path / "out/work/one/published/toy/dwa").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

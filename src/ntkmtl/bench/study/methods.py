@@ -42,9 +42,11 @@ class Methods:
         Raises:
             RunInterrupted: It was stopped.
         """
-        names = self.names
-        searched = [name for name in names if self.plan.trials_of(self.asked, name)]
+        searched = [name for name in self.names if self.plan.trials_of(self.asked, name)]
         found = self._search(searched) if searched else {}
+        names = [name for name in self.names if name in found or name not in searched]
+        if not names:
+            return
         published = self.part.train(self.part.comparison(names, "published"))
         changed = {name: t for name, t in found.items() if t.number > 0}
         tuned = None
@@ -58,8 +60,6 @@ class Methods:
                 )
             )
         for name in names:
-            if name not in found and name in searched:
-                continue
             self.part.write(self._result(name, found.get(name), published, tuned))
 
     def _search(self, names: Sequence[str]) -> dict[str, Tuning]:
