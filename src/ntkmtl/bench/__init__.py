@@ -16,11 +16,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ntkmtl.bench import paper, problems, reinforce, report, trained, training
+    from ntkmtl.bench.estimator import (
+        MultiTaskClassifier,
+        MultiTaskEstimator,
+        MultiTaskRegressor,
+    )
     from ntkmtl.bench.trained import load
 
-_HOMES = {"load": "trained"}
+_HOMES = {
+    "load": "trained",
+    "MultiTaskClassifier": "estimator",
+    "MultiTaskEstimator": "estimator",
+    "MultiTaskRegressor": "estimator",
+}
 
-__all__ = ["load", "paper", "problems", "reinforce", "report", "trained", "training"]
+__all__ = [
+    "MultiTaskClassifier",
+    "MultiTaskEstimator",
+    "MultiTaskRegressor",
+    "load",
+    "paper",
+    "problems",
+    "reinforce",
+    "report",
+    "trained",
+    "training",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,539 @@
+"""Estimators for scikit-learn: a small network with one head per target, its losses balanced.
+
+A column of the targets that holds numbers is regressed, any other is classified; a label may be
+missing. Inputs are numeric arrays or DataFrames of numeric columns: categories and missing inputs
+are for the steps before, in a pipeline.
+
+Example:
+    >>> import numpy as np
+    >>> from ntkmtl.bench import MultiTaskEstimator
+    >>> X = np.random.default_rng(0).normal(size=(200, 3))
+    >>> y = np.empty((200, 2), dtype=object)
+    >>> y[:, 0] = X[:, 0] + 10
+    >>> y[:, 1] = np.where(X[:, 1] > 0, "high", "low")
+    >>> y[:50, 1] = None  # labels that are missing
+    >>> estimator = MultiTaskEstimator(max_steps=300, random_state=0).fit(X, y)
+    >>> estimator.kinds_
+    ['regression', 'classification']
+    >>> estimator.predict(X).shape, estimator.score(X, y) > 0.9
+    ((200, 2), True)
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ntkmtl.balance import Balancer
+from ntkmtl.errors import missing_extra
+
+try:
+    import numpy as np
+    import pandas as pd
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.utils import check_random_state
+    from sklearn.utils.metaestimators import available_if
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+except ImportError as error:
+    raise missing_extra("estimators", "bench", error) from error
+
+if TYPE_CHECKING:
+    from ntkmtl.weighting import Weighting
+
+__all__ = ["MultiTaskClassifier", "MultiTaskEstimator", "MultiTaskRegressor"]
+
+Kind = Literal["regression", "classification"]
+Array = Any
+
+LEAST_STEPS, MOST_STEPS, STEPS_PER_ROW = 200, 2_500, 10
+LEAST_HELD_OUT = 20
+
+
+class _Net(nn.Module):
+    """A perceptron with one linear head per target."""
+
+    def __init__(self, inputs: int, widths: Sequence[int], outputs: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in widths:
+            layers += [nn.Linear(inputs, width), nn.ReLU()]
+            inputs = width
+        self.trunk = nn.Sequential(*layers)
+        self.heads = nn.ModuleList(nn.Linear(inputs, size) for size in outputs)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        z = self.trunk(x)
+        return [head(z) for head in self.heads]
+
+
+class _Target:
+    """A column of the targets: its kind, its classes or its scale, and its labels for training.
+
+    Raises:
+        ValueError: It has no label, one class only, or numbers that are infinite.
+    """
+
+    def __init__(self, name: str, column: Array, kind: Kind) -> None:
+        self.name, self.kind = name, kind
+        missing = np.asarray(pd.isna(column), dtype=bool)
+        if missing.all():
+            raise ValueError(f"target {name} has no label")
+        known = column[~missing]
+        if kind == "classification":
+            if len({isinstance(value, str) for value in known.tolist()}) > 1:
+                raise ValueError(
+                    f"target {name} has classes that are strings and others that are not"
+                )
+            check_classification_targets(np.asarray(known.tolist()))
+            self.classes, codes = np.unique(np.asarray(known.tolist()), return_inverse=True)
+            if len(self.classes) < 2:
+                raise ValueError(
+                    f"target {name} must have at least two classes, found one class only, "
+                    f"{self.classes[0]!r}"
+                )
+            self.labels = torch.full((len(column),), -1)
+            self.labels[torch.from_numpy(~missing)] = torch.from_numpy(codes.reshape(-1))
+            return
+        values = np.full(len(column), np.nan)
+        values[~missing] = check_array(
+            known.reshape(-1, 1), dtype=np.float64, input_name="y"
+        ).ravel()
+        self.center = float(np.nanmean(values))
+        self.scale = float(np.nanstd(values)) or 1.0
+        self.labels = torch.from_numpy((values - self.center) / self.scale).float()
+
+    @property
+    def size(self) -> int:
+        """Numbers that its head says."""
+        return len(self.classes) if self.kind == "classification" else 1
+
+    def loss(self, output: Tensor, labels: Tensor) -> Tensor | None:
+        """Return the mean loss of the rows with a label, None where there is none."""
+        known = labels >= 0 if self.kind == "classification" else ~labels.isnan()
+        if not known.any():
+            return None
+        if self.kind == "classification":
+            return functional.cross_entropy(output[known], labels[known])
+        return functional.mse_loss(output[known, 0], labels[known])
+
+    def said(self, output: Tensor) -> Array:
+        """Return predictions from the head's outputs."""
+        if self.kind == "classification":
+            return self.classes[output.argmax(1).numpy()]
+        return output[:, 0].numpy() * self.scale + self.center
+
+
+def _classifies(estimator: MultiTaskEstimator) -> bool:
+    if "classification" not in getattr(estimator, "kinds_", ["classification"]):
+        raise AttributeError("no target is classified, so there are no probabilities")
+    return True
+
+
+class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
+    """Predicts several targets, numbers and classes, by one network whose losses are balanced.
+
+    Inputs and numeric targets are standardized. A part of the rows is held out, and the network of
+    the epoch with the least loss on it is kept.
+
+    Args:
+        method: What balances the losses: a name that ``ntkmtl methods`` lists, or a weighting.
+        method_options: Further options of :class:`ntkmtl.Balancer`, as a mapping.
+        kinds: ``"regression"`` or ``"classification"`` for each target, by position or by name; of
+            all where it is one string. If None, columns of numbers are regressed and all others
+            classified.
+        hidden_layer_sizes: Widths of the layers that the targets share.
+        learning_rate: Peak learning rate of Adam, in one cycle.
+        batch_size: Rows of a step; about a sixteenth of all, from 8 to 256, if None.
+        max_steps: Steps; 10 per row, at least 200 and at most 2,500, if None.
+        validation_fraction: Share of the rows held out; none where these are fewer than 20.
+        random_state: Seed of the initial weights, of the rows held out and of the order of rows.
+
+    Attributes:
+        kinds_: The kind of each target.
+        target_names_: Names of the targets: columns of a DataFrame, else y0, y1, ...
+        classes_: Of each classified target; the array itself if ``y`` was one column.
+        n_features_in_: Number of inputs.
+        feature_names_in_: Names of the inputs, where ``X`` was a DataFrame.
+        network_: The network, in float64.
+        n_steps_: Steps taken.
+        best_epoch_: The epoch that was kept, from 0.
+
+    Example:
+        See :mod:`ntkmtl.bench.estimator`.
+    """
+
+    _kind: Kind | None = None
+    network_: nn.Module
+
+    def __init__(
+        self,
+        method: str | Weighting = "ntkmtl-auto",
+        *,
+        method_options: Mapping[str, Any] | None = None,
+        kinds: Kind | Sequence[Kind] | Mapping[str, Kind] | None = None,
+        hidden_layer_sizes: Sequence[int] = (64, 64),
+        learning_rate: float = 5e-3,
+        batch_size: int | None = None,
+        max_steps: int | None = None,
+        validation_fraction: float = 0.15,
+        random_state: Any = None,
+    ) -> None:
+        self.method = method
+        self.method_options = method_options
+        self.kinds = kinds
+        self.hidden_layer_sizes = hidden_layer_sizes
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.max_steps = max_steps
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(self, X: Any, y: Any) -> MultiTaskEstimator:
+        """Train the network.
+
+        Args:
+            X: Inputs, shape (rows, inputs).
+            y: Targets, shape (rows,) or (rows, k), of any types; NaN or None where one is missing.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: An option is out of range, inputs are not finite numbers, or a target has no
+                label or one class only.
+            NonFiniteError: A loss became NaN or infinite.
+        """
+        self._check_options()
+        X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
+        columns = self._columns_of(y, len(X))
+        self.kinds_ = self._kinds_of(columns)
+        targets = [
+            _Target(name, column, kind)
+            for name, column, kind in zip(self.target_names_, columns, self.kinds_, strict=True)
+        ]
+        self._mean, self._deviation = X.mean(0), X.std(0)
+        self._deviation[self._deviation < 1e-12 * np.abs(self._mean).clip(1e-300)] = 1.0
+        random = check_random_state(self.random_state)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random.randint(2**31 - 1))
+            self._train(self._scaled(X).float(), targets)
+        # In float64 a row's prediction does not depend on the rows beside it.
+        self.network_ = self.network_.double().eval()
+        for target in targets:
+            del target.labels
+        self._targets = targets
+        return self
+
+    def _check_options(self) -> None:
+        for name, least in (("batch_size", 1), ("max_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}. Found {value!r}.")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                "validation_fraction must be from 0 to below 1. Found "
+                f"{self.validation_fraction!r}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive. Found {self.learning_rate!r}.")
+
+    def _columns_of(self, y: Any, rows: int) -> list[Array]:
+        """Return the targets column by column, and note names and shape."""
+        if y is None:
+            raise ValueError(
+                f"{type(self).__name__} requires y to be passed, but the target y is None"
+            )
+        names = [str(name) for name in y.columns] if hasattr(y, "columns") else None
+        if hasattr(y, "columns"):
+            columns = [y.iloc[:, place].to_numpy() for place in range(y.shape[1])]
+            self._flat = False
+        else:
+            array = np.asarray(y)
+            if array.ndim not in (1, 2):
+                raise ValueError(f"y must have one or two dimensions, found {array.ndim}")
+            self._flat = array.ndim == 1
+            columns = [array] if self._flat else list(array.T)
+        if any(column.dtype.kind in "cmM" for column in columns):
+            raise ValueError("targets must be numbers or classes, found complex numbers or dates")
+        if not columns or len(columns[0]) != rows:
+            raise ValueError(
+                "Found input variables with inconsistent numbers of samples: "
+                f"{[rows, len(columns[0]) if columns else 0]}"
+            )
+        self.target_names_ = names or [f"y{place}" for place in range(len(columns))]
+        if len(set(self.target_names_)) < len(columns):
+            raise ValueError(f"two targets have one name: {', '.join(self.target_names_)}")
+        return columns
+
+    def _kinds_of(self, columns: Sequence[Array]) -> list[Kind]:
+        """Return the kind of each target.
+
+        Raises:
+            ValueError: What was asked for does not fit the targets.
+        """
+        asked = self._kind or self.kinds
+        if isinstance(asked, Mapping):
+            if unknown := sorted(set(asked) - set(self.target_names_)):
+                raise ValueError(
+                    f"kinds names {unknown[0]!r}, and the targets are "
+                    f"{', '.join(self.target_names_)}"
+                )
+            given: list[Any] = [asked.get(name) for name in self.target_names_]
+        elif asked is None or isinstance(asked, str):
+            given = [asked] * len(columns)
+        else:
+            given = list(asked)
+        if len(given) != len(columns):
+            raise ValueError(f"kinds has {len(given)} entries for {len(columns)} targets")
+        found = [kind or _kind_of(c) for kind, c in zip(given, columns, strict=True)]
+        for kind in found:
+            if kind not in ("regression", "classification"):
+                raise ValueError(f"a kind is regression or classification. Found {kind!r}.")
+        return found
+
+    def _train(self, X: Tensor, targets: Sequence[_Target]) -> None:
+        held = round(self.validation_fraction * len(X))
+        order = torch.randperm(len(X))
+        held = held if held >= LEAST_HELD_OUT else 0
+        validation, training = order[:held], order[held:]
+        batch = self.batch_size or _batch_size(len(training))
+        batch = min(batch, len(training))
+        steps = self.max_steps or min(MOST_STEPS, max(LEAST_STEPS, STEPS_PER_ROW * len(training)))
+        self.network_ = network = _Net(
+            X.shape[1], self.hidden_layer_sizes, [t.size for t in targets]
+        )
+        learner = _Learner(network, targets, self.method, self.method_options or {})
+        optimizer = torch.optim.Adam(learner.parameters(), lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.learning_rate, total_steps=max(2, steps)
+        )
+        per_epoch = len(training) // batch
+        self.n_steps_, self.best_epoch_, least = 0, 0, math.inf
+        best: dict[str, Tensor] = {}
+        for epoch in range(-(-steps // per_epoch)):
+            for rows in training[torch.randperm(len(training))].split(batch)[:per_epoch]:
+                if self.n_steps_ == steps:
+                    break
+                optimizer.zero_grad()
+                learner.backward(X, rows)
+                optimizer.step()
+                learner.after_step(X, rows)
+                schedule.step()
+                self.n_steps_ += 1
+            learner.end_epoch()
+            if held and (loss := learner.relative_loss(X, validation)) < least:
+                least, self.best_epoch_ = loss, epoch
+                best = copy.deepcopy(self.network_.state_dict())
+        if best:
+            self.network_.load_state_dict(best)
+        elif not held:
+            self.best_epoch_ = epoch
+
+    # ------------------------------------------------------------------ predicting
+
+    def _scaled(self, X: Array) -> Tensor:
+        return torch.from_numpy((X - self._mean) / self._deviation)
+
+    def _outputs(self, X: Any) -> list[Tensor]:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        with torch.no_grad():
+            outputs: list[Tensor] = self.network_(self._scaled(X))
+        return outputs
+
+    def predict(self, X: Any) -> Array:
+        """Return the predictions.
+
+        Args:
+            X: Inputs, shape (rows, inputs).
+
+        Returns:
+            Shape (rows,) if ``y`` was one column of an array, else (rows, k): floats if all
+            targets are numbers, else the classes, as objects where types are mixed.
+        """
+        said = [t.said(out) for t, out in zip(self._fitted(), self._outputs(X), strict=True)]
+        if self._flat:
+            return said[0]
+        if len({column.dtype.kind for column in said}) > 1:
+            mixed = np.empty((len(said[0]), len(said)), dtype=object)
+            for place, column in enumerate(said):
+                mixed[:, place] = column
+            return mixed
+        return np.stack(said, axis=1)
+
+    @available_if(_classifies)  # type: ignore[untyped-decorator]
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probabilities of the classes in :attr:`classes_`.
+
+        Args:
+            X: Inputs, shape (rows, inputs).
+
+        Returns:
+            Shape (rows, classes) if ``y`` was one column of an array, else a list of these, one
+            per classified target.
+        """
+        shares = [
+            output.softmax(1).numpy()
+            for target, output in zip(self._fitted(), self._outputs(X), strict=True)
+            if target.kind == "classification"
+        ]
+        return shares[0] if self._flat else shares
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the mean over the targets of R² for numbers and of accuracy for classes.
+
+        Args:
+            X: Inputs, shape (rows, inputs).
+            y: Targets; rows without a label do not count for that target.
+            sample_weight: Weights of the rows.
+        """
+        said = self.predict(X).reshape(-1, len(self._fitted()))
+        array = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
+        true = array.reshape(len(said), -1)
+        weights = None if sample_weight is None else np.asarray(sample_weight)
+        scores = []
+        for place, kind in enumerate(self.kinds_):
+            known = ~np.asarray(pd.isna(true[:, place]), dtype=bool)
+            judge: Callable[..., float] = accuracy_score if kind == "classification" else r2_score
+            pair = (np.asarray(both[known, place].tolist()) for both in (true, said))
+            weight = None if weights is None else weights[known]
+            scores.append(float(judge(*pair, sample_weight=weight)))
+        return float(np.mean(scores))
+
+    def _fitted(self) -> list[_Target]:
+        check_is_fitted(self)
+        return self._targets
+
+    @property
+    def classes_(self) -> Any:
+        """The classes of each classified target; the array itself if ``y`` was one column."""
+        if "_targets" not in vars(self) or "classification" not in self.kinds_:
+            raise AttributeError(f"{type(self).__name__} has no classes_")
+        found = [target.classes for target in self._targets if target.kind == "classification"]
+        return found[0] if self._flat else found
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "_targets" in vars(self)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.multi_output = True
+        return tags
+
+
+class MultiTaskRegressor(RegressorMixin, MultiTaskEstimator):  # type: ignore[misc]
+    """A :class:`MultiTaskEstimator` whose targets are all numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> y = X @ [[1, 2], [3, 4]]
+        >>> MultiTaskRegressor(max_steps=300, random_state=0).fit(X, y).score(X, y) > 0.9
+        True
+    """
+
+    _kind: Kind | None = "regression"
+    score = MultiTaskEstimator.score
+
+
+class MultiTaskClassifier(ClassifierMixin, MultiTaskEstimator):  # type: ignore[misc]
+    """A :class:`MultiTaskEstimator` whose targets are all classes.
+
+    Example:
+        >>> import numpy as np
+        >>> X = np.random.default_rng(0).normal(size=(200, 2))
+        >>> MultiTaskClassifier(max_steps=300, random_state=0).fit(X, X > 0).score(X, X > 0) > 0.9
+        True
+    """
+
+    _kind: Kind | None = "classification"
+    score = MultiTaskEstimator.score
+
+
+def _kind_of(column: Array) -> Kind:
+    """Return what a column of targets looks like: numbers are regressed, all else classified."""
+    numbers = all(
+        isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+        for value in column.tolist()
+        if not pd.isna(value)
+    )
+    return "regression" if numbers else "classification"
+
+
+def _batch_size(rows: int) -> int:
+    """Return the rows of a step: a power of two of about a sixteenth of all, from 8 to 256."""
+    return int(min(256, max(8, 2 ** int(math.log2(max(1, rows / 16))))))
+
+
+class _Learner:
+    """Balances the losses of a network; one target alone is trained plainly."""
+
+    def __init__(
+        self,
+        network: _Net,
+        targets: Sequence[_Target],
+        method: str | Weighting,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.network, self.targets = network, targets
+        names = [target.name for target in targets]
+        self.balancer = Balancer(copy.deepcopy(method), tasks=names, **options)
+        if self.balancer.weighting.needs_scores:
+            raise ValueError(
+                f"{self.balancer.method} learns from single-task networks, which only "
+                "`ntkmtl compare` and `ntkmtl run` train: use another method"
+            )
+        self.alone = len(targets) == 1
+
+    def parameters(self) -> list[Tensor]:
+        return [*self.network.parameters(), *self.balancer.parameters()]
+
+    def losses(self, X: Tensor, rows: Tensor) -> dict[str, Tensor | None]:
+        outputs = self.network(X[rows])
+        return {
+            target.name: target.loss(output, target.labels[rows])
+            for target, output in zip(self.targets, outputs, strict=True)
+        }
+
+    def backward(self, X: Tensor, rows: Tensor) -> None:
+        losses = self.losses(X, rows)
+        present = [loss for loss in losses.values() if loss is not None]
+        if self.alone and present:
+            if not present[0].isfinite():
+                raise FloatingPointError(
+                    f"the loss became {float(present[0])}: lower learning_rate, and look for "
+                    "inputs or targets of extreme size"
+                )
+            present[0].backward()
+        elif present:
+            self.balancer.backward(losses)
+
+    def after_step(self, X: Tensor, rows: Tensor) -> None:
+        if self.balancer.needs_after_step and not self.alone:
+            self.balancer.after_step(lambda: self.losses(X, rows))
+
+    def end_epoch(self) -> None:
+        if not self.alone:
+            self.balancer.end_epoch()
+
+    def relative_loss(self, X: Tensor, rows: Tensor) -> float:
+        """Return the mean of the targets' losses, each relative to a guess that knows no input."""
+        with torch.no_grad():
+            losses = self.losses(X, rows)
+        found = [
+            float(loss) / (math.log(target.size) if target.kind == "classification" else 1.0)
+            for target, loss in zip(self.targets, losses.values(), strict=True)
+            if loss is not None
+        ]
+        return sum(found) / len(found) if found else math.inf
