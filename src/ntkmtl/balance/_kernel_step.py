@@ -183,7 +183,8 @@ class KernelStep:
             who = options.method if options.weighting.requires_cross_terms else "length"
             raise ValueError(
                 f"{who} needs the blocks between tasks, which do not exist where each task has a "
-                "representation of its own; set source='exact'"
+                "representation of its own; set source='exact', or pass features=z, one tensor "
+                "that all of them read"
             )
         ranks, joint = joined_ranks(options, step, view.partition.shares, self.source)
         jacobian = None
