@@ -23,16 +23,20 @@ def result(problem: str, method: str, tests: list[list[float]], source: str = ""
     ]
     rate = {"a": 0.1, "b": 0.1} if method == "stl" else 0.1
     setting = Setting(method_options={}, recipe={"learning_rate": rate}, runs=runs)
-    trial = TriedSettings(parameters={"learning_rate": 0.1}, value=1.0, val=[1.0, 1.0], seconds=3.0)
+    trials = [
+        TriedSettings(parameters={"learning_rate": 0.1}, value=1.0, val=val, seconds=3.0, task=task)
+        for task, val in ([("a", [2.0]), ("b", [4.0])] if method == "stl" else [("", [1.0, 5.0])])
+    ]
     return MethodResult(
         request={
             "problem": problem,
             "source": source or problem,
             "method": method,
             "tasks": ["a", "b"],
+            "recipe": {"learning_rate": 0.1},
         },
         metrics=[RunMetric("a", "a"), RunMetric("b", "b")],
-        trials=[trial],
+        trials=trials,
         published=None if method == "stl" else setting,
         tuned=setting,
         hardware={},
@@ -80,6 +84,8 @@ def test_delta_m_is_against_the_mean_of_the_single_task_networks() -> None:
     # Means 1 and 2: a run of (1.2, 1.8) is 20 % worse in one metric, 10 % better in the other.
     results[1] = result("p", "ls", [[1.2, 1.8]])
     assert judge(results).problems[0].of("ls").tuned == [pytest.approx(5.0)]
+    # The trial's (1, 5) against (2, 4) of the single-task networks' trials.
+    assert judge(results).problems[0].of("ls").tried == [[pytest.approx(-50), pytest.approx(25)]]
     assert judge(results).problems[0].of("ls").tasks == [pytest.approx(20), pytest.approx(-10)]
 
 

@@ -145,19 +145,25 @@ def test_what_is_finished_is_not_trained_again(finished: Path, tmp_path: Path) -
 
 def test_a_study_that_was_stopped_ends_as_one_that_was_not(finished: Path, tmp_path: Path) -> None:
     class Stop(Reporter):
-        started = 0
+        started = finished = 0
+
+        def run_finished(self, run: int, seconds: float) -> None:
+            Stop.finished += 1
+            # The last of three runs: nothing is left there to be stopped.
+            if Stop.finished == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
 
         def run_started(self, run: int, label: str, steps: int) -> None:
             Stop.started += 1
             # Among the single-task networks, in a search, and in final runs.
-            if Stop.started in (5, 20, 30):
+            if Stop.started in (6, 20, 30):
                 os.kill(os.getpid(), signal.SIGTERM)
 
     plan = read_plan(plan_of(tmp_path))
     stops = 0
     while run_study(plan, tmp_path / "out", Trainer(reporter=Stop)).interrupted:
         stops += 1
-    assert stops == 3
+    assert stops == 4
     own = {key: value for key, value in results(finished).items() if "/one/" in key}
     assert results(tmp_path / "out") == own
 

@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 __all__ = ["stop_requests", "without_interrupts"]
 
+_ACTIVE: list[list[int]] = []
+"""The signals that each block around the code that runs now has seen."""
+
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C and SIGTERM into a request to stop.
 
     The first signal is recorded, and the caller acts on it at the next safe point. A second Ctrl-C
-    raises ``KeyboardInterrupt`` at once. Outside the main thread, where Python handles no signals,
-    nothing is changed and no request is ever seen.
+    raises ``KeyboardInterrupt`` at once. A block around this one sees the signal as well, so that
+    what consists of several parts stops even if the signal came when a part was about to end.
+    Outside the main thread, where Python handles no signals, nothing is changed and no request is
+    ever seen.
 
     Yields:
         A function that says whether a stop was requested.
@@ -33,8 +38,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:
         if requests and number == signal.SIGINT:
             raise KeyboardInterrupt
-        requests.append(number)
+        for seen in _ACTIVE:
+            seen.append(number)
 
+    _ACTIVE.append(requests)
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(requests)
@@ -42,6 +49,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         for number, handler in previous.items():
             # None means a handler that was not installed from Python; it cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        _ACTIVE.pop()
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
 
-__all__ = ["cost_figure", "rank_figure", "rate_figure", "trade_figure"]
+__all__ = ["cost_figure", "pareto_front", "rank_figure", "rate_figure", "trade_figure"]
 
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -94,8 +94,16 @@ def rate_figure(problem: ProblemJudgement) -> Figure:
 
 
 def trade_figure(problem: ProblemJudgement) -> Figure:
-    """Draw one task against the other, for problems of two."""
+    """Draw one metric against the other, for problems of two.
+
+    Dots are the final runs of each method; the line goes through those trials of fixed weights
+    that no other trial of them beats in both metrics.
+    """
     with _drawn(5.2, 4.6) as (figure, axes):
+        fixed = problem.of("fixed")
+        if fixed is not None and (front := pareto_front(fixed.tried)):
+            axes.plot(*zip(*front, strict=True), "-", color="0.7", label="trials of fixed weights")
+            axes.legend(fontsize=7)
         for row in problem.methods:
             if len(row.tasks) == 2:
                 axes.plot(*row.tasks, "o")
@@ -109,3 +117,17 @@ def trade_figure(problem: ProblemJudgement) -> Figure:
             label = axes.set_ylabel if place else axes.set_xlabel
             label(f"{name}: Δm, %")
     return figure
+
+
+def pareto_front(points: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Return the points of two numbers that no other is below in both, from left to right.
+
+    Example:
+        >>> pareto_front([[3.0, 1.0], [1.0, 2.0], [2.0, 3.0]])
+        [[1.0, 2.0], [3.0, 1.0]]
+    """
+    front: list[Sequence[float]] = []
+    for point in sorted(points, key=lambda p: (p[0], p[1])):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front

@@ -68,6 +68,8 @@ def _problem(found: Mapping[str, MethodResult]) -> ProblemJudgement:
             "which Delta-m cannot be measured against"
         )
 
+    start = _start_metrics(single)
+
     def of(runs: Sequence[FinalRun]) -> list[float | None]:
         return [float(delta_m(run.test, baseline, higher)) if run.test else None for run in runs]
 
@@ -90,12 +92,8 @@ def _problem(found: Mapping[str, MethodResult]) -> ProblemJudgement:
                 tuning_seconds=math.fsum(trial.seconds for trial in result.trials),
                 learning_rate=None if setting is None else setting.recipe.get(RATE),
                 trials=[(float(t.parameters[RATE]), t.value) for t in result.trials],
-                tasks=[]
-                if means is None
-                else [
-                    float(delta_m([value], [base], [up]))
-                    for value, base, up in zip(means, baseline, higher, strict=True)
-                ],
+                tasks=[] if means is None else _by_metric(means, baseline, higher),
+                tried=[_by_metric(t.val, start, higher) for t in result.trials if t.val],
             )
         )
     return ProblemJudgement(
@@ -106,6 +104,29 @@ def _problem(found: Mapping[str, MethodResult]) -> ProblemJudgement:
         single_task_rates=dict(single.tuned.recipe[RATE]),
         methods=rows,
     )
+
+
+def _start_metrics(single: MethodResult) -> list[float]:
+    """Return the validation metrics of single-task networks at the recipe's learning rate.
+
+    Those of another rate for a task that diverged there.
+    """
+    rate = float(f"{single.request['recipe']['learning_rate']:.4g}")
+    found: dict[str, list[float]] = {}
+    for trial in sorted(single.trials, key=lambda t: t.parameters[RATE] != rate):
+        if trial.val:
+            found.setdefault(trial.task, list(trial.val))
+    numbers = {task: iter(values) for task, values in found.items()}
+    return [next(numbers[metric.task]) for metric in single.metrics]
+
+
+def _by_metric(
+    values: Sequence[float], baseline: Sequence[float], higher: Sequence[bool]
+) -> list[float]:
+    return [
+        float(delta_m([value], [base], [up]))
+        for value, base, up in zip(values, baseline, higher, strict=True)
+    ]
 
 
 def _runs(setting: Setting | None) -> Sequence[FinalRun]:

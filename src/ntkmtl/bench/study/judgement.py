@@ -38,6 +38,7 @@ class MethodOnProblem:
         learning_rate: The rate found, None if it was not tuned or is the recipe's.
         trials: Learning rate and Delta-m on the validation split of each trial, in percent.
         tasks: Delta-m of each metric in percent, mean over tuned seeds.
+        tried: The same of each trial that did not diverge, on the validation split.
     """
 
     method: str
@@ -49,6 +50,7 @@ class MethodOnProblem:
     learning_rate: float | None
     trials: list[tuple[float, float | None]]
     tasks: list[float]
+    tried: list[list[float]]
 
     @property
     def mean(self) -> float | None:

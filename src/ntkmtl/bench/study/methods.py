@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ntkmtl.bench.jobs.job import Failure
-from ntkmtl.bench.runs import TRIAL, RunInterrupted, convert, load_run, read_json, run_folder
+from ntkmtl.bench.runs import TRIAL, convert, load_run, read_json, run_folder
 from ntkmtl.bench.search.records import TUNING, Trial
 from ntkmtl.bench.search.tuning import Search, search_settings
 from ntkmtl.bench.study.part import StudyPart
@@ -82,8 +82,7 @@ class Methods:
             reporter=self.part.trainer.reporter,
             engine=self.part.trainer.engine,
         )
-        if sweep.interrupted:
-            raise RunInterrupted("the study was stopped")
+        self.part.check_stop(sweep)
         if sweep.failures and len(names) > 1:
             # One that cannot be trained does not take the others with it.
             return {key: t for name in names for key, t in self._search([name]).items()}

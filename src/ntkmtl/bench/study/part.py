@@ -79,23 +79,6 @@ class Trainer:
         """Arguments of a comparison."""
         return {"jobs": self.jobs, "threads": self.threads, "device": self.device}
 
-    def train(self, comparison: Comparison, cache: BaselineCache) -> Sweep:
-        """Train what a comparison lacks.
-
-        Raises:
-            RunInterrupted: It was stopped.
-        """
-        sweep = compare(
-            comparison,
-            keep_request=False,
-            cache=cache,
-            reporter=self.reporter(),
-            engine=self.engine,
-        )
-        if sweep.interrupted:
-            raise RunInterrupted("the study was stopped")
-        return sweep
-
 
 class StudyPart:
     """One problem's part of a study.
@@ -106,6 +89,7 @@ class StudyPart:
         out: The study's folder.
         trainer: How runs are trained.
         outcome: Receives the outcome.
+        stopped: Whether the study was asked to stop.
     """
 
     def __init__(
@@ -115,9 +99,10 @@ class StudyPart:
         out: Path,
         trainer: Trainer,
         outcome: StudyOutcome,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.plan, self.asked, self.out = plan, asked, out
-        self.trainer, self.outcome = trainer, outcome
+        self.trainer, self.outcome, self.stopped = trainer, outcome, stopped
         self.place = out / WORK / asked.name
         self.cache = BaselineCache(self.place / "cache")
         self.problem: Problem = find_problem(
@@ -167,9 +152,25 @@ class StudyPart:
         Raises:
             RunInterrupted: It was stopped.
         """
-        sweep = self.trainer.train(comparison, self.cache)
+        sweep = compare(
+            comparison,
+            keep_request=False,
+            cache=self.cache,
+            reporter=self.trainer.reporter(),
+            engine=self.trainer.engine,
+        )
+        self.check_stop(sweep)
         self.outcome.failures += [f for f in sweep.failures if f.error not in DIVERGED]
         return sweep
+
+    def check_stop(self, sweep: Sweep) -> None:
+        """End the study if it was stopped, in these runs or just after the last of them.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        if sweep.interrupted or self.stopped():
+            raise RunInterrupted("the study was stopped")
 
     def write(self, result: MethodResult | None) -> None:
         """Write a result, if there is one."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.runs import SINGLE_TASK, RunInterrupted
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.study.methods import Methods
@@ -41,11 +42,11 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
     """
     trainer = trainer or Trainer()
     outcome = StudyOutcome()
-    with sweep_lock(out):
+    with sweep_lock(out), stop_requests() as stopped:
         write_json(out / PLAN, msgspec.to_builtins(plan))
         try:
             for problem in plan.problem:
-                _run(StudyPart(plan, problem, out, trainer, outcome))
+                _run(StudyPart(plan, problem, out, trainer, outcome, stopped))
         except RunInterrupted:
             outcome.interrupted = True
     return outcome
