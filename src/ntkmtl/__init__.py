@@ -28,9 +28,20 @@ if TYPE_CHECKING:
     from ntkmtl.balance import Balancer, BalanceResult, advise
     from ntkmtl.errors import NonFiniteError
     from ntkmtl.kernel import ExtendedNTK, Probe, branch, extended_ntk
+    from ntkmtl.watch import weigh
 
 _SUBMODULES = frozenset(
-    {"analysis", "balance", "bench", "errors", "integrations", "kernel", "metrics", "weighting"}
+    {
+        "analysis",
+        "balance",
+        "bench",
+        "errors",
+        "integrations",
+        "kernel",
+        "metrics",
+        "watch",
+        "weighting",
+    }
 )
 _HOMES = {
     "advise": "ntkmtl.balance",
@@ -41,6 +52,7 @@ _HOMES = {
     "ExtendedNTK": "ntkmtl.kernel",
     "branch": "ntkmtl.kernel",
     "extended_ntk": "ntkmtl.kernel",
+    "weigh": "ntkmtl.watch",
 }
 
 __all__ = [
@@ -58,6 +70,7 @@ __all__ = [
     "integrations",
     "kernel",
     "metrics",
+    "weigh",
     "weighting",
 ]
 

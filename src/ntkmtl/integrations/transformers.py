@@ -134,10 +134,11 @@ class BalancedTrainer(Trainer):
             raise RuntimeError(
                 "there are no losses to balance: a compute_loss of your own must call super()"
             )
+        # Older Trainers have no number for a last, shorter accumulation, and divide by this.
+        usual = self.args.gradient_accumulation_steps
+        steps = getattr(self, "current_gradient_accumulation_steps", usual)
         result = self.balancer.backward(
-            losses,
-            scaler=self.accelerator.scaler,
-            scale=1 / self.current_gradient_accumulation_steps,
+            losses, scaler=self.accelerator.scaler, scale=1 / steps
         )
         self._record = record_of(self.balancer, losses, result)
 

@@ -19,6 +19,7 @@ from ntkmtl.bench.cli.run import run
 from ntkmtl.bench.cli.study import study
 from ntkmtl.bench.cli.table import table
 from ntkmtl.bench.cli.tune import tune
+from ntkmtl.bench.cli.weigh import weigh
 
 __all__ = ["app"]
 
@@ -42,6 +43,7 @@ for _command in (
     analyze,
     tune,
     study,
+    weigh,
 ):
     app.command()(_command)
 app.add_typer(paper, name="paper")

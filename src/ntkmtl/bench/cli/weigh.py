@@ -1,0 +1,113 @@
+"""``ntkmtl weigh``: constant loss weights from the first percent of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
+from ntkmtl.bench.cli.options import (
+    DataOptions,
+    Json,
+    ProblemName,
+    RecipeOptions,
+    Seed,
+    Threads,
+    grouped,
+)
+from ntkmtl.bench.cli.values import check_methods, find_modules_here
+
+__all__ = ["weigh"]
+
+
+@grouped
+def weigh(
+    problem: ProblemName,
+    *,
+    percent: Annotated[
+        float,
+        typer.Option("--percent", help="How much of the run is watched; 50 steps at least."),
+    ] = 2.0,
+    method: Annotated[
+        str,
+        typer.Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
+    ] = "ntkmtl",
+    priority: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--priority", metavar="TASK=P", help="How much a task matters; may be repeated."
+        ),
+    ] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "
+            "ultralytics or key=value.",
+        ),
+    ] = "python",
+    seed: Seed = 0,
+    threads: Threads = None,
+    changed: RecipeOptions,
+    made_with: DataOptions,
+    as_json: Json = False,
+) -> None:
+    """Measure constant loss weights on the first percent of a run; print them with intervals.
+
+    For tools that have a field for loss weights and no place for a method. Nothing is written.
+    """
+    from ntkmtl.watch import FORMATS
+
+    if form not in FORMATS:
+        refuse(f"--format must be one of {', '.join(FORMATS)}, found {form}")
+    if changed.minibatches is not None:
+        refuse("--minibatches is for methods in training; weights are measured on whole batches")
+    find_modules_here(problem, method)
+    check_methods([method])
+    with refusing(ValueError):
+        from ntkmtl.bench.training import changed_recipe, find_problem
+        from ntkmtl.bench.training.weigh import weigh_problem
+
+        found = find_problem(problem, **made_with.options())
+        recipe = changed_recipe(
+            found.recipe,
+            epochs=changed.epochs,
+            batch_size=changed.batch_size,
+            learning_rate=changed.lr,
+        )
+        constants = weigh_problem(
+            found,
+            percent=percent,
+            method=method,
+            seed=seed,
+            recipe=replace(recipe, accumulate=1),
+            priorities=_priorities(priority or []),
+            threads=threads,
+        )
+        line = constants.as_text(form)
+    if as_json:
+        print_json({"problem": found.name, **constants.to_json(), "text": line})
+        return
+    print(line)
+    say(str(constants))
+
+
+def _priorities(given: list[str]) -> dict[str, float] | None:
+    """Read TASK=P pairs.
+
+    Raises:
+        ValueError: One is none.
+    """
+    found = {}
+    for pair in given:
+        name, equals, value = pair.rpartition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise ValueError(f"--priority must be TASK=P with a number P, found {pair}")
+    return found or None

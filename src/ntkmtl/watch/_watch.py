@@ -1,0 +1,316 @@
+"""Watching the first percent of a run for the weights of all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from ntkmtl._warnings import warn
+from ntkmtl.balance import Balancer, BalanceResult
+from ntkmtl.balance._read import Losses
+from ntkmtl.balance._snapshot import Snapshot
+from ntkmtl.kernel._pooling import Pooling
+from ntkmtl.watch import _statistics as statistics
+from ntkmtl.watch._result import ConstantWeights
+from ntkmtl.weighting import create
+from ntkmtl.weighting._base import Weighting
+
+__all__ = ["LOOKS", "SHORTEST", "Watch", "weigh"]
+
+SHORTEST = 50
+"""Steps that are watched at least."""
+LOOKS = 100
+"""Measurements that are made at most, or a few more."""
+
+_Batch = TypeVar("_Batch")
+
+
+def weigh(
+    total_steps: int,
+    percent: float = 2.0,
+    *,
+    method: str = "ntkmtl",
+    priorities: Mapping[str, float] | Sequence[float] | None = None,
+    train: Literal["balanced", "sum"] = "balanced",
+    **options: Any,
+) -> Watch:
+    """Watch the first percent of a run, and read constant loss weights off it.
+
+    For tools that have a field for loss weights and leave the rest of the loop to themselves: train
+    their model on their loader for a few steps, with each loss as it is without a weight, and write
+    down what :meth:`Watch.result` says.
+
+    Args:
+        total_steps: Batches of the whole run.
+        percent: How much of it is watched; 50 steps at least.
+        method: A method that makes a weight per loss; with an exact kernel if it reads one.
+        priorities: How much tasks matter, by name or in order: constants are balanced first and
+            then multiplied by p / mean(p).
+        train: What trains the network meanwhile: ``"balanced"``, the weights as they are measured,
+            or ``"sum"``, the plain sum.
+        **options: Further options of :class:`ntkmtl.Balancer`, such as ``tasks``, ``shared`` and
+            ``minibatches``.
+
+    Returns:
+        What runs the backward passes.
+
+    Raises:
+        ValueError: A number is out of range, or the method has no weights.
+
+    Example:
+        >>> import torch, ntkmtl
+        >>> _ = torch.manual_seed(0)
+        >>> trunk, heads = torch.nn.Linear(3, 8), torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in "ab")
+        >>> optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=1e-4)
+        >>> loader = [torch.randn(16, 3) for _ in range(20)]
+        >>> with ntkmtl.weigh(total_steps=2_000, percent=5) as watch:
+        ...     for x in watch.steps(loader):
+        ...         z = trunk(x).tanh()
+        ...         optimizer.zero_grad()
+        ...         losses = {"a": heads[0](z).square().mean(), "b": 100 * (heads[1](z) - 1).square().mean()}
+        ...         _ = watch.backward(losses)
+        ...         optimizer.step()
+        >>> found = watch.result()
+        >>> found.steps, found.weights["a"] > 10 * found.weights["b"]
+        (100, True)
+    """
+    if isinstance(total_steps, bool) or int(total_steps) != total_steps or total_steps < 1:
+        raise ValueError(f"total_steps must be a whole number of at least 1, found {total_steps}")
+    if not 0 < percent <= 100:
+        raise ValueError(f"percent must be above 0 and at most 100, found {percent}")
+    if train not in ("balanced", "sum"):
+        raise ValueError(f"train must be 'balanced' or 'sum', found {train!r}")
+    steps = min(int(total_steps), max(SHORTEST, math.ceil(total_steps * percent / 100)))
+    every = max(1, steps // LOOKS)
+    weighting = create(method)
+    if weighting.requires == "jacobian" or weighting.needs_scores:
+        raise ValueError(f"{method} makes no weight per loss that could be kept; use ntkmtl")
+    if train == "sum":
+        if weighting.requires == "losses":
+            raise ValueError(f"{method} reads no kernel that could be looked at; train='balanced'")
+        balancer = Balancer("ls", record=_Looks(every, weighting), **options)
+    elif weighting.requires == "losses":
+        balancer = Balancer(method, **options)
+    else:
+        # Constants weigh the heads too.
+        settings = {"source": "exact", "every": every, "weight_heads": True, **options}
+        balancer = Balancer(method, **settings)
+    return Watch(balancer, steps, method=method, priorities=priorities)
+
+
+class Watch:
+    """Runs backward passes and notes the weights that they measure. See :func:`weigh`.
+
+    Args:
+        balancer: Runs the passes.
+        total: Steps to watch.
+        method: Name of the method, for reports.
+        priorities: As in :func:`weigh`.
+
+    Attributes:
+        balancer: As given; for ``after_step`` and ``end_epoch`` where the method needs them.
+    """
+
+    def __init__(
+        self,
+        balancer: Balancer,
+        total: int,
+        *,
+        method: str | None = None,
+        priorities: Mapping[str, float] | Sequence[float] | None = None,
+    ) -> None:
+        self.balancer = balancer
+        self.total = total
+        self.method = method or balancer.method
+        self.priorities = priorities
+        self.seen = 0
+        self._steps: list[int] = []
+        self._logs: list[Tensor] = []
+        record = balancer.options.record
+        self._looks = record if isinstance(record, _Looks) else None
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        if kind is None and not self.done:
+            warn(f"{self.seen} of {self.total} steps were watched: result() needs all of them")
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps were watched."""
+        return self.seen >= self.total
+
+    def steps(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
+        """Yield batches until all steps were watched, going through the loader again if need be.
+
+        Raises:
+            ValueError: The loader is empty.
+        """
+        while not self.done:
+            before = self.seen
+            for batch in loader:
+                yield batch
+                if self.done:
+                    return
+            if self.seen == before:
+                raise ValueError(
+                    "a pass over the loader watched no step: it is empty, or used up, or "
+                    "watch.backward is never called"
+                )
+
+    def backward(self, losses: Losses, *args: Any, **options: Any) -> BalanceResult:
+        """Run the backward pass of a step. See :meth:`ntkmtl.Balancer.backward`."""
+        result = self.balancer.backward(losses, *args, **options)
+        self.observe(result)
+        return result
+
+    def observe(self, result: BalanceResult) -> None:
+        """Note the outcome of a step whose backward pass the Balancer was called for elsewhere."""
+        step, self.seen = self.seen, self.seen + 1
+        if result.skipped:
+            return
+        if self._looks is not None:
+            weights = self._looks.take()
+        elif self.balancer.options.requires != "losses" and result.eigenvalues is None:
+            fresh = result.kernel is not None and self.balancer.every == 1
+            weights = result.weights if fresh else None
+        else:
+            weights = result.weights
+        if weights is None or not bool((weights > 0).any()):
+            return
+        self._steps.append(step)
+        positive = weights.detach().to("cpu", torch.float64)
+        self._logs.append(torch.where(positive > 0, positive, math.nan).log())
+
+    def result(self) -> ConstantWeights:
+        """Return the constants, with intervals and warnings.
+
+        Raises:
+            ValueError: Not all steps were watched, or a task had no weight above 0 in any.
+            MissingExtraError: scipy is not installed.
+        """
+        if not self.done:
+            raise ValueError(f"{self.seen} of {self.total} steps were watched; go on until done")
+        names = self.balancer.tasks
+        if names is None or len(self._logs) < 10:
+            raise ValueError(
+                f"{len(self._logs)} looks are too few for an interval; watch {SHORTEST} steps or "
+                "more, in which the tasks have labels"
+            )
+        logs = torch.stack(self._logs).numpy()
+        never = [name for name, logs_of in zip(names, logs.T, strict=True) if not (logs_of == logs_of).any()]
+        if never:
+            raise ValueError(f"no step gave tasks {never} a weight above 0: they had no label in it")
+        return self._summary(names, statistics.center(logs))
+
+    def _summary(self, names: tuple[str, ...], logs: Any) -> ConstantWeights:
+        priorities = _relative(self.priorities, names)
+
+        def named(values: Any) -> dict[str, float]:
+            return dict(zip(names, map(float, values), strict=True))
+
+        def constants(part: Any) -> dict[str, float]:
+            return named(statistics.normalize(statistics._mean(part, logs), priorities))
+
+        low, high = statistics.intervals(logs, priorities)
+        settled = statistics.settled(logs)
+        at = statistics.switch(logs)
+        phases = (logs,) if at is None else (logs[:at], logs[at:])
+        found = ConstantWeights(
+            weights=constants(logs),
+            low=named(low),
+            high=named(high),
+            method=self.method,
+            steps=self.seen,
+            looks=len(logs),
+            settled=self._steps[settled],
+            drift=named(statistics.drift(logs)),
+            switch=None if at is None else self._steps[at],
+            phases=tuple(constants(phase) for phase in phases),
+        )
+        return _with_warnings(found)
+
+
+class _Looks:
+    """Makes weights of exact kernels while the plain sum is trained."""
+
+    source: str | None = "exact"
+    minibatches: int | None = None
+    pooling: Pooling | None = None
+
+    def __init__(self, every: int, weighting: Weighting) -> None:
+        self.every = every
+        self.weighting = weighting
+        self.last: Tensor | None = None
+
+    def wants(self, step: int) -> bool:
+        return step % self.every == 0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        if snapshot.kernel is None:
+            raise ValueError(
+                "there is no kernel to be had in this process: the tasks share nothing, or several "
+                "processes train together; use train='balanced'"
+            )
+        self.weighting.prepare(len(snapshot.tasks), torch.device("cpu"))
+        present = torch.tensor(snapshot.present)
+        found = torch.zeros(len(snapshot.tasks), dtype=torch.float64)
+        found[present] = self.weighting.weigh(snapshot.kernel, snapshot.losses, present)
+        self.last = found
+
+    def take(self) -> Tensor | None:
+        last, self.last = self.last, None
+        return last
+
+
+def _relative(given: Mapping[str, float] | Sequence[float] | None, names: tuple[str, ...]) -> Any:
+    """Return priorities of mean 1.
+
+    Raises:
+        ValueError: They are of other tasks, or not positive.
+    """
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(names))
+        if unknown:
+            raise ValueError(f"priorities of unknown tasks {unknown}; the tasks are {list(names)}")
+        values = [float(given.get(name, 1.0)) for name in names]
+    else:
+        values = [float(value) for value in given]
+    if len(values) != len(names) or not all(0 < value < math.inf for value in values):
+        raise ValueError(f"priorities must be {len(names)} positive numbers, found {given}")
+    mean = sum(values) / len(values)
+    return torch.tensor([value / mean for value in values], dtype=torch.float64).numpy()
+
+
+def _with_warnings(found: ConstantWeights) -> ConstantWeights:
+    """Say in words what is against these constants."""
+    from dataclasses import replace
+
+    warnings = []
+    if found.switch is not None:
+        first, second = (
+            ", ".join(f"{name} {value:.3g}" for name, value in phase.items())
+            for phase in found.phases
+        )
+        warnings.append(
+            f"two phases, with the switch at step {found.switch}: {first} before, {second} after. "
+            "One set of constants cannot serve both; watch longer, take the later phase, or "
+            "train with adaptive weights"
+        )
+    if found.settled > found.steps / 2:
+        warnings.append(
+            f"the weights settled at step {found.settled} of {found.steps} only; watch longer"
+        )
+    wide = [name for name in found.weights if found.high[name] > 2 * found.low[name]]
+    if wide:
+        warnings.append(
+            f"the interval spans more than a factor of 2 for {', '.join(wide)}; watch longer"
+        )
+    return replace(found, warnings=tuple(warnings))
