@@ -62,7 +62,8 @@ class Solver(WholeModel):
     def predict(self, features: Any) -> list[Tensor]:
         """Return the residuals of each condition at the points of a batch."""
         (problem,) = self._problem
-        found = problem.residuals(self.field, features, self.columns)
+        with torch.enable_grad():
+            found = problem.residuals(self.field, features, self.columns)
         return [found[column] for column in self.columns]
 
 
