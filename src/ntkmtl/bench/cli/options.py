@@ -206,7 +206,7 @@ class DataOptions:
         str | None,
         typer.Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
     ] = None
-    target: Annotated[
+    target_column: Annotated[
         list[str] | None,
         typer.Option(
             "--target",
@@ -266,9 +266,9 @@ class DataOptions:
         return {**options_in(self.problem_option or []), **given}
 
     def _targets(self) -> str | list[str] | None:
-        if self.target and self.targets:
+        if self.target_column and self.targets:
             refuse("give the columns to predict by --targets or by --target, not by both")
-        return self.target or self.targets
+        return self.target_column or self.targets
 
 
 @dataclass(frozen=True)
