@@ -1,9 +1,9 @@
 """Ten real tables from Python packages: a shared network beside the mean, ridge and a forest.
 
-Needs scikit-learn, statsmodels, vega_datasets and plotly, which ship the tables. Writes the numbers to
-``docs/problems/tables.json`` and prints the table of ``docs/problems/table.md``::
+Needs scikit-learn, statsmodels, vega_datasets and plotly, which ship the tables. Prints the table
+of ``docs/problems/table.md``, and writes its numbers::
 
-    OMP_NUM_THREADS=1 python benchmarks/tables.py --splits 5
+    OMP_NUM_THREADS=1 python benchmarks/tables.py --splits 5 --json docs/problems/tables.json
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def pooled(rows: list[dict[str, list[float]]], targets: tuple[str, ...]) -> dict
     """Return means over splits, and the targets that are worse than the mean predictor."""
     names = ("network", "ridge", "forest")
     errors = {
-        name: {
-            target: [row[name][place] for row in rows] for place, target in enumerate(targets)
-        }
+        name: {target: [row[name][place] for row in rows] for place, target in enumerate(targets)}
         for name in names
     }
 
@@ -193,7 +191,9 @@ def main() -> None:
             )
     wins = sum(e["means"]["network"] <= e["means"]["ridge"] for e in found.values())
     seconds = time.process_time() - begun
-    print(f"\nAt or better than ridge on {wins} of {len(found)}; {seconds:.0f} s of processor time.")
+    print(
+        f"\nAt or better than ridge on {wins} of {len(found)}; {seconds:.0f} s of processor time."
+    )
     if asked.json is not None:
         write_json(
             asked.json,

@@ -250,7 +250,7 @@ class TrainingLoop:
         folder.finish(log.history, log.steps(), result)
 
     def final_weights(self) -> Mapping[str, Tensor]:
-        """Return the state of the network whose metrics are reported: that of the last epoch."""
+        """Return the state of the network whose metrics are reported: of the chosen epoch."""
         return self.learner.model.state_dict()
 
     def _write_model(self, folder: RunFolder) -> KeptModel | None:

@@ -123,7 +123,7 @@ def _day_first(form: str) -> bool | None:
 def _in_order(texts: Sequence[str], form: str) -> bool:
     days = read_dates(texts, form)
     steps = np.diff(days)
-    return len(days) >= 12 and bool((steps >= 0).all() or (steps <= 0).all()) and steps.any()
+    return len(days) >= 12 and bool(steps.any() and ((steps >= 0).all() or (steps <= 0).all()))
 
 
 def read_dates(texts: Sequence[str], form: str) -> Array:

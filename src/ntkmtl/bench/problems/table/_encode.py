@@ -90,7 +90,9 @@ class FeatureEncoder:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FeatureEncoder:
         """Return what :meth:`to_json` was called on."""
-        found = {key: tuple(v) if isinstance(v, list) else v for key, v in content.items()}
+        found: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
+        }
         found["means"] = tuple(tuple(row) for row in content["means"])
         return cls(**{**found, "form": ColumnFormat.from_json(content["form"])})
 

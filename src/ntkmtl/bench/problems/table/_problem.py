@@ -46,10 +46,10 @@ VERSION = "table 2"
 class Table(Problem):
     r"""A user's table: some columns are predicted, all others are what they are predicted by.
 
-    Rows are split, columns are typed by what they hold, and a perceptron with one linear head per
-    target is trained. Regression targets are standardized by the training rows and trained by mean
-    squared errors; classes by cross-entropy. A missing label takes no part in its task's loss.
-    Metrics are the root mean squared error in the target's own units, and macro F1.
+    Rows are split, columns are typed by what they hold, and a small residual network with one
+    linear head per target is trained. Regression targets are standardized by the training rows and
+    trained by mean squared errors; classes by cross-entropy. A missing label takes no part in its
+    task's loss. Metrics are the root mean squared error in the target's own units, and macro F1.
 
     Args:
         csv: The file: .csv, .tsv, .txt, .parquet, .pq or .arff.
@@ -78,7 +78,7 @@ class Table(Problem):
             one, and all have the means of the targets over each level.
         width: Width of the network, by the number of rows if None.
         depth: Number of its layers.
-        dropout: Probability of dropping an entry after each layer.
+        dropout: Probability of dropping an entry of a hidden layer.
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
             ``ple`` or ``dselect-k``, over the perceptron. See
             :mod:`ntkmtl.bench.problems.architectures`.
@@ -155,13 +155,17 @@ class Table(Problem):
         except OSError as error:
             raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
         self.path = path
-        roles = [None if name is None else str(name) for name in (split_column, group, time)]
+        by_split, by_group, by_time = (
+            None if name is None else str(name) for name in (split_column, group, time)
+        )
         self._asked = Asked(
             path.resolve(),
             (stat.st_mtime_ns, stat.st_size),
             names_in(targets),
             types_in(types),
-            *roles,
+            by_split,
+            by_group,
+            by_time,
             Shares(float(val), float(test), split_seed),
             Reading(
                 tuple(text.strip().lower() for text in names_in(missing)),
@@ -489,7 +493,7 @@ class Table(Problem):
             f"{self.path.name}: {sum(sizes):,} rows ({sizes[0]:,} for training, {sizes[1]:,} for "
             f"validation, {sizes[2]:,} for testing), "
             f"{len(self._fitted.inputs)} inputs, {counts}. "
-            f"The network is a perceptron of {self._network['depth']} layers of "
+            f"The network is residual, {self._network['depth']} layers of "
             f"{self._network['width']} with one linear head per target: {parameters:,} parameters. "
             f"{said}"
             f"Metrics are {judged} on the test rows."

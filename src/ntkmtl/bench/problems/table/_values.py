@@ -289,8 +289,8 @@ class ColumnValues:
         """Return which distinct strings stand for a missing value."""
         asked, kept = set(self.reading.missing), set(self.reading.not_missing)
         low = [level.lower() for level in levels]
-        gone = ((asked | MISSING) - kept) | {""}
-        out = np.array([text in gone for text in low], dtype=bool)
+        stands = ((asked | MISSING) - kept) | {""}
+        out = np.array([text in stands for text in low], dtype=bool)
         words = [i for i, t in enumerate(low) if t in WORDS and not out[i] and t not in kept]
         if words:
             rest = [i for i in range(len(levels)) if not out[i] and i not in set(words)]
@@ -298,7 +298,7 @@ class ColumnValues:
             dropped = [i for i in words if low[i] not in held]
             out[dropped] = True
             self._tell_words(levels, counts, words, set(dropped))
-        elif ours := [levels[i] for i in np.flatnonzero(out) if low[i] not in asked and low[i]]:
+        elif ours := [t for t, gone in zip(levels, out, strict=True) if gone and t]:
             self.notes.append(f"{', '.join(map(repr, ours[:3]))} missing")
         tokens = sorted({low[i] for i in np.flatnonzero(out)} | (MISSING - kept) | asked)
         self.form = ColumnFormat(
