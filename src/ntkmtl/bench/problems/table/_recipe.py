@@ -36,7 +36,7 @@ def recipe_for(rows: int) -> Recipe:
         batch_size=batch,
         learning_rate=2e-3,
         minibatches=4,
-        weight_decay=0.5,
+        weight_decay=1.0,
         chosen_epoch="validation",
         description=(
             f"The package's recipe for {rows:,} training rows, about {STEPS:,} steps and at least "
