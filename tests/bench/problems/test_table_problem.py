@@ -17,9 +17,10 @@ import torch
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.table import Table, TableError
-from ntkmtl.bench.problems.table._encode import encode, standardization
-from ntkmtl.bench.problems.table._problem import macro_f1, recipe_for
+from ntkmtl.bench.problems.table._encode import fit_encoder, standardization
+from ntkmtl.bench.problems.table._metrics import macro_f1
 from ntkmtl.bench.problems.table._read import read_table
+from ntkmtl.bench.problems.table._recipe import recipe_for
 from ntkmtl.bench.training.trainer import train
 
 ROOT = Path(__file__).parents[3]
@@ -56,12 +57,12 @@ def test_columns_are_typed_and_shown(tmp_path: Path) -> None:
     problem = Table(table(tmp_path, mixed()), targets="price,kind")
     columns = by_name(problem)
     assert {name: (c.role, c.kind) for name, c in columns.items()} == {
-        "id": ("left out", "number"),
+        "id": ("id", "number"),
         "size": ("feature", "number"),
         "colour": ("feature", "category"),
         "sold": ("feature", "yes/no"),
         "built": ("feature", "date"),
-        "comment": ("left out", "text"),
+        "comment": ("id", "text"),
         "price": ("target", "regression"),
         "kind": ("target", "classification"),
     }
@@ -70,7 +71,7 @@ def test_columns_are_typed_and_shown(tmp_path: Path) -> None:
     notice = problem.notice()
     for text in ("Warning: 2 columns are not used: id, comment", "2020-01-01 to 2020-01-28"):
         assert text in notice
-    names = problem._prepared.inputs
+    names = problem._fitted.inputs
     assert "size missing" in names
     assert {"colour=red", "colour=green", "colour=blue"} <= set(names)
 
@@ -86,12 +87,12 @@ def test_types_asked_for_win(tmp_path: Path) -> None:
     path = table(tmp_path, f"a,b,x\n{rows}", "u.csv")
     assert by_name(Table(path, "a"))["a"].kind == "regression"
     problem = Table(path, "a", types={"a": "classification"})
-    assert problem._prepared.tasks[0].target.classes == ("0", "1", "2", "3")
+    assert problem._fitted.targets[0].classes == ("0", "1", "2", "3")
 
 
 def test_inputs_are_standardised_by_the_training_rows_alone(tmp_path: Path) -> None:
     problem = Table(table(tmp_path, mixed(200)), targets="price", types="kind=ignore,id=ignore")
-    column = problem._prepared.inputs.index("size")
+    column = problem._fitted.inputs.index("size")
     train = problem._prepared.splits["train"].inputs[:, column].double()
     known = train[train != 0]
     assert known.mean().abs() < 1e-6
@@ -105,9 +106,9 @@ def test_categories_beyond_the_cap_share_a_column(tmp_path: Path) -> None:
         f"c{min(i % 10, 9 if i % 10 < 8 else i % 10)},{i * 7 % 13}" for i in range(200)
     )
     problem = Table(table(tmp_path, f"c,y\n{rows}"), "y", max_categories=3)
-    assert len(problem._prepared.inputs) == 4
-    assert problem._prepared.inputs[-1] == "c other"
-    assert (problem._prepared.splits["train"].inputs.sum(1) == 1).all()
+    assert len(problem._fitted.inputs) == 5
+    assert problem._fitted.inputs[-2:] == ("c other", "c target 0")
+    assert (problem._prepared.splits["train"].inputs[:, :4].sum(1) == 1).all()
 
 
 def test_encoding_agrees_with_a_slow_one() -> None:
@@ -118,9 +119,11 @@ def test_encoding_agrees_with_a_slow_one() -> None:
     numbers[::6] = np.nan
     codes = random.integers(-1, 5, 50)
     training = np.arange(0, 50, 2)
-    found = encode(
-        [Feature("x", numbers=numbers), Feature("c", codes=codes, levels=tuple("abcde"))], training
-    )
+    features = [
+        Feature("x", numbers=numbers),
+        Feature("c", "category", codes=codes, levels=tuple("abcde")),
+    ]
+    found = np.concatenate([fit_encoder(each, training)[1] for each in features], axis=1)
     known = [numbers[i] for i in training if not math.isnan(numbers[i])]
     mean = sum(known) / len(known)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in known) / len(known))
@@ -129,7 +132,7 @@ def test_encoding_agrees_with_a_slow_one() -> None:
             [0.0, 1.0] if math.isnan(numbers[row]) else [(numbers[row] - mean) / deviation, 0.0]
         )
         wanted += [float(codes[row] == code) for code in range(5)] + [float(codes[row] < 0)]
-        np.testing.assert_allclose(found.inputs[row], np.float32(wanted), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(found[row], np.float32(wanted), rtol=1e-6, atol=1e-7)
     assert standardization(numbers[training]) == pytest.approx((mean, deviation), rel=1e-12)
 
 
@@ -163,11 +166,11 @@ def test_metrics_are_in_the_units_of_the_file(tmp_path: Path) -> None:
     )
     problem = Table(path, "y")
     torch.manual_seed(0)
-    model = problem.model()
+    model = problem.model().eval()
     value = float(problem.evaluate(model, "test")[0])
     whole = problem._prepared.splits["test"]
     truth = problem._prepared.truth["test"][0]
-    task = problem._prepared.tasks[0]
+    task = problem._fitted.targets[0]
     with torch.no_grad():
         said = model.predict(model.represent(whole))[0][:, 0].double() * task.scale + task.center
     wanted = math.sqrt(
@@ -207,7 +210,7 @@ def test_split_column(tmp_path: Path) -> None:
     text = "x,y,part\n" + "\n".join(f"{i * i % 31},{i % 23},{words[i % 8]}" for i in range(80))
     problem = Table(table(tmp_path, text), "y", split_column="part")
     assert [problem.size(s) for s in ("train", "val", "test")] == [60, 10, 10]
-    assert problem._prepared.inputs == ("x",)
+    assert problem._fitted.inputs == ("x",)
     with pytest.raises(TableError, match=r"row 7, column 'part': 'validatio' must be train, val"):
         Table(
             table(tmp_path, text.replace("validation", "validatio"), "w.csv"),
@@ -244,7 +247,7 @@ def test_parquet_and_csv_give_the_same(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "t.parquet")
     a = Table(path, "price,kind")
     b = Table(tmp_path / "t.parquet", "price,kind")
-    assert a._prepared.inputs == b._prepared.inputs
+    assert a._fitted.inputs == b._fitted.inputs
     for split in ("train", "val", "test"):
         torch.testing.assert_close(
             a._prepared.splits[split].inputs, b._prepared.splits[split].inputs
@@ -303,13 +306,13 @@ def test_separators_decimal_commas_and_encodings(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"0xF6 in line 1.*encoding=cp1252"):
         Table(path, "y", decimal=",")
     problem = Table(path, "y", decimal=",", encoding="cp1252")
-    assert problem._prepared.inputs == ("größe",)
+    assert problem._fitted.inputs == ("größe",)
     path = table(tmp_path, text.encode("utf-16"), "v.csv")
     with pytest.raises(TableError, match="encoding=utf-16"):
         Table(path, "y", decimal=",")
     assert Table(path, "y", decimal=",", encoding="utf-16").size("train") == 28
     path = table(tmp_path, b"\xef\xbb\xbf" + text.encode(), "w.csv")
-    assert Table(path, "y", decimal=",")._prepared.inputs == ("größe",)
+    assert Table(path, "y", decimal=",")._fitted.inputs == ("größe",)
 
 
 GOOD = "\n".join(f"{i % 13},{i % 7},{'ab'[i % 2]}" for i in range(40))
@@ -452,12 +455,12 @@ def test_the_largest_floats_are_trained_on(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_said_before_reading(tmp_path: Path, monkeypatch: Any) -> None:
-    from ntkmtl.bench.problems.table import _read
+    from ntkmtl.bench.problems.table import _raw
 
     class Memory:
         available = 100
 
-    monkeypatch.setattr(_read.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(_raw.psutil, "virtual_memory", Memory)
     with pytest.raises(TableError, match=r"reading .* needs about .* lower --jobs"):
         Table(table(tmp_path, mixed(64)), "price")
 
@@ -482,7 +485,7 @@ def test_command_line(tmp_path: Path) -> None:
     done = run("--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == 4
-    assert "Warning: 3 columns are not used: id, colour, comment" in done.stderr
+    assert "Warning: 3 columns are not used: id, comment, colour" in done.stderr
     refused = run("--targets", "prize")
     assert refused.returncode == 2
     assert "did you mean 'price'" in refused.stderr

@@ -58,6 +58,13 @@ def compare(
             "training (pivrg) train theirs in any case.",
         ),
     ] = True,
+    reference: Annotated[
+        bool,
+        typer.Option(
+            "--reference/--no-reference",
+            help="For table: compute the rows of mean, ridge and forest.",
+        ),
+    ] = True,
     watch: WatchOptions,
     device: Device = "cpu",
     training: TrainingOptions,
@@ -103,6 +110,7 @@ def compare(
             settings=method_settings(settings or []),
             made_with=made_with,
             single_task_baselines=stl,
+            references=reference,
             **watch.arguments(),
             training=training.changes(),
             device=device,

@@ -206,13 +206,21 @@ class DataOptions:
         str | None,
         typer.Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
     ] = None
+    target_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            metavar="COLUMN",
+            help="For table: one column to predict, whatever its name; may be repeated.",
+        ),
+    ] = None
     types: Annotated[
         str | None,
         typer.Option(
             "--types",
             metavar="A=TYPE,...",
-            help="For table: regression or classification for targets; number, category, date or "
-            "ignore for other columns.",
+            help="For table: regression or classification for targets; number, category, date, "
+            "date:%d.%m.%Y, text, id or ignore for other columns.",
             show_default="as found",
         ),
     ] = None
@@ -225,6 +233,22 @@ class DataOptions:
             show_default="split at random",
         ),
     ] = None
+    group: Annotated[
+        str | None,
+        typer.Option(
+            "--group",
+            metavar="COLUMN",
+            help="For table: rows of one value of it stay on one side of the split.",
+        ),
+    ] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            "--time",
+            metavar="COLUMN",
+            help="For table: rows are split in its order, the latest are for testing.",
+        ),
+    ] = None
 
     def options(self) -> dict[str, Any]:
         """Return the problem's options: KEY=VALUE pairs, and those that have flags."""
@@ -232,12 +256,19 @@ class DataOptions:
             "recipe": self.recipe,
             "data": self.data_dir,
             "csv": self.csv,
-            "targets": self.targets,
+            "targets": self._targets(),
             "types": self.types,
             "split_column": self.split_column,
+            "group": self.group,
+            "time": self.time,
         }
         given = {key: value for key, value in named.items() if value is not None}
         return {**options_in(self.problem_option or []), **given}
+
+    def _targets(self) -> str | list[str] | None:
+        if self.target_column and self.targets:
+            refuse("give the columns to predict by --targets or by --target, not by both")
+        return self.target_column or self.targets
 
 
 @dataclass(frozen=True)

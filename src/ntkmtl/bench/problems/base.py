@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
+    "ChosenEpoch",
     "Metric",
     "MultiTaskModel",
     "OnNonFinite",
@@ -38,6 +39,9 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 OnNonFinite = Literal["stop", "skip"]
 """What a run does at a NaN or an infinity. See :attr:`Recipe.on_nonfinite`."""
+
+ChosenEpoch = Literal["last", "validation"]
+"""Which epoch's network is tested. See :attr:`Recipe.chosen_epoch`."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,9 @@ class Recipe:
         compile: Whether the trunk and each head are compiled by ``torch.compile``.
         on_nonfinite: ``"stop"`` ends the run at a NaN or an infinity; ``"skip"`` leaves the
             step out and counts it.
+        weight_decay: Decoupled weight decay of the optimizer (AdamW); 0 for plain Adam.
+        chosen_epoch: ``"last"``: the network after the last epoch is tested. ``"validation"``: that
+            of the epoch with the least :meth:`Problem.selection`, a loss on the validation split.
     """
 
     epochs: int
@@ -107,6 +114,8 @@ class Recipe:
     clip: float = 0.0
     compile: bool = False
     on_nonfinite: OnNonFinite = "stop"
+    weight_decay: float = 0.0
+    chosen_epoch: ChosenEpoch = "last"
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values.
@@ -126,7 +135,9 @@ class Recipe:
         }
 
 
-_LATER = frozenset({"precision", "accumulate", "clip", "compile", "on_nonfinite"})
+_LATER = frozenset(
+    {"precision", "accumulate", "clip", "compile", "on_nonfinite", "weight_decay", "chosen_epoch"}
+)
 
 
 class Prediction(NamedTuple):
@@ -222,6 +233,7 @@ class Problem(ABC):
         recipes: All its recipes by name, where it has several; it is then created with an option
             ``recipe``, as a recipe may come with its own part of the data and its own network.
         reference: One number per metric that ``"plateau"`` schedules measure Delta-m against.
+        reference_words: What each of :meth:`references` is.
         created_with: The options that :func:`ntkmtl.bench.problems.create` was given, with which
             the problem of a run is created again; None where the class was called directly.
         has_baselines: Whether a task can be trained alone, so that Delta-m against such networks
@@ -231,6 +243,7 @@ class Problem(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     recipes: ClassVar[Mapping[str, Recipe]] = {}
+    reference_words: ClassVar[Mapping[str, str]] = {}
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
     recipe: Recipe
@@ -353,6 +366,29 @@ class Problem(ABC):
             ValueError: The problem cannot be used without its data.
         """
         raise ValueError(f"{cls.__name__} cannot be used without its data")
+
+    def selection(self, model: MultiTaskModel, tasks: Sequence[str] | None = None) -> float:
+        """Return what an epoch is chosen by, lower is better.
+
+        Here the mean over metrics of the logarithm on the validation split, with the sign of its
+        direction, so that it does not depend on units.
+
+        Args:
+            model: The network after an epoch.
+            tasks: The tasks it was built for, all of them if None.
+        """
+        chosen = self.tasks if tasks is None else tasks
+        values = self.evaluate(model, "val", tasks).clamp(min=1e-30).log()
+        signs = [-1.0 if m.higher_is_better else 1.0 for m in self.metrics if m.task in chosen]
+        return float((values * torch.tensor(signs, dtype=values.dtype)).mean())
+
+    def references(self) -> dict[str, Tensor]:
+        """Return the test metrics of models to compare with that are no networks, by name.
+
+        Returns:
+            float64 of shape (number of metrics,) each; here there are none.
+        """
+        return {}
 
     def describe(self) -> str:
         """Return one paragraph on data and network for reports."""

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ntkmtl.bench.report._facts import custom_notes, facts_of, notes_of
 from ntkmtl.bench.report._runs import ProblemRuns, load
+from ntkmtl.bench.report._sharing import sharing_note
 from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
 from ntkmtl.bench.report._times import RunTimes
 from ntkmtl.bench.report._tuned import tuning_of
 from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
+from ntkmtl.bench.runs.references import read_references
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,6 +66,14 @@ def build_table(runs_dir: str | os.PathLike[str], problem: str | None = None) ->
             )
         problem = next(iter(found))
     elif problem not in found:
+        here = [
+            name
+            for name, runs in found.items()
+            if runs.done[0].config.problem == problem
+            and runs.done[0].path.parents[2] == Path(runs_dir)
+        ]
+        if len(here) == 1:
+            return table_of(found[here[0]])
         raise ValueError(
             f"no finished run of {problem!r} in {os.fspath(runs_dir)}; found {', '.join(found)}"
         )
@@ -117,6 +128,9 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         for method, group in multi.items()
     ]
     facts = facts_of(runs)
+    references = _references(runs, len(columns))
+    tabular = "data_sha256" in facts["problem_options"]
+    sharing = sharing_note(columns, rows) if tabular else ""
     return ResultTable(
         problem=runs.problem,
         columns=columns,
@@ -125,8 +139,34 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         notes=(
             *notes_of(runs.problem, facts, rows, bool(delta)),
             *custom_notes(multi, labels),
+            *filter(None, [sharing, *(f"{row.method}: {row.reference}." for row in references)]),
         ),
         warnings=tuple(warnings_of(runs, why_not)),
+        references=references,
+    )
+
+
+def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
+    """Return the rows of models that are no networks, where they were computed.
+
+    Raises:
+        RunFileError: Their file is damaged.
+    """
+    first = runs.done[0]
+    found = read_references(first.path.parents[1], first.config.problem_options, metrics)
+    return tuple(
+        MethodRow(
+            method=each.name,
+            seeds=(),
+            estimates=tuple(SeedMean(value, None, 1) for value in each.test),
+            mean_rank=None,
+            delta_m=None,
+            seconds_per_epoch=None,
+            relative_time=None,
+            options={},
+            reference=each.description,
+        )
+        for each in found
     )
 
 

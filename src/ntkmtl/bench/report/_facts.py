@@ -35,6 +35,7 @@ def facts_of(runs: ProblemRuns) -> dict[str, Any]:
         "tasks": list(config.tasks),
         "parameters": config.parameters,
         "problem_options": dict(config.problem_options),
+        **({"data_file": runs.data_file} if runs.data_file else {}),
         "runs": len(done),
         "stl_runs": sum(map(len, runs.single.values())),
         "stl_same_budget": all(
@@ -78,8 +79,11 @@ def notes_of(
     judged = "on the test split" if entry is None or entry.supervised else "in evaluations"
     notes = [
         f"{spread} {count(len(seeds), 'seed')} ({listing([str(seed) for seed in seeds], 10)}), "
-        f"{judged} {_when(recipe)}; no epoch is selected."
+        f"{judged} {_when(recipe)}"
     ]
+    if facts.get("data_file"):
+        sha256 = facts["problem_options"].get("data_sha256", "")
+        notes.append(f"Data: {facts['data_file']} (SHA-256 {sha256[:12]}).")
     if delta:
         notes.append("Δm: mean relative change of the metrics against STL, in percent.")
     if facts["stl_runs"]:
@@ -165,5 +169,8 @@ _SPLITS = {"val": "validation", "train": "training"}
 
 
 def _when(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("chosen_epoch", "last") == "validation":
+        return "after the epoch with the least loss on the validation split, chosen run by run."
     averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])
-    return "after the last epoch" if averaged == 1 else f"as means over the last {averaged} epochs"
+    last = "after the last epoch" if averaged == 1 else f"as means over the last {averaged} epochs"
+    return f"{last}; no epoch is selected."

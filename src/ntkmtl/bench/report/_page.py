@@ -68,7 +68,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
                     for head, cell in zip(heads, cells, strict=True)
                 ],
             }
-            for row, cells in zip(table.rows, rows, strict=True)
+            for row, cells in zip(table.lines, rows, strict=True)
         ],
         "watched": "validation" if facts["sizes"]["val"] else "training",
         "notes": [printable(note, 2000) for note in table.notes],

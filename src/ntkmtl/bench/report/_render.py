@@ -99,7 +99,7 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
         table: The table.
 
     Returns:
-        One head per column, and one list of cells per row of the table.
+        One head per column, and one list of cells per line of the table.
     """
     heads = [Head(c.name, c.label, c.unit, c.higher_is_better) for c in table.columns]
     heads += [
@@ -108,13 +108,13 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
         Head("relative_time", "time", f"× {plain_label(table.problem)}"),
     ]
     columns = [
-        _cells(table.rows, [row.estimates[index] for row in table.rows], column)
+        _cells(table.lines, [row.estimates[index] for row in table.lines], column)
         for index, column in enumerate(table.columns)
     ]
     columns += [
-        _cells(table.rows, [_exact(row.mean_rank) for row in table.rows], heads[-3], decimals=2),
-        _cells(table.rows, [row.delta_m for row in table.rows], heads[-2], decimals=2),
-        _cells(table.rows, [row.relative_time for row in table.rows], heads[-1], decimals=2),
+        _cells(table.lines, [_exact(row.mean_rank) for row in table.lines], heads[-3], decimals=2),
+        _cells(table.lines, [row.delta_m for row in table.lines], heads[-2], decimals=2),
+        _cells(table.lines, [row.relative_time for row in table.lines], heads[-1], decimals=2),
     ]
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
 
@@ -246,7 +246,7 @@ def _lines(table: ResultTable) -> list[str]:
 def _text(table: ResultTable) -> str:
     heads, rows = layout(table)
     grid = [["method", *(printable(head.text()) for head in heads)]]
-    for row, cells in zip(table.rows, rows, strict=True):
+    for row, cells in zip(table.lines, rows, strict=True):
         grid.append([printable(row.label), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [
@@ -267,7 +267,7 @@ def _markdown(table: ResultTable) -> str:
         ["Method", *(_escape_markdown(printable(head.text())) for head in heads)],
         ["---", *("---:" for _ in heads)],
     ]
-    for row, cells in zip(table.rows, rows, strict=True):
+    for row, cells in zip(table.lines, rows, strict=True):
         name = _escape_markdown(printable(row.label))
         lines.append([name, *(cell.plain(lambda s: f"**{s}**") for cell in cells)])
     below = [f"- {_escape_markdown(line)}" for line in _lines(table)]
@@ -328,11 +328,11 @@ def _escape_latex(text: str) -> str:
 def _latex(table: ResultTable) -> str:
     heads, rows = layout(table)
     body = []
-    for row, cells in zip(table.rows, rows, strict=True):
+    for row, cells in zip(table.lines, rows, strict=True):
         name = _escape_latex(printable(row.label))
         shown = [replace(cell, text=_minus(cell.text)) for cell in cells]
         body.append([name, *(cell.plain(r"\textbf{{{}}}".format, r" $\pm$ ") for cell in shown)])
-        if row.is_baseline:
+        if _ends_block(table, row):
             body.append([])
     head = ["Method", *(_escape_latex(printable(head.text())) for head in heads)]
     lines = [
@@ -471,7 +471,7 @@ def _rich_block(
     for index in columns:
         head = Text(printable(heads[index].text("\n"), keep="\n"), justify="right")
         shown.add_column(head, justify="right", no_wrap=True)
-    for row, cells in zip(table.rows, rows, strict=True):
+    for row, cells in zip(table.lines, rows, strict=True):
         texts = []
         for cell in (cells[index] for index in columns):
             text = Text()
@@ -479,8 +479,15 @@ def _rich_block(
             if spread:
                 text.append(f"\n{'±' if cell.stderr else ''}{cell.stderr}", style="dim")
             texts.append(text)
-        shown.add_row(Text(printable(row.label)), *texts, end_section=row.is_baseline)
+        shown.add_row(Text(printable(row.label)), *texts, end_section=_ends_block(table, row))
     return shown
+
+
+def _ends_block(table: ResultTable, row: MethodRow) -> bool:
+    """Return whether a rule goes below a row: what is not ranked stands apart."""
+    if row.reference:
+        return False
+    return row.is_baseline or (row is table.rows[-1] and bool(table.references))
 
 
 def _caption(table: ResultTable) -> Text:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntkmtl.bench.runs import IncompleteRun, Run, RunFileError, load_runs
+from ntkmtl.bench.runs import (
+    REQUEST,
+    IncompleteRun,
+    Run,
+    RunFileError,
+    load_runs,
+    read_json,
+)
 
 __all__ = ["ProblemRuns", "load"]
 
@@ -22,6 +30,7 @@ class ProblemRuns:
         single: Complete runs of the single-task baselines by task and seed.
         open: ProblemRuns without a result.
         asked: Methods in the order to show them.
+        data_file: Name of the file that the data are from, where that is known.
     """
 
     problem: str
@@ -29,6 +38,7 @@ class ProblemRuns:
     single: dict[str, dict[int, Run]]
     open: list[IncompleteRun]
     asked: tuple[str, ...]
+    data_file: str = ""
 
     @property
     def methods(self) -> list[str]:
@@ -57,13 +67,14 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
         ValueError: No multi-task run is complete, a file cannot be read, or two runs are the same.
     """
     complete, incomplete = load_runs(runs_dir)
-    asked = _asked(Path(runs_dir))
     found: dict[str, ProblemRuns] = {}
+    names = _names(complete)
     for run in complete:
-        config = run.config
-        if config.problem not in found:
-            found[config.problem] = ProblemRuns(config.problem, {}, {}, [], asked)
-        runs = found[config.problem]
+        config, name = run.config, names[_data_key(run)]
+        if name not in found:
+            asked = _asked(_root(run).parent)
+            found[name] = ProblemRuns(name, {}, {}, [], asked, _data_file(run))
+        runs = found[name]
         task = config.single_task
         kin = (
             runs.multi.setdefault(config.method, {})
@@ -92,8 +103,61 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
     return found
 
 
+def _data_key(run: Run) -> tuple[str, str]:
+    """Return what runs of one table share: the problem, and a user's data where it reads such."""
+    options = run.config.problem_options
+    data = {key: options.get(key) for key in ("data_sha256", "targets", "split")}
+    return run.config.problem, json.dumps(data if data["data_sha256"] else {}, sort_keys=True)
+
+
+def _names(complete: Sequence[Run]) -> dict[tuple[str, str], str]:
+    """Return the name of each table: its problem's, with its file or folder where several share it.
+
+    Args:
+        complete: Complete runs.
+    """
+    first: dict[tuple[str, str], Run] = {}
+    for run in complete:
+        first.setdefault(_data_key(run), run)
+    found = {}
+    for key, run in first.items():
+        rivals = [each for other, each in first.items() if other[0] == key[0]]
+        files = [_data_file(each) for each in rivals]
+        if len(rivals) == 1:
+            found[key] = key[0]
+        elif _data_file(run) and files.count(_data_file(run)) == 1:
+            found[key] = f"{key[0]} ({_data_file(run)})"
+        else:
+            found[key] = f"{key[0]} ({_root(run).parent.name or rivals.index(run)})"
+    if len(set(found.values())) < len(found):
+        # Folders of one name: their numbers tell them apart.
+        found = {key: f"{name} {i}" for i, (key, name) in enumerate(found.items(), start=1)}
+    return found
+
+
+def _root(run: Run) -> Path:
+    """Return the folder of a run's problem."""
+    return run.path.parents[1 if run.config.single_task is None else 2]
+
+
+def _data_file(run: Run) -> str:
+    """Return the name of the file that a comparison was asked to read, ``""`` if it is not known.
+
+    Raises:
+        RunFileError: The comparison's own file is damaged.
+    """
+    if "data_sha256" not in run.config.problem_options:
+        return ""
+    path = _root(run).parent / REQUEST
+    if not path.is_file():
+        return ""
+    options = read_json(path).get("problem_options")
+    csv = options.get("csv") if isinstance(options, dict) else None
+    return Path(csv).name if isinstance(csv, str) else ""
+
+
 def _asked(root: Path) -> tuple[str, ...]:
-    path = root / "compare.json"
+    path = root / REQUEST
     if not path.is_file():
         return ()
     try:

@@ -103,6 +103,8 @@ class MethodRow:
         tuning: The search that found the options, None where they were not tuned.
         short: Name for people, of a class outside the package without its module; that of the
             method if empty.
+        reference: What the row is, where it is a model that is no network; such rows are not
+            ranked.
     """
 
     method: str
@@ -115,6 +117,7 @@ class MethodRow:
     options: dict[str, Any]
     tuning: Tuning | None = None
     short: str = ""
+    reference: str = ""
 
     @property
     def label(self) -> str:
@@ -126,8 +129,8 @@ class MethodRow:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is the row of the single-task baselines, which is not ranked."""
-        return self.method == SINGLE_TASK
+        """Whether this is a row that is not ranked: single-task networks, or a reference."""
+        return self.method == SINGLE_TASK or bool(self.reference)
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class ResultTable:
             ``hardware``, ``versions``, ``finished`` (UTC time of the last run).
         notes: The facts as sentences, to be printed under the table.
         warnings: What makes the numbers less comparable than they look, as sentences.
+        references: Rows of models that are no networks.
     """
 
     problem: str
@@ -153,6 +157,12 @@ class ResultTable:
     facts: dict[str, Any]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    references: tuple[MethodRow, ...] = ()
+
+    @property
+    def lines(self) -> tuple[MethodRow, ...]:
+        """The rows as they are printed, references last."""
+        return self.rows + self.references
 
     def row(self, method: str) -> MethodRow:
         """Return a method's row.
@@ -174,4 +184,5 @@ class ResultTable:
             "facts": self.facts,
             "notes": list(self.notes),
             "warnings": list(self.warnings),
+            **({"references": [asdict(row) for row in self.references]} if self.references else {}),
         }

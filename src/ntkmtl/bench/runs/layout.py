@@ -20,6 +20,7 @@ __all__ = [
     "MODEL",
     "PREVIOUS",
     "RECORD",
+    "REFERENCES",
     "REQUEST",
     "RESULT",
     "SCHEMA",
@@ -50,6 +51,8 @@ MODEL = "model.safetensors"
 """The trained network."""
 STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
 REQUEST = "compare.json"
+REFERENCES = "references.json"
+"""What models that are no networks make of a problem, in the problem's folder."""
 AGENT = "agent.pt"
 """The trained agent of a reinforcement-learning run."""
 FILES = (
@@ -131,5 +134,5 @@ def leftovers(out: Path) -> list[Path]:
     Args:
         out: The folder.
     """
-    ours = {*FILES, STUDY, BEST, REQUEST}
+    ours = {*FILES, STUDY, BEST, REQUEST, REFERENCES}
     return [path for path in out.rglob(".*.tmp") if path.name[1:].rsplit(".", 2)[0] in ours]

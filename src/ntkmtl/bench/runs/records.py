@@ -211,6 +211,8 @@ class RunResult:
         cpu_share: Median over epochs of ``cpu_seconds`` over ``train_seconds``: 1 on a machine with
             nothing else to do, less the busier it was. None where it is not known.
         model: The file of the trained network, None if it was not kept.
+        epoch: The epoch whose network was tested, from 0, where it was chosen on the validation
+            split; None for the last.
     """
 
     test: tuple[Finite, ...]
@@ -224,10 +226,12 @@ class RunResult:
     overflowed_steps: int | None = None
     cpu_share: Finite | None = None
     model: KeptModel | None = None
+    epoch: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
         optional = {
+            "epoch": self.epoch,
             "skipped_steps": self.skipped_steps,
             "overflowed_steps": self.overflowed_steps,
             "cpu_share": self.cpu_share,

@@ -54,6 +54,7 @@ class Comparison:
         training: ``precision``, ``accumulate``, ``clip``, ``compile`` and ``on_nonfinite`` instead
             of the recipe's.
         device: Where to train; see :func:`train`.
+        references: Whether to compute the problem's reference models, which are no networks.
         tracker: What logs the runs while they are trained; see :func:`train`.
         keep_model: Whether runs keep their trained networks.
     """
@@ -79,6 +80,7 @@ class Comparison:
     device: Device = "cpu"
     tracker: str | None = None
     keep_model: bool = True
+    references: bool = True
 
     def __post_init__(self) -> None:
         names, options = _named(self.methods, self.method_options)

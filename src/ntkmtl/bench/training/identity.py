@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from ntkmtl.bench.problems.base import OnNonFinite, Precision, Problem, Recipe, Split
+from ntkmtl.bench.problems.base import ChosenEpoch, OnNonFinite, Precision, Problem, Recipe, Split
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
 from ntkmtl.bench.training.methods import method_source
 from ntkmtl.bench.training.schedules import check_schedule
@@ -62,13 +62,24 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         ValueError: One is unknown or out of range.
     """
-    for name, known in (("precision", Precision), ("on_nonfinite", OnNonFinite)):
+    for name, known in (
+        ("precision", Precision),
+        ("on_nonfinite", OnNonFinite),
+        ("chosen_epoch", ChosenEpoch),
+    ):
         value, names = getattr(recipe, name), get_args(known)
         if value not in names:
             raise ValueError(f"{name} must be one of {', '.join(names)}. Found {value!r}.")
     parts = recipe.accumulate
     if isinstance(parts, bool) or not isinstance(parts, int) or parts < 1:
         raise ValueError(f"accumulate must be a whole number of at least 1. Found {parts!r}.")
+    if not 0 <= recipe.weight_decay < float("inf"):
+        raise ValueError(f"weight_decay must be 0 or more. Found {recipe.weight_decay}.")
+    if recipe.chosen_epoch == "validation" and recipe.tested_epochs != 1:
+        raise ValueError(
+            "chosen_epoch='validation' tests the network of one epoch: tested_epochs must be 1. "
+            f"Found {recipe.tested_epochs}."
+        )
     if not 0 <= recipe.clip < float("inf"):
         raise ValueError(f"clip must be a norm, or 0 for none. Found {recipe.clip}.")
 

@@ -169,9 +169,14 @@ class Learner:
         # Weights that are learned (uncertainty weighting) move with the network's learning rate.
         learned = list(self.balancer.parameters())
         if learned:
-            groups.append({"params": learned})
+            groups.append({"params": learned, "weight_decay": 0.0})
         # Fused: one operation for all parameters, which saves a fifth of a small network's step.
-        self.optimizer = torch.optim.Adam(groups, lr=self.recipe.learning_rate, fused=True)
+        rate, decay = self.recipe.learning_rate, self.recipe.weight_decay
+        self.optimizer = (
+            torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+            if decay
+            else torch.optim.Adam(groups, lr=rate, fused=True)
+        )
         self.learning_rate = LearningRate(
             self.recipe,
             self.optimizer,

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,20 @@ LOOK_SECONDS = 1.0
 """Time after which the loop looks whether the run's folder is still there."""
 
 
+class BestEpoch(NamedTuple):
+    """The epoch whose network is kept.
+
+    Attributes:
+        epoch: Its number, from 0.
+        value: What it is judged by, lower is better.
+        weights: The network's state.
+    """
+
+    epoch: int
+    value: float
+    weights: dict[str, Tensor]
+
+
 class TrainingLoop:
     """The state of a run, and the loop over its steps.
 
@@ -53,6 +67,7 @@ class TrainingLoop:
         self.log = TrainingLog(learner.tasks, learner.total_steps)
         self.step = 0
         self.wall_seconds = 0.0
+        self.best: BestEpoch | None = None
 
     def run(
         self,
@@ -156,7 +171,9 @@ class TrainingLoop:
         learner.balancer.end_epoch()
         self.log.end_epoch(learner, val, time.perf_counter() - started, self.step - 1)
         learner.learning_rate.end_epoch(val)
-        if epoch >= learner.recipe.epochs - learner.recipe.tested_epochs:
+        if learner.recipe.chosen_epoch == "validation":
+            self._keep_if_best(epoch)
+        elif epoch >= learner.recipe.epochs - learner.recipe.tested_epochs:
             self.log.tested.append(self._evaluate("test", epoch))
 
     def _words(self) -> str:
@@ -164,6 +181,24 @@ class TrainingLoop:
         return progress_words(
             self.log.history, learner.metrics, learner.recipe.epochs, learner.split
         )
+
+    def _keep_if_best(self, epoch: int) -> None:
+        """Keep the network if its loss on the validation split is the least so far.
+
+        After the last epoch the network that was kept takes the place of the one trained, and is
+        tested.
+        """
+        learner = self.learner
+        value = self.group.from_first(
+            lambda: learner.problem.selection(learner.evaluated, learner.chosen_tasks)
+        )
+        if self.best is None or value < self.best.value:
+            state = learner.model.state_dict()
+            weights = {name: tensor.detach().clone() for name, tensor in state.items()}
+            self.best = BestEpoch(epoch, value, weights)
+        if epoch == learner.recipe.epochs - 1:
+            learner.model.load_state_dict(self.best.weights)
+            self.log.tested.append(self._evaluate("test", self.best.epoch))
 
     def _evaluate(self, split: Split, epoch: int) -> tuple[float, ...]:
         # Running means of batch norm differ between processes: the first one's count.
@@ -198,7 +233,8 @@ class TrainingLoop:
         folder.require_present()
         result = RunResult(
             test=tuple(statistics.fmean(values) for values in zip(*log.tested, strict=True)),
-            val=log.history[-1].val,
+            val=log.history[-1 if self.best is None else self.best.epoch].val,
+            epoch=None if self.best is None else self.best.epoch,
             seconds_per_epoch=statistics.median(seconds),
             train_seconds=sum(seconds),
             wall_seconds=clock.wall_seconds(),
@@ -214,7 +250,7 @@ class TrainingLoop:
         folder.finish(log.history, log.steps(), result)
 
     def final_weights(self) -> Mapping[str, Tensor]:
-        """Return the state of the network whose metrics are reported: that of the last epoch."""
+        """Return the state of the network whose metrics are reported: of the chosen epoch."""
         return self.learner.model.state_dict()
 
     def _write_model(self, folder: RunFolder) -> KeptModel | None:
@@ -279,6 +315,7 @@ class TrainingLoop:
             **self.log.state_dict(),
             "record_settings": learner.record_settings,
             "record": None if learner.recorder is None else learner.recorder.state_dict(),
+            "best": None if self.best is None else self.best._asdict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,6 +332,8 @@ class TrainingLoop:
             learner.arithmetic.scaler.load_state_dict(state["scaler"])
         if learner.recorder is not None:
             learner.recorder.load_state_dict(state["record"])
+        best = state.get("best")
+        self.best = None if best is None else BestEpoch(**best)
         self.step = state["step"]
         self.wall_seconds = state["wall_seconds"]
         self.stepper.skipped = state["skipped"]

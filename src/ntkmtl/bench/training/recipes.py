@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem, Recipe
     from ntkmtl.bench.training.comparison import Comparison
 
-__all__ = ["changed_recipe", "recipe_of", "recipes_by_method"]
+__all__ = ["changed_recipe", "recipe_line", "recipe_of", "recipes_by_method"]
 
 _CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
 _TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite")
@@ -74,6 +74,26 @@ def changed_recipe(
         **changes,
         reduced=recipe.reduced or (epochs is not None and epochs < recipe.epochs),
         description=f"{recipe.description} (changed: {words})".strip(),
+    )
+
+
+def recipe_line(recipe: Recipe) -> str:
+    """Return a recipe in one line, for people.
+
+    Example:
+        >>> from ntkmtl.bench.problems.base import Recipe
+        >>> recipe_line(Recipe(epochs=2, batch_size=64, learning_rate=1e-3, description="Tiny"))
+        'Recipe: 2 epochs, batches of 64, learning rate 0.001, the last epoch is tested. Tiny.'
+    """
+    chosen = {
+        "last": "the last epoch is tested",
+        "validation": "the epoch is chosen on the validation split",
+    }[recipe.chosen_epoch]
+    description = f" {recipe.description.removesuffix('.')}." if recipe.description else ""
+    epochs = f"{recipe.epochs:,} epoch{'' if recipe.epochs == 1 else 's'}"
+    return (
+        f"Recipe: {epochs}, batches of {recipe.batch_size:,}, learning rate "
+        f"{recipe.learning_rate:g}, {chosen}.{description}"
     )
 
 

@@ -29,6 +29,8 @@ from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError
 from ntkmtl.bench.training.conflicts import conflict_message
 from ntkmtl.bench.training.planning import judged_tasks, plan_runs
+from ntkmtl.bench.training.recipes import recipe_line, recipe_of
+from ntkmtl.bench.training.references import write_references
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
@@ -88,10 +90,10 @@ def compare(
     _check_place(comparison, engine)
     comparison = with_threads(comparison, engine)
     problem = find_problem(comparison.problem, comparison.problem_options, try_out=True)
-    if notice := problem.notice():
-        reporter.message(notice)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     plan_runs(comparison, problem)
+    if notice := problem.notice():
+        reporter.message(f"{notice}\n{recipe_line(recipe_of(comparison, problem))}")
     out = Path(comparison.out)
     lock = contextlib.nullcontext() if share_folder else sweep_lock(out)
     with lock, contextlib.ExitStack() as stack:
@@ -105,7 +107,18 @@ def compare(
                 clear_run(folder)
         if keep_request:
             write_json(out / "compare.json", todo.asked)
-        return _train(todo, problem, runner, reporter, cache or BaselineCache(), begun)
+        sweep = _train(todo, problem, runner, reporter, cache or BaselineCache(), begun)
+        if comparison.references and keep_request and not sweep.interrupted:
+            _refer(problem, out, reporter)
+        return replace(sweep, seconds=time.monotonic() - begun)
+
+
+def _refer(problem: Problem, out: Path, reporter: Reporter) -> None:
+    """Compute the models that are no networks; say so where a package for it is missing."""
+    try:
+        write_references(problem, out)
+    except MissingExtraError as error:
+        reporter.message(f"The table has no reference rows: {error}")
 
 
 def _train(

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
-from ntkmtl.bench.problems.table._read import RawColumn, RawTable, TableError, shorten
+from ntkmtl.bench.problems.table._raw import RawTable, TableError, clean_name, shorten
+from ntkmtl.bench.problems.table._values import (
+    PLAIN,
+    ColumnFormat,
+    ColumnValues,
+    Hints,
+    Reading,
+    find_hints,
+)
 
 __all__ = [
     "COUNTS",
-    "MISSING",
+    "FEATURE_TYPES",
+    "TARGET_TYPES",
     "Column",
     "Feature",
+    "Roles",
     "Target",
     "Typed",
     "type_columns",
@@ -25,18 +34,14 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
-MISSING = frozenset(("", "?", "na", "n/a", "#n/a", "<na>", "nan", "null", "none", "nil", "missing"))
-"""Texts that stand for a missing value, in small letters."""
-
-YES_NO = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0}
-
-FEATURE_TYPES = ("number", "category", "date", "ignore")
+FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")
 TARGET_TYPES = ("regression", "classification")
 
-COUNTS = "whole numbers, taken as counts"
+COUNTS = "whole numbers, taken as counts (types {name}=classification makes them classes)"
 
 MAX_CLASSES = 100
-MAX_LEVELS = 1_000
+
+Role = Literal["target", "feature", "split", "group", "time", "id", "left out"]
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,15 @@ class Column:
 
     Attributes:
         name: Name of the column.
-        role: ``target``, ``feature``, ``split`` or ``left out``.
+        role: What it is for.
         kind: What its values are.
         missing: How many are missing.
         content: Its range or its values.
-        note: Why it was left out, or what was done to it.
+        note: What was made of it, and the option that changes it.
     """
 
     name: str
-    role: Literal["target", "feature", "split", "left out"]
+    role: Role
     kind: str
     missing: int
     content: str
@@ -66,12 +71,16 @@ class Feature:
 
     Attributes:
         name: Name of the column.
-        numbers: float64 of shape (rows,), NaN where missing; None for categories.
+        kind: ``number``, ``yes/no``, ``date``, ``category`` or ``text``.
+        form: How its values are written.
+        numbers: float64 of shape (rows,), NaN where missing; None for categories and texts.
         codes: int64 of shape (rows,), -1 where missing; None for numbers.
         levels: What the codes stand for.
     """
 
     name: str
+    kind: str = "number"
+    form: ColumnFormat = PLAIN
     numbers: Array | None = None
     codes: Array | None = None
     levels: tuple[str, ...] = ()
@@ -87,18 +96,39 @@ class Target:
             with -1 where missing for classification.
         classes: Names of the classes, empty for regression.
         unit: Unit of the error, where one is known.
+        form: How its values are written.
     """
 
     name: str
     values: Array
     classes: tuple[str, ...] = ()
     unit: str = ""
+    form: ColumnFormat = PLAIN
 
     @property
     def labeled(self) -> Array:
         """Where there is a label, bool of shape (rows,)."""
         known: Array = self.values >= 0 if self.classes else ~np.isnan(self.values)
         return known
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What columns are for, as a user names them.
+
+    Attributes:
+        targets: Columns to predict.
+        types: Types of columns, instead of those found.
+        split: The column that says train, val or test.
+        group: The column whose equal values stay on one side of the split.
+        time: The column in whose order rows are split.
+    """
+
+    targets: tuple[str, ...]
+    types: Mapping[str, str]
+    split: str | None = None
+    group: str | None = None
+    time: str | None = None
 
 
 @dataclass(frozen=True)
@@ -109,74 +139,175 @@ class Typed:
         features: What the network sees.
         targets: What it predicts.
         splits: 0, 1, 2 for train, val, test; None without a split column.
+        groups: Codes of the groups, None without a group column.
+        times: Numbers in the order of time, None without a time column.
+        ids: Names of the columns that go through to predictions.
         columns: What is shown.
+        warnings: What a user should look at, as sentences.
     """
 
     features: tuple[Feature, ...]
     targets: tuple[Target, ...]
     splits: Array | None
+    groups: Array | None
+    times: Array | None
+    ids: tuple[str, ...]
     columns: tuple[Column, ...]
+    warnings: tuple[str, ...]
 
 
-def type_columns(
-    table: RawTable,
-    targets: Sequence[str],
-    types: Mapping[str, str] | None = None,
-    split_column: str | None = None,
-    missing: Iterable[str] = (),
-) -> Typed:
+_ORDER = {"target": 0, "split": 1, "group": 2, "time": 3, "id": 4, "feature": 5, "left out": 6}
+
+
+def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     """Find out what each column is.
 
     The columns of ``table`` are taken out of it one by one: a large table is not held twice.
 
     Args:
         table: What was read.
-        targets: Names of the columns to predict.
-        types: Types of columns, instead of those found.
-        split_column: Name of the column that says train, val or test.
-        missing: Further strings that stand for a missing value; one that is a number stands for
-            every cell of that value, as ``-999`` for ``-999.0``.
+        roles: What columns are for.
+        reading: How strings are read.
 
     Raises:
         TableError: A column is not there, or cannot be what it is asked to be.
     """
-    types = dict(types or {})
-    _check_asked(table, targets, types, split_column)
-    path, missing = table.path, [text.strip().lower() for text in missing]
-    tokens, gaps = MISSING.union(missing), _numbers_of(missing)
-    found_features: list[Feature] = []
-    found_targets: dict[str, Target] = {}
-    shown: list[Column] = []
-    splits = None
+    roles = _checked(table, roles)
+    hints = find_hints(table, reading)
+    found = _Found({}, [], [], [], {})
     for name in list(table.columns):
-        values = _Values(path, table.columns.pop(name), tokens, gaps)
-        if name == split_column:
-            splits = values.splits()
-            counts = np.bincount(splits, minlength=3)
-            text = ", ".join(f"{c:,} {s}" for c, s in zip(counts, _SPLITS, strict=True))
-            shown.append(Column(name, "split", "split", values.missing, text))
-        elif name in targets:
-            target, column = _target(values, types.get(name))
-            found_targets[name] = target
-            shown.append(column)
-        else:
-            feature, column = _feature(values, types.get(name))
-            shown.append(column)
-            if feature is not None:
-                found_features.append(feature)
-    if not found_features:
-        reasons = "; ".join(f"{c.name}: {c.note}" for c in shown if c.role == "left out")
+        _take(table, name, roles, reading, hints, found)
+    if not found.features:
+        reasons = "; ".join(f"{c.name}: {c.note}" for c in found.shown if c.role != "target")
         raise TableError(
-            f"{path} has no column left to predict {', '.join(targets)} from"
+            f"{table.path} has no column left to predict {', '.join(roles.targets)} from"
             f"{'' if not reasons else ' (' + reasons[:300] + ')'}. "
             "Bring one back with types NAME=number or NAME=category."
         )
-    order = {"target": 0, "split": 1, "feature": 2, "left out": 3}
-    shown.sort(key=lambda column: order[column.role])
+    found.shown.sort(key=lambda column: _ORDER[column.role])
     return Typed(
-        tuple(found_features), tuple(found_targets[t] for t in targets), splits, tuple(shown)
+        tuple(found.features),
+        tuple(found.targets[t] for t in roles.targets),
+        found.keys.get("split"),
+        found.keys.get("group"),
+        found.keys.get("time"),
+        tuple(column.name for column in found.shown if column.role in ("id", "group")),
+        tuple(found.shown),
+        tuple(found.warnings),
     )
 
+
+@dataclass
+class _Found:
+    targets: dict[str, Target]
+    features: list[Feature]
+    shown: list[Column]
+    warnings: list[str]
+    keys: dict[str, Array]
+
+
+def _take(
+    table: RawTable, name: str, roles: Roles, reading: Reading, hints: Hints, found: _Found
+) -> None:
+    """Take a column out of the table and note what it is."""
+    wanted, _, date = roles.types.get(name, "").partition(":")
+    kept_as_levels = wanted in ("category", "classification") or name == roles.group
+    values = ColumnValues(table.path, table.columns.pop(name), reading, hints, kept_as_levels, date)
+    if date and values.bad.any():
+        raise TableError(
+            f"{values.where(values.bad)} is not a date written as {date} "
+            f"({int(values.bad.sum()):,} such rows)."
+        )
+    found.warnings += values.warnings
+    feature: Feature | None = None
+    if name == roles.split:
+        found.keys["split"], column = _split(values)
+    elif name == roles.group:
+        found.keys["group"], column = _group(values)
+    elif name in roles.targets:
+        found.targets[name], column = _target(values, wanted)
+    elif name == roles.time:
+        found.keys["time"], feature, column = _time(values, wanted)
+    else:
+        feature, column = _feature(values, wanted)
+    if feature is not None:
+        found.features.append(feature)
+    notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
+    found.shown.append(replace(column, note="; ".join(notes)))
+
+
+# ------------------------------------------------------------------------------------------------
+# What is asked for
+
+
+def _checked(table: RawTable, roles: Roles) -> Roles:
+    """Return the roles with names as the table has them.
+
+    Raises:
+        TableError: A column is not there, or is asked to be two things.
+    """
+    known = list(table.columns)
+    if not roles.targets:
+        raise TableError(
+            f"say which columns to predict, as --target NAME or --targets NAME,NAME. {table.path} "
+            f"has {_listed(known)}"
+        )
+
+    def named(name: str, role: str) -> str:
+        if name in known:
+            return name
+        if clean_name(name) in known:
+            return clean_name(name)
+        raise TableError(_unknown(table, name, role))
+
+    targets = tuple(named(name, "target") for name in roles.targets)
+    if len(set(targets)) != len(targets):
+        raise TableError(f"a target is named twice in {', '.join(targets)}")
+    types = {named(name, "column of types"): kind for name, kind in roles.types.items()}
+    special = {
+        what: None if name is None else named(name, f"{what} column")
+        for what, name in (("split", roles.split), ("group", roles.group), ("time", roles.time))
+    }
+    given = {what: name for what, name in special.items() if name is not None}
+    if len(given) > 1:
+        raise TableError(
+            f"rows are split by one column: {', '.join(f'{w} {n!r}' for w, n in given.items())} "
+            "are too many."
+        )
+    for what, name in given.items():
+        if name in targets:
+            raise TableError(f"{name!r} cannot be both a target and the {what} column")
+    for name, kind in types.items():
+        allowed = TARGET_TYPES if name in targets else FEATURE_TYPES
+        if kind.partition(":")[0] not in (*allowed, *(("date",) if ":" in kind else ())):
+            role = "target" if name in targets else "feature"
+            raise TableError(
+                f"the type of the {role} {name!r} must be {' or '.join(allowed)}. Found {kind!r}."
+            )
+    return Roles(targets, types, **special)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shorten(", ".join(names), 300)[1:-1]
+
+
+def _unknown(table: RawTable, name: str, role: str) -> str:
+    known = list(table.columns)
+    close = difflib.get_close_matches(name, known, n=1) or [
+        k for k in known if k.lower() == name.lower()
+    ]
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    if not close and "," in name:
+        hint = ". Name a column that has a comma by --target, or in double quotes."
+    more = f" {table.doubt}" if table.doubt else ""
+    return (
+        f"{table.path} has no column {shorten(name)} to be a {role}{hint} "
+        f"It has {_listed(known)}{more}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------
+# Columns that split the rows
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
@@ -185,212 +316,66 @@ _SPLIT_WORDS = {
 }
 
 
-def _check_asked(
-    table: RawTable, targets: Sequence[str], types: Mapping[str, str], split_column: str | None
-) -> None:
-    known = list(table.columns)
-    listed = shorten(", ".join(known), 300)[1:-1]
-    if not targets:
+def _require_all(values: ColumnValues, what: str, needed: str) -> None:
+    if values.missing:
         raise TableError(
-            f"say which columns to predict, as --targets NAME,NAME. {table.path} has {listed}"
+            f"{values.path}, row {int(values.absent.argmax()) + 1}: the {what} column "
+            f"{values.name!r} is empty there. Every row needs {needed}."
         )
-    if len(set(targets)) != len(targets):
-        raise TableError(f"a target is named twice in {', '.join(targets)}")
-    asked = [(name, "target") for name in targets] + [(name, "column of types") for name in types]
-    asked += [] if split_column is None else [(split_column, "split column")]
-    for name, role in asked:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1) or [
-                k for k in known if k.lower() == name.lower()
-            ]
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise TableError(
-                f"{table.path} has no column {shorten(name)} to be a {role}{hint} It has {listed}"
-            )
-    if split_column in targets:
-        raise TableError(f"{split_column!r} cannot be both a target and the split column")
-    for name, kind in types.items():
-        allowed = TARGET_TYPES if name in targets else FEATURE_TYPES
-        if kind not in allowed:
-            role = "target" if name in targets else "feature"
-            raise TableError(
-                f"the type of the {role} {name!r} must be {' or '.join(allowed)}. Found {kind!r}."
-            )
 
 
-def _numbers_of(texts: Sequence[str]) -> Array:
-    """Return the numbers among strings."""
-    read = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
-    numbers = read[~np.isnan(read)]
-    with np.errstate(over="ignore"):
-        rounded = numbers.astype(np.float32).astype(np.float64)
-    # What a column of float32 has for -999.9; but neither 0 for 1e-99 nor infinity for 1e99.
-    rounded = rounded[np.isclose(rounded, numbers, rtol=1e-6, atol=0.0)]
-    return np.concatenate([numbers, rounded])
+def _split(values: ColumnValues) -> tuple[Array, Column]:
+    _require_all(values, "split", "train, val or test")
+    codes, levels = values.categories()
+    unknown = [level for level in levels if level.lower() not in _SPLIT_WORDS]
+    if unknown:
+        bad = codes == levels.index(unknown[0])
+        raise TableError(f"{values.where(bad)} must be train, val or test.")
+    splits: Array = np.array([_SPLIT_WORDS[level.lower()] for level in levels])[codes]
+    counts = np.bincount(splits, minlength=3)
+    text = ", ".join(f"{c:,} {s}" for c, s in zip(counts, _SPLITS, strict=True))
+    return splits, Column(values.name, "split", "split", 0, text)
 
 
-class _Values:
-    """The values of one column, read as the type asked for."""
-
-    def __init__(self, path: Any, raw: RawColumn, tokens: frozenset[str], gaps: Array) -> None:
-        self.path, self.name, self.raw, self.gaps = path, raw.name, raw, gaps
-        self.declared = raw.declared
-        if raw.numbers is not None:
-            self.texts: Any = None
-            self.numbers: Array = raw.numbers
-            if gaps.size and raw.declared != "date":  # a date is a number of days
-                self.numbers = np.where(np.isin(raw.numbers, gaps), np.nan, raw.numbers)
-            self.absent: Array = np.isnan(self.numbers)
-            self.bad = np.zeros_like(self.absent)
-        else:
-            self.texts = raw.texts.str.strip()
-            low = self.texts.str.lower()
-            self.absent = self.texts.isna().to_numpy(bool) | low.isin(tokens).to_numpy(bool)
-            self._read_texts()
-        self.missing = int(self.absent.sum())
-        self.present = len(self.absent) - self.missing
-
-    def _read_texts(self) -> None:
-        known = ~self.absent
-        self.numbers = np.full(len(known), np.nan)
-        if not known.any():
-            self.bad = np.zeros_like(known)
-            return
-        # Most strings of a column repeat: each distinct one is read once.
-        codes, levels = pd.factorize(self.texts[known].to_numpy(object))
-        read = pd.to_numeric(pd.Series(levels, dtype=object), errors="coerce").to_numpy(np.float64)
-        gone = np.isin(read, self.gaps)
-        if gone.any():
-            self.absent[known] = gone[codes]
-            self._read_texts()
-            return
-        self.numbers[known] = read[codes]
-        self.bad = known & np.isnan(self.numbers)
-        self.codes, self.levels = np.full(len(known), -1, dtype=np.int64), levels
-        self.codes[known] = codes
-        if not self.bad.any():
-            return
-        small = {str(level).lower() for level in levels}
-        if small <= YES_NO.keys() and self.declared != "category":
-            yes = np.array([YES_NO[str(level).lower()] for level in levels])
-            self.numbers[known] = yes[codes]
-            self.bad = np.zeros_like(known)
-            self.declared = "yes/no"
-        elif self.declared in ("", "date") and self.bad.sum() == known.sum():
-            self._read_dates(levels, codes, known)
-
-    def _read_dates(self, levels: Any, codes: Array, known: Array) -> None:
-        sample = pd.Series(levels[:100], dtype=object)
-        if _days(sample) is None:
-            return
-        days = _days(pd.Series(levels, dtype=object))
-        if days is None:
-            return
-        self.numbers[known] = days[codes]
-        self.bad = np.zeros_like(known)
-        self.declared = "date"
-
-    # -------------------------------------------------------------------------------------------
-
-    def where(self, mask: Array) -> str:
-        """Return the place and the value of the first row that a mask is true for."""
-        row = int(mask.argmax())
-        value = self.numbers[row] if self.texts is None else self.texts.iloc[row]
-        shown = f"{value:g}" if self.texts is None else shorten(str(value))
-        return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
-
-    def require_finite(self) -> None:
-        infinite = np.isinf(self.numbers)
-        if infinite.any():
-            raise TableError(
-                f"{self.where(infinite)} is infinite as a float64 "
-                f"({int(infinite.sum())} such rows). Put the value right, leave the cell empty, "
-                f"or leave the column out with types {self.name}=ignore."
-            )
-
-    def categories(self) -> tuple[Array, tuple[str, ...]]:
-        """Return codes, -1 where missing, and levels in order."""
-        if self.texts is None:
-            self.require_finite()
-            codes, values = pd.factorize(self.numbers, sort=True)
-            return codes.astype(np.int64), tuple(f"{v:.15g}" for v in values)
-        if not self.present:
-            return np.full(len(self.absent), -1, dtype=np.int64), ()
-        levels = [str(level) for level in self.levels]
-        if not (self.bad.any() or self.declared in ("yes/no", "date")):
-            # Levels that are numbers stand in the order of numbers, and 1 is 1.0.
-            self.require_finite()
-            numbers = [float(level) for level in levels]
-            order: list[Any] = sorted(set(numbers))
-            place = {number: i for i, number in enumerate(order)}
-            to = np.array([place[number] for number in numbers])
-            names = tuple(f"{number:.15g}" for number in order)
-        else:
-            order = sorted(levels)
-            place = {level: i for i, level in enumerate(order)}
-            to, names = np.array([place[level] for level in levels]), tuple(order)
-        codes = np.full(len(self.codes), -1, dtype=np.int64)
-        known = self.codes >= 0
-        codes[known] = to[self.codes[known]]
-        return codes, names
-
-    def splits(self) -> Array:
-        """Return 0, 1, 2 for train, val, test."""
-        if self.missing:
-            raise TableError(
-                f"{self.path}, row {int(self.absent.argmax()) + 1}: the split column "
-                f"{self.name!r} is empty there. Every row needs train, val or test."
-            )
-        codes, levels = self.categories()
-        unknown = [level for level in levels if level.lower() not in _SPLIT_WORDS]
-        if unknown:
-            bad = codes == levels.index(unknown[0])
-            raise TableError(f"{self.where(bad)} must be train, val or test.")
-        to = np.array([_SPLIT_WORDS[level.lower()] for level in levels])
-        splits: Array = to[codes]
-        return splits
-
-    @property
-    def whole(self) -> bool:
-        """Whether all numbers are whole."""
-        known = self.numbers[~self.absent]
-        return bool((known == np.floor(known)).all())
-
-    def range(self) -> str:
-        known = self.numbers[~self.absent]
-        low, high = known.min(), known.max()
-        if self.declared == "date":
-            return f"{_date(low)} to {_date(high)}"
-        return f"{low:.4g} to {high:.4g}"
+def _group(values: ColumnValues) -> tuple[Array, Column]:
+    _require_all(values, "group", "a group")
+    codes, levels = values.categories()
+    if len(levels) < 3:
+        raise TableError(
+            f"{values.path}, column {values.name!r}: {len(levels)} groups; at least 3 are needed, "
+            "one to train on, one to validate and one to test."
+        )
+    note = "each group on one side of the split, and not a feature"
+    return codes, Column(values.name, "group", "category", 0, _list_levels(levels), note)
 
 
-def _days(texts: Any) -> Array | None:
-    """Return days since 1970 of dates in ISO 8601, None where a string is not one."""
-    parsed = pd.to_datetime(texts, format="ISO8601", errors="coerce", utc=True)
-    if parsed.isna().any():
-        return None
-    epoch = pd.Timestamp("1970-01-01", tz="UTC")
-    days: Array = ((parsed - epoch) / pd.Timedelta(days=1)).to_numpy(np.float64)
-    return days
-
-
-def _date(days: float) -> str:
-    try:
-        return str((pd.Timestamp("1970-01-01") + pd.Timedelta(days=days)).date())
-    except (OverflowError, ValueError):
-        return f"day {days:.6g} from 1970"
-
-
-def _list_levels(levels: Sequence[str]) -> str:
-    listed = ", ".join(shorten(level, 20)[1:-1] for level in levels[:5])
-    return f"{len(levels)}: {listed}{', ...' if len(levels) > 5 else ''}"
+def _time(values: ColumnValues, wanted: str) -> tuple[Array, Feature | None, Column]:
+    _require_all(values, "time", "a time")
+    if values.bad.any():
+        raise TableError(
+            f"{values.where(values.bad)} is neither a number nor a date to order the rows by. "
+            f"Give the format of dates, as types {values.name}=date:%d.%m.%Y."
+        )
+    values.require_finite()
+    if wanted:
+        feature, column = _feature(values, wanted)
+        return values.numbers, feature, replace(column, note=f"orders the split; {column.note}")
+    is_date = values.declared == "date"
+    kind = "date" if is_date else "number"
+    note = "orders the split: first train, then val, then test"
+    if not is_date:
+        note += f"; not a feature (types {values.name}=number makes it one)"
+        return values.numbers, None, Column(values.name, "time", kind, 0, values.range(), note)
+    note += "; its season is a feature, its trend is not"
+    feature = Feature(values.name, "season", values.form, numbers=values.numbers)
+    return values.numbers, feature, Column(values.name, "time", kind, 0, values.range(), note)
 
 
 # ------------------------------------------------------------------------------------------------
 # Targets
 
 
-def _target(values: _Values, wanted: str | None) -> tuple[Target, Column]:
+def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
     name, path = values.name, values.path
     here = f"{path}, column {name!r}"
     if values.declared == "nested":
@@ -398,12 +383,13 @@ def _target(values: _Values, wanted: str | None) -> tuple[Target, Column]:
     if not values.present:
         raise TableError(f"{here}: the target has no labeled row; all of them are missing.")
     kind = wanted or _target_kind(values)
-    if kind == "regression":
+    if kind in ("regression", "date"):
         return _regression(values, here)
     codes, levels = values.categories()
     if len(levels) < 2:
+        dropped = f" ({values.notes[0]})" if values.notes else ""
         raise TableError(
-            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row."
+            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row{dropped}."
         )
     if len(levels) > MAX_CLASSES or 2 * len(levels) > values.present:
         raise TableError(
@@ -412,12 +398,15 @@ def _target(values: _Values, wanted: str | None) -> tuple[Target, Column]:
             f"Found {_list_levels(levels)}. If it holds numbers, try types {name}=regression; if "
             "it is a text or a name, it is no target."
         )
-    return Target(name, codes, levels), Column(
-        name, "target", "classification", values.missing, _list_levels(levels), "F1, macro"
+    note = "F1, macro"
+    if values.form.kind == "number" and not wanted:
+        note += f"; two whole numbers (types {name}=regression predicts the number)"
+    return Target(name, codes, levels, form=values.form), Column(
+        name, "target", "classification", values.missing, _list_levels(levels), note
     )
 
 
-def _target_kind(values: _Values) -> str:
+def _target_kind(values: ColumnValues) -> str:
     bad = int(values.bad.sum())
     if values.declared in ("category", "yes/no"):
         return "classification"
@@ -433,7 +422,7 @@ def _target_kind(values: _Values) -> str:
     return "classification" if values.whole and distinct == 2 else "regression"
 
 
-def _regression(values: _Values, here: str) -> tuple[Target, Column]:
+def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     name = values.name
     if values.bad.any():
         raise TableError(
@@ -455,14 +444,14 @@ def _regression(values: _Values, here: str) -> tuple[Target, Column]:
     distinct = len(np.unique(known[:100_000]))
     note = "RMSE"
     if values.whole and distinct <= 20 and values.declared != "date":
-        note += f"; {distinct} {COUNTS}"
-    unit = "days" if values.declared == "date" else ""
-    return Target(name, values.numbers.copy(), unit=unit), Column(
+        note += f"; {distinct} {COUNTS.format(name=name)}"
+    unit = "days" if values.declared == "date" else values.form.number.unit
+    return Target(name, values.numbers.copy(), unit=unit, form=values.form), Column(
         name, "target", "regression", values.missing, values.range(), note
     )
 
 
-def _running(values: _Values) -> bool:
+def _running(values: ColumnValues) -> bool:
     """Whether the column numbers the rows: whole, none missing, each one more than the last."""
     numbers = values.numbers
     if values.missing or len(numbers) < 20 or values.declared in ("date", "yes/no"):
@@ -475,63 +464,79 @@ def _running(values: _Values) -> bool:
 # Features
 
 
-def _feature(values: _Values, wanted: str | None) -> tuple[Feature | None, Column]:
+def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]:
     name = values.name
 
-    def left_out(kind: str, content: str, note: str) -> tuple[None, Column]:
-        return None, Column(name, "left out", kind, values.missing, content, note)
+    def without(role: Role, kind: str, content: str, note: str) -> tuple[None, Column]:
+        return None, Column(name, role, kind, values.missing, content, note)
 
     if wanted == "ignore":
-        return left_out("-", "-", "as asked")
+        return without("left out", "-", "-", "as asked")
     if values.declared == "nested":
-        return left_out("nested", "-", "lists, records and bytes are not read")
+        return without("left out", "nested", "-", "lists, records and bytes are not read")
+    if wanted == "id":
+        return without("id", "-", "-", "goes through to predictions")
     if not values.present:
-        return left_out("empty", "-", "all missing")
+        return without("left out", "empty", "-", "all missing")
     bad = int(values.bad.sum())
     if wanted in ("number", "date"):
-        if bad or (wanted == "date" and values.declared != "date"):
-            mask = values.bad if bad else ~values.absent
-            raise TableError(
-                f"{values.where(mask)} is not a {wanted}"
-                f"{' in the form 2024-12-31' if wanted == 'date' else ''}, as types "
-                f"{name}={wanted} wants it ({int(mask.sum()):,} such rows)."
-            )
-    elif wanted == "category" or bad or values.declared == "category":
-        return _category(values, wanted, bad, left_out)
+        _require_kind(values, wanted, bad)
+    elif wanted in ("category", "text") or bad or values.declared == "category":
+        return _category(values, wanted, bad, without)
     values.require_finite()
     known = values.numbers[~values.absent]
     if known.min() == known.max() and not values.missing:
-        return left_out("number", f"{known[0]:.4g}", "constant")
-    if wanted is None and _running(values):
-        return left_out(
-            "number", values.range(), f"numbers the rows; to use it: types {name}=number"
-        )
+        return without("left out", "number", f"{known[0]:.4g}", "constant")
+    if not wanted and _running(values):
+        note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
+        return without("id", "number", values.range(), note)
     kind = values.declared if values.declared in ("date", "yes/no") else "number"
-    note = {"date": "as days", "yes/no": "as 0 and 1"}.get(kind, "")
+    note = {
+        "date": f"trend, year, week and time of day (types {name}=ignore)",
+        "yes/no": f"0 and 1 (types {name}=category)",
+    }.get(kind, "")
     if values.missing:
-        note = f"{note}, " if note else ""
+        note = f"{note}; " if note else ""
         note += "mean for missing, and an indicator"
-    return Feature(name, numbers=values.numbers.copy()), Column(
+    return Feature(name, kind, values.form, numbers=values.numbers.copy()), Column(
         name, "feature", kind, values.missing, values.range(), note
     )
 
 
+def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
+    if bad or (wanted == "date" and values.declared != "date"):
+        mask = values.bad if bad else ~values.absent
+        form = " in a form that is known (2024-12-31, 31.12.2024; give another as date:%d-%b-%Y)"
+        raise TableError(
+            f"{values.where(mask)} is not a {wanted}{form if wanted == 'date' else ''}, as types "
+            f"{values.name}={wanted} wants it ({int(mask.sum()):,} such rows)."
+        )
+
+
 def _category(
-    values: _Values, wanted: str | None, bad: int, left_out: Any
+    values: ColumnValues, wanted: str, bad: int, without: Any
 ) -> tuple[Feature | None, Column]:
     name = values.name
     codes, levels = values.categories()
     content = _list_levels(levels)
     if len(levels) == 1 and not values.missing:
-        return left_out("category", content, "constant")  # type: ignore[no-any-return]
-    many = len(levels) > MAX_LEVELS or 2 * len(levels) > values.present
+        return without("left out", "category", content, "constant")  # type: ignore[no-any-return]
+    unique = len(levels) > 0.9 * values.present and len(levels) >= 10
     numeric = f", {bad:,} of {values.present:,} are not numbers" if bad < values.present else ""
-    if many and wanted is None and values.declared != "category":
-        note = f"too many distinct texts{numeric}"
+    if unique and not wanted and values.declared != "category":
+        note = f"almost every row has its own{numeric}; goes through to predictions"
+        note += f" (types {name}=text reads its letters)"
         if 0 < bad < 0.5 * values.present:
             note += f" (first in row {int(values.bad.argmax()) + 1}); missing=TEXT leaves them out"
-        return left_out("text", content, note)  # type: ignore[no-any-return]
+        return without("id", "text", content, note)  # type: ignore[no-any-return]
     note = numeric[2:] if bad and bad < 0.5 * values.present else ""
-    return Feature(name, codes=codes, levels=levels), Column(
-        name, "feature", "category", values.missing, content, note
+    kind = "text" if wanted == "text" else "category"
+    form = values.form
+    return Feature(name, kind, form, codes=codes, levels=levels), Column(
+        name, "feature", kind, values.missing, content, note
     )
+
+
+def _list_levels(levels: Sequence[str]) -> str:
+    listed = ", ".join(shorten(level, 20)[1:-1] for level in levels[:5])
+    return f"{len(levels)}: {listed}{', ...' if len(levels) > 5 else ''}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,71 +16,68 @@ from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._batch import Batch
-from ntkmtl.bench.problems.table._columns import Column, Target, type_columns
-from ntkmtl.bench.problems.table._encode import encode, standardization, width_of
-from ntkmtl.bench.problems.table._read import TableError, read_table, require_memory, shorten
+from ntkmtl.bench.problems.table._columns import Column, Feature, Target, Typed, type_columns
+from ntkmtl.bench.problems.table._encode import (
+    CLIP,
+    FeatureEncoder,
+    fit_encoder,
+    standardization,
+)
+from ntkmtl.bench.problems.table._fitted import FittedTable, FittedTarget
+from ntkmtl.bench.problems.table._leakage import leaks
+from ntkmtl.bench.problems.table._options import Asked
+from ntkmtl.bench.problems.table._raw import TableError, require_memory
+from ntkmtl.bench.problems.table._read import read_table
+from ntkmtl.bench.problems.table._splits import split_rows
 
-__all__ = ["SPLITS", "Asked", "Prepared", "TrainedTarget", "listed", "prepare", "types_of"]
+__all__ = ["Prepared", "prepare"]
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+Array = npt.NDArray[Any]
+
 MIN_ROWS = 20
 
 
-class TrainedTarget(NamedTuple):
-    """A target as it is trained on.
+class Prepared(NamedTuple):
+    """A table that can be trained on.
 
     Attributes:
-        target: The column.
-        center: Mean over the training rows, 0 for classification.
-        scale: Standard deviation over the training rows, 1 for classification.
-        size: Numbers that its head says.
+        sha256: Digest of the file.
+        fitted: How rows become inputs, and outputs predictions.
+        columns: What is shown.
+        splits: Rows of each split.
+        truth: Labels in the file's units, float64, or class numbers, by split and task.
+        unlabeled: Number of rows without any label, which are left out.
+        notes: What was found out about the file, as sentences.
+        warnings: What a user should look at, as sentences.
     """
 
-    target: Target
-    center: float
-    scale: float
-    size: int
-
-
-class Prepared(NamedTuple):
     sha256: str
-    tasks: tuple[TrainedTarget, ...]
+    fitted: FittedTable
     columns: tuple[Column, ...]
-    inputs: tuple[str, ...]
     splits: dict[Split, Batch]
     truth: dict[Split, tuple[Tensor, ...]]
     unlabeled: int
-
-
-class Asked(NamedTuple):
-    """What determines the data; its strings are hashable so that a table is read once."""
-
-    path: Path
-    stamp: tuple[int, int]
-    targets: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    split_column: str | None
-    split_seed: int
-    val: float
-    test: float
-    missing: tuple[str, ...]
-    encoding: str
-    separator: str | None
-    decimal: str
-    max_categories: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 # One: a comparison makes the problem once to plan and once to train, of the same file.
 @lru_cache(maxsize=1)
 def prepare(asked: Asked) -> Prepared:
+    """Read, type, split and encode a table.
+
+    Raises:
+        TableError: It cannot be read, or cannot be trained on as asked for.
+    """
     path = asked.path
-    raw = read_table(path, asked.encoding, asked.separator, asked.decimal)
-    rows, sha256 = raw.rows, raw.sha256
+    raw = read_table(path, asked.encoding, asked.separator, asked.header)
+    rows, sha256, notes = raw.rows, raw.sha256, raw.notes
     if rows < MIN_ROWS:
         raise TableError(
             f"{path}: {rows} rows; at least {MIN_ROWS} are needed to train, validate and test."
         )
-    typed = type_columns(raw, asked.targets, dict(asked.types), asked.split_column, asked.missing)
+    names = tuple(raw.columns)
+    typed = type_columns(raw, asked.roles, asked.reading)
     labeled = np.stack([target.labeled for target in typed.targets]).any(axis=0)
     kept = np.flatnonzero(labeled)
     if len(kept) < MIN_ROWS:
@@ -88,116 +85,162 @@ def prepare(asked: Asked) -> Prepared:
             f"{path}: {len(kept)} of {rows:,} rows have a label; at least {MIN_ROWS} are needed to "
             "train, validate and test."
         )
-    places = _places(asked, typed.splits, kept)
-    for split, found in places.items():
-        for target in typed.targets:
-            _check_labels(path, target, split, found)
-    # The encoded inputs, once as columns and twice as a matrix while they are split.
-    require_memory(
-        rows * 12.0 * width_of(typed.features, asked.max_categories), f"training on {path}"
+    places = split_rows(path, typed, kept, asked.shares)
+    warnings = [*typed.warnings, *leaks(typed.features, typed.targets, kept)]
+    for target in typed.targets:
+        warnings += _check_labels(path, target, places)
+    targets = tuple(_fitted_target(path, target, places) for target in typed.targets)
+    encoders, inputs, columns = _encoded(path, typed, targets, places["train"], asked, rows)
+    fitted = FittedTable(
+        encoders,
+        targets,
+        typed.ids,
+        names,
+        {"encoding": asked.encoding, "separator": asked.separator, "header": asked.header},
     )
-    encoded = encode(typed.features, places["train"], asked.max_categories)
-    if not encoded.names:
-        raise TableError(f"{path}: no input varies among the training rows.")
-    tasks = tuple(_task(path, target, places["train"]) for target in typed.targets)
     return Prepared(
         sha256,
-        tasks,
-        typed.columns,
-        encoded.names,
+        fitted,
+        columns,
         {
             split: Batch(
-                torch.from_numpy(encoded.inputs[found]), tuple(_labels(t, found) for t in tasks)
+                torch.from_numpy(inputs[found]),
+                tuple(
+                    _labels(target, fit, found)
+                    for target, fit in zip(typed.targets, targets, strict=True)
+                ),
             )
             for split, found in places.items()
         },
         {
-            split: tuple(torch.from_numpy(t.target.values[found]) for t in tasks)
+            split: tuple(torch.from_numpy(target.values[found]) for target in typed.targets)
             for split, found in places.items()
         },
         rows - len(kept),
+        notes,
+        tuple(warnings),
     )
 
 
-def _places(
-    asked: Asked, column: npt.NDArray[Any] | None, kept: npt.NDArray[Any]
-) -> dict[Split, npt.NDArray[Any]]:
-    if column is not None:
-        found = {split: kept[column[kept] == number] for number, split in enumerate(SPLITS)}
-        for split, places in found.items():
-            if not len(places):
-                raise TableError(
-                    f"{asked.path}: the split column {asked.split_column!r} gives {split} no row "
-                    "that has a label."
-                )
-    else:
-        order = kept[np.random.default_rng(asked.split_seed).permutation(len(kept))]
-        test = max(1, round(asked.test * len(kept)))
-        val = max(1, round(asked.val * len(kept)))
-        found = {
-            "test": order[:test],
-            "val": order[test : test + val],
-            "train": order[test + val :],
-        }
-        found = {split: np.sort(found[split]) for split in SPLITS}
-    if len(found["train"]) < 8:
-        raise TableError(
-            f"{asked.path}: {len(found['train'])} rows are left to train on; at least 8 are needed."
-        )
-    return found
+# ------------------------------------------------------------------------------------------------
+# Inputs
 
 
-def _check_labels(path: Path, target: Target, split: Split, places: npt.NDArray[Any]) -> None:
-    known = target.values[places[target.labeled[places]]]
-    needed = 2 if split == "train" else 1
-    distinct = len(np.unique(known))
-    if distinct < needed:
-        what = "no label" if not len(known) else "one value only"
-        raise TableError(
-            f"{path}, column {target.name!r}: {what} among the {len(places):,} rows of the split "
-            f"{split} ({int(target.labeled.sum()):,} labels in all). Try another split_seed, "
-            "larger val and test, or a split column."
-        )
+def _encoded(
+    path: Path,
+    typed: Typed,
+    targets: Sequence[FittedTarget],
+    training: Array,
+    asked: Asked,
+    rows: int,
+) -> tuple[tuple[FeatureEncoder, ...], Array, tuple[Column, ...]]:
+    """Return the encoders, the inputs of all rows, and the columns with what was made of them."""
+    # The encoded inputs, once as columns and twice as a matrix while they are split.
+    width = sum(_widest(feature, asked.max_categories) for feature in typed.features)
+    require_memory(rows * 12.0 * width, f"training on {path}")
+    aims = [
+        each
+        for target, fit in zip(typed.targets, targets, strict=True)
+        for each in _aims(target, fit)
+    ]
+    encoders, parts, said = [], [], {}
+    for feature in typed.features:
+        encoder, inputs = fit_encoder(feature, training, aims, asked.max_categories)
+        said[feature.name] = _made(feature, encoder)
+        if encoder.keep:
+            encoders.append(encoder)
+            parts.append(inputs)
+    if not encoders:
+        raise TableError(f"{path}: no input varies among the training rows.")
+    columns = []
+    for column in typed.columns:
+        note = "; ".join(filter(None, (said.get(column.name, ""), column.note)))
+        columns.append(replace(column, note=note))
+    return tuple(encoders), np.concatenate(parts, axis=1), tuple(columns)
 
 
-def _task(path: Path, target: Target, training: npt.NDArray[Any]) -> TrainedTarget:
+def _widest(feature: Feature, max_categories: int) -> int:
+    if feature.codes is None:
+        return 12
+    return min(len(feature.levels), max_categories) + 40
+
+
+def _aims(target: Target, fit: FittedTarget) -> list[Array]:
+    """Return what means over levels are taken of: standardized values, or one 0 and 1 per class."""
+    if not target.classes:
+        values = (target.values / 2 - fit.center / 2) / fit.scale * 2
+        return [np.clip(values, -CLIP, CLIP)]
+    known = np.where(target.labeled, 0.0, np.nan)
+    found = [known + (target.values == code) for code in range(len(target.classes))]
+    centered = [each - np.nanmean(each) for each in found]
+    # With two classes one of them says it all.
+    return centered[1:] if len(centered) == 2 else centered
+
+
+def _made(feature: Feature, encoder: FeatureEncoder) -> str:
+    """Return what became of a feature, with the option that changes it."""
+    if not encoder.keep:
+        return "does not vary among the training rows, and is left out"
+    inputs = f"{len(encoder.keep)} input{'' if len(encoder.keep) == 1 else 's'}"
+    if feature.kind == "category":
+        shared = len(encoder.levels) - len(encoder.own)
+        if shared:
+            return (
+                f"{inputs}: {len(encoder.own)} levels have their own, {shared} share one, and all "
+                "have the mean of each target (max_categories=N)"
+            )
+        return f"{inputs}, one for each of {len(encoder.own)} levels"
+    return inputs if feature.kind in ("date", "season", "text") else ""
+
+
+# ------------------------------------------------------------------------------------------------
+# Labels
+
+
+def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> list[str]:
+    """Refuse splits that cannot be judged; return what is lacking as sentences.
+
+    Raises:
+        TableError: A split has no label, or only one class or value where more are needed.
+    """
+    lacking = []
+    for split, rows in places.items():
+        known = target.values[rows[target.labeled[rows]]]
+        distinct = np.unique(known)
+        if len(distinct) < (2 if split == "train" or target.classes else 1):
+            what = "no label" if not len(known) else "one value only"
+            raise TableError(
+                f"{path}, column {target.name!r}: {what} among the {len(rows):,} rows of the "
+                f"split {split} ({int(target.labeled.sum()):,} labels in all). Try another "
+                "split_seed, larger val and test, or a split column."
+            )
+        if missing := [c for code, c in enumerate(target.classes) if code not in distinct]:
+            listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            judged = "" if split != "test" else ", so they are not judged"
+            lacking.append(
+                f"{target.name!r}: no row of {listed} in the split {split} (a class needs three "
+                f"rows to be in each){judged}."
+            )
+    return lacking
+
+
+def _fitted_target(path: Path, target: Target, places: dict[Split, Array]) -> FittedTarget:
+    training = places["train"]
     if target.classes:
-        return TrainedTarget(target, 0.0, 1.0, len(target.classes))
+        judged = len(np.unique(target.values[places["test"]][target.labeled[places["test"]]]))
+        return FittedTarget(target.name, target.classes, judged=judged)
     center, scale = standardization(target.values[training])
     # float64 holds a spread of a few last digits; a network in float32 would learn rounding.
     if scale <= 0 or not math.isfinite(scale):
         raise TableError(
             f"{path}, column {target.name!r}: its values do not vary among the training rows."
         )
-    return TrainedTarget(target, center, scale, 1)
+    return FittedTarget(target.name, (), center, scale, target.unit)
 
 
-def _labels(task: TrainedTarget, places: npt.NDArray[Any]) -> Tensor:
-    values = task.target.values[places]
-    if task.target.classes:
+def _labels(target: Target, fit: FittedTarget, places: Array) -> Tensor:
+    values = target.values[places]
+    if target.classes:
         return torch.from_numpy(values)
-    scaled = (values / 2 - task.center / 2) / task.scale * 2
+    scaled = (values / 2 - fit.center / 2) / fit.scale * 2
     return torch.from_numpy(scaled.astype(np.float32))
-
-
-def listed(given: Any) -> tuple[str, ...]:
-    if isinstance(given, str):
-        return tuple(name.strip() for name in given.split(",") if name.strip())
-    if not isinstance(given, Sequence):
-        # The command line reads 5 as a number: a column may be named 5.
-        return (json.dumps(given) if isinstance(given, bool) else str(given),)
-    return tuple(str(name) for name in given)
-
-
-def types_of(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ...]:
-    if given is None:
-        return ()
-    if isinstance(given, Mapping):
-        return tuple(sorted((str(name), str(kind)) for name, kind in given.items()))
-    found: dict[str, str] = {}
-    for pair in given.split(","):
-        name, equals, kind = pair.rpartition("=")
-        if not (name.strip() and equals):
-            raise TableError(f"types are written NAME=TYPE,NAME=TYPE. Found {shorten(given)}.")
-        found[name.strip()] = kind.strip()
-    return tuple(sorted(found.items()))

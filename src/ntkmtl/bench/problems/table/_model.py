@@ -1,10 +1,9 @@
-"""The network: a perceptron as trunk, and one linear head per task."""
+"""The network: residual blocks as trunk, and one linear head per task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -15,15 +14,32 @@ from ntkmtl.bench.problems.table._batch import Batch
 __all__ = ["TableNet", "backbone", "layers"]
 
 
-def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Sequential]:
-    """Make the layers of a perceptron, ReLU and dropout after each."""
-    made = []
-    for before in (inputs, *[width] * (depth - 1)):
-        layer = nn.Sequential(nn.Linear(before, width), nn.ReLU())
-        if dropout:
-            layer.append(nn.Dropout(dropout))
-        made.append(layer)
-    return made
+class ResidualBlock(nn.Module):
+    """z plus a perceptron of z with one hidden layer: what is linear passes by.
+
+    Args:
+        width: Width of z and of the hidden layer.
+        dropout: Probability of dropping an entry of the hidden layer.
+    """
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Return a tensor of the shape of z."""
+        added: Tensor = self.out(self.dropout(self.hidden(z).relu()))
+        return z + added
+
+
+def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Module]:
+    """Make the layers of the trunk: a linear one, and residual blocks."""
+    return [
+        nn.Linear(inputs, width),
+        *(ResidualBlock(width, dropout) for _ in range(depth - 1)),
+    ]
 
 
 def _inputs(batch: Batch) -> Tensor:
@@ -45,14 +61,17 @@ def backbone(inputs: int, width: int, depth: int, dropout: float) -> Backbone:
 
 
 class TableNet(MultiTaskModel):
-    """A perceptron of ``depth`` layers of ``width``, ReLU and dropout after each; linear heads.
+    """A linear layer and ``depth - 1`` residual blocks of ``width``; linear heads.
+
+    A linear dependence passes through untouched, as small tables have little else that can be
+    learned.
 
     Args:
         inputs: Numbers that describe a row.
         outputs: Numbers that each head says: 1 for regression, the number of classes otherwise.
         width: Width of every layer, and so size d of the shared representation z.
-        depth: Number of layers of the trunk.
-        dropout: Probability of dropping an entry.
+        depth: Number of layers of the trunk, the linear one included.
+        dropout: Probability of dropping an entry of a block's hidden layer.
 
     Example:
         >>> import torch
@@ -71,7 +90,7 @@ class TableNet(MultiTaskModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(*chain(*layers(inputs, width, depth, dropout)))
+        self.trunk = nn.Sequential(*layers(inputs, width, depth, dropout))
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in outputs)
 
     def represent(self, batch: Batch) -> Tensor:

@@ -12,120 +12,73 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems._registry import PROBLEMS
+from ntkmtl.bench.problems._supervised import SPLITS, evaluating, moved, positions
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import (
-    Metric,
-    MultiTaskModel,
-    Prediction,
-    Problem,
-    Recipe,
-    Split,
-)
-from ntkmtl.bench.problems.table._batch import Batch
-from ntkmtl.bench.problems.table._columns import COUNTS, Column, Target
-from ntkmtl.bench.problems.table._data import (
-    SPLITS,
-    Asked,
-    listed,
-    prepare,
-    types_of,
-)
+from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
+from ntkmtl.bench.problems.table._batch import Batch, NewRows
+from ntkmtl.bench.problems.table._data import Prepared, prepare
+from ntkmtl.bench.problems.table._fitted import FittedTable
+from ntkmtl.bench.problems.table._metrics import metric_of, score
 from ntkmtl.bench.problems.table._model import TableNet, backbone
-from ntkmtl.bench.problems.table._read import TableError, shorten
+from ntkmtl.bench.problems.table._options import (
+    Asked,
+    check_ranges,
+    check_shares,
+    names_in,
+    types_in,
+)
+from ntkmtl.bench.problems.table._raw import TableError
+from ntkmtl.bench.problems.table._read import check_reading
+from ntkmtl.bench.problems.table._recipe import default_width, recipe_for
+from ntkmtl.bench.problems.table._references import REFERENCES, references, trivial
+from ntkmtl.bench.problems.table._shown import shown_columns, unused
+from ntkmtl.bench.problems.table._splits import Shares
+from ntkmtl.bench.problems.table._values import Reading
 
-__all__ = ["Table", "macro_f1", "recipe_for"]
+__all__ = ["Table"]
 
-VERSION = "table 1"
+DROPOUT = 0.1
+
+VERSION = "table 2"
 """Changes with everything in reading, encoding, network and losses that changes a run."""
-
-STEPS = 2_500
-SHOWN = 30
-
-
-def recipe_for(rows: int) -> Recipe:
-    """Return the recipe for so many training rows.
-
-    Small tables get small batches and many epochs, so that every table gets about 2,500 steps and
-    at least two epochs.
-
-    Args:
-        rows: Number of training rows, at least 8.
-
-    Example:
-        >>> for rows in (100, 538, 6_387, 1_000_000):
-        ...     found = recipe_for(rows)
-        ...     print(found.epochs, found.batch_size)
-        208 8
-        156 32
-        104 256
-        3 1024
-    """
-    batch = 8
-    while batch < 1024 and batch * 2 <= rows / 16:
-        batch *= 2
-    epochs = max(2, round(STEPS / (rows // batch)))
-    return Recipe(
-        epochs=epochs,
-        batch_size=batch,
-        learning_rate=2e-3,
-        minibatches=4,
-        description=(
-            f"The package's recipe for {rows:,} training rows, about {STEPS:,} steps and at least "
-            "2 epochs; no early stopping, nothing tuned to this table"
-        ),
-    )
-
-
-def _default_width(rows: int) -> int:
-    return 64 if rows < 1_000 else 128 if rows < 20_000 else 256
-
-
-def macro_f1(predicted: Tensor, truth: Tensor, classes: int) -> float:
-    """Return the mean F1 score of the classes that occur in the labels or the predictions.
-
-    Args:
-        predicted: Class numbers, int64 of shape (b,).
-        truth: The same for the labels.
-        classes: Number of classes.
-
-    Example:
-        >>> import torch
-        >>> macro_f1(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3)
-        0.6666666666666666
-    """
-    both = torch.bincount(truth[predicted == truth], minlength=classes).double()
-    total = torch.bincount(truth, minlength=classes) + torch.bincount(predicted, minlength=classes)
-    occurs = total > 0
-    return float((2 * both[occurs] / total[occurs].double()).mean())
 
 
 class Table(Problem):
     r"""A user's table: some columns are predicted, all others are what they are predicted by.
 
-    Rows are split at random, columns are typed by what they hold, and a perceptron with one linear
-    head per target is trained. Regression targets are standardized by the training rows and
+    Rows are split, columns are typed by what they hold, and a small residual network with one
+    linear head per target is trained. Regression targets are standardized by the training rows and
     trained by mean squared errors; classes by cross-entropy. A missing label takes no part in its
     task's loss. Metrics are the root mean squared error in the target's own units, and macro F1.
 
     Args:
         csv: The file: .csv, .tsv, .txt, .parquet, .pq or .arff.
-        targets: Names of the columns to predict, as a list, or with commas between them.
+        targets: Names of the columns to predict, as a list, or with commas between them; a name
+            that has a comma stands in double quotes.
         types: Types of columns instead of those found, as a mapping or as ``"a=regression,
             b=category"``. Targets are ``regression`` or ``classification``; other columns
-            ``number``, ``category``, ``date`` or ``ignore``.
-        split_column: A column that says train, val or test; else rows are split at random.
-        split_seed: Seed of that. The runs of a comparison share one split.
+            ``number``, ``category``, ``date``, ``date:%d.%m.%Y`` (or another format), ``text`` (its
+            letters are hashed), ``id`` (goes through to predictions) or ``ignore``.
+        split_column: A column that says train, val or test.
+        group: A column whose equal values stay on one side of the split.
+        time: A column in whose order rows are split, the latest for testing. Without any of the
+            three, rows are split at random, and each class is shared out to all sides.
+        split_seed: Seed of what is random in that. The runs of a comparison share one split.
         val: Share of the rows for validation.
         test: Share of the rows for testing.
         missing: Further strings that stand for a missing value, numbers in whatever form.
+        not_missing: Strings that never do, as ``none`` or ``NA``.
+        case_sensitive: Whether levels that are equal but for case are two.
         encoding: Encoding of a CSV or ARFF file.
-        separator: Separator of a CSV file, found from its header if None.
-        decimal: Decimal sign of a CSV file.
-        max_categories: Most levels of a category that get their own column; the rest share
-            one.
+        separator: Separator of a CSV file, a space for any number of them; found if None.
+        header: Whether the first line of a CSV file names the columns.
+        decimal: Decimal sign, found column by column if None.
+        thousands: Sign between groups of digits, found if None.
+        max_categories: Most levels of a category that get their own input; the rest share
+            one, and all have the means of the targets over each level.
         width: Width of the network, by the number of rows if None.
         depth: Number of its layers.
-        dropout: Probability of dropping an entry after each layer.
+        dropout: Probability of dropping an entry of a hidden layer.
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
             ``ple`` or ``dselect-k``, over the perceptron. See
             :mod:`ntkmtl.bench.problems.architectures`.
@@ -159,17 +112,23 @@ class Table(Problem):
         targets: str | Sequence[str] = (),
         types: str | Mapping[str, str] | None = None,
         split_column: str | None = None,
+        group: str | None = None,
+        time: str | None = None,
         split_seed: int = 0,
         val: float = 0.15,
         test: float = 0.15,
         missing: str | Sequence[str] = (),
+        not_missing: str | Sequence[str] = (),
+        case_sensitive: bool = False,
         encoding: str = "utf-8",
         separator: str | None = None,
-        decimal: str = ".",
-        max_categories: int = 20,
+        header: bool = True,
+        decimal: str | None = None,
+        thousands: str | None = None,
+        max_categories: int = 100,
         width: int | None = None,
         depth: int = 2,
-        dropout: float = 0.0,
+        dropout: float = DROPOUT,
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -177,7 +136,7 @@ class Table(Problem):
         if csv is None:
             raise TableError("say which file to read, as --csv FILE (CSV, Parquet or ARFF)")
         path = Path(str(csv)).expanduser()
-        _check_numbers(
+        check_ranges(
             {
                 "split_seed": (split_seed, 0, 2**63 - 1),
                 "max_categories": (max_categories, 1, 1_000),
@@ -185,74 +144,110 @@ class Table(Problem):
                 "depth": (depth, 1, 20),
             }
         )
-        _check_shares(val, test, dropout)
+        check_shares(val, test, dropout)
+        for key, value in (("header", header), ("case_sensitive", case_sensitive)):
+            if not isinstance(value, bool):
+                raise TableError(f"{key} must be true or false. Found {value!r}.")
+        separator = None if separator is None else str(separator)
+        check_reading(path, encoding, separator, decimal, thousands)
         try:
             stat = path.stat()
         except OSError as error:
             raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
         self.path = path
+        by_split, by_group, by_time = (
+            None if name is None else str(name) for name in (split_column, group, time)
+        )
         self._asked = Asked(
             path.resolve(),
             (stat.st_mtime_ns, stat.st_size),
-            listed(targets),
-            types_of(types),
-            None if split_column is None else str(split_column),
-            split_seed,
-            float(val),
-            float(test),
-            listed(missing),
+            names_in(targets),
+            types_in(types),
+            by_split,
+            by_group,
+            by_time,
+            Shares(float(val), float(test), split_seed),
+            Reading(
+                tuple(text.strip().lower() for text in names_in(missing)),
+                tuple(text.strip().lower() for text in names_in(not_missing)),
+                decimal,
+                thousands,
+                case_sensitive,
+            ),
             encoding,
             separator,
-            decimal,
+            header,
             max_categories,
         )
-        # The user's own spelling of the path in messages; the resolved one finds the same table.
-        self._prepared = found = prepare(self._asked)
-        self._by_name = {task.target.name: task for task in found.tasks}
-        rows = self.size("train")
-        self._network = {
-            "width": width or _default_width(rows),
-            "depth": depth,
-            "dropout": float(dropout),
-        }
-        self.tasks = tuple(self._by_name)
-        self.metrics = tuple(_metric(task.target) for task in found.tasks)
+        data = prepare(self._asked)
+        self._data: Prepared | None = data
+        rows = int(data.splits["train"].inputs.shape[0])
+        network = {"width": width or default_width(rows), "depth": depth, "dropout": float(dropout)}
+        self._set_up(data.fitted, network)
         self.recipe = recipe_for(rows)
+        self._options = self._described_options(data.sha256)
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
             self.model()
 
+    def _set_up(self, fitted: FittedTable, network: Mapping[str, Any]) -> None:
+        self._fitted = fitted
+        self._network = dict(network)
+        self.tasks = tuple(target.name for target in fitted.targets)
+        self.metrics = tuple(metric_of(target) for target in fitted.targets)
+
+    @property
+    def _prepared(self) -> Prepared:
+        if self._data is None:
+            raise TableError("the data of this table are not loaded: it predicts new rows only")
+        return self._data
+
     @property
     def options(self) -> dict[str, Any]:
         """The file's content, how it is read and split, and the network; not where the file is."""
-        asked = self._asked
+        return dict(self._options)
+
+    def _described_options(self, sha256: str) -> dict[str, Any]:
+        asked, shares, reading = self._asked, self._asked.shares, self._asked.reading
+        by = {"column": asked.split, "group": asked.group, "time": asked.time}
+        split: dict[str, Any] = {key: name for key, name in by.items() if name is not None}
+        if asked.split is None:
+            split |= {"seed": shares.seed, "val": shares.val, "test": shares.test}
         return {
-            "data_sha256": self._prepared.sha256,
+            "data_sha256": sha256,
             "targets": {
-                task.target.name: "classification" if task.target.classes else "regression"
-                for task in self._prepared.tasks
+                target.name: "classification" if target.classes else "regression"
+                for target in self._fitted.targets
             },
             "types": dict(asked.types),
-            "split": {"column": asked.split_column}
-            if asked.split_column is not None
-            else {"seed": asked.split_seed, "val": asked.val, "test": asked.test},
+            "split": split,
             "reading": {
-                "missing": list(asked.missing),
+                "missing": list(reading.missing),
+                "not_missing": list(reading.not_missing),
+                "case_sensitive": reading.case_sensitive,
                 "encoding": asked.encoding,
                 "separator": asked.separator,
-                "decimal": asked.decimal,
+                "header": asked.header,
+                "decimal": reading.decimal,
+                "thousands": reading.thousands,
                 "max_categories": asked.max_categories,
             },
             "network": {**self._network, **self._architecture.options},
             "version": VERSION,
         }
 
+    # ------------------------------------------------------------------ data and network
+
     def size(self, split: Split) -> int:
-        """Return the number of rows in a split."""
-        return int(self._prepared.splits[split].inputs.shape[0])
+        """Return the number of rows in a split; 0 where the data are not loaded."""
+        return 0 if self._data is None else int(self._data.splits[split].inputs.shape[0])
 
     def batch(self, split: Split, indices: Tensor) -> Batch:
-        """Return the rows of a split at ``indices``."""
+        """Return the rows of a split at ``indices``.
+
+        Raises:
+            TableError: The data are not loaded.
+        """
         whole = self._prepared.splits[split]
         return Batch(
             whole.inputs.index_select(0, indices),
@@ -265,8 +260,8 @@ class Table(Problem):
         Raises:
             ValueError: A task is unknown or named twice.
         """
-        outputs = [self._prepared.tasks[place].size for place in self._chosen(tasks)]
-        inputs, width = len(self._prepared.inputs), int(self._network["width"])
+        outputs = [self._fitted.targets[place].size for place in positions(self.tasks, tasks)]
+        inputs, width = len(self._fitted.inputs), int(self._network["width"])
         depth, dropout = int(self._network["depth"]), self._network["dropout"]
         if self._architecture.name == "hard":
             return TableNet(inputs, outputs, width, depth, dropout)
@@ -283,13 +278,13 @@ class Table(Problem):
         Raises:
             ValueError: There are not as many outputs as tasks, or a task is unknown.
         """
-        chosen = self._chosen(tasks)
+        chosen = positions(self.tasks, tasks)
         if len(outputs) != len(chosen):
             raise ValueError(f"{len(outputs)} outputs for {len(chosen)} tasks")
         found: dict[str, Tensor | None] = {}
         for place, output in zip(chosen, outputs, strict=True):
             labels = batch.labels[place]
-            classes = self._prepared.tasks[place].target.classes
+            classes = self._fitted.targets[place].classes
             known = labels >= 0 if classes else ~labels.isnan()
             count = int(known.sum())
             if count == 0:
@@ -304,6 +299,8 @@ class Table(Problem):
             )
         return found
 
+    # ------------------------------------------------------------------ judging
+
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
@@ -312,58 +309,54 @@ class Table(Problem):
         Raises:
             ValueError: The network has not as many heads as there are tasks.
         """
-        chosen = self._chosen(tasks)
-        training = model.training
-        model.eval()
-        parts: list[list[Tensor]] = []
-        try:
-            with torch.no_grad():
-                for start in range(0, self.size(split), 16_384):
-                    stop = min(start + 16_384, self.size(split))
-                    batch = self.batch(split, torch.arange(start, stop))
-                    parts.append(list(model.predict(model.represent(batch))))
-        finally:
-            model.train(training)
-        if len(parts[0]) != len(chosen):
-            raise ValueError(f"{len(parts[0])} outputs for {len(chosen)} tasks")
-        values = {
-            place: self._metric(place, torch.cat([part[number] for part in parts]), split)
-            for number, place in enumerate(chosen)
-        }
+        chosen = positions(self.tasks, tasks)
+        outputs = self._outputs(model, split, len(chosen))
+        values = {}
+        for place, output in zip(chosen, outputs, strict=True):
+            target, truth = self._fitted.targets[place], self._prepared.truth[split][place]
+            said = output.argmax(1) if target.classes else output[:, 0]
+            values[place] = score(said, truth, target)
         # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
         return torch.tensor([values[place] for place in sorted(values)], dtype=torch.float64)
 
-    def predictions(
-        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
-    ) -> dict[str, Prediction]:
-        """Return numbers in the targets' own units, or classes with their probabilities."""
-        found = {}
-        for place, output in zip(self._chosen(tasks), outputs, strict=True):
-            task = self._prepared.tasks[place]
-            output = output.double()
-            if task.target.classes:
-                shares = output.softmax(1)
-                found[task.target.name] = Prediction(shares.argmax(1), task.target.classes, shares)
+    def _outputs(self, model: MultiTaskModel, split: Split, heads: int) -> list[Tensor]:
+        """Return each head's outputs for all rows of a split."""
+        parts = []
+        with evaluating(model):
+            for rows in torch.arange(self.size(split)).split(16_384):
+                batch = moved(self.batch(split, rows), model)
+                parts.append([out.cpu() for out in model.predict(model.represent(batch))])
+        if len(parts[0]) != heads:
+            raise ValueError(f"{len(parts[0])} outputs for {heads} tasks")
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
+
+    def selection(self, model: MultiTaskModel, tasks: Sequence[str] | None = None) -> float:
+        """Return the mean over tasks of the validation loss relative to that of knowing no input.
+
+        A regression's is the root mean squared error over that of the training mean, a
+        classification's the cross-entropy over that of the training rows' shares of the classes.
+        """
+        chosen = positions(self.tasks, tasks)
+        outputs = self._outputs(model, "val", len(chosen))
+        labels, training = (
+            self._prepared.splits["val"].labels,
+            self._prepared.splits["train"].labels,
+        )
+        ratios = []
+        for place, output in zip(chosen, outputs, strict=True):
+            truth, target = labels[place], self._fitted.targets[place]
+            known = truth >= 0 if target.classes else ~truth.isnan()
+            truth, output = truth[known], output[known].double()
+            if target.classes:
+                seen = training[place][training[place] >= 0]
+                shares = (torch.bincount(seen, minlength=target.size).double() + 1).log()
+                blank = functional.cross_entropy(shares.expand(len(truth), -1), truth)
+                ratios.append(float(functional.cross_entropy(output, truth) / blank))
             else:
-                # Halves: the difference of two of the largest floats would be infinite.
-                values = (output[:, 0] / 2 * task.scale + task.center / 2) * 2
-                found[task.target.name] = Prediction(values)
-        return found
-
-    def truth(
-        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return the table's own numbers, NaN where missing, or class numbers, -1 where missing."""
-        columns = self._prepared.truth[split]
-        return {self.tasks[place]: columns[place][indices] for place in self._chosen(tasks)}
-
-    def _metric(self, place: int, output: Tensor, split: Split) -> float:
-        task, truth = self._prepared.tasks[place], self._prepared.truth[split][place]
-        known = truth >= 0 if task.target.classes else ~truth.isnan()
-        if task.target.classes:
-            return macro_f1(output.argmax(1)[known], truth[known], task.size)
-        error = output[:, 0].double() - (truth / 2 - task.center / 2) / task.scale * 2
-        return float(error[known].square().mean().sqrt() * task.scale)
+                truth = truth.double()
+                error = (output[:, 0] - truth).square().mean() / truth.square().mean().clamp(1e-30)
+                ratios.append(float(error.sqrt()))
+        return sum(ratios) / len(ratios)
 
     def trivial(self, split: Split = "test") -> Tensor:
         """Return the metrics of the predictor that knows no input.
@@ -377,24 +370,109 @@ class Table(Problem):
         Returns:
             float64 of shape (number of metrics,).
         """
-        values = []
-        for place, task in enumerate(self._prepared.tasks):
-            truth = self._prepared.truth[split][place]
-            if task.target.classes:
-                training = self._prepared.truth["train"][place]
-                training, truth = training[training >= 0], truth[truth >= 0]
-                said = torch.bincount(training).argmax().expand_as(truth)
-                values.append(macro_f1(said, truth, task.size))
+        return trivial(self._prepared, split)
+
+    def references(self) -> dict[str, Tensor]:
+        """Return the test metrics of simple models: ``mean``, ``ridge`` and ``forest``.
+
+        Raises:
+            MissingExtraError: scikit-learn is not installed.
+        """
+        return references(self._prepared)
+
+    reference_words: ClassVar[Mapping[str, str]] = REFERENCES
+
+    # ------------------------------------------------------------------ predictions
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return numbers in the targets' own units, or classes with their probabilities."""
+        found = {}
+        for place, output in zip(positions(self.tasks, tasks), outputs, strict=True):
+            target, output = self._fitted.targets[place], output.double()
+            if target.classes:
+                shares = output.softmax(1)
+                found[target.name] = Prediction(shares.argmax(1), target.classes, shares)
             else:
-                error = ((truth / 2 - task.center / 2) / task.scale * 2)[~truth.isnan()]
-                values.append(float(error.square().mean().sqrt() * task.scale))
-        return torch.tensor(values, dtype=torch.float64)
+                # Halves: the sum of two of the largest floats would be infinite.
+                values = (output[:, 0] / 2 * target.scale + target.center / 2) * 2
+                found[target.name] = Prediction(values)
+        return found
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the table's own numbers, NaN where missing, or class numbers, -1 where missing."""
+        columns = self._prepared.truth[split]
+        chosen = positions(self.tasks, tasks)
+        return {self.tasks[place]: columns[place][indices] for place in chosen}
+
+    def encode_new(self, source: Any) -> NewRows:
+        """Read and encode the rows of another file, as the training rows were.
+
+        Args:
+            source: A CSV, Parquet or ARFF file, or a pandas data frame; targets may be missing.
+
+        Raises:
+            TableError: It cannot be read, or has none of the columns that the network sees.
+        """
+        return self._fitted.encode(source)
+
+    def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return encoders, targets and network as JSON values: all that :meth:`from_fitted` needs.
+
+        No row of the table is among them, but the names of levels are.
+        """
+        return {
+            "table": self._fitted.to_json(),
+            "options": self._options,
+            "network": self._network,
+            "architecture": self._architecture.name,
+            "architecture_options": self._architecture.options,
+        }, {}
+
+    @classmethod
+    def from_fitted(
+        cls, arguments: Mapping[str, Any], values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> Table:
+        """Return the table without its rows: it builds networks and predicts new rows.
+
+        Raises:
+            TableError: The values are of another version, or damaged.
+        """
+        try:
+            options, network = dict(values["options"]), dict(values["network"])
+            version = options["version"]
+            settings = (values["architecture"], values["architecture_options"])
+            saved = values["table"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise TableError(f"the saved table is damaged: {error!r}") from error
+        if version != VERSION:
+            raise TableError(
+                f"the network was trained by {version!r}, and this is {VERSION!r}: train it again, "
+                "or predict with the version that trained it"
+            )
+        found = cls.__new__(cls)
+        found._architecture = choose(settings[0], cls._given(settings[1]))
+        found._data = None
+        found._options = options
+        found.path = Path(str(arguments.get("csv", "table.csv")))
+        found._set_up(FittedTable.from_json(saved), network)
+        found.recipe = recipe_for(8)
+        return found
+
+    @staticmethod
+    def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in options.items() if key != "architecture"}
+
+    # ------------------------------------------------------------------ words
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""
         sizes = [self.size(split) for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
-        classes = sum(bool(task.target.classes) for task in self._prepared.tasks)
+        classes = sum(bool(target.classes) for target in self._fitted.targets)
         numbers = len(self.tasks) - classes
         counts = " and ".join(
             f"{count} {what} target{'' if count == 1 else 's'}"
@@ -414,94 +492,19 @@ class Table(Problem):
         return (
             f"{self.path.name}: {sum(sizes):,} rows ({sizes[0]:,} for training, {sizes[1]:,} for "
             f"validation, {sizes[2]:,} for testing), "
-            f"{len(self._prepared.inputs)} inputs, {counts}. "
-            f"The network is a perceptron of {self._network['depth']} layers of "
+            f"{len(self._fitted.inputs)} inputs, {counts}. "
+            f"The network is residual, {self._network['depth']} layers of "
             f"{self._network['width']} with one linear head per target: {parameters:,} parameters. "
             f"{said}"
-            f"Metrics are {judged} on the test rows, after the last epoch."
+            f"Metrics are {judged} on the test rows."
         )
 
     def notice(self) -> str:
         """Return how the table was read, to be shown before training."""
-        columns = self._prepared.columns
-        features = [column for column in columns if column.role == "feature"]
-        shown = [c for c in columns if c.role != "feature"]
-        room = max(0, SHOWN - len(shown))
-        hidden = features[room:]
-        lines = [("column", "role", "type", "missing", "values", "note")]
-        lines += [_line(c) for c in shown if c.role != "left out"]
-        lines += [_line(c) for c in features[:room]]
-        if hidden:
-            kinds = ", ".join(sorted({column.kind for column in hidden}))
-            missing = sum(column.missing for column in hidden)
-            lines.append((f"... {len(hidden)} more", "feature", kinds, f"{missing:,}", "", ""))
-        out = [c for c in shown if c.role == "left out"]
-        lines += [_line(column) for column in out[:SHOWN]]
-        if len(out) > SHOWN:
-            lines.append((f"... {len(out) - SHOWN} more", "left out", "", "", "", ""))
-        widths = [max(len(line[i]) for line in lines) for i in range(5)]
-        text = [
-            "  ".join(
-                cell.rjust(widths[i]) if i == 3 else cell.ljust(widths[i]) if i < 5 else cell
-                for i, cell in enumerate(line)
-            ).rstrip()
-            for line in lines
-        ]
-        more = ""
-        if self._prepared.unlabeled:
-            more = f" ({self._prepared.unlabeled:,} rows without any label are left out)"
-        if out:
-            names = ", ".join(shorten(c.name, 30)[1:-1] for c in out[:8])
-            plural = "column is" if len(out) == 1 else "columns are"
-            more += f"\nWarning: {len(out)} {plural} not used: {names}"
-            more += ", ..." if len(out) > 8 else ""
-        if any(column.note.endswith(COUNTS) for column in columns):
-            more += "\nTargets of few whole numbers can be classes: --types NAME=classification."
-        recipe = self.recipe
-        return (
-            "\n".join(text) + f"\n{self.describe()}{more}\n"
-            f"Recipe: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate "
-            f"{recipe.learning_rate:g}. {recipe.description}."
-        )
-
-    def _chosen(self, tasks: Sequence[str] | None) -> list[int]:
-        if tasks is None:
-            return list(range(len(self.tasks)))
-        unknown = [task for task in tasks if task not in self.tasks]
-        if unknown:
-            raise ValueError(
-                f"no task is named {', '.join(map(repr, unknown))}. Known: {', '.join(self.tasks)}"
-            )
-        if len(set(tasks)) != len(tasks) or not tasks:
-            raise ValueError(f"tasks must be named once each, at least one. Found {list(tasks)}.")
-        return [self.tasks.index(task) for task in tasks]
-
-
-def _line(column: Column) -> tuple[str, str, str, str, str, str]:
-    name = shorten(column.name, 32)[1:-1]
-    missing = f"{column.missing:,}"
-    content = column.content if len(column.content) <= 44 else column.content[:41] + "..."
-    return name, column.role, column.kind, missing, content, column.note
-
-
-def _metric(target: Target) -> Metric:
-    if target.classes:
-        return Metric(target.name, target.name, higher_is_better=True, label=f"{target.name} F1")
-    return Metric(target.name, target.name, unit=target.unit, label=f"{target.name} RMSE")
-
-
-def _check_numbers(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
-    for key, (value, low, high) in ranges.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise TableError(f"{key} must be a whole number from {low} to {high}. Found {value!r}.")
-
-
-def _check_shares(val: Any, test: Any, dropout: Any) -> None:
-    for key, share in (("val", val), ("test", test), ("dropout", dropout)):
-        low_open = key != "dropout"
-        if not isinstance(share, int | float) or isinstance(share, bool):
-            raise TableError(f"{key} must be a number. Found {share!r}.")
-        if not (0 <= share < 1) or (low_open and share == 0):
-            raise TableError(f"{key} must be a share between 0 and 1. Found {share!r}.")
-    if val + test >= 1:
-        raise TableError(f"val and test leave nothing to train on. Found {val} and {test}.")
+        data = self._prepared
+        lines = [shown_columns(data.columns), self.describe(), *data.notes]
+        if data.unlabeled:
+            lines.append(f"{data.unlabeled:,} rows without any label are left out.")
+        lines += filter(None, [unused(data.columns)])
+        lines += [f"Warning: {warning}" for warning in data.warnings]
+        return "\n".join(lines)

@@ -1,0 +1,209 @@
+"""Reading CSV and its like, by Python's reader in strict mode.
+
+pandas fills short rows without a word; here a row of another length is refused by its line.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ntkmtl.bench.problems.table._raw import (
+    MAX_CELL,
+    RawColumn,
+    TableError,
+    check_names,
+    clean_name,
+    rows_as_columns,
+    shorten,
+)
+
+__all__ = ["CsvTable", "csv_trouble", "read_csv"]
+
+SEPARATORS = (",", ";", "\t", "|")
+SPACES = " "
+LINES = 20
+"""Lines that a separator is found from."""
+
+
+class CsvTable(NamedTuple):
+    """What a file of separated cells holds.
+
+    Attributes:
+        columns: Its columns.
+        notes: What was found out about how it is written.
+        doubt: Why the first line may be no header, ``""`` if nothing says so.
+    """
+
+    columns: list[RawColumn]
+    notes: tuple[str, ...]
+    doubt: str
+
+
+def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> CsvTable:
+    """Read a file of separated cells.
+
+    Args:
+        path: The file.
+        encoding: Its encoding.
+        separator: One character, a space for any number of spaces; found from the first lines if
+            None.
+        header: Whether the first line names the columns.
+
+    Raises:
+        TableError: It is malformed; the message names the line.
+        UnicodeError: It is in another encoding.
+    """
+    notes: tuple[str, ...] = ()
+    if separator is None:
+        with path.open(encoding=encoding, newline="") as file:
+            separator = _find_separator(path, file)
+        if separator == SPACES:
+            notes = ("Cells are separated by spaces (separator=, or another one changes that).",)
+    with path.open(encoding=encoding, newline="") as file:
+        lines = _single_spaces(file) if separator == SPACES else file
+        reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+        rows = _csv_rows(path, reader, separator)
+        first = next(rows, None)
+        if first is None:
+            raise TableError(f"{path} holds nothing but empty lines.")
+        if header:
+            names = [clean_name(name) or f"column {i}" for i, name in enumerate(first, start=1)]
+            _refuse_numbers(path, names)
+            check_names(path, names)
+        else:
+            names = [f"column {i}" for i in range(1, len(first) + 1)]
+            rows = itertools.chain([first], rows)
+            notes += ("There is no header, as asked: columns are named column 1, column 2, ...",)
+        texts = rows_as_columns(rows, len(names))
+    columns = [RawColumn(name, texts=text) for name, text in zip(names, texts, strict=True)]
+    return CsvTable(columns, notes, _doubt(path, columns) if header else "")
+
+
+_HEADERLESS = (
+    "Add a line of names, or pass --problem-option header=false and call the columns 'column 1', "
+    "'column 2', ..."
+)
+
+
+def _refuse_numbers(path: Path, names: Sequence[str]) -> None:
+    twice = {name for name in names if _is_number(name) and names.count(name) > 1}
+    if all(_is_number(name) for name in names) or twice:
+        raise TableError(
+            f"{path}: the first line must name the columns, and it holds numbers"
+            f"{'' if twice else ' only'}: {shorten(', '.join(names))}. {_HEADERLESS}"
+        )
+
+
+def _doubt(path: Path, columns: Sequence[RawColumn]) -> str:
+    """Return why the first line may be data; refuse it where it cannot be anything else.
+
+    Raises:
+        TableError: Its numbers stand over numbers, and its words occur in their columns.
+    """
+    numbers = [column.name for column in columns if _is_number(column.name)]
+    if not numbers:
+        return ""
+    words = [column for column in columns if not _is_number(column.name)]
+    if all(bool((column.texts.str.strip() == column.name).any()) for column in words):
+        names = ", ".join(column.name for column in columns)
+        raise TableError(f"{path}: the first line looks like data: {shorten(names)}. {_HEADERLESS}")
+    return (
+        f"Is its first line, which has the number {shorten(numbers[0], 20)}, a header? "
+        f"{_HEADERLESS}"
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _single_spaces(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        yield re.sub(r"[ \t]+", " ", line.strip()) + "\n"
+
+
+def _find_separator(path: Path, file: Iterable[str]) -> str:
+    """Return the separator that splits the first lines into the most cells, as many in each."""
+    counts = _counted(path, file)
+    if not counts:
+        return ","
+    even = [s for s in SEPARATORS if len({row[s] for row in counts}) == 1 and counts[0][s] > 1]
+    if even:
+        return max(even, key=lambda s: counts[0][s])
+    best = max(SEPARATORS, key=lambda s: counts[0][s])
+    if counts[0][best] > 1:
+        return best
+    spaced = {row[SPACES] for row in counts}
+    # One column of sentences has as many words in every line by chance only.
+    if len(spaced) == 1 and counts[0][SPACES] > 1 and len(counts) > 2:
+        return SPACES
+    return ","
+
+
+def _counted(path: Path, file: Iterable[str]) -> list[dict[str, int]]:
+    """Return the number of cells of the first lines by each separator."""
+    counts: list[dict[str, int]] = []
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = {s: len(next(csv.reader([line], delimiter=s), [])) for s in SEPARATORS}
+            single = next(_single_spaces([line]))
+            row[SPACES] = len(next(csv.reader([single], delimiter=SPACES), []))
+        except csv.Error as error:
+            if counts:
+                break
+            raise TableError(f"{path}, line {number}: {csv_trouble(str(error))}") from error
+        counts.append(row)
+        if len(counts) == LINES:
+            break
+    return counts
+
+
+def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file, every one as long as the header."""
+    width = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise TableError(f"{path}, line {line}: {csv_trouble(str(error))}") from error
+        if row is None:
+            return
+        # The reader's own limit is one for the whole process, and scipy lifts it.
+        if any(len(cell) > MAX_CELL for cell in row):
+            raise TableError(f"{path}, line {line}: {csv_trouble('field limit')}")
+        if not row or (len(row) == 1 and not row[0].strip() and width != 1):
+            continue
+        if width is None:
+            width = len(row)
+        elif len(row) != width:
+            more = "" if line == reader.line_num else f" to {reader.line_num}"
+            raise TableError(
+                f"{path}, line {line}{more}: {len(row)} cells, where the header has {width} "
+                f"(separator {separator!r}): {shorten(separator.join(row))}. Put in what is "
+                "missing, or put strings that hold the separator into double quotes."
+            )
+        yield row
+
+
+def csv_trouble(message: str) -> str:
+    """Return what an error of Python's reader means."""
+    if "field limit" in message:
+        return (
+            f"a cell has more than {MAX_CELL:,} characters. Leave its column out, or "
+            "look for a quote that is not closed."
+        )
+    if "unexpected end of data" in message:
+        return "a quote is opened here or later and never closed."
+    return f"malformed ({message})."

@@ -1,0 +1,240 @@
+"""Strings as numbers: thousands separators, decimal commas, currencies and per cent signs."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+__all__ = ["NumberFormat", "choose_numbers", "common_decimal", "number_formats", "read_numbers"]
+
+Array = npt.NDArray[Any]
+
+MAX_LENGTH = 100
+"""Most characters of a number with its signs."""
+
+_SIGN = "[+\\-\u2212]"
+_CURRENCY = (
+    "(?:[A-Z]{1,3})?[$\u00a2-\u00a5\u0e3f\u20a0-\u20cf]|"
+    "(?:USD|EUR|GBP|CHF|JPY|CNY|INR|AUD|CAD|SEK|NOK|DKK|PLN|CZK|BRL|kr\\.?|z\u0142|Fr\\.?)"
+)
+_DRESSED = re.compile(
+    rf"(?P<open>\()?\s*(?P<sign>{_SIGN})?\s*(?P<before>{_CURRENCY})?\s*(?P<inner>{_SIGN})?\s*"
+    r"(?P<digits>[0-9.,][0-9.,'\u2019 \u00a0\u2009\u202f]*?)(?P<power>[eE][+-]?[0-9]+)?\s*"
+    rf"(?P<after>%|{_CURRENCY})?\s*(?P<close>\))?"
+)
+_SPACES = dict.fromkeys(map(ord, "\u00a0\u2009\u202f"), " ") | {ord("\u2019"): "'"}
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """How the numbers of a column are written.
+
+    Attributes:
+        decimal: ``"."`` or ``","``.
+        thousands: What stands between groups of digits, ``""`` for nothing.
+        unit: The currency or per cent sign of every number, ``""`` for none.
+    """
+
+    decimal: str = "."
+    thousands: str = ""
+    unit: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether numbers are written as Python writes them."""
+        return self == NumberFormat()
+
+    def words(self) -> str:
+        """Return what is not plain about it, for people."""
+        found = ["decimal commas"] if self.decimal == "," else []
+        names = {",": "commas", ".": "dots", " ": "spaces", "'": "apostrophes"}
+        found += [f"{names[self.thousands]} between thousands"] if self.thousands else []
+        found += [f"in {self.unit}"] if self.unit else []
+        return ", ".join(found)
+
+
+_FORMATS = (
+    NumberFormat(".", ""),
+    NumberFormat(".", ","),
+    NumberFormat(",", ""),
+    NumberFormat(",", "."),
+    NumberFormat(".", " "),
+    NumberFormat(",", " "),
+    NumberFormat(".", "'"),
+    NumberFormat(",", "'"),
+)
+
+
+def _pattern(form: NumberFormat) -> re.Pattern[str]:
+    decimal, whole = re.escape(form.decimal), "[0-9]+"
+    if form.thousands:
+        gap = re.escape(form.thousands)
+        # Groups of three, or of two before the last one, as in India.
+        whole += (
+            f"|[0-9]{{1,3}}(?:{gap}[0-9]{{3}})+|[0-9]{{1,2}}(?:{gap}[0-9]{{2}})+{gap}[0-9]{{3}}"
+        )
+    return re.compile(f"(?:(?:{whole})(?:{decimal}[0-9]*)?|{decimal}[0-9]+)")
+
+
+_PATTERNS = {form: _pattern(form) for form in _FORMATS}
+
+
+def _undressed(text: str) -> tuple[str, str, bool, str] | None:
+    """Return digits with their separators, unit, whether negative, and power; None for a word."""
+    found = _DRESSED.fullmatch(text) if len(text) <= MAX_LENGTH else None
+    if found is None or bool(found["open"]) != bool(found["close"]):
+        return None
+    signs = [s for s in (found["sign"], found["inner"]) if s]
+    units = {u for u in (found["before"], found["after"]) if u}
+    if len(signs) > 1 or len(units) > 1 or (signs and found["open"]):
+        return None
+    negative = bool(found["open"]) or (bool(signs) and signs[0] != "+")
+    digits = found["digits"].translate(_SPACES)
+    return digits, units.pop() if units else "", negative, found["power"] or ""
+
+
+def number_formats(texts: Iterable[str]) -> list[NumberFormat]:
+    """Return the formats, without units, that all strings which look like numbers can be read in.
+
+    Args:
+        texts: Strings without spaces around them; those that are no numbers at all are passed by.
+
+    Example:
+        >>> [(f.decimal, f.thousands) for f in number_formats(["1,001.66", "no"])]
+        [('.', ',')]
+        >>> [(f.decimal, f.thousands) for f in number_formats(["1.001,66"])]
+        [(',', '.')]
+        >>> number_formats(["1,500", "12,5"])[0].decimal
+        ','
+    """
+    digits = {found[0] for found in map(_undressed, texts) if found is not None}
+    return [
+        form
+        for form in _FORMATS
+        if digits and all(_PATTERNS[form].fullmatch(each) for each in digits)
+    ]
+
+
+def choose_numbers(
+    texts: Sequence[str], decimal: str | None = None, thousands: str | None = None, hint: str = ""
+) -> tuple[NumberFormat | None, bool]:
+    """Return the format that strings are read in, and whether another one would do as well.
+
+    Args:
+        texts: The distinct strings of a column.
+        decimal: The decimal sign, where it is known.
+        thousands: What stands between groups of digits, where it is known.
+        hint: Decimal sign of the file's other columns, ``""`` if they do not tell.
+
+    Returns:
+        The format, None where strings that look like numbers cannot all be read in one; and whether
+        the strings alone do not tell which.
+
+    Example:
+        >>> choose_numbers(["$1,008.43", "$12.00"])
+        (NumberFormat(decimal='.', thousands=',', unit='$'), False)
+        >>> choose_numbers(["1,500", "2,250"])
+        (NumberFormat(decimal='.', thousands=',', unit=''), True)
+    """
+    if decimal in (None, ".") and not thousands and hint != "," and _plain(texts):
+        return NumberFormat(), False
+    found = [each for each in map(_undressed, texts) if each is not None]
+    units = {unit for _, unit, _, _ in found}
+    if len(units) > 1:
+        return None, False
+    unit = units.pop() if units else ""
+    possible = number_formats(texts)
+    able = [form for form in possible if decimal in (None, form.decimal)]
+    able = [form for form in able or possible if thousands in (None, form.thousands)] or able
+    if not able:
+        return None, False
+    chosen, unsure = able[0], False
+    rivals = [form for form in able if form.decimal != chosen.decimal]
+    if rivals and any(_differ(digits, chosen, rivals[0]) for digits, _, _, _ in found):
+        # A dot before three digits in every number may separate thousands; hardly anyone does so.
+        unsure = chosen.thousands != "" or _only_groups(found, chosen.decimal)
+        if unsure and hint == rivals[0].decimal:
+            chosen = rivals[0]
+        unsure = unsure and not hint
+    return NumberFormat(chosen.decimal, chosen.thousands, unit), unsure
+
+
+def _plain(texts: Sequence[str]) -> bool:
+    """Return whether strings are numbers as Python writes them beyond doubt: the fast way."""
+    read = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce")
+    if len(read) == 0 or read.isna().any():
+        return False
+    some = [found for found in map(_undressed, texts[:1_000]) if found is not None]
+    return not _only_groups(some, ".")
+
+
+def _only_groups(found: Sequence[tuple[str, str, bool, str]], sign: str) -> bool:
+    pattern = re.compile(f"[1-9][0-9]{{0,2}}{re.escape(sign)}[0-9]{{3}}")
+    marked = [digits for digits, _, _, _ in found if sign in digits]
+    return bool(marked) and all(pattern.fullmatch(digits) for digits in marked)
+
+
+def _differ(digits: str, one: NumberFormat, other: NumberFormat) -> bool:
+    return _value(digits, one) != _value(digits, other)
+
+
+def _value(digits: str, form: NumberFormat) -> float:
+    if not _PATTERNS[form].fullmatch(digits):
+        return float("nan")
+    if form.thousands:
+        digits = digits.replace(form.thousands, "")
+    return float(digits.replace(form.decimal, "."))
+
+
+def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
+    """Return strings as numbers, NaN where one is not written in the format.
+
+    Args:
+        texts: Strings without spaces around them.
+        form: The format. A number without its unit is none.
+
+    Returns:
+        float64 of shape (strings,).
+
+    Example:
+        >>> read_numbers(["$1,008.43", "($5)", "8"], NumberFormat(".", ",", "$")).tolist()
+        [1008.43, -5.0, nan]
+    """
+    plain: Array = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(
+        np.float64
+    )
+    if form.plain and not np.isnan(plain).any():
+        return plain
+    bare = NumberFormat(form.decimal, form.thousands)
+    values = np.full(len(texts), np.nan)
+    for place, text in enumerate(texts):
+        found = _undressed(text)
+        if found is None:
+            # Infinities and their like; they are refused later, in words.
+            if not form.unit and np.isinf(plain[place]):
+                values[place] = plain[place]
+            continue
+        digits, unit, negative, power = found
+        if unit != form.unit or not _PATTERNS[bare].fullmatch(digits):
+            continue
+        number = _value(digits, bare) if not power else _powered(digits, bare, power)
+        values[place] = -number if negative else number
+    return values
+
+
+def _powered(digits: str, form: NumberFormat, power: str) -> float:
+    whole = digits.replace(form.thousands, "") if form.thousands else digits
+    return float(whole.replace(form.decimal, ".") + power)
+
+
+def common_decimal(votes: Iterable[str]) -> str:
+    """Return the decimal sign that columns agree on, ``""`` if they do not or there are none."""
+    counted = Counter(votes)
+    return next(iter(counted)) if len(counted) == 1 else ""

@@ -1,0 +1,103 @@
+"""Reading Parquet, and pandas' data frames."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ntkmtl.bench.problems.table._raw import (
+    RawColumn,
+    TableError,
+    check_names,
+    clean_name,
+    shorten,
+)
+from ntkmtl.errors import missing_extra
+
+__all__ = ["read_frame", "read_parquet"]
+
+
+def read_parquet(path: Path) -> list[RawColumn]:
+    """Read a Parquet file.
+
+    Raises:
+        TableError: It cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pa = _arrow()
+    from pyarrow import parquet
+
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(f"{path} cannot be read as Parquet: {shorten(str(error), 200)}") from error
+    return _arrow_columns(path, table, pa)
+
+
+def read_frame(frame: Any) -> list[RawColumn]:
+    """Read a pandas data frame, its index left out.
+
+    Raises:
+        TableError: A column has values that Arrow has no type for.
+        MissingExtraError: pyarrow is not installed.
+    """
+    pa = _arrow()
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise TableError(f"the data frame cannot be read: {shorten(str(error), 200)}") from error
+    return _arrow_columns(Path("data frame"), table, pa)
+
+
+def _arrow() -> Any:
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise missing_extra("a Parquet file", "bench", error) from error
+    return pyarrow
+
+
+def _arrow_columns(path: Path, table: Any, pa: Any) -> list[RawColumn]:
+    names = [clean_name(n) or f"column {i}" for i, n in enumerate(table.column_names, start=1)]
+    check_names(path, names)
+    return [_arrow_column(path, name, table.column(place), pa) for place, name in enumerate(names)]
+
+
+def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
+    kinds, kind, declared = pa.types, column.type, ""
+    try:
+        if kinds.is_dictionary(kind):
+            column, declared = column.cast(kind.value_type), "category"
+            kind = column.type
+        if kinds.is_null(kind):
+            return RawColumn(name, numbers=np.full(len(column), np.nan))
+        if kinds.is_temporal(kind) and not (kinds.is_time(kind) or kinds.is_duration(kind)):
+            column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64())
+            days = column.to_numpy(zero_copy_only=False) / 86_400e6
+            return RawColumn(name, numbers=days.astype(np.float64), declared="date")
+        if kinds.is_time(kind) or kinds.is_duration(kind):
+            wide = kinds.is_duration(kind) or kinds.is_time64(kind)
+            column = column.cast(pa.int64() if wide else pa.int32()).cast(pa.float64())
+        numeric = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
+        if (numeric and declared != "category") or column.type == pa.float64():
+            # Whole numbers above 2 ** 53 are rounded, as they are in any network.
+            column = column.cast(pa.float64(), safe=False)
+            numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
+            return RawColumn(name, numbers=numbers, declared="number")
+        if (
+            numeric
+            or kinds.is_boolean(kind)
+            or kinds.is_string(kind)
+            or kinds.is_large_string(kind)
+        ):
+            texts = column.cast(pa.string()).to_pandas()
+            texts = texts.astype(pd.StringDtype("pyarrow"))
+            return RawColumn(name, texts=texts, declared=declared)
+    except pa.ArrowException as error:
+        raise TableError(
+            f"{path}, column {name!r} of type {kind}: {shorten(str(error), 200)}"
+        ) from error
+    return RawColumn(name, numbers=np.full(len(column), np.nan), declared="nested")

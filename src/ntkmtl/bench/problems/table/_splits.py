@@ -1,0 +1,172 @@
+"""Which rows are trained on, validated on and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ntkmtl.bench.problems.base import Split
+from ntkmtl.bench.problems.table._columns import Target, Typed
+from ntkmtl.bench.problems.table._raw import TableError
+
+__all__ = ["SPLITS", "Shares", "split_rows"]
+
+Array = npt.NDArray[Any]
+
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+TRAIN, VAL, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How rows are shared out where no column says so.
+
+    Attributes:
+        val: Share of the rows for validation.
+        test: Share of the rows for testing.
+        seed: Seed of what is random.
+    """
+
+    val: float
+    test: float
+    seed: int
+
+    def rows(self, count: int) -> tuple[int, int]:
+        """Return the rows for validation and for testing among so many."""
+        return max(1, round(self.val * count)), max(1, round(self.test * count))
+
+
+def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Split, Array]:
+    """Return the positions of each split's rows.
+
+    Args:
+        path: The file, for messages.
+        typed: The table.
+        kept: Positions of the rows that have a label.
+        shares: How rows are shared out.
+
+    Raises:
+        TableError: A split has too few rows.
+    """
+    if typed.splits is not None:
+        sides = typed.splits[kept]
+    elif typed.groups is not None:
+        sides = _by_group(typed.groups[kept], [t for t in typed.targets if t.classes], kept, shares)
+    elif typed.times is not None:
+        sides = _by_time(typed.times[kept], shares)
+    else:
+        sides = _at_random(typed.targets, kept, shares)
+    found = {split: kept[sides == number] for number, split in enumerate(SPLITS)}
+    for split, places in found.items():
+        if not len(places):
+            raise TableError(f"{path}: the split {split} gets no row that has a label.")
+    if len(found["train"]) < 8:
+        raise TableError(
+            f"{path}: {len(found['train'])} rows are left to train on; at least 8 are needed."
+        )
+    return found
+
+
+def _by_time(times: Array, shares: Shares) -> Array:
+    """Split in the order of time; rows of the same time stay together."""
+    ordered = np.sort(times, kind="stable")
+    val, test = shares.rows(len(times))
+    first_test = ordered[len(times) - test]
+    first_val = ordered[max(0, len(times) - test - val)]
+    sides = np.full(len(times), TRAIN)
+    sides[times >= first_val] = VAL
+    sides[times >= first_test] = TEST
+    return sides
+
+
+def _by_group(groups: Array, targets: Sequence[Target], kept: Array, shares: Shares) -> Array:
+    """Split by whole groups; of 20 draws take the one whose sides lack the fewest classes."""
+    best, fewest = None, 0
+    for draw in range(20):
+        random = np.random.default_rng([shares.seed, draw])
+        sides = _groups_shared(groups, random, shares)
+        lacking = sum(
+            len(set(np.unique(t.values[kept])) - {-1}) * 3
+            - sum(len(set(np.unique(t.values[kept][sides == s])) - {-1}) for s in range(3))
+            for t in targets
+        )
+        if best is None or lacking < fewest:
+            best, fewest = sides, lacking
+        if not fewest:
+            break
+    assert best is not None
+    return best
+
+
+def _groups_shared(groups: Array, random: np.random.Generator, shares: Shares) -> Array:
+    sizes = np.bincount(groups)
+    val, test = shares.rows(len(groups))
+    wanted = np.array([len(groups) - val - test, val, test], dtype=float)
+    held, side_of = np.zeros(3), np.zeros(len(sizes), dtype=int)
+    for group in random.permutation(np.flatnonzero(sizes)):
+        # Each side gets one group before any gets a second one.
+        side = int(np.argmin(held / wanted))
+        side_of[group] = side
+        held[side] += sizes[group]
+    sides: Array = side_of[groups]
+    return sides
+
+
+def _at_random(targets: Iterable[Target], kept: Array, shares: Shares) -> Array:
+    """Split at random, and then see to it that each side has some of each class."""
+    random = np.random.default_rng(shares.seed)
+    order = random.permutation(len(kept))
+    val, test = shares.rows(len(kept))
+    sides = np.full(len(kept), TRAIN)
+    sides[order[:test]] = TEST
+    sides[order[test : test + val]] = VAL
+    classes = []
+    for target in targets:
+        if target.classes:
+            codes = target.values[kept]
+            counts = np.bincount(codes[codes >= 0], minlength=len(target.classes))
+            classes += [(int(n), codes == code) for code, n in enumerate(counts) if n]
+    held = np.zeros(len(kept), dtype=bool)
+    for count, members in sorted(classes, key=lambda found: found[0]):
+        _share_class(sides, members, count, held, random, shares)
+    return sides
+
+
+def _share_class(
+    sides: Array,
+    members: Array,
+    count: int,
+    held: Array,
+    random: np.random.Generator,
+    shares: Shares,
+) -> None:
+    """Swap rows until each side has about its share of a class, and at least one if there are 3.
+
+    Args:
+        sides: Of each row, changed in place.
+        members: Which rows are of the class.
+        count: How many.
+        held: Rows that rarer classes need where they are; those of this class are added.
+        random: Source of what is random.
+        shares: How rows are shared out.
+    """
+    needed = np.zeros(3, dtype=int)
+    needed[TEST] = max(1, int(shares.test * count)) if count >= 2 else 0
+    needed[VAL] = max(1, int(shares.val * count)) if count >= 3 else 0
+    needed[TRAIN] = 1
+    for side in (TEST, VAL, TRAIN):
+        while (members & (sides == side)).sum() < needed[side]:
+            spare = [s for s in range(3) if (members & (sides == s)).sum() > needed[s]]
+            givers = np.flatnonzero(members & np.isin(sides, spare) & (sides != side) & ~held)
+            takers = np.flatnonzero(~members & (sides == side) & ~held)
+            if not len(givers) or not len(takers):
+                break
+            giver, taker = random.choice(givers), random.choice(takers)
+            sides[giver], sides[taker] = side, sides[giver]
+    if count < 10 / min(shares.val, shares.test):
+        held |= members

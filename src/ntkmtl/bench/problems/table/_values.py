@@ -1,0 +1,490 @@
+"""One column as numbers or levels: the parser of targets and features alike."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ntkmtl.bench.problems.table._dates import choose_date, date_text, read_dates
+from ntkmtl.bench.problems.table._numbers import (
+    NumberFormat,
+    choose_numbers,
+    common_decimal,
+    read_numbers,
+)
+from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
+
+__all__ = [
+    "PLAIN",
+    "ColumnFormat",
+    "ColumnValues",
+    "Hints",
+    "Reading",
+    "find_hints",
+    "numbers_among",
+]
+
+Array = npt.NDArray[Any]
+
+MISSING = frozenset(("", "?", "nan", "<na>", "#n/a"))
+"""Strings that stand for a missing value, in small letters."""
+
+WORDS = frozenset(("na", "n/a", "null", "none", "nil", "missing"))
+"""Words that stand for a missing value among numbers, dates, and more frequent words."""
+
+YES_NO = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a user wants the strings of a file to be read.
+
+    Attributes:
+        missing: Further strings that stand for a missing value, in small letters.
+        not_missing: Strings that never do.
+        decimal: The decimal sign, None to find it.
+        thousands: What stands between groups of digits, None to find it.
+        case_sensitive: Whether ``yes`` and ``Yes`` are two levels.
+    """
+
+    missing: tuple[str, ...] = ()
+    not_missing: tuple[str, ...] = ()
+    decimal: str | None = None
+    thousands: str | None = None
+    case_sensitive: bool = False
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What the columns of a file tell about each other.
+
+    Attributes:
+        decimal: Decimal sign of the columns that leave no doubt, ``""`` if there are none.
+        day_first: Whether their dates have days before months, None if there are none.
+        markers: Words that stand for missing numbers, as written.
+    """
+
+    decimal: str = ""
+    day_first: bool | None = None
+    markers: frozenset[str] = frozenset()
+
+
+PLAIN_NUMBERS = NumberFormat()
+
+
+@dataclass(frozen=True)
+class ColumnFormat:
+    """How the values of a column are written, so that new ones are read alike.
+
+    Attributes:
+        kind: ``number``, ``yes/no``, ``date`` or ``text``.
+        number: The format of numbers.
+        date: The format of dates.
+        absent: Strings that stand for a missing value, in small letters.
+        gaps: Numbers that do.
+        case_sensitive: Whether levels that are equal but for case are two.
+    """
+
+    kind: str
+    number: NumberFormat = PLAIN_NUMBERS
+    date: str = ""
+    absent: tuple[str, ...] = ()
+    gaps: tuple[float, ...] = ()
+    case_sensitive: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ColumnFormat:
+        """Return what :meth:`to_json` was called on."""
+        return cls(
+            **{
+                **content,
+                "number": NumberFormat(**content["number"]),
+                "absent": tuple(content["absent"]),
+                "gaps": tuple(content["gaps"]),
+            }
+        )
+
+    def words(self) -> str:
+        """Return how values are written, for people; ``""`` where it is plain."""
+        if self.kind == "number":
+            return self.number.words()
+        return f"written {self.date}" if self.kind == "date" and self.date[:1] == "%" else ""
+
+    def key(self, level: str) -> str:
+        """Return what equal levels share."""
+        return level if self.case_sensitive else folded(level)
+
+    def numbers(self, levels: Sequence[str]) -> Array:
+        """Return distinct strings as numbers, NaN where one is none."""
+        if self.kind == "yes/no":
+            return np.array([YES_NO.get(level.lower(), np.nan) for level in levels], dtype=float)
+        if self.kind == "date":
+            return read_dates(levels, self.date)
+        return read_numbers(levels, self.number)
+
+    def read(self, column: RawColumn) -> tuple[Array, Array, Array]:
+        """Return the numbers of a column, which are missing, and which are no numbers."""
+        if column.numbers is not None:
+            values = np.where(np.isin(column.numbers, self.gaps), np.nan, column.numbers)
+            absent = np.isnan(values)
+            return values, absent, np.isinf(values)
+        codes, levels, absent = self.levels(column)
+        read = np.append(self.numbers(levels) if len(levels) else [], np.nan)
+        read[np.isin(read, self.gaps)] = np.nan
+        gone = np.append(np.isin(read[:-1], self.gaps), False)
+        values, absent = read[codes], absent | gone[codes]
+        bad = ~absent & ~np.isfinite(values)
+        return np.where(bad, np.nan, values), absent, bad
+
+    def levels(self, column: RawColumn) -> tuple[Array, list[str], Array]:
+        """Return codes, -1 where missing, the distinct strings, and what is missing."""
+        if column.numbers is not None:
+            codes, found = pd.factorize(column.numbers)
+            return codes.astype(np.int64), [f"{v:.15g}" for v in found], codes < 0
+        texts = column.texts.str.strip()
+        low = texts.str.lower()
+        absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
+        codes = np.full(len(absent), -1, dtype=np.int64)
+        some, found = pd.factorize(texts[~absent].to_numpy(object))
+        codes[~absent] = some
+        if self.gaps and len(found):
+            out = np.isin(read_numbers(list(found), PLAIN_NUMBERS), self.gaps)
+            absent[~absent] = out[some]
+            codes[absent] = -1
+        return codes, [str(level) for level in found], absent
+
+
+PLAIN = ColumnFormat("number")
+"""Numbers as Python writes them."""
+
+
+def folded(level: str) -> str:
+    """Return what strings share that are equal but for case and for how accents are stored."""
+    return unicodedata.normalize("NFC", level).casefold()
+
+
+def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
+    """Return the numbers among strings, and what a column of float32 has for them."""
+    read = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(np.float64)
+    numbers = read[~np.isnan(read)]
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype(np.float32).astype(np.float64)
+    # What a column of float32 has for -999.9; but neither 0 for 1e-99 nor infinity for 1e99.
+    rounded = rounded[np.isclose(rounded, numbers, rtol=1e-6, atol=0.0)]
+    return tuple(dict.fromkeys([*numbers.tolist(), *rounded.tolist()]))
+
+
+def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
+    """Look at the first rows of all columns for what they tell about each other."""
+    votes, orders, markers = [], set(), set()
+    for column in table.columns.values():
+        if column.texts is None or column.declared == "category":
+            continue
+        some = column.texts.iloc[:rows].dropna().str.strip().unique().tolist()
+        levels = [t for t in some if t.lower() not in MISSING | WORDS | set(reading.missing)]
+        if not levels:
+            continue
+        form, unsure = choose_numbers(levels, reading.decimal, reading.thousands)
+        readable = 0 if form is None else int(np.isfinite(read_numbers(levels, form)).sum())
+        if form is not None and readable > 0.9 * len(levels):
+            markers |= {text for text in some if text.lower() in WORDS}
+            signs = (form.decimal, form.thousands or form.decimal)
+            if not unsure and any(sign in text for text in levels for sign in signs):
+                votes.append(form.decimal)
+        elif readable == 0:
+            date, rival = choose_date(levels, ())
+            if date is not None and not rival and "%d" in date and "%m" in date:
+                orders.add(date.index("%d") < date.index("%m"))
+    day_first = orders.pop() if len(orders) == 1 else None
+    return Hints(common_decimal(votes), day_first, frozenset(markers))
+
+
+class ColumnValues:
+    """The values of one column, and how they are written.
+
+    Args:
+        path: The file.
+        raw: The column.
+        reading: What the user says.
+        hints: What other columns say.
+        wanted: Whether the user asks for levels, so that words are not missing numbers.
+        date: Format of dates that the user gives.
+
+    Attributes:
+        numbers: float64 of shape (rows,), NaN where missing or no number.
+        absent: Where there is no value.
+        bad: Where there is a value that is no number.
+        declared: ``number``, ``category``, ``date``, ``yes/no``, ``nested`` or nothing.
+        form: How it is written.
+        notes: What people may want to overrule, as sentences with the option.
+        warnings: The same, where it may be wrong.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        raw: RawColumn,
+        reading: Reading,
+        hints: Hints,
+        wanted: bool = False,
+        date: str = "",
+    ) -> None:
+        self.path, self.name, self.raw = path, raw.name, raw
+        self.reading, self.hints = reading, hints
+        self.declared = raw.declared
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.gaps = numbers_among(reading.missing)
+        self.form = ColumnFormat("number", gaps=self.gaps, case_sensitive=reading.case_sensitive)
+        if raw.numbers is not None:
+            self.texts: Any = None
+            gaps = () if raw.declared == "date" else self.gaps  # a date is a number of days
+            self.numbers: Array = np.where(np.isin(raw.numbers, gaps), np.nan, raw.numbers)
+            self.absent: Array = np.isnan(self.numbers)
+            self.bad = np.zeros_like(self.absent)
+            if raw.declared == "date":
+                self.form = ColumnFormat("date", date="ISO8601")
+        else:
+            self._read_texts(wanted or raw.declared == "category", date)
+        self.missing = int(self.absent.sum())
+        self.present = len(self.absent) - self.missing
+
+    # ------------------------------------------------------------------ strings
+
+    def _read_texts(self, wanted: bool, date: str) -> None:
+        self.texts = self.raw.texts.str.strip()
+        codes, levels = pd.factorize(self.texts.to_numpy(object), use_na_sentinel=True)
+        counts = np.bincount(codes[codes >= 0], minlength=len(levels))
+        levels = [str(level) for level in levels]
+        gone = self._absent_levels(levels, counts, wanted)
+        plain = [level for level, out in zip(levels, gone, strict=True) if not out]
+        read = self._read_levels(plain, date)
+        values = np.full(len(levels) + 1, np.nan)
+        values[:-1][~gone] = read
+        if self.gaps and self.form.kind in ("number", "text"):
+            gone |= np.isin(values[:-1], self.gaps)
+            values[:-1][gone] = np.nan
+        absent = np.append(gone, True)
+        self.numbers, self.absent = values[codes], absent[codes]
+        self.bad = ~self.absent & np.isnan(self.numbers)
+        place = np.cumsum(~gone) - 1
+        place[gone] = -1
+        self.codes = np.append(place, -1)[codes].astype(np.int64)
+        self.levels = [level for level, out in zip(levels, gone, strict=True) if not out]
+
+    def _absent_levels(
+        self, levels: Sequence[str], counts: Array, wanted: bool
+    ) -> npt.NDArray[np.bool_]:
+        """Return which distinct strings stand for a missing value."""
+        asked, kept = set(self.reading.missing), set(self.reading.not_missing)
+        low = [level.lower() for level in levels]
+        stands = ((asked | MISSING) - kept) | {""}
+        out = np.array([text in stands for text in low], dtype=bool)
+        words = [i for i, t in enumerate(low) if t in WORDS and not out[i] and t not in kept]
+        if words:
+            rest = [i for i in range(len(levels)) if not out[i] and i not in set(words)]
+            held = self._words_held(levels, counts, words, rest, int(counts[out].sum()), wanted)
+            dropped = [i for i in words if low[i] not in held]
+            out[dropped] = True
+            self._tell_words(levels, counts, words, set(dropped))
+        elif ours := [t for t, gone in zip(levels, out, strict=True) if gone and t]:
+            self.notes.append(f"{', '.join(map(repr, ours[:3]))} missing")
+        tokens = sorted({low[i] for i in np.flatnonzero(out)} | (MISSING - kept) | asked)
+        self.form = ColumnFormat(
+            "number", absent=tuple(tokens), gaps=self.gaps, case_sensitive=self.form.case_sensitive
+        )
+        return out
+
+    def _words_held(
+        self,
+        levels: Sequence[str],
+        counts: Array,
+        words: Sequence[int],
+        rest: Sequence[int],
+        empty: int,
+        wanted: bool,
+    ) -> set[str]:
+        """Return the words, in small letters, that are values: none among numbers and dates.
+
+        A word is a value where it is frequent. "none" and "nil" may well be an answer, as is any
+        word in a column that also has empty cells; the other words are one if they are as frequent
+        as what surrounds them.
+        """
+        others = [levels[i] for i in rest]
+        if not others or (not wanted and self._not_words(others, counts[list(rest)])):
+            return set()
+        total = int(counts[[*words, *rest]].sum())
+        usual = counts[list(rest)].sum() / len({folded(text) for text in others})
+        frequency: dict[str, int] = defaultdict(int)
+        for i in words:
+            frequency[levels[i].lower()] += int(counts[i])
+        markers = {text.lower() for text in self.hints.markers if text in levels}
+        return {
+            word
+            for word, count in frequency.items()
+            if word not in markers
+            and (
+                count >= 0.2 * total
+                or 2 * count >= usual
+                or (count >= 0.05 * total and (word in ("none", "nil") or empty > 0))
+            )
+        }
+
+    def _not_words(self, others: Sequence[str], counts: Array) -> bool:
+        """Return whether most of these strings are numbers, or all of them dates."""
+        number, _ = choose_numbers(others, self.reading.decimal, self.reading.thousands)
+        if number is not None:
+            readable = np.isfinite(read_numbers(others, number))
+            if 2 * counts[readable].sum() > counts.sum():
+                return True
+        return choose_date(others, ())[0] is not None
+
+    def _tell_words(
+        self, levels: Sequence[str], counts: Array, words: Sequence[int], dropped: set[int]
+    ) -> None:
+        for i in words:
+            level, count = levels[i], int(counts[i])
+            rule = (
+                f"missing (not_missing={level} keeps it)"
+                if i in dropped
+                else f"kept as a level (missing={level} drops it)"
+            )
+            self.notes.append(f"{level!r} in {count:,} rows is {rule}")
+
+    def _read_levels(self, plain: list[str], date: str) -> Array:
+        """Return distinct strings as numbers, NaN where one is none, and note the format."""
+        blank = np.full(len(plain), np.nan)
+        if not plain:
+            return blank
+        if date:
+            read = read_dates(plain, date)
+            self._found("date", date=date)
+            return read
+        if self.declared != "category" and {level.lower() for level in plain} <= YES_NO.keys():
+            self._found("yes/no")
+            return self.form.numbers(plain)
+        reading = self.reading
+        number, unsure = choose_numbers(
+            plain, reading.decimal, reading.thousands, self.hints.decimal
+        )
+        read = read_numbers(plain, number or NumberFormat())
+        if np.isnan(read).all() and self.declared in ("", "date"):
+            among = set(plain)
+            order = [text for text in self.texts.iloc[:1_000].dropna() if text in among]
+            found, rival = choose_date(plain, order, self.hints.day_first)
+            if found is not None:
+                self._found("date", date=found)
+                if rival:
+                    self.warnings.append(
+                        f"{self.name!r}: {plain[0]} may be {found} or {rival}; read as {found} "
+                        f"(types {self.name}=date:{rival} reads it the other way)"
+                    )
+                return self.form.numbers(plain)
+        if np.isnan(read).all():
+            self._found("text")
+            return blank
+        self._found("number" if not np.isnan(read).any() else "text", number=number)
+        if unsure and number is not None and self.form.kind == "number":
+            other = "," if number.decimal == "." else "."
+            self.warnings.append(
+                f"{self.name!r}: {plain[0]} may have a decimal {_sign(other)}; read as "
+                f"{read[0]:.10g} (decimal={other} reads it the other way)"
+            )
+        return read
+
+    def _found(self, kind: str, number: NumberFormat | None = None, date: str = "") -> None:
+        absent = set(self.form.absent)
+        if kind != "text":
+            absent |= WORDS - set(self.reading.not_missing)
+        self.form = ColumnFormat(
+            kind,
+            number or NumberFormat(),
+            date,
+            tuple(sorted(absent)),
+            self.form.gaps if kind in ("number", "text") else (),
+            self.form.case_sensitive,
+        )
+        if kind in ("date", "yes/no"):
+            self.declared = kind
+
+    # ------------------------------------------------------------------ what others ask
+
+    def where(self, mask: Array) -> str:
+        """Return the place and the value of the first row that a mask is true for."""
+        row = int(mask.argmax())
+        value = self.numbers[row] if self.texts is None else self.texts.iloc[row]
+        shown = f"{value:g}" if self.texts is None else shorten(str(value))
+        return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
+
+    def require_finite(self) -> None:
+        """Refuse infinite numbers.
+
+        Raises:
+            TableError: There is one.
+        """
+        infinite = np.isinf(self.numbers)
+        if infinite.any():
+            raise TableError(
+                f"{self.where(infinite)} is infinite as a float64 "
+                f"({int(infinite.sum())} such rows). Put the value right, leave the cell empty, "
+                f"or leave the column out with types {self.name}=ignore."
+            )
+
+    def categories(self) -> tuple[Array, tuple[str, ...]]:
+        """Return codes, -1 where missing, and levels in order; those equal but for case are one."""
+        if not self.present:
+            return np.full(len(self.absent), -1, dtype=np.int64), ()
+        if self.texts is None or self.form.kind == "number":
+            self.require_finite()
+            codes, values = pd.factorize(self.numbers, sort=True)
+            return codes.astype(np.int64), tuple(f"{v:.15g}" for v in values)
+        if self.form.kind != "date":
+            self.form = replace(self.form, kind="text")
+        counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.levels))
+        groups: dict[str, list[int]] = defaultdict(list)
+        for i, level in enumerate(self.levels):
+            groups[self.form.key(level)].append(i)
+        named = {}
+        for group in groups.values():
+            # The most frequent spelling; the first in order where several are.
+            best = min(group, key=lambda i: (-counts[i], self.levels[i]))
+            named[self.levels[best]] = group
+        order = sorted(named)
+        to = np.full(len(self.levels) + 1, -1, dtype=np.int64)
+        for code, name in enumerate(order):
+            to[named[name]] = code
+        merged = [(n, [self.levels[i] for i in g if self.levels[i] != n]) for n, g in named.items()]
+        told = [f"{', '.join(others[:2])} is {name}" for name, others in merged if others]
+        if told:
+            more = ", ..." if len(told) > 3 else ""
+            self.notes.append(f"{'; '.join(told[:3])}{more} (case_sensitive=true keeps them apart)")
+        return to[self.codes], tuple(order)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all numbers are whole."""
+        known = self.numbers[~self.absent]
+        return bool((known == np.floor(known)).all())
+
+    def range(self) -> str:
+        """Return the least and the largest value."""
+        known = self.numbers[~self.absent]
+        low, high = known.min(), known.max()
+        if self.declared == "date":
+            return f"{date_text(low)} to {date_text(high)}"
+        return f"{low:.4g} to {high:.4g}"
+
+
+def _sign(sign: str) -> str:
+    return "comma" if sign == "," else "point"
