@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from prediction_oracle import recomputed
 from typer.testing import CliRunner, Result
 
@@ -115,6 +116,8 @@ def test_size_and_use_of_the_network_are_said() -> None:
     good(*command)
     with np.load("predictions.npz", allow_pickle=False) as arrays:
         assert arrays["a"].shape == (24, 1)
+    good("predict", "r/toy/ls/seed-0", "--export", "m.pt2", "--problem", "toy_problem:Toy")
+    assert torch.export.load("m.pt2").module()(torch.zeros(7, 5))["b"].shape == (7, 1)
     refused = call("predict", "r/toy/ls/seed-0", "--split", "test", "--problem", "toy_problem:Toy")
     assert refused.exit_code == 2
     assert "has shape (1,), which is no cell of a table; write -o FILE.npz" in refused.stderr
@@ -149,8 +152,8 @@ def test_cached_baselines_bring_their_networks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to predict: --split test, or --csv FILE"),
-        (["--split", "test", "--csv", "a.csv"], "say what to predict"),
+        ([], "say one of --split test; --csv FILE"),
+        (["--split", "test", "--csv", "a.csv"], "say one of"),
         (["--split", "test", "-o", "out.xlsx"], "-o must end in .csv or .npz, found out.xlsx"),
         (["--split", "test"], "nowhere/config.json: cannot be read"),
     ],

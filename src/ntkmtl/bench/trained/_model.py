@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -13,6 +14,7 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.runs import MODEL, Run, RunFileError, canonical_json, differences, load_run
 from ntkmtl.bench.runs.model_file import read_model
+from ntkmtl.bench.trained._export import export_program
 
 if TYPE_CHECKING:
     import os
@@ -110,6 +112,23 @@ class TrainedModel:
         values = self.problem.evaluate(self.model, _split(split), self._chosen).tolist()
         names = [metric.name for metric in self.run.config.metrics]
         return dict(zip(names, values, strict=True))
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the network by :func:`torch.export.save`, for use without this package.
+
+        ``torch.export.load(path).module()`` takes the tensors of a batch that the network reads,
+        samples along dimension 0 in any number, and returns a dict from task to predictions as
+        :meth:`predict` makes them: probabilities for classes, values for all else. The file's
+        extra file ``ntkmtl.json`` names the inputs and the classes.
+
+        Args:
+            path: The file, as ``model.pt2``.
+
+        Raises:
+            ValueError: The network cannot be exported.
+            OSError: The file cannot be written.
+        """
+        export_program(Path(path), self.model, self.problem, self._chosen)
 
 
 def load(
