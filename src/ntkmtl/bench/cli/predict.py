@@ -110,13 +110,7 @@ def _predict_split(network: TrainedModel, split: str, out: Path | None, as_json:
 
 
 def _predict_file(network: TrainedModel, csv: Path, out: Path | None, as_json: bool) -> None:
-    encode = getattr(network.problem, "encode_new", None)
-    if encode is None:
-        refuse(
-            f"--csv is for runs of the problem table, and {network.run.path} is one of "
-            f"{network.problem.name}; use --split, or load(RUN).predict(batch) in Python"
-        )
-    new = encode(csv)
+    new = network.encode(csv)
     for warning in new.warnings:
         say(f"Warning: {warning}")
     about = {"run": str(network.run.path), "csv": str(csv), "warnings": list(new.warnings)}
