@@ -60,9 +60,9 @@ def test_the_numbers_of_a_table_follow_from_its_predictions() -> None:
     result = good("compare", "table", *made, *options)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("Use it: ntkmtl predict runs/table/"), result.stderr
-    new = hasattr(problems.load_target("table"), "encode_new")
-    said = "--csv new.csv -o predictions.csv" if new else "--split test -o predictions.npz"
-    assert last.endswith(said)
+    assert last.endswith(" --csv new.csv -o predictions.csv")
+    use = last.removeprefix("Use it: ")
+    assert f"best on the validation split: {use}" in Path("runs/report.html").read_text()
     problem = problems.create("table", csv="a.csv", targets="price,sold")
     folders = [Path("runs/table") / method / "seed-0" for method in ("ls", "ntkmtl")]
     folders += [Path("runs/table/stl/seed-0") / task for task in ("price", "sold")]
@@ -190,12 +190,6 @@ def test_new_rows_are_for_tables() -> None:
     assert "new rows are for runs of a table, and r/toy/ls/seed-0 is one of toy" in result.stderr
 
 
-needs_new_rows = pytest.mark.skipif(
-    not hasattr(problems.load_target("table"), "encode_new"), reason="tables take no new rows"
-)
-
-
-@needs_new_rows
 def test_from_a_table_to_predictions_of_new_rows_in_two_commands() -> None:
     """The table itself may be gone: all that is needed is in the run."""
     write_table(Path("a.csv"))
@@ -232,7 +226,6 @@ def test_from_a_table_to_predictions_of_new_rows_in_two_commands() -> None:
         np.testing.assert_allclose(cells, shares[1:], rtol=1e-5)
 
 
-@needs_new_rows
 def test_data_frames_are_predicted_in_python_with_warnings() -> None:
     write_table(Path("a.csv"))
     made = ("--csv", "a.csv", "--targets", "price")
