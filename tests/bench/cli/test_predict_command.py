@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from prediction_oracle import recomputed
 from typer.testing import CliRunner, Result
 
-from ntkmtl.bench import problems
+from ntkmtl.bench import load, problems
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.runs import load_run
 
@@ -58,9 +60,9 @@ def test_the_numbers_of_a_table_follow_from_its_predictions() -> None:
     result = good("compare", "table", *made, *options)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("Use it: ntkmtl predict runs/table/"), result.stderr
-    new = hasattr(problems.load_target("table"), "encode_new")
-    said = "--csv new.csv -o predictions.csv" if new else "--split test -o predictions.npz"
-    assert last.endswith(said)
+    assert last.endswith(" --csv new.csv -o predictions.csv")
+    use = last.removeprefix("Use it: ")
+    assert f"best on the validation split: {use}" in Path("runs/report.html").read_text()
     problem = problems.create("table", csv="a.csv", targets="price,sold")
     folders = [Path("runs/table") / method / "seed-0" for method in ("ls", "ntkmtl")]
     folders += [Path("runs/table/stl/seed-0") / task for task in ("price", "sold")]
@@ -115,6 +117,8 @@ def test_size_and_use_of_the_network_are_said() -> None:
     good(*command)
     with np.load("predictions.npz", allow_pickle=False) as arrays:
         assert arrays["a"].shape == (24, 1)
+    good("predict", "r/toy/ls/seed-0", "--export", "m.pt2", "--problem", "toy_problem:Toy")
+    assert torch.export.load("m.pt2").module()(torch.zeros(7, 5))["b"].shape == (7, 1)
     refused = call("predict", "r/toy/ls/seed-0", "--split", "test", "--problem", "toy_problem:Toy")
     assert refused.exit_code == 2
     assert "has shape (1,), which is no cell of a table; write -o FILE.npz" in refused.stderr
@@ -149,8 +153,8 @@ def test_cached_baselines_bring_their_networks() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to predict: --split test, or --csv FILE"),
-        (["--split", "test", "--csv", "a.csv"], "say what to predict"),
+        ([], "say one of --split test; --csv FILE"),
+        (["--split", "test", "--csv", "a.csv"], "say one of"),
         (["--split", "test", "-o", "out.xlsx"], "-o must end in .csv or .npz, found out.xlsx"),
         (["--split", "test"], "nowhere/config.json: cannot be read"),
     ],
@@ -175,3 +179,61 @@ def test_changed_data_are_refused() -> None:
     result = call("predict", "r/table/ls/seed-0", "--split", "test")
     assert result.exit_code == 2
     assert "a.csv cannot be read: No such file or directory" in result.stderr
+
+
+def test_new_rows_are_for_tables() -> None:
+    good("run", "toy_problem:Toy", "--method", "ls", "--epochs", "1", "--out", "r")
+    Path("new.csv").write_text("a\n1\n")
+    asked = ("--csv", "new.csv", "--problem", "toy_problem:Toy")
+    result = call("predict", "r/toy/ls/seed-0", *asked)
+    assert result.exit_code == 2
+    assert "new rows are for runs of a table, and r/toy/ls/seed-0 is one of toy" in result.stderr
+
+
+def test_from_a_table_to_predictions_of_new_rows_in_two_commands() -> None:
+    """The table itself may be gone: all that is needed is in the run."""
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price,sold")
+    options = ("--epochs", "3", "--seeds", "1", "--jobs", "1", "--methods", "ls,ntkmtl")
+    last = good("compare", "table", *made, *options).stderr.strip().splitlines()[-1]
+    lines = Path("a.csv").read_text().splitlines()
+    Path("a.csv").rename("moved.csv")
+    # Columns in another order, without targets, one more, and a level that is new.
+    rows = [line.split(",") for line in lines[1:]]
+    new = ["kind,more,area", *(f"{kind},7,{area}" for area, kind, *_ in rows)]
+    new[1] = f"unseen,7,{new[1].split(',')[2]}"
+    Path("new.csv").write_text("\n".join(new) + "\n")
+    arguments = last.removeprefix("Use it: ntkmtl ").split()
+    result = good(*arguments)
+    assert "Warning: " in result.stderr
+    assert "unseen" in result.stderr
+    assert "more" in result.stderr
+    found = columns(Path("predictions.csv").read_text())
+    assert list(found) == [
+        *("price", "sold", "sold p(high)", "sold p(low)", "sold p(none so far)"),
+    ]
+    assert len(found["price"]) == len(lines) - 1
+    # The same as the rows of the table had, in its own order; the first row is another one now.
+    Path("moved.csv").rename("a.csv")
+    network = load(arguments[1])
+    whole = network.predict(network.encode(Path("a.csv")).inputs)
+    np.testing.assert_allclose(
+        [float(cell) for cell in found["price"][1:]], whole["price"].values[1:], rtol=1e-6
+    )
+    shares_of = whole["sold"].probabilities.T
+    for name, shares in zip(("high", "low", "none so far"), shares_of, strict=True):
+        cells = [float(cell) for cell in found[f"sold p({name})"][1:]]
+        np.testing.assert_allclose(cells, shares[1:], rtol=1e-5)
+
+
+def test_data_frames_are_predicted_in_python_with_warnings() -> None:
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price")
+    good("run", "table", *made, "--method", "ls", "--epochs", "1", "--out", "r")
+    network = load("r/table/ls/seed-0", with_data=False)
+    frame = pd.DataFrame({"area": [0.1, 0.2], "kind": ["a", "never"]})
+    with pytest.warns(UserWarning, match="never"):
+        found = network.predict(frame)
+    assert found["price"].values.shape == (2,)
+    with pytest.raises(ValueError, match=r"no samples|not loaded"):
+        network.predict("test")

@@ -16,8 +16,8 @@ from toy_problem import Toy, ToyModel
 
 from ntkmtl.bench import load, problems
 from ntkmtl.bench.runs import Run, RunFileError, load_run
+from ntkmtl.bench.runs.best import best_run
 from ntkmtl.bench.runs.model_file import write_model
-from ntkmtl.bench.trained import best_run
 from ntkmtl.bench.training import changed_recipe, train
 
 MODEL = "model.safetensors"
@@ -305,3 +305,78 @@ def test_the_best_has_the_best_mean_rank_on_the_validation_split(toy: Path) -> N
     assert best_run([without, third, second]) is second
     single = replace(first, config=replace(first.config, method="stl", tasks=("a",)))
     assert best_run([single]) is None
+
+
+# ------------------------------------------------------------------------------------------------
+# Export
+
+
+def exported(path: Path) -> tuple[Any, dict[str, Any]]:
+    extra = {"ntkmtl.json": ""}
+    program = torch.export.load(path, extra_files=extra)
+    return program.module(), json.loads(extra["ntkmtl.json"])
+
+
+def check_exported(network: Any, path: Path, inputs: list[str]) -> None:
+    """Compare with the network's predictions on another number of samples than was shown."""
+    network.export(path)
+    program, about = exported(path)
+    assert about["inputs"] == inputs
+    assert list(about["tasks"]) == list(network.tasks)
+    batch = network.problem.evaluation_batch("test", torch.arange(17))
+    given = [part for name, part in zip(batch._fields, batch, strict=True) if name in inputs]
+    said = program(*given)
+    for task, one in network.predict(batch).items():
+        wanted = one.values if one.probabilities is None else one.probabilities
+        torch.testing.assert_close(said[task], wanted, rtol=1e-6, atol=1e-6)
+        assert about["tasks"][task] == list(one.classes)
+
+
+def test_exported_networks_predict_the_same(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 2, generator=generator)
+    lines = [f"{a:.4f},{b:.4f},{3 * a + b:.4f},{'hi' if a > b else 'lo'}" for a, b in x.tolist()]
+    csv = tmp_path / "t.csv"
+    csv.write_text("\n".join(["a,b,sum,larger", *lines]))
+    for name, options, inputs in (
+        ("table", {"csv": csv, "targets": "sum,larger"}, ["inputs"]),
+        ("qm9-mini", {}, ["atoms", "mask", "places", "shells", "whole"]),
+    ):
+        problem = problems.create(name, **options)
+        folder = tmp_path / name
+        train(problem, "ls", 0, folder, recipe=changed_recipe(problem.recipe, epochs=1))
+        check_exported(load(folder), tmp_path / f"{name}.pt2", inputs)
+
+
+def test_one_task_is_exported(toy: Path, tmp_path: Path) -> None:
+    train(Toy(), "stl", 0, tmp_path / "run", single_task="c", threads=1)
+    network = load(tmp_path / "run", Toy())
+    network.export(tmp_path / "a.pt2")
+    program, about = exported(tmp_path / "a.pt2")
+    assert about == {"inputs": ["0"], "tasks": {"c": []}}
+    x = torch.randn(9, 5)
+    said = program(x)
+    assert list(said) == ["c"]
+    torch.testing.assert_close(said["c"], network.model.heads[0](network.model.trunk(x)))
+
+
+class Branching(Toy):
+    name = "branching"
+
+    def model(self, tasks: Sequence[str] | None = None) -> ToyModel:
+        model = super().model(tasks)
+        model.trunk.add_module("last", _Branch())
+        return model
+
+
+class _Branch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_a_network_that_cannot_be_exported_says_so(tmp_path: Path) -> None:
+    train(Branching(), "ls", 0, tmp_path / "run", threads=1)
+    network = load(tmp_path / "run", Branching())
+    with pytest.raises(ValueError, match=r"this network of branching cannot be exported by torch"):
+        network.export(tmp_path / "a.pt2")
+    assert not (tmp_path / "a.pt2").exists()

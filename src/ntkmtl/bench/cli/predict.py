@@ -56,6 +56,15 @@ def predict(
             show_default="CSV on standard output",
         ),
     ] = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="FILE.pt2",
+            help="Write the network by torch.export instead of predicting.",
+            show_default=False,
+        ),
+    ] = None,
     problem: Annotated[
         str | None,
         typer.Option(
@@ -72,8 +81,10 @@ def predict(
     A task has a column of its name, one with its true values where they are known, and for classes
     one probability each.
     """
-    if (split is None) == (csv is None):
-        refuse("say what to predict: --split test, or --csv FILE for a run of the problem table")
+    if [split, csv, export].count(None) != 2:
+        refuse(
+            "say one of --split test; --csv FILE, for a run of the problem table; and --export FILE"
+        )
     if output is not None and output.suffix not in (".csv", ".npz"):
         refuse(f"-o must end in .csv or .npz, found {output}")
     if problem is not None:
@@ -82,10 +93,12 @@ def predict(
         from ntkmtl.bench.trained import load
 
         network = load(run, problem, with_data=csv is None)
-        if csv is not None:
+        if export is not None:
+            network.export(export)
+            say(f"Exported: {export}")
+        elif csv is not None:
             _predict_file(network, csv, output, as_json)
-        else:
-            assert split is not None
+        elif split is not None:
             _predict_split(network, split.value, output, as_json)
 
 
@@ -97,13 +110,7 @@ def _predict_split(network: TrainedModel, split: str, out: Path | None, as_json:
 
 
 def _predict_file(network: TrainedModel, csv: Path, out: Path | None, as_json: bool) -> None:
-    encode = getattr(network.problem, "encode_new", None)
-    if encode is None:
-        refuse(
-            f"--csv is for runs of the problem table, and {network.run.path} is one of "
-            f"{network.problem.name}; use --split, or load(RUN).predict(batch) in Python"
-        )
-    new = encode(csv)
+    new = network.encode(csv)
     for warning in new.warnings:
         say(f"Warning: {warning}")
     about = {"run": str(network.run.path), "csv": str(csv), "warnings": list(new.warnings)}

@@ -176,7 +176,7 @@ class _Kept:
     def below(cls, sweep: Sweep) -> _Kept | None:
         """Return what the complete runs of a comparison keep, None where that is nothing."""
         from ntkmtl.bench.runs import folder_name, load_runs
-        from ntkmtl.bench.trained import best_run
+        from ntkmtl.bench.runs.best import best_run
 
         runs, _ = load_runs(sweep.out / folder_name(sweep.problem))
         sizes = [run.result.model.bytes for run in runs if run.result.model is not None]
@@ -190,16 +190,9 @@ def say_use(run: Run, source: str) -> None:
         run: The run.
         source: Its problem, as it was typed.
     """
-    from ntkmtl.bench.problems import load_target
+    from ntkmtl.bench.runs.best import use_command
 
-    command = ["ntkmtl", "predict", str(run.path)]
-    if ":" in source:
-        command += ["--problem", source]
-    if ":" not in source and hasattr(load_target(source), "encode_new"):
-        command += ["--csv", "new.csv", "-o", "predictions.csv"]
-    else:
-        command += ["--split", "test", "-o", "predictions.npz"]
-    say(f"Use it: {shlex.join(command)}")
+    say(f"Use it: {use_command(run, source)}")
 
 
 def model_note(run: Run) -> str:

@@ -13,6 +13,7 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.report._differences import differing_settings
 from ntkmtl.bench.report._render import layout, printable
 from ntkmtl.bench.report._words import listing, plain_label, seeds_text
+from ntkmtl.bench.runs.best import best_run, use_command
 from ntkmtl.bench.runs.durations import duration
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             for row, cells in zip(table.lines, rows, strict=True)
         ],
         "watched": "validation" if facts["sizes"]["val"] else "training",
-        "notes": [printable(note, 2000) for note in table.notes],
+        "notes": [printable(note, 2000) for note in (*table.notes, *_use(runs))],
         "warnings": [printable(warning, 2000) for warning in table.warnings],
         "settings": _settings(runs, table),
         "differences": _differences(runs),
@@ -84,6 +85,15 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             for row in table.rows
         ],
     }
+
+
+def _use(runs: ProblemRuns) -> list[str]:
+    """Return a sentence on how to use the best network, none if no run kept one."""
+    best = best_run(runs.done)
+    if best is None:
+        return []
+    judged = "validation" if best.config.sizes["val"] else "training"
+    return [f"To use the network that is best on the {judged} split: {use_command(best)}"]
 
 
 def _head(head: Head, plain: str) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
+from ntkmtl._warnings import warn
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.runs import MODEL, Run, RunFileError, canonical_json, differences, load_run
 from ntkmtl.bench.runs.model_file import read_model
+from ntkmtl.bench.trained._export import export_program
 
 if TYPE_CHECKING:
     import os
@@ -48,18 +51,25 @@ class TrainedModel:
 
         Args:
             inputs: ``"train"``, ``"val"`` or ``"test"`` for the problem's samples, in their order
-                and without augmentation; or a batch, as the problem's ``batch`` returns it and as
-                ``encode_new`` of the problem ``table`` makes it from a file.
+                and without augmentation; a batch, as the problem's ``batch`` returns it; or, for
+                a table, new rows as :meth:`encode` takes them. What is unusual about these, as a
+                level that no training row had, is warned of.
 
         Returns:
             One :class:`~ntkmtl.bench.problems.base.Prediction` per task.
 
         Raises:
-            ValueError: There is no such split, or the problem has no samples in it.
+            ValueError: There is no such split, the problem has no samples in it, or new rows
+                cannot be read.
 
         Example:
             See :mod:`ntkmtl.bench.trained`.
         """
+        if isinstance(inputs, Path) or hasattr(inputs, "iloc"):
+            new = self.encode(inputs)
+            for warning in new.warnings:
+                warn(warning)
+            inputs = new.inputs
         if not isinstance(inputs, str):
             return self._predict(inputs)
         split = _split(inputs)
@@ -73,6 +83,27 @@ class TrainedModel:
         with torch.no_grad():
             outputs = self.model.predict(self.model.represent(batch))
             return self.problem.predictions(outputs, self._chosen)
+
+    def encode(self, source: Any) -> Any:
+        """Return new rows as the network takes them.
+
+        Args:
+            source: A file, or a pandas data frame.
+
+        Returns:
+            ``inputs``, a batch; ``ids``, columns that stand unchanged beside predictions; and
+            ``warnings``, one sentence each.
+
+        Raises:
+            ValueError: The problem is not ``table`` or one like it, or the rows cannot be read.
+        """
+        encode = getattr(self.problem, "encode_new", None)
+        if encode is None:
+            raise ValueError(
+                f"new rows are for runs of a table, and {self.run.path} is one of "
+                f"{self.problem.name}: predict a split, or a batch in Python"
+            )
+        return encode(source)
 
     def _indices(self, split: Split) -> list[Tensor]:
         size = self.problem.size(split)
@@ -110,6 +141,23 @@ class TrainedModel:
         values = self.problem.evaluate(self.model, _split(split), self._chosen).tolist()
         names = [metric.name for metric in self.run.config.metrics]
         return dict(zip(names, values, strict=True))
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the network by :func:`torch.export.save`, for use without this package.
+
+        ``torch.export.load(path).module()`` takes the tensors of a batch that the network reads,
+        samples along dimension 0 in any number, and returns a dict from task to predictions as
+        :meth:`predict` makes them: probabilities for classes, values for all else. The file's
+        extra file ``ntkmtl.json`` names the inputs and the classes.
+
+        Args:
+            path: The file, as ``model.pt2``.
+
+        Raises:
+            ValueError: The network cannot be exported.
+            OSError: The file cannot be written.
+        """
+        export_program(Path(path), self.model, self.problem, self._chosen)
 
 
 def load(

@@ -1,13 +1,14 @@
-"""Which of several runs to use: the best on the validation split."""
+"""Which of several runs to use, the best on the validation split, and how."""
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 
-from ntkmtl.bench.runs import Run
+from ntkmtl.bench.runs.run import Run
 
-__all__ = ["best_run"]
+__all__ = ["best_run", "use_command"]
 
 
 def best_run(runs: Sequence[Run]) -> Run | None:
@@ -41,3 +42,21 @@ def best_run(runs: Sequence[Run]) -> Run | None:
         )
 
     return min(chosen, key=mean_rank)
+
+
+def use_command(run: Run, source: str = "") -> str:
+    """Return the command that uses the network of a run.
+
+    Args:
+        run: The run.
+        source: Its problem as it was typed; a custom one is named by its class if empty.
+    """
+    config = run.config
+    command = ["ntkmtl", "predict", str(run.path)]
+    if ":" in source or not config.problem_class.startswith("ntkmtl."):
+        command += ["--problem", source or config.problem_class]
+    if config.problem == "table":
+        command += ["--csv", "new.csv", "-o", "predictions.csv"]
+    else:
+        command += ["--split", "test", "-o", "predictions.npz"]
+    return shlex.join(command)
