@@ -52,7 +52,7 @@ out.high = all("tr").filter((row) => box(row).height > 480).map(words);
 
 // Blank stretches between what stands below each other.
 out.blank = [];
-const flow = all("h1, h2, h3, p, dl, table, figcaption, .chart, .controls, .legend, li, aside, footer")
+const flow = all("h1, h2, h3, p, dl, table, img, figcaption, .chart, .controls, .legend, li, aside, footer")
   .map(box).sort((a, b) => a.top - b.top);
 let bottom = 0;
 for (const each of flow) {

@@ -25,13 +25,20 @@ def report(
             dir_okay=False,
         ),
     ] = None,
+    gallery: Annotated[
+        bool,
+        typer.Option(
+            "--gallery",
+            help="Show predictions of the best network on single samples; reads the data.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the report of finished runs: one HTML page that needs no network."""
     with refusing(ValueError):
         from ntkmtl.bench.report import write_html
 
-        page = write_html(directory, output or directory / "report.html")
+        page = write_html(directory, output or directory / "report.html", gallery=gallery)
     if as_json:
         print_json({"report": str(page)})
     else:

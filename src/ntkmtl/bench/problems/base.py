@@ -23,6 +23,7 @@ __all__ = [
     "Prediction",
     "Problem",
     "Recipe",
+    "Sample",
     "Schedule",
     "Split",
     "WholeModel",
@@ -154,6 +155,20 @@ class Prediction(NamedTuple):
     values: Tensor
     classes: tuple[str, ...] = ()
     probabilities: Tensor | None = None
+
+
+class Sample(NamedTuple):
+    """One sample as people look at it.
+
+    Attributes:
+        name: What it is called.
+        image: Red, green and blue from 0 to 1, shape (3, H, W); None where it is no image.
+        atoms: Atomic numbers (a,) and places in Angstrom (a, 3); None where it is no molecule.
+    """
+
+    name: str
+    image: Tensor | None = None
+    atoms: tuple[Tensor, Tensor] | None = None
 
 
 class MultiTaskModel(nn.Module, ABC):
@@ -343,6 +358,15 @@ class Problem(ABC):
             tasks: The tasks asked for, all of them if None.
         """
         return {}
+
+    def sample(self, split: Split, index: int) -> Sample:
+        """Return a sample as people look at it; here its number in the split alone, from 1.
+
+        Args:
+            split: The split.
+            index: The sample, from 0.
+        """
+        return Sample(f"{split} sample {index + 1:,}")
 
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what new inputs are encoded with, as JSON values and as tensors by name.

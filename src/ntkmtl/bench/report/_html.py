@@ -21,6 +21,8 @@ from ntkmtl.files import write_text
 if TYPE_CHECKING:
     import os
 
+    from ntkmtl.bench.report._runs import ProblemRuns
+
 __all__ = ["embed", "page_text", "write_html"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -40,7 +42,10 @@ _SCRIPTS = {
 
 
 def write_html(
-    runs_dir: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    runs_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    gallery: bool = False,
 ) -> Path:
     """Write the report of a comparison as one HTML file that opens with no network.
 
@@ -55,6 +60,8 @@ def write_html(
         runs_dir: The folder given to ``ntkmtl compare --out``. If it holds several problems, the
             page shows one at a time.
         output: Where to write, ``report.html`` in ``runs_dir`` if None.
+        gallery: Whether to show predictions of the best network on single samples. Its problem is
+            created as ``config.json`` says, and its data are read.
 
     Returns:
         Where the page stands.
@@ -62,13 +69,17 @@ def write_html(
     Raises:
         FileNotFoundError: There is no such folder.
         ValueError: No run in it is complete, a file cannot be read, or the runs of a problem do not
-            report the same metrics.
+            report the same metrics; with ``gallery``, no run kept its network, or the problem
+            cannot be created.
         MissingExtraError: plotly or jinja2 is not installed.
     """
     pages, data = [], []
     for runs in load(runs_dir).values():
         table = table_of(runs)
-        pages.append({**page_of(runs, table), "success": section_of(runs, runs_dir)})
+        page = page_of(runs, table)
+        page["success"] = section_of(runs, runs_dir)
+        page["gallery"] = _gallery(runs) if gallery else None
+        pages.append(page)
         data.append(data_of(runs, table))
     text = page_text(
         "report",
@@ -79,6 +90,13 @@ def write_html(
     path = Path(output) if output is not None else Path(runs_dir) / "report.html"
     write_text(path, text)
     return path
+
+
+def _gallery(runs: ProblemRuns) -> dict[str, Any]:
+    # It needs torch, which pages without a gallery do not.
+    from ntkmtl.bench.report._gallery import gallery_of
+
+    return gallery_of(runs)
 
 
 def page_text(name: str, data: Any, **context: Any) -> str:

@@ -29,7 +29,7 @@ from ntkmtl.bench.problems._supervised import (
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.celeba._network import Batch, Network, backbone, head
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
 from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
@@ -280,6 +280,11 @@ class CelebA(ColumnsProblem):
         """Return 1 where an attribute is there, else 0."""
         rows = (self._labels[self._rows[split][indices]] > 0).long()
         return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
+
+    def sample(self, split: Split, index: int) -> Sample:
+        """Return an image."""
+        image = self.evaluation_batch(split, torch.tensor([index])).images[0]
+        return super().sample(split, index)._replace(image=image)
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

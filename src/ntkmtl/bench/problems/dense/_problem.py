@@ -28,7 +28,7 @@ from ntkmtl.bench.problems._supervised import (
     positions,
 )
 from ntkmtl.bench.problems.architectures import Choice, choose, names
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import Batch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
@@ -486,6 +486,11 @@ class DenseProblem(RowsProblem):
                 labels = labels.masked_fill(~_labels.valid(kind, labels).unsqueeze(1), torch.nan)
             found[kind] = labels.squeeze(1) if kind == "depth" else labels
         return found
+
+    def sample(self, split: Split, index: int) -> Sample:
+        """Return the image of a frame."""
+        image = self.evaluation_batch(split, torch.tensor([index])).images[0]
+        return super().sample(split, index)._replace(image=image)
 
     def notice(self) -> str:
         """Say where the splits are other ones, and warn where early epochs are averaged in."""

@@ -29,7 +29,7 @@ from ntkmtl.bench.problems._supervised import (
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
@@ -348,6 +348,15 @@ class QM9(ColumnsProblem):
         """Return properties in the units of :attr:`metrics`."""
         rows = self._properties[self._rows[split][indices]] * self._unit
         return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
+
+    def sample(self, split: Split, index: int) -> Sample:
+        """Return a molecule, called by its GDB index."""
+        row = int(self._rows[split][index])
+        start, count = int(_starts(self._molecules).atoms[row]), int(self._molecules.atoms[row])
+        numbers = self._molecules.numbers[start : start + count].astype(np.int64)
+        places = np.array(self._molecules.positions[start : start + count])
+        name = f"molecule {self._molecules.index[row]}"
+        return Sample(name, atoms=(torch.from_numpy(numbers), torch.from_numpy(places)))
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

@@ -22,7 +22,7 @@ from ntkmtl.bench.problems._supervised import (
     positions,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9_mini._batch import Batch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
 from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
@@ -43,9 +43,12 @@ class _Prepared(NamedTuple):
     sha256: str
 
 
+_read = lru_cache(maxsize=1)(read)
+
+
 @lru_cache(maxsize=1)
 def _prepare() -> _Prepared:
-    molecules, sha256 = read()
+    molecules, sha256 = _read()
     properties = torch.from_numpy(molecules.properties())
     return _Prepared(molecules.index.tolist(), invariants(molecules), properties, sha256)
 
@@ -238,6 +241,15 @@ class QM9Mini(RowsProblem):
         """Return properties in the units of :attr:`metrics`."""
         rows = self._properties[self._rows[split][indices]] * self._unit
         return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
+
+    def sample(self, split: Split, index: int) -> Sample:
+        """Return a molecule, called by its GDB index."""
+        row = int(self._rows[split][index])
+        molecules, _ = _read()
+        inside = torch.from_numpy(molecules.molecule) == row
+        numbers, places = map(torch.from_numpy, (molecules.numbers, molecules.positions))
+        name = f"molecule {molecules.index[row]}"
+        return Sample(name, atoms=(numbers[inside], places[inside]))
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""

@@ -1,0 +1,198 @@
+"""What the best network of a comparison predicts for single samples of the test split."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ntkmtl.bench.report._pictures import (
+    class_picture,
+    molecule_picture,
+    normal_picture,
+    rgb_picture,
+    value_picture,
+)
+from ntkmtl.bench.report._render import printable
+from ntkmtl.bench.trained import best_run, load
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ntkmtl.bench.problems.base import Prediction, Sample
+    from ntkmtl.bench.report._runs import ProblemRuns
+    from ntkmtl.bench.trained import TrainedModel
+
+__all__ = ["gallery_of"]
+
+LOOKED_AT = 1_000
+"""Samples of the test split, from its start, of which the worst are shown."""
+
+_WORST = 8
+_FRAMES = 4
+_TASKS = 4
+"""Tasks told of a sample: those that are furthest off."""
+
+
+def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
+    """Return what the template shows of the predictions of the best network on validation.
+
+    Of numbers and classes the samples that are furthest off are shown, of images of pixels frames
+    evenly spaced over the split.
+
+    Args:
+        runs: The problem's runs.
+
+    Raises:
+        ValueError: No run kept its network, the problem cannot be created, or says no labels.
+    """
+    run = best_run([run for group in runs.multi.values() for run in group.values()])
+    if run is None:
+        raise ValueError(
+            f"no gallery of {runs.problem}: no run kept its network, or runs differ in metrics. "
+            "Train without --no-model, or leave out --gallery"
+        )
+    network = load(run)
+    size = network.problem.size("test")
+    frames = torch.linspace(0, size - 1, min(_FRAMES, size)).round().long().unique()
+    first = _predict(network, frames)
+    told = f"{run.config.method}, seed {run.config.seed}, the best on validation"
+    if any(said.values.ndim > 1 for said in first.predictions.values()):
+        return {
+            "told": f"{printable(told)}; frames evenly spaced over the test split.",
+            "cards": [_frame_card(network, first, place) for place in range(len(frames))],
+        }
+    seen = _predict(network, torch.arange(min(size, LOOKED_AT)))
+    return {
+        "told": f"{printable(told)}; the samples furthest off among "
+        f"{'all' if size <= LOOKED_AT else 'the first'} {len(seen.indices):,} of the test split. "
+        "A task counts by its error in standard deviations of its labels, a class by one minus "
+        "the probability of the true one.",
+        "cards": _worst_cards(network, seen),
+    }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Samples with their predictions and labels."""
+
+    indices: Tensor
+    predictions: Mapping[str, Prediction]
+    truth: Mapping[str, Tensor]
+
+
+def _predict(network: TrainedModel, indices: Tensor) -> _Seen:
+    problem, size = network.problem, int(network.run.config.recipe["batch_size"])
+    parts = [network.predict(problem.evaluation_batch("test", i)) for i in indices.split(size)]
+    labels = [problem.truth("test", i) for i in indices.split(size)]
+    if not labels[0]:
+        raise ValueError(
+            f"no gallery of {problem.name}: the problem does not say its labels "
+            "(its method `truth` returns none)"
+        )
+    joined = {
+        task: said._replace(
+            values=torch.cat([part[task].values for part in parts]),
+            probabilities=None
+            if said.probabilities is None
+            else torch.cat([p for part in parts if (p := part[task].probabilities) is not None]),
+        )
+        for task, said in parts[0].items()
+    }
+    return _Seen(indices, joined, {t: torch.cat([part[t] for part in labels]) for t in labels[0]})
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers and classes
+
+
+def _worst_cards(network: TrainedModel, seen: _Seen) -> list[dict[str, Any]]:
+    tasks = [task for task in seen.predictions if task in seen.truth]
+    errors = torch.stack([_errors(seen.predictions[t], seen.truth[t]) for t in tasks], dim=1)
+    order = errors.nanmean(dim=1).nan_to_num(-1.0).argsort(descending=True)[:_WORST]
+    units = {metric.task: metric.unit for metric in network.run.config.metrics}
+    cards = []
+    for place in order.tolist():
+        sample = network.problem.sample("test", int(seen.indices[place]))
+        worst = errors[place].nan_to_num(-1.0).argsort(descending=True)[:_TASKS].tolist()
+        lines = [
+            _line(tasks[t], seen.predictions[tasks[t]], seen.truth[tasks[t]], place, units)
+            for t in worst
+            if not math.isnan(float(errors[place, t]))
+        ]
+        cards.append({"name": printable(sample.name), "pictures": _seen(sample), "lines": lines})
+    return cards
+
+
+def _errors(said: Prediction, truth: Tensor) -> Tensor:
+    """Return how far off each prediction is, NaN where the label is missing, shape (b,)."""
+    if said.classes:
+        assert said.probabilities is not None
+        chance = said.probabilities.gather(1, truth.clamp(min=0)[:, None]).squeeze(1).double()
+        return torch.where(truth >= 0, 1 - chance, torch.nan)
+    known = truth.double()[~truth.isnan()]
+    spread = known.std(correction=0) if len(known) > 1 else torch.tensor(0.0)
+    return (said.values.double() - truth.double()).abs() / (spread if spread > 0 else 1.0)
+
+
+def _line(
+    task: str, said: Prediction, truth: Tensor, place: int, units: Mapping[str, str]
+) -> tuple[str, str, str]:
+    """Return a task, its prediction and its label, as people read them."""
+    if said.classes:
+        assert said.probabilities is not None
+        number = int(said.values[place])
+        share = f"{100 * float(said.probabilities[place, number]):.0f} %"
+        predicted = f"{printable(said.classes[number], 40)} ({share})"
+        return printable(task), predicted, printable(said.classes[int(truth[place])], 40)
+    unit = f" {printable(units.get(task, ''), 20)}".rstrip()
+    found, wanted = float(said.values[place]), float(truth[place])
+    return printable(task), f"{_number(found)}{unit}", f"{_number(wanted)}{unit}"
+
+
+def _number(value: float) -> str:
+    text = f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _seen(sample: Sample) -> list[tuple[str, str]]:
+    """Return pictures of a sample as addresses with captions, "" for the sample itself."""
+    if sample.image is not None:
+        return [(rgb_picture(_array(sample.image)), "")]
+    if sample.atoms is not None:
+        numbers, places = sample.atoms
+        return [(molecule_picture(numbers.numpy(), _array(places)), "")]
+    return []
+
+
+def _array(values: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return values.detach().double().numpy()
+
+
+# ------------------------------------------------------------------------------------------------
+# Pixels
+
+
+def _frame_card(network: TrainedModel, seen: _Seen, place: int) -> dict[str, Any]:
+    sample = network.problem.sample("test", int(seen.indices[place]))
+    pictures = [(address, "image") for address, _ in _seen(sample)]
+    for task, said in seen.predictions.items():
+        truth = seen.truth[task][place]
+        for what, values in (("predicted", said.values[place]), ("true", truth)):
+            address = _pixels(values, truth, bool(said.classes))
+            pictures.append((address, f"{printable(task, 30)}, {what}"))
+    return {"name": printable(sample.name), "pictures": pictures, "lines": []}
+
+
+def _pixels(values: Tensor, truth: Tensor, classes: bool) -> str:
+    if classes:
+        return class_picture(values.numpy())
+    if values.ndim == 3 and values.shape[0] == 3:
+        return normal_picture(_array(values))
+    known = truth[~truth.isnan()]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    return value_picture(_array(values.squeeze(0) if values.ndim == 3 else values), low, high)
