@@ -14,6 +14,7 @@ import typer
 from ntkmtl.bench.cli.console import refuse
 from ntkmtl.bench.cli.values import (
     LAST_SEED,
+    check_files,
     check_finite,
     check_folder,
     check_methods,
@@ -237,7 +238,9 @@ class DataOptions:
             "split_column": self.split_column,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        return {**options_in(self.problem_option or []), **given}
+        options = {**options_in(self.problem_option or []), **given}
+        check_files(options, ("csv", "split"))
+        return options
 
 
 @dataclass(frozen=True)

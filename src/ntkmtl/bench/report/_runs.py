@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntkmtl.bench.runs import IncompleteRun, Run, RunFileError, load_runs
+from ntkmtl.bench.runs import IncompleteRun, Run, RunFileError, load_runs, read_json
 
 __all__ = ["ProblemRuns", "load"]
 
@@ -94,12 +93,9 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
 
 def _asked(root: Path) -> tuple[str, ...]:
     path = root / "compare.json"
-    if not path.is_file():
+    if not path.exists():
         return ()
-    try:
-        methods = json.loads(path.read_bytes())["methods"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunFileError(path, f"does not say which methods were asked for ({error})") from error
+    methods = read_json(path).get("methods")
     if not isinstance(methods, list):
         raise RunFileError(path, f"key 'methods' must be a list, found {methods!r:.60}")
     return tuple(method for method in methods if isinstance(method, str))
