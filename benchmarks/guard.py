@@ -4,9 +4,9 @@
     python benchmarks/guard.py --write ratios.json
     python benchmarks/guard.py --against ratios.json
 
-Plain training and ``ls``, ``ntkmtl-sr`` and ``ntkmtl-auto`` take turns on two networks, in blocks of
-steps, so that the rare exact steps of ``ntkmtl-auto`` are in each block. The ratio of a turn is that
-of two blocks that ran one after the other, in processor time of the calling thread; a contender's
+Plain training and ``ls``, ``ntkmtl-sr`` and ``ntkmtl-auto`` take turns on two networks, in blocks
+of steps, so that the rare exact steps of ``ntkmtl-auto`` are in each block. The ratio of a turn is
+that of two blocks that ran one after the other, in processor time of the calling thread; a method's
 ratio is the median over turns. A busy machine slows both blocks of most turns; what is dearer than
 kept by more than the tolerance is measured again, up to ``--retries`` times, and its smallest ratio
 counts.
