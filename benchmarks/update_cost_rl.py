@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 
-from ntkmtl.bench.reinforce import MultiTaskSAC, Replay, row_named
+from ntkmtl.bench.reinforce import MultiTaskSAC, Replay, variant_named
 from ntkmtl.files import write_json
 
-ROWS = (
+VARIANTS = (
     "mtl-sac",
     "mh-sac",
     "pcgrad",
@@ -79,7 +79,7 @@ def measure(
     replay = filled(tasks, device)
     agents = {(BASE, 1): MultiTaskSAC(tasks, hidden=hidden, device=device)}
     for name, every in contenders:
-        row = row_named(name)
+        row = variant_named(name)
         label = f"{name}, compiled" if compile else name
         agents[label, every] = MultiTaskSAC(
             tasks,
@@ -154,7 +154,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", default=",".join(ROWS))
+    parser.add_argument("--rows", default=",".join(VARIANTS))
     parser.add_argument("--every", default="1,10", help="updates between two makings of weights")
     parser.add_argument("--tasks", type=int, default=10)
     parser.add_argument("--per-task", type=int, default=128)
@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_float32_matmul_precision("medium" if chosen.bfloat16_products else "highest")
     contenders = []
     for name in chosen.rows.split(","):
-        row = row_named(name)
+        row = variant_named(name)
         kept = row.method not in ("ls", "famo", "moco")
         contenders += [(name, n) for n in map(int, chosen.every.split(",")) if kept or n == 1]
     found = measure(

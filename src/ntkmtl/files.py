@@ -233,5 +233,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
     Raises:
         ValueError: The value holds NaN or infinity, which JSON cannot.
+        OSError: It cannot be written, or ``path`` is no regular file, as a pipe that nobody reads.
     """
+    require_regular(path)
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

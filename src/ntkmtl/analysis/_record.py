@@ -20,7 +20,7 @@ from ntkmtl.analysis.kernels import (
     task_spectra,
 )
 from ntkmtl.balance._snapshot import Snapshot
-from ntkmtl.files import write_text
+from ntkmtl.files import parse_json, read_bytes, write_text
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 
 if TYPE_CHECKING:
@@ -251,8 +251,8 @@ class Recorder:
         """
         path = Path(path)
         try:
-            found = json.loads(path.read_bytes().decode("utf-8"))
-        except (ValueError, RecursionError) as error:
+            found = parse_json(read_bytes(path))
+        except ValueError as error:
             raise RecordFileError(f"{path}: is not valid JSON ({error})") from error
         if not isinstance(found, dict):
             raise RecordFileError(f"{path}: must hold an object, found {type(found).__name__}")

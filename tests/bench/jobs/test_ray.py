@@ -169,6 +169,31 @@ def test_agents_are_trained_by_ray_too(cluster: Any, tmp_path: Path) -> None:
     assert_same_bits(tmp_path / "local", tmp_path / "ray")
 
 
+OWN = """
+from ntkmtl.weighting import LossWeighting
+
+
+class Slower(LossWeighting):
+    def of_losses(self, losses, tasks):
+        return 1 / (2 + losses.abs())
+"""
+
+
+@pytest.mark.slow
+def test_methods_of_the_user_are_trained_by_ray(cluster: Any, tmp_path: Path) -> None:
+    """Workers find a file that only the process that asks has in its path."""
+    file = tmp_path / "own_for_ray.py"
+    file.write_text(OWN, encoding="utf-8")
+    engine = RayEngine(cluster.address)
+    methods = [f"{file}:Slower", "ls"]
+    sweep = compare(ask(tmp_path / "ray", methods=methods, seeds=[0]), engine=engine)
+    assert (sweep.failures, sweep.trained) == ((), 2)
+    compare(ask(tmp_path / "local", methods=methods, seeds=[0]))
+    assert_same_bits(tmp_path / "local", tmp_path / "ray")
+    (own,) = [run for run in load_runs(tmp_path / "ray")[0] if ":" in run.config.method]
+    assert (own.config.method, len(own.config.method_source)) == ("own_for_ray:Slower", 12)
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_made(
     cluster: Any, tmp_path: Path
 ) -> None:

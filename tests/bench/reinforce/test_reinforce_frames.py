@@ -19,9 +19,9 @@ from ntkmtl.bench.reinforce import (
     expert,
     film,
     film_run,
-    row_named,
     save_strip,
     train,
+    variant_named,
 )
 
 PAIR = ("reach", "drawer-close")
@@ -68,7 +68,7 @@ def test_a_runs_own_agent_is_filmed(tmp_path: Path) -> None:
         goals="fixed",
         evaluation_episodes=1,
     )
-    run = train(recipe, row_named("mtl-sac"), 3, tmp_path)
+    run = train(recipe, variant_named("mtl-sac"), 3, tmp_path)
     found = film_run(run, count=2)
     assert found.tasks == PAIR
     assert found.steps == (0, 15)

@@ -15,15 +15,15 @@ from ntkmtl.bench import report
 from ntkmtl.bench.compute.device import DeviceError
 from ntkmtl.bench.reinforce import (
     RECIPES,
-    ROWS,
+    VARIANTS,
     MultiTaskSAC,
     Replay,
     evaluate,
     recipe_named,
-    row_named,
     save_curves,
     summarize,
     train,
+    variant_named,
 )
 from ntkmtl.bench.reinforce.results import as_markdown, bootstrap, section
 from ntkmtl.bench.reinforce.training import agent_for, settings_of
@@ -59,7 +59,7 @@ def same(one: Any, two: Any) -> bool:
 @pytest.mark.usefixtures("small_agents")
 @pytest.mark.parametrize("name", ["mtl-sac", "ntkmtl", "moco", "famo", "pcgrad", "ntkmtl-sr"])
 def test_a_run_that_was_stopped_ends_bit_equal(name: str, tmp_path: Path) -> None:
-    recipe, row = toy_recipe(), row_named(name)
+    recipe, row = toy_recipe(), variant_named(name)
     whole = train(recipe, row, 1, tmp_path / "whole", make_simulator=make_toy)
     asked = 0
 
@@ -102,7 +102,7 @@ def test_a_stopped_run_of_the_real_simulator_ends_bit_equal(name: str, tmp_path:
         evaluate_every=30,
         evaluation_episodes=1,
     )
-    row = row_named(name)
+    row = variant_named(name)
     whole = train(recipe, row, 0, tmp_path / "whole")
     asked = 0
 
@@ -131,7 +131,7 @@ def test_a_stopped_run_of_the_real_simulator_ends_bit_equal(name: str, tmp_path:
 
 @pytest.mark.usefixtures("small_agents")
 def test_updates_begin_after_the_random_steps_and_may_catch_up(tmp_path: Path) -> None:
-    row = row_named("mtl-sac")
+    row = variant_named("mtl-sac")
     plain = train(toy_recipe(), row, 0, tmp_path / "plain", make_simulator=make_toy)
     assert plain.result.steps == 60 - 8
     recipe = toy_recipe(catch_up=True, sampling="uniform")
@@ -145,7 +145,7 @@ def test_methods_are_told_that_an_epoch_is_over(tmp_path: Path) -> None:
     recipe = toy_recipe(vector_steps=200)
     found = {}
     for name in ("mtl-sac", "dwa", "si", "stch"):
-        run = train(recipe, row_named(name), 0, tmp_path / name, make_simulator=make_toy)
+        run = train(recipe, variant_named(name), 0, tmp_path / name, make_simulator=make_toy)
         found[name] = parameters(run.path)["actor"], run.steps.weights
     assert not same(found["dwa"][0], found["mtl-sac"][0])
     assert not same(found["stch"][0], found["si"][0])
@@ -156,7 +156,7 @@ def test_methods_are_told_that_an_epoch_is_over(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_agents")
 def test_a_single_task_agent_has_its_share_of_the_batch(tmp_path: Path) -> None:
-    run = train(toy_recipe(), ROWS["stl"], 0, tmp_path, task="a", make_simulator=make_toy)
+    run = train(toy_recipe(), VARIANTS["stl"], 0, tmp_path, task="a", make_simulator=make_toy)
     assert run.config.recipe["batch_size"] == 4
 
 
@@ -173,13 +173,13 @@ def test_uniform_batches_are_as_large_as_asked_for(
 
     monkeypatch.setattr(Replay, "uniform", noted)
     recipe = toy_recipe(sampling="uniform", batch_size=13)
-    train(recipe, row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+    train(recipe, variant_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
     assert sizes == {13}
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"one of auto, cpu, cuda\. Found 'tpu'"):
-        train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path / "run", device="tpu")
+        train(toy_recipe(), variant_named("mtl-sac"), 0, tmp_path / "run", device="tpu")
     assert not (tmp_path / "run").exists()
 
 
@@ -190,7 +190,7 @@ def test_the_policy_learns_the_toy(tmp_path: Path) -> None:
     )
     # Five times the rate: a toy is to be learned in seconds.
     recipe = type(recipe)(**{**vars(recipe), "learning_rate": 3e-3, "random_steps": 100})
-    run = train(recipe, row_named("ntkmtl"), 0, tmp_path, make_simulator=make_toy)
+    run = train(recipe, variant_named("ntkmtl"), 0, tmp_path, make_simulator=make_toy)
     assert min(run.result.test) == 100.0
 
 
@@ -209,12 +209,12 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     for seed in (0, 1):
         for name in ("mtl-sac", "ntkmtl"):
             folder = run_folder(tmp_path, "mt10", name, seed)
-            train(recipe, row_named(name), seed, folder, make_simulator=make_toy)
+            train(recipe, variant_named(name), seed, folder, make_simulator=make_toy)
     for task in recipe.tasks:
         folder = run_folder(tmp_path, "mt10", "stl", 0, task)
-        train(recipe, ROWS["stl"], 0, folder, task=task, make_simulator=make_toy)
+        train(recipe, VARIANTS["stl"], 0, folder, task=task, make_simulator=make_toy)
     folder = run_folder(tmp_path, "mt10", "stl", 1, "a")
-    train(recipe, ROWS["stl"], 1, folder, task="a", make_simulator=make_toy)
+    train(recipe, VARIANTS["stl"], 1, folder, task="a", make_simulator=make_toy)
 
     found = {entry.row: entry for entry in summarize(tmp_path)}
     assert list(found) == ["stl", "mtl-sac", "ntkmtl"]
@@ -236,7 +236,7 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     assert "Not shown" not in page.read_text()
     # A folder of two recipes, as another version may have made it.
     other = run_folder(tmp_path, "mt10", "mtl-sac", 2)
-    train(toy_recipe(batch_size=18), row_named("mtl-sac"), 2, other, make_simulator=make_toy)
+    train(toy_recipe(batch_size=18), variant_named("mtl-sac"), 2, other, make_simulator=make_toy)
     with pytest.raises(ValueError, match="another recipe"):
         summarize(tmp_path)
     assert "another recipe" in section(tmp_path)["notes"][0]
@@ -273,12 +273,13 @@ def test_aggregates_are_those_of_their_names() -> None:
 
 @pytest.mark.usefixtures("small_agents")
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
-    train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+    train(toy_recipe(), variant_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+    other = toy_recipe(hidden=(8, 9))
     with pytest.raises(RunConflictError, match=r"recipe.learning_rate|problem_options.hidden"):
-        train(toy_recipe(hidden=(8, 9)), row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+        train(other, variant_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
     again = train(
         toy_recipe(hidden=(8, 9)),
-        row_named("mtl-sac"),
+        variant_named("mtl-sac"),
         0,
         tmp_path,
         make_simulator=make_toy,
@@ -289,7 +290,7 @@ def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_agents")
 def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path: Path) -> None:
-    recipe, row = toy_recipe(), row_named("mtl-sac")
+    recipe, row = toy_recipe(), variant_named("mtl-sac")
     with pytest.raises(RunInterrupted):
         train(recipe, row, 0, tmp_path, make_simulator=make_toy, should_stop=lambda: True)
     path = tmp_path / "checkpoint.pt"
@@ -305,7 +306,7 @@ def test_a_damaged_checkpoint_starts_again_and_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_agents")
 def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path: Path) -> None:
-    recipe, row = toy_recipe(), row_named("ntkmtl")
+    recipe, row = toy_recipe(), variant_named("ntkmtl")
     clean = train(recipe, row, 0, tmp_path / "clean", make_simulator=make_toy)
     for _ in range(2):
         with pytest.raises(RunInterrupted):
@@ -325,7 +326,7 @@ def test_two_processes_do_not_train_in_one_folder(
 ) -> None:
     monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
     with run_lock(tmp_path), pytest.raises(RunBusyError, match="another process is training"):
-        train(toy_recipe(), row_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
+        train(toy_recipe(), variant_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -340,25 +341,25 @@ def test_recipes_and_rows_are_as_published() -> None:
     assert paper.scale_rewards
     assert 2_000_000 <= paper.vector_steps <= 2_010_000
     assert paper.vector_steps // paper.evaluate_every == 67
-    assert settings_of(paper, ROWS["famo"])["options"] == {"gamma": 0.01}
-    assert settings_of(recipe_named("cpu-mt4"), ROWS["famo"])["options"] == {}
-    assert dict(ROWS["cagrad"].options) == {"c": 0.9}
-    assert dict(ROWS["fairgrad"].options) == {"alpha": 2.0}
+    assert settings_of(paper, VARIANTS["famo"])["options"] == {"gamma": 0.01}
+    assert settings_of(recipe_named("cpu-mt4"), VARIANTS["famo"])["options"] == {}
+    assert dict(VARIANTS["cagrad"].options) == {"c": 0.9}
+    assert dict(VARIANTS["fairgrad"].options) == {"alpha": 2.0}
     from ntkmtl.bench import paper as published
 
-    assert list(ROWS)[:-1] == [row.method for row in published.table(4).rows]
-    assert settings_of(paper, ROWS["ntkmtl"])["temperature"] == "shared"
-    assert settings_of(paper, ROWS["mtl-sac-te"])["encoding"] == "learned"
-    assert settings_of(recipe_named("cpu-mt4"), ROWS["ntkmtl"])["every"] == 10
-    assert settings_of(recipe_named("cpu-mt4"), ROWS["moco"])["every"] == 1
+    assert list(VARIANTS)[:-1] == [row.method for row in published.table(4).rows]
+    assert settings_of(paper, VARIANTS["ntkmtl"])["temperature"] == "shared"
+    assert settings_of(paper, VARIANTS["mtl-sac-te"])["encoding"] == "learned"
+    assert settings_of(recipe_named("cpu-mt4"), VARIANTS["ntkmtl"])["every"] == 10
+    assert settings_of(recipe_named("cpu-mt4"), VARIANTS["moco"])["every"] == 1
     small = {"observation": 3, "action": 1, "hidden": (4,)}
-    for row in ROWS.values():
+    for row in VARIANTS.values():
         agent = agent_for(paper, row, 1 if row.single_task else 10, **small)
         assert agent.method == row.method
     with pytest.raises(ValueError, match="did you mean 'ntkmtl'"):
-        row_named("ntkmlt")
+        variant_named("ntkmlt")
     with pytest.raises(ValueError, match="consmtl does not suit"):
-        row_named("consmtl")
+        variant_named("consmtl")
 
 
 @pytest.mark.parametrize(
@@ -379,6 +380,6 @@ def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], message
 
 def test_a_single_task_row_needs_its_task(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="stl is one agent per task: give task"):
-        train(toy_recipe(), ROWS["stl"], 0, tmp_path, make_simulator=make_toy)
+        train(toy_recipe(), VARIANTS["stl"], 0, tmp_path, make_simulator=make_toy)
     with pytest.raises(ValueError, match="task must be one of a, b, c, found 'd'"):
-        train(toy_recipe(), ROWS["stl"], 0, tmp_path, task="d", make_simulator=make_toy)
+        train(toy_recipe(), VARIANTS["stl"], 0, tmp_path, task="d", make_simulator=make_toy)

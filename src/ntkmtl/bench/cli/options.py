@@ -14,6 +14,7 @@ import typer
 from ntkmtl.bench.cli.console import refuse
 from ntkmtl.bench.cli.values import (
     LAST_SEED,
+    check_files,
     check_finite,
     check_folder,
     check_methods,
@@ -263,7 +264,9 @@ class DataOptions:
             "time": self.time,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        return {**options_in(self.problem_option or []), **given}
+        options = {**options_in(self.problem_option or []), **given}
+        check_files(options, ("csv", "split"))
+        return options
 
     def _targets(self) -> str | list[str] | None:
         if self.target_column and self.targets:

@@ -8,7 +8,7 @@ import typer
 
 from ntkmtl.bench.cli.console import FAILED, INTERRUPTED, print_json, refusing, say
 from ntkmtl.bench.cli.sweeps import say_failures
-from ntkmtl.bench.cli.values import refuse_others
+from ntkmtl.bench.cli.values import find_modules_here, refuse_others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ def compare_registered(
         from ntkmtl.bench import problems
         from ntkmtl.bench.compute.environment import cores
 
+        find_modules_here(*methods)
         kind = problems.load_target(entry.name)
         refuse_others(context, kind.takes, kind.refusal)
         comparison = kind.asked(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -14,12 +13,14 @@ import typer
 from typer import CallbackParam
 
 from ntkmtl.bench.cli.console import refuse, refusing
+from ntkmtl.files import parse_json, require_regular
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
     "LAST_SEED",
+    "check_files",
     "check_finite",
     "check_folder",
     "check_methods",
@@ -36,6 +37,21 @@ __all__ = [
 
 LAST_SEED = 2**64 - 1
 """The largest seed that torch takes."""
+
+
+def check_files(options: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse what is no regular file, which might never end, before anything is read.
+
+    Args:
+        options: Options of a problem.
+        names: Those that name files.
+    """
+    for name in names:
+        if isinstance(options.get(name), str):
+            try:
+                require_regular(Path(options[name]).expanduser())
+            except OSError as error:
+                refuse(f"{name}={options[name]} {error.strerror}")
 
 
 def check_folder(path: Path | None) -> Path | None:
@@ -111,7 +127,7 @@ def options_in(pairs: Sequence[str]) -> dict[str, Any]:
         if not (key and equals):
             refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
         try:
-            found[key] = json.loads(_JSON.get(value, value))
+            found[key] = parse_json(_JSON.get(value, value).encode("utf-8", "replace"))
         except ValueError:
             found[key] = value
     return found

@@ -54,7 +54,7 @@ _WORDS = {
     "scale_rewards": "rewards over their running deviation",
     "hidden": "hidden layers",
     "encoding": "task encoding given to the networks",
-    "temperature": "temperature (published: as the row says)",
+    "temperature": "temperature (published: as the variant says)",
     "initial_temperature": "initial temperature",
     "batch_size": "batch size",
     "capacity": "transitions kept",
@@ -102,7 +102,7 @@ def success_of(comparison: AgentComparison) -> SideBySide:
     from ntkmtl.bench.runs import load_runs
 
     asked, out = set(comparison.methods), comparison.out
-    found = [one for one in summarize(out) if one.row in asked]
+    found = [one for one in summarize(out) if one.variant in asked]
     runs = [run for run in load_runs(out)[0] if run.config.method in asked]
     return success_side_by_side(found, comparison.recipe, runs, out)
 
@@ -117,7 +117,7 @@ def success_side_by_side(
     interquartile mean, are measured only.
 
     Args:
-        found: What was measured, by row.
+        found: What was measured, by variant.
         recipe: How it was trained.
         runs: The complete runs behind it.
         out: Their folder.
@@ -126,12 +126,12 @@ def success_side_by_side(
     printed = {row.method: row for row in source.rows}
     entries = []
     for one in found:
-        name = printed[one.row].printed if one.row in printed else one.row
-        if one.row in printed:
-            cell = printed[one.row].cells["success_rate"]
+        name = printed[one.variant].printed if one.variant in printed else one.variant
+        if one.variant in printed:
+            cell = printed[one.variant].cells["success_rate"]
             number = Number(cell.value, cell.stderr, cell.text, cell.stderr_text)
-            entries.append(Entry(one.row, name, "published", {"success_rate": number}))
-        entries.append(Entry(one.row, name, MEASURED, _numbers(one)))
+            entries.append(Entry(one.variant, name, "published", {"success_rate": number}))
+        entries.append(Entry(one.variant, name, MEASURED, _numbers(one)))
     seeds = sorted({seed for one in found for seed in one.seeds})
     return SideBySide(
         result=find_result("table4"),
@@ -202,13 +202,13 @@ def _notes(found: Sequence[Success], recipe: ReinforceRecipe) -> Iterator[str]:
         ends = one.interval()
         if ends is not None:
             yield (
-                f"{one.row}: final {one.final / 100:.2f}, 95 % bootstrap interval "
+                f"{one.variant}: final {one.final / 100:.2f}, 95 % bootstrap interval "
                 f"{ends[0] / 100:.2f} to {ends[1] / 100:.2f} over {len(one.seeds)} seeds."
             )
     if recipe.reduced:
         yield f"Reduced recipe {recipe.name}: {recipe.description}."
     rows = [row.method for row in table(4).rows]
-    left = [row for row in rows if row not in {one.row for one in found}]
+    left = [row for row in rows if row not in {one.variant for one in found}]
     if left:
         yield f"{len(left)} of {len(rows)} published rows were not run: {', '.join(left)}."
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import statistics
 import time
@@ -22,6 +21,7 @@ from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.spec import RunSpec
+from ntkmtl.files import parse_json, read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -267,7 +267,7 @@ def read_measured(path: str | os.PathLike[str], network: str) -> tuple[list[Time
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
         cases = [case for case in content["cases"] if case["network"] == network]
         if not cases:
             there = ", ".join(dict.fromkeys(case["network"] for case in content["cases"]))
@@ -281,7 +281,7 @@ def read_measured(path: str | os.PathLike[str], network: str) -> tuple[list[Time
             "command": content["command"],
             "hardware": content["facts"],
         }
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TimingError(
             f"{path} is not what benchmarks/peers.py writes: {type(error).__name__}: {error}"
         ) from error

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import atomic_write, write_json
+from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
 try:
     import numpy as np
@@ -295,11 +294,11 @@ class Prepared:
         self.folder = folder
         self._how = how
         path = folder / MANIFEST
-        if not path.is_file():
+        if not path.exists():
             state = "holds no prepared data" if folder.is_dir() else "is not there"
             raise DataMissingError(f"{folder} {state}. {how}")
         try:
-            manifest = json.loads(path.read_bytes().decode("utf-8"))
+            manifest = parse_json(read_bytes(path))
             if manifest["schema"] != SCHEMA or manifest["kind"] != kind:
                 found = f"{manifest['kind']}, schema {manifest['schema']}"
                 raise ValueError(f"it describes {found}, not {kind}, schema {SCHEMA}")
@@ -314,7 +313,7 @@ class Prepared:
                 )
                 for name, entry in manifest["arrays"].items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise self._damaged(path, what) from error
         self._arrays: dict[str, NDArray[Any]] = {}

@@ -4,8 +4,8 @@
 * :class:`Replay` keeps what was seen, task by task.
 * :class:`MultiTaskSAC` learns one policy for all tasks; a :class:`ntkmtl.Balancer` weighs their
   losses.
-* :func:`train` trains one row of a table with one seed and leaves a run directory; :func:`compare`
-  trains several; :func:`summarize` makes the table of success rates.
+* :func:`train` trains one variant of an agent with one seed and leaves a run directory;
+  :func:`compare` trains several; :func:`summarize` makes the table of success rates.
 
 The names are loaded on first use. Only :class:`MetaWorld` and what uses it need the extra ``rl``.
 """
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.frames import Film, film, film_run, save_strip
     from ntkmtl.bench.reinforce.recipes import (
         RECIPES,
-        ROWS,
+        VARIANTS,
         ReinforceRecipe,
-        Row,
+        Variant,
         recipe_named,
-        row_named,
+        variant_named,
     )
     from ntkmtl.bench.reinforce.replay import Batch, Replay
     from ntkmtl.bench.reinforce.results import Success, save_curves, summarize
@@ -49,11 +49,11 @@ _HOMES = {
     "film_run": "frames",
     "save_strip": "frames",
     "RECIPES": "recipes",
-    "ROWS": "recipes",
+    "VARIANTS": "recipes",
     "ReinforceRecipe": "recipes",
-    "Row": "recipes",
+    "Variant": "recipes",
     "recipe_named": "recipes",
-    "row_named": "recipes",
+    "variant_named": "recipes",
     "Batch": "replay",
     "Replay": "replay",
     "Success": "results",
@@ -68,7 +68,7 @@ _HOMES = {
 
 __all__ = [
     "RECIPES",
-    "ROWS",
+    "VARIANTS",
     "Batch",
     "DrawingError",
     "EnvironmentStep",
@@ -77,21 +77,21 @@ __all__ = [
     "MultiTaskSAC",
     "ReinforceRecipe",
     "Replay",
-    "Row",
     "Simulator",
     "Success",
     "Update",
+    "Variant",
     "compare",
     "evaluate",
     "expert",
     "film",
     "film_run",
     "recipe_named",
-    "row_named",
     "save_curves",
     "save_strip",
     "summarize",
     "train",
+    "variant_named",
 ]
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ntkmtl.bench.reinforce.environment import DrawingError
 from ntkmtl.bench.reinforce.frames import film_run, save_strip
-from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, recipe_named, row_named
+from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, recipe_named, variant_named
 from ntkmtl.bench.reinforce.results import (
     CURVES,
     FRAMES,
@@ -57,7 +57,7 @@ class AgentComparison:
 
     Attributes:
         recipe: How long and how.
-        methods: Names that :func:`~ntkmtl.bench.reinforce.row_named` takes.
+        methods: Names that :func:`~ntkmtl.bench.reinforce.variant_named` takes.
         seeds: Seeds.
         out: Folder for the runs.
         jobs: Runs at a time.
@@ -143,7 +143,7 @@ class AgentComparison:
             )
         recipe = replace(recipe, compile=bool((training or {}).get("compile", recipe.compile)))
         recipe.check()
-        names = tuple(dict.fromkeys(row_named(name).name for name in methods))
+        names = tuple(dict.fromkeys(variant_named(name).name for name in methods))
         return cls(recipe, names, tuple(seeds), Path(out), jobs, device, frames, threads)
 
     def train(
@@ -184,7 +184,7 @@ class AgentComparison:
             as_markdown(found),
             numbers,
             (*notes, NOT_COMPARABLE, f"Curves: {figure}"),
-            reportable=any(entry.row != SINGLE_TASK for entry in found),
+            reportable=any(entry.variant != SINGLE_TASK for entry in found),
         )
 
     def _draw_frames(self, found: Sequence[Success]) -> tuple[list[Path], list[str]]:
@@ -198,18 +198,19 @@ class AgentComparison:
         missing: list[str] = []
         for entry in found:
             seed = entry.seeds[0]
-            own = [run for run in runs if (run.config.method, run.config.seed) == (entry.row, seed)]
-            path = self.out / FRAMES / f"{entry.row}.png"
+            wanted = (entry.variant, seed)
+            own = [run for run in runs if (run.config.method, run.config.seed) == wanted]
+            path = self.out / FRAMES / f"{folder_name(entry.variant)}.png"
             try:
                 newest = max((run.path / AGENT).stat().st_mtime for run in own)
                 if not path.exists() or path.stat().st_mtime < newest:
                     films = [film_run(run) for run in own]
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    save_strip(films, path, f"{entry.row}, seed {seed}, goal 0")
+                    save_strip(films, path, f"{entry.variant}, seed {seed}, goal 0")
             except DrawingError as error:
                 return drawn, [*missing, f"No frames: {error}"]
             except (CheckpointError, OSError) as error:
-                missing.append(f"No frames of {entry.row}: {error}")
+                missing.append(f"No frames of {entry.variant}: {error}")
                 continue
             drawn.append(path)
         return drawn, missing
@@ -218,7 +219,7 @@ class AgentComparison:
 def _numbers(entry: Success) -> dict[str, Any]:
     """Return the success rates of a method as JSON values."""
     return {
-        "row": entry.row,
+        "row": entry.variant,
         "seeds": list(entry.seeds),
         "maximum_over_time": entry.best,
         "maximum_over_time_stderr": entry.best_stderr,

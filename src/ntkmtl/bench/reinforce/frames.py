@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ntkmtl.bench.reinforce.environment import MetaWorld
-from ntkmtl.bench.reinforce.recipes import ROWS, ReinforceRecipe, row_named
+from ntkmtl.bench.reinforce.recipes import VARIANTS, ReinforceRecipe, variant_named
 from ntkmtl.bench.reinforce.training import agent_for, products_of
 from ntkmtl.bench.runs import AGENT, SINGLE_TASK
 from ntkmtl.bench.runs.checkpoints import read_checkpoint
@@ -95,9 +95,9 @@ def film_run(run: Run, *, count: int = 6) -> Film:
     known = {field.name for field in fields(ReinforceRecipe)} - {"compile"}
     recipe = ReinforceRecipe(**{name: value for name, value in options.items() if name in known})
     method = run.config.method
-    row = ROWS["stl"] if method == SINGLE_TASK else row_named(method)
+    variant = VARIANTS["stl"] if method == SINGLE_TASK else variant_named(method)
     tasks = run.config.tasks
-    agent = agent_for(recipe, row, len(tasks))
+    agent = agent_for(recipe, variant, len(tasks))
     # The policy alone: the noise of an agent that was trained on a GPU is not for a CPU.
     agent.actor.load_state_dict(read_checkpoint(run.path / AGENT)["actor"])
     world = MetaWorld(

@@ -1,4 +1,4 @@
-"""How long and how agents are trained, and the rows of Table 4, as data."""
+"""How long and how agents are trained, and the variants of Table 4, as data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ntkmtl.bench.reinforce.environment import LONGEST_HORIZON, MT10, Goals
 from ntkmtl.bench.reinforce.networks import Encoding, Heads
 from ntkmtl.weighting import names, spec
 
-__all__ = ["RECIPES", "ROWS", "ReinforceRecipe", "Row", "recipe_named", "row_named"]
+__all__ = ["RECIPES", "VARIANTS", "ReinforceRecipe", "Variant", "recipe_named", "variant_named"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class ReinforceRecipe:
         horizon: Steps of an episode.
         scale_rewards: Divide rewards by their running deviation.
         hidden: Widths of the hidden layers of actor and critics.
-        encoding: How networks are given the task, unless the row says otherwise.
-        temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the row says.
+        encoding: How networks are given the task, unless the variant says otherwise.
+        temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the variant says.
         initial_temperature: Where temperatures start.
         batch_size: Transitions of an update, of all tasks together.
         sampling: ``"stratified"``: as many of each task; ``"uniform"``: as from one buffer.
@@ -46,7 +46,7 @@ class ReinforceRecipe:
         evaluation_episodes: Deterministic episodes per task, of as many goals, always the same.
         bfloat16_products: Let matrix products round their factors to bfloat16 on a processor that
             multiplies those faster; sums stay float32. It changes nothing on others.
-        method_options: Settings of methods by row, instead of the row's own.
+        method_options: Settings of methods by variant, instead of the variant's own.
         compile: Compile updates by ``torch.compile``, as far as :class:`MultiTaskSAC` says.
         reduced: True if it is smaller than what the literature uses.
     """
@@ -176,8 +176,8 @@ RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the table: a method, and the networks that go with it.
+class Variant:
+    """A row of Table 4: a method, and the networks that go with it.
 
     Attributes:
         name: Its name on the command line and in tables.
@@ -198,28 +198,28 @@ class Row:
     single_task: bool = False
 
 
-ROWS: Mapping[str, Row] = MappingProxyType(
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        row.name: row
-        for row in (
-            Row("stl", "ls", single_task=True),
-            Row("mtl-sac", "ls", temperature="per-task"),
-            Row("mtl-sac-te", "ls", encoding="learned", temperature="per-task"),
-            Row("mh-sac", "ls", heads="multi", temperature="per-task"),
-            Row("pcgrad", "pcgrad"),
-            Row("cagrad", "cagrad", {"c": 0.9}),
-            Row("moco", "moco"),
-            Row("nash-mtl", "nash-mtl"),
-            Row("famo", "famo"),
-            Row("fairgrad", "fairgrad", {"alpha": 2.0}),
-            Row("aligned-mtl", "aligned-mtl"),
-            Row("ntkmtl", "ntkmtl"),
+        variant.name: variant
+        for variant in (
+            Variant("stl", "ls", single_task=True),
+            Variant("mtl-sac", "ls", temperature="per-task"),
+            Variant("mtl-sac-te", "ls", encoding="learned", temperature="per-task"),
+            Variant("mh-sac", "ls", heads="multi", temperature="per-task"),
+            Variant("pcgrad", "pcgrad"),
+            Variant("cagrad", "cagrad", {"c": 0.9}),
+            Variant("moco", "moco"),
+            Variant("nash-mtl", "nash-mtl"),
+            Variant("famo", "famo"),
+            Variant("fairgrad", "fairgrad", {"alpha": 2.0}),
+            Variant("aligned-mtl", "aligned-mtl"),
+            Variant("ntkmtl", "ntkmtl"),
             # What the paper left out: its heads are what multi-head networks have.
-            Row("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
+            Variant("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
         )
     }
 )
-"""The rows of Table 4, in its order, and NTKMTL-SR."""
+"""The variants of Table 4, in its order, and NTKMTL-SR."""
 
 
 def recipe_named(name: str) -> ReinforceRecipe:
@@ -237,28 +237,37 @@ def recipe_named(name: str) -> ReinforceRecipe:
     return RECIPES[name]
 
 
-def row_named(name: str) -> Row:
-    """Return a row of Table 4, or one with a shared network for any other method that suits.
+def variant_named(name: str) -> Variant:
+    """Return a variant of Table 4, or one with a shared network for any other method that suits.
 
-    ``"ls"``, the plain sum, is the row ``"mtl-sac"``.
+    Methods outside the package are named ``module.path:ClassName`` or ``path/file.py:ClassName``.
+
+    ``"ls"``, the plain sum, is the variant ``"mtl-sac"``.
 
     Raises:
-        ValueError: There is no such row or method, or it does not suit.
+        ValueError: There is no such variant or method, or it does not suit.
 
     Example:
-        >>> row_named("mh-sac").heads, row_named("imtl-g").method
+        >>> variant_named("mh-sac").heads, variant_named("imtl-g").method
         ('multi', 'imtl-g')
     """
     from ntkmtl.bench.reinforce.sac import unsuited
 
     name = "mtl-sac" if name == "ls" else name
-    if name in ROWS:
-        return ROWS[name]
-    if name not in names():
-        close = difflib.get_close_matches(name, [*ROWS, *names()], n=1)
+    if name in VARIANTS:
+        return VARIANTS[name]
+    if ":" in name:
+        # One of the user's own, by the name under which every process finds it.
+        name = spec(name).name
+    elif name not in names():
+        close = difflib.get_close_matches(name, [*VARIANTS, *names()], n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"unknown row {name!r}{hint} Rows of Table 4: {', '.join(ROWS)}")
+        raise ValueError(
+            f"unknown method {name!r}{hint} Variants of Table 4: {', '.join(VARIANTS)}; other "
+            "methods by the name that `ntkmtl methods` lists, and your own as "
+            "module.path:ClassName or path/file.py:ClassName"
+        )
     if why := unsuited(name):
         raise ValueError(f"{name} does not suit multi-task SAC: {why}")
     reads_features = spec(name).defaults.get("source") not in (None, "exact")
-    return Row(name, name, heads="multi" if reads_features else "shared")
+    return Variant(name, name, heads="multi" if reads_features else "shared")

@@ -36,10 +36,10 @@ CURVES, FRAMES = "success.png", "frames"
 
 @dataclass(frozen=True, eq=False)
 class Success:
-    """What a row came to over its seeds, in percent.
+    """Success of a variant over its seeds, in percent.
 
     Attributes:
-        row: Its name.
+        variant: Its name.
         seeds: The seeds whose runs are complete.
         tasks: Names of the k tasks.
         steps: Vector steps at the T evaluations.
@@ -47,7 +47,7 @@ class Success:
         reduced: Whether the recipe was a reduced one.
     """
 
-    row: str
+    variant: str
     seeds: tuple[int, ...]
     tasks: tuple[str, ...]
     steps: tuple[int, ...]
@@ -187,7 +187,7 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
     Raises:
         ValueError: There are no finished runs, or they are of different recipes.
     """
-    from ntkmtl.bench.reinforce.recipes import ROWS
+    from ntkmtl.bench.reinforce.recipes import VARIANTS
 
     folder = Path(out) / folder_name(PROBLEM)
     runs = load_runs(folder)[0] if folder.is_dir() else []
@@ -204,11 +204,11 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
     grouped: dict[str, dict[int, list[Run]]] = {}
     for run in runs:
         grouped.setdefault(run.config.method, {}).setdefault(run.config.seed, []).append(run)
-    order = {name: place for place, name in enumerate(ROWS)}
+    order = {name: place for place, name in enumerate(VARIANTS)}
     found = []
-    for row in sorted(grouped, key=lambda name: (order.get(name, len(order)), name)):
+    for variant in sorted(grouped, key=lambda name: (order.get(name, len(order)), name)):
         curves, seeds = [], []
-        for seed, own in sorted(grouped[row].items()):
+        for seed, own in sorted(grouped[variant].items()):
             by_task = {task: run for run in own for task in run.config.tasks}
             if set(by_task) != set(tasks):
                 continue
@@ -226,7 +226,12 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
         )
         found.append(
             Success(
-                row, tuple(seeds), tasks, steps, np.stack(curves), runs[0].config.recipe["reduced"]
+                variant,
+                tuple(seeds),
+                tasks,
+                steps,
+                np.stack(curves),
+                runs[0].config.recipe["reduced"],
             )
         )
     if not found:
@@ -256,7 +261,7 @@ def cells(entry: Success) -> list[str]:
         return f"{value:.1f}" + ("" if error is None else f" ± {error:.1f}")
 
     return [
-        entry.row,
+        entry.variant,
         str(len(entry.seeds)),
         with_error(entry.best, entry.best_stderr),
         with_error(float(entry.late.mean()), entry.late_stderr),
@@ -310,7 +315,7 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
     styles = [(f"C{n % 7}", "--" if n >= 7 else "-") for n in range(len(found))]
     for entry, (color, dash) in zip(found, styles, strict=True):
         line: dict[str, Any] = {"color": color, "linestyle": dash}
-        label = f"{entry.row} ({len(entry.seeds)})"
+        label = f"{entry.variant} ({len(entry.seeds)})"
         _draw(axes, entry.steps, entry.over_time.mean(axis=0), label=label, **line)
         if len(entry.seeds) > 1 and len(found) <= 3:
             low, high = entry.over_time.min(axis=0), entry.over_time.max(axis=0)
@@ -367,8 +372,9 @@ def section(out: str | os.PathLike[str]) -> dict[str, Any]:
     )
     pictures = [(Path(out) / CURVES, caption)]
     for entry in found:
-        caption = f"{entry.row}, seed {entry.seeds[0]}: one deterministic episode per task, goal 0."
-        pictures.append((Path(out) / FRAMES / f"{entry.row}.png", caption))
+        seed = entry.seeds[0]
+        caption = f"{entry.variant}, seed {seed}: one deterministic episode per task, goal 0."
+        pictures.append((Path(out) / FRAMES / f"{folder_name(entry.variant)}.png", caption))
     return {
         "heads": [*HEADS, *found[0].tasks],
         "rows": [cells(entry) for entry in found],

@@ -1,4 +1,4 @@
-"""Several rows and seeds, some at a time."""
+"""Several variants and seeds, some at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.bench.jobs.engine import EngineError, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
-from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, row_named
+from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, variant_named
 from ntkmtl.bench.reinforce.training import PROBLEM, config_of, train
 from ntkmtl.bench.runs import (
     CONFIG,
@@ -40,7 +40,7 @@ class AgentJob:
 
     Attributes:
         recipe: How long and how.
-        row: Name of the row.
+        variant: Name of the variant.
         seed: Seed.
         task: The task of a single-task agent.
         folder: The run's folder.
@@ -51,7 +51,7 @@ class AgentJob:
     """
 
     recipe: ReinforceRecipe
-    row: str
+    variant: str
     seed: int
     task: str | None
     folder: Path
@@ -68,7 +68,7 @@ class AgentJob:
     @property
     def label(self) -> str:
         """The run in a few words."""
-        return f"{self.row}{'' if self.task is None else ' ' + self.task} seed {self.seed}"
+        return f"{self.variant}{'' if self.task is None else ' ' + self.task} seed {self.seed}"
 
     @property
     def steps(self) -> int:
@@ -94,7 +94,7 @@ class AgentJob:
         try:
             train(
                 self.recipe,
-                row_named(self.row),
+                variant_named(self.variant),
                 self.seed,
                 self.folder,
                 task=self.task,
@@ -111,7 +111,7 @@ class AgentJob:
 
 def jobs_of(
     recipe: ReinforceRecipe,
-    rows: Sequence[str],
+    variants: Sequence[str],
     seeds: Sequence[int],
     out: Path,
     *,
@@ -122,28 +122,28 @@ def jobs_of(
     """Return the runs of a comparison, all of one seed first.
 
     Raises:
-        ValueError: A row is unknown, or there are no rows or no seeds.
+        ValueError: A variant is unknown, or there are no variants or no seeds.
     """
     if not seeds or any(seed < 0 for seed in seeds):
         raise ValueError(f"at least one seed is needed, none negative. Found {list(seeds)}.")
-    if not rows:
-        raise ValueError("at least one row is needed, found none")
+    if not variants:
+        raise ValueError("at least one variant is needed, found none")
     jobs = []
     for seed in dict.fromkeys(seeds):
-        for name in dict.fromkeys(rows):
-            row = row_named(name)
-            method = SINGLE_TASK if row.single_task else row.name
-            for task in recipe.tasks if row.single_task else (None,):
+        for name in dict.fromkeys(variants):
+            variant = variant_named(name)
+            method = SINGLE_TASK if variant.single_task else variant.name
+            for task in recipe.tasks if variant.single_task else (None,):
                 folder = run_folder(out, PROBLEM, method, seed, task)
                 jobs.append(
-                    AgentJob(recipe, row.name, seed, task, folder, device, threads, overwrite)
+                    AgentJob(recipe, variant.name, seed, task, folder, device, threads, overwrite)
                 )
     return jobs
 
 
 def compare(
     recipe: ReinforceRecipe,
-    rows: Sequence[str],
+    variants: Sequence[str],
     seeds: Sequence[int],
     out: str | os.PathLike[str],
     *,
@@ -154,14 +154,14 @@ def compare(
     reporter: Reporter | None = None,
     engine: Engine | None = None,
 ) -> Outcome[AgentJob]:
-    """Train every row with every seed; what is complete is not trained again.
+    """Train every variant with every seed; what is complete is not trained again.
 
     A run that fails does not stop the others; its folder says why in ``failure.json``. Ctrl-C and
     SIGTERM stop every run at the end of its episode.
 
     Args:
         recipe: How long and how.
-        rows: Names that :func:`row_named` knows.
+        variants: Names that :func:`variant_named` knows.
         seeds: Seeds.
         out: Folder for the runs. It is locked: a second process is refused.
         jobs: Runs at a time, each in a worker process; 1 trains in this process.
@@ -176,8 +176,8 @@ def compare(
         The outcome of the runs that were not complete.
 
     Raises:
-        ValueError: A row is unknown, a number is out of range, the folder is in use or holds runs
-            of other settings, or the engine cannot be started.
+        ValueError: A variant is unknown, a number is out of range, the folder is in use or holds
+            runs of other settings, or the engine cannot be started.
     """
     recipe.check()
     if jobs < 1:
@@ -187,7 +187,9 @@ def compare(
     if threads is None:
         threads = 1 if engine is None else engine.threads
     # Planned before the folder is made, so that a mistyped name leaves nothing behind.
-    planned = jobs_of(recipe, rows, seeds, out, device=device, threads=threads, overwrite=overwrite)
+    planned = jobs_of(
+        recipe, variants, seeds, out, device=device, threads=threads, overwrite=overwrite
+    )
     with sweep_lock(out), contextlib.ExitStack() as stack:
         todo = _incomplete(planned, overwrite)
         reporter.message(f"{len(planned) - len(todo)} of {len(planned)} runs are complete")
@@ -209,7 +211,7 @@ def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
     for job in planned:
         found: list[str] = []
         if (job.folder / CONFIG).exists():
-            wanted = config_of(job.recipe, row_named(job.row), job.seed, job.task)
+            wanted = config_of(job.recipe, variant_named(job.variant), job.seed, job.task)
             try:
                 there = read_config(job.folder / CONFIG).identity()
                 found = differences(there, wanted.identity())
@@ -232,7 +234,7 @@ def _refuse_other_recipes(planned: Sequence[AgentJob]) -> None:
         ValueError: There are runs of another recipe.
     """
     first = planned[0]
-    wanted = config_of(first.recipe, row_named(first.row), first.seed, first.task)
+    wanted = config_of(first.recipe, variant_named(first.variant), first.seed, first.task)
     folders = {job.folder for job in planned}
     root = first.root
     for path in sorted(root.rglob(CONFIG)):

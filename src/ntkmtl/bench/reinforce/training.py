@@ -20,7 +20,7 @@ from ntkmtl.bench.compute.device import choose_device
 from ntkmtl.bench.compute.environment import reproducible
 from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.reinforce.environment import MetaWorld, Simulator
-from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, Row
+from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, Variant
 from ntkmtl.bench.reinforce.replay import Replay
 from ntkmtl.bench.reinforce.sac import MultiTaskSAC
 from ntkmtl.bench.runs import (
@@ -39,6 +39,7 @@ from ntkmtl.bench.runs import (
 from ntkmtl.bench.runs.checkpoints import write_checkpoint
 from ntkmtl.bench.runs.folder import RunFolder
 from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.training.methods import method_source
 from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
@@ -66,30 +67,32 @@ def make_world(recipe: ReinforceRecipe, tasks: Sequence[str], seed: int) -> Simu
     )
 
 
-def settings_of(recipe: ReinforceRecipe, row: Row) -> dict[str, Any]:
-    """Return what a row means under a recipe, as JSON values: networks, balancing, settings."""
-    shared = recipe.temperature if recipe.temperature != "published" else row.temperature
+def settings_of(recipe: ReinforceRecipe, variant: Variant) -> dict[str, Any]:
+    """Return what a variant means under a recipe, as JSON values: networks, balancing, settings."""
+    shared = recipe.temperature if recipe.temperature != "published" else variant.temperature
     # Methods that combine gradients entry by entry have no weights to keep.
-    every = 1 if spec(row.method).requires in ("losses", "jacobian") else recipe.every
+    every = 1 if spec(variant.method).requires in ("losses", "jacobian") else recipe.every
     return {
-        "method": row.method,
-        "options": {**row.options, **recipe.method_options.get(row.name, {})},
-        "heads": row.heads,
-        "encoding": row.encoding or recipe.encoding,
+        "method": variant.method,
+        "options": {**variant.options, **recipe.method_options.get(variant.name, {})},
+        "heads": variant.heads,
+        "encoding": variant.encoding or recipe.encoding,
         "temperature": shared,
         "every": every,
     }
 
 
-def config_of(recipe: ReinforceRecipe, row: Row, seed: int, task: str | None = None) -> RunConfig:
+def config_of(
+    recipe: ReinforceRecipe, variant: Variant, seed: int, task: str | None = None
+) -> RunConfig:
     """Return what identifies a run: its config without size, versions and hardware."""
     tasks = _tasks(recipe, task)
     return RunConfig(
         problem=PROBLEM,
         problem_class="ntkmtl.bench.reinforce:MetaWorld",
         problem_options=_plain(asdict(recipe)),
-        method=SINGLE_TASK if row.single_task else row.name,
-        method_options=settings_of(recipe, row),
+        method=SINGLE_TASK if variant.single_task else variant.name,
+        method_options=settings_of(recipe, variant),
         seed=seed,
         recipe={
             "epochs": recipe.vector_steps // recipe.evaluate_every,
@@ -105,6 +108,7 @@ def config_of(recipe: ReinforceRecipe, row: Row, seed: int, task: str | None = N
         parameters=0,
         versions={},
         hardware={},
+        method_source=method_source(variant.method),
     )
 
 
@@ -119,24 +123,24 @@ def _batch_size(recipe: ReinforceRecipe, task: str | None) -> int:
 
 def agent_for(
     recipe: ReinforceRecipe,
-    row: Row,
+    variant: Variant,
     tasks: int,
     *,
     seed: int = 0,
     device: torch.device | str = "cpu",
     **changes: Any,
 ) -> MultiTaskSAC:
-    """Make the agent of a row under a recipe.
+    """Make the agent of a variant under a recipe.
 
     Args:
         recipe: The recipe.
-        row: The row.
+        variant: The variant.
         tasks: Number of tasks k; 1 for a single-task agent.
         seed: Seed of the initial weights and of the noise.
         device: Its device.
         **changes: Arguments of :class:`MultiTaskSAC` to replace.
     """
-    settings = settings_of(recipe, row)
+    settings = settings_of(recipe, variant)
     chosen: dict[str, Any] = {
         "hidden": recipe.hidden,
         "heads": settings["heads"],
@@ -185,7 +189,7 @@ def evaluate(
 
 def train(
     recipe: ReinforceRecipe,
-    row: Row,
+    variant: Variant,
     seed: int,
     folder: str | os.PathLike[str],
     *,
@@ -198,7 +202,7 @@ def train(
     should_stop: Callable[[], bool] | None = None,
     make_simulator: MakeSimulator = make_world,
 ) -> Run:
-    """Train one row with one seed; resume from a checkpoint if there is one.
+    """Train one variant with one seed; resume from a checkpoint if there is one.
 
     The folder gets the files of ``docs/run-format.md``: an epoch is the time between two
     evaluations, the metrics are success rates in percent, training losses are the critics', the
@@ -207,10 +211,10 @@ def train(
 
     Args:
         recipe: How long and how.
-        row: Which row.
+        variant: Which variant.
         seed: Seed of goals, initial weights, noise and draws.
         folder: The run's folder.
-        task: The task of a single-task agent, where the row is one of those.
+        task: The task of a single-task agent, where the variant is one of those.
         device: Device of networks and replay: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         threads: Threads that torch computes with.
         checkpoint_seconds: Least time between checkpoints, which are made between episodes.
@@ -221,7 +225,7 @@ def train(
         make_simulator: Makes the tasks, twice: for training and for evaluation.
 
     Raises:
-        ValueError: Recipe, row and task do not go together.
+        ValueError: Recipe, variant and task do not go together.
         DeviceError: The device is missing.
         RunConflictError: The folder holds another run.
         RunBusyError: Another process is training in it.
@@ -229,12 +233,12 @@ def train(
         RunInterrupted: It was stopped; call again to resume.
         NonFiniteError: A loss or gradient was not finite.
     """
-    _require_suitable(recipe, row, task)
+    _require_suitable(recipe, variant, task)
     chosen = choose_device(device)
     with contextlib.ExitStack() as stack:
         stack.enter_context(reproducible(threads, chosen))
         stack.enter_context(products_of(recipe))
-        training = AgentTraining(recipe, row, seed, task, chosen.type, threads, make_simulator)
+        training = AgentTraining(recipe, variant, seed, task, chosen.type, threads, make_simulator)
         stack.callback(training.close)
         place = RunFolder(folder, training.config.identity(), training.config.versions)
         stack.enter_context(place.lock())
@@ -263,16 +267,17 @@ def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | 
     return None
 
 
-def _require_suitable(recipe: ReinforceRecipe, row: Row, task: str | None) -> None:
-    """Check that recipe, row and task fit each other.
+def _require_suitable(recipe: ReinforceRecipe, variant: Variant, task: str | None) -> None:
+    """Check that recipe, variant and task fit each other.
 
     Raises:
         ValueError: They do not.
     """
     recipe.check()
-    if row.single_task != (task is not None):
+    if variant.single_task != (task is not None):
         raise ValueError(
-            f"{row.name} is {'one agent per task: give task' if row.single_task else 'one agent'}, "
+            f"{variant.name} is "
+            f"{'one agent per task: give task' if variant.single_task else 'one agent'}, "
             f"found task={task!r}"
         )
     if task is not None and task not in recipe.tasks:
@@ -296,7 +301,7 @@ class AgentTraining:
     def __init__(
         self,
         recipe: ReinforceRecipe,
-        row: Row,
+        variant: Variant,
         seed: int,
         task: str | None,
         device: str,
@@ -307,7 +312,7 @@ class AgentTraining:
         self.tasks = _tasks(recipe, task)
         torch.manual_seed(seed)
         k = len(self.tasks)
-        self.agent = agent_for(recipe, row, k, seed=seed, device=device)
+        self.agent = agent_for(recipe, variant, k, seed=seed, device=device)
         self.world = make_simulator(recipe, self.tasks, seed)
         self.judge = make_simulator(recipe, self.tasks, seed)
         observation = self.world.observations.shape[1]
@@ -324,7 +329,7 @@ class AgentTraining:
         )
         self.explore = torch.Generator().manual_seed(seed)
         self.config = replace(
-            config_of(recipe, row, seed, task),
+            config_of(recipe, variant, seed, task),
             parameters=self.agent.parameter_count(),
             versions=_versions(),
             hardware={**hardware(threads), "device": device},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ntkmtl.bench.report._series import points_for
+from ntkmtl.files import read_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def _history(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[
     # Checking each key of each epoch takes most of the time with a thousand runs. What is needed
     # here is checked at once, and a file that is not in order is left to the strict reader.
     try:
-        entries = json.loads((run.path / "history.json").read_bytes())["epochs"]
+        entries = json.loads(read_bytes(run.path / "history.json"))["epochs"]
         epoch = np.array([entry["epoch"] for entry in entries], dtype=np.int64)
         val = np.array([entry["val"] for entry in entries], dtype=np.float64)
         losses = np.array([entry["train_losses"] for entry in entries], dtype=np.float64)

@@ -158,12 +158,9 @@ def _data_file(run: Run) -> str:
 
 def _asked(root: Path) -> tuple[str, ...]:
     path = root / REQUEST
-    if not path.is_file():
+    if not path.exists():
         return ()
-    try:
-        methods = json.loads(path.read_bytes())["methods"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise RunFileError(path, f"does not say which methods were asked for ({error})") from error
+    methods = read_json(path).get("methods")
     if not isinstance(methods, list):
         raise RunFileError(path, f"key 'methods' must be a list, found {methods!r:.60}")
     return tuple(method for method in methods if isinstance(method, str))

@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 import torch
 
 from ntkmtl._warnings import warn
-from ntkmtl.files import atomic_write
+from ntkmtl.files import atomic_write, require_regular
 
 if TYPE_CHECKING:
     import os
@@ -111,10 +111,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no checkpoint.
         CheckpointError: It is truncated, has flipped bits, or holds something else.
-        OSError: It cannot be opened or read, which says nothing of what it holds.
+        OSError: It is no regular file, or cannot be opened or read, which says nothing of what it
+            holds.
         MemoryError: There is not enough memory for it.
     """
     path = Path(path)
+    require_regular(path)
     try:
         # torch.load does not look at the checksums that torch.save wrote.
         with zipfile.ZipFile(path) as archive:

@@ -113,6 +113,8 @@ def load_runs(
     runs: list[Run] = []
     incomplete: list[IncompleteRun] = []
     for place, folders, files in os.walk(folder):
+        # A folder in a file's place is told when it is read.
+        files = [*files, *folders]
         if STUDY in files:
             # Trials have the seed and the method of a run of the comparison, and are none.
             folders.clear()

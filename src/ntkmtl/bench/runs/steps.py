@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ntkmtl.bench.runs.errors import RunFileError
-from ntkmtl.files import atomic_write
+from ntkmtl.files import atomic_write, require_regular
 
 if TYPE_CHECKING:
     import os
@@ -70,6 +70,10 @@ def read_steps(path: Path, k: int) -> Steps:
         RunFileError: It is missing or damaged, or of another number of tasks.
     """
     try:
+        require_regular(path)
+    except OSError as error:
+        raise RunFileError(path, error.strerror or str(error)) from error
+    try:
         # np.load would read the archive's list of members a second time for each of a thousand
         # runs; and of a file that is no archive it makes an array or an error, by what it holds.
         with zipfile.ZipFile(path) as archive:
@@ -110,6 +114,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
 
 def write_steps(path: str | os.PathLike[str], steps: Steps) -> None:
     """Write ``steps.npz`` in one piece. The same steps give the same bytes."""
+    require_regular(path)
     arrays: dict[str, npt.NDArray[Any]] = {"step": steps.step, "weights": steps.weights}
     if steps.eigenvalues is not None:
         arrays["eigenvalues"] = steps.eigenvalues

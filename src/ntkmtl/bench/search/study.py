@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.bench.runs import BEST, STUDY, TRIAL, RunFileError, differences
 from ntkmtl.bench.search.records import Trial, Tuning, exported, read_study, read_tuning
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import write_json
+from ntkmtl.files import require_regular, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,6 +132,10 @@ class Study:
         # Optuna would wait for.
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)
         try:
+            require_regular(path)
+        except OSError as error:
+            raise RunFileError(path, error.strerror or str(error)) from error
+        try:
             backend = optuna.storages.journal.JournalFileBackend(str(path))
             return optuna.create_study(
                 storage=optuna.storages.JournalStorage(backend),
@@ -140,7 +144,7 @@ class Study:
                 load_if_exists=True,
             )
         # What Optuna raises depends on where the journal is damaged.
-        except (ValueError, LookupError, TypeError, AssertionError) as error:
+        except (ValueError, LookupError, TypeError, AssertionError, RecursionError) as error:
             raise RunFileError(
                 path,
                 f"is no journal of Optuna's ({type(error).__name__}: {error}); remove it, and the "

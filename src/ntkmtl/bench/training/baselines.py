@@ -30,7 +30,7 @@ from ntkmtl.bench.runs import (
 from ntkmtl.bench.runs.locks import PATIENCE
 from ntkmtl.bench.runs.model_file import model_bytes
 from ntkmtl.bench.runs.provenance import hardware, source_digest, versions
-from ntkmtl.files import atomic_write, write_json
+from ntkmtl.files import atomic_write, read_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,4 +161,4 @@ class BaselineCache:
 def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
     for name in names:
         with atomic_write(to / name) as file:
-            file.write((source / name).read_bytes())
+            file.write(read_bytes(source / name))

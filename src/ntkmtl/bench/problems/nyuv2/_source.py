@@ -22,6 +22,7 @@ from ntkmtl.bench.problems.dense._store import (
 )
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
 from ntkmtl.errors import missing_extra
+from ntkmtl.files import require_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -119,10 +120,11 @@ def prepare(
                 f"Found archives: {said}. {LAYOUT.how}"
             )
         source = archives[0]
-    if not source.is_file():
+    if not source.exists():
         raise FileNotFoundError(f"{source} is not there. {LAYOUT.how}")
     with ExitStack() as stack:
         try:
+            require_regular(source)
             tar = stack.enter_context(tarfile.open(source))
             pictures = _pictures(source, tar)
         except (tarfile.TarError, EOFError, OSError) as error:

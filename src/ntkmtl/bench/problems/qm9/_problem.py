@@ -33,6 +33,7 @@ from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recip
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
+from ntkmtl.bench.problems.qm9._units import RANGES
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 
 __all__ = ["PARTS", "QM9", "Batch", "Graphs", "Targets", "graphs"]
@@ -376,4 +377,4 @@ class QM9(ColumnsProblem):
         )
 
 
-assert tuple(target.task for target in TARGETS) == COLUMNS
+assert tuple(target.task for target in TARGETS) == COLUMNS == tuple(RANGES)
