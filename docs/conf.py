@@ -48,6 +48,7 @@ extensions = [
     "math_as_mathml",
     "returns_without_types",
     "source_pages",
+    "llms",
 ]
 
 myst_enable_extensions = ["dollarmath", "attrs_block"]
