@@ -28,7 +28,7 @@ def scenes(count, size=24):
     depth = 20 + 10 * grid.reshape(1, -1, 1).expand(count, size, size) - 12 * mask
     image = depth / 40 + 0.5 * mask + 0.1 * torch.randn(count, size, size)
     heat = F.avg_pool2d(mask[:, None], 4)[:, 0]
-    return image[:, None], {"mask": mask, "depth": depth, "heat": 0.01 * heat}
+    return image[:, None], {"mask": mask, "depth": depth, "heat": 0.1 * heat}
 
 
 class Pyramid(nn.Module):
@@ -68,7 +68,7 @@ def losses_of(outputs, labels):
 images, labels = scenes(256)
 
 
-def train(balancer, steps=250):
+def train(balancer, steps=400):
     """Train with a balancer, or with the plain sum if there is none."""
     torch.manual_seed(1)
     model = Pyramid()
@@ -90,7 +90,7 @@ def train(balancer, steps=250):
 runs = {"plain sum": train(None), "Balancer()": train(Balancer())}
 
 # %%
-# Each task's loss over training. The depth is in meters, the heat map in hundredths.
+# Each task's loss over training. The depth is in meters, the heat map in tenths.
 
 figure, axes = plt.subplots(1, 3, figsize=(9, 3))
 for i, (axis, name) in enumerate(zip(axes, labels, strict=True)):

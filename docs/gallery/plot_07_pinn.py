@@ -73,12 +73,10 @@ def train(balancer, steps=1000):
 runs = {
     "plain sum": train(None),
     "Balancer()": train(Balancer()),
-    'length="plain"': train(Balancer(length="plain")),
 }
 
 # %%
-# The error against the known solution, and the weights. ``length="plain"`` keeps the combined
-# gradient as long as that of the plain sum.
+# The error against the known solution, and the weights.
 
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
 for label, (_, errors, _) in runs.items():
@@ -93,7 +91,7 @@ figure.tight_layout()
 # %%
 # The solutions:
 
-figure, axes = plt.subplots(1, 4, figsize=(10, 2.8))
+figure, axes = plt.subplots(1, 3, figsize=(9, 3))
 pictures = {"exact": solution}
 with torch.no_grad():
     pictures |= {label: model(grid)[:, 0] for label, (model, _, _) in runs.items()}
