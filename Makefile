@@ -6,9 +6,10 @@ OUT ?= runs
 JOBS ?= 2
 SEEDS ?= 2
 GALLERY ?= 1
+DIST ?= dist
 METHODS ?= ls,si,rlw,dwa,uw,famo,nash-mtl,fairgrad,imtl-g,ntkmtl,ntkmtl-sr,ntkmtl-tk,ntkmtl-auto
 
-.PHONY: help compare test unit cover slow lint types docs site bench faults sbom audit clean
+.PHONY: help compare test unit cover slow lint types docs site dist bench faults sbom audit clean
 
 help:
 	@echo "make compare   install, train and compare on real molecules, print the table, draw the page"
@@ -18,6 +19,7 @@ help:
 	@echo "make slow      the tests that take minutes"
 	@echo "make lint types docs   checks of style, types and of every example in the docs"
 	@echo "make site      the documentation site, in build/site; GALLERY=0 leaves the gallery unexecuted"
+	@echo "make dist      wheel and sdist in dist, checked"
 	@echo "make bench     cost of one step against plain training"
 	@echo "make faults    every fault of docs/reliability.md, made on purpose"
 	@echo "make sbom      bill of materials of the pinned versions, CycloneDX"
@@ -67,6 +69,18 @@ docs: $(VENV)/.dev
 site: $(VENV)/.dev
 	OMP_NUM_THREADS=1 GALLERY=$(GALLERY) $(BIN)/python -m sphinx -c docs -b html -q -W --keep-going . build/site
 	@echo "build/site/index.html"
+
+# Pinned and without isolation: the same commit gives the same bytes.
+$(VENV)/release/.done: Makefile
+	test -x $(VENV)/release/bin/python || $(PYTHON) -m venv $(VENV)/release
+	$(VENV)/release/bin/python -m pip install --quiet --disable-pip-version-check \
+		build==1.6.1 twine==7.0.0 hatchling==1.33.0 hatch-vcs==0.5.0 setuptools-scm==10.3.4
+	touch $@
+
+dist: $(VENV)/release/.done
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) \
+		$(VENV)/release/bin/python -m build --no-isolation --outdir $(DIST) .
+	$(VENV)/release/bin/twine check --strict $(DIST)/*
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/step_cost.py

@@ -48,6 +48,7 @@ extensions = [
     "math_as_mathml",
     "returns_without_types",
     "source_pages",
+    "llms",
 ]
 
 myst_enable_extensions = ["dollarmath", "attrs_block"]
@@ -55,6 +56,12 @@ myst_heading_anchors = 6
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 # The page templates hold a list, which Sphinx cannot keep between builds.
 suppress_warnings = ["config.cache"]
+
+# Pages of names that are gone would be built all the same.
+_wanted = {f"{module}.{name}" for module, names in public_names().items() for name in names}
+for _page in (ROOT / "docs" / "api" / "generated").glob("*.rst"):
+    if _page.stem not in _wanted | public_names().keys():
+        _page.unlink()
 
 autosummary_generate = True
 autosummary_ignore_module_all = False

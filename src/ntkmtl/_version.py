@@ -1,3 +1,10 @@
-"""The version, apart from the public names so that parts of the package can read it."""
+"""The version of what is installed, apart from the public names so that any part can read it."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+__all__ = ["__version__"]
+
+try:
+    __version__ = version("ntkmtl")
+except PackageNotFoundError:  # a source tree on PYTHONPATH that nobody installed
+    __version__ = "0+unknown"
