@@ -18,7 +18,8 @@ from ntkmtl.bench.report._pictures import (
     value_picture,
 )
 from ntkmtl.bench.report._render import printable
-from ntkmtl.bench.trained import best_run, load
+from ntkmtl.bench.runs.best import best_run
+from ntkmtl.bench.trained import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
