@@ -119,7 +119,10 @@ def _confirmed(found: Sequence[Estimate], jobs: int, dry_run: bool) -> None:
     total = sum(entry.seconds for entry in found)
     rows.append(["all", str(len(found)), str(sum(e.runs for e in found)), _hours(total)])
     print_grid("What is missing", ["problem", "methods", "runs", "core time"], rows)
-    say(f"About {_hours(total / jobs)} with {jobs} runs at a time, from a few steps of each method")
+    say(
+        f"About {_hours(total / jobs)} with {jobs} runs at a time, from a few steps of each method "
+        "on this machine's processor"
+    )
     if dry_run:
         raise typer.Exit
     if total and not sys.stdin.isatty():

@@ -100,8 +100,7 @@ class Methods:
     def _diverged(self, name: str) -> Failure:
         return Failure(
             label=f"{self.asked.name} {name}",
-            folder=run_folder(self.part.place / "search", self.part.problem.name, name, 0).parent
-            / TUNING,
+            folder=self._tuning(name),
             error="SweepError",
             message=f"all trials of {name} diverged; give {self.asked.name} a lower learning_rate",
         )
@@ -162,9 +161,8 @@ class Methods:
         return self.part.made(name, self._trials(name), settings["published"], settings["tuned"])
 
     def _trials(self, name: str) -> list[TriedSettings]:
-        method = run_folder(self.part.place / "search", self.part.problem.name, name, 0).parent
         found = []
-        for path in sorted((method / TUNING).glob(f"trial-*/{TRIAL}")):
+        for path in sorted(self._tuning(name).glob(f"trial-*/{TRIAL}")):
             trial = convert(path, read_json(path), Trial)
             val = [] if trial.value is None else list(load_run(path.parent).result.val)
             found.append(
