@@ -37,6 +37,7 @@ from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["KernelStep", "clip", "joined_ranks", "may_keep", "require_alone", "require_unclipped"]
@@ -446,7 +447,7 @@ class KernelStep:
         if isinstance(view, NamedView):
             view.partition = Partition.of(view.cut.batch, 1)
         rows = view.rows(gradients, parameters, release=not rest and not self.retain)
-        matrix = torch.cat([rows(i) for i in range(len(self.step.losses))])
+        matrix = all_rows(rows, len(self.step.losses))
         view.partition = whole
         combined = self._combined(matrix)
         heads.add([1.0] * len(matrix))

@@ -30,6 +30,7 @@ from ntkmtl.graph import add_to_grad, has_hooks, leaves, plain_backward, starts,
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["ParameterStep", "touched_by_two"]
@@ -175,8 +176,7 @@ class ParameterStep:
         """Let the method combine the gradients entry by entry."""
         step = self.step
         require_alone(self.options, step)
-        rows = self._rows()
-        matrix = torch.cat([rows(i) for i in range(len(step.present))])
+        matrix = all_rows(self._rows(), len(step.present))
         (peaks,) = step.bring(matrix.abs().amax(dim=1))
         step.require_finite(peaks, "gradient")
         return step.unscaled(self.options.weighting.combine, matrix)

@@ -137,9 +137,7 @@ class BalancedTrainer(Trainer):
         # Older Trainers have no number for a last, shorter accumulation, and divide by this.
         usual = self.args.gradient_accumulation_steps
         steps = getattr(self, "current_gradient_accumulation_steps", usual)
-        result = self.balancer.backward(
-            losses, scaler=self.accelerator.scaler, scale=1 / steps
-        )
+        result = self.balancer.backward(losses, scaler=self.accelerator.scaler, scale=1 / steps)
         self._record = record_of(self.balancer, losses, result)
 
     def _end_step(self) -> None:

@@ -27,6 +27,7 @@ from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts
 from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows, sample_gram
 from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.kernel._room import require_room
 
 __all__ = [
     "cut_graph",
@@ -205,6 +206,9 @@ def exact_kernel(
     Returns:
         The kernel, and this process's gradients of shape (k, P) or None. Memory is O(nP) if neither
         ``full`` nor ``keep``.
+
+    Raises:
+        ValueError: The gradients of all tasks are more than there is memory for.
     """
     product = gram if ranks is None else ranks.gram
     processes = 1 if ranks is None else ranks.size
@@ -215,6 +219,8 @@ def exact_kernel(
     n = shares.shape[1]
     for i in range(tasks):
         own = rows(i)
+        if i == 0 and (full or keep):
+            require_room(tasks, own if full else own[:1])
         share = shares[i if len(shares) > 1 else 0]
         if full:
             found = own if average is None else average[i : i + 1].to(own) @ own

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
     Priorities = Floats | None
 
-__all__ = ["block_length", "center", "drift", "intervals", "normalize", "settled", "switch"]
+__all__ = [
+    "block_length",
+    "center",
+    "drift",
+    "intervals",
+    "means",
+    "normalize",
+    "settled",
+    "switch",
+]
 
 RESAMPLES = 999
 LEVEL = 0.95
@@ -106,7 +115,7 @@ def block_length(logs: Floats) -> int:
                 break
             time += 2 * rho
         longest = max(longest, time)
-    return max(1, min(math.ceil(longest - 1e-9), count // 5))
+    return int(max(1, min(math.ceil(longest - 1e-9), count // 5)))
 
 
 def _blocks(logs: Floats) -> tuple[Floats, Floats]:
@@ -179,13 +188,13 @@ def drift(logs: Floats) -> Floats:
     """
     np = _numpy()
     middle = len(logs) // 2
-    early, late = (_mean(part, logs) for part in (logs[:middle], logs[middle:]))
+    early, late = (means(part, logs) for part in (logs[:middle], logs[middle:]))
     factor: Floats = np.exp(late - early)
     return factor
 
 
-def _mean(part: Floats, logs: Floats) -> Floats:
-    """Return the means of a part; those of all looks for a task that it does not show."""
+def means(part: Floats, logs: Floats) -> Floats:
+    """Return the means of a part of the looks; those of all for a task that it does not show."""
     np = _numpy()
     numbers = np.isfinite(part).sum(axis=0)
     found: Floats = np.where(

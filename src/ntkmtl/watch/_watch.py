@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ SHORTEST = 50
 LOOKS = 100
 """Measurements that are made at most, or a few more."""
 
+Training = Literal["balanced", "sum"]
+"""What trains the network while it is watched."""
+
 _Batch = TypeVar("_Batch")
 
 
@@ -35,7 +39,7 @@ def weigh(
     *,
     method: str = "ntkmtl",
     priorities: Mapping[str, float] | Sequence[float] | None = None,
-    train: Literal["balanced", "sum"] = "balanced",
+    train: Training = "balanced",
     **options: Any,
 ) -> Watch:
     """Watch the first percent of a run, and read constant loss weights off it.
@@ -64,14 +68,15 @@ def weigh(
     Example:
         >>> import torch, ntkmtl
         >>> _ = torch.manual_seed(0)
-        >>> trunk, heads = torch.nn.Linear(3, 8), torch.nn.ModuleList(torch.nn.Linear(8, 1) for _ in "ab")
-        >>> optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=1e-4)
+        >>> trunk, a, b = torch.nn.Linear(3, 8), torch.nn.Linear(8, 1), torch.nn.Linear(8, 1)
+        >>> net = torch.nn.ModuleList([trunk, a, b])
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=1e-4)
         >>> loader = [torch.randn(16, 3) for _ in range(20)]
         >>> with ntkmtl.weigh(total_steps=2_000, percent=5) as watch:
         ...     for x in watch.steps(loader):
         ...         z = trunk(x).tanh()
         ...         optimizer.zero_grad()
-        ...         losses = {"a": heads[0](z).square().mean(), "b": 100 * (heads[1](z) - 1).square().mean()}
+        ...         losses = {"a": a(z).square().mean(), "b": 100 * (b(z) - 1).square().mean()}
         ...         _ = watch.backward(losses)
         ...         optimizer.step()
         >>> found = watch.result()
@@ -82,7 +87,7 @@ def weigh(
         raise ValueError(f"total_steps must be a whole number of at least 1, found {total_steps}")
     if not 0 < percent <= 100:
         raise ValueError(f"percent must be above 0 and at most 100, found {percent}")
-    if train not in ("balanced", "sum"):
+    if train not in get_args(Training):
         raise ValueError(f"train must be 'balanced' or 'sum', found {train!r}")
     steps = min(int(total_steps), max(SHORTEST, math.ceil(total_steps * percent / 100)))
     every = max(1, steps // LOOKS)
@@ -136,7 +141,7 @@ class Watch:
     def __enter__(self) -> Watch:
         return self
 
-    def __exit__(self, kind: object, *rest: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None and not self.done:
             warn(f"{self.seen} of {self.total} steps were watched: result() needs all of them")
 
@@ -151,11 +156,11 @@ class Watch:
         Raises:
             ValueError: The loader is empty.
         """
-        while not self.done:
+        while self.seen < self.total:
             before = self.seen
             for batch in loader:
                 yield batch
-                if self.done:
+                if self.seen >= self.total:
                     return
             if self.seen == before:
                 raise ValueError(
@@ -203,9 +208,10 @@ class Watch:
                 "more, in which the tasks have labels"
             )
         logs = torch.stack(self._logs).numpy()
-        never = [name for name, logs_of in zip(names, logs.T, strict=True) if not (logs_of == logs_of).any()]
+        seen = torch.stack(self._logs).isfinite().any(dim=0).tolist()
+        never = [name for name, some in zip(names, seen, strict=True) if not some]
         if never:
-            raise ValueError(f"no step gave tasks {never} a weight above 0: they had no label in it")
+            raise ValueError(f"tasks {never} had no label, or no weight above 0, in any step")
         return self._summary(names, statistics.center(logs))
 
     def _summary(self, names: tuple[str, ...], logs: Any) -> ConstantWeights:
@@ -215,7 +221,7 @@ class Watch:
             return dict(zip(names, map(float, values), strict=True))
 
         def constants(part: Any) -> dict[str, float]:
-            return named(statistics.normalize(statistics._mean(part, logs), priorities))
+            return named(statistics.normalize(statistics.means(part, logs), priorities))
 
         low, high = statistics.intervals(logs, priorities)
         settled = statistics.settled(logs)
@@ -291,8 +297,6 @@ def _relative(given: Mapping[str, float] | Sequence[float] | None, names: tuple[
 
 def _with_warnings(found: ConstantWeights) -> ConstantWeights:
     """Say in words what is against these constants."""
-    from dataclasses import replace
-
     warnings = []
     if found.switch is not None:
         first, second = (

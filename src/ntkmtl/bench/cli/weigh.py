@@ -66,8 +66,8 @@ def weigh(
     if changed.minibatches is not None:
         refuse("--minibatches is for methods in training; weights are measured on whole batches")
     find_modules_here(problem, method)
-    check_methods([method])
     with refusing(ValueError):
+        check_methods([method])
         from ntkmtl.bench.training import changed_recipe, find_problem
         from ntkmtl.bench.training.weigh import weigh_problem
 

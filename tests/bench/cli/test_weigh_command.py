@@ -1,0 +1,52 @@
+"""``ntkmtl weigh``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from ntkmtl.bench.cli.app import app
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["weigh", *arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_weights_with_intervals() -> None:
+    code, out, err = run("qm9-mini", "--percent", "2", "--priority", "mu=3")
+    assert code == 0, err
+    assert out.startswith('loss_weights = {"mu": ')
+    assert "95 % interval" in err
+    assert "50 looks in 50 steps by ntkmtl" in err
+
+
+def test_json() -> None:
+    code, out, err = run("qm9-mini", "--json", "--method", "si", "--format", "chemprop")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["problem"] == "qm9-mini"
+    assert sum(found["weights"].values()) == pytest.approx(len(found["weights"]))
+    assert found["text"].startswith("--task-weights ")
+    for task, weight in found["weights"].items():
+        assert found["low"][task] <= weight <= found["high"][task]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "toml"], "--format must be one of python, yaml"),
+        (["--percent", "0"], "percent must be above 0"),
+        (["--method", "graddrop"], "makes no weight per loss"),
+        (["--method", "nonsense"], "nonsense"),
+        (["--priority", "mu"], "--priority must be TASK=P"),
+        (["--priority", "mass=2"], "unknown tasks"),
+        (["--minibatches", "2"], "--minibatches is for methods in training"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], message: str) -> None:
+    code, _, err = run("qm9-mini", *arguments)
+    assert code == 2
+    assert message in err
