@@ -52,7 +52,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(file: Path, name: str = "hard", **options: Any) -> Table:
-    return Table(file, "sum,product,sign", width=6, architecture=name, **options)
+    options = {"width": 6, "dropout": 0.0, **options}
+    return Table(file, "sum,product,sign", architecture=name, **options)
 
 
 # ------------------------------------------------------------------------------------------------

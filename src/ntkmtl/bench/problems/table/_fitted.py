@@ -145,6 +145,10 @@ def _names(names: list[str]) -> str:
     return f"Column {listed} is" if len(names) == 1 else f"Columns {listed} are"
 
 
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
+
+
 def _as_strings(column: RawColumn) -> list[str]:
     if column.numbers is None:
         return [str(text) for text in column.texts.fillna("")]
@@ -170,7 +174,7 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
             told.append(
                 f"Column {name!r} has {len(unseen)} {'level' if len(unseen) == 1 else 'levels'} "
                 f"that no training row had ({listed}{', ...' if len(unseen) > 5 else ''}), in "
-                f"{rows:,} rows."
+                f"{_rows(rows)}."
             )
     else:
         values, missing, bad = encoder.form.read(column)
@@ -185,7 +189,7 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
             )
     if missing.any() and f"{name} missing" not in encoder.names:
         told.append(
-            f"Column {name!r} is empty in {int(missing.sum()):,} rows; no training row was."
+            f"Column {name!r} is empty in {_rows(int(missing.sum()))}; no training row was."
         )
     return feature, told
 

@@ -150,6 +150,7 @@ class Table(Problem):
                 raise TableError(f"{key} must be true or false. Found {value!r}.")
         separator = None if separator is None else str(separator)
         check_reading(path, encoding, separator, decimal, thousands)
+        chosen, kinds = names_in(targets), types_in(types)
         try:
             stat = path.stat()
         except OSError as error:
@@ -161,8 +162,8 @@ class Table(Problem):
         self._asked = Asked(
             path.resolve(),
             (stat.st_mtime_ns, stat.st_size),
-            names_in(targets),
-            types_in(types),
+            chosen,
+            kinds,
             by_split,
             by_group,
             by_time,

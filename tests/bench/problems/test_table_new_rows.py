@@ -1,0 +1,139 @@
+"""New rows of a table: encoders that are saved as JSON and need no training data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ntkmtl.bench.problems.table import Table, TableError
+
+ROWS = [
+    f"K{i:03d},{(i * 37 % 11) + 0.5},{'' if i % 9 == 4 else ('red', 'green', 'Blue')[i % 3]},"
+    f"{1 + i % 28:02d}.{1 + i % 12:02d}.2023,town {i * i % 40},"
+    f'"{1000 + 10.5 * (i % 13):,.2f}",{"yes" if i % 2 else "no"}'
+    for i in range(120)
+]
+HEADER = "key,size,colour,day,town,price,sold"
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> Table:
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([HEADER, *ROWS]) + "\n")
+    return Table(path, "price,sold", max_categories=6)
+
+
+def restored(problem: Table) -> Table:
+    values, tensors = problem.fitted()
+    values = json.loads(json.dumps(values, allow_nan=False))
+    return Table.from_fitted({"csv": "gone.csv"}, values, tensors)
+
+
+def new(folder: Path, lines: list[str], name: str = "new.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_rows_of_the_table_are_encoded_as_in_training(problem: Table) -> None:
+    found = restored(problem).encode_new(problem.path)
+    assert found.warnings == []
+    assert found.ids == {"key": [f"K{i:03d}" for i in range(120)]}
+    data = problem._prepared
+    # Means of targets over levels are estimated from other folds in training: all other inputs.
+    plain = [i for i, name in enumerate(problem._fitted.inputs) if "town target" not in name]
+    whole = {tuple(row[plain].tolist()) for row in found.inputs.inputs}
+    for split in ("train", "val", "test"):
+        assert {tuple(row[plain].tolist()) for row in data.splits[split].inputs} <= whole
+    # Rows that were not trained on are the same in all inputs.
+    every = {tuple(row.tolist()) for row in found.inputs.inputs}
+    assert {tuple(row.tolist()) for row in data.splits["test"].inputs} <= every
+
+
+def test_a_restored_table_predicts_the_same(problem: Table) -> None:
+    again = restored(problem)
+    assert (again.tasks, again.metrics, again.options) == (
+        problem.tasks,
+        problem.metrics,
+        problem.options,
+    )
+    torch.manual_seed(0)
+    model = problem.model().eval()
+    other = again.model().eval()
+    other.load_state_dict(model.state_dict())
+    rows = again.encode_new(problem.path).inputs
+    with torch.no_grad():
+        one = problem.predictions(model.predict(model.represent(rows)))
+        two = again.predictions(other.predict(other.represent(rows)))
+    assert torch.equal(one["price"].values, two["price"].values)
+    assert one["sold"].classes == ("no", "yes")
+    assert torch.equal(one["sold"].probabilities, two["sold"].probabilities)
+    assert again.size("train") == 0
+    with pytest.raises(TableError, match="data of this table are not loaded"):
+        again.batch("test", torch.arange(1))
+
+
+def test_what_is_unlike_training_is_told(problem: Table, tmp_path: Path) -> None:
+    path = new(
+        tmp_path,
+        [
+            "key,size,colour,day,further",
+            "N1,3.5,RED,05.06.2023,1",
+            "N2,x,mauve,2023-06-05,2",
+            "N3,,green,06.06.2023,3",
+        ],
+    )
+    found = restored(problem).encode_new(path)
+    assert found.ids == {"key": ["N1", "N2", "N3"]}
+    told = "\n".join(found.warnings)
+    for words in (
+        "Column 'town' is not in",
+        "Column 'further' is not known from training",
+        "1 level that no training row had ('mauve'), in 1 row.",
+        "Column 'size': 1 values are not as in training",
+        "first in row 2: 'x'",
+        "Column 'day': 1 values are not as in training (written %d.%m.%Y)",
+        "Column 'size' is empty in 1 row; no training row was",
+    ):
+        assert words in told
+    names = problem._fitted.inputs
+    red = [i for i, name in enumerate(names) if name == "colour=red"]
+    assert found.inputs.inputs[:, red].flatten().tolist() == [1.0, 0.0, 0.0]
+    assert found.inputs.inputs.isfinite().all()
+    with pytest.raises(TableError, match="has none of the columns that the network was trained"):
+        problem.encode_new(new(tmp_path, ["a,b", "1,2"], "other.csv"))
+
+
+def test_data_frames_parquet_and_csv_agree(problem: Table, tmp_path: Path) -> None:
+    frame = pd.read_csv(problem.path)
+    frame.to_parquet(tmp_path / "t.parquet")
+    one = problem.encode_new(problem.path)
+    for source in (frame, tmp_path / "t.parquet"):
+        other = problem.encode_new(source)
+        torch.testing.assert_close(one.inputs.inputs, other.inputs.inputs)
+        assert other.ids == one.ids
+
+
+def test_damaged_and_older_encoders_are_refused(problem: Table) -> None:
+    values, _ = problem.fitted()
+    for damage, message in [
+        ({"options": {**values["options"], "version": "table 0"}}, "trained by 'table 0'"),
+        ({"table": {"encoders": 3}}, "saved encoders are damaged"),
+        ({"network": 3}, "saved table is damaged"),
+    ]:
+        with pytest.raises(TableError, match=message):
+            Table.from_fitted({}, {**values, **damage}, {})
+
+
+def test_targets_means_are_of_other_folds(problem: Table) -> None:
+    place = problem._fitted.inputs.index("town target 0")
+    data = problem._prepared
+    crossed = data.splits["train"].inputs[:, place]
+    whole = problem.encode_new(problem.path).inputs.inputs[:, place]
+    assert not set(crossed.tolist()) <= set(whole.tolist())
+    assert np.isfinite(crossed.numpy()).all()

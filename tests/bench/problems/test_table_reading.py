@@ -1,0 +1,348 @@
+"""Tables as people have them: numbers, dates, words, classes, names, headers and quotes."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ntkmtl.bench.problems.table import Table, TableError
+from ntkmtl.bench.problems.table._numbers import NumberFormat, choose_numbers, read_numbers
+from ntkmtl.bench.problems.table._read import read_table
+
+
+def written(folder: Path, header: str, rows: list[str], name: str = "t.csv") -> Path:
+    path = folder / name
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+def column(problem: Table, name: str) -> Any:
+    return next(column for column in problem._prepared.columns if column.name == name)
+
+
+def truth(problem: Table) -> list[float]:
+    return torch.cat([problem._prepared.truth[s][0] for s in ("train", "val", "test")]).tolist()
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (["1,001.66", "2"], [1001.66, 2]),
+        (["1.001,66", "2,5"], [1001.66, 2.5]),
+        (["1 001,66", "0,5"], [1001.66, 0.5]),
+        (["1\u00a0001,66", "1\u202f000"], [1001.66, 1000]),
+        (["1'001.66", "1\u2019000"], [1001.66, 1000]),
+        (["1.000.000", "2"], [1e6, 2]),
+        (["12,34,567.5"], [1234567.5]),
+        (["$1,008.43", "-$5", "($3)"], [1008.43, -5, -3]),
+        (["\u20ac 1.001,66", "\u20ac5,00"], [1001.66, 5]),
+        (["5 EUR", "1,200.5 EUR"], [5, 1200.5]),
+        (["12%", "3.5 %"], [12, 3.5]),
+        (["\u22123", "+4"], [-3, 4]),
+        (["1e3", "2.5E-1"], [1000, 0.25]),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(texts: list[str], values: list[float]) -> None:
+    form, unsure = choose_numbers(texts)
+    assert form is not None
+    assert not unsure
+    np.testing.assert_allclose(read_numbers(texts, form), values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("texts", [["$5", "\u20ac5"], ["10%", "0.5"], ["5 kg"], ["1,5", "1.5"]])
+def test_what_is_not_one_kind_of_number_is_none(texts: list[str]) -> None:
+    form, _ = choose_numbers(texts)
+    assert form is None or np.isnan(read_numbers(texts, form)).any()
+
+
+def test_doubtful_separators_follow_other_columns_or_are_told(tmp_path: Path) -> None:
+    doubtful = [f"1,{500 + 7 * i % 40}" for i in range(40)]
+    assert choose_numbers(doubtful) == (NumberFormat(".", ","), True)
+    assert choose_numbers(doubtful, hint=",") == (NumberFormat(",", ""), False)
+    rows = [f"{i % 7};{value}" for i, value in enumerate(doubtful)]
+    problem = Table(written(tmp_path, "x;y", rows), "y")
+    assert "decimal=, reads it the other way" in problem.notice()
+    assert min(truth(problem)) == 1500
+    # Another column leaves no doubt.
+    rows = [f"{i % 7},25;{value}" for i, value in enumerate(doubtful)]
+    problem = Table(written(tmp_path, "x;y", rows, "u.csv"), "y")
+    assert min(truth(problem)) == 1.5
+    assert "the other way" not in problem.notice()
+    problem = Table(written(tmp_path, "x;y", rows, "v.csv"), "y", decimal=".")
+    assert min(truth(problem)) == 1500
+
+
+def test_a_target_with_separators_is_a_regression(tmp_path: Path) -> None:
+    rows = [f'{i % 7},"{1000 + 100.5 * (i % 11):,.2f}"' for i in range(40)]
+    path = written(tmp_path, "x,y", rows)
+    for types in (None, "y=regression"):
+        problem = Table(path, "y", types=types)
+        assert column(problem, "y").kind == "regression"
+        assert max(truth(problem)) == 2005.0
+
+
+# ------------------------------------------------------------------------------------------------
+# Dates
+
+
+@pytest.mark.parametrize("form", ["%d.%m.%Y", "%Y-%m-%d", "%d/%m/%Y", "%d-%b-%Y", "%b %d, %Y"])
+def test_dates_are_features_of_season(tmp_path: Path, form: str) -> None:
+    days = [date(2022, 1, 1) + timedelta(days=9 * i) for i in range(60)]
+    rows = [f'"{day.strftime(form)}",{i % 7}' for i, day in enumerate(days)]
+    problem = Table(written(tmp_path, "day,y", rows), "y")
+    assert column(problem, "day").kind == "date"
+    assert {"day", "day year cos 1", "day week sin 1"} <= set(problem._fitted.inputs)
+    place = problem._fitted.inputs.index("day year cos 1")
+    seen = torch.cat([problem._prepared.splits[s].inputs for s in ("train", "val", "test")])
+    wanted = [np.cos(2 * np.pi * (day - date(1970, 1, 1)).days / 365.2425) for day in days]
+    np.testing.assert_allclose(sorted(seen[:, place].tolist()), sorted(wanted), atol=1e-6)
+
+
+def test_ambiguous_dates_are_told_and_overruled(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = [
+        f"{random.integers(1, 13):02d}/{random.integers(1, 13):02d}/2023,{i % 7}" for i in range(40)
+    ]
+    path = written(tmp_path, "day,y", rows)
+    problem = Table(path, "y")
+    assert "types day=date:%d/%m/%Y reads it the other way" in problem.notice()
+    assert "written %m/%d/%Y" in column(problem, "day").note
+    problem = Table(path, "y", types="day=date:%d/%m/%Y")
+    assert "written %d/%m/%Y" in column(problem, "day").note
+    with pytest.raises(TableError, match=r"row 1, column 'day': .* not a date written as %Y"):
+        Table(path, "y", types="day=date:%Y")
+    # A day above 12 leaves no doubt, in this column or in another one.
+    for more in ("13/01/2023,1", "01/13/2023,1"):
+        found = Table(written(tmp_path, "day,y", [*rows, more], "u.csv"), "y")
+        assert "the other way" not in found.notice()
+
+
+# ------------------------------------------------------------------------------------------------
+# Words and classes
+
+
+def levels(counts: dict[str, int]) -> list[str]:
+    return [word for word, count in counts.items() for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "classes"),
+    [
+        ({"none": 447, "low": 30, "high": 23}, ("high", "low", "none")),
+        ({"none": 60, "minor": 40}, ("minor", "none")),
+        ({"NA": 50, "EU": 50, "AS": 50}, ("AS", "EU", "NA")),
+        ({"null": 40, "a": 40}, ("a", "null")),
+        ({"NA": 4, "a": 40, "b": 40}, ("a", "b")),
+        ({"": 10, "none": 10, "a": 40, "b": 40}, ("a", "b", "none")),
+    ],
+)
+def test_words_that_look_missing_are_classes_where_they_are_frequent(
+    tmp_path: Path, counts: dict[str, int], classes: tuple[str, ...]
+) -> None:
+    rows = [f"{i * i % 31},{word}" for i, word in enumerate(levels(counts))]
+    path = written(tmp_path, "x,y", rows)
+    assert Table(path, "y")._fitted.targets[0].classes == classes
+    word = next(w for w in counts if w.lower() in ("none", "na", "null"))
+    kept, dropped = Table(path, "y", not_missing=word), None
+    assert word in kept._fitted.targets[0].classes
+    if len(classes) > 2:
+        dropped = Table(path, "y", missing=word)
+        assert word not in dropped._fitted.targets[0].classes
+    assert f"{word!r} in {counts[word]:,} rows" in Table(path, "y").notice()
+
+
+def test_words_among_numbers_are_missing_and_can_be_kept(tmp_path: Path) -> None:
+    rows = [f"{'none' if i % 3 == 0 else i % 17},{i % 5}.5" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    assert (column(Table(path, "y"), "x").kind, column(Table(path, "y"), "x").missing) == (
+        "number",
+        20,
+    )
+    assert column(Table(path, "y", not_missing="none"), "x").kind == "category"
+
+
+def test_classes_that_are_equal_but_for_case_are_one_or_two(tmp_path: Path) -> None:
+    words = ["Yes", "No", "yes", "no", "Yes", "No"]
+    rows = [f"{i * i % 31},{words[i % 6]},{('Red', 'red', 'blue')[i % 3]}" for i in range(60)]
+    path = written(tmp_path, "x,y,colour", rows)
+    problem = Table(path, "y")
+    assert problem._fitted.targets[0].classes == ("No", "Yes")
+    assert "yes is Yes" in column(problem, "y").note
+    assert "case_sensitive=true" in column(problem, "colour").note
+    problem = Table(path, "y", case_sensitive=True)
+    assert problem._fitted.targets[0].classes == ("No", "Yes", "no", "yes")
+
+
+# ------------------------------------------------------------------------------------------------
+# High cardinality, leakage, rare classes
+
+
+def test_many_levels_have_an_input_each_and_the_rest_the_mean_of_the_target(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    effect = random.normal(0, 3, 56)
+    town = random.integers(0, 56, 600)
+    rows = [f"t{t},{effect[t] + 0.1 * random.normal():.3f}" for t in town]
+    path = written(tmp_path, "town,y", rows)
+    assert len(Table(path, "y")._fitted.inputs) == 56
+    few = Table(path, "y", max_categories=5)
+    assert few._fitted.inputs[-1] == "town target 0"
+    assert "5 levels have their own, 51 share one" in column(few, "town").note
+    means = few._prepared.splits["test"].inputs[:, -1].double()
+    target = few._fitted.targets[0]
+    said = means * target.scale + target.center
+    error = (said - few._prepared.truth["test"][0]).square().mean().sqrt()
+    assert error < 0.2 * few.trivial()[0]
+
+
+@pytest.mark.parametrize(
+    ("feature", "how"),
+    [
+        (lambda y, i: y, "is equal to"),
+        (lambda y, i: 2 * y + 1, "rises or falls without exception with"),
+        (lambda y, i: np.exp(-y), "rises or falls without exception with"),
+        (lambda y, i: "high" if y > 0 else "low", "follows from"),
+        (lambda y, i: round(y), "follows from"),
+    ],
+)
+def test_a_feature_that_gives_the_target_away_is_told(
+    tmp_path: Path, feature: Any, how: str
+) -> None:
+    random = np.random.default_rng(0)
+    values = random.normal(size=80).round(4)
+    rows = [f"{random.normal():.4f},{feature(y, i)},{y}" for i, y in enumerate(values)]
+    problem = Table(written(tmp_path, "x,leak,y", rows), "y")
+    assert f"'leak' {how} the target 'y'" in problem.notice()
+    assert "'x'" not in problem.notice()
+    assert "the target '" not in Table(problem.path, "y", types="leak=ignore").notice()
+
+
+def test_a_code_of_a_class_is_told(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'abc'[i % 3]},{10 * (i % 3)}" for i in range(60)]
+    notice = Table(written(tmp_path, "x,y,code", rows), "y").notice()
+    assert "'code' says the same as the target 'y'" in notice
+
+
+def test_each_split_has_some_of_each_class(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'rare' if i < 3 else 'ab'[i % 2]},{i % 7}" for i in range(200)]
+    path = written(tmp_path, "x,y,z", rows)
+    for seed in range(10):
+        problem = Table(path, "y,z", split_seed=seed)
+        for split in ("train", "val", "test"):
+            assert set(problem._prepared.truth[split][0].tolist()) == {0, 1, 2}
+    rows[2] = rows[2].replace("rare", "a")
+    problem = Table(written(tmp_path, "x,y,z", rows, "u.csv"), "y,z")
+    assert "no row of rare in the split val" in problem.notice()
+
+
+def test_a_class_without_a_test_row_is_said_or_refused(tmp_path: Path) -> None:
+    parts = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
+    two = [f"{i * i % 31},{'ab'[i % 2] if i < 80 else 'a'},{part}" for i, part in enumerate(parts)]
+    with pytest.raises(TableError, match="'y': one value only among the 20 rows of the split test"):
+        Table(written(tmp_path, "x,y,part", two), "y", split_column="part")
+    three = [
+        f"{i * i % 31},{'abc'[i % 3] if i < 80 else 'ab'[i % 2]},{part}"
+        for i, part in enumerate(parts)
+    ]
+    problem = Table(written(tmp_path, "x,y,part", three, "u.csv"), "y", split_column="part")
+    assert problem.metrics[0].label == "y F1 (2 of 3 classes)"
+    assert "no row of c in the split test" in problem.notice()
+
+
+# ------------------------------------------------------------------------------------------------
+# Splits by group and by time
+
+
+def test_groups_stay_together_and_are_no_feature(tmp_path: Path) -> None:
+    rows = [f"p{i // 4},{i * i % 31},{i % 7}" for i in range(120)]
+    path = written(tmp_path, "patient,x,y", rows)
+    problem = Table(path, "y", group="patient")
+    assert problem._fitted.inputs == ("x",)
+    assert problem._fitted.ids == ("patient",)
+    sizes = [problem.size(s) for s in ("train", "val", "test")]
+    assert sum(sizes) == 120
+    assert all(size % 4 == 0 for size in sizes)
+    assert 12 <= sizes[2] <= 24
+    rows = [f"{i % 2},{i * i % 31},{i % 7}" for i in range(120)]
+    with pytest.raises(TableError, match="2 groups; at least 3"):
+        Table(written(tmp_path, "g,x,y", rows, "u.csv"), "y", group="g")
+
+
+def test_time_orders_the_split(tmp_path: Path) -> None:
+    order = np.random.default_rng(0).permutation(100)
+    rows = [f"{date(2020, 1, 1) + timedelta(days=int(i))},{i % 7},{i}.5" for i in order]
+    problem = Table(written(tmp_path, "day,x,y", rows), "y", time="day", types="x=number")
+    ends = [problem._prepared.truth[s][0] for s in ("train", "val", "test")]
+    assert ends[0].max() < ends[1].min()
+    assert ends[1].max() < ends[2].min()
+    assert "day" not in problem._fitted.inputs
+    assert "day year cos 1" in problem._fitted.inputs
+    with pytest.raises(TableError, match="rows are split by one column"):
+        Table(problem.path, "y", time="day", group="x")
+
+
+# ------------------------------------------------------------------------------------------------
+# Names, headers, separators, quotes
+
+
+@pytest.mark.parametrize("name", ["price, EUR", 'size 5"', "a=b", "[x", "Größe (cm)", "it's"])
+def test_targets_have_any_name(tmp_path: Path, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    path = written(tmp_path, f"x,{quoted}", [f"{i * i % 31},{i % 7}.5" for i in range(40)])
+    assert Table(path, [name]).tasks == (name,)
+    assert Table(path, quoted).tasks == (name,)
+    assert Table(path, [name], types={name: "regression"}).tasks == (name,)
+
+
+def test_headerless_files_are_told_and_read(tmp_path: Path) -> None:
+    rows = [f"{i % 7}.5,{i * i % 31},{'ab'[i % 2]}" for i in range(40)]
+    path = written(tmp_path, rows[0], rows[1:])
+    with pytest.raises(TableError, match=r"first line looks like data.*header=false"):
+        Table(path, "a")
+    problem = Table(path, "column 1", header=False)
+    assert sum(problem.size(s) for s in ("train", "val", "test")) == 40
+    assert problem._fitted.inputs == ("column 2", "column 3=a", "column 3=b")
+
+
+def test_cells_separated_by_spaces_are_read_and_told(tmp_path: Path) -> None:
+    rows = [f"  {i % 7}.5   {i * i % 31} {'ab'[i % 2]}  " for i in range(40)]
+    problem = Table(written(tmp_path, " y  x c", rows), "y")
+    assert "separated by spaces" in problem.notice()
+    assert problem._fitted.inputs == ("x", "c=a", "c=b")
+
+
+def test_a_separator_in_one_name_misleads_nobody(tmp_path: Path) -> None:
+    rows = [f"{i % 7},5;{i * i % 31};{i % 3}" for i in range(40)]
+    assert Table(written(tmp_path, "price, EUR;rooms;x", rows), '"price, EUR"').size("train") == 28
+
+
+def test_arff_quotes_of_both_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "t.arff"
+    path.write_text(
+        "@relation r\n@attribute who string\n@attribute a numeric\n@attribute b numeric\n"
+        "@data\n"
+        '"O\'Neil, Ann",3,9\n\'say "hi", Bo\',4,8\n"a \\"b\\"",5,7\nO\'Neil,6,6\n'
+    )
+    who = read_table(path).columns["who"].texts.tolist()
+    assert who == ["O'Neil, Ann", 'say "hi", Bo', 'a "b"', "O'Neil"]
+
+
+def test_mistyped_options_are_told_before_the_file_is_read(tmp_path: Path) -> None:
+    missing = tmp_path / "not-there.csv"
+    for options, message in [
+        ({"types": "a=nummer"}, "the type of 'a' must be"),
+        ({"decimal": "x"}, "decimal must be"),
+        ({"thousands": "x"}, "thousands must be"),
+        ({"encoding": "utf-99"}, "no text encoding"),
+        ({"header": "maybe"}, "header must be true or false"),
+    ]:
+        with pytest.raises(TableError, match=message):
+            Table(missing, "y", **options)
