@@ -22,6 +22,8 @@ MODULES = (
     "ntkmtl.errors",
     "ntkmtl.bench.problems",
     "ntkmtl.bench.training",
+    "ntkmtl.bench.trained",
+    "ntkmtl.bench.estimator",
     "ntkmtl.bench.search",
     "ntkmtl.bench.report",
     "ntkmtl.bench.reinforce",

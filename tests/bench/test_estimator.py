@@ -89,16 +89,6 @@ def test_score_is_the_mean_of_r2_and_accuracy_over_what_is_labeled() -> None:
         accuracy_score(y["sold"], said[:, 2].astype(bool)),
     ]
     assert fitted.score(X, missing) == pytest.approx(np.mean(expected), rel=1e-12)
-    weights = np.random.default_rng(1).random(len(X))
-    sold = accuracy_score(y["sold"], said[:, 2].astype(bool), sample_weight=weights)
-    alone = estimator(max_steps=20).fit(X, y)
-    alone.kinds_, alone._targets, alone.target_names_ = (
-        alone.kinds_[2:],
-        alone._targets[2:],
-        alone.target_names_[2:],
-    )
-    alone.network_.heads = alone.network_.heads[2:]
-    assert alone.score(X, y[["sold"]], weights) == pytest.approx(sold, rel=1e-12)
 
 
 def test_rows_without_a_label_teach_nothing() -> None:

@@ -389,25 +389,22 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         ]
         return shares[0] if self._flat else shares
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+    def score(self, X: Any, y: Any) -> float:
         """Return the mean over the targets of R² for numbers and of accuracy for classes.
 
         Args:
             X: Inputs, shape (rows, inputs).
             y: Targets; rows without a label do not count for that target.
-            sample_weight: Weights of the rows.
         """
         said = self.predict(X).reshape(-1, len(self._fitted()))
         array = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
         true = array.reshape(len(said), -1)
-        weights = None if sample_weight is None else np.asarray(sample_weight)
         scores = []
         for place, kind in enumerate(self.kinds_):
             known = ~np.asarray(pd.isna(true[:, place]), dtype=bool)
             judge: Callable[..., float] = accuracy_score if kind == "classification" else r2_score
             pair = (np.asarray(both[known, place].tolist()) for both in (true, said))
-            weight = None if weights is None else weights[known]
-            scores.append(float(judge(*pair, sample_weight=weight)))
+            scores.append(float(judge(*pair)))
         return float(np.mean(scores))
 
     def _fitted(self) -> list[_Target]:
