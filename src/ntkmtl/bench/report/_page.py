@@ -7,6 +7,7 @@ import json
 import math
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
@@ -51,6 +52,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "reduced": facts["reduced"],
         "finished": _date(facts["finished"]),
         "facts": [
+            *([("Data file", file)] if (file := _data_file(runs)) else []),
             ("Methods", facts["methods"]),
             ("Seeds", seeds_text(facts["seeds"])),
             ("Epochs", f"{recipe['epochs']:,}"),
@@ -129,6 +131,12 @@ def _differences(runs: ProblemRuns) -> list[tuple[str, list[tuple[str, str]]]]:
         (printable(difference.name), [row(*pair) for pair in difference.values])
         for difference in differing_settings(runs)
     ]
+
+
+def _data_file(runs: ProblemRuns) -> str:
+    """Return the name of the table that was read, ``""`` for problems without one."""
+    csv = (runs.done[0].config.created_with or {}).get("csv")
+    return printable(Path(csv).name) if isinstance(csv, str) else ""
 
 
 def _sizes(problem: str, sizes: Mapping[str, int]) -> tuple[str, str]:
