@@ -46,6 +46,8 @@ for (const element of article().querySelectorAll("[data-chart]")) {
     (path) => (path.getAttribute("d") || "").length > 4).length;
   seen.texts[kind] = element.textContent;
 }
+seen.savable = [...article().querySelectorAll("[data-svg]:not([hidden])")].map(
+  (each) => each.dataset.svg);
 seen.resources = performance.getEntriesByType("resource").length;
 seen.images = document.querySelectorAll("img, script[src], link[href], iframe").length;
 seen.links = document.querySelectorAll("a").length;
@@ -422,6 +424,8 @@ def test_what_is_missing_becomes_a_sentence(tmp_path: Path) -> None:
     assert seen["texts"]["delta"].startswith("Δm is not known")
     assert seen["texts"]["time"].startswith("Time relative to LS is not known")
     assert seen["texts"]["curves-0"].startswith("The runs hold no epochs")
+    # Of what is not drawn nothing can be saved.
+    assert seen["savable"] == ["weights"]
     assert seen["texts"]["eigenvalues"].startswith("None of the methods")
     assert seen["charts"] == 1
 
