@@ -46,6 +46,8 @@ for (const element of article().querySelectorAll("[data-chart]")) {
     (path) => (path.getAttribute("d") || "").length > 4).length;
   seen.texts[kind] = element.textContent;
 }
+seen.savable = [...article().querySelectorAll("[data-svg]:not([hidden])")].map(
+  (each) => each.dataset.svg);
 seen.resources = performance.getEntriesByType("resource").length;
 seen.images = document.querySelectorAll("img, script[src], link[href], iframe").length;
 seen.links = document.querySelectorAll("a").length;
@@ -306,6 +308,17 @@ def test_a_damaged_history_is_named(tmp_path: Path, content: str) -> None:
         write_html(tmp_path)
 
 
+def test_the_data_file_of_a_table_is_named(tmp_path: Path) -> None:
+    place = write_run(tmp_path, "ls", 0, [50.0, 0.1], problem="table")
+    config = json.loads((place / "config.json").read_text("utf-8"))
+    assert "Data file" not in write_html(tmp_path).read_text("utf-8")
+    config["created_with"] = {"csv": "/somewhere/houses <1>.csv", "targets": "price"}
+    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    text = write_html(tmp_path).read_text("utf-8")
+    assert "<dt>Data file</dt><dd>houses &lt;1&gt;.csv</dd>" in text
+    assert "somewhere" not in text
+
+
 def test_embedded_json_cannot_end_its_element() -> None:
     text = embed({"<!--</script>&\u2028": [float("inf"), 1.5]})
     assert not set("<>&\u2028") & set(text)
@@ -411,6 +424,8 @@ def test_what_is_missing_becomes_a_sentence(tmp_path: Path) -> None:
     assert seen["texts"]["delta"].startswith("Δm is not known")
     assert seen["texts"]["time"].startswith("Time relative to LS is not known")
     assert seen["texts"]["curves-0"].startswith("The runs hold no epochs")
+    # Of what is not drawn nothing can be saved.
+    assert seen["savable"] == ["weights"]
     assert seen["texts"]["eigenvalues"].startswith("None of the methods")
     assert seen["charts"] == 1
 

@@ -7,6 +7,7 @@ import json
 import math
 from datetime import datetime
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
@@ -51,6 +52,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "reduced": facts["reduced"],
         "finished": _date(facts["finished"]),
         "facts": [
+            *([("Data file", file)] if (file := _data_file(runs)) else []),
             ("Methods", facts["methods"]),
             ("Seeds", seeds_text(facts["seeds"])),
             ("Epochs", f"{recipe['epochs']:,}"),
@@ -71,7 +73,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             }
             for row, cells in zip(table.lines, rows, strict=True)
         ],
-        "watched": "validation" if facts["sizes"]["val"] else "training",
+        "watched": _watched(runs.problem, facts["sizes"]),
         "notes": [printable(note, 2000) for note in (*table.notes, *_use(runs))],
         "warnings": [printable(warning, 2000) for warning in table.warnings],
         "settings": _settings(runs, table),
@@ -129,6 +131,20 @@ def _differences(runs: ProblemRuns) -> list[tuple[str, list[tuple[str, str]]]]:
         (printable(difference.name), [row(*pair) for pair in difference.values])
         for difference in differing_settings(runs)
     ]
+
+
+def _data_file(runs: ProblemRuns) -> str:
+    """Return the name of the table that was read, ``""`` for problems without one."""
+    csv = (runs.done[0].config.created_with or {}).get("csv")
+    return printable(Path(csv).name) if isinstance(csv, str) else ""
+
+
+def _watched(problem: str, sizes: Mapping[str, int]) -> str:
+    """Return what the metrics over epochs are of."""
+    entry = problems.spec(problem)
+    if entry is not None and not entry.supervised:
+        return "success in evaluations"
+    return f"metrics on the {'validation' if sizes['val'] else 'training'} split"
 
 
 def _sizes(problem: str, sizes: Mapping[str, int]) -> tuple[str, str]:

@@ -142,6 +142,8 @@ const Charts = (() => {
     element.removeAttribute("role");
     element.removeAttribute("aria-label");
     element.textContent = sentence;
+    const save = element.closest("figure").querySelector("[data-svg]");
+    if (save) save.hidden = true;
   }
 
   // Buttons are made once and then kept, so that focus and double clicks survive a redraw.
