@@ -25,10 +25,11 @@ MARKS = ("<!-- cost -->\n", "<!-- end of cost -->")
 
 LAYERS = (
     ("bench", ("ntkmtl.bench.cli",)),
-    ("bench", ("ntkmtl.bench.paper",)),
+    ("bench", ("ntkmtl.bench.paper", "ntkmtl.bench.study")),
     ("bench", ("ntkmtl.bench.report",)),
     ("bench", ("ntkmtl.bench.search", "ntkmtl.bench.reinforce")),
     ("bench", ("ntkmtl.bench.training",)),
+    ("bench", ("ntkmtl.bench.trained",)),
     ("bench", ("ntkmtl.bench.jobs", "ntkmtl.bench.compute", "ntkmtl.bench.runs")),
     ("bench", ("ntkmtl.bench.problems",)),
     ("library", ("ntkmtl.integrations", "ntkmtl.analysis")),

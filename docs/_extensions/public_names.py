@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import os
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+os.environ["KERAS_BACKEND"] = "torch"  # before Keras is first imported
 
 MODULES = (
     "ntkmtl",
@@ -18,12 +20,18 @@ MODULES = (
     "ntkmtl.graph",
     "ntkmtl.analysis",
     "ntkmtl.metrics",
+    "ntkmtl.integrations.accelerate",
+    "ntkmtl.integrations.keras",
+    "ntkmtl.integrations.lightning",
+    "ntkmtl.integrations.transformers",
     "ntkmtl.integrations.torchjd",
     "ntkmtl.errors",
+    "ntkmtl.bench",
     "ntkmtl.bench.problems",
     "ntkmtl.bench.training",
     "ntkmtl.bench.trained",
     "ntkmtl.bench.estimator",
+    "ntkmtl.bench.study",
     "ntkmtl.bench.search",
     "ntkmtl.bench.report",
     "ntkmtl.bench.reinforce",

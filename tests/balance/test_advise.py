@@ -81,7 +81,7 @@ def test_every_row_can_apply_and_its_page_exists() -> None:
     seen = set()
     for losses in (heads_on_a_trunk(), strangers()):
         for loop in ("plain", "accumulation", "closure", "scaler", "turns", "processes"):
-            for framework in ("pytorch", "accelerate", "lightning", "trainer", "torchjd"):
+            for framework in ("pytorch", "accelerate", "lightning", "trainer", "keras", "torchjd"):
                 for budget, every in ((1.1, False), (1.1, True), (9.0, False)):
                     advice = ntkmtl.advise(
                         losses,
@@ -103,7 +103,7 @@ def test_wrong_words() -> None:
     with pytest.raises(ValueError, match=r"loop must be one of plain, .*Found 'amp'"):
         ntkmtl.advise(losses, loop="amp")
     with pytest.raises(ValueError, match=r"framework must be one of pytorch"):
-        ntkmtl.advise(losses, framework="keras")
+        ntkmtl.advise(losses, framework="jax")
     with pytest.raises(ValueError, match="budget"):
         ntkmtl.advise(losses, budget=0.5)
     with pytest.raises(ValueError, match="c"):

@@ -15,7 +15,7 @@ from ntkmtl.balance._read import Losses, task_names
 __all__ = ["RULES", "Advice", "Framework", "Loop", "Rule", "Situation", "advise"]
 
 Loop = Literal["plain", "accumulation", "closure", "scaler", "turns", "processes"]
-Framework = Literal["pytorch", "accelerate", "lightning", "trainer", "torchjd"]
+Framework = Literal["pytorch", "accelerate", "lightning", "trainer", "keras", "torchjd"]
 
 
 @dataclass(frozen=True)
@@ -179,26 +179,34 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "call",
         "accelerate",
-        "balancer.backward(losses, scaler=accelerator.scaler)",
-        "It stands where `accelerator.backward(sum(losses))` stood.",
+        "BalancedAccelerator(balancer).backward(losses)",
+        "It takes the place of `Accelerator`, and the losses that of their sum.",
         "recipes/accelerate.md",
         lambda s: s.framework == "accelerate",
     ),
     Rule(
         "call",
         "Lightning",
-        "self.balancer.backward(losses)  # in LightningModule.backward",
-        "Automatic optimization stays.",
+        "return self.balance(losses)  # in training_step of a BalancedModule",
+        "A mixin; automatic optimization stays.",
         "recipes/lightning.md",
         lambda s: s.framework == "lightning",
     ),
     Rule(
         "call",
         "the Hugging Face Trainer",
-        "self.balancer.backward(model.losses)  # in Trainer.training_step",
-        "A subclass runs the backward pass.",
+        "BalancedTrainer(model, balancer=balancer)",
+        "It takes the place of `Trainer`; the model returns its losses beside their sum.",
         "recipes/trainer.md",
         lambda s: s.framework == "trainer",
+    ),
+    Rule(
+        "call",
+        "Keras on the PyTorch backend",
+        "BalancedModel(inputs, outputs).compile(loss=losses, balancer=balancer)",
+        "It takes the place of `keras.Model`.",
+        "recipes/keras.md",
+        lambda s: s.framework == "keras",
     ),
     Rule(
         "call",
