@@ -38,8 +38,8 @@ def measure(method: str, tasks: int, steps: int) -> dict[str, float]:
     )
     heads = nn.ModuleList(nn.Linear(512, 1) for _ in range(tasks))
     optimizer = torch.optim.SGD([*trunk.parameters(), *heads.parameters()], lr=1e-3)
-    settings = {"minibatches": 1} if method == "ntkmtl-sr" else {}
-    balancer = None if method == "sum" else Balancer(method, **settings)
+    minibatches = 1 if method == "ntkmtl-sr" else None
+    balancer = None if method == "sum" else Balancer(method, minibatches=minibatches)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []
     for _ in range(steps):
