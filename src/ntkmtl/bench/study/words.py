@@ -42,10 +42,16 @@ def sentences(
         found.append(
             "Cannot be told from the plain sum here: " + "; ".join(map(_with_cost, same)) + "."
         )
-    if better:
-        found.append("Better than the plain sum here: " + "; ".join(map(_with_cost, better)) + ".")
-    if worse:
-        found.append("Worse than the plain sum here: " + "; ".join(map(_with_cost, worse)) + ".")
+    for side, entries in (("Better", better), ("Worse", worse)):
+        sure = [o for o in entries if o.seeds >= FEW_SEEDS]
+        few = [o for o in entries if o.seeds < FEW_SEEDS]
+        if sure:
+            found.append(f"{side} than the plain sum here: {'; '.join(map(_with_cost, sure))}.")
+        if few:
+            found.append(
+                f"{side} than the plain sum in these runs, with too few seeds to count on it: "
+                f"{'; '.join(map(_with_cost, few))}."
+            )
     found += [
         f"{entry.method} is not judged on {', '.join(entry.diverged)}: a tuned run of it, or of "
         f"{REFERENCE}, diverged."
