@@ -41,7 +41,7 @@ compare: $(VENV)/.bench
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-UNIT := tests/graph tests/kernel tests/weighting tests/balance tests/analysis tests/integrations \
+UNIT := tests/graph tests/kernel tests/weighting tests/balance tests/analysis tests/integrations tests/watch \
 	tests/test_metrics.py tests/test_files.py tests/test_layout.py
 
 unit: $(VENV)/.dev

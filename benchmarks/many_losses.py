@@ -59,7 +59,6 @@ def measure(method: str, tasks: int, steps: int) -> dict[str, float]:
         "look_ms": 1e3 * seconds[0],
         "step_ms": 1e3 * statistics.median(seconds[1:]),
         "peak_mib": (peak - before) / 1024,
-        "looks": 0 if balancer is None else balancer._core.looks,
     }
 
 
