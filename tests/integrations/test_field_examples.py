@@ -16,6 +16,7 @@ PACKAGES = {
     "deepxde_burgers": "deepxde",
     "mace_energy_forces": "mace",
     "neuralop_three_losses": "neuralop",
+    "nequip_energy_forces": "nequip",
     "pina_poisson": "pina",
 }
 

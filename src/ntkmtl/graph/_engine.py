@@ -171,7 +171,7 @@ def leaves(
         stop: Tensors beyond which not to walk.
 
     Returns:
-        The leaf tensors met, in a stable order; the edges of ``stop`` met.
+        The leaf tensors met that require a gradient, in a stable order; the edges of ``stop`` met.
     """
     barriers = {_sinks.through(edge_of(t)) for t in stop}
     met: set[tuple[Any, int]] = set()
@@ -191,7 +191,9 @@ def leaves(
                 met.add(edge)
             elif edge[0] is not None:
                 stack.append(edge[0])
-        if not children and (variable := getattr(node, "variable", None)) is not None:
+        variable = None if children else getattr(node, "variable", None)
+        # Force fields switch it off at the positions again once forces are made of them.
+        if variable is not None and variable.requires_grad:
             found[variable] = None
     return found, met
 
