@@ -170,6 +170,16 @@ def test_words_among_numbers_are_missing_and_can_be_kept(tmp_path: Path) -> None
     assert column(Table(path, "y", not_missing="none"), "x").kind == "category"
 
 
+def test_a_few_words_among_the_numbers_of_a_feature_are_missing_and_told(tmp_path: Path) -> None:
+    rows = [f"{'see note' if i == 7 else i * 37 % 101 + 0.5},{i % 5}.5" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    problem = Table(path, "y")
+    assert (column(problem, "x").kind, column(problem, "x").missing) == ("number", 1)
+    assert "row 8, column 'x': 'see note' is not a number, where 59 of 60 are" in problem.notice()
+    assert problem.encode_new(path).inputs.inputs.isfinite().all()
+    assert column(Table(path, "y", types="x=category"), "x").kind == "category"
+
+
 def test_classes_that_are_equal_but_for_case_are_one_or_two(tmp_path: Path) -> None:
     words = ["Yes", "No", "yes", "no", "Yes", "No"]
     rows = [f"{i * i % 31},{words[i % 6]},{('Red', 'red', 'blue')[i % 3]}" for i in range(60)]

@@ -218,7 +218,6 @@ def _take(
             f"{values.where(values.bad)} is not a date written as {date} "
             f"({int(values.bad.sum()):,} such rows)."
         )
-    found.warnings += values.warnings
     feature: Feature | None = None
     if name == roles.split:
         found.keys["split"], column = _split(values)
@@ -230,6 +229,7 @@ def _take(
         found.keys["time"], feature, column = _time(values, wanted)
     else:
         feature, column = _feature(values, wanted)
+    found.warnings += values.warnings
     if feature is not None:
         found.features.append(feature)
     notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
@@ -479,6 +479,8 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     if not values.present:
         return without("left out", "empty", "-", "all missing")
     bad = int(values.bad.sum())
+    if not wanted and _almost_numbers(values, bad):
+        bad = 0
     if wanted in ("number", "date"):
         _require_kind(values, wanted, bad)
     elif wanted in ("category", "text") or bad or values.declared == "category":
@@ -501,6 +503,22 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     return Feature(name, kind, values.form, numbers=values.numbers.copy()), Column(
         name, "feature", kind, values.missing, values.range(), note
     )
+
+
+def _almost_numbers(values: ColumnValues, bad: int) -> bool:
+    """Take the few values of a column of numbers that are none as missing, with a warning."""
+    count = len(np.unique(values.numbers[~np.isnan(values.numbers)]))
+    if not 0 < bad <= 0.05 * values.present or count <= 20 or values.declared == "category":
+        return False
+    values.warnings.append(
+        f"{values.where(values.bad)} is not a number, where {values.present - bad:,} of "
+        f"{values.present:,} are; taken as missing (types {values.name}=category keeps it)."
+    )
+    values.form = replace(values.form, kind="number")
+    values.absent = values.absent | values.bad
+    values.missing, values.present = values.missing + bad, values.present - bad
+    values.bad = np.zeros_like(values.bad)
+    return True
 
 
 def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
