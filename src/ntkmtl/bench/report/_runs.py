@@ -141,18 +141,8 @@ def _root(run: Run) -> Path:
 
 
 def _data_file(run: Run) -> str:
-    """Return the name of the file that a comparison was asked to read, ``""`` if it is not known.
-
-    Raises:
-        RunFileError: The comparison's own file is damaged.
-    """
-    if "data_sha256" not in run.config.problem_options:
-        return ""
-    path = _root(run).parent / REQUEST
-    if not path.is_file():
-        return ""
-    options = read_json(path).get("problem_options")
-    csv = options.get("csv") if isinstance(options, dict) else None
+    """Return the name of the file that a problem was made from, ``""`` for problems without one."""
+    csv = (run.config.created_with or {}).get("csv")
     return Path(csv).name if isinstance(csv, str) else ""
 
 
