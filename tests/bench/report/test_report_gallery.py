@@ -89,6 +89,24 @@ def test_the_page_shows_a_gallery_where_it_is_asked_for(molecules: Path, tmp_pat
     assert "base64,PHN2Zy" not in write_html(molecules, page).read_text("utf-8")
 
 
+def test_rows_of_a_table_are_numbered_as_predictions_are(tmp_path: Path) -> None:
+    rows = [f"{a},{a % 3},{7 * a % 50},{'yes' if a % 2 else 'no'}" for a in range(60)]
+    (tmp_path / "houses.csv").write_text("\n".join(["area,rooms,price,sold", *rows]))
+    problem = problems.create("table", csv=tmp_path / "houses.csv", targets="price,sold")
+    recipe = replace(problem.recipe, epochs=1)
+    train(problem, "ls", 0, tmp_path / "runs/table/ls/seed-0", recipe=recipe, threads=1)
+    (runs,) = load_folder(tmp_path / "runs").values()
+    found = gallery.gallery_of(runs)
+    assert "ntkmtl predict RUN --split test" in found["told"]
+    network = load(runs.done[0])
+    truth = network.truth("test")
+    for card in found["cards"]:
+        place = int(card["name"].removeprefix("test sample ")) - 1
+        wanted = {task: said for task, _, said in card["lines"]}
+        assert float(wanted["price"]) == float(truth["price"][place])
+        assert wanted["sold"] == ("no", "yes")[int(truth["sold"][place])]
+
+
 def test_without_a_network_there_is_an_error_that_says_so(tmp_path: Path) -> None:
     write_run(tmp_path, "ls", 0, [50.0, 0.1])
     with pytest.raises(ValueError, match=r"no gallery of toy: no run kept its network"):

@@ -417,6 +417,22 @@ def test_higher_is_better_sorts_the_other_way(tmp_path: Path) -> None:
     assert seen["order"]["first"] == ["stl", "ntkmtl", "ls", "uw"]
 
 
+def test_references_stay_below_the_methods(tmp_path: Path) -> None:
+    root = toy(tmp_path / "runs")
+    rows = [
+        {"name": name, "description": "A model.", "test": [50.0, 0.2], "seconds": 0.1}
+        for name in ("ridge", "forest")
+    ]
+    content = {"schema": 1, "problem_options": {}, "rows": rows}
+    (root / "toy" / "references.json").write_text(json.dumps(content), encoding="utf-8")
+    seen = ask_reader(write_html(root), tmp_path)
+    for order in ("start", "delta", "name", "first"):
+        assert seen["order"][order][0] == "stl"
+        assert sorted(seen["order"][order][-2:]) == ["forest", "ridge"]
+    # Charts are of the methods.
+    assert "ridge" not in seen["texts"]["delta"] + seen["texts"]["time"]
+
+
 def test_what_is_missing_becomes_a_sentence(tmp_path: Path) -> None:
     place = write_run(tmp_path / "runs", "uw", 0, [50.0, 0.1])
     (place / "history.json").write_text('{"epochs": []}')

@@ -68,12 +68,18 @@ def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
             "cards": [_frame_card(network, first, place) for place in range(len(frames))],
         }
     seen = _predict(network, torch.arange(min(size, LOOKED_AT)))
+    cards = _worst_cards(network, seen)
+    numbered = (
+        " Samples are numbered in the order in which ntkmtl predict RUN --split test writes them."
+        if any(card["name"].startswith("test sample") for card in cards)
+        else ""
+    )
     return {
         "told": f"{printable(told)}; the samples furthest off among "
         f"{'all' if size <= LOOKED_AT else 'the first'} {len(seen.indices):,} of the test split. "
         "A task counts by its error in standard deviations of its labels, a class by one minus "
-        "the probability of the true one.",
-        "cards": _worst_cards(network, seen),
+        f"the probability of the true one.{numbered}",
+        "cards": cards,
     }
 
 

@@ -7,7 +7,6 @@ import json
 import math
 from datetime import datetime
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
@@ -52,7 +51,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "reduced": facts["reduced"],
         "finished": _date(facts["finished"]),
         "facts": [
-            *([("Data file", file)] if (file := _data_file(runs)) else []),
+            *([("Data file", printable(file))] if (file := facts.get("data_file")) else []),
             ("Methods", facts["methods"]),
             ("Seeds", seeds_text(facts["seeds"])),
             ("Epochs", f"{recipe['epochs']:,}"),
@@ -65,7 +64,7 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "rows": [
             {
                 "method": printable(row.label),
-                "baseline": row.is_baseline,
+                "kind": "reference" if row.reference else "baseline" if row.is_baseline else "",
                 "cells": [
                     _cell(cell, _tint(table, row) if head.key == "delta_m" else None)
                     for head, cell in zip(heads, cells, strict=True)
@@ -131,12 +130,6 @@ def _differences(runs: ProblemRuns) -> list[tuple[str, list[tuple[str, str]]]]:
         (printable(difference.name), [row(*pair) for pair in difference.values])
         for difference in differing_settings(runs)
     ]
-
-
-def _data_file(runs: ProblemRuns) -> str:
-    """Return the name of the table that was read, ``""`` for problems without one."""
-    csv = (runs.done[0].config.created_with or {}).get("csv")
-    return printable(Path(csv).name) if isinstance(csv, str) else ""
 
 
 def _watched(problem: str, sizes: Mapping[str, int]) -> str:

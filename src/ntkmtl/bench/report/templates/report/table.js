@@ -24,11 +24,11 @@ const ResultTable = (() => {
         };
         const rows = [...body.rows].map((row) => ({
           row,
-          top: row.classList.contains("baseline"),
+          place: row.classList.contains("baseline") ? -1 : row.classList.contains("reference") ? 1 : 0,
           value: value(row),
         }));
         rows.sort((a, b) => {
-          if (a.top !== b.top) return a.top ? -1 : 1;
+          if (a.place !== b.place) return a.place - b.place;
           if (a.value === null || b.value === null) return (a.value === null) - (b.value === null);
           return sign * (text ? a.value.localeCompare(b.value) : a.value - b.value);
         });
