@@ -85,6 +85,7 @@ def test_every_command_that_trains_has_a_default_folder() -> None:
     assert set(default_folders()) >= {"analyze", "compare", "paper run", "run", "tune"}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("command", "folder"), sorted(default_folders().items()))
 def test_git_ignores_default_folders(command: str, folder: str) -> None:
     if shutil.which("git") is None or not (ROOT / ".git").exists():

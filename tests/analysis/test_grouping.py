@@ -88,6 +88,7 @@ def test_one_task_and_names() -> None:
         found.names(["a", "b"])
 
 
+@pytest.mark.integration
 def test_a_missing_scipy_is_told_with_the_line_to_type() -> None:
     code = (
         "import sys; sys.modules['scipy.cluster'] = None\n"

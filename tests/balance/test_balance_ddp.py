@@ -8,6 +8,8 @@ import two_processes
 from ntkmtl import Balancer
 from ntkmtl.weighting import accepted_options, create, names, spec
 
+pytestmark = pytest.mark.integration
+
 
 def same(a, b, tolerance=1e-9):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=0.0, equal_nan=True)

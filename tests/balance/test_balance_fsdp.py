@@ -10,6 +10,8 @@ import torch
 import two_processes
 from ntkmtl import Balancer
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

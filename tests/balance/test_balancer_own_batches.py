@@ -117,7 +117,7 @@ def test_features_that_all_tasks_read_must_agree() -> None:
 
 
 def test_batches_that_take_turns_are_balanced_by_the_moving_average() -> None:
-    balancer = Balancer("ntkmtl-sr", minibatches=2, ema=0.5, tasks=3)
+    balancer = Balancer("ntkmtl-sr", minibatches=2, ema=0.7, tasks=3)
     case = Case()
     seen: dict[int, float] = {}
     for step in range(7):
@@ -126,7 +126,7 @@ def test_batches_that_take_turns_are_balanced_by_the_moving_average() -> None:
         only = [loss if i == task else None for i, loss in enumerate(losses)]
         out = balancer.backward(only, features=features)
         fresh = float(torch.linalg.eigvalsh(out.kernel.blocks[0])[-1])
-        seen[task] = fresh if task not in seen else 0.5 * seen[task] + 0.5 * fresh
+        seen[task] = fresh if task not in seen else 0.7 * seen[task] + 0.3 * fresh
         mean = sum(seen.values()) / len(seen)
         expected = [0.0] * 3
         expected[task] = (mean / seen[task]) ** 0.5

@@ -12,6 +12,8 @@ import two_processes
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.weighting import create
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

@@ -146,6 +146,7 @@ def test_reentrant_checkpoints(method: str, named: str) -> None:
     assert all(p.grad is None for p in weights(net.trunk, *net.heads))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("hooked", [None, True])
 @pytest.mark.parametrize("method", ["ntkmtl", "fairgrad", "pcgrad", "nash-mtl", "ntkmtl-auto"])
 def test_a_compiled_trunk_made_after_the_balancer(method: str, hooked: bool | None) -> None:

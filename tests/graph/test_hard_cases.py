@@ -401,6 +401,7 @@ class Whole(nn.Module):
         return [head(z)[:, 0] for head in self.heads]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl", "mgda"])
 def test_a_model_compiled_as_a_whole(method: str) -> None:
     torch.compiler.reset()
@@ -416,6 +417,7 @@ def test_a_model_compiled_as_a_whole(method: str) -> None:
     assert_gradient(net, lambda n: n.losses(), out.weights, on_heads)
 
 
+@pytest.mark.integration
 def test_a_model_compiled_as_a_whole_has_no_representation() -> None:
     torch.compiler.reset()
     net = plain()
@@ -426,6 +428,7 @@ def test_a_model_compiled_as_a_whole_has_no_representation() -> None:
         balancer.backward(losses)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl", "ntkmtl-sr", "mgda"])
 def test_a_compiled_trunk(method: str) -> None:
     torch.compiler.reset()

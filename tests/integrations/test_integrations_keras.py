@@ -181,6 +181,7 @@ def test_errors() -> None:
         one.train_step((torch.zeros(4, 6), torch.zeros(4, 1)))
 
 
+@pytest.mark.integration
 def test_another_backend_is_an_error() -> None:
     code = "import os; os.environ['KERAS_BACKEND'] = 'numpy'; import ntkmtl.integrations.keras"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -272,6 +272,7 @@ def test_static_graph_is_refused() -> None:
         module.backward(torch.zeros(()))
 
 
+@pytest.mark.integration
 def test_nothing_is_imported_before_it_is_asked_for() -> None:
     code = (
         "import sys, ntkmtl.integrations; "
@@ -280,6 +281,7 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate", "keras"])
 def test_a_missing_package_is_an_error_with_the_line_that_installs_it(name: str) -> None:
     code = (

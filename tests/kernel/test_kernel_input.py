@@ -64,6 +64,7 @@ def test_features_beside_the_path_to_the_losses(call: _Call) -> None:
         call(case.losses(read), unread)
 
 
+@pytest.mark.integration
 def test_features_of_a_model_compiled_in_one_piece(call: _Call) -> None:
     # z and the outputs come from one node of the graph: no loss is made from z any more.
     case = make_case()

@@ -403,6 +403,7 @@ def test_mixed_precision_takes_small_steps_in_full_precision() -> None:
     assert (found[0] - found[1]).norm() / found[1].norm() < 0.02
 
 
+@pytest.mark.integration
 def test_compiled_trunk() -> None:
     trunk = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     compiled = torch.compile(trunk, backend="eager")

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import two_processes
 
+pytestmark = pytest.mark.integration
+
 SOURCES = ("pooled", "kernel", "layer", "blockwise", "exact")
 
 

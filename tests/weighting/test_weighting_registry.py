@@ -209,6 +209,7 @@ def _run(code: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+@pytest.mark.integration
 def test_importing_the_package_does_not_import_torch() -> None:
     _run(
         "import sys, ntkmtl; ntkmtl.weighting; dir(ntkmtl); "
@@ -218,6 +219,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     )
 
 
+@pytest.mark.integration
 def test_the_command_line_shows_its_help_without_torch() -> None:
     _run(
         "import sys; from typer.testing import CliRunner; from ntkmtl.bench.cli.app import app; "

@@ -79,7 +79,7 @@ def test_lists_that_cannot_be_used(tmp_path: Path, name: str, content: Any, said
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"split=.*none\.json is not there"):
         custom_split(tmp_path / "none.json", KNOWN, "samples", "")
     with pytest.raises(OSError, match="not a regular file but a folder"):
         custom_split(tmp_path, KNOWN, "samples", "")

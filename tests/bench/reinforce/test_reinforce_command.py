@@ -104,7 +104,7 @@ def test_runs_of_another_recipe_are_refused_before_training(
     assert not (tmp_path / "mt10/famo").exists()
     outcome = compare(other, ["famo", "mtl-sac"], [0], tmp_path, overwrite=True)
     assert len(outcome.finished) == 2
-    assert [entry.row for entry in summarize(tmp_path)] == ["mtl-sac", "famo"]
+    assert [entry.variant for entry in summarize(tmp_path)] == ["mtl-sac", "famo"]
 
 
 @pytest.mark.usefixtures("toys")
@@ -150,7 +150,7 @@ def test_table_4_stands_beside_what_was_measured(tmp_path: Path) -> None:
     assert ("imtl-g", "published") not in rows
     assert rows["ntkmtl", "published"]["success_rate"]["value"] == 0.96
     result = summarize(tmp_path / "mt10-toy")
-    by_row = {one.row: one for one in result}
+    by_row = {one.variant: one for one in result}
     measured = rows["ntkmtl", "measured"]
     assert measured["success_rate"]["value"] == pytest.approx(by_row["ntkmtl"].best / 100)
     assert measured["final"]["value"] == pytest.approx(by_row["ntkmtl"].final / 100)
@@ -203,7 +203,7 @@ def test_a_run_that_fails_does_not_stop_the_others(
     assert [(one.label, one.error, one.message) for one in found.failures] == [
         ("pcgrad seed 0", "FloatingPointError", "the loss of task a is nan")
     ]
-    assert [job.row for job in found.finished] == ["mtl-sac"]
+    assert [job.variant for job in found.finished] == ["mtl-sac"]
     assert not found.interrupted
     folder = tmp_path / "mt10"
     assert (folder / "mtl-sac" / "seed-0" / "result.json").exists()

@@ -216,7 +216,7 @@ def test_tables_and_reports_show_the_runs(tmp_path: Path) -> None:
     folder = run_folder(tmp_path, "mt10", "stl", 1, "a")
     train(recipe, VARIANTS["stl"], 1, folder, task="a", make_simulator=make_toy)
 
-    found = {entry.row: entry for entry in summarize(tmp_path)}
+    found = {entry.variant: entry for entry in summarize(tmp_path)}
     assert list(found) == ["stl", "mtl-sac", "ntkmtl"]
     # Seed 1 of the single-task agents is not complete.
     assert found["stl"].seeds == (0,)

@@ -83,6 +83,8 @@ def custom_split(path: object, known: Mapping[str, int], samples: str, example: 
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise ValueError(f"split must be the name of a file, found {path!r}")
     path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"split={path} is not there")
     content = read_bytes(path)
     if path.suffix not in (".json", ".csv"):
         raise ValueError(f"split={path} must end in .json or .csv: {_FORM}")
