@@ -23,7 +23,7 @@ copyright = author
 release = version = __version__
 
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/**", "examples/**/README.md"]
+include_patterns = ["*.md", "docs/**", "examples/**/README.md", "src/**/data/README.md"]
 exclude_patterns = [
     "docs/_*",
     "docs/gallery",
@@ -33,7 +33,8 @@ exclude_patterns = [
     "runs",
     "paper-runs",
     "analysis",
-    "src",
+    "src/**/*.py",
+    "src/**/__pycache__",
     "tests",
     "benchmarks",
     "scripts",

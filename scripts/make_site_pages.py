@@ -32,7 +32,7 @@ LAYERS = (
     ("bench", ("ntkmtl.bench.trained",)),
     ("bench", ("ntkmtl.bench.jobs", "ntkmtl.bench.compute", "ntkmtl.bench.runs")),
     ("bench", ("ntkmtl.bench.problems",)),
-    ("library", ("ntkmtl.integrations", "ntkmtl.analysis")),
+    ("library", ("ntkmtl.integrations", "ntkmtl.watch", "ntkmtl.analysis")),
     ("library", ("ntkmtl.balance",)),
     ("library", ("ntkmtl.weighting",)),
     ("library", ("ntkmtl.kernel",)),

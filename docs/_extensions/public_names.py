@@ -19,6 +19,7 @@ MODULES = (
     "ntkmtl.kernel",
     "ntkmtl.graph",
     "ntkmtl.analysis",
+    "ntkmtl.watch",
     "ntkmtl.metrics",
     "ntkmtl.integrations.accelerate",
     "ntkmtl.integrations.keras",
