@@ -255,6 +255,11 @@ def _require_fit(options: Options) -> None:
         raise ValueError(f"{method} needs the gradients of each step: no every, no ema")
     if requires == "kernel" and options.ema:
         raise ValueError(f"{method} compares mini-batches of one step: no ema")
+    if requires == "losses" and not options.weight_heads:
+        raise ValueError(
+            f"{method} reads losses only and weighs whole losses, those of heads too: no "
+            "weight_heads=False"
+        )
     if options.log_losses and options.weighting.takes_logarithms:
         raise ValueError(f"{method} takes logarithms of the losses already: no log_losses")
     if options.log_losses and requires == "kernel" and options.weighting.needs_positive_losses:

@@ -14,6 +14,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from ntkmtl import __version__
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.cli.sweeps import exit_as
 from ntkmtl.bench.training import Sweep
@@ -96,7 +97,7 @@ def test_python_dash_m() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ntkmtl", "--version"], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "0.1.0"
+    assert done.stdout.strip() == __version__
 
 
 def test_methods_problems_and_data() -> None:
