@@ -1,4 +1,7 @@
-"""Lets a sentence below ``Returns:`` have a colon, where Napoleon expects a type before it."""
+"""Lets a sentence below ``Returns:`` have a colon, where Napoleon expects a type before it.
+
+It also leaves out the docstring that a constant has from its type, such as that of ``dict``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from sphinx.application import Sphinx
 
 
 def process(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Put an empty type before the first line of each ``Returns:`` and ``Yields:``."""
+    """Put an empty type below each ``Returns:`` and ``Yields:``, and clear a type's own text."""
+    if what == "data" and type(obj).__module__ == "builtins":
+        lines.clear()
     for i, line in enumerate(lines[:-1]):
         if line.strip() in ("Returns:", "Yields:"):
             lines[i + 1] = re.sub(r"^( *)(?=\S)", r"\1: ", lines[i + 1])
