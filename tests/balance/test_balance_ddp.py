@@ -50,7 +50,9 @@ CASES += [
     (
         name,
         {} if spec(name).requires == "losses" else {"weight_heads": True},
-        {"minibatches": 4} if spec(name).requires == "kernel" else {},
+        {"minibatches": 2 * Balancer(name).options.minibatches}
+        if spec(name).requires == "kernel"
+        else {},
     )
     for name in names()
     if name not in TRIED | RANDOM_NAMES | {"stl", *ALONE}

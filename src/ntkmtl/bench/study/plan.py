@@ -10,6 +10,7 @@ import msgspec
 from ntkmtl.bench.runs import SINGLE_TASK, convert, read_json
 from ntkmtl.bench.search.tuning import TUNING_SEED
 from ntkmtl.bench.training import Comparison, SweepError, method_names
+from ntkmtl.files import read_bytes
 
 if TYPE_CHECKING:
     import os
@@ -139,11 +140,13 @@ def read_plan(path: str | os.PathLike[str]) -> StudyPlan:
         path: A TOML file.
 
     Raises:
-        OSError: It cannot be read.
-        SweepError: It is not TOML, has a wrong or unknown key, or names an unknown method.
+        SweepError: It cannot be read, is not TOML, has a wrong or unknown key, or names an unknown
+            method.
     """
     try:
-        plan = msgspec.toml.decode(Path(path).read_bytes(), type=StudyPlan)
+        plan = msgspec.toml.decode(read_bytes(path), type=StudyPlan)
+    except OSError as error:
+        raise SweepError(f"{path} cannot be read ({error.strerror or error})") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise SweepError(f"{path}: {error}") from error
     try:
