@@ -32,6 +32,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("ntkmtl", {"hooked": 1}, "hooked must be True, False or None, found 1"),
     ("ntkmtl", {"log_losses": "true"}, "log_losses must be True, False or None, found 'true'"),
     ("ntkmtl-auto", {"corrected": "yes"}, "corrected must be True, False or None, found 'yes'"),
+    ("ls", {"weight_heads": False}, "reads losses only and weighs whole losses"),
     # Whole numbers.
     ("ntkmtl", {"minibatches": 2.0}, "minibatches must be a whole number of at least 1, found 2.0"),
     ("ntkmtl", {"minibatches": 0}, "minibatches must be a whole number of at least 1, found 0"),
