@@ -30,6 +30,7 @@ from ntkmtl.weighting._base import GramianWeighting, Weighting
 from ntkmtl.weighting._cr_mogm import CRMOGM
 from ntkmtl.weighting._gradnorm import GradNorm
 from ntkmtl.weighting._imtl import IMTL
+from ntkmtl.weighting._pinn_ntk import PINNNTK
 
 __all__ = ["as_torchjd", "from_torchjd"]
 
@@ -271,7 +272,7 @@ def _wants_more(weighting: Weighting) -> bool:
     if isinstance(weighting, CRMOGM):
         return _wants_more(weighting._inner)
     return (
-        isinstance(weighting, (GradNorm, IMTL))
+        isinstance(weighting, (GradNorm, IMTL, PINNNTK))
         or weighting.needs_after_step
         or weighting.has_head_objective
         or next(weighting.parameters(), None) is not None
