@@ -95,6 +95,19 @@ def test_fresh_probes_are_the_kernel() -> None:
         torch.testing.assert_close(kernel.values, expected.values, **EXACT)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_inputs_that_require_a_gradient_are_no_parameters(grad: bool) -> None:
+    net, other = Net(), Net()
+    net.x.requires_grad_(grad)
+    expected, found = (
+        n.step(Balancer("ntkmtl-sr", source="probe", trunk=n.trunk, minibatches=2))
+        for n in (other, net)
+    )
+    torch.testing.assert_close(found.weights, expected.weights, **EXACT)
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, **EXACT)
+
+
 def test_probes_correct_the_kernel_of_the_features_now_and_then() -> None:
     net, fresh = Net(), Net()
     balancer = Balancer("ntkmtl-sr", source="probe", probe=Probe(net.trunk, every=2), minibatches=2)

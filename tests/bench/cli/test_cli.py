@@ -172,6 +172,18 @@ def test_compare_ends_with_the_table_and_the_page(tmp_path: Path) -> None:
 FORMATS = ["text", "markdown", "latex", "csv", "json"]
 
 
+def test_a_flag_that_is_set_is_no_string(tmp_path: Path) -> None:
+    chosen = ("--methods", "ntkmtl-sr", "--seeds", "1", "--no-stl", "--set")
+    done = compare_toy(*chosen, "ntkmtl-sr.weight_heads=False", "--out", "o")
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "o/toy/ntkmtl-sr/seed-0/config.json").read_text())
+    assert config["method_options"]["weight_heads"] is False
+    done = compare_toy(*chosen, "ntkmtl-sr.weight_heads=perhaps", "--out", "p")
+    assert done.exit_code != 0
+    assert "weight_heads must be True, False or None, found 'perhaps'" in done.output
+    assert not (tmp_path / "p/toy").exists()
+
+
 def test_settings_reach_their_places(tmp_path: Path) -> None:
     result = compare_toy(
         *("--methods", "ntkmtl-sr,ls", "--seed-list", "3, 7", "--no-stl", "--out", "o"),
