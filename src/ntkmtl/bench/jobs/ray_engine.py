@@ -182,7 +182,8 @@ class _Tasks:
                 done = self.ray.wait(list(self.active), timeout=POLL_SECONDS)[0]
                 if stop_requested() and not stopping:
                     stopping = True
-                    for reference in self.active:
+                    # Those that wait first, or they begin on the nodes that others leave.
+                    for reference in reversed(self.active):
                         self.ray.cancel(reference)
                 self._listen(log)
                 for reference in done:
