@@ -1,7 +1,7 @@
 """Make the data of the problem `xtb`: GFN2-xTB along short trajectories of small molecules.
 
-    python -m venv /tmp/xtb && /tmp/xtb/bin/pip install tblite==0.8.0 ase==3.29.0 rdkit
-    PYTHONPATH=src /tmp/xtb/bin/python scripts/make_xtb.py
+    python -m venv venv-xtb && venv-xtb/bin/pip install tblite==0.8.0 ase==3.29.0 rdkit
+    PYTHONPATH=src venv-xtb/bin/python scripts/make_xtb.py
 
 A molecule is embedded from its SMILES by RDKit, heated to 500 K by Langevin dynamics on GFN2-xTB,
 and sampled every 20 fs after the first 100. Positions are rounded to float32 before energy, forces,

@@ -18,6 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from ntkmtl import weighting
 from ntkmtl.bench import MultiTaskClassifier, MultiTaskEstimator, MultiTaskRegressor
+from ntkmtl.bench.estimator import _parted, _Target
 
 # None: every check of scikit-learn passes. It skips those of the array API where that is not set.
 FAILING: dict[str, str] = {}
@@ -221,3 +222,24 @@ def test_what_cannot_be_fitted_is_refused_in_words(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         estimator(**options).fit(X, y)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_rare_label_or_class_is_trained_on_and_not_held_out(seed: int) -> None:
+    X = np.random.default_rng(0).normal(size=(200, 2))
+    y = np.full((200, 2), None, dtype=object)
+    y[:, 1] = np.where(np.arange(200) == 7, "rare", "usual")
+    y[:, 0][:2] = [5.0, 7.0]
+    estimator = MultiTaskEstimator(max_steps=1, random_state=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        targets = [
+            _Target("number", y[:, 0].astype(float), "regression"),
+            _Target("class", y[:, 1], "classification"),
+        ]
+        aside, used = _parted(200, 0.15, targets)
+    assert sorted([*aside.tolist(), *used.tolist()]) == list(range(200))
+    assert 25 <= len(aside) <= 30
+    assert 7 in used
+    assert {0, 1} & set(used.tolist())
+    assert estimator.fit(X, y).n_steps_ == 1

@@ -131,6 +131,22 @@ class _Target:
         return output[:, 0].numpy() * self.scale + self.center
 
 
+def _parted(rows: int, fraction: float, targets: Sequence[_Target]) -> tuple[Tensor, Tensor]:
+    """Return the rows held out, and those trained on: at least one of each target and class."""
+    held = round(fraction * rows)
+    order = torch.randperm(rows)
+    held = held if held >= LEAST_HELD_OUT else 0
+    validation, training = order[:held], order[held:]
+    needed = torch.zeros(held, dtype=torch.bool)
+    for target in targets:
+        aside, used = target.labels[validation], target.labels[training]
+        if target.kind == "classification":
+            needed |= (aside >= 0) & ~torch.isin(aside, used)
+        elif used.isnan().all():
+            needed |= ~aside.isnan()
+    return validation[~needed], torch.cat([training, validation[needed]])
+
+
 def _classifies(estimator: MultiTaskEstimator) -> bool:
     if "classification" not in getattr(estimator, "kinds_", ["classification"]):
         raise AttributeError("no target is classified, so there are no probabilities")
@@ -302,10 +318,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         return found
 
     def _train(self, X: Tensor, targets: Sequence[_Target]) -> None:
-        held = round(self.validation_fraction * len(X))
-        order = torch.randperm(len(X))
-        held = held if held >= LEAST_HELD_OUT else 0
-        validation, training = order[:held], order[held:]
+        validation, training = _parted(len(X), self.validation_fraction, targets)
         batch = self.batch_size or _batch_size(len(training))
         batch = min(batch, len(training))
         steps = self.max_steps or min(MOST_STEPS, max(LEAST_STEPS, STEPS_PER_ROW * len(training)))
@@ -331,12 +344,12 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
                 schedule.step()
                 self.n_steps_ += 1
             learner.end_epoch()
-            if held and (loss := learner.relative_loss(X, validation)) < least:
+            if len(validation) and (loss := learner.relative_loss(X, validation)) < least:
                 least, self.best_epoch_ = loss, epoch
                 best = copy.deepcopy(self.network_.state_dict())
         if best:
             self.network_.load_state_dict(best)
-        elif not held:
+        elif not len(validation):
             self.best_epoch_ = epoch
 
     # ------------------------------------------------------------------ predicting
