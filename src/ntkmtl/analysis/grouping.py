@@ -56,7 +56,7 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
 
     Args:
         affinity: Cosines between the tasks' gradients in [-1, 1], shape (k, k), symmetric: of one
-            kernel (:meth:`ExtendedNTK.affinity`) or, less noisy, averaged over a training
+            kernel (:meth:`ExtendedNTK.affinity`) or, less noisy, averaged over a run
             (:meth:`Recorder.mean_affinity`).
         groups: Number of groups, from 1 to k; chosen by the rule above if None.
         threshold: Least mean affinity at which groups are joined. Has no effect with ``groups``.

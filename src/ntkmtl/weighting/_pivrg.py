@@ -41,7 +41,7 @@ class PIVRG(Weighting):
     published code: least squares from equal weights).
 
     ``ntkmtl compare`` and ``ntkmtl run`` train the single-task networks first and give the scores.
-    In a loop of one's own, call :meth:`observe` with them after each epoch, as
+    In your own loop, call :meth:`observe` with them after each epoch, as
     ``balancer.weighting.observe(...)``. All are 0 in the first epoch, where the method is FairGrad
     with alpha 2; if the second epoch ends and none were ever given, a warning says so. (For NYUv2
     and CityScapes the published code takes its scores from the training data; a score is the mean
