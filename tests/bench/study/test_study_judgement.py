@@ -55,6 +55,17 @@ def problem_with(name: str, shifts: dict[str, float], source: str = "") -> list[
     return found
 
 
+def test_a_step_is_timed_without_what_it_waited_for_a_core():
+    def of(share: float | None) -> float | None:
+        run = FinalRun(seed=0, test=[1.0], train_seconds=3.0, steps=10, cpu_share=share)
+        return run.step_seconds
+
+    assert of(None) == pytest.approx(0.3)  # not measured
+    assert of(1.0) == pytest.approx(0.3)
+    assert of(0.5) == pytest.approx(0.15)
+    assert FinalRun(seed=0, test=[], train_seconds=0.0, steps=0).step_seconds is None
+
+
 SHIFTS = {"ls": 0.2, "good": 0.1, "same": 0.2, "slow": 0.3}
 
 

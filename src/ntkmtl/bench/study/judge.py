@@ -136,7 +136,7 @@ def _runs(setting: Setting | None) -> Sequence[FinalRun]:
 def _step_seconds(result: MethodResult) -> float | None:
     """Return the seconds of a training step: median over final runs."""
     runs = [*_runs(result.tuned), *_runs(result.published)]
-    times = [run.train_seconds / run.steps for run in runs if run.steps]
+    times = [run.step_seconds for run in runs if run.step_seconds is not None]
     return statistics.median(times) if times else None
 
 

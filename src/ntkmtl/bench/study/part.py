@@ -190,6 +190,7 @@ class StudyPart:
                 test=list(run.result.test),
                 train_seconds=run.result.train_seconds,
                 steps=run.result.steps,
+                cpu_share=run.result.cpu_share if self.trainer.device == "cpu" else None,
             )
         why = [f.message for f in sweep.failures if f.folder == folder and f.error in DIVERGED]
         return (

@@ -63,6 +63,8 @@ class FinalRun(msgspec.Struct, frozen=True, kw_only=True):
         train_seconds: Time in training steps.
         steps: Number of steps.
         error: Why it diverged, else empty.
+        cpu_share: Part of ``train_seconds`` for which the main thread had a processor core; None if
+            it was not measured.
     """
 
     seed: int
@@ -70,6 +72,13 @@ class FinalRun(msgspec.Struct, frozen=True, kw_only=True):
     train_seconds: Finite
     steps: int
     error: str = ""
+    cpu_share: Finite | None = None
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Time of a step, less what it waited for a core that other processes had."""
+        share = 1.0 if self.cpu_share is None else self.cpu_share
+        return share * self.train_seconds / self.steps if self.steps else None
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
