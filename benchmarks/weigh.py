@@ -42,10 +42,18 @@ TARGETS = {
     "wq": "25400,29600,30400,33400,17300,19400,34500,38100,49700,50390,55800,57500,59300,37880",
     "rf1": "CHSI2_48H__0,NASI2_48H__0,EADM7_48H__0,SCLM7_48H__0,CLKM7_48H__0,VALI2_48H__0,"
     "NAPM7_48H__0,DLDI4_48H__0",
+    "star98": "NABOVE,NBELOW",
+    "anes96": "selfLR,PID,vote",
 }
-"""Tables of multi-target regression, and the columns that are predicted."""
+"""Tables, and the columns that are predicted."""
 
-EPOCHS = {"qm9-mini": 10, "rf1": 10}
+TYPES = {
+    "star98": "NABOVE=regression,NBELOW=regression",
+    "anes96": "selfLR=regression,PID=regression",
+}
+"""Types of columns whose values leave it open."""
+
+EPOCHS = {"qm9-mini": 10, "rf1": 10, "pinn-burgers": 20, "xtb": 5}
 """Epochs instead of the recipe's: those are reduced runs."""
 
 
@@ -220,8 +228,9 @@ def made(name: str, tables: Path | None) -> Problem:
     if name not in TARGETS:
         return create(name)
     if tables is None:
-        raise SystemExit(f"{name} needs --tables, the folder of its .arff file")
-    return create("table", csv=str(tables / f"{name}.arff"), targets=TARGETS[name])
+        raise SystemExit(f"{name} needs --tables, the folder of its file")
+    file = tables / f"{name}.{'csv' if name in TYPES else 'arff'}"
+    return create("table", csv=str(file), targets=TARGETS[name], types=TYPES.get(name, ""))
 
 
 def rows(measured: Mapping[str, Any]) -> Iterator[str]:
@@ -250,9 +259,9 @@ def render(measured: Mapping[str, Any], page: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    names = ["enb", "sf2", "wq", "qm9-mini", "rf1"]
+    names = [*TARGETS, "qm9-mini", "pinn-burgers", "xtb"]
     parser.add_argument("--problems", default=",".join(names))
-    parser.add_argument("--tables", type=Path, help="folder of the multi-target .arff files")
+    parser.add_argument("--tables", type=Path, help="folder of the tables' .arff and .csv files")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--candidates", type=int, default=6)
     parser.add_argument("--out", type=Path, default=Path("runs/weigh"))

@@ -325,6 +325,16 @@ class TrainingOptions:
             show_default="the recipe's",
         ),
     ] = None
+    lbfgs_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--lbfgs-steps",
+            metavar="N",
+            min=0,
+            help="After the epochs, N steps of L-BFGS over all training samples at once.",
+            show_default="the recipe's",
+        ),
+    ] = None
 
     def changes(self) -> dict[str, Any]:
         """Return what the recipe is changed by."""

@@ -97,6 +97,8 @@ class Recipe:
         weight_decay: Decoupled weight decay of the optimizer (AdamW); 0 for plain Adam.
         chosen_epoch: ``"last"``: the network after the last epoch is tested. ``"validation"``: that
             of the epoch with the least :meth:`Problem.selection`, a loss on the validation split.
+        lbfgs_steps: Steps of L-BFGS after these epochs, each over all training samples at once: up
+            to 20 iterations with the weights of its first evaluation. Each counts as an epoch.
     """
 
     epochs: int
@@ -117,6 +119,12 @@ class Recipe:
     on_nonfinite: OnNonFinite = "stop"
     weight_decay: float = 0.0
     chosen_epoch: ChosenEpoch = "last"
+    lbfgs_steps: int = 0
+
+    @property
+    def total_epochs(self) -> int:
+        """Number of epochs, steps of L-BFGS included."""
+        return self.epochs + self.lbfgs_steps
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values.
@@ -137,7 +145,16 @@ class Recipe:
 
 
 _LATER = frozenset(
-    {"precision", "accumulate", "clip", "compile", "on_nonfinite", "weight_decay", "chosen_epoch"}
+    {
+        "precision",
+        "accumulate",
+        "clip",
+        "compile",
+        "on_nonfinite",
+        "weight_decay",
+        "chosen_epoch",
+        "lbfgs_steps",
+    }
 )
 
 

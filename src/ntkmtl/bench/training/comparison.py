@@ -51,7 +51,8 @@ class Comparison:
         threads: Threads that a run computes with. If None, what the engine says: on this machine
             ``OMP_NUM_THREADS`` where it is set, otherwise one for runs side by side and all cores
             for a run alone. A run that resumes keeps the number that it began with.
-        training: ``precision``, ``accumulate``, ``clip``, ``compile`` and ``on_nonfinite`` instead
+        training: ``precision``, ``accumulate``, ``clip``, ``compile``, ``on_nonfinite`` and
+            ``lbfgs_steps`` instead
             of the recipe's.
         device: Where to train; see :func:`train`.
         references: Whether to compute the problem's reference models, which are no networks.

@@ -23,6 +23,7 @@ __all__ = [
     "run_identity",
     "share_of_minibatches",
     "steps_per_epoch",
+    "total_steps",
 ]
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -82,6 +83,29 @@ def check_recipe(recipe: Recipe) -> None:
         )
     if not 0 <= recipe.clip < float("inf"):
         raise ValueError(f"clip must be a norm, or 0 for none. Found {recipe.clip}.")
+    _check_lbfgs(recipe)
+
+
+def _check_lbfgs(recipe: Recipe) -> None:
+    steps = recipe.lbfgs_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"lbfgs_steps must be a whole number of at least 0. Found {steps!r}.")
+    usual = {"precision": "fp32", "accumulate": 1, "clip": 0.0, "weight_decay": 0.0}
+    for name, value in usual.items():
+        if steps and getattr(recipe, name) != value:
+            raise ValueError(
+                f"L-BFGS evaluates the loss itself, in single precision: {name} must be {value}. "
+                f"Found {getattr(recipe, name)}."
+            )
+
+
+def total_steps(problem: Problem, recipe: Recipe) -> int:
+    """Return the number of steps of a run, those of L-BFGS included.
+
+    Raises:
+        ValueError: The recipe makes no sense for the problem.
+    """
+    return recipe.epochs * steps_per_epoch(problem, recipe) + recipe.lbfgs_steps
 
 
 def run_identity(
@@ -163,11 +187,21 @@ def _require_consistent(
             f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
         )
     steps_per_epoch(problem, recipe)
+    if recipe.lbfgs_steps and _combines_entries(method):
+        raise ValueError(
+            f"{method} does more than weigh whole gradients, so there is no weighted loss that "
+            "L-BFGS could compare in its line search; train it with lbfgs_steps=0"
+        )
     if recipe.compile and reruns_trunk(method, options):
         raise ValueError(
             f"{method} runs the trunk again at other parameters, which a compiled one does not "
             "allow; train without compile, or set source='representation'"
         )
+
+
+def _combines_entries(method: str) -> bool:
+    """Return whether a method does more than weigh whole gradients."""
+    return spec(method).requires == "jacobian" or create(method).has_head_objective
 
 
 def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:
@@ -186,6 +220,8 @@ def check_processes(
             or a record is asked for.
     """
     recipe, method = Recipe(**identity["recipe"]), identity["method"]
+    if recipe.lbfgs_steps:
+        raise ValueError(f"L-BFGS works in a single process only; {size} were launched")
     pieces = size * recipe.accumulate
     if recipe.batch_size % pieces:
         raise ValueError(
@@ -194,7 +230,7 @@ def check_processes(
             + (f" and {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
             + "; change batch_size or the number of processes"
         )
-    if spec(method).requires == "jacobian" or create(method).has_head_objective:
+    if _combines_entries(method):
         raise ValueError(
             f"{method} works on the gradients entry by entry, or on those of the heads, in a "
             f"single process only; {size} were launched"

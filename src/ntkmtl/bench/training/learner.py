@@ -15,7 +15,12 @@ from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
 from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
 from ntkmtl.bench.runs.provenance import hardware, problem_version, versions
-from ntkmtl.bench.training.identity import reruns_trunk, share_of_minibatches, steps_per_epoch
+from ntkmtl.bench.training.identity import (
+    reruns_trunk,
+    share_of_minibatches,
+    steps_per_epoch,
+    total_steps,
+)
 from ntkmtl.bench.training.recording import record_settings
 from ntkmtl.bench.training.schedules import LearningRate
 from ntkmtl.bench.training.scores import check_baseline, validation_split
@@ -98,7 +103,8 @@ class Learner:
         self.metrics = tuple(RunMetric(**metric) for metric in identity["metrics"])
         self.split = validation_split(problem)
         self.steps_per_epoch = steps_per_epoch(problem, self.recipe)
-        self.total_steps = self.steps_per_epoch * self.recipe.epochs
+        self.adam_steps = self.steps_per_epoch * self.recipe.epochs
+        self.total_steps = total_steps(problem, self.recipe)
         self.arithmetic = Arithmetic(self.recipe.precision, self.device)
 
         torch.manual_seed(spec.seed)
@@ -180,7 +186,7 @@ class Learner:
         self.learning_rate = LearningRate(
             self.recipe,
             self.optimizer,
-            self.total_steps,
+            self.adam_steps,
             self.metrics,
             self.problem.reference if self.chosen_tasks is None else None,
         )
@@ -192,6 +198,16 @@ class Learner:
     def losses(self, outputs: Sequence[Tensor], batch: Any) -> dict[str, Tensor | None]:
         """Return the losses of the tasks, in fp32; None for a task without labels."""
         return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen_tasks)
+
+    def epoch_of(self, step: int) -> tuple[int, int]:
+        """Return the epoch of a step, and the number of the step in it; both from 0."""
+        if self.is_lbfgs(step):
+            return self.recipe.epochs + step - self.adam_steps, 0
+        return divmod(step, self.steps_per_epoch)
+
+    def is_lbfgs(self, step: int) -> bool:
+        """Whether a step, counted from 0, is one of L-BFGS."""
+        return self.recipe.lbfgs_steps > 0 and step >= self.adam_steps
 
     @property
     def rate(self) -> float:

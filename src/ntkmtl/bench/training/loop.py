@@ -97,7 +97,7 @@ class TrainingLoop:
                 self._take_step(indices, folder, clock)
                 if progress is not None:
                     progress(self.step, total)
-                if self.step % self.learner.steps_per_epoch == 0:
+                if self.learner.epoch_of(self.step)[1] == 0:
                     self._end_epoch()
                     if note is not None:
                         note(self._words())
@@ -148,12 +148,15 @@ class TrainingLoop:
             yield from self._rest_of_epoch()
 
     def _rest_of_epoch(self) -> Iterator[Tensor]:
-        epoch, done = divmod(self.step, self.learner.steps_per_epoch)
+        epoch, done = self.learner.epoch_of(self.step)
+        size, batch_size = self.learner.problem.size("train"), self.learner.recipe.batch_size
+        if self.learner.is_lbfgs(self.step):
+            yield torch.arange(size)
+            return
         # An epoch's order is a function of seed and epoch alone: nothing of it has to be saved.
         generator = torch.Generator().manual_seed(
             text_seed(f"order {self.learner.spec.seed} {epoch}")
         )
-        size, batch_size = self.learner.problem.size("train"), self.learner.recipe.batch_size
         for number, indices in enumerate(batches(size, batch_size, generator)):
             if number >= done:
                 yield indices
@@ -163,7 +166,7 @@ class TrainingLoop:
     def _end_epoch(self) -> None:
         started = time.perf_counter()
         learner = self.learner
-        epoch = self.step // learner.steps_per_epoch - 1
+        epoch = learner.epoch_of(self.step)[0] - 1
         val = self._evaluate(learner.split, epoch)
         if learner.baseline is not None:
             scores = task_scores(val, learner.baseline, learner.metrics, learner.tasks)
@@ -173,13 +176,13 @@ class TrainingLoop:
         learner.learning_rate.end_epoch(val)
         if learner.recipe.chosen_epoch == "validation":
             self._keep_if_best(epoch)
-        elif epoch >= learner.recipe.epochs - learner.recipe.tested_epochs:
+        elif epoch >= learner.recipe.total_epochs - learner.recipe.tested_epochs:
             self.log.tested.append(self._evaluate("test", epoch))
 
     def _words(self) -> str:
         learner = self.learner
         return progress_words(
-            self.log.history, learner.metrics, learner.recipe.epochs, learner.split
+            self.log.history, learner.metrics, learner.recipe.total_epochs, learner.split
         )
 
     def _keep_if_best(self, epoch: int) -> None:
@@ -196,7 +199,7 @@ class TrainingLoop:
             state = learner.model.state_dict()
             weights = {name: tensor.detach().clone() for name, tensor in state.items()}
             self.best = BestEpoch(epoch, value, weights)
-        if epoch == learner.recipe.epochs - 1:
+        if epoch == learner.recipe.total_epochs - 1:
             learner.model.load_state_dict(self.best.weights)
             self.log.tested.append(self._evaluate("test", self.best.epoch))
 

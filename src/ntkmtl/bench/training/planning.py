@@ -28,7 +28,7 @@ from ntkmtl.bench.runs import (
 from ntkmtl.bench.training.baselines import baseline_key
 from ntkmtl.bench.training.comparison import SweepError, method_names
 from ntkmtl.bench.training.conflicts import damaged
-from ntkmtl.bench.training.identity import reruns_trunk, run_identity, steps_per_epoch
+from ntkmtl.bench.training.identity import reruns_trunk, run_identity, total_steps
 from ntkmtl.bench.training.recipes import recipe_of, recipes_by_method
 from ntkmtl.bench.training.recording import record_differences, record_settings
 from ntkmtl.bench.training.spec import RunSpec
@@ -335,7 +335,7 @@ class Planner:
             problem_options=dict(asked.problem_options),
             spec=spec,
             folder=folder,
-            steps=recipe.epochs * steps_per_epoch(self.problem, recipe),
+            steps=total_steps(self.problem, recipe),
             identity=identity,
             key="" if task is None else self._cache_key(identity),
             **more,

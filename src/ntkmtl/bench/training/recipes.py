@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["changed_recipe", "recipe_line", "recipe_of", "recipes_by_method"]
 
 _CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
-_TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite")
+_TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite", "lbfgs_steps")
 
 
 def changed_recipe(
@@ -39,8 +39,8 @@ def changed_recipe(
         batch_size: Samples per step.
         learning_rate: Peak learning rate.
         minibatches: The paper's n.
-        training: Changes of ``precision``, ``accumulate``, ``clip``, ``compile`` and
-            ``on_nonfinite``.
+        training: Changes of ``precision``, ``accumulate``, ``clip``, ``compile``, ``on_nonfinite``
+            and ``lbfgs_steps``.
 
     Raises:
         SweepError: ``training`` names anything else.
@@ -91,6 +91,8 @@ def recipe_line(recipe: Recipe) -> str:
     }[recipe.chosen_epoch]
     description = f" {recipe.description.removesuffix('.')}." if recipe.description else ""
     epochs = f"{recipe.epochs:,} epoch{'' if recipe.epochs == 1 else 's'}"
+    if recipe.lbfgs_steps:
+        epochs += f" of Adam and {recipe.lbfgs_steps:,} of L-BFGS"
     return (
         f"Recipe: {epochs}, batches of {recipe.batch_size:,}, learning rate "
         f"{recipe.learning_rate:g}, {chosen}.{description}"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["StepPart", "StepSnapshot", "Stepper"]
 
+LBFGS_ITERATIONS = 20
+"""Iterations of a step of L-BFGS, each with a line search."""
+
 SNAPSHOT_BYTES = 2**20
 """Largest state of a Balancer that is copied before every step; methods that keep a gradient per
 task have more."""
@@ -101,6 +104,8 @@ class Stepper:
         count = recipe.accumulate
         parts: list[StepPart] = []
         try:
+            if learner.is_lbfgs(number):
+                return [self._minimize(indices, number)]
             for part in range(count):
                 rows = self.group.share(indices, part, count)
                 last = part + 1 == count
@@ -191,6 +196,52 @@ class Stepper:
 
     # ------------------------------------------------------------------ the optimizer
 
+    def _minimize(self, indices: Tensor, number: int) -> StepPart:
+        """Take a step of L-BFGS, and return its first evaluation.
+
+        Weights are those of that evaluation, and so is what is drawn at random: the line search
+        compares values of one function. Weights change between steps, so nothing of what L-BFGS
+        has learned of the curvature is kept for the next one.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite; the network is as before.
+        """
+        learner, snapshot = self.learner, self.snapshot
+        assert snapshot is not None
+        parameters: list[Tensor] = [p for p in learner.model.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in parameters]
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=LBFGS_ITERATIONS,
+            history_size=LBFGS_ITERATIONS,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+        parts: list[StepPart] = []
+
+        def evaluate() -> Tensor:
+            torch.set_rng_state(snapshot.random)
+            if snapshot.cuda is not None:
+                torch.cuda.set_rng_state(snapshot.cuda, learner.device)
+            learner.optimizer.zero_grad(set_to_none=True)
+            part = self._differentiate(indices, 1.0, number)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if gradients and not _all_finite(gradients):
+                raise self._find_nonfinite_task([part], number)
+            parts.append(part)
+            return part.balanced.total
+
+        try:
+            with learner.balancer.hold():
+                optimizer.step(evaluate)
+        except NonFiniteError:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, before)
+            raise
+        if learner.balancer.needs_after_step:
+            self._show_losses_after(parts[0].batch)
+        return parts[0]
+
     def _update(self, parts: Sequence[StepPart], number: int) -> None:
         """Take a step of the optimizer along the gradients of all parts.
 
@@ -279,7 +330,7 @@ class Stepper:
                 buffer.copy_(value)
 
     def _where(self, indices: Tensor, number: int) -> str:
-        epoch, batch = divmod(number, self.learner.steps_per_epoch)
+        epoch, batch = self.learner.epoch_of(number)
         rows = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
         return (
             f"epoch {epoch}, batch {batch} of {self.learner.steps_per_epoch}, samples {rows} of "
