@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from ntkmtl import Balancer
-from ntkmtl.analysis import Recorder, RecordFileError, Snapshot, condition_number
+from ntkmtl.analysis import (
+    Recorder,
+    RecordFileError,
+    ResidualNTK,
+    Snapshot,
+    condition_number,
+    residual_ntk,
+)
 from ntkmtl.kernel import ExtendedNTK
 
 TASKS = ("a", "b", "c")
@@ -314,3 +321,41 @@ def test_minibatches_that_nothing_tells_apart_are_said_once() -> None:
         warnings.simplefilter("error")
         one_step()
     assert recorder["kernel_minibatches"].tolist() == [1, 1]
+
+
+def residuals_of(*scales: float) -> ResidualNTK:
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    points = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    named = zip(TASKS, scales, strict=False)
+    return residual_ntk({name: scale * w * points for name, scale in named}, [w])
+
+
+def test_kernels_of_residuals_belong_to_the_last_step_and_go_through_the_file(tmp_path: Path):
+    recorder = Recorder(every=2)
+    with pytest.raises(ValueError, match="none is recorded yet"):
+        recorder.add_residuals(residuals_of(1.0))
+    for step in (0, 2):
+        recorder(snapshot(step))
+    recorder.add_residuals(residuals_of(1.0, 2.0))
+    rest = [math.nan] * (len(TASKS) - 2)
+    expected = torch.tensor([[math.nan] * len(TASKS), [5.0, 20.0, *rest]], dtype=torch.float64)
+    # Rows of rank one: the trace is the only eigenvalue.
+    for name in ("residual_traces", "residual_eigenvalues"):
+        torch.testing.assert_close(recorder[name], expected, equal_nan=True)
+    recorder.save(tmp_path / "record.json")
+    kept = Recorder.load(tmp_path / "record.json")
+    torch.testing.assert_close(kept["residual_traces"], expected, equal_nan=True)
+    w = torch.ones(1, requires_grad=True)
+    with pytest.raises(ValueError, match="residual elsewhere is no task"):
+        recorder.add_residuals(residual_ntk({"elsewhere": w * torch.ones(1)}, [w]))
+
+
+def test_a_file_without_residuals_has_no_word_of_them_and_is_read(tmp_path: Path):
+    recorder = Recorder()
+    for step in (0, 50):
+        recorder(snapshot(step))
+    recorder.save(tmp_path / "record.json")
+    assert "residual" not in (tmp_path / "record.json").read_text("utf-8")
+    kept = Recorder.load(tmp_path / "record.json")
+    kept.add_residuals(residuals_of(1.0))
+    assert kept["residual_traces"][:, 0].isfinite().tolist() == [False, True]

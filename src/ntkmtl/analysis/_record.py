@@ -26,12 +26,20 @@ from ntkmtl.kernel._pooling import POOLINGS, Pooling
 if TYPE_CHECKING:
     import os
 
+    from ntkmtl.analysis.residuals import ResidualNTK
+
 __all__ = ["RecordFileError", "Recorder", "Snapshot"]
 
 SCHEMA = 1
 """Version of the file's layout."""
 
-_VECTORS = ("losses", "weights", "max_eigenvalues", "effective_ranks", "participation_ratios")
+_RESIDUALS = ("residual_traces", "residual_eigenvalues")
+"""What only networks have whose losses are mean squares of residuals, where it was asked for."""
+
+_VECTORS = (
+    *("losses", "weights", "max_eigenvalues", "effective_ranks", "participation_ratios"),
+    *_RESIDUALS,
+)
 _NUMBERS = ("condition", "condition_weighted", "rank", "rank_weighted", "kernel_minibatches")
 _COLUMNS = (*_VECTORS, *_NUMBERS, "affinity")
 
@@ -138,6 +146,35 @@ class Recorder:
         for name, value in row.items():
             self._columns[name].append(value)
 
+    def add_residuals(self, kernels: ResidualNTK) -> None:
+        """Add the kernels of residuals to the last recorded step, per point.
+
+        Args:
+            kernels: Of conditions that are named like tasks; the other tasks have none.
+
+        Raises:
+            ValueError: Nothing is recorded yet, or a condition is no task.
+
+        Example:
+            >>> import torch
+            >>> from ntkmtl.analysis import residual_ntk
+            >>> w = torch.ones(1, requires_grad=True)
+            >>> recorder = Recorder()
+            >>> ones = torch.ones(2)
+            >>> recorder(Snapshot(0, ("a", "b"), (0, 1), ones, ones, None))
+            >>> recorder.add_residuals(residual_ntk({"b": w * torch.tensor([1.0, 3.0])}, [w]))
+            >>> recorder["residual_traces"]
+            tensor([[nan, 5.]], dtype=torch.float64)
+        """
+        if not self._steps:
+            raise ValueError("residuals belong to a recorded step, and none is recorded yet")
+        if unknown := [name for name in kernels.names if name not in self.tasks]:
+            raise ValueError(f"residual {unknown[0]} is no task; there are {', '.join(self.tasks)}")
+        at = torch.tensor([self.tasks.index(name) for name in kernels.names])
+        points = torch.tensor(kernels.points, dtype=torch.float64)
+        self._columns["residual_traces"][-1][at] = kernels.traces / points
+        self._columns["residual_eigenvalues"][-1][at] = kernels.max_eigenvalues / points
+
     # ------------------------------------------------------------------ what was recorded
 
     @property
@@ -150,7 +187,8 @@ class Recorder:
 
         Args:
             name: Of shape (T, k): ``losses``, ``weights``, ``max_eigenvalues``,
-                ``effective_ranks`` and ``participation_ratios`` (of each task's block). Of shape
+                ``effective_ranks`` and ``participation_ratios`` (of each task's block),
+                ``residual_traces`` and ``residual_eigenvalues`` (:meth:`add_residuals`). Of shape
                 (T,): ``condition`` and ``rank`` of the extended kernel,
                 ``condition_weighted`` and ``rank_weighted`` of the kernel under the step's weights
                 (Eq. 13), and ``kernel_minibatches``, its n. Of shape (T, k, k): ``affinity``, the
@@ -233,7 +271,11 @@ class Recorder:
             "pooling": self.pooling,
             "tasks": list(self.tasks),
             "step": list(self._steps),
-            **{name: _plain(self[name].tolist()) for name in _COLUMNS},
+            **{
+                name: _plain(self[name].tolist())
+                for name in _COLUMNS
+                if name not in _RESIDUALS or bool(self[name].isfinite().any())
+            },
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -283,6 +325,10 @@ class Recorder:
                 raise ValueError(f"step {after} stands after step {before}")
         count, k = len(recorder._steps), len(recorder.tasks)
         for name in _COLUMNS:
+            if name in _RESIDUALS and name not in found:
+                unknown = torch.full((count, k), math.nan, dtype=torch.float64)
+                recorder._columns[name] = list(unknown)
+                continue
             tail = [k] if name in _VECTORS else [k, k] if name == "affinity" else []
             shape = [count, *tail]
             values = torch.tensor(_known(found[name]), dtype=torch.float64)
@@ -331,6 +377,7 @@ def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
         "participation_ratios": spread(
             None if eigenvalues is None else participation_ratio(eigenvalues)
         ),
+        **{name: spread(None) for name in _RESIDUALS},
         "kernel_minibatches": number(None if kernel is None else kernel.minibatches),
         "affinity": torch.full((k, k), math.nan, dtype=torch.float64),
     }

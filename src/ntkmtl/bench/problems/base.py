@@ -268,6 +268,7 @@ class Problem(ABC):
         reference_words: What each of :meth:`references` is.
         created_with: The options that :func:`ntkmtl.bench.problems.create` was given, with which
             the problem of a run is created again; None where the class was called directly.
+        residual_samples: Training samples whose :meth:`task_residuals` are recorded.
         has_baselines: Whether a task can be trained alone, so that Delta-m against such networks
             makes sense. It does not for the conditions of one equation.
     """
@@ -281,6 +282,7 @@ class Problem(ABC):
     recipe: Recipe
     reference: tuple[float, ...] | None = None
     created_with: Mapping[str, Any] | None = None
+    residual_samples: ClassVar[int] = 32
     has_baselines: ClassVar[bool] = True
 
     @property
@@ -345,6 +347,23 @@ class Problem(ABC):
             Shape (k, b), or None.
         """
         return None
+
+    def task_residuals(
+        self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the residuals of tasks whose loss is a mean of squares, before they are squared.
+
+        ``ntkmtl analyze`` shows their kernels (:func:`ntkmtl.analysis.residual_ntk`).
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned.
+            batch: What :meth:`batch` returned.
+            tasks: The tasks the network was built for, all of them if None.
+
+        Returns:
+            By task, in any shape, each entry a point; here of no task.
+        """
+        return {}
 
     def evaluation_batch(self, split: Split, indices: Tensor) -> Any:
         """Return the batch that networks are evaluated on: :meth:`batch` without augmentation."""

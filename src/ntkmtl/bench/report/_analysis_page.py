@@ -81,6 +81,7 @@ def _page(study: Study, groups: int | None) -> dict[str, Any]:
         "methods": [printable(record.label) for record in study.methods],
         "rows": [_row(study, record, groups) for record in study.methods],
         "percent": f"{100 * FRACTION:g}",
+        "residuals": any(bool(r.residual_traces.isfinite().any()) for r in study.methods),
     }
 
 
@@ -144,6 +145,8 @@ def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
             "weighted": lines(record.weighted_eigenvalues),
             "entropy": lines(record.effective_ranks),
             "participation": lines(record.participation_ratios),
+            "residual_traces": lines(record.residual_traces),
+            "residual_eigenvalues": lines(record.residual_eigenvalues),
             "convergence": lines(record.convergence),
             "weights": lines(record.weights),
             "losses": lines(record.losses),

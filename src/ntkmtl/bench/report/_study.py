@@ -32,6 +32,8 @@ _AVERAGED = (
     "max_eigenvalues",
     "effective_ranks",
     "participation_ratios",
+    "residual_traces",
+    "residual_eigenvalues",
     "affinity",
 )
 
@@ -59,6 +61,8 @@ class MethodRecord:
         weighted_eigenvalues: The same under the step's weights, w^2 lambda (Eq. 13), shape (T, k).
         effective_ranks: Shape (T, k).
         participation_ratios: Shape (T, k).
+        residual_traces: Of each task's kernel of residuals, per point, shape (T, k).
+        residual_eigenvalues: Its largest eigenvalue, per point, shape (T, k).
         convergence: Predicted steps under the step's weights, shape (T, k); see
             :func:`ntkmtl.analysis.convergence_steps`.
         condition: Of the extended kernel, before and after weighting, shape (T, 2): means of the
@@ -80,6 +84,8 @@ class MethodRecord:
     weighted_eigenvalues: Tensor
     effective_ranks: Tensor
     participation_ratios: Tensor
+    residual_traces: Tensor
+    residual_eigenvalues: Tensor
     convergence: Tensor
     condition: Tensor
     rank: Tensor
@@ -162,6 +168,8 @@ def _method_json(study: Study, record: MethodRecord, groups: int | None) -> dict
         "weighted_eigenvalues": record.weighted_eigenvalues,
         "effective_ranks": record.effective_ranks,
         "participation_ratios": record.participation_ratios,
+        "residual_traces": record.residual_traces,
+        "residual_eigenvalues": record.residual_eigenvalues,
         "predicted_steps": record.convergence,
         **pairs,
         "mean_affinity": affinity,
@@ -339,6 +347,8 @@ def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> Method
         weighted_eigenvalues=mean("weighted"),
         effective_ranks=mean("effective_ranks"),
         participation_ratios=mean("participation_ratios"),
+        residual_traces=mean("residual_traces"),
+        residual_eigenvalues=mean("residual_eigenvalues"),
         convergence=log_mean("convergence"),
         condition=log_mean("condition"),
         rank=mean("rank"),

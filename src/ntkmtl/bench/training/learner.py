@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ntkmtl.analysis import Recorder
+from ntkmtl.analysis import Recorder, residual_ntk
 from ntkmtl.balance import Balancer
-from ntkmtl.bench.compute.device import Arithmetic, Evaluated, compile_heads, compiled
+from ntkmtl.bench.compute.device import (
+    Arithmetic,
+    Evaluated,
+    compile_heads,
+    compiled,
+    to_device,
+)
 from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
 from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
@@ -198,6 +204,30 @@ class Learner:
     def losses(self, outputs: Sequence[Tensor], batch: Any) -> dict[str, Tensor | None]:
         """Return the losses of the tasks, in fp32; None for a task without labels."""
         return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen_tasks)
+
+    def record_residuals(self, known: int) -> None:
+        """Add the kernels of the problem's residuals to a step that was recorded just now.
+
+        Args:
+            known: Number of steps that were recorded before.
+        """
+        has_some = type(self.problem).task_residuals is not Problem.task_residuals
+        if self.recorder is None or len(self.recorder) == known or not has_some:
+            return
+        count = min(self.problem.residual_samples, self.problem.size("train"))
+        rows = torch.randperm(
+            self.problem.size("train"), generator=torch.Generator().manual_seed(0)
+        )[:count]
+        batch = to_device(self.problem.batch("train", rows), self.device)
+        buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            outputs = self.model.predict(self.model.represent(batch))
+        residuals = self.problem.task_residuals(outputs, batch, self.chosen_tasks)
+        self.recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
+        with torch.no_grad():  # running means of batch norm
+            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
+                buffer.copy_(value)
 
     def epoch_of(self, step: int) -> tuple[int, int]:
         """Return the epoch of a step, and the number of the step in it; both from 0."""

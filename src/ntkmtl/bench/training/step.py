@@ -162,7 +162,9 @@ class Stepper:
             # The Balancer leaves them to the scaler, whose smaller scale makes no loss finite.
             self._require_finite(known, number)
         unreached = _unreached(outputs, known) if self.group.size > 1 else None
+        recorded = len(learner.recorder or ())
         balanced = self._balance(losses, batch, scale)
+        learner.record_residuals(recorded)
         if unreached is not None:
             roots, parameters = unreached
             torch.autograd.backward(roots, [torch.zeros_like(r) for r in roots], inputs=parameters)

@@ -152,12 +152,20 @@ class PINN(Problem):
         Raises:
             ValueError: There are not as many outputs as tasks, or a task is unknown.
         """
+        found = self.task_residuals(outputs, batch, tasks)
+        return {name: residual.square().mean() for name, residual in found.items()}
+
+    def task_residuals(
+        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the residuals of each condition.
+
+        Raises:
+            ValueError: There are not as many outputs as tasks, or a task is unknown.
+        """
         columns = positions(self.tasks, tasks)
         one_output_per_task(outputs, columns)
-        return {
-            self.tasks[column]: output.square().mean()
-            for column, output in zip(columns, outputs, strict=True)
-        }
+        return {self.tasks[c]: output for c, output in zip(columns, outputs, strict=True)}
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the relative L2 error in percent, and the root mean squares of residuals.

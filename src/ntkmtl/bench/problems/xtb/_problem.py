@@ -44,6 +44,7 @@ class XTB(Problem):
 
     name: ClassVar[str] = "xtb"
     summary: ClassVar[str] = PROBLEMS["xtb"].summary
+    residual_samples: ClassVar[int] = 4
     tasks: tuple[str, ...] = TASKS
     metrics: tuple[Metric, ...] = (
         Metric("energy", "energy", "meV/atom", label="E"),
@@ -99,6 +100,19 @@ class XTB(Problem):
             name: _mean(name, (output - getattr(batch, name)).square(), batch)
             for name, output in zip(names, outputs, strict=True)
         }
+
+    def task_residuals(
+        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return the errors of each task, of padded atoms none.
+
+        Raises:
+            ValueError: A task is unknown.
+        """
+        names = [TASKS[i] for i in positions(TASKS, tasks)]
+        errors = {n: output - getattr(batch, n) for n, output in zip(names, outputs, strict=True)}
+        real = batch.mask > 0
+        return {n: e[real] if n in ("forces", "charges") else e for n, e in errors.items()}
 
     def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the number of atoms where losses are means over atoms, 1 elsewhere."""

@@ -50,23 +50,32 @@
     );
   }
 
-  function eigenvalues() {
-    const log = control("log").checked;
-    const kind = control("weighted").checked ? "weighted" : "eigenvalues";
-    const all = data.methods.map((each) =>
-      each.tasks[kind].map((list) => (control("smooth").checked ? eased(list) : list)),
-    );
+  // One panel per method, with one range for all.
+  function panels(name, kind, title, log, smooth) {
+    const all = data.methods.map((each) => each.tasks[kind].map((list) => (smooth ? eased(list) : list)));
     const seen = all
       .flatMap((values) => values.filter((_, task) => !hidden.has(task)))
       .map((list) => list.filter((value) => value !== null && (!log || value > 0)));
     const range = extent(seen);
-    const title = kind === "weighted" ? "Weight² × eigenvalue" : "Largest eigenvalue";
     data.methods.forEach((each, i) =>
-      lines(chart(`eigenvalues-${i}`), each.step, all[i], title, {
+      lines(chart(`${name}-${i}`), each.step, all[i], title, {
         log,
         range: Number.isFinite(range[0]) ? range : undefined,
       }),
     );
+  }
+
+  function eigenvalues() {
+    const kind = control("weighted").checked ? "weighted" : "eigenvalues";
+    const title = kind === "weighted" ? "Weight² × eigenvalue" : "Largest eigenvalue";
+    panels("eigenvalues", kind, title, control("log").checked, control("smooth").checked);
+  }
+
+  function residuals() {
+    if (!choice("residuals")) return;
+    const kind = choice("residuals").value;
+    const title = kind === "residual_traces" ? "Trace per point" : "Largest eigenvalue per point";
+    panels("residuals", kind, title, true, true);
   }
 
   function ranks() {
@@ -185,10 +194,12 @@
       draw,
     );
     eigenvalues();
+    residuals();
     below();
   }
 
   for (const name of ["weighted", "log", "smooth"]) control(name).addEventListener("change", eigenvalues);
+  choice("residuals")?.addEventListener("change", residuals);
   choice("method").addEventListener("change", below);
   choice("rank").addEventListener("change", ranks);
   choice("pairs").addEventListener("change", pairs);
