@@ -20,7 +20,7 @@ from ntkmtl.bench.study import judge, read_plan, run_study
 from ntkmtl.bench.study.estimate import estimate
 from ntkmtl.bench.study.part import Trainer
 from ntkmtl.bench.study.results import read_result, read_results
-from ntkmtl.bench.study.singletask import rates
+from ntkmtl.bench.study.singletask import chosen_rate, rates
 from ntkmtl.bench.training import SweepError, train_spec
 from ntkmtl.errors import NonFiniteError
 
@@ -60,7 +60,7 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
             trial["seconds"] = 0
         for part in ("published", "tuned"):
             for run in (content[part] or {"runs": []})["runs"]:
-                run["train_seconds"] = 0
+                run["train_seconds"] = run["cpu_share"] = 0
         found[str(path.relative_to(out))] = content
     return found
 
@@ -113,11 +113,27 @@ def test_single_task_networks_are_tuned_task_by_task(finished: Path) -> None:
     for task in "abc":
         own = [trial for trial in result.trials if trial.task == task]
         assert [t.parameters["learning_rate"] for t in own] == rates(0.02, 3)
-        best = min(own, key=lambda trial: trial.value)
-        assert result.tuned.recipe["learning_rate"][task] == best.parameters["learning_rate"]
-        run = load_run(finished / f"work/one/baselines/final/toy/stl/seed-1/{task}")
-        assert run.config.recipe["learning_rate"] == best.parameters["learning_rate"]
+        best = chosen_rate({t.parameters["learning_rate"]: t.value for t in own})
+        assert result.tuned.recipe["learning_rate"][task] == best
+        run = load_run(finished / f"work/one/baselines/final-{best:g}/toy/stl/seed-1/{task}")
+        assert run.config.recipe["learning_rate"] == best
         assert run.result.test[0] == result.tuned.runs[1].test["abc".index(task)]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # The best is next to one that breaks down; two steps below it is not.
+        ({1.0: 10.0, 2.0: 2.0, 4.0: 1.0, 8.0: -5.0, 16.0: 900.0}, 4.0),
+        ({1.0: 10.0, 2.0: 2.0, 4.0: -5.0, 8.0: None}, 2.0),
+        # The largest of the grid has no neighbor that vouches for it.
+        ({1.0: 3.0, 2.0: 2.0, 4.0: 1.0}, 2.0),
+        ({2.0: 1.0, 4.0: None}, 2.0),
+        ({2.0: None, 4.0: 1.0}, 4.0),
+    ],
+)
+def test_a_rate_at_the_edge_of_divergence_is_not_chosen(values: dict, expected: float) -> None:
+    assert chosen_rate(values) == expected
 
 
 def test_fixed_weights_begin_with_powers_of_measured_gradients(finished: Path) -> None:

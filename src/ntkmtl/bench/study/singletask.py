@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from ntkmtl.bench.study.part import StudyPart
     from ntkmtl.bench.training import Sweep
 
-__all__ = ["SingleTasks", "rates"]
+__all__ = ["SingleTasks", "chosen_rate", "rates"]
 
 
 def rates(start: float, trials: int) -> list[float]:
@@ -34,6 +37,35 @@ def rates(start: float, trials: int) -> list[float]:
     """
     ratio = LEARNING_RATE_FACTOR ** (2 / trials)
     return [float(f"{start * ratio ** (j - trials // 2):.4g}") for j in range(trials)]
+
+
+def chosen_rate(values: Mapping[float, float | None]) -> float:
+    """Return the learning rate that final runs take.
+
+    A rate counts as much as the worse of itself and the next larger one: just below the rate at
+    which training breaks down, one seed says little of the others, and a baseline that broke down
+    would make every method look good.
+
+    Args:
+        values: What each rate came to with one seed, lower is better; None where it diverged. At
+            least one did not.
+
+    Example:
+        >>> chosen_rate({0.001: 3.0, 0.01: 1.0, 0.1: 0.5, 1.0: 900.0})
+        0.01
+        >>> chosen_rate({0.1: 2.0})
+        0.1
+    """
+    rates = sorted(values)
+    numbers = [math.inf if (found := values[rate]) is None else found for rate in rates]
+    judged = [max(pair) for pair in itertools.pairwise(numbers)]
+    # All next to one that diverged: then the best by itself.
+    safe = judged if judged and min(judged) < math.inf else numbers
+    return rates[safe.index(min(safe))]
+
+
+def _final_part(rate: float) -> str:
+    return f"baselines/final-{rate:g}"
 
 
 class SingleTasks:
@@ -68,9 +100,9 @@ class SingleTasks:
         sweeps = {}
         for rate in dict.fromkeys(best.values()):
             own = [task for task in self.tasks if best[task] == rate]
-            sweep = self._compare("baselines/final", own, {"learning_rate": rate})
+            sweep = self._compare(_final_part(rate), own, {"learning_rate": rate})
             sweeps.update(dict.fromkeys(own, sweep))
-        runs = [self._final(seed, sweeps) for seed in study.plan.seeds_of(study.asked)]
+        runs = [self._final(seed, sweeps, best) for seed in study.plan.seeds_of(study.asked)]
         if None in runs:
             return None
         tuned = Setting(
@@ -115,14 +147,17 @@ class SingleTasks:
         return load_run(folder) if (folder / RESULT).exists() else None
 
     def _best(self, task: str, trials: list[TriedSettings]) -> float:
-        done = [t for t in trials if t.task == task and t.value is not None]
-        return float(min(done, key=lambda trial: trial.value or 0.0).parameters[RATE])
+        values = {float(t.parameters[RATE]): t.value for t in trials if t.task == task}
+        return chosen_rate(values)
 
-    def _final(self, seed: int, sweeps: dict[str, Sweep]) -> FinalRun | None:
+    def _final(
+        self, seed: int, sweeps: dict[str, Sweep], best: dict[str, float]
+    ) -> FinalRun | None:
         """Return the metrics of the networks of one seed as those of one run."""
         found: dict[str, FinalRun] = {}
         for task in self.tasks:
-            run = self.study.final("baselines/final", SINGLE_TASK, seed, sweeps[task], task)
+            part = _final_part(best[task])
+            run = self.study.final(part, SINGLE_TASK, seed, sweeps[task], task)
             if run is None:
                 return None
             if run.error:
