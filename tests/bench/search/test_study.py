@@ -56,7 +56,7 @@ def diverging(numbers: set[int], monkeypatch: pytest.MonkeyPatch, error: Excepti
             raise error
         return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
 
 
 # --------------------------------------------------------------------------- fixed weights

@@ -19,7 +19,7 @@ from toy_problem import Toy
 from training_accelerate_worker import DryToy
 
 from ntkmtl.bench.runs import RunFolderLostError
-from ntkmtl.bench.runs.checkpoints import read_checkpoint, write_checkpoint
+from ntkmtl.bench.runs.folder import read_checkpoint, write_checkpoint
 from ntkmtl.bench.training import RunInterrupted, train
 from ntkmtl.bench.training import loop as loops
 from ntkmtl.bench.training import step as steps

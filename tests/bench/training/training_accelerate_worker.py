@@ -16,7 +16,7 @@ from toy_problem import Toy
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Split
 from ntkmtl.bench.problems.qm9_mini import Batch, QM9Mini
-from ntkmtl.bench.runs.checkpoints import read_checkpoint
+from ntkmtl.bench.runs.folder import read_checkpoint
 from ntkmtl.bench.training import Run, RunInterrupted, train
 
 

@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.bench.compute.environment import default_threads
 from ntkmtl.bench.compute.stop_requests import without_interrupts
-from ntkmtl.bench.compute.threads import default_threads
-from ntkmtl.bench.jobs.execute import POLL_SECONDS, run_job
+from ntkmtl.bench.jobs.engine import POLL_SECONDS, run_job
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
 
-    from ntkmtl.bench.jobs.engine import Runner
-    from ntkmtl.bench.jobs.job import Message
-    from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+    from ntkmtl.bench.jobs.engine import JobLog, JobQueue, Message, Runner
 
 __all__ = ["LocalEngine"]
 
@@ -43,7 +41,7 @@ class LocalEngine:
 
     @property
     def threads(self) -> int:
-        """Threads of a run: see :func:`ntkmtl.bench.compute.threads.default_threads`."""
+        """Threads of a run: see :func:`ntkmtl.bench.compute.environment.default_threads`."""
         return default_threads(self.jobs)
 
     @contextlib.contextmanager

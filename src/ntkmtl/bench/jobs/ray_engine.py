@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.compute.environment import cores
 from ntkmtl.bench.compute.stop_requests import stop_requests
-from ntkmtl.bench.jobs.engine import EngineError
-from ntkmtl.bench.jobs.execute import POLL_SECONDS, run_job
+from ntkmtl.bench.jobs.engine import POLL_SECONDS, EngineError, run_job
 from ntkmtl.bench.jobs.ray_session import connected, described, first_line, nodes
 from ntkmtl.bench.jobs.surroundings import Surroundings
 from ntkmtl.bench.runs import RunBusyError
@@ -27,9 +26,7 @@ from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Runner
-    from ntkmtl.bench.jobs.job import Message, RunnableJob
-    from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+    from ntkmtl.bench.jobs.engine import JobLog, JobQueue, Message, RunnableJob, Runner
 
 __all__ = ["RayEngine"]
 

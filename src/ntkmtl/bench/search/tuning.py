@@ -25,16 +25,23 @@ from ntkmtl.bench.runs import (
     load_run,
     run_folder,
 )
-from ntkmtl.bench.runs.checkpoints import remove_checkpoints
+from ntkmtl.bench.runs.folder import remove_checkpoints
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.search.parameters import RATE, method_options_of, option_of, parameters_of
 from ntkmtl.bench.search.records import TUNING, Trial, study_request
 from ntkmtl.bench.search.study import Study, optuna_module
 from ntkmtl.bench.search.weights import WeightSearch
-from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
+from ntkmtl.bench.training.comparison import (
+    Comparison,
+    Sweep,
+    SweepError,
+    changed_recipe,
+    method_names,
+    recipe_of,
+    recipes_by_method,
+)
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
-from ntkmtl.bench.training.recipes import changed_recipe, recipe_of, recipes_by_method
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.bench.training.sweep import compare, started, with_threads
 from ntkmtl.files import write_json
@@ -43,13 +50,12 @@ from ntkmtl.metrics import delta_m
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ntkmtl.bench.jobs.engine import Engine, Runner
-    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.jobs.engine import Engine, Outcome, Runner
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.search.parameters import Value
     from ntkmtl.bench.search.records import Tuning
     from ntkmtl.bench.training.baselines import BaselineCache
-    from ntkmtl.bench.training.training_job import TrainingJob
+    from ntkmtl.bench.training.trainer import TrainingJob
 
 __all__ = ["TUNING_SEED", "Search", "search_settings", "tune"]
 

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ntkmtl.bench.compute.environment import reproducible
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
 from ntkmtl.bench.training import RunSpec, SweepError
+from ntkmtl.bench.training.comparison import recipe_of
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.planning import judged_tasks
-from ntkmtl.bench.training.recipes import recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

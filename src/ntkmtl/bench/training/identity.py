@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ntkmtl.bench.problems.base import ChosenEpoch, OnNonFinite, Precision, Problem, Recipe, Split
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
-from ntkmtl.bench.training.methods import method_source
+from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.bench.training.schedules import check_schedule
 from ntkmtl.weighting import create, spec
 

@@ -27,9 +27,9 @@ from ntkmtl.bench.training.identity import (
     steps_per_epoch,
     total_steps,
 )
-from ntkmtl.bench.training.recording import record_settings
 from ntkmtl.bench.training.schedules import LearningRate
 from ntkmtl.bench.training.scores import check_baseline, validation_split
+from ntkmtl.bench.training.spec import record_settings
 from ntkmtl.kernel import RememberInputs, branch
 
 if TYPE_CHECKING:
