@@ -29,10 +29,10 @@ def network(tasks: tuple[str, ...] = TASKS) -> Any:
     return problems.create("xtb").model(tasks).double()
 
 
-def some(count: int = 6) -> Batch:
+def some(count: int = 6) -> ForceBatch:
     """Geometries of all groups, in float64."""
     batch = problems.create("xtb").batch("train", torch.arange(0, 1215, 1215 // count)[:count])
-    return Batch(*(p.double() if p.is_floating_point() else p for p in batch))
+    return ForceBatch(*(p.double() if p.is_floating_point() else p for p in batch))
 
 
 # --------------------------------------------------------------------------- data
@@ -119,7 +119,7 @@ def test_symmetries() -> None:
 def test_padding_does_not_matter() -> None:
     model, batch = network(), some(1)
     atoms = int(batch.mask.sum())
-    short = Batch(*(p[:, :atoms] if p.ndim > 1 and p.shape[1] == 21 else p for p in batch))
+    short = ForceBatch(*(p[:, :atoms] if p.ndim > 1 and p.shape[1] == 21 else p for p in batch))
     for whole, cut in zip(model.predict(batch), model.predict(short), strict=True):
         if whole.ndim > 1 and whole.shape[1] == 21:
             assert float(whole[:, atoms:].detach().abs().sum()) == 0
@@ -178,10 +178,10 @@ def test_losses_and_metrics_by_hand() -> None:
         def parameters(self) -> Any:
             return iter(())
 
-        def represent(self, batch: Batch) -> Batch:
+        def represent(self, batch: ForceBatch) -> ForceBatch:
             return batch
 
-        def predict(self, batch: Batch) -> list[Tensor]:
+        def predict(self, batch: ForceBatch) -> list[Tensor]:
             off = batch.mask
             return [
                 batch.energy + 1,

@@ -25,7 +25,7 @@ from ntkmtl.files import parse_json, read_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ntkmtl.bench.paper._runs import Prepared
+    from ntkmtl.bench.paper._runs import PreparedRuns
     from ntkmtl.bench.problems.base import Problem, Recipe
 
 __all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
@@ -106,7 +106,7 @@ def contenders(
 
 
 def measure(
-    prepared: Prepared,
+    prepared: PreparedRuns,
     ns: Sequence[int] | None,
     *,
     steps: int = 5,

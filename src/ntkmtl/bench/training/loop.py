@@ -91,7 +91,7 @@ class TrainingLoop:
             FloatingPointError: A metric is not finite.
         """
         total = self.learner.total_steps
-        clock = _Clock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
+        clock = _RunClock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
         while self.step < total:
             for indices in self._rest_of_epoch():
                 self._take_step(indices, folder, clock)
@@ -117,7 +117,7 @@ class TrainingLoop:
                     )
         self.group.from_first(lambda: self._finish(folder, clock))
 
-    def _take_step(self, indices: Tensor, folder: RunFolder, clock: _Clock) -> None:
+    def _take_step(self, indices: Tensor, folder: RunFolder, clock: _RunClock) -> None:
         try:
             self.train_step(indices)
         except NonFiniteError as error:
@@ -224,7 +224,7 @@ class TrainingLoop:
                 )
         return numbers
 
-    def _finish(self, folder: RunFolder, clock: _Clock) -> None:
+    def _finish(self, folder: RunFolder, clock: _RunClock) -> None:
         learner, log, stepper = self.learner, self.log, self.stepper
         if stepper.skipped + stepper.overflowed >= self.step:
             raise FloatingPointError(
@@ -264,14 +264,14 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, folder: RunFolder, clock: _Clock) -> None:
+    def _save(self, folder: RunFolder, clock: _RunClock) -> None:
         begun = time.monotonic()
         self.wall_seconds = clock.wall_seconds()
         state = self.state_dict()
         self.group.from_first(lambda: folder.save(state))
         clock.saved(time.monotonic() - begun)
 
-    def _save_before(self, folder: RunFolder, clock: _Clock) -> None:
+    def _save_before(self, folder: RunFolder, clock: _RunClock) -> None:
         """Write a checkpoint from before the step that was rejected.
 
         Not where the method's state has changed and is too large to be copied in every step: the
@@ -347,7 +347,7 @@ class TrainingLoop:
             torch.cuda.set_rng_state(own["cuda_random"], learner.device)
 
 
-class _Clock:
+class _RunClock:
     """When to write a checkpoint, and how long the run has taken.
 
     Args:
