@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner, Result
+from commands import call, good
+from typer.testing import Result
 
 from ntkmtl.analysis import Recorder, Snapshot
-from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.report._analysis_page import write_page
 from ntkmtl.bench.report._study import StudyError, read_study, study_of
 from ntkmtl.bench.runs import RunConfig, RunMetric, load_runs
@@ -27,23 +27,6 @@ from ntkmtl.kernel import ExtendedNTK
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parents[1] / "training"
 RUN = Path("toy/ls/seed-0")
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(TRAINING))
-    monkeypatch.chdir(tmp_path)
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: str | Path) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def compare(*more: str) -> Result:
