@@ -1,4 +1,4 @@
-"""Reading complete runs, one or all below a folder."""
+"""Reading complete runs, one or all below a folder, and choosing the one to use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison is asked for, and its outcome."""
+"""What a comparison is asked for, its methods and recipes by name, and its outcome."""
 
 from __future__ import annotations
 

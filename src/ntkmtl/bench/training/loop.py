@@ -1,4 +1,4 @@
-"""The loop over the steps of a run: epochs, checkpoints, results."""
+"""The loop over the steps of a run: epochs, checkpoints, progress in words, results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one run is asked to be, carried whole from the command to the place that uses it."""
+"""What one run is asked to be and to record, carried whole to the place that uses it."""
 
 from __future__ import annotations
 

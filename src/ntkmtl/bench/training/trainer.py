@@ -1,4 +1,4 @@
-"""Training one network with one method and one seed."""
+"""Training one network with one method and one seed, alone or as a job of a comparison."""
 
 from __future__ import annotations
 
