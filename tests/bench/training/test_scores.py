@@ -26,11 +26,11 @@ from ntkmtl.bench.training import (
     train,
     train_spec,
 )
+from ntkmtl.bench.training.learner import validation_split
 from ntkmtl.bench.training.scores import (
     check_baseline,
     read_baseline,
     task_scores,
-    validation_split,
 )
 from ntkmtl.weighting._ls import LinearScalarization
 from ntkmtl.weighting._pivrg import PIVRG

@@ -44,6 +44,7 @@ __all__ = [
     "RunnableJob",
     "Runner",
     "follow_jobs",
+    "run_here",
     "run_job",
     "run_jobs",
 ]
@@ -382,6 +383,37 @@ class Engine(Protocol):
         Raises:
             EngineError: It cannot be started.
         """
+
+
+class _DirectChannel:
+    """Connects a job in this process to the log."""
+
+    def __init__(
+        self, log: JobLog[Any], number: int, job: Any, should_stop: Callable[[], bool]
+    ) -> None:
+        self.log, self.number, self.job = log, number, job
+        self.should_stop = should_stop
+        self.last: str = ""
+
+    def send(self, message: Message) -> None:
+        if self.log.take(self.number, self.job, message):
+            self.last = message[0]
+
+
+def run_here(queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[], bool], /) -> bool:
+    """Run the jobs of a queue in this process, one after another; see :class:`Runner`."""
+    shared: dict[str, Any] = {}
+    while queue.pending:
+        if stop_requested():
+            return True
+        found = queue.next()
+        if found is None:
+            return False
+        channel = _DirectChannel(log, *found, stop_requested)
+        run_job(found[1], shared, channel)
+        if channel.last == "stopped":
+            return True
+    return False
 
 
 def run_jobs(

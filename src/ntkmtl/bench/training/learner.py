@@ -28,7 +28,7 @@ from ntkmtl.bench.training.identity import (
     steps_per_epoch,
     total_steps,
 )
-from ntkmtl.bench.training.scores import check_baseline, validation_split
+from ntkmtl.bench.training.scores import check_baseline
 from ntkmtl.bench.training.spec import record_settings
 from ntkmtl.kernel import RememberInputs, branch
 from ntkmtl.metrics import delta_m
@@ -36,9 +36,10 @@ from ntkmtl.metrics import delta_m
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ntkmtl.bench.problems.base import Split
     from ntkmtl.bench.training.spec import RunSpec
 
-__all__ = ["Learner", "text_seed"]
+__all__ = ["Learner", "LearningRate", "learning_rate_factor", "text_seed", "validation_split"]
 
 
 WARM_UP = 0.1
@@ -376,3 +377,8 @@ def json_or_none(value: Any) -> Any:
 def text_seed(text: str) -> int:
     """Return a seed made from a string."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+def validation_split(problem: Problem) -> Split:
+    """Return the split that a run is evaluated on after each epoch: ``val``, or ``train``."""
+    return "val" if problem.size("val") > 0 else "train"
