@@ -14,12 +14,12 @@ from ntkmtl import Balancer
 from ntkmtl.analysis import residual_ntk
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems import check
-from ntkmtl.bench.problems.xtb._data import DATA, GROUPS, Batch, read
+from ntkmtl.bench.problems.xtb._data import DATA, GROUPS, ForceBatch, read
 from ntkmtl.bench.training import RunSpec, train
+from ntkmtl.bench.training.comparison import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.comparison import changed_recipe
 
 TASKS = ("energy", "forces", "dipole", "charges")
 

@@ -102,7 +102,7 @@ class XTB(Problem):
         }
 
     def task_residuals(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the errors of each task, of padded atoms none.
 
@@ -114,7 +114,7 @@ class XTB(Problem):
         real = batch.mask > 0
         return {n: e[real] if n in ("forces", "charges") else e for n, e in errors.items()}
 
-    def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
+    def counts(self, batch: ForceBatch, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the number of atoms where losses are means over atoms, 1 elsewhere."""
         atoms, ones = batch.mask.sum(dim=1), torch.ones_like(batch.energy)
         names = [TASKS[i] for i in positions(TASKS, tasks)]
