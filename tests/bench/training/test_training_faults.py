@@ -83,7 +83,7 @@ def test_a_folder_that_vanishes_ends_the_run(
     if by == "a look":
         monkeypatch.setattr(loops, "LOOK_SECONDS", 0.0)
     else:
-        monkeypatch.setattr(loops._Clock, "checkpoint_due", lambda clock: True)
+        monkeypatch.setattr(loops._RunClock, "checkpoint_due", lambda clock: True)
     seen: list[int] = []
     remove = removed_at(folder, 5, how)
 
