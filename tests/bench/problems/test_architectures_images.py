@@ -438,7 +438,7 @@ def _few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
         "val": slice(10, 20),
         "train": slice(20, 60),
     }
-    part = celeba._Part(("Male", "Smiling", "Young"), side=16, width=2)
+    part = celeba._ImagePart(("Male", "Smiling", "Young"), side=16, width=2)
     monkeypatch.setattr(celeba, "SMALL_IMAGES", 60)
     monkeypatch.setattr(celeba, "_SMALL_SPLIT", split)
     monkeypatch.setitem(celeba.PARTS, "small", part)

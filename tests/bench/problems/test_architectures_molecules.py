@@ -308,7 +308,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_molecules(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = qm9._Part(test=8, val=8, train=32, width=WIDTH, hidden=HIDDEN)
+    part = qm9._MoleculePart(test=8, val=8, train=32, width=WIDTH, hidden=HIDDEN)
     monkeypatch.setitem(qm9.PARTS, "small", part)
 
 
