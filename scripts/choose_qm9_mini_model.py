@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ntkmtl.bench.problems.qm9_mini import Molecules
+    from ntkmtl.bench.problems.qm9_mini import MiniMolecules
 
 
 class Features(NamedTuple):
@@ -62,7 +62,7 @@ class Perceptron(MultiTaskModel):
         yield from self.second.parameters()
 
 
-def whole_features(molecules: Molecules) -> NDArray[np.float64]:
+def whole_features(molecules: MiniMolecules) -> NDArray[np.float64]:
     """Return invariant features of whole molecules, (m, F).
 
     Histograms of distances per pair of elements and of angles per triple, counts of kinds of atoms,

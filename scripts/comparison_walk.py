@@ -7,12 +7,17 @@
 under a tracer that notes the module of each function when it is called for the first time: the way
 of a reader who follows the program and reads each function once. A room is a module, with
 ``--folders`` a folder of ``ntkmtl.bench``. Entering another room than the last one starts a stay; a
-return is a stay in a room that was left before. Imports are not counted.
+return is a stay in a room that was left before.
+
+Functions and methods count. Modules and the bodies of classes do not: they run when a module is
+imported, wherever in the program that is, and no call leads there; nor do templates. The last line
+counts bodies of classes and templates too, as this script did at first.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
 import tempfile
@@ -30,11 +35,16 @@ class Walk:
 
     Args:
         folders: Whether a room is a folder, not a module.
+
+    Attributes:
+        stays: The rooms in the order in which calls enter them.
+        all_stays: The same with the bodies of classes, and templates.
     """
 
     def __init__(self, *, folders: bool) -> None:
         self.folders = folders
         self.stays: list[str] = []
+        self.all_stays: list[str] = []
         self.rooms: dict[str, str | None] = {}
         self.seen: set[CodeType] = set()
 
@@ -58,8 +68,18 @@ class Walk:
             return
         self.seen.add(code)
         room = self.room(code.co_filename)
-        if room is not None and (not self.stays or self.stays[-1] != room):
-            self.stays.append(room)
+        if room is None:
+            return
+        called = bool(code.co_flags & inspect.CO_OPTIMIZED) and code.co_filename.endswith(".py")
+        for stays in (self.stays, self.all_stays) if called else (self.all_stays,):
+            if not stays or stays[-1] != room:
+                stays.append(room)
+
+
+def numbers(stays: list[str]) -> str:
+    """Return how many rooms, stays and returns there are."""
+    rooms = len(set(stays))
+    return f"{rooms} rooms, {len(stays)} stays, {len(stays) - rooms} returns"
 
 
 def main() -> None:
@@ -85,8 +105,8 @@ def main() -> None:
         print("rooms, in the order of their first call, and the stays in each:")
         for room in order:
             print(f"  {room:28} {walk.stays.count(room)}")
-    stays, rooms = len(walk.stays), len(order)
-    print(f"{rooms} rooms, {stays} stays, {stays - rooms} returns")
+    print(numbers(walk.stays))
+    print(f"with the bodies of classes and templates: {numbers(walk.all_stays)}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ntkmtl.bench.problems.dense._network import ARCHITECTURES, backbone, heads
 from ntkmtl.bench.problems.dense._problem import DenseProblem
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.qm9 import QM9
-from ntkmtl.bench.problems.qm9._network import Network
+from ntkmtl.bench.problems.qm9._network import MoleculeNetwork
 from ntkmtl.bench.problems.qm9._network import backbone as molecule_backbone
 from ntkmtl.bench.problems.qm9._network import head as molecule_head
 from ntkmtl.bench.problems.qm9._problem import PARTS as MOLECULE_PARTS
@@ -62,7 +62,7 @@ def molecules(recipe: str, name: str) -> MultiTaskModel | None:
         return None
     part, tasks = MOLECULE_PARTS[recipe], len(QM9.tasks)
     if name == "hard":
-        return Network(tasks, part.width, part.hidden)
+        return MoleculeNetwork(tasks, part.width, part.hidden)
     trunk = molecule_backbone(part.width, part.hidden)
     return architectures.choose(name).build(trunk, [partial(molecule_head, part.width)] * tasks)
 

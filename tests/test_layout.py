@@ -67,6 +67,25 @@ def test_the_library_imports_torch_and_torchjd_only_when_it_is_imported(path: Pa
     assert found <= ALLOWED | own
 
 
+def defined_classes(tree: ast.AST) -> list[str]:
+    """Return the names of all classes in a module, nested ones too."""
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+
+
+def test_a_class_name_stands_once() -> None:
+    assert defined_classes(ast.parse("class A:\n class B:\n  pass\ndef f():\n class A: ...")) == [
+        "A",
+        "B",
+        "A",
+    ]
+    places: dict[str, list[str]] = {}
+    for path in sorted(SOURCE.rglob("*.py")):
+        for name in defined_classes(ast.parse(path.read_text(encoding="utf-8"))):
+            places.setdefault(name, []).append(path.relative_to(SOURCE).as_posix())
+    assert len(places) > 200
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def default_folders() -> dict[str, str]:
     """Return where each command writes without ``--out``."""
     group: Any = typer.main.get_command(app)

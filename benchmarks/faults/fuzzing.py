@@ -96,7 +96,7 @@ def read(reader: str, content: bytes) -> str:
     from ntkmtl.analysis import Recorder, RecordFileError
     from ntkmtl.bench.problems.table import Table, TableError
     from ntkmtl.bench.runs import RunFileError, load_run
-    from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
+    from ntkmtl.bench.runs.folder import CheckpointError, read_checkpoint
     from ntkmtl.bench.search.records import read_study
 
     folder = _folder()
@@ -326,7 +326,7 @@ def _drive_atheris(reader: str, inputs: int, seed: int) -> None:
         import ntkmtl.analysis
         import ntkmtl.bench.problems.table
         import ntkmtl.bench.runs
-        import ntkmtl.bench.runs.checkpoints
+        import ntkmtl.bench.runs.folder
         import ntkmtl.bench.search.records  # noqa: F401
 
     starts = seeds(reader)

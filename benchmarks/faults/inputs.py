@@ -169,7 +169,7 @@ def damaged_data(times: int, work: Path, seed: int = 0) -> Outcome:
     right, _ = qm9_mini._data.read(shipped)
 
     def read_prepared() -> bool:
-        found = _arrays.Prepared(folder, "toy 1", "Make them again.")
+        found = _arrays.PreparedData(folder, "toy 1", "Make them again.")
         return all(np.array_equal(found[name], array) for name, array in arrays.items())
 
     def read_molecules() -> bool:

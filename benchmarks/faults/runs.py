@@ -22,7 +22,7 @@ from ntkmtl.bench.runs import (
     read_config,
     read_json,
 )
-from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
+from ntkmtl.bench.runs.folder import CheckpointError, read_checkpoint
 from ntkmtl.bench.search import Search, tune
 from ntkmtl.bench.training import (
     Comparison,

@@ -5,45 +5,25 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from typer.testing import CliRunner, Result
+from commands import call, good
+from report_studies import study
+from typer.testing import Result
 
-from ntkmtl.analysis import Recorder, Snapshot
-from ntkmtl.bench.cli.app import app
+from ntkmtl.analysis import Recorder
 from ntkmtl.bench.report._analysis_page import write_page
 from ntkmtl.bench.report._study import StudyError, read_study, study_of
-from ntkmtl.bench.runs import RunConfig, RunMetric, load_runs
-from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.bench.runs import load_runs
 
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parents[1] / "training"
 RUN = Path("toy/ls/seed-0")
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(TRAINING))
-    monkeypatch.chdir(tmp_path)
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: str | Path) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def compare(*more: str) -> Result:
@@ -237,44 +217,6 @@ def test_a_complete_run_without_the_record_is_trained_again_only_if_told() -> No
 # The page
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{ 7*7 }}\x1b[31m"
-
-
-def study(name: str = "p", tasks: tuple[str, ...] = ("a", "b", "c"), steps: int = 12) -> Any:
-    config = RunConfig(
-        problem=name,
-        problem_class="m:C",
-        problem_options={},
-        method="",
-        method_options={},
-        seed=0,
-        recipe={
-            "epochs": 2,
-            "batch_size": 8,
-            "learning_rate": 0.1,
-            "minibatches": 2,
-            "reduced": True,
-            "description": name,
-        },
-        tasks=tasks,
-        metrics=tuple(RunMetric(task, task) for task in tasks),
-        sizes={"train": 1, "val": 1, "test": 1},
-        parameters=10,
-        versions={},
-        hardware={},
-    )
-    recorded = []
-    for method in ("ls", name):
-        recorder = Recorder(10, source="exact")
-        generator = torch.Generator().manual_seed(len(method))
-        k, n = len(tasks), 2
-        for step in range(steps):
-            rows = torch.randn(k * n, 9, dtype=torch.float64, generator=generator)
-            ones = torch.ones(k, dtype=torch.float64)
-            weights = ones if method == "ls" else 1 / (1 + torch.arange(k).double())
-            kernel = ExtendedNTK((rows @ rows.T).reshape(k, n, k, n) * math.exp(-step / 5))
-            recorder(Snapshot(10 * step, tasks, tuple(range(k)), ones, weights, kernel))
-        recorded.append((replace(config, method=method), recorder))
-    return study_of(recorded, notes=[name])
 
 
 def test_the_page_loads_nothing_and_its_policy_names_every_script(tmp_path: Path) -> None:

@@ -12,33 +12,16 @@ from typing import Any
 
 import pytest
 import typer
-from typer.testing import CliRunner, Result
+from commands import call, good
+from typer.testing import Result
 
 from ntkmtl import __version__
-from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.cli.sweeps import exit_as
 from ntkmtl.bench.training import Sweep
 
 TOY = "toy_problem:Toy"
 TRAINING = Path(__file__).parents[1] / "training"
 COMMANDS = ["compare", "run", "table", "report", "paper", "methods", "problems", "data"]
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(TRAINING))
-    monkeypatch.chdir(tmp_path)
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: str | Path) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def compare_toy(*more: str | Path) -> Result:

@@ -9,31 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import call, good
 from prediction_oracle import recomputed
-from typer.testing import CliRunner, Result
 
 from ntkmtl.bench import load, problems
-from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.runs import load_run
 
 TRAINING = Path(__file__).parents[1] / "training"
-
-
-@pytest.fixture(autouse=True)
-def _surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NTKMTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.syspath_prepend(str(TRAINING))
-    monkeypatch.chdir(tmp_path)
-
-
-def call(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def good(*arguments: str | Path) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def write_table(path: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from ntkmtl.bench.compute.environment import cores
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.compute.environment import cores, default_threads
 from ntkmtl.bench.training import Comparison, SweepError, compare, load_runs, plan
 
 

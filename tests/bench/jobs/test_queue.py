@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from ntkmtl.bench.jobs.engine import run_jobs
-from ntkmtl.bench.jobs.job import Outcome
+from ntkmtl.bench.jobs.engine import Outcome, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ntkmtl.bench import paper
-from ntkmtl.bench.paper._tables import Cell, Column, Row
+from ntkmtl.bench.paper._tables import Cell, PaperColumn, Row
 from ntkmtl.metrics import delta_m, mean_rank
 
 DOCS = Path(__file__).parents[3] / "docs" / "paper-tables.md"
@@ -193,7 +193,7 @@ def test_verdict(published: str, verdict: str) -> None:
     check = paper.Check(
         table=1,
         row=Row("ls", "LS", {"mr": cell} if cell else {}),
-        column=Column("mr", "MR", "mr"),
+        column=PaperColumn("mr", "MR", "mr"),
         published=cell.value if cell else None,
         half_unit=cell.half_unit if cell else 0.0,
         recomputed=1.005,

@@ -29,15 +29,15 @@ from ntkmtl.bench.problems._supervised import moved, shuffled
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split
 from ntkmtl.bench.problems.celeba import ATTRIBUTES, CelebA
-from ntkmtl.bench.problems.celeba import Batch as Faces
+from ntkmtl.bench.problems.celeba import FaceBatch as Faces
 from ntkmtl.bench.problems.celeba import _problem as celeba
-from ntkmtl.bench.problems.celeba._network import Network
+from ntkmtl.bench.problems.celeba._network import FaceNetwork
 from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
 from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.cityscapes import Cityscapes
 from ntkmtl.bench.problems.cityscapes import prepare as prepare_cityscapes
 from ntkmtl.bench.problems.dense import _labels
-from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._labels import FaceBatch, Kind
 from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork, backbone, heads
 from ntkmtl.bench.problems.dense._problem import Part
 from ntkmtl.bench.problems.dense._store import write_released
@@ -241,7 +241,7 @@ def test_hard_sharing_over_the_stages_is_the_network_of_the_problem() -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
     torch.manual_seed(4)
-    network = Network(3, 2)
+    network = FaceNetwork(3, 2)
     torch.manual_seed(4)
     staged = HardSharing(face_backbone(2), [partial(face_head, 2)] * 3)
     x = torch.rand(4, 3, 16, 16)
@@ -438,7 +438,7 @@ def _few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
         "val": slice(10, 20),
         "train": slice(20, 60),
     }
-    part = celeba._Part(("Male", "Smiling", "Young"), side=16, width=2)
+    part = celeba._ImagePart(("Male", "Smiling", "Young"), side=16, width=2)
     monkeypatch.setattr(celeba, "SMALL_IMAGES", 60)
     monkeypatch.setattr(celeba, "_SMALL_SPLIT", split)
     monkeypatch.setitem(celeba.PARTS, "small", part)
@@ -517,7 +517,7 @@ def test_identities_of_earlier_networks_stay(folders: Path) -> None:
         "width": 2,
         "loss": "bce",
     }
-    assert isinstance(create(folders, "celeba", "hard").model(), Network)
+    assert isinstance(create(folders, "celeba", "hard").model(), FaceNetwork)
 
 
 @pytest.mark.parametrize("problem", list(PROBLEMS))
@@ -742,9 +742,9 @@ def test_evaluation_brings_batches_to_the_network(folders: Path, problem: str) -
 
 
 def test_batches_are_moved_as_they_are() -> None:
-    batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
+    batch = FaceBatch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
     there = moved(batch, Watching())
-    assert isinstance(there, Batch)
+    assert isinstance(there, FaceBatch)
     assert there.normals is None
     assert there.segmentation.dtype == torch.int64
     here = moved(Faces(torch.zeros(2, 3), torch.ones(2)), nn.Linear(1, 1))  # type: ignore[arg-type]

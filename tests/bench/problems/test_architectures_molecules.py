@@ -24,9 +24,9 @@ from ntkmtl.bench.paper._settings import differences
 from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.bench.problems.qm9 import QM9, Batch, Graphs, prepare, random_molecules
+from ntkmtl.bench.problems.qm9 import QM9, Graphs, MoleculeBatch, prepare, random_molecules
 from ntkmtl.bench.problems.qm9 import _problem as qm9
-from ntkmtl.bench.problems.qm9._network import Network, backbone, head
+from ntkmtl.bench.problems.qm9._network import MoleculeNetwork, backbone, head
 from ntkmtl.bench.training import train
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "qm9" / "qm9_10k.npz"
@@ -67,8 +67,8 @@ def molecules(count: int) -> Graphs:
     return Graphs(*(part.double() for part in random_molecules(count, atoms=7)))
 
 
-def in_float64(batch: Batch) -> Batch:
-    return Batch(Graphs(*(part.double() for part in batch.graphs)), batch.targets.double())
+def in_float64(batch: MoleculeBatch) -> MoleculeBatch:
+    return MoleculeBatch(Graphs(*(part.double() for part in batch.graphs)), batch.targets.double())
 
 
 # ------------------------------------------------------------------------------------------------
@@ -170,7 +170,7 @@ def test_molecules_are_mixed_as_by_hand_each_alone(name: str) -> None:
 
 def test_hard_sharing_over_the_stages_is_the_network_of_the_problem() -> None:
     torch.manual_seed(4)
-    network = Network(3, WIDTH, HIDDEN)
+    network = MoleculeNetwork(3, WIDTH, HIDDEN)
     torch.manual_seed(4)
     staged = HardSharing(backbone(WIDTH, HIDDEN), [partial(head, WIDTH)] * 3)
     batch = random_molecules(5, atoms=6)
@@ -234,7 +234,7 @@ def test_counts_of_parameters_at_the_published_size(name: str) -> None:
 
 def test_parameters_of_the_default_network_have_the_names_that_they_had() -> None:
     with torch.device("meta"):
-        network = Network(11, 64, 128)
+        network = MoleculeNetwork(11, 64, 128)
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
     trunk = {
         "embed": (64, 11),
@@ -308,7 +308,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_molecules(monkeypatch: pytest.MonkeyPatch) -> None:
-    part = qm9._Part(test=8, val=8, train=32, width=WIDTH, hidden=HIDDEN)
+    part = qm9._MoleculePart(test=8, val=8, train=32, width=WIDTH, hidden=HIDDEN)
     monkeypatch.setitem(qm9.PARTS, "small", part)
 
 
@@ -350,7 +350,7 @@ def test_identity_of_the_default_network_stays(folder: Path) -> None:
     }
     for problem in (QM9("small", data=str(folder)), create(folder, "hard")):
         assert problem.options == expected
-        assert type(problem.model()) is Network
+        assert type(problem.model()) is MoleculeNetwork
         assert "rchitecture" not in problem.describe()
 
 
@@ -411,7 +411,7 @@ def test_networks_of_some_tasks(folder: Path, name: str) -> None:
         assert problem.evaluate(model, "test", tasks).shape == (len(tasks),)
 
 
-def losses_of(problem: QM9, batch: Batch) -> tuple[Any, dict[str, Any]]:
+def losses_of(problem: QM9, batch: MoleculeBatch) -> tuple[Any, dict[str, Any]]:
     torch.manual_seed(7)
     model = problem.model().double()
     z = model.represent(batch)
@@ -451,7 +451,7 @@ def test_the_trainers_exact_kernel_is_that_of_the_shared_parameters(
     folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = create(folder, name)
-    seen: list[Batch] = []
+    seen: list[MoleculeBatch] = []
     batch_of = QM9.batch
 
     def watched(self: QM9, split: Split, indices: Tensor) -> Any:

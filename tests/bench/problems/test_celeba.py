@@ -23,8 +23,8 @@ from ntkmtl.bench.problems import _arrays
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.celeba import (
     ATTRIBUTES,
-    Batch,
     CelebA,
+    FaceBatch,
     _store,
     f1_scores,
     load,
@@ -403,7 +403,7 @@ def test_losses_of_some_tasks(problem: CelebA) -> None:
 def test_network_takes_a_batch_or_its_images(problem: CelebA) -> None:
     model = problem.model().eval()
     batch = problem.batch("val", torch.arange(4))
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, FaceBatch)
     torch.testing.assert_close(model.represent(batch), model.represent(batch.images))
 
 

@@ -13,8 +13,8 @@ from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import (
     BIN,
     METRICS,
-    Batch,
     DepthMeter,
+    ImageBatch,
     Kind,
     NormalsMeter,
     SegmentationMeter,
@@ -25,14 +25,14 @@ from ntkmtl.bench.problems.dense._network import ARCHITECTURES, MTANNetwork, Seg
 KINDS: dict[Kind, int] = {"segmentation": 13, "depth": 1, "normals": 3}
 
 
-def labeled(count: int = 3, high: int = 6, wide: int = 8, classes: int = 5) -> Batch:
+def labeled(count: int = 3, high: int = 6, wide: int = 8, classes: int = 5) -> ImageBatch:
     """Return random labels of which some are missing."""
     segmentation = torch.randint(-1, classes, (count, high, wide))
     depth = torch.rand(count, 1, high, wide) * 5 + 0.2
     depth[torch.rand_like(depth) < 0.2] = 0
     normals = torch.nn.functional.normalize(torch.randn(count, 3, high, wide), dim=1)
     normals = normals * (torch.rand(count, 1, high, wide) > 0.3)
-    return Batch(torch.rand(count, 3, high, wide), segmentation, depth, normals)
+    return ImageBatch(torch.rand(count, 3, high, wide), segmentation, depth, normals)
 
 
 def unit(*shape: int) -> Tensor:
@@ -74,7 +74,7 @@ def test_losses_equal_loops_over_pixels() -> None:
 
 
 def test_no_label_is_no_loss() -> None:
-    empty = Batch(
+    empty = ImageBatch(
         torch.zeros(1, 3, 2, 2),
         torch.full((1, 2, 2), -1),
         torch.zeros(1, 1, 2, 2),
@@ -85,7 +85,7 @@ def test_no_label_is_no_loss() -> None:
 
 
 def test_labels_that_are_not_there() -> None:
-    batch = Batch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
+    batch = ImageBatch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
     with pytest.raises(ValueError, match="have no normals"):
         batch.labels("normals")
 
@@ -184,7 +184,7 @@ def test_a_predicted_normal_of_zero_length_counts_as_90_degrees() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_predictions_that_are_not_finite_are_an_error(kind: Kind, value: float) -> None:
-    batch = Batch(
+    batch = ImageBatch(
         torch.rand(1, 3, 1, 2),
         torch.tensor([[[1, -1]]]),
         torch.tensor([[[[2.0, 0.0]]]]),
@@ -211,12 +211,14 @@ def test_nothing_to_measure_is_an_error(kind: Kind) -> None:
 # Augmentation
 
 
-def positions(high: int = 12, wide: int = 16) -> Batch:
+def positions(high: int = 12, wide: int = 16) -> ImageBatch:
     """Return a batch whose labels say where each pixel was."""
     y, x = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
     normals = torch.stack([x / wide + 0.1, y / high + 0.1, torch.ones(high, wide)])
     image = torch.stack([x / wide, y / high, torch.zeros(high, wide)])
-    return Batch(image[None], (y * wide + x)[None], (1.0 + x + wide * y)[None, None], normals[None])
+    return ImageBatch(
+        image[None], (y * wide + x)[None], (1.0 + x + wide * y)[None, None], normals[None]
+    )
 
 
 @pytest.mark.parametrize("power", [-1, 1])

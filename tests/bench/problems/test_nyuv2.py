@@ -18,7 +18,7 @@ from ntkmtl import Balancer
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.dense import _store as dense_store
-from ntkmtl.bench.problems.dense._labels import Batch, meter
+from ntkmtl.bench.problems.dense._labels import ImageBatch, meter
 from ntkmtl.bench.problems.dense._problem import clean_split
 from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2, load, normals_from_depth, prepare
@@ -517,8 +517,8 @@ def test_single_task_networks(problem: NYUv2) -> None:
 def trivial(folder: Path) -> torch.Tensor:
     """Return the test metrics of the best constant: commonest class, mean depth, mean normal."""
     plain = NYUv2("small", data=str(folder), augmentation="none")
-    seen: Batch = plain.batch("train", torch.arange(plain.size("train")))
-    asked: Batch = plain.batch("test", torch.arange(plain.size("test")))
+    seen: ImageBatch = plain.batch("train", torch.arange(plain.size("train")))
+    asked: ImageBatch = plain.batch("test", torch.arange(plain.size("test")))
     known = seen.segmentation[seen.segmentation >= 0]
     assert seen.normals is not None
     normal = torch.nn.functional.normalize(seen.normals.sum(dim=(0, 2, 3)), dim=0)

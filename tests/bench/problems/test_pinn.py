@@ -14,10 +14,10 @@ from ntkmtl.analysis import residual_ntk
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems import check
 from ntkmtl.bench.training import RunSpec, train
+from ntkmtl.bench.training.comparison import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.recipes import changed_recipe
 
 ANALYTIC = ("pinn-helmholtz", "pinn-wave", "pinn-navier-stokes")
 ALL = ("pinn-burgers", "pinn-allen-cahn", *ANALYTIC)

@@ -15,7 +15,7 @@ from ntkmtl.bench.problems import _arrays
 from ntkmtl.bench.problems._arrays import (
     MANIFEST,
     DataMissingError,
-    Prepared,
+    PreparedData,
     replacing,
     write_array,
     write_manifest,
@@ -34,7 +34,7 @@ def make(folder: Path, value: int, *more: str) -> None:
 
 
 def value(folder: Path) -> int:
-    found = Prepared(folder, KIND, "")
+    found = PreparedData(folder, KIND, "")
     assert (found["one"] == found["two"]).all()
     return int(found["one"][0])
 

@@ -12,7 +12,7 @@ from torch import nn
 from torchmetrics.functional import mean_absolute_error
 
 from ntkmtl.bench import paper, problems
-from ntkmtl.bench.problems._arrays import DataMissingError, Prepared
+from ntkmtl.bench.problems._arrays import DataMissingError, PreparedData
 from ntkmtl.bench.problems.qm9 import (
     QM9,
     Graphs,
@@ -454,7 +454,7 @@ def test_a_place_for_the_data_is_looked_at_before_the_source_is_read(
 
 def test_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:
     prepare(write_pack(tmp_path / "source"), tmp_path / "made")
-    array = Prepared(tmp_path / "made", "qm9 1", "")["targets"]
+    array = PreparedData(tmp_path / "made", "qm9 1", "")["targets"]
     assert isinstance(array, np.memmap)
     assert not array.flags.writeable
 

@@ -9,7 +9,14 @@ import torch
 
 from ntkmtl.bench.problems import create
 from ntkmtl.bench.problems.base import batches
-from ntkmtl.bench.problems.qm9_mini import Batch, Molecules, QM9Mini, Scaling, invariants, read
+from ntkmtl.bench.problems.qm9_mini import (
+    FeatureBatch,
+    MiniMolecules,
+    QM9Mini,
+    Scaling,
+    invariants,
+    read,
+)
 
 PAPER_LABELS = ["μ", "α", "ε_HOMO", "ε_LUMO", "⟨R²⟩", "ZPVE", "U₀", "U", "H", "G", "c_v"]
 
@@ -28,11 +35,11 @@ def problem() -> QM9Mini:
 
 
 @pytest.fixture(scope="module")
-def molecules() -> Molecules:
+def molecules() -> MiniMolecules:
     return read()[0]
 
 
-def shuffled(molecules: Molecules, seed: int) -> Molecules:
+def shuffled(molecules: MiniMolecules, seed: int) -> MiniMolecules:
     """Turn, shift and reorder every molecule in its own way."""
     random = np.random.default_rng(seed)
     positions, order = molecules.positions.copy(), np.arange(len(molecules.numbers))
@@ -75,7 +82,7 @@ def test_standardised_by_the_training_molecules(problem: QM9Mini) -> None:
     )
 
 
-def test_raw_targets_are_those_of_torch_geometric(molecules: Molecules) -> None:
+def test_raw_targets_are_those_of_torch_geometric(molecules: MiniMolecules) -> None:
     raw = QM9Mini(targets="raw")
     labels = torch.cat([raw.batch(s, torch.arange(raw.size(s))).targets for s in raw._rows])
     torch.testing.assert_close(labels, torch.from_numpy(molecules.properties()).float())
@@ -155,16 +162,16 @@ def test_samples_do_not_see_each_other(problem: QM9Mini) -> None:
 
 
 def test_turning_shifting_and_reordering_atoms_changes_nothing(
-    problem: QM9Mini, molecules: Molecules
+    problem: QM9Mini, molecules: MiniMolecules
 ) -> None:
     scaling = Scaling.fit(invariants(molecules).rows(range(3000)))
     some = molecules.take(np.r_[np.arange(150), np.flatnonzero(molecules.index == 3)])
     model = problem.model().double()
 
-    def represent(variant: Molecules) -> torch.Tensor:
+    def represent(variant: MiniMolecules) -> torch.Tensor:
         inputs = scaling.apply(invariants(variant))
         tensors = [torch.from_numpy(part).double() for part in inputs]
-        return model.represent(Batch(*tensors, targets=torch.zeros(len(variant), 11)))
+        return model.represent(FeatureBatch(*tensors, targets=torch.zeros(len(variant), 11)))
 
     with torch.no_grad():
         reference = represent(some)
@@ -174,7 +181,9 @@ def test_turning_shifting_and_reordering_atoms_changes_nothing(
     assert (stretched - reference).abs().max() > 0.05
 
 
-def test_prepared_inputs_are_those_of_the_features(problem: QM9Mini, molecules: Molecules) -> None:
+def test_prepared_inputs_are_those_of_the_features(
+    problem: QM9Mini, molecules: MiniMolecules
+) -> None:
     features = invariants(molecules)
     inputs = Scaling.fit(features.rows(range(3000))).apply(features)
     batch = problem.batch("val", torch.arange(500))
@@ -183,7 +192,7 @@ def test_prepared_inputs_are_those_of_the_features(problem: QM9Mini, molecules: 
     assert all(np.isfinite(part).all() for part in inputs)
 
 
-def test_too_many_heavy_atoms_are_refused(molecules: Molecules) -> None:
+def test_too_many_heavy_atoms_are_refused(molecules: MiniMolecules) -> None:
     chain = dataclasses.replace(
         molecules.take(np.array([0])),
         atoms=np.array([10]),
@@ -197,7 +206,7 @@ def test_too_many_heavy_atoms_are_refused(molecules: Molecules) -> None:
 @pytest.mark.parametrize("targets", ["standardised", "raw"])
 @pytest.mark.parametrize("tasks", [None, ["lumo"], ["u0", "mu"]])
 def test_evaluate_equals_a_plain_mean_absolute_error(
-    targets: str, tasks: list[str] | None, molecules: Molecules
+    targets: str, tasks: list[str] | None, molecules: MiniMolecules
 ) -> None:
     problem = create("qm9-mini", targets=targets)
     model = problem.model(tasks)
@@ -263,7 +272,7 @@ def train(problem: QM9Mini, epochs: int) -> torch.Tensor:
     return problem.evaluate(model, "val")
 
 
-def test_two_epochs_beat_a_constant_everywhere(problem: QM9Mini, molecules: Molecules) -> None:
+def test_two_epochs_beat_a_constant_everywhere(problem: QM9Mini, molecules: MiniMolecules) -> None:
     errors = train(problem, epochs=2).numpy()
     truth = molecules.properties()
     unit = np.array([1000.0 if metric.unit == "meV" else 1.0 for metric in problem.metrics])

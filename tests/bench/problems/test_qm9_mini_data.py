@@ -15,11 +15,11 @@ SHARED = REPOSITORY.parent / "shared" / "data" / "qm9" / "qm9_10k.npz"
 
 
 @pytest.fixture(scope="module")
-def molecules() -> _data.Molecules:
+def molecules() -> _data.MiniMolecules:
     return read()[0]
 
 
-def test_water_has_the_values_of_qm9(molecules: _data.Molecules) -> None:
+def test_water_has_the_values_of_qm9(molecules: _data.MiniMolecules) -> None:
     row = int(np.flatnonzero(molecules.index == 3)[0])
     water = molecules.take(np.array([row]))
     assert water.numbers.tolist() == [8, 1, 1]
@@ -35,7 +35,7 @@ def test_water_has_the_values_of_qm9(molecules: _data.Molecules) -> None:
     assert water.properties()[0, 6] == pytest.approx(hartree * 27.211386246, rel=1e-12)
 
 
-def test_shape_and_size(molecules: _data.Molecules) -> None:
+def test_shape_and_size(molecules: _data.MiniMolecules) -> None:
     assert len(molecules) == 4000
     assert len(np.unique(molecules.index)) == 4000
     assert molecules.atoms.max() <= 29
@@ -44,14 +44,14 @@ def test_shape_and_size(molecules: _data.Molecules) -> None:
         assert "CC0" in (_data.DATA.parent / name).read_text(encoding="utf-8")
 
 
-def test_splits_are_disjoint_whole_and_fixed(molecules: _data.Molecules) -> None:
+def test_splits_are_disjoint_whole_and_fixed(molecules: _data.MiniMolecules) -> None:
     rows = [row for first, last in _data.SPLITS.values() for row in range(first, last)]
     assert rows == list(range(len(molecules)))
     digest = hashlib.sha256(molecules.index.astype("<i8").tobytes()).hexdigest()
     assert digest == "951b6aa85022eac3e5ce2cdd6ad247b6182ab60a7e1869185ed70d5b64c995dc"
 
 
-def test_splits_look_alike(molecules: _data.Molecules) -> None:
+def test_splits_look_alike(molecules: _data.MiniMolecules) -> None:
     properties = molecules.properties()
     means = [properties[first:last].mean(0) for first, last in _data.SPLITS.values()]
     spread = properties.std(0)
@@ -61,7 +61,7 @@ def test_splits_look_alike(molecules: _data.Molecules) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs qm9_10k.npz in ../shared/data/qm9")
-def test_agrees_with_an_independent_copy(molecules: _data.Molecules) -> None:
+def test_agrees_with_an_independent_copy(molecules: _data.MiniMolecules) -> None:
     with np.load(SHARED, allow_pickle=False) as archive:
         other = dict(archive)
     common, ours, theirs = np.intersect1d(molecules.index, other["idx"], return_indices=True)
@@ -81,7 +81,7 @@ def test_agrees_with_an_independent_copy(molecules: _data.Molecules) -> None:
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs uncharacterized.txt.gz in ../shared/data")
-def test_no_uncharacterized_molecule(molecules: _data.Molecules) -> None:
+def test_no_uncharacterized_molecule(molecules: _data.MiniMolecules) -> None:
     import gzip
 
     text = gzip.decompress((SHARED.parent / "uncharacterized.txt.gz").read_bytes()).decode()

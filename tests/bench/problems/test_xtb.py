@@ -14,12 +14,12 @@ from ntkmtl import Balancer
 from ntkmtl.analysis import residual_ntk
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems import check
-from ntkmtl.bench.problems.xtb._data import DATA, GROUPS, Batch, read
+from ntkmtl.bench.problems.xtb._data import DATA, GROUPS, ForceBatch, read
 from ntkmtl.bench.training import RunSpec, train
+from ntkmtl.bench.training.comparison import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.recipes import changed_recipe
 
 TASKS = ("energy", "forces", "dipole", "charges")
 
@@ -29,10 +29,10 @@ def network(tasks: tuple[str, ...] = TASKS) -> Any:
     return problems.create("xtb").model(tasks).double()
 
 
-def some(count: int = 6) -> Batch:
+def some(count: int = 6) -> ForceBatch:
     """Geometries of all groups, in float64."""
     batch = problems.create("xtb").batch("train", torch.arange(0, 1215, 1215 // count)[:count])
-    return Batch(*(p.double() if p.is_floating_point() else p for p in batch))
+    return ForceBatch(*(p.double() if p.is_floating_point() else p for p in batch))
 
 
 # --------------------------------------------------------------------------- data
@@ -119,7 +119,7 @@ def test_symmetries() -> None:
 def test_padding_does_not_matter() -> None:
     model, batch = network(), some(1)
     atoms = int(batch.mask.sum())
-    short = Batch(*(p[:, :atoms] if p.ndim > 1 and p.shape[1] == 21 else p for p in batch))
+    short = ForceBatch(*(p[:, :atoms] if p.ndim > 1 and p.shape[1] == 21 else p for p in batch))
     for whole, cut in zip(model.predict(batch), model.predict(short), strict=True):
         if whole.ndim > 1 and whole.shape[1] == 21:
             assert float(whole[:, atoms:].detach().abs().sum()) == 0
@@ -178,10 +178,10 @@ def test_losses_and_metrics_by_hand() -> None:
         def parameters(self) -> Any:
             return iter(())
 
-        def represent(self, batch: Batch) -> Batch:
+        def represent(self, batch: ForceBatch) -> ForceBatch:
             return batch
 
-        def predict(self, batch: Batch) -> list[Tensor]:
+        def predict(self, batch: ForceBatch) -> list[Tensor]:
             off = batch.mask
             return [
                 batch.energy + 1,

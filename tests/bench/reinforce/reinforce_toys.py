@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ntkmtl.bench.reinforce import Batch, EnvironmentStep, ReinforceRecipe, recipe_named
+from ntkmtl.bench.reinforce import EnvironmentStep, ReinforceRecipe, ReplayBatch, recipe_named
 
 
 class ToyWorld:
@@ -94,12 +94,12 @@ def toy_recipe(**changes: Any) -> ReinforceRecipe:
 
 def random_batch(
     sizes: Sequence[int] = (6, 6, 6), observation: int = 5, action: int = 2, seed: int = 0
-) -> Batch:
+) -> ReplayBatch:
     """Return a batch whose tasks differ much in the scale of their rewards."""
     generator = torch.Generator().manual_seed(seed)
     rows = sum(sizes)
     scales = torch.repeat_interleave(10.0 ** torch.arange(len(sizes)), torch.tensor(sizes))
-    return Batch(
+    return ReplayBatch(
         torch.randn(rows, observation, generator=generator),
         2 * torch.rand(rows, action, generator=generator) - 1,
         scales * torch.rand(rows, generator=generator),

@@ -12,7 +12,7 @@ from reinforce_toys import random_batch
 from torch import Tensor
 
 from ntkmtl import weighting
-from ntkmtl.bench.reinforce import Batch, MultiTaskSAC
+from ntkmtl.bench.reinforce import MultiTaskSAC, ReplayBatch
 from ntkmtl.bench.reinforce.networks import squash
 from ntkmtl.bench.reinforce.sac import unsuited
 from ntkmtl.kernel import ExtendedNTK
@@ -41,8 +41,8 @@ def double(agent: MultiTaskSAC) -> MultiTaskSAC:
     return agent
 
 
-def as_double(batch: Batch) -> Batch:
-    return Batch(
+def as_double(batch: ReplayBatch) -> ReplayBatch:
+    return ReplayBatch(
         batch.observations.double(),
         batch.actions.double(),
         batch.rewards.double(),
@@ -54,7 +54,7 @@ def as_double(batch: Batch) -> Batch:
 class Naive:
     """The losses of an agent, row by row and critic by critic, from the agent's own parameters."""
 
-    def __init__(self, agent: MultiTaskSAC, batch: Batch) -> None:
+    def __init__(self, agent: MultiTaskSAC, batch: ReplayBatch) -> None:
         self.agent = copy.deepcopy(agent)
         self.batch = batch
         self.tasks = [t for t, n in enumerate(batch.sizes) for _ in range(n)]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ntkmtl.bench.problems import celeba, nyuv2, qm9
 from ntkmtl.bench.problems.celeba import ATTRIBUTES
-from ntkmtl.bench.runs.checkpoints import CheckpointError, read_checkpoint
+from ntkmtl.bench.runs.folder import CheckpointError, read_checkpoint
 from ntkmtl.bench.training import RunFileError, load_run
 
 NAMES = (

@@ -271,7 +271,7 @@ def test_writing_in_place_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     for module in (
         "ntkmtl.files",
-        "ntkmtl.bench.runs.checkpoints",
+        "ntkmtl.bench.runs.folder",
         "ntkmtl.bench.runs.steps",
     ):
         monkeypatch.setattr(f"{module}.atomic_write", in_place)

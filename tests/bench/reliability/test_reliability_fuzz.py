@@ -108,18 +108,18 @@ def test_a_crash_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(path: object) -> object:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("ntkmtl.bench.runs.checkpoints.read_checkpoint", crash)
+    monkeypatch.setattr("ntkmtl.bench.runs.folder.read_checkpoint", crash)
     with pytest.raises(ZeroDivisionError):
         fuzzing.read("checkpoint", b"")
 
 
 def test_an_error_that_names_no_file_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ntkmtl.bench.runs.checkpoints import CheckpointError
+    from ntkmtl.bench.runs.folder import CheckpointError
 
     def vague(path: object) -> object:
         raise CheckpointError("something is wrong")
 
-    monkeypatch.setattr("ntkmtl.bench.runs.checkpoints.read_checkpoint", vague)
+    monkeypatch.setattr("ntkmtl.bench.runs.folder.read_checkpoint", vague)
     with pytest.raises(AssertionError, match="names no file"):
         fuzzing.read("checkpoint", b"")
 

@@ -160,7 +160,7 @@ def test_prepared_data_whose_manifest_is_no_file(
 ) -> None:
     make(tmp_path / "manifest.json")
     with pytest.raises(ValueError, match=r"manifest\.json cannot be used"):
-        _arrays.Prepared(tmp_path, "kind 1", "Prepare it.")
+        _arrays.PreparedData(tmp_path, "kind 1", "Prepare it.")
 
 
 @pytest.mark.parametrize("make", SPECIAL, ids=lambda make: make.__name__)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from report_browser import ask
 from report_folders import METRICS, realistic, write_run
+from report_studies import study
 
-from ntkmtl.analysis import Recorder, Snapshot
 from ntkmtl.bench.report import write_html
 from ntkmtl.bench.report._analysis_page import write_page
-from ntkmtl.bench.report._study import Study, study_of
-from ntkmtl.bench.runs import RunConfig, RunMetric
-from ntkmtl.kernel import ExtendedNTK
 
 MEASURE = (Path(__file__).parent / "report_measure.js").read_text(encoding="utf-8")
 WIDTHS = (390, 768, 1400)
@@ -69,52 +64,18 @@ def test_a_dark_report_can_be_read(tmp_path: Path) -> None:
     assert {key: value for key, value in seen.items() if value} == {}
 
 
-def study(tasks: tuple[str, ...], steps: int) -> Study:
-    config = RunConfig(
-        problem="toy",
-        problem_class="m:C",
-        problem_options={},
-        method="ls",
-        method_options={},
-        seed=0,
-        recipe={
-            "epochs": 2,
-            "batch_size": 8,
-            "learning_rate": 0.1,
-            "minibatches": 2,
-            "reduced": True,
-            "description": "A recipe for tests.",
-        },
-        tasks=tasks,
-        metrics=tuple(RunMetric(task, task) for task in tasks),
-        sizes={"train": 1, "val": 1, "test": 1},
-        parameters=10,
-        versions={},
-        hardware={},
-    )
-    recorder = Recorder(10, source="exact")
-    generator = torch.Generator().manual_seed(0)
-    k, n = len(tasks), 2
-    ones = torch.ones(k, dtype=torch.float64)
-    for step in range(steps):
-        rows = torch.randn(k * n, 9, dtype=torch.float64, generator=generator)
-        kernel = ExtendedNTK((rows @ rows.T).reshape(k, n, k, n) * math.exp(-step / 5))
-        recorder(Snapshot(10 * step, tasks, tuple(range(k)), ones, ones, kernel))
-    return study_of([(config, recorder)])
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(
     "tasks", [("mu", "alpha", "homo"), tuple(f"a long task {n}" for n in range(14))]
 )
 def test_an_analysis_of_any_width(tmp_path: Path, tasks: tuple[str, ...], width: int) -> None:
-    page = write_page(study(tasks, 6), tmp_path / "page.html")
+    page = write_page(study(tasks=tasks, steps=6, methods=["ls"]), tmp_path / "page.html")
     seen = ask(page, MEASURE, tmp_path, width=width)
     assert {key: value for key, value in seen.items() if value} == {}
 
 
 def test_a_dark_analysis_can_be_read(tmp_path: Path) -> None:
-    page = write_page(study(("a", "b"), 6), tmp_path / "page.html")
+    page = write_page(study(tasks=("a", "b"), steps=6, methods=["ls"]), tmp_path / "page.html")
     seen = ask(page, MEASURE, tmp_path, dark=True)
     assert {key: value for key, value in seen.items() if value} == {}
 

@@ -15,7 +15,7 @@ from toy_problem import Toy
 from ntkmtl.bench.report import build_table
 from ntkmtl.bench.runs import RunFileError
 from ntkmtl.bench.search import Parameter, Search, read_tuning, tune
-from ntkmtl.bench.search.study import Study
+from ntkmtl.bench.search.study import OptunaStudy
 from ntkmtl.bench.training import Comparison, Run, RunSpec, SweepError, load_run, train_spec
 from ntkmtl.errors import NonFiniteError
 
@@ -56,7 +56,7 @@ def diverging(numbers: set[int], monkeypatch: pytest.MonkeyPatch, error: Excepti
             raise error
         return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
 
 
 # --------------------------------------------------------------------------- fixed weights
@@ -120,7 +120,7 @@ def test_what_is_tried_depends_on_the_seed_the_number_and_the_trials_before(
 ) -> None:
     def asked(folder: str, seed: int, number: int) -> dict[str, float]:
         request = {"method": "fixed", "seed": seed}
-        study = Study(tmp_path / folder, request, (Parameter("x", 0.1, 10.0, start=1.0),))
+        study = OptunaStudy(tmp_path / folder, request, (Parameter("x", 0.1, 10.0, start=1.0),))
         study.begin()
         return study.ask(number)
 

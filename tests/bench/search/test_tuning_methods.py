@@ -190,7 +190,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, trial: str, error: Exception) -> No
             raise error
         return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
 
 
 def test_a_trial_that_diverges_is_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

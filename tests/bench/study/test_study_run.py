@@ -200,7 +200,7 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path, monkeypatch: pytest.Mon
             raise NonFiniteError("a", 3, "loss", float("nan"))
         return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
     text = PLAN.replace('"fixed", "ntkmtl-sr", "dwa"', '"dwa"').replace("trials = 3", "trials = 1")
     text = text.replace('published_only = ["dwa"]\n', "")
     outcome = run_study(read_plan(plan_of(tmp_path, text)), tmp_path / "out")
@@ -220,7 +220,7 @@ def test_a_method_that_fails_does_not_take_the_others_with_it(
             raise MemoryError("too large")
         return train_spec(problem, spec, out_dir, **more)
 
-    monkeypatch.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+    monkeypatch.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
     text = PLAN.replace('"fixed", "ntkmtl-sr", "dwa"', '"dwa", "si"').replace(
         "seeds = 2", "seeds = 1"
     )

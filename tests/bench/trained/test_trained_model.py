@@ -16,8 +16,8 @@ from toy_problem import Toy, ToyModel
 
 from ntkmtl.bench import load, problems
 from ntkmtl.bench.runs import Run, RunFileError, load_run
-from ntkmtl.bench.runs.best import best_run
 from ntkmtl.bench.runs.model_file import write_model
+from ntkmtl.bench.runs.run import best_run
 from ntkmtl.bench.training import changed_recipe, train
 
 MODEL = "model.safetensors"

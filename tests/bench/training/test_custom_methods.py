@@ -19,7 +19,7 @@ from ntkmtl import weighting
 from ntkmtl.bench.report import build_table, write_html
 from ntkmtl.bench.runs import RunConflictError, load_run, load_runs
 from ntkmtl.bench.training import Comparison, SweepError, compare, train
-from ntkmtl.bench.training.methods import method_source, named, named_all
+from ntkmtl.bench.training.comparison import method_source, named, named_all
 from ntkmtl.weighting import LossWeighting
 
 TOY = "toy_problem:Toy"

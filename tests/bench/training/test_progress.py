@@ -11,7 +11,7 @@ from toy_problem import Toy
 
 from ntkmtl.bench.runs import Epoch, RunMetric
 from ntkmtl.bench.training import train
-from ntkmtl.bench.training.progress import progress_words
+from ntkmtl.bench.training.loop import progress_words
 
 
 def test_higher_is_better_and_metrics_that_are_not_positive() -> None:

@@ -26,11 +26,11 @@ from ntkmtl.bench.training import (
     train,
     train_spec,
 )
+from ntkmtl.bench.training.learner import validation_split
 from ntkmtl.bench.training.scores import (
     check_baseline,
     read_baseline,
     task_scores,
-    validation_split,
 )
 from ntkmtl.weighting._ls import LinearScalarization
 from ntkmtl.weighting._pivrg import PIVRG
@@ -217,7 +217,7 @@ def test_without_its_baseline_a_run_fails_and_the_others_go_on(
         return train_spec(problem, spec, *rest, **more)
 
     with monkeypatch.context() as broken:
-        broken.setattr("ntkmtl.bench.training.training_job.train_spec", fail)
+        broken.setattr("ntkmtl.bench.training.trainer.train_spec", fail)
         sweep = compare(ask(tmp_path, methods=["pivrg", "ls"]))
     assert [(f.label, f.error) for f in sweep.failures] == [
         ("stl b seed 0", "RuntimeError"),

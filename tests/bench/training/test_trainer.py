@@ -19,7 +19,7 @@ from toy_problem import Toy
 
 from ntkmtl.bench.runs import Run, clear_run
 from ntkmtl.bench.training import RunConflictError, RunInterrupted, load_run, train
-from ntkmtl.bench.training.schedules import learning_rate_factor
+from ntkmtl.bench.training.learner import learning_rate_factor
 from ntkmtl.errors import NonFiniteError
 
 FILES = ["config.json", "history.json", "model.safetensors", "result.json", "steps.npz"]

@@ -29,7 +29,7 @@ from ntkmtl.bench.compute.device import (
 )
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe
 from ntkmtl.bench.runs import canonical_json
-from ntkmtl.bench.runs.checkpoints import read_checkpoint
+from ntkmtl.bench.runs.folder import read_checkpoint
 from ntkmtl.bench.training import load_run, train
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.errors import MissingExtraError, NonFiniteError

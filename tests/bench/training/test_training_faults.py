@@ -19,7 +19,7 @@ from toy_problem import Toy
 from training_accelerate_worker import DryToy
 
 from ntkmtl.bench.runs import RunFolderLostError
-from ntkmtl.bench.runs.checkpoints import read_checkpoint, write_checkpoint
+from ntkmtl.bench.runs.folder import read_checkpoint, write_checkpoint
 from ntkmtl.bench.training import RunInterrupted, train
 from ntkmtl.bench.training import loop as loops
 from ntkmtl.bench.training import step as steps
@@ -83,7 +83,7 @@ def test_a_folder_that_vanishes_ends_the_run(
     if by == "a look":
         monkeypatch.setattr(loops, "LOOK_SECONDS", 0.0)
     else:
-        monkeypatch.setattr(loops._Clock, "checkpoint_due", lambda clock: True)
+        monkeypatch.setattr(loops._RunClock, "checkpoint_due", lambda clock: True)
     seen: list[int] = []
     remove = removed_at(folder, 5, how)
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from toy_problem import Toy
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Split
-from ntkmtl.bench.problems.qm9_mini import Batch, QM9Mini
-from ntkmtl.bench.runs.checkpoints import read_checkpoint
+from ntkmtl.bench.problems.qm9_mini import FeatureBatch, QM9Mini
+from ntkmtl.bench.runs.folder import read_checkpoint
 from ntkmtl.bench.training import Run, RunInterrupted, train
 
 
@@ -28,8 +28,8 @@ class SmallQM9(QM9Mini):
     def size(self, split: Split) -> int:
         return {"train": 240, "val": 60, "test": 60}[split]
 
-    def batch(self, split: Split, indices: Tensor) -> Batch:
-        return Batch(*(part.double() for part in super().batch(split, indices)))
+    def batch(self, split: Split, indices: Tensor) -> FeatureBatch:
+        return FeatureBatch(*(part.double() for part in super().batch(split, indices)))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         return super().model(tasks).double()

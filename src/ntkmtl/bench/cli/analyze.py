@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["analyze"]
 
 
-class Source(str, Enum):
+class RecordSource(str, Enum):
     """With respect to what the recorded kernel is taken."""
 
     exact = "exact"
@@ -60,13 +60,13 @@ class KernelOptions:
         int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
     ] = 10
     source: Annotated[
-        Source,
+        RecordSource,
         typer.Option(
             "--source",
             help="The kernel of the shared parameters, at one pass over the trunk per task and "
             "mini-batch, or of the shared features, at next to no cost.",
         ),
-    ] = Source.exact
+    ] = RecordSource.exact
 
 
 @dataclass(frozen=True)

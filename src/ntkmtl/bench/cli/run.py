@@ -75,7 +75,7 @@ def run(
     with refusing():
         from ntkmtl.bench.runs import SINGLE_TASK
         from ntkmtl.bench.training import SweepError
-        from ntkmtl.bench.training.methods import ALL_METHODS
+        from ntkmtl.bench.training.comparison import ALL_METHODS
 
         if method == ALL_METHODS:
             raise SweepError("run trains one method; compare --methods all trains every one")

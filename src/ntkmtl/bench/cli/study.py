@@ -24,7 +24,7 @@ from ntkmtl.bench.cli.values import check_folder, find_modules_here
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ntkmtl.bench.study.estimate import Estimate
+    from ntkmtl.bench.study.estimate import StudyEstimate
 
 __all__ = ["study"]
 
@@ -107,9 +107,9 @@ def study(
         raise typer.Exit(FAILED)
 
 
-def _confirmed(found: Sequence[Estimate], jobs: int, dry_run: bool) -> None:
+def _confirmed(found: Sequence[StudyEstimate], jobs: int, dry_run: bool) -> None:
     """Say how long it takes, and end the command unless the user agrees."""
-    by_problem: dict[str, list[Estimate]] = {}
+    by_problem: dict[str, list[StudyEstimate]] = {}
     for entry in found:
         by_problem.setdefault(entry.problem, []).append(entry)
     rows = [

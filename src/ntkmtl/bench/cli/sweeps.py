@@ -24,8 +24,7 @@ from ntkmtl.bench.cli.console import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.jobs.job import Failure
+    from ntkmtl.bench.jobs.engine import Engine, Failure
     from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.runs import Run
     from ntkmtl.bench.training import Comparison, Sweep
@@ -84,7 +83,7 @@ def _together(device: str) -> Iterator[None]:
         yield
         return
     from ntkmtl.bench.compute.device import DeviceError, choose_device
-    from ntkmtl.bench.jobs.execute import follow_jobs
+    from ntkmtl.bench.jobs.engine import follow_jobs
 
     try:
         place = choose_device(device)
@@ -176,7 +175,7 @@ class _Kept:
     def below(cls, sweep: Sweep) -> _Kept | None:
         """Return what the complete runs of a comparison keep, None where that is nothing."""
         from ntkmtl.bench.runs import folder_name, load_runs
-        from ntkmtl.bench.runs.best import best_run
+        from ntkmtl.bench.runs.run import best_run
 
         runs, _ = load_runs(sweep.out / folder_name(sweep.problem))
         sizes = [run.result.model.bytes for run in runs if run.result.model is not None]
@@ -190,7 +189,7 @@ def say_use(run: Run, source: str) -> None:
         run: The run.
         source: Its problem, as it was typed.
     """
-    from ntkmtl.bench.runs.best import use_command
+    from ntkmtl.bench.runs.run import use_command
 
     say(f"Use it: {use_command(run, source)}")
 

@@ -1,8 +1,7 @@
 """Jobs: runs to be done, in an order that respects what each needs, on one engine or another.
 
-* :mod:`~ntkmtl.bench.jobs.job`: what a job is, and what can come of it.
-* :mod:`~ntkmtl.bench.jobs.queue`: the jobs that wait, and the log of those that began.
-* :mod:`~ntkmtl.bench.jobs.engine`: the protocol of an engine, and how jobs are run on one.
+* :mod:`~ntkmtl.bench.jobs.engine`: what a job is and how it runs, the queue, the log, and the
+  protocol of an engine.
 * :mod:`~ntkmtl.bench.jobs.local` and :mod:`~ntkmtl.bench.jobs.ray_engine`: the engines.
 * :mod:`~ntkmtl.bench.jobs.reporters`: progress reporting.
 

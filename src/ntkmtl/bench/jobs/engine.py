@@ -1,4 +1,4 @@
-"""The protocol of an engine, which runs the jobs of a queue, and how jobs are given to one.
+"""Jobs: what one is and how it runs, the queue of those that wait, and the protocol of an engine.
 
 What an engine leaves in the folders of the runs is the same for all engines, bit for bit, as long
 as a run computes with the same number of threads.
@@ -6,20 +6,342 @@ as a run computes with the same number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from ntkmtl.bench.compute.processes import announced, follow, is_raised_on_all_ranks, launched
 from ntkmtl.bench.compute.stop_requests import stop_requests
-from ntkmtl.bench.jobs.job import JobT, Outcome
-from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+from ntkmtl.bench.runs import FAILURE, SCHEMA, RunBusyError
+from ntkmtl.files import write_json
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
+
+    import torch
 
     from ntkmtl.bench.jobs.reporters import Reporter
 
-__all__ = ["Engine", "EngineError", "Runner", "run_jobs"]
+__all__ = [
+    "DIVERGENCE",
+    "POLL_SECONDS",
+    "DependencyError",
+    "Engine",
+    "EngineError",
+    "Failure",
+    "JobLog",
+    "JobQueue",
+    "JobT",
+    "Message",
+    "Outcome",
+    "ProgressChannel",
+    "RunnableJob",
+    "Runner",
+    "follow_jobs",
+    "run_here",
+    "run_job",
+    "run_jobs",
+]
+
+Message = tuple[Any, ...]
+"""What a job sends: its kind, then its content.
+
+``("step", done)``, ``("note", words)``, ``("warning", text)``, and as the last one
+``("finished", seconds)``, ``("stopped",)`` or ``("failed", error, message, traceback, seconds)``.
+"""
+
+
+class RunnableJob(Protocol):
+    """One run: what a queue, an engine and a reporter need to know of it."""
+
+    @property
+    def label(self) -> str:
+        """The run in a few words."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+
+    @property
+    def steps(self) -> int:
+        """Number of its steps."""
+
+    @property
+    def after(self) -> tuple[Path, ...]:
+        """Folders of the runs that must be complete before this one can begin."""
+
+    @property
+    def may_diverge(self) -> bool:
+        """Whether a loss that becomes NaN or infinite is a result of this job, not a failure."""
+
+    def run(
+        self,
+        shared: dict[str, Any],
+        show: Callable[[int, str], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """Run to the end, or until a stop is requested.
+
+        Args:
+            shared: What this process keeps from one job to the next, as problems and their data.
+            show: Called with the number of steps done, and with a few words for the user.
+            should_stop: Asked often; True stops the run, with a checkpoint.
+
+        Returns:
+            Whether the run is complete; False if it was stopped.
+        """
+
+
+JobT = TypeVar("JobT", bound=RunnableJob)
+
+
+class DependencyError(ValueError):
+    """A job cannot begin, as one that it needs has failed."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A job that failed.
+
+    Attributes:
+        label: The job in a few words.
+        folder: Its folder, where ``failure.json`` says more.
+        error: Name of the error's class.
+        message: Message of the error.
+    """
+
+    label: str
+    folder: Path
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[JobT]):
+    """The outcome of several jobs.
+
+    Attributes:
+        finished: Those that are complete, and those that diverged where that is a result.
+        failures: Those that failed.
+        interrupted: True if a stop was requested before all had ended.
+    """
+
+    finished: tuple[JobT, ...]
+    failures: tuple[Failure, ...]
+    interrupted: bool
+
+
+DIVERGENCE = ("NonFiniteError", "FloatingPointError")
+"""Errors that the same settings always give; a result where settings are tried out."""
+
+
+class JobLog(Generic[JobT]):
+    """Receives the messages of jobs, passes them to the reporter, and keeps the outcome.
+
+    Args:
+        jobs: All jobs.
+        reporter: Receives the progress.
+        on_ended: Called with each job that is complete, its seconds and ``""``, and with each that
+            diverged where that is a result, its seconds and the message of the error.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[JobT],
+        reporter: Reporter,
+        on_ended: Callable[[JobT, float, str], None],
+    ) -> None:
+        self.reporter = reporter
+        self.on_ended = on_ended
+        self.finished: list[JobT] = []
+        self.failures: list[Failure] = []
+        self.open = {job.folder for job in jobs}
+        self.failed: dict[Path, str] = {}
+
+    def take(self, number: int, job: JobT, message: Message) -> bool:
+        """Take a message; return True if it was the job's last."""
+        kind, *content = message
+        if kind == "step":
+            self.reporter.run_progress(number, content[0])
+            return False
+        if kind == "note":
+            self.reporter.run_note(number, content[0])
+            return False
+        if kind == "warning":
+            self.reporter.message(f"{job.label}: {content[0]}")
+            return False
+        if kind == "finished":
+            self.finished.append(job)
+            self.on_ended(job, content[0], "")
+            self.reporter.run_finished(number, content[0])
+        elif kind == "stopped":
+            self.reporter.run_stopped(number)
+        else:
+            self._fail(number, job, *content)
+        if kind != "stopped":
+            self.open.discard(job.folder)
+        return True
+
+    def _fail(
+        self, number: int, job: JobT, error: str, message: str, trace: str, seconds: float
+    ) -> None:
+        if job.may_diverge and error in DIVERGENCE:
+            self.finished.append(job)
+            self.on_ended(job, seconds, message)
+            self.reporter.run_failed(number, f"diverged: {message}")
+            return
+        self.failed[job.folder] = job.label
+        # The folder of a busy run belongs to the process that trains it.
+        if error != RunBusyError.__name__:
+            message += _write_failure(job.folder, error, message, trace)
+        self.failures.append(Failure(job.label, job.folder, error, message))
+        self.reporter.run_failed(number, f"{error}: {message}")
+
+
+def _write_failure(folder: Path, error: str, message: str, trace: str) -> str:
+    """Write ``failure.json``; return what to add to the message if that is not possible."""
+    content = {
+        "schema": SCHEMA,
+        "error": error,
+        "message": message,
+        "traceback": trace,
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    try:
+        write_json(folder / FAILURE, content)
+    except OSError as unwritten:
+        return f" (and {FAILURE} could not be written: {unwritten})"
+    return ""
+
+
+class JobQueue(Generic[JobT]):
+    """The jobs that have not begun, some of which wait until others have ended.
+
+    Args:
+        jobs: All jobs, in the order in which they are to begin.
+        log: The log of those that have begun.
+        prepare: Called with each job just before it begins; returns the job to run. A
+            ``ValueError`` or an ``OSError`` that it raises is the job's failure.
+    """
+
+    def __init__(
+        self, jobs: Sequence[JobT], log: JobLog[JobT], prepare: Callable[[JobT], JobT]
+    ) -> None:
+        self.pending = list(enumerate(jobs))
+        self.log = log
+        self.prepare = prepare
+
+    def next(self) -> tuple[int, JobT] | None:
+        """Return the next job that waits for nothing, with its number; None if all of them wait.
+
+        Jobs that cannot begin, as one that they need has failed, fail here.
+        """
+        place = 0
+        while place < len(self.pending):
+            number, job = self.pending[place]
+            if not self.log.open.isdisjoint(job.after):
+                place += 1
+                continue
+            del self.pending[place]
+            self.log.reporter.run_started(number, job.label, job.steps)
+            try:
+                missing = [self.log.failed[f] for f in job.after if f in self.log.failed]
+                if missing:
+                    more = f" (and {len(missing) - 1} more like it)" if missing[1:] else ""
+                    raise DependencyError(f"needs {missing[0]}, which failed{more}")
+                return number, self.prepare(job)
+            except (ValueError, OSError) as error:
+                trace = traceback.format_exc()
+                self.log.take(number, job, ("failed", type(error).__name__, str(error), trace, 0.0))
+                # Jobs that waited for this one were passed over.
+                place = 0
+        return None
+
+
+POLL_SECONDS = 0.2
+"""Time between two looks at the messages of jobs, in seconds."""
+
+
+class ProgressChannel(Protocol):
+    """Connects a job to the process that started it."""
+
+    def send(self, message: Message) -> None:
+        """Send a message."""
+
+    def should_stop(self) -> bool:
+        """Return whether the job is to stop."""
+
+
+def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) -> None:
+    """Run one job and send what happens; its last message is finished, stopped or failed.
+
+    Args:
+        job: The job.
+        shared: See :meth:`RunnableJob.run`.
+        channel: Where messages go.
+    """
+    started = time.monotonic()
+    last_sent = 0.0
+    last_words = words_sent = ""
+
+    def send_words() -> None:
+        nonlocal words_sent
+        if last_words != words_sent:
+            words_sent = last_words
+            channel.send(("note", last_words))
+
+    def show(done: int, words: str) -> None:
+        nonlocal last_sent, last_words
+        last_words = words
+        now = time.monotonic()
+        if now - last_sent >= POLL_SECONDS / 2:
+            last_sent = now
+            send_words()
+            channel.send(("step", done))
+
+    try:
+        with _warnings_sent(channel.send), announced(job):
+            complete = job.run(shared, show, channel.should_stop)
+    except Exception as error:
+        if launched() > 1 and not is_raised_on_all_ranks(error):
+            # The other processes know nothing of it and would wait forever.
+            raise
+        # The failure of one job must not stop the others.
+        seconds = time.monotonic() - started
+        name = type(error).__name__
+        channel.send(("failed", name, str(error), traceback.format_exc(), seconds))
+    else:
+        send_words()
+        channel.send(("finished", time.monotonic() - started) if complete else ("stopped",))
+
+
+def follow_jobs(device: torch.device) -> None:
+    """In a process launched beside the first one, run with it each job that it runs.
+
+    Args:
+        device: Where the jobs compute.
+    """
+    shared: dict[str, Any] = {}
+    with stop_requests() as requested:
+        follow(device, lambda job: job.run(shared, lambda done, words: None, requested))
+
+
+@contextmanager
+def _warnings_sent(send: Callable[[Message], None]) -> Iterator[None]:
+    """Send warnings as messages instead of printing them across the progress bars."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: object) -> None:
+        send(("warning", f"{category.__name__}: {message}"))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 class EngineError(ValueError):
@@ -61,6 +383,37 @@ class Engine(Protocol):
         Raises:
             EngineError: It cannot be started.
         """
+
+
+class _DirectChannel:
+    """Connects a job in this process to the log."""
+
+    def __init__(
+        self, log: JobLog[Any], number: int, job: Any, should_stop: Callable[[], bool]
+    ) -> None:
+        self.log, self.number, self.job = log, number, job
+        self.should_stop = should_stop
+        self.last: str = ""
+
+    def send(self, message: Message) -> None:
+        if self.log.take(self.number, self.job, message):
+            self.last = message[0]
+
+
+def run_here(queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[], bool], /) -> bool:
+    """Run the jobs of a queue in this process, one after another; see :class:`Runner`."""
+    shared: dict[str, Any] = {}
+    while queue.pending:
+        if stop_requested():
+            return True
+        found = queue.next()
+        if found is None:
+            return False
+        channel = _DirectChannel(log, *found, stop_requested)
+        run_job(found[1], shared, channel)
+        if channel.last == "stopped":
+            return True
+    return False
 
 
 def run_jobs(

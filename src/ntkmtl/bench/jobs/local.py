@@ -10,17 +10,15 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.bench.compute.environment import default_threads
 from ntkmtl.bench.compute.stop_requests import without_interrupts
-from ntkmtl.bench.compute.threads import default_threads
-from ntkmtl.bench.jobs.execute import POLL_SECONDS, run_job
+from ntkmtl.bench.jobs.engine import POLL_SECONDS, run_here, run_job
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
     from pathlib import Path
 
-    from ntkmtl.bench.jobs.engine import Runner
-    from ntkmtl.bench.jobs.job import Message
-    from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+    from ntkmtl.bench.jobs.engine import JobLog, JobQueue, Message, Runner
 
 __all__ = ["LocalEngine"]
 
@@ -43,45 +41,13 @@ class LocalEngine:
 
     @property
     def threads(self) -> int:
-        """Threads of a run: see :func:`ntkmtl.bench.compute.threads.default_threads`."""
+        """Threads of a run: see :func:`ntkmtl.bench.compute.environment.default_threads`."""
         return default_threads(self.jobs)
 
     @contextlib.contextmanager
     def start(self, out: Path, say: Callable[[str], None]) -> Iterator[Runner]:
         """See :meth:`ntkmtl.bench.jobs.engine.Engine.start`."""
-        yield _run_here if self.jobs == 1 else _ProcessPool(self.jobs).run
-
-
-class _DirectChannel:
-    """Connects a job in this process to the log."""
-
-    def __init__(
-        self, log: JobLog[Any], number: int, job: Any, should_stop: Callable[[], bool]
-    ) -> None:
-        self.log, self.number, self.job = log, number, job
-        self.should_stop = should_stop
-        self.last: str = ""
-
-    def send(self, message: Message) -> None:
-        if self.log.take(self.number, self.job, message):
-            self.last = message[0]
-
-
-def _run_here(
-    queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[], bool], /
-) -> bool:
-    shared: dict[str, Any] = {}
-    while queue.pending:
-        if stop_requested():
-            return True
-        found = queue.next()
-        if found is None:
-            return False
-        channel = _DirectChannel(log, *found, stop_requested)
-        run_job(found[1], shared, channel)
-        if channel.last == "stopped":
-            return True
-    return False
+        yield run_here if self.jobs == 1 else _ProcessPool(self.jobs).run
 
 
 # ------------------------------------------------------------------------------------------------

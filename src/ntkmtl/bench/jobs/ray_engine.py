@@ -9,29 +9,37 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import ipaddress
+import os
 import secrets
+import signal
+import socket
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.compute.environment import cores
 from ntkmtl.bench.compute.stop_requests import stop_requests
-from ntkmtl.bench.jobs.engine import EngineError
-from ntkmtl.bench.jobs.execute import POLL_SECONDS, run_job
-from ntkmtl.bench.jobs.ray_session import connected, described, first_line, nodes
+from ntkmtl.bench.jobs.engine import POLL_SECONDS, EngineError, run_job
 from ntkmtl.bench.jobs.surroundings import Surroundings
 from ntkmtl.bench.runs import RunBusyError
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Runner
-    from ntkmtl.bench.jobs.job import Message, RunnableJob
-    from ntkmtl.bench.jobs.queue import JobLog, JobQueue
+    from ntkmtl.bench.jobs.engine import JobLog, JobQueue, Message, RunnableJob, Runner
 
-__all__ = ["RayEngine"]
+__all__ = ["LOOPBACK", "RayEngine"]
+
+# Without clusters, which Ray leaves out on Windows and macOS, it binds to 127.0.0.1 only. It reads
+# the first variable when it is imported.
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+
+_STARTS = 3
+"""Attempts to start a local Ray: each component has 15 s, too little on a busy machine."""
 
 _BEGUN: Message = ("begun",)
 """A task's first message."""
@@ -64,20 +72,21 @@ class RayEngine:
     def __post_init__(self) -> None:
         if importlib.util.find_spec("ray") is None:
             raise missing_extra("the engine ray", "ray", ImportError("ray", name="ray"))
-        whole = 0 <= self.gpus <= 1 or self.gpus == self.gpus // 1 > 0
-        for fine, wrong in (
-            (self.cpus >= 1, f"a run needs at least 1 processor, found {self.cpus}"),
-            (whole, f"GPUs of a run must be from 0 to 1 or a whole number, found {self.gpus}"),
-            (self.jobs is None or self.jobs >= 1, f"jobs must be at least 1, found {self.jobs}"),
-            (self.retries >= 0, f"retries must not be negative, found {self.retries}"),
-            (
-                "://" not in (self.address or ""),
+        if self.cpus < 1:
+            raise EngineError(f"a run needs at least 1 processor, found {self.cpus}")
+        if not (0 <= self.gpus <= 1 or self.gpus == self.gpus // 1 > 0):
+            raise EngineError(
+                f"GPUs of a run must be from 0 to 1 or a whole number, found {self.gpus}"
+            )
+        if self.jobs is not None and self.jobs < 1:
+            raise EngineError(f"jobs must be at least 1, found {self.jobs}")
+        if self.retries < 0:
+            raise EngineError(f"retries must not be negative, found {self.retries}")
+        if "://" in (self.address or ""):
+            raise EngineError(
                 "the address must be host:port of the cluster's head, or auto on one of its nodes; "
-                f"Ray Client is not supported, found {self.address!r}",
-            ),
-        ):
-            if not fine:
-                raise EngineError(wrong)
+                f"Ray Client is not supported, found {self.address!r}"
+            )
 
     @property
     def threads(self) -> int:
@@ -89,12 +98,17 @@ class RayEngine:
         """See :meth:`ntkmtl.bench.jobs.engine.Engine.start`."""
         mark = out.resolve() / f".ntkmtl-ray-{secrets.token_hex(8)}"
         with contextlib.ExitStack() as stack:
-            jobs = self.jobs or max(1, cores() // self.cpus)
-            stack.enter_context(connected(self.address, jobs * self.cpus, say))
+            # One that is in use already is used, and left alone.
+            if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
+                _join(self.address) if self.address else self._start_local(stack, say)
+                stack.callback(sys.modules["ray"].shutdown)
             if self.room() == 0:
+                nodes = [
+                    f"{n.get('CPU', 0):g} processors and {n.get('GPU', 0):g} GPUs" for n in _nodes()
+                ]
                 raise EngineError(
                     f"no node has {self.cpus} processors and {self.gpus:g} GPUs for a run, found "
-                    f"{described(nodes())}"
+                    f"{len(nodes)} nodes: {', '.join(nodes)}"
                 )
             write_text(mark, mark.name)
             stack.callback(mark.unlink, missing_ok=True)
@@ -102,26 +116,106 @@ class RayEngine:
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
             yield _Tasks(self, Surroundings.here(mark)).run
 
+    def _start_local(self, stack: contextlib.ExitStack, say: Callable[[str], None]) -> None:
+        # Not below TMPDIR: paths of sockets must be short.
+        place = "/tmp" if os.name == "posix" else None
+        folder = tempfile.TemporaryDirectory(None, "ntkmtl-ray-", place, ignore_cleanup_errors=True)
+        # The token is in no file; Ray would write one into the user's home.
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        variables = {**LOOPBACK, **token, "RAY_TMPDIR": stack.enter_context(folder)}
+        settings = {
+            "num_cpus": (self.jobs or max(1, cores() // self.cpus)) * self.cpus,
+            # Just above the least that Ray allows: nothing large goes through it.
+            "object_store_memory": 80 * 2**20,
+            "include_dashboard": False,
+        }
+        for left in reversed(range(_STARTS)):
+            try:
+                _initialize(variables, address="local", **settings)
+                break
+            # Ray raises a bare Exception if a node was not up in time.
+            except Exception as error:
+                if not left or isinstance(error, EngineError):
+                    raise EngineError(f"Ray cannot be started: {error}") from error
+                say(f"Ray did not start, trying again: {_first_line(error)}")
+
     def room(self) -> int:
         """Return how many runs the living nodes can hold at a time."""
-        return sum(
-            min(
-                int(found.get("CPU", 0) // self.cpus),
-                int(found.get("GPU", 0) / self.gpus + 1e-9) if self.gpus else sys.maxsize,
-            )
-            for found in nodes()
+        by_gpu = [n.get("GPU", 0) / self.gpus + 1e-9 if self.gpus else 1e9 for n in _nodes()]
+        by_cpu = [n.get("CPU", 0) / self.cpus for n in _nodes()]
+        return sum(map(int, map(min, by_cpu, by_gpu)))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of the living nodes."""
+    return [node["Resources"] for node in sys.modules["ray"].nodes() if node["Alive"]]
+
+
+def _join(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        if address != "auto":
+            # Where nobody answers Ray would try for minutes.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        _initialize(LOOPBACK if _is_loopback(host) else {}, address=address)
+    except Exception as error:
+        raise EngineError(f"Ray cannot be joined at {address}: {error}") from error
+
+
+def _initialize(environment: Mapping[str, str], **settings: Any) -> None:
+    """Start or join Ray, with variables that are set meanwhile, and keep the signals' handlers.
+
+    Raises:
+        EngineError: A Ray that was imported earlier does not bind to 127.0.0.1 only.
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        ray: Any = importlib.import_module("ray")
+        ray.init(log_to_driver=False, logging_level="ERROR", **settings)
+    finally:
+        # Ray sets variables of its own where it finds a token.
+        for name in (*environment, "RAY_AUTH_MODE"):
+            os.environ.pop(name, None)
+        os.environ.update(before)
+        for number, handler in handlers.items():
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            if handler is not None and signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+    hosts = [node["NodeManagerAddress"] for node in ray.nodes()]
+    if LOOPBACK.items() <= environment.items() and not all(map(_is_loopback, hosts)):
+        ray.shutdown()
+        raise EngineError(
+            f"Ray was imported before and listens at {', '.join(hosts)}; set "
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before Python starts, or do not import Ray first"
         )
 
 
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost"
+
+
+def _first_line(error: Exception) -> str:
+    """Return the name of an error and the first line of its message."""
+    text = str(error).strip().partition("\n")[0].rstrip(".:")[:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_shared: dict[str, Any] = {}
+"""What this worker keeps from one job to the next, as problems and their data."""
+
+
+@dataclass
 class _QueueChannel:
-    """Connects a task to the comparison: messages by a queue of Ray's, requests to stop by signals.
+    """Connects a task to the comparison by a queue of Ray's."""
 
-    Ray cancels a task by an interrupt in its main thread, as Ctrl-C does.
-    """
-
-    def __init__(self, queue: Any, number: int, should_stop: Callable[[], bool]) -> None:
-        self.queue, self.number, self.should_stop = queue, number, should_stop
-        self.last: Message = ("stopped",)
+    queue: Any
+    number: int
+    should_stop: Callable[[], bool]
+    last: Message = ("stopped",)
 
     def send(self, message: Message) -> None:
         if message[0] in ("finished", "stopped", "failed"):
@@ -131,12 +225,9 @@ class _QueueChannel:
             self.queue.put_nowait((self.number, message))
 
 
-_shared: dict[str, Any] = {}
-"""What this worker keeps from one job to the next, as problems and their data."""
-
-
 def _task(job: RunnableJob, surroundings: Surroundings, queue: Any, number: int) -> Message:
     """Run one job on a node; return its last message."""
+    # Ray cancels a task by an interrupt in its main thread, as Ctrl-C does.
     with stop_requests() as requested:
         channel = _QueueChannel(queue, number, requested)
         channel.send(_BEGUN)
@@ -154,12 +245,13 @@ class _Tasks:
 
     def __init__(self, engine: RayEngine, surroundings: Surroundings) -> None:
         ray = self.ray = importlib.import_module("ray")
-        here = ray.get_runtime_context().get_node_id()
         near = importlib.import_module("ray.util.scheduling_strategies")
-        affinity = near.NodeAffinitySchedulingStrategy(here, soft=False)
+        here = near.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
         self.engine, self.surroundings = engine, surroundings
         self.messages = importlib.import_module("ray.util.queue").Queue(
-            actor_options={"num_cpus": 0, "scheduling_strategy": affinity}
+            actor_options={"num_cpus": 0, "scheduling_strategy": here}
         )
         self.task = ray.remote(_task).options(
             num_cpus=engine.cpus,
@@ -201,14 +293,13 @@ class _Tasks:
     def _submit(self, queue: JobQueue[Any]) -> None:
         # At least one, which Ray keeps until a node has room for it.
         while len(self.active) < (self.engine.jobs or max(1, self.engine.room())):
-            found = queue.next()
-            if found is None:
+            if (found := queue.next()) is None:
                 break
             number, job = found
             # Nodes have working directories of their own.
             sent = replace(job, folder=job.folder.resolve())
             reference = self.task.remote(sent, self.surroundings, self.messages, number)
-            self.active[reference] = (number, job)
+            self.active[reference] = found
 
     def _listen(self, log: JobLog[Any]) -> None:
         jobs = dict(self.active.values())
@@ -234,5 +325,5 @@ class _Tasks:
         except errors.RayError as error:
             if stopping:
                 return ("stopped",)
-            why = f"its worker died, {self.engine.retries} retries included: {first_line(error)}"
+            why = f"its worker died, {self.engine.retries} retries included: {_first_line(error)}"
             return ("failed", "WorkerDied", why, str(error), 0.0)

@@ -16,18 +16,18 @@ from __future__ import annotations
 
 from ntkmtl.bench.paper._checks import Check, Verdict, checks, discrepancies, report
 from ntkmtl.bench.paper._render import render
-from ntkmtl.bench.paper._results import PaperResult, Part, find_result, paper_results
-from ntkmtl.bench.paper._tables import Cell, Column, Kind, Row, Table, table, tables
+from ntkmtl.bench.paper._results import PaperResult, ResultPart, find_result, paper_results
+from ntkmtl.bench.paper._tables import Cell, Kind, PaperColumn, PaperTable, Row, table, tables
 
 __all__ = [
     "Cell",
     "Check",
-    "Column",
     "Kind",
+    "PaperColumn",
     "PaperResult",
-    "Part",
+    "PaperTable",
+    "ResultPart",
     "Row",
-    "Table",
     "Verdict",
     "checks",
     "discrepancies",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ntkmtl.bench.paper._tables import Column, Row, Table, table, tables
+from ntkmtl.bench.paper._tables import PaperColumn, PaperTable, Row, table, tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -70,7 +70,7 @@ class Check:
 
     table: int
     row: Row
-    column: Column
+    column: PaperColumn
     published: float | None
     half_unit: float
     recomputed: float
@@ -192,7 +192,7 @@ def report(number: int | None = None) -> str:
     )
 
 
-def _check(of: Table, origin: _Origin, ties: Ties) -> Iterator[Check]:
+def _check(of: PaperTable, origin: _Origin, ties: Ties) -> Iterator[Check]:
     source = table(origin.metrics)
     reference = table(origin.baseline)
     rows = [row for row in of.rows if row.variant == origin.variant and row.method != "stl"]
@@ -209,7 +209,7 @@ def _check(of: Table, origin: _Origin, ties: Ties) -> Iterator[Check]:
 
 
 def _compare(
-    of: Table, rows: Sequence[Row], name: str, results: Sequence[tuple[float, float, float]]
+    of: PaperTable, rows: Sequence[Row], name: str, results: Sequence[tuple[float, float, float]]
 ) -> Iterator[Check]:
     for row, (recomputed, low, high) in zip(rows, results, strict=True):
         cell = row.cells.get(name)
@@ -226,7 +226,7 @@ def _compare(
 
 
 def _mean_ranks(
-    source: Table, rows: Sequence[Row], higher: list[bool], ties: Ties
+    source: PaperTable, rows: Sequence[Row], higher: list[bool], ties: Ties
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import mean_rank
 
@@ -244,7 +244,7 @@ def _mean_ranks(
 
 
 def _delta_ms(
-    source: Table, rows: Sequence[Row], baseline: Row, higher: list[bool], names: list[str]
+    source: PaperTable, rows: Sequence[Row], baseline: Row, higher: list[bool], names: list[str]
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import delta_m
 

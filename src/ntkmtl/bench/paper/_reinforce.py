@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._results import find_result
-from ntkmtl.bench.paper._settings import Difference
+from ntkmtl.bench.paper._settings import PaperDifference
 from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
-from ntkmtl.bench.paper._tables import Column, table
+from ntkmtl.bench.paper._tables import PaperColumn, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,8 +87,8 @@ ALWAYS = (
 """What differs under every recipe: setting, here, in the published code."""
 
 _COLUMNS = (
-    Column("final", "Final", higher_is_better=True),
-    Column("final_iqm", "Final IQM", higher_is_better=True),
+    PaperColumn("final", "Final", higher_is_better=True),
+    PaperColumn("final_iqm", "Final IQM", higher_is_better=True),
 )
 
 
@@ -157,27 +157,29 @@ def _numbers(one: Success) -> dict[str, Number]:
     }
 
 
-def _differences(recipe: ReinforceRecipe, seeds: int) -> Iterator[Difference]:
+def _differences(recipe: ReinforceRecipe, seeds: int) -> Iterator[PaperDifference]:
     from ntkmtl.bench.reinforce.environment import MT10
 
     if recipe.tasks != MT10:
-        yield Difference("mt10", "tasks", ", ".join(recipe.tasks), PUBLISHED["tasks"][0])
-    yield Difference(
+        yield PaperDifference("mt10", "tasks", ", ".join(recipe.tasks), PUBLISHED["tasks"][0])
+    yield PaperDifference(
         "mt10",
         "simulator",
         "Meta-World V3 tasks with V2 rewards: not comparable",
         *PUBLISHED["simulator"],
     )
     if seeds != PUBLISHED["seeds"][0]:
-        yield Difference("mt10", "seeds", seeds, *PUBLISHED["seeds"])
+        yield PaperDifference("mt10", "seeds", seeds, *PUBLISHED["seeds"])
     for name, (published, said) in PUBLISHED.items():
         if name in ("tasks", "simulator", "seeds"):
             continue
         here = getattr(recipe, name)
         if here != published:
-            yield Difference("mt10", _WORDS.get(name, name), _shown(here), _shown(published), said)
+            yield PaperDifference(
+                "mt10", _WORDS.get(name, name), _shown(here), _shown(published), said
+            )
     for setting, ours, theirs in ALWAYS:
-        yield Difference("mt10", setting, ours, theirs, False)
+        yield PaperDifference("mt10", setting, ours, theirs, False)
 
 
 def _shown(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Literal
 from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table, tables
 
-__all__ = ["PaperResult", "Part", "find_result", "paper_results"]
+__all__ = ["PaperResult", "ResultPart", "find_result", "paper_results"]
 
 RECIPES = ("small", "paper")
 """Recipes of every supervised problem behind a table or figure, the smallest first."""
@@ -30,7 +30,7 @@ def recipes_of(problem: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Part:
+class ResultPart:
     """One problem behind a table or figure.
 
     Attributes:
@@ -65,7 +65,7 @@ class PaperResult:
     kind: Literal["table", "figure"]
     number: int
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[ResultPart, ...]
     methods: tuple[str, ...] = ("ls", "ntkmtl", "ntkmtl-sr")
     seeds: int | None = 3
     said: str = ""
@@ -99,39 +99,39 @@ class PaperResult:
         return tuple(method for method in table(self.number).methods if method != "stl")
 
 
-_QM9 = Part("qm9", metrics=3, baseline=3, mr="mr", delta_m="delta_m")
-_NYUV2 = Part("nyuv2", metrics=1, baseline=1, mr="mr", delta_m="delta_m")
-_CITYSCAPES = Part("cityscapes", metrics=7, baseline=7, mr="mr", delta_m="delta_m")
+_QM9 = ResultPart("qm9", metrics=3, baseline=3, mr="mr", delta_m="delta_m")
+_NYUV2 = ResultPart("nyuv2", metrics=1, baseline=1, mr="mr", delta_m="delta_m")
+_CITYSCAPES = ResultPart("cityscapes", metrics=7, baseline=7, mr="mr", delta_m="delta_m")
 _OWN = ("ntkmtl", "ntkmtl-sr")
 
-_TABLES: dict[int, tuple[tuple[Part, ...], int | None]] = {
+_TABLES: dict[int, tuple[tuple[ResultPart, ...], int | None]] = {
     1: ((_NYUV2,), 3),
     2: (
         (
-            Part("cityscapes", 7, 7, mr="cityscapes_mr", delta_m="cityscapes_delta_m"),
-            Part("celeba", mr="celeba_mr", delta_m="celeba_delta_m"),
+            ResultPart("cityscapes", 7, 7, mr="cityscapes_mr", delta_m="cityscapes_delta_m"),
+            ResultPart("celeba", mr="celeba_mr", delta_m="celeba_delta_m"),
         ),
         3,
     ),
     3: ((_QM9,), None),
-    4: ((Part("mt10"),), 10),
-    6: ((Part("qm9", metrics=6, baseline=6, mr="mr", delta_m="delta_m"),), None),
+    4: ((ResultPart("mt10"),), 10),
+    6: ((ResultPart("qm9", metrics=6, baseline=6, mr="mr", delta_m="delta_m"),), None),
     7: ((_CITYSCAPES,), 3),
     8: (
         (
-            Part("cityscapes", 8, 7, delta_m="cityscapes_delta_m"),
-            Part("celeba", delta_m="celeba_delta_m"),
+            ResultPart("cityscapes", 8, 7, delta_m="cityscapes_delta_m"),
+            ResultPart("celeba", delta_m="celeba_delta_m"),
         ),
         3,
     ),
-    9: ((Part("nyuv2", metrics=9, baseline=1, delta_m="delta_m"),), 3),
+    9: ((ResultPart("nyuv2", metrics=9, baseline=1, delta_m="delta_m"),), 3),
 }
 _FIGURES = (
     PaperResult(
         "figure",
         1,
         "Training time per epoch by method on CelebA",
-        (Part("celeba"),),
+        (ResultPart("celeba"),),
         seeds=None,
         said="NTKMTL-SR is about as fast as LS, with 40 tasks.",
     ),
@@ -139,7 +139,7 @@ _FIGURES = (
         "figure",
         2,
         "Largest eigenvalue of each task's kernel over the training of LS on NYUv2",
-        (Part("nyuv2"),),
+        (ResultPart("nyuv2"),),
         methods=("ls",),
         seeds=None,
         said=(
@@ -162,7 +162,7 @@ _FIGURES = (
         "figure",
         4,
         "Training time per epoch of LS and of NTKMTL-SR over n on QM9",
-        (Part("qm9"),),
+        (ResultPart("qm9"),),
         methods=("ls", "ntkmtl-sr"),
         seeds=None,
         said="An epoch of NTKMTL-SR with n = 6 takes nearly 1.7 times that of LS.",

@@ -20,12 +20,12 @@ from ntkmtl.metrics import delta_m
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ntkmtl.bench.paper._results import PaperResult, Part
+    from ntkmtl.bench.paper._results import PaperResult, ResultPart
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import MethodRow, ResultTable
     from ntkmtl.bench.report._runs import ProblemRuns
 
-__all__ = ["Baseline", "Measured", "Prepared", "Request", "RequestError", "measured", "prepare"]
+__all__ = ["Baseline", "Measured", "PreparedRuns", "Request", "RequestError", "measured", "prepare"]
 
 Baseline = Literal["trained", "published", "none"]
 """Where the STL row of Δm% is from."""
@@ -70,7 +70,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRuns:
     """One problem that is ready to be trained.
 
     Attributes:
@@ -83,7 +83,7 @@ class Prepared:
         request: How.
     """
 
-    part: Part
+    part: ResultPart
     source: str
     problem: Problem
     options: Mapping[str, Any]
@@ -91,7 +91,7 @@ class Prepared:
     methods: tuple[str, ...]
     request: Request
 
-    def variant(self, name: str, **changes: Any) -> Prepared:
+    def variant(self, name: str, **changes: Any) -> PreparedRuns:
         """Return the same with another folder, beside the usual one.
 
         Args:
@@ -133,7 +133,7 @@ class Prepared:
         )
 
 
-def prepare(result: PaperResult, request: Request) -> list[Prepared]:
+def prepare(result: PaperResult, request: Request) -> list[PreparedRuns]:
     """Find the problems behind a table or figure; missing data are reported before training.
 
     Raises:
@@ -179,12 +179,12 @@ def prepare(result: PaperResult, request: Request) -> list[Prepared]:
         if request.recipe is not None:
             name = f"{name}-{request.recipe}"
         found.append(
-            Prepared(part, source, problem, options, Path(request.out) / name, methods, request)
+            PreparedRuns(part, source, problem, options, Path(request.out) / name, methods, request)
         )
     return found
 
 
-def _chosen(result: PaperResult, request: Request) -> list[tuple[Part, str]]:
+def _chosen(result: PaperResult, request: Request) -> list[tuple[ResultPart, str]]:
     """Return the parts to run, each with the name of the problem to train for it."""
     wanted = request.problem
     if wanted is None:
@@ -201,7 +201,7 @@ def _chosen(result: PaperResult, request: Request) -> list[tuple[Part, str]]:
     return [(result.parts[0], wanted)]
 
 
-def _check_stand_in(part: Part, source: str, request: Request) -> None:
+def _check_stand_in(part: ResultPart, source: str, request: Request) -> None:
     """Refuse what a problem that stands in for the paper's cannot do."""
     if source == part.problem:
         return
@@ -216,7 +216,9 @@ def _check_stand_in(part: Part, source: str, request: Request) -> None:
         )
 
 
-def _check_baseline(result: PaperResult, part: Part, problem: Problem, request: Request) -> None:
+def _check_baseline(
+    result: PaperResult, part: ResultPart, problem: Problem, request: Request
+) -> None:
     if request.stl != "published":
         return
     if not part.baseline:
@@ -242,11 +244,11 @@ class Measured:
         table: The table of the methods and seeds asked for, from the comparison's folder.
     """
 
-    prepared: Prepared
+    prepared: PreparedRuns
     table: ResultTable
 
     @property
-    def part(self) -> Part:
+    def part(self) -> ResultPart:
         """What it stands for."""
         return self.prepared.part
 
@@ -256,7 +258,7 @@ class Measured:
         return [there[name] for name in self.prepared.methods if name in there]
 
 
-def measured(prepared: Prepared) -> Measured:
+def measured(prepared: PreparedRuns) -> Measured:
     """Read the comparison of a problem, as far as it was asked for.
 
     Raises:
@@ -297,7 +299,7 @@ def measured(prepared: Prepared) -> Measured:
 
 
 def _with_published_baseline(
-    prepared: Prepared, runs: ProblemRuns, found: ResultTable
+    prepared: PreparedRuns, runs: ProblemRuns, found: ResultTable
 ) -> ResultTable:
     """Return the table with Δm% against the paper's STL row."""
     reference = table(prepared.part.baseline)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PUBLISHED",
-    "Difference",
+    "PaperDifference",
     "Published",
     "differences",
     "listing",
@@ -132,7 +132,7 @@ _OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Difference:
+class PaperDifference:
     """One setting that is not the published one.
 
     Attributes:
@@ -154,7 +154,7 @@ class Difference:
         return f"{self.setting}: {_shown(self.here)} here, {_shown(self.published)} published{mark}"
 
 
-def listing(found: Sequence[Difference]) -> list[str]:
+def listing(found: Sequence[PaperDifference]) -> list[str]:
     """Return differences as lines, with what their mark means.
 
     Example:
@@ -230,7 +230,7 @@ def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
     return found
 
 
-def differences(facts: Mapping[str, Any], problem: str, published: str) -> list[Difference]:
+def differences(facts: Mapping[str, Any], problem: str, published: str) -> list[PaperDifference]:
     """Return in what a comparison differs from the published training.
 
     Args:
@@ -250,11 +250,11 @@ def differences(facts: Mapping[str, Any], problem: str, published: str) -> list[
     """
     found = []
     if problem != published:
-        found.append(Difference(problem, "problem", problem, published))
+        found.append(PaperDifference(problem, "problem", problem, published))
     here = settings(facts, problem)
     for key, one in PUBLISHED[published].items():
         if key in here and not _same(here[key], one.value):
-            found.append(Difference(problem, key, here[key], one.value, one.said))
+            found.append(PaperDifference(problem, key, here[key], one.value, one.said))
     return found
 
 

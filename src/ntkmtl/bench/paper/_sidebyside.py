@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._checks import checks
-from ntkmtl.bench.paper._settings import Difference, differences, listing
+from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.report._render import finite, printable
 from ntkmtl.bench.runs import SINGLE_TASK
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
-    from ntkmtl.bench.paper._tables import Cell, Column
-    from ntkmtl.bench.paper._tables import Table as PaperTable
+    from ntkmtl.bench.paper._tables import Cell, PaperColumn
+    from ntkmtl.bench.paper._tables import PaperTable as PaperTable
     from ntkmtl.bench.report._table import MethodRow, SeedMean
 
 __all__ = ["FORMATS", "Entry", "Number", "SideBySide", "render", "side_by_side"]
@@ -88,9 +88,9 @@ class SideBySide:
     """
 
     result: PaperResult
-    columns: tuple[Column, ...]
+    columns: tuple[PaperColumn, ...]
     entries: tuple[Entry, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[PaperDifference, ...]
     notes: tuple[str, ...]
     orders: tuple[dict[str, Any], ...]
     runs: tuple[dict[str, Any], ...]
@@ -148,7 +148,7 @@ class SideBySide:
         return plain
 
 
-def _better(column: Column) -> str:
+def _better(column: PaperColumn) -> str:
     return "higher" if column.higher_is_better else "lower"
 
 
@@ -183,7 +183,7 @@ def side_by_side(result: PaperResult, found: Sequence[Measured]) -> SideBySide:
     )
 
 
-def _columns(source: PaperTable, found: Sequence[Measured]) -> list[Column]:
+def _columns(source: PaperTable, found: Sequence[Measured]) -> list[PaperColumn]:
     """Return the columns of the problems that were run."""
     if any(each.part.metrics == source.number for each in found):
         kept = {column.name for column in source.metrics}
@@ -195,7 +195,7 @@ def _columns(source: PaperTable, found: Sequence[Measured]) -> list[Column]:
 
 
 def _published_entries(
-    source: PaperTable, columns: Sequence[Column], method: str
+    source: PaperTable, columns: Sequence[PaperColumn], method: str
 ) -> Iterator[Entry]:
     again = {
         (check.row.method, check.row.variant, check.column.name): check.recomputed
@@ -217,7 +217,7 @@ def _published_entries(
 
 
 def _measured_entries(
-    source: PaperTable, columns: Sequence[Column], found: Sequence[Measured]
+    source: PaperTable, columns: Sequence[PaperColumn], found: Sequence[Measured]
 ) -> list[Entry]:
     decimals = {column.name: _decimals(source, column) for column in columns}
     numbers: dict[str, dict[str, Number]] = {}
@@ -258,7 +258,7 @@ def _exactly(value: float) -> SeedMean:
     return SeedMean(value, None, 1)
 
 
-def _decimals(source: PaperTable, column: Column) -> int:
+def _decimals(source: PaperTable, column: PaperColumn) -> int:
     """Return as many decimals as the paper prints in a column at most."""
     cells: list[Cell] = [row.cells[column.name] for row in source.rows if column.name in row.cells]
     return max((len(cell.text.partition(".")[2]) for cell in cells), default=2)
@@ -279,7 +279,7 @@ def _text_of(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _orders(columns: Sequence[Column], entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def _orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     for column in columns:
         if column.kind == "metric":
             continue

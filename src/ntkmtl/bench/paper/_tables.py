@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Cell", "Column", "Kind", "Row", "Table", "table", "tables"]
+__all__ = ["Cell", "Kind", "PaperColumn", "PaperTable", "Row", "table", "tables"]
 
 Kind = Literal["metric", "mr", "delta_m"]
 
@@ -20,7 +20,7 @@ _LABELS = ("method", "variant", "printed")
 
 
 @dataclass(frozen=True)
-class Column:
+class PaperColumn:
     """One column of numbers.
 
     Attributes:
@@ -129,7 +129,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One table of the paper.
 
     Attributes:
@@ -142,12 +142,12 @@ class Table:
 
     number: int
     title: str
-    columns: tuple[Column, ...]
+    columns: tuple[PaperColumn, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
 
     @property
-    def metrics(self) -> tuple[Column, ...]:
+    def metrics(self) -> tuple[PaperColumn, ...]:
         """The columns that are measured, not worked out from others."""
         return tuple(column for column in self.columns if column.kind == "metric")
 
@@ -156,7 +156,7 @@ class Table:
         """Names of the methods, each once, in the table's order."""
         return tuple(dict.fromkeys(row.method for row in self.rows))
 
-    def column(self, name: str) -> Column:
+    def column(self, name: str) -> PaperColumn:
         """Return a column by name.
 
         Raises:
@@ -202,7 +202,7 @@ class Table:
         return tuple(row.cells[column.name].value for column in self.metrics)
 
 
-def table(number: int) -> Table:
+def table(number: int) -> PaperTable:
     """Return a table of the paper by its number there.
 
     Raises:
@@ -221,7 +221,7 @@ def table(number: int) -> Table:
     return _load(number)
 
 
-def tables() -> tuple[Table, ...]:
+def tables() -> tuple[PaperTable, ...]:
     """Return all tables that are kept, in the paper's order.
 
     Example:
@@ -232,10 +232,10 @@ def tables() -> tuple[Table, ...]:
 
 
 @cache
-def _load(number: int) -> Table:
+def _load(number: int) -> PaperTable:
     title, columns, notes = _HEADS[number]
     text = (resources.files(__package__) / "data" / f"table{number}.csv").read_text("utf-8")
-    return Table(
+    return PaperTable(
         number=number,
         title=title,
         columns=columns,
@@ -264,40 +264,40 @@ def _cell(entry: str) -> Cell:
 
 
 _SEGMENTATION_AND_DEPTH = (
-    Column("miou", "mIoU", higher_is_better=True, unit="%", task="segmentation"),
-    Column("pixel_accuracy", "Pix Acc", higher_is_better=True, unit="%", task="segmentation"),
-    Column("abs_error", "Abs Err", task="depth"),
-    Column("rel_error", "Rel Err", task="depth"),
+    PaperColumn("miou", "mIoU", higher_is_better=True, unit="%", task="segmentation"),
+    PaperColumn("pixel_accuracy", "Pix Acc", higher_is_better=True, unit="%", task="segmentation"),
+    PaperColumn("abs_error", "Abs Err", task="depth"),
+    PaperColumn("rel_error", "Rel Err", task="depth"),
 )
 _NYUV2 = (
     *_SEGMENTATION_AND_DEPTH,
-    Column("normal_mean", "Mean", unit="°", task="surface normal"),
-    Column("normal_median", "Median", unit="°", task="surface normal"),
-    Column("within_11_25", "11.25", higher_is_better=True, unit="%", task="surface normal"),
-    Column("within_22_5", "22.5", higher_is_better=True, unit="%", task="surface normal"),
-    Column("within_30", "30", higher_is_better=True, unit="%", task="surface normal"),
+    PaperColumn("normal_mean", "Mean", unit="°", task="surface normal"),
+    PaperColumn("normal_median", "Median", unit="°", task="surface normal"),
+    PaperColumn("within_11_25", "11.25", higher_is_better=True, unit="%", task="surface normal"),
+    PaperColumn("within_22_5", "22.5", higher_is_better=True, unit="%", task="surface normal"),
+    PaperColumn("within_30", "30", higher_is_better=True, unit="%", task="surface normal"),
 )
 _QM9 = (
-    Column("mu", "μ", unit="D"),
-    Column("alpha", "α", unit="a₀³"),
-    Column("homo", "ε_HOMO", unit="meV"),
-    Column("lumo", "ε_LUMO", unit="meV"),
-    Column("r2", "⟨R²⟩", unit="a₀²"),
-    Column("zpve", "ZPVE", unit="meV"),
-    Column("u0", "U₀", unit="meV"),
-    Column("u", "U", unit="meV"),
-    Column("h", "H", unit="meV"),
-    Column("g", "G", unit="meV"),
-    Column("cv", "c_v", unit="cal/(mol K)"),
+    PaperColumn("mu", "μ", unit="D"),
+    PaperColumn("alpha", "α", unit="a₀³"),
+    PaperColumn("homo", "ε_HOMO", unit="meV"),
+    PaperColumn("lumo", "ε_LUMO", unit="meV"),
+    PaperColumn("r2", "⟨R²⟩", unit="a₀²"),
+    PaperColumn("zpve", "ZPVE", unit="meV"),
+    PaperColumn("u0", "U₀", unit="meV"),
+    PaperColumn("u", "U", unit="meV"),
+    PaperColumn("h", "H", unit="meV"),
+    PaperColumn("g", "G", unit="meV"),
+    PaperColumn("cv", "c_v", unit="cal/(mol K)"),
 )
-_MR = Column("mr", "MR", "mr")
-_DELTA_M = Column("delta_m", "Δm%", "delta_m", unit="%")
-_CITYSCAPES_MR = Column("cityscapes_mr", "CityScapes MR", "mr", task="CityScapes")
-_CITYSCAPES_DELTA_M = Column(
+_MR = PaperColumn("mr", "MR", "mr")
+_DELTA_M = PaperColumn("delta_m", "Δm%", "delta_m", unit="%")
+_CITYSCAPES_MR = PaperColumn("cityscapes_mr", "CityScapes MR", "mr", task="CityScapes")
+_CITYSCAPES_DELTA_M = PaperColumn(
     "cityscapes_delta_m", "CityScapes Δm%", "delta_m", unit="%", task="CityScapes"
 )
-_CELEBA_MR = Column("celeba_mr", "CelebA MR", "mr", task="CelebA")
-_CELEBA_DELTA_M = Column("celeba_delta_m", "CelebA Δm%", "delta_m", unit="%", task="CelebA")
+_CELEBA_MR = PaperColumn("celeba_mr", "CelebA MR", "mr", task="CelebA")
+_CELEBA_DELTA_M = PaperColumn("celeba_delta_m", "CelebA Δm%", "delta_m", unit="%", task="CelebA")
 
 _THREE_SEEDS = "Means over 3 seeds."
 _RANKED = (
@@ -310,7 +310,7 @@ _QM9_UNITS = (
     "U, H and G)."
 )
 
-_HEADS: Mapping[int, tuple[str, tuple[Column, ...], tuple[str, ...]]] = {
+_HEADS: Mapping[int, tuple[str, tuple[PaperColumn, ...], tuple[str, ...]]] = {
     1: (
         "NYUv2, 3 tasks",
         (*_NYUV2, _MR, _DELTA_M),
@@ -342,7 +342,7 @@ _HEADS: Mapping[int, tuple[str, tuple[Column, ...], tuple[str, ...]]] = {
     ),
     4: (
         "Meta-World MT10, 10 tasks",
-        (Column("success_rate", "Success rate", higher_is_better=True),),
+        (PaperColumn("success_rate", "Success rate", higher_is_better=True),),
         ("Mean and standard error over 10 seeds.",),
     ),
     6: (

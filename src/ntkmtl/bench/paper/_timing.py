@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkmtl import weighting
-from ntkmtl.bench.compute.environment import reproducible
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.training import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
@@ -26,7 +25,7 @@ from ntkmtl.files import parse_json, read_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ntkmtl.bench.paper._runs import Prepared
+    from ntkmtl.bench.paper._runs import PreparedRuns
     from ntkmtl.bench.problems.base import Problem, Recipe
 
 __all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
@@ -107,7 +106,7 @@ def contenders(
 
 
 def measure(
-    prepared: Prepared,
+    prepared: PreparedRuns,
     ns: Sequence[int] | None,
     *,
     steps: int = 5,

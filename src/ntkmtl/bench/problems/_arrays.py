@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MANIFEST",
     "DataMissingError",
-    "Prepared",
+    "PreparedData",
     "beside",
     "data_folder",
     "last_change",
@@ -272,7 +272,7 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
-class Prepared:
+class PreparedData:
     """The arrays of a prepared data set, read-only and mapped into memory.
 
     Args:

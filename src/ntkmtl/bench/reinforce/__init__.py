@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         recipe_named,
         variant_named,
     )
-    from ntkmtl.bench.reinforce.replay import Batch, Replay
+    from ntkmtl.bench.reinforce.replay import Replay, ReplayBatch
     from ntkmtl.bench.reinforce.results import Success, save_curves, summarize
     from ntkmtl.bench.reinforce.sac import MultiTaskSAC, Update
     from ntkmtl.bench.reinforce.sweep import compare
@@ -54,7 +54,7 @@ _HOMES = {
     "Variant": "recipes",
     "recipe_named": "recipes",
     "variant_named": "recipes",
-    "Batch": "replay",
+    "ReplayBatch": "replay",
     "Replay": "replay",
     "Success": "results",
     "save_curves": "results",
@@ -69,7 +69,6 @@ _HOMES = {
 __all__ = [
     "RECIPES",
     "VARIANTS",
-    "Batch",
     "DrawingError",
     "EnvironmentStep",
     "Film",
@@ -77,6 +76,7 @@ __all__ = [
     "MultiTaskSAC",
     "ReinforceRecipe",
     "Replay",
+    "ReplayBatch",
     "Simulator",
     "Success",
     "Update",

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ntkmtl.bench.reinforce.networks import Actor, TwinCritic
-    from ntkmtl.bench.reinforce.replay import Batch
+    from ntkmtl.bench.reinforce.replay import ReplayBatch
 
 __all__ = [
     "TaskView",
@@ -86,7 +86,7 @@ def judged(
     return terms, log_probability.detach()
 
 
-def of_each(batch: Batch, loss: Callable[[int, slice], Tensor]) -> list[Tensor | None]:
+def of_each(batch: ReplayBatch, loss: Callable[[int, slice], Tensor]) -> list[Tensor | None]:
     """Return each task's loss from its number and its rows' place, None where it has none."""
     return [
         loss(task, place) if batch.sizes[task] else None for task, place in enumerate(batch.slices)

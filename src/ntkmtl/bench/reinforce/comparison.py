@@ -21,13 +21,12 @@ from ntkmtl.bench.reinforce.results import (
 from ntkmtl.bench.reinforce.sweep import compare
 from ntkmtl.bench.reinforce.training import PROBLEM
 from ntkmtl.bench.runs import AGENT, SINGLE_TASK, folder_name, load_runs
-from ntkmtl.bench.runs.checkpoints import CheckpointError
+from ntkmtl.bench.runs.folder import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.jobs.engine import Engine, Outcome
     from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.reinforce.sweep import AgentJob
 

@@ -16,7 +16,7 @@ from ntkmtl.bench.reinforce.environment import MetaWorld
 from ntkmtl.bench.reinforce.recipes import VARIANTS, ReinforceRecipe, variant_named
 from ntkmtl.bench.reinforce.training import agent_for, products_of
 from ntkmtl.bench.runs import AGENT, SINGLE_TASK
-from ntkmtl.bench.runs.checkpoints import read_checkpoint
+from ntkmtl.bench.runs.folder import read_checkpoint
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "Replay"]
+__all__ = ["Replay", "ReplayBatch"]
 
 _FIELDS = ("observations", "actions", "rewards", "next_observations")
 
 
 @dataclass(frozen=True)
-class Batch:
+class ReplayBatch:
     """Transitions of k tasks, one task's behind the other's.
 
     There is no flag for the end of an episode: these tasks end by the clock alone, and a target
@@ -129,7 +129,7 @@ class Replay:
         self._next = (self._next + 1) % self.capacity
         self._size = min(self._size + 1, self.capacity)
 
-    def stratified(self, per_task: int) -> Batch:
+    def stratified(self, per_task: int) -> ReplayBatch:
         """Draw as many transitions of every task, with replacement.
 
         Raises:
@@ -140,7 +140,7 @@ class Replay:
         flat = (at + torch.arange(self.tasks)[:, None] * self.capacity).flatten()
         return self._batch(flat, (per_task,) * self.tasks)
 
-    def uniform(self, size: int) -> Batch:
+    def uniform(self, size: int) -> ReplayBatch:
         """Draw transitions of all tasks as from one buffer, with replacement.
 
         Raises:
@@ -158,12 +158,12 @@ class Replay:
         if not self._size:
             raise ValueError("the replay is empty: add transitions before drawing")
 
-    def _batch(self, flat: Tensor, sizes: tuple[int, ...]) -> Batch:
+    def _batch(self, flat: Tensor, sizes: tuple[int, ...]) -> ReplayBatch:
         rows = {
             name: values.flatten(0, 1).index_select(0, flat.to(values.device))
             for name, values in self._rows.items()
         }
-        return Batch(**rows, sizes=sizes)
+        return ReplayBatch(**rows, sizes=sizes)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen, as far as there is something, and the state of the draws."""

@@ -22,7 +22,7 @@ from ntkmtl.bench.reinforce._rows import (
 )
 from ntkmtl.bench.reinforce._task_gradients import with_task_gradients
 from ntkmtl.bench.reinforce.networks import Actor, Encoding, Heads, Shape, TwinCritic, squash
-from ntkmtl.bench.reinforce.replay import Batch
+from ntkmtl.bench.reinforce.replay import ReplayBatch
 from ntkmtl.weighting import load, spec
 
 __all__ = ["MultiTaskSAC", "Part", "Update", "unsuited"]
@@ -286,7 +286,7 @@ class MultiTaskSAC:
 
     # ------------------------------------------------------------------ learning
 
-    def update(self, batch: Batch) -> Update:
+    def update(self, batch: ReplayBatch) -> Update:
         """Make one step of critics, actor and temperature, and move the target critics.
 
         Args:
@@ -354,7 +354,7 @@ class MultiTaskSAC:
         return alpha[index] if len(alpha) > 1 else alpha.expand(len(index))
 
     @torch.no_grad()
-    def _targets(self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor) -> Tensor:
+    def _targets(self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor) -> Tensor:
         rows = (batch.next_observations, view.index, batch.sizes)
         soft = self._target_rows(self.actor, self.target, *rows, alpha, noise)
         return batch.rewards + self.gamma * soft
@@ -412,14 +412,18 @@ class MultiTaskSAC:
             network.trace = None
         return with_task_gradients(losses, trace, sizes, balancer.shared or [])
 
-    def critic_losses(self, batch: Batch, view: TaskView, targets: Tensor) -> list[Tensor | None]:
+    def critic_losses(
+        self, batch: ReplayBatch, view: TaskView, targets: Tensor
+    ) -> list[Tensor | None]:
         """Return the k losses of both critics, from one pass over the batch."""
         # A trace is of layers one by one, which compiled code no longer has.
         rows = self._critic_rows if self.critic.trace is None else critic_rows
         place = (batch.observations, batch.actions, view.index, batch.sizes)
         return view.means(rows(self.critic, *place, targets))
 
-    def _sliced_critic(self, batch: Batch, view: TaskView, targets: Tensor) -> list[Tensor | None]:
+    def _sliced_critic(
+        self, batch: ReplayBatch, view: TaskView, targets: Tensor
+    ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
             return critic_rows(
                 self.critic,
@@ -433,7 +437,7 @@ class MultiTaskSAC:
         return of_each(batch, loss)
 
     def _cut_critic(
-        self, batch: Batch, view: TaskView, targets: Tensor
+        self, batch: ReplayBatch, view: TaskView, targets: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.critic.represent(batch.observations, batch.actions, view.index)
         features = list(z.split(list(batch.sizes), dim=1))
@@ -445,7 +449,7 @@ class MultiTaskSAC:
         return of_each(batch, loss), features
 
     def actor_losses(
-        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
+        self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         """Return the k losses of the actor, from one pass over the batch."""
         rows = self._actor_rows if self.actor.trace is None else actor_rows
@@ -454,7 +458,7 @@ class MultiTaskSAC:
         return view.means(terms)
 
     def _sliced_actor(
-        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
+        self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
             terms, self._log_probabilities[task] = actor_rows(
@@ -471,7 +475,7 @@ class MultiTaskSAC:
         return of_each(batch, loss)
 
     def _cut_actor(
-        self, batch: Batch, view: TaskView, alpha: Tensor, noise: Tensor
+        self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> tuple[list[Tensor | None], list[Tensor]]:
         z = self.actor.represent(batch.observations, view.index)
         features = list(z.split(list(batch.sizes)))

@@ -25,18 +25,17 @@ from ntkmtl.bench.runs import (
     run_folder,
 )
 from ntkmtl.bench.runs.locks import sweep_lock
-from ntkmtl.bench.training.conflicts import conflict_message, damaged
+from ntkmtl.bench.training.planning import conflict_message, damaged
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.jobs.engine import Engine, Outcome
 
 __all__ = ["AgentJob", "compare", "jobs_of"]
 
 
 @dataclass(frozen=True)
 class AgentJob:
-    """One run of an agent, as a :class:`ntkmtl.bench.jobs.job.RunnableJob`.
+    """One run of an agent, as a :class:`ntkmtl.bench.jobs.engine.RunnableJob`.
 
     Attributes:
         recipe: How long and how.
@@ -86,7 +85,7 @@ class AgentJob:
         show: Callable[[int, str], None],
         should_stop: Callable[[], bool],
     ) -> bool:
-        """See :meth:`ntkmtl.bench.jobs.job.RunnableJob.run`; agents share nothing."""
+        """See :meth:`ntkmtl.bench.jobs.engine.RunnableJob.run`; agents share nothing."""
 
         def progress(done: int, total: int, success: float | None) -> None:
             show(done, "" if success is None else f"success {success:.1f} %")

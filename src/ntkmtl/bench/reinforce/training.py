@@ -36,10 +36,9 @@ from ntkmtl.bench.runs import (
     Steps,
     load_run,
 )
-from ntkmtl.bench.runs.checkpoints import write_checkpoint
-from ntkmtl.bench.runs.folder import RunFolder
+from ntkmtl.bench.runs.folder import RunFolder, write_checkpoint
 from ntkmtl.bench.runs.provenance import hardware, versions
-from ntkmtl.bench.training.methods import method_source
+from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from ntkmtl.bench.report._pictures import (
     value_picture,
 )
 from ntkmtl.bench.report._render import printable
-from ntkmtl.bench.runs.best import best_run
+from ntkmtl.bench.runs.run import best_run
 from ntkmtl.bench.trained import load
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.report._differences import differing_settings
 from ntkmtl.bench.report._render import layout, printable
 from ntkmtl.bench.report._words import listing, plain_label, seeds_text
-from ntkmtl.bench.runs.best import best_run, use_command
 from ntkmtl.bench.runs.durations import duration
+from ntkmtl.bench.runs.run import best_run, use_command
 
 if TYPE_CHECKING:
     import os

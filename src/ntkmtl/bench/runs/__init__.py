@@ -1,11 +1,9 @@
 """The folders of runs: names of files, records, locks, checkpoints.
 
 Reading runs needs no torch; what needs it is imported from its own module
-(:mod:`~ntkmtl.bench.runs.folder`, :mod:`~ntkmtl.bench.runs.checkpoints`,
-:mod:`~ntkmtl.bench.runs.provenance`).
+(:mod:`~ntkmtl.bench.runs.folder`, :mod:`~ntkmtl.bench.runs.provenance`).
 """
 
-from ntkmtl.bench.runs._reading import Finite, canonical_json, convert, read_json, require_schema
 from ntkmtl.bench.runs.errors import (
     RunBusyError,
     RunConflictError,
@@ -39,12 +37,17 @@ from ntkmtl.bench.runs.layout import (
 )
 from ntkmtl.bench.runs.records import (
     Epoch,
+    Finite,
     KeptModel,
     RunConfig,
     RunMetric,
     RunResult,
+    canonical_json,
+    convert,
     differences,
     read_config,
+    read_json,
+    require_schema,
     write_history,
 )
 from ntkmtl.bench.runs.run import IncompleteRun, Run, load_run, load_runs

@@ -30,7 +30,6 @@ __all__ = [
     "TRIAL",
     "clear_run",
     "folder_name",
-    "leftovers",
     "method_labels",
     "run_folder",
 ]
@@ -126,13 +125,3 @@ def clear_run(folder: Path) -> None:
     """Remove the files of a run, and nothing else."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-
-
-def leftovers(out: Path) -> list[Path]:
-    """Return temporary files of ours in the folder of a comparison, live ones among them.
-
-    Args:
-        out: The folder.
-    """
-    ours = {*FILES, STUDY, BEST, REQUEST, REFERENCES}
-    return [path for path in out.rglob(".*.tmp") if path.name[1:].rsplit(".", 2)[0] in ours]

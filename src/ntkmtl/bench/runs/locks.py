@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from ntkmtl.bench.runs.errors import RunBusyError
-from ntkmtl.bench.runs.layout import leftovers
+from ntkmtl.bench.runs.layout import BEST, FILES, REFERENCES, REQUEST, STUDY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,7 @@ def sweep_lock(out: Path) -> Iterator[None]:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove what killed processes left, but for runs that another launcher is training."""
-    for path in leftovers(out):
+    for path in _leftovers(out):
         lock = FileLock(path.parent / LOCK)
         if path.parent != out:
             try:
@@ -113,3 +113,13 @@ def _remove_leftovers(out: Path) -> None:
         if lock.is_locked:
             (path.parent / LOCK).unlink(missing_ok=True)
             lock.release()
+
+
+def _leftovers(out: Path) -> list[Path]:
+    """Return temporary files of ours in the folder of a comparison, live ones among them.
+
+    Args:
+        out: The folder.
+    """
+    ours = {*FILES, STUDY, BEST, REQUEST, REFERENCES}
+    return [path for path in out.rglob(".*.tmp") if path.name[1:].rsplit(".", 2)[0] in ours]

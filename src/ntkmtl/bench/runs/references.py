@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkmtl.bench.runs._reading import Finite, convert, read_json, require_length, require_schema
 from ntkmtl.bench.runs.layout import REFERENCES, SCHEMA
+from ntkmtl.bench.runs.records import Finite, convert, read_json, require_length, require_schema
 from ntkmtl.files import write_json
 
 __all__ = ["Reference", "read_references", "save_references"]

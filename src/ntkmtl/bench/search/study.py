@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.search.parameters import Parameter, Value
 
-__all__ = ["JOURNAL", "Study", "optuna_module", "rounded"]
+__all__ = ["JOURNAL", "OptunaStudy", "optuna_module", "rounded"]
 
 JOURNAL = "optuna.log"
 """Optuna's storage of a study: the record of its trials."""
@@ -54,7 +54,7 @@ def rounded(value: Value) -> Value:
     return value if isinstance(value, str) else float(f"{value:.4g}")
 
 
-class Study:
+class OptunaStudy:
     """The search for the settings of one method.
 
     A trial enters the storage when it has ended, in one step, so that a process that is killed

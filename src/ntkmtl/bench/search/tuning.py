@@ -25,16 +25,23 @@ from ntkmtl.bench.runs import (
     load_run,
     run_folder,
 )
-from ntkmtl.bench.runs.checkpoints import remove_checkpoints
+from ntkmtl.bench.runs.folder import remove_checkpoints
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.search.parameters import RATE, method_options_of, option_of, parameters_of
 from ntkmtl.bench.search.records import TUNING, Trial, study_request
-from ntkmtl.bench.search.study import Study, optuna_module
+from ntkmtl.bench.search.study import OptunaStudy, optuna_module
 from ntkmtl.bench.search.weights import WeightSearch
-from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
+from ntkmtl.bench.training.comparison import (
+    Comparison,
+    Sweep,
+    SweepError,
+    changed_recipe,
+    method_names,
+    recipe_of,
+    recipes_by_method,
+)
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
-from ntkmtl.bench.training.recipes import changed_recipe, recipe_of, recipes_by_method
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.bench.training.sweep import compare, started, with_threads
 from ntkmtl.files import write_json
@@ -43,13 +50,12 @@ from ntkmtl.metrics import delta_m
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ntkmtl.bench.jobs.engine import Engine, Runner
-    from ntkmtl.bench.jobs.job import Outcome
+    from ntkmtl.bench.jobs.engine import Engine, Outcome, Runner
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.search.parameters import Value
     from ntkmtl.bench.search.records import Tuning
     from ntkmtl.bench.training.baselines import BaselineCache
-    from ntkmtl.bench.training.training_job import TrainingJob
+    from ntkmtl.bench.training.trainer import TrainingJob
 
 __all__ = ["TUNING_SEED", "Search", "search_settings", "tune"]
 
@@ -199,7 +205,7 @@ def search_settings(
 # Studies and baselines
 
 
-def _studies(search: Search, problem: Problem) -> dict[str, Study]:
+def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
     """Return the study of each method.
 
     Raises:
@@ -238,7 +244,7 @@ def _studies(search: Search, problem: Problem) -> dict[str, Study]:
         folder = run_folder(asked.out, problem.name, name, 0).parent / TUNING
         request = study_request(identity, parameters)
         if scales is None:
-            found[name] = Study(folder, request, parameters)
+            found[name] = OptunaStudy(folder, request, parameters)
         else:
             found[name] = WeightSearch(folder, request, parameters, scales)
     return found
@@ -267,7 +273,7 @@ def _check(search: Search, problem: Problem) -> None:
 
 
 def _begin(
-    search: Search, problem: Problem, studies: Mapping[str, Study], *, overwrite: bool
+    search: Search, problem: Problem, studies: Mapping[str, OptunaStudy], *, overwrite: bool
 ) -> None:
     """Open the studies.
 
@@ -290,7 +296,9 @@ def _begin(
         study.begin()
 
 
-def _refuse_untuned(asked: Comparison, problem: Problem, studies: Mapping[str, Study]) -> None:
+def _refuse_untuned(
+    asked: Comparison, problem: Problem, studies: Mapping[str, OptunaStudy]
+) -> None:
     """Refuse a folder with runs in the final ones' place before a search is made for nothing.
 
     Raises:
@@ -308,7 +316,7 @@ def _refuse_untuned(asked: Comparison, problem: Problem, studies: Mapping[str, S
                 )
 
 
-def _refuse_uneven(search: Search, studies: Mapping[str, Study]) -> None:
+def _refuse_uneven(search: Search, studies: Mapping[str, OptunaStudy]) -> None:
     """Refuse fewer trials for one method than another has had already.
 
     Raises:
@@ -364,7 +372,7 @@ class _Trials:
         self,
         search: Search,
         problem: Problem,
-        studies: Mapping[str, Study],
+        studies: Mapping[str, OptunaStudy],
         baseline: tuple[float, ...],
     ) -> None:
         self.search, self.problem, self.studies = search, problem, studies
@@ -398,7 +406,7 @@ class _Trials:
 
         return run_jobs(jobs, runner, reporter, on_ended=ended, prepare=self._prepared)
 
-    def _job(self, study: Study, number: int) -> TrainingJob:
+    def _job(self, study: OptunaStudy, number: int) -> TrainingJob:
         after = (study.place(number - 1),) if number > len(study.trials) else ()
         job = self.planner.job(
             study.place(number), study.method, study.seed, after=after, trial=number

@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.search.parameters import RATE, WIDE
-from ntkmtl.bench.search.study import Study, rounded
+from ntkmtl.bench.search.study import OptunaStudy, rounded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,7 +44,7 @@ def power_weights(scales: Mapping[str, float], power: float) -> dict[str, float]
     return {task: weight / mean for task, weight in raw.items()}
 
 
-class WeightSearch(Study):
+class WeightSearch(OptunaStudy):
     """The search for the weights of ``fixed``.
 
     The first trials have weights scale ** -p for p = 0, 0.5 and 1, at the learning rate that one
@@ -72,7 +72,7 @@ class WeightSearch(Study):
         self._names = [p.name for p in parameters]
 
     def ask(self, number: int) -> dict[str, Value]:
-        """Return the values of a trial; see :meth:`Study.ask`."""
+        """Return the values of a trial; see :meth:`OptunaStudy.ask`."""
         if number < len(POWERS):
             weights = power_weights(self.scales, POWERS[number])
             found = {f"weights.{task}": weight for task, weight in weights.items()}

@@ -11,23 +11,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ntkmtl.bench.compute.environment import reproducible
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
 from ntkmtl.bench.training import RunSpec, SweepError
+from ntkmtl.bench.training.comparison import recipe_of
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.planning import judged_tasks
-from ntkmtl.bench.training.recipes import recipe_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ntkmtl.bench.study.plan import StudyPlan
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["StudyEstimate", "estimate"]
 
 WARM_UP, TIMED = 1, 3
 """Steps before the first that is timed, and steps that are."""
@@ -37,7 +36,7 @@ RUN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StudyEstimate:
     """How long what is missing of one problem and method takes.
 
     Attributes:
@@ -60,7 +59,7 @@ def estimate(
     out: Path,
     trainer: Trainer | None = None,
     progress: Callable[[str], None] = lambda text: None,
-) -> list[Estimate]:
+) -> list[StudyEstimate]:
     """Return how long a study takes, by problem and method, without what is finished.
 
     Runs that are complete in an unfinished part count as if they were not. Every method takes a
@@ -87,7 +86,7 @@ def estimate(
     return found
 
 
-def _of_problem(study: StudyPart, missing: Sequence[str]) -> list[Estimate]:
+def _of_problem(study: StudyPart, missing: Sequence[str]) -> list[StudyEstimate]:
     recipe = recipe_of(study.comparison([SINGLE_TASK], "published"), study.problem)
     threads = study.trainer.threads or default_threads(study.trainer.jobs)
     seeds, short = len(study.plan.seeds_of(study.asked)), study.trial_epochs or recipe.epochs
@@ -106,7 +105,9 @@ def _of_problem(study: StudyPart, missing: Sequence[str]) -> list[Estimate]:
                 each = _epoch_seconds(study, method, task, threads)
                 seconds += epochs * each + (trials + final) * RUN_SECONDS
             runs = (trials + final + extra) * len(tasks)
-            found.append(Estimate(study.asked.name, method, runs, epochs * len(tasks), seconds))
+            found.append(
+                StudyEstimate(study.asked.name, method, runs, epochs * len(tasks), seconds)
+            )
     return found
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ntkmtl.bench.jobs.job import Failure
+from ntkmtl.bench.jobs.engine import Failure
 from ntkmtl.bench.runs import TRIAL, convert, load_run, read_json, run_folder
 from ntkmtl.bench.search.records import TUNING, Trial
 from ntkmtl.bench.search.tuning import Search, search_settings

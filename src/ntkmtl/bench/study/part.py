@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.compute.threads import default_threads
-from ntkmtl.bench.jobs.job import Failure
+from ntkmtl.bench.compute.environment import default_threads
+from ntkmtl.bench.jobs.engine import Failure
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.runs import (
@@ -23,7 +23,7 @@ from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
 from ntkmtl.bench.training import Comparison, Sweep, compare
 from ntkmtl.bench.training.baselines import BaselineCache
-from ntkmtl.bench.training.recipes import recipe_of
+from ntkmtl.bench.training.comparison import recipe_of
 
 if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine

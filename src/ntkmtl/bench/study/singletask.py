@@ -11,8 +11,8 @@ from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
 from ntkmtl.bench.search.parameters import LEARNING_RATE_FACTOR, RATE
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings
 from ntkmtl.bench.training import SweepError
+from ntkmtl.bench.training.comparison import recipe_of
 from ntkmtl.bench.training.planning import judged_tasks
-from ntkmtl.bench.training.recipes import recipe_of
 from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.job import Failure
+    from ntkmtl.bench.jobs.engine import Failure
     from ntkmtl.bench.problems import ProblemNotFoundError, find_problem
     from ntkmtl.bench.runs import (
         Epoch,
@@ -30,9 +30,14 @@ if TYPE_CHECKING:
         load_run,
         load_runs,
     )
-    from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, method_names
+    from ntkmtl.bench.training.comparison import (
+        Comparison,
+        Sweep,
+        SweepError,
+        changed_recipe,
+        method_names,
+    )
     from ntkmtl.bench.training.planning import Plan, plan
-    from ntkmtl.bench.training.recipes import changed_recipe
     from ntkmtl.bench.training.spec import RunSpec
     from ntkmtl.bench.training.sweep import compare
     from ntkmtl.bench.training.trainer import train, train_spec
@@ -44,9 +49,9 @@ _HOMES = {
     "method_names": "training.comparison",
     "Plan": "training.planning",
     "plan": "training.planning",
-    "changed_recipe": "training.recipes",
+    "changed_recipe": "training.comparison",
     "compare": "training.sweep",
-    "Failure": "jobs.job",
+    "Failure": "jobs.engine",
     "ProblemNotFoundError": "problems",
     "find_problem": "problems",
     "Epoch": "runs",

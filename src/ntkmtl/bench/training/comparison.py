@@ -1,12 +1,16 @@
-"""What a comparison is asked for, and its outcome."""
+"""What a comparison is asked for, its methods and recipes by name, and its outcome."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
-from ntkmtl.bench.training.methods import named_all
+from ntkmtl.bench.runs import SINGLE_TASK
+from ntkmtl.bench.runs.provenance import source_digest
+from ntkmtl.weighting import Weighting
+from ntkmtl.weighting._registry import spec_of
+from ntkmtl.weighting._settings import settings_of
 
 if TYPE_CHECKING:
     import os
@@ -14,10 +18,274 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ntkmtl.bench.compute.device import Device
-    from ntkmtl.bench.jobs.job import Failure
-    from ntkmtl.bench.training.methods import MethodLike
+    from ntkmtl.bench.jobs.engine import Failure
+    from ntkmtl.bench.problems.base import Problem, Recipe
 
-__all__ = ["Comparison", "Sweep", "SweepError", "method_names"]
+__all__ = [
+    "ALL_METHODS",
+    "Comparison",
+    "MethodLike",
+    "Sweep",
+    "SweepError",
+    "changed_recipe",
+    "method_names",
+    "method_source",
+    "named",
+    "named_all",
+    "recipe_line",
+    "recipe_of",
+    "recipes_by_method",
+]
+
+ALL_METHODS = "all"
+"""Stands for every registered method."""
+
+MethodLike = str | Weighting
+"""A name, ``module.path:ClassName`` or ``path/file.py:ClassName``, or a weighting."""
+
+
+def named(method: MethodLike) -> tuple[str, dict[str, Any]]:
+    """Return the name under which runs keep a method, and the settings of a weighting.
+
+    A run makes its own weighting from the two, whatever process it is in: of a weighting the
+    settings count, not its state.
+
+    Args:
+        method: The method.
+
+    Returns:
+        The registered name, or ``module:Class`` however the class was named; and the settings that
+        are not the default.
+
+    Raises:
+        ValueError: There is no such method, or another process could not find its class.
+        TypeError: It is neither a name nor a weighting, or one that cannot be made again.
+
+    Example:
+        >>> named(weighting.create("fairgrad", alpha=1.0))
+        ('fairgrad', {'alpha': 1.0})
+    """
+    if isinstance(method, str):
+        return weighting.spec(method).name, {}
+    if isinstance(method, type) and issubclass(method, Weighting):
+        raise TypeError(
+            f"a method is a name or a weighting, found the class {method.__name__}; make one: "
+            f"{method.__name__}()"
+        )
+    if not isinstance(method, Weighting):
+        raise TypeError(f"a method is a name or a weighting, found {method!r}")
+    kind = type(method)
+    name = method.name or spec_of(kind).name
+    try:
+        same = weighting.load(name) is kind
+    except ValueError as error:
+        raise ValueError(f"{_unreachable(kind)} ({error})") from error
+    if not same:
+        raise ValueError(_unreachable(kind))
+    return name, settings_of(method)
+
+
+def _unreachable(kind: type) -> str:
+    return (
+        f"{kind.__qualname__} is not to be found in its module {kind.__module__}, where other "
+        "processes look for it: define it at the top level of a file"
+    )
+
+
+def named_all(
+    methods: Sequence[MethodLike], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """Return the names under which runs keep methods, each once, and the options of each.
+
+    Args:
+        methods: The methods; ``"all"`` stands for every registered one but the baselines.
+        options: Options by method, under a name as given or as returned.
+
+    Raises:
+        ValueError: A method is unknown, or given twice with other settings.
+        TypeError: One is neither a name nor a weighting, or cannot be made again.
+
+    Example:
+        >>> named_all(["ls", weighting.create("fairgrad", alpha=1.0)], {"ls": {"every": 2}})
+        (['ls', 'fairgrad'], {'ls': {'every': 2}, 'fairgrad': {'alpha': 1.0}})
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods:
+        if isinstance(method, str) and method == ALL_METHODS:
+            for name in weighting.names():
+                if name != SINGLE_TASK:
+                    found.setdefault(name, {})
+            continue
+        name, settings = named(method)
+        if found.setdefault(name, settings) != settings:
+            raise ValueError(
+                f"{name} is given twice, with settings {found[name]} and {settings}: a comparison "
+                "has each method once. Compare them under two --out, or derive a class of its own."
+            )
+    own: dict[str, dict[str, Any]] = {}
+    for given, values in options.items():
+        own.setdefault(weighting.spec(given).name if ":" in given else given, {}).update(values)
+    for name, settings in found.items():
+        if settings:
+            twice = sorted(set(settings) & set(own.get(name, {})))
+            if twice:
+                raise ValueError(
+                    f"{twice[0]} of {name} is given twice: to the weighting, and as an option"
+                )
+            own[name] = {**settings, **own.get(name, {})}
+    return list(found), own
+
+
+def method_source(name: str) -> str:
+    """Return a digest of the source of a method that is not of this package, else nothing.
+
+    It covers the files that the class is made of: its own, those of its base classes, and what they
+    import from beside them.
+
+    Raises:
+        ValueError: No file defines the class.
+    """
+    if ":" not in name:
+        return ""
+    digest = source_digest(weighting.load(name))
+    if not digest:
+        raise ValueError(
+            f"the class of {name} is defined in no file, so that nobody could tell its runs from "
+            "those of another version: put it into a file, and name it path/file.py:ClassName"
+        )
+    return digest[:12]
+
+
+_CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
+_TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite", "lbfgs_steps")
+
+
+def changed_recipe(
+    recipe: Recipe,
+    *,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    minibatches: int | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Return a recipe with some settings changed.
+
+    Fewer epochs than the recipe's make it a reduced one, and the description says what was changed.
+
+    Args:
+        recipe: The recipe.
+        epochs: Passes over the training split.
+        batch_size: Samples per step.
+        learning_rate: Peak learning rate.
+        minibatches: The paper's n.
+        training: Changes of ``precision``, ``accumulate``, ``clip``, ``compile``, ``on_nonfinite``
+            and ``lbfgs_steps``.
+
+    Raises:
+        SweepError: ``training`` names anything else.
+
+    Example:
+        >>> from ntkmtl.bench.problems.base import Recipe
+        >>> recipe = Recipe(epochs=30, batch_size=64, learning_rate=1e-3, description="Published")
+        >>> changed = changed_recipe(recipe, epochs=3)
+        >>> changed.reduced, changed.description
+        (True, 'Published (changed: epochs 30 to 3)')
+    """
+    for key in training or ():
+        if key not in _TRAINING:
+            raise SweepError(f"training has no {key!r}; it has {', '.join(_TRAINING)}")
+    wanted = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "minibatches": minibatches,
+        **(training or {}),
+    }
+    current = asdict(recipe)
+    changes = {k: v for k, v in wanted.items() if v is not None and v != current[k]}
+    if not changes:
+        return recipe
+    words = ", ".join(
+        f"{key.replace('_', ' ')} {current[key]} to {new}" for key, new in changes.items()
+    )
+    return replace(
+        recipe,
+        **changes,
+        reduced=recipe.reduced or (epochs is not None and epochs < recipe.epochs),
+        description=f"{recipe.description} (changed: {words})".strip(),
+    )
+
+
+def recipe_line(recipe: Recipe) -> str:
+    """Return a recipe in one line, for people.
+
+    Example:
+        >>> from ntkmtl.bench.problems.base import Recipe
+        >>> recipe_line(Recipe(epochs=2, batch_size=64, learning_rate=1e-3, description="Tiny"))
+        'Recipe: 2 epochs, batches of 64, learning rate 0.001, the last epoch is tested. Tiny.'
+    """
+    chosen = {
+        "last": "the last epoch is tested",
+        "validation": "the epoch is chosen on the validation split",
+    }[recipe.chosen_epoch]
+    description = f" {recipe.description.removesuffix('.')}." if recipe.description else ""
+    epochs = f"{recipe.epochs:,} epoch{'' if recipe.epochs == 1 else 's'}"
+    if recipe.lbfgs_steps:
+        epochs += f" of Adam and {recipe.lbfgs_steps:,} of L-BFGS"
+    return (
+        f"Recipe: {epochs}, batches of {recipe.batch_size:,}, learning rate "
+        f"{recipe.learning_rate:g}, {chosen}.{description}"
+    )
+
+
+def recipe_of(asked: Comparison, problem: Problem) -> Recipe:
+    """Return the recipe of a comparison: the problem's, with the changes for all methods.
+
+    Args:
+        asked: The comparison.
+        problem: Its problem.
+
+    Raises:
+        SweepError: A change names an unknown field.
+    """
+    return changed_recipe(
+        problem.recipe,
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        learning_rate=asked.learning_rate,
+        minibatches=asked.minibatches,
+        training=asked.training,
+    )
+
+
+def recipes_by_method(
+    names: Sequence[str], asked: Mapping[str, Mapping[str, Any]], recipe: Recipe
+) -> dict[str, Recipe]:
+    """Return the recipes of the methods whose recipe is changed.
+
+    Args:
+        names: The methods compared.
+        asked: Changes by method.
+        recipe: The recipe of the others.
+
+    Raises:
+        SweepError: A change names a method that is not compared, or an unknown recipe field.
+    """
+    known = (*names, SINGLE_TASK)
+    for name, changes in asked.items():
+        if name not in known:
+            raise SweepError(
+                f"a recipe is given for {name!r}, which is not among the methods compared: "
+                f"{', '.join(known)}"
+            )
+        for key in changes:
+            if key not in _CHANGES:
+                raise SweepError(
+                    f"the recipe of {name} cannot change {key!r}; it can change "
+                    f"{', '.join(_CHANGES)}"
+                )
+    return {name: changed_recipe(recipe, **changes) for name, changes in asked.items()}
 
 
 class SweepError(ValueError):
@@ -39,7 +307,7 @@ class Comparison:
         problem_options: Options given to the problem.
         method_options: Options given to the Balancer, by method.
         method_recipes: Changes of the recipe by method, as ``learning_rate``; made after those for
-            all methods. What :func:`ntkmtl.bench.training.recipes.changed_recipe` takes.
+            all methods. What :func:`ntkmtl.bench.training.comparison.changed_recipe` takes.
         epochs: Instead of the recipe's; fewer make the recipe a reduced one.
         batch_size: Instead of the recipe's.
         learning_rate: Instead of the recipe's.

@@ -7,10 +7,17 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, get_args
 
-from ntkmtl.bench.problems.base import ChosenEpoch, OnNonFinite, Precision, Problem, Recipe, Split
+from ntkmtl.bench.problems.base import (
+    ChosenEpoch,
+    OnNonFinite,
+    Precision,
+    Problem,
+    Recipe,
+    Schedule,
+    Split,
+)
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
-from ntkmtl.bench.training.methods import method_source
-from ntkmtl.bench.training.schedules import check_schedule
+from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.weighting import create, spec
 
 if TYPE_CHECKING:
@@ -19,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "check_processes",
     "check_recipe",
+    "check_schedule",
     "reruns_trunk",
     "run_identity",
     "share_of_minibatches",
@@ -55,6 +63,36 @@ def steps_per_epoch(problem: Problem, recipe: Recipe) -> int:
             f"Found {recipe.batch_size}."
         )
     return size // recipe.batch_size
+
+
+def check_schedule(problem: Problem, recipe: Recipe) -> None:
+    """Check the schedule of a recipe.
+
+    Raises:
+        ValueError: The schedule is unknown, its settings make no sense, or a plateau is asked for
+            and the problem has nothing to measure Delta-m against.
+    """
+    known = get_args(Schedule)
+    if recipe.schedule not in known:
+        raise ValueError(f"schedule must be one of {', '.join(known)}. Found {recipe.schedule!r}.")
+    if recipe.tested_epochs < 1:
+        raise ValueError(f"tested_epochs must be at least 1. Found {recipe.tested_epochs}.")
+    if recipe.schedule != "plateau":
+        return
+    if not 0 < recipe.plateau_factor < 1:
+        raise ValueError(f"plateau_factor must be in (0, 1). Found {recipe.plateau_factor}.")
+    if recipe.plateau_patience < 0:
+        raise ValueError(f"plateau_patience must not be negative. Found {recipe.plateau_patience}.")
+    if not (math.isfinite(recipe.min_learning_rate) and recipe.min_learning_rate >= 0):
+        raise ValueError(
+            f"min_learning_rate must not be negative. Found {recipe.min_learning_rate}."
+        )
+    if problem.reference is None or len(problem.reference) != len(problem.metrics):
+        found = "none" if problem.reference is None else f"{len(problem.reference)}"
+        raise ValueError(
+            f"the schedule 'plateau' needs {problem.name}.reference, one number for each of its "
+            f"{len(problem.metrics)} metrics. Found {found}."
+        )
 
 
 def check_recipe(recipe: Recipe) -> None:

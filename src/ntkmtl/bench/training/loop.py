@@ -1,4 +1,4 @@
-"""The loop over the steps of a run: epochs, checkpoints, results."""
+"""The loop over the steps of a run: epochs, checkpoints, progress in words, results."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ntkmtl.bench.runs import MODEL, RECORD, RunFolderLostError, RunInterrupted,
 from ntkmtl.bench.runs.model_file import write_model
 from ntkmtl.bench.training.learner import text_seed
 from ntkmtl.bench.training.log import TrainingLog
-from ntkmtl.bench.training.progress import progress_words
 from ntkmtl.bench.training.scores import task_scores
 from ntkmtl.bench.training.step import Stepper
 from ntkmtl.errors import NonFiniteError
+from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ntkmtl.bench.problems.base import Split
-    from ntkmtl.bench.runs import KeptModel
+    from ntkmtl.bench.runs import Epoch, KeptModel, RunMetric
     from ntkmtl.bench.runs.folder import RunFolder
     from ntkmtl.bench.training.learner import Learner
     from ntkmtl.bench.training.step import StepSnapshot
 
-__all__ = ["TrainingLoop"]
+__all__ = ["TrainingLoop", "progress_words"]
 
 LOOK_SECONDS = 1.0
 """Time after which the loop looks whether the run's folder is still there."""
@@ -91,7 +91,7 @@ class TrainingLoop:
             FloatingPointError: A metric is not finite.
         """
         total = self.learner.total_steps
-        clock = _Clock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
+        clock = _RunClock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
         while self.step < total:
             for indices in self._rest_of_epoch():
                 self._take_step(indices, folder, clock)
@@ -117,7 +117,7 @@ class TrainingLoop:
                     )
         self.group.from_first(lambda: self._finish(folder, clock))
 
-    def _take_step(self, indices: Tensor, folder: RunFolder, clock: _Clock) -> None:
+    def _take_step(self, indices: Tensor, folder: RunFolder, clock: _RunClock) -> None:
         try:
             self.train_step(indices)
         except NonFiniteError as error:
@@ -224,7 +224,7 @@ class TrainingLoop:
                 )
         return numbers
 
-    def _finish(self, folder: RunFolder, clock: _Clock) -> None:
+    def _finish(self, folder: RunFolder, clock: _RunClock) -> None:
         learner, log, stepper = self.learner, self.log, self.stepper
         if stepper.skipped + stepper.overflowed >= self.step:
             raise FloatingPointError(
@@ -264,14 +264,14 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, folder: RunFolder, clock: _Clock) -> None:
+    def _save(self, folder: RunFolder, clock: _RunClock) -> None:
         begun = time.monotonic()
         self.wall_seconds = clock.wall_seconds()
         state = self.state_dict()
         self.group.from_first(lambda: folder.save(state))
         clock.saved(time.monotonic() - begun)
 
-    def _save_before(self, folder: RunFolder, clock: _Clock) -> None:
+    def _save_before(self, folder: RunFolder, clock: _RunClock) -> None:
         """Write a checkpoint from before the step that was rejected.
 
         Not where the method's state has changed and is too large to be copied in every step: the
@@ -347,7 +347,7 @@ class TrainingLoop:
             torch.cuda.set_rng_state(own["cuda_random"], learner.device)
 
 
-class _Clock:
+class _RunClock:
     """When to write a checkpoint, and how long the run has taken.
 
     Args:
@@ -378,3 +378,50 @@ class _Clock:
     def saved(self, seconds: float) -> None:
         """Space checkpoints so that they take at most a twentieth of the time."""
         self.next_checkpoint = time.monotonic() + max(self.checkpoint_seconds, 20 * seconds)
+
+
+def progress_words(
+    history: Sequence[Epoch], metrics: Sequence[RunMetric], epochs: int, split: str
+) -> str:
+    """Return where a run stands, in a few words.
+
+    The loss is the sum over the tasks of the last epoch's mean losses. Of several metrics the mean
+    relative change since the first epoch is told, in percent and negative where they have become
+    better; it is left out where a metric of the first epoch is not positive.
+
+    Args:
+        history: The epochs so far, at least one.
+        metrics: What the network is judged by.
+        epochs: Number of epochs of the run.
+        split: On which split the metrics of ``history`` are.
+
+    Example:
+        >>> from ntkmtl.bench.runs import Epoch, RunMetric
+        >>> metrics = [RunMetric("a", task="a"), RunMetric("b", task="b")]
+        >>> history = [
+        ...     Epoch(0, (2.0, 3.0), (4.0, 8.0), 0.1, 1.0, 0.1),
+        ...     Epoch(1, (1.0, 0.5), (2.0, 4.0), 0.1, 1.0, 0.1),
+        ...     Epoch(2, (0.9, 0.4), (3.0, 4.0), 0.1, 1.0, 0.1),
+        ... ]
+        >>> progress_words(history, metrics, 5, "val")
+        'epoch 3/5, loss 1.3, val -37.5 %, best -50.0 % in epoch 2'
+        >>> progress_words([Epoch(0, (2.0,), (4.0,), 0.1, 1.0, 0.1)], metrics[:1], 5, "val")
+        'epoch 1/5, loss 2, val 4, best 4 in epoch 1'
+    """
+    losses = [loss for loss in history[-1].train_losses if loss is not None]
+    words = [f"epoch {len(history)}/{epochs}"]
+    words += [f"loss {sum(losses):.3g}"] if losses else []
+    first = history[0].val
+    if len(metrics) == 1:
+        values = [epoch.val[0] for epoch in history]
+        shown = [f"{value:.3g}" for value in values]
+        best = (max if metrics[0].higher_is_better else min)(values)
+    elif min(first, default=0.0) > 0:
+        higher = [metric.higher_is_better for metric in metrics]
+        values = delta_m([epoch.val for epoch in history], first, higher).tolist()
+        shown = [f"{value:.1f} %" for value in values]
+        best = min(values)
+    else:
+        return ", ".join(words)
+    at = values.index(best)
+    return ", ".join([*words, f"{split} {shown[-1]}", f"best {shown[at]} in epoch {at + 1}"])

@@ -10,8 +10,8 @@ from torch import nn
 
 from ntkmtl import weighting
 from ntkmtl.balance import Balancer
+from ntkmtl.bench.compute.environment import default_threads
 from ntkmtl.bench.compute.processes import launched
-from ntkmtl.bench.compute.threads import default_threads
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.runs import (
     CONFIG,
@@ -26,13 +26,10 @@ from ntkmtl.bench.runs import (
     run_folder,
 )
 from ntkmtl.bench.training.baselines import baseline_key
-from ntkmtl.bench.training.comparison import SweepError, method_names
-from ntkmtl.bench.training.conflicts import damaged
+from ntkmtl.bench.training.comparison import SweepError, method_names, recipe_of, recipes_by_method
 from ntkmtl.bench.training.identity import reruns_trunk, run_identity, total_steps
-from ntkmtl.bench.training.recipes import recipe_of, recipes_by_method
-from ntkmtl.bench.training.recording import record_differences, record_settings
-from ntkmtl.bench.training.spec import RunSpec
-from ntkmtl.bench.training.training_job import TrainingJob
+from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
+from ntkmtl.bench.training.trainer import TrainingJob
 from ntkmtl.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -41,7 +38,16 @@ if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem, Recipe
     from ntkmtl.bench.training.comparison import Comparison
 
-__all__ = ["Plan", "Planner", "judged_tasks", "options_by_method", "plan", "plan_runs"]
+__all__ = [
+    "Plan",
+    "Planner",
+    "conflict_message",
+    "damaged",
+    "judged_tasks",
+    "options_by_method",
+    "plan",
+    "plan_runs",
+]
 
 
 @dataclass(frozen=True)
@@ -347,3 +353,28 @@ class Planner:
         place = {"device": self.asked.device, "processes": launched()}
         placed = {**identity, **{k: v for k, v in place.items() if v != usual[k]}}
         return baseline_key(placed, type(self.problem), self.threads)
+
+
+_DAMAGED = "damaged: "
+"""Prefix of the entry for a run whose files cannot be read."""
+
+
+def damaged(error: RunFileError) -> str:
+    """Return the entry among conflicts for a run whose file cannot be read."""
+    return f"{_DAMAGED}{error}"
+
+
+def conflict_message(conflicts: Mapping[Path, Sequence[str]]) -> str:
+    """Return the message of an error about folders that hold other runs.
+
+    Args:
+        conflicts: The folders, with what differs in each.
+    """
+    folder, found = next(iter(conflicts.items()))
+    others = len(conflicts) - 1
+    more = f" (and {others} more like it)" if others else ""
+    kind = "a damaged run" if found[0].startswith(_DAMAGED) else "another run"
+    return (
+        f"{folder} holds {kind}{more}: {'; '.join(found).removeprefix(_DAMAGED)}. "
+        "Give another --out, or --overwrite to replace what differs."
+    )

@@ -19,15 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from ntkmtl.bench.problems.base import Metric, Problem, Split
+    from ntkmtl.bench.problems.base import Metric
     from ntkmtl.bench.runs import RunMetric
 
-__all__ = ["check_baseline", "read_baseline", "task_scores", "validation_split"]
-
-
-def validation_split(problem: Problem) -> Split:
-    """Return the split that a run is evaluated on after each epoch: ``val``, or ``train``."""
-    return "val" if problem.size("val") > 0 else "train"
+__all__ = ["check_baseline", "read_baseline", "task_scores"]
 
 
 def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetric]) -> None:

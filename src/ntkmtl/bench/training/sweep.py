@@ -15,22 +15,14 @@ from ntkmtl.bench.jobs.engine import EngineError, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
-from ntkmtl.bench.runs import (
-    CHECKPOINT,
-    FAILURE,
-    SINGLE_TASK,
-    RunFileError,
-    clear_run,
-    run_folder,
-)
-from ntkmtl.bench.runs.checkpoints import remove_checkpoints
+from ntkmtl.bench.runs import CHECKPOINT, FAILURE, SINGLE_TASK, RunFileError, clear_run, run_folder
+from ntkmtl.bench.runs.folder import remove_checkpoints
+from ntkmtl.bench.runs.layout import folder_name
 from ntkmtl.bench.runs.locks import run_lock, sweep_lock
+from ntkmtl.bench.runs.references import Reference, read_references, save_references
 from ntkmtl.bench.training.baselines import BaselineCache
-from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError
-from ntkmtl.bench.training.conflicts import conflict_message
-from ntkmtl.bench.training.planning import judged_tasks, plan_runs
-from ntkmtl.bench.training.recipes import recipe_line, recipe_of
-from ntkmtl.bench.training.references import write_references
+from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, recipe_line, recipe_of
+from ntkmtl.bench.training.planning import conflict_message, judged_tasks, plan_runs
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
@@ -41,9 +33,9 @@ if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine, Runner
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.training.planning import Plan
-    from ntkmtl.bench.training.training_job import TrainingJob
+    from ntkmtl.bench.training.trainer import TrainingJob
 
-__all__ = ["compare", "started", "with_threads"]
+__all__ = ["compare", "started", "with_threads", "write_references"]
 
 
 def compare(
@@ -246,3 +238,31 @@ def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> b
         remove_checkpoints(job.folder / CHECKPOINT)
         (job.folder / FAILURE).unlink(missing_ok=True)
     return found
+
+
+def write_references(problem: Problem, out: Path) -> None:
+    """Compute the references of a problem and keep them beside its runs, once.
+
+    Args:
+        problem: The problem.
+        out: The comparison's folder.
+
+    Raises:
+        MissingExtraError: A package that they need is not installed.
+        RunFileError: The file of an earlier comparison is damaged.
+        OSError: The file cannot be written.
+    """
+    folder = out / folder_name(problem.name)
+    if read_references(folder, problem.options, len(problem.metrics)):
+        return
+    begun = time.monotonic()
+    found = problem.references()
+    if not found:
+        return
+    seconds = (time.monotonic() - begun) / len(found)
+    rows = [
+        Reference(name, problem.reference_words.get(name, name), tuple(map(float, values)), seconds)
+        for name, values in found.items()
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    save_references(folder, problem.options, rows)

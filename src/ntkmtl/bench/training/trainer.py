@@ -1,48 +1,49 @@
-"""Training one network with one method and one seed."""
+"""Training one network with one method and one seed, alone or as a job of a comparison."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ntkmtl.bench.compute.accelerate_ import check_launch, check_tracker
 from ntkmtl.bench.compute.device import buffers_kept, choose_device
-from ntkmtl.bench.compute.environment import reproducible
+from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.compute.processes import processes
 from ntkmtl.bench.compute.stop_requests import stop_requests
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.runs import (
     CHECKPOINT,
     RECORD,
     RunConflictError,
     RunInterrupted,
+    canonical_json,
     differences,
     load_run,
 )
 from ntkmtl.bench.runs.folder import RunFolder
 from ntkmtl.bench.runs.model_file import check_weights
 from ntkmtl.bench.runs.provenance import versions
+from ntkmtl.bench.training.comparison import named
 from ntkmtl.bench.training.identity import check_processes, run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.methods import named
-from ntkmtl.bench.training.recording import record_differences, record_settings
-from ntkmtl.bench.training.spec import RunSpec
+from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
 
     from ntkmtl.bench.compute.processes import ProcessGroup
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.runs import Run
-    from ntkmtl.bench.training.methods import MethodLike
+    from ntkmtl.bench.training.comparison import MethodLike
 
-__all__ = ["RunConflictError", "RunInterrupted", "RunSpec", "train", "train_spec"]
+__all__ = ["RunConflictError", "RunInterrupted", "RunSpec", "TrainingJob", "train", "train_spec"]
 
 
 def train(
@@ -236,3 +237,81 @@ def _prepare(
     if spec.tracker is not None and group.first:
         loop.log.track(spec.tracker, folder.path, learner, resumed=state is not None)
     return loop
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One run of a problem.
+
+    Attributes:
+        problem: Name of the problem, or ``module:Class``.
+        problem_options: Options given to the problem.
+        spec: What the run is asked to be.
+        folder: The run's folder.
+        steps: Number of optimizer steps.
+        identity: What determines the run, as :func:`ntkmtl.bench.training.identity.run_identity`
+            returns it.
+        key: Key in the cache of baselines, ``""`` for other runs.
+        after: Folders of the runs that must be complete before this one can begin.
+        scored: Whether the method is given scores, so that it needs a baseline, which is known once
+            the runs in ``after`` are complete.
+        trial: Number of the trial of a search, None for any other run.
+    """
+
+    problem: str
+    problem_options: Mapping[str, Any]
+    spec: RunSpec
+    folder: Path
+    steps: int
+    identity: Mapping[str, Any]
+    key: str = ""
+    after: tuple[Path, ...] = ()
+    scored: bool = False
+    trial: int | None = None
+
+    @property
+    def label(self) -> str:
+        """The run in a few words."""
+        task = "" if self.spec.single_task is None else f" {self.spec.single_task}"
+        trial = "" if self.trial is None else f" trial {self.trial}"
+        return f"{self.spec.method}{task}{trial} seed {self.spec.seed}"
+
+    @property
+    def may_diverge(self) -> bool:
+        """Whether a loss that becomes NaN or infinite is a result: in the trials of a search."""
+        return self.trial is not None
+
+    def run(
+        self,
+        shared: dict[str, Any],
+        show: Callable[[int, str], None],
+        should_stop: Callable[[], bool],
+    ) -> bool:
+        """See :meth:`ntkmtl.bench.jobs.engine.RunnableJob.run`."""
+        key = canonical_json([self.problem, dict(self.problem_options)])
+        if key not in shared:
+            shared[key] = find_problem(self.problem, self.problem_options)
+        so_far = (0, "")
+
+        def progress(done: int, total: int) -> None:
+            nonlocal so_far
+            so_far = done, so_far[1]
+            show(*so_far)
+
+        def note(words: str) -> None:
+            nonlocal so_far
+            so_far = so_far[0], words
+            show(*so_far)
+
+        try:
+            train_spec(
+                shared[key],
+                self.spec,
+                self.folder,
+                progress=progress,
+                should_stop=should_stop,
+                note=note,
+            )
+        except RunInterrupted:
+            return False
+        return True

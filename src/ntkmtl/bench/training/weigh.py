@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.compute.environment import reproducible
-from ntkmtl.bench.compute.threads import default_threads
+from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop

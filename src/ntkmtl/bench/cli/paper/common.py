@@ -30,7 +30,7 @@ from ntkmtl.bench.cli.values import (
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
-    from ntkmtl.bench.paper._runs import Measured, Prepared, Request
+    from ntkmtl.bench.paper._runs import Measured, PreparedRuns, Request
 
 __all__ = ["Baselines", "RequestOptions", "named", "prepared", "read"]
 
@@ -143,7 +143,7 @@ def named(name: str) -> PaperResult:
         refuse(str(error.args[0]))
 
 
-def prepared(result: PaperResult, options: RequestOptions) -> list[Prepared]:
+def prepared(result: PaperResult, options: RequestOptions) -> list[PreparedRuns]:
     """Find the problems behind a table or figure, or end the command."""
     with refusing(ValueError):
         from ntkmtl.bench.paper._runs import prepare
@@ -151,7 +151,7 @@ def prepared(result: PaperResult, options: RequestOptions) -> list[Prepared]:
         return prepare(result, options.request())
 
 
-def read(one: Prepared) -> Measured:
+def read(one: PreparedRuns) -> Measured:
     """Read the comparison of a problem, or end the command."""
     with refusing(ValueError):
         from ntkmtl.bench.paper._runs import measured

@@ -18,7 +18,7 @@ from ntkmtl.bench.cli.values import check_output, names_in, refuse_others
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
     from ntkmtl.bench.paper._figures import Drawn
-    from ntkmtl.bench.paper._runs import Prepared
+    from ntkmtl.bench.paper._runs import PreparedRuns
 
 __all__ = ["figure"]
 
@@ -144,7 +144,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _eigenvalues(
-    result: PaperResult, prepared: Prepared, every: int | None, overwrite: bool
+    result: PaperResult, prepared: PreparedRuns, every: int | None, overwrite: bool
 ) -> Drawn:
     if len(prepared.methods) != 1:
         refuse(f"figure2 shows the training of one method. Found {', '.join(prepared.methods)}.")
@@ -180,7 +180,7 @@ def _eigenvalues(
         return eigenvalues(result, study, read(prepared))
 
 
-def _ablation(result: PaperResult, prepared: Prepared, ns: list[int], overwrite: bool) -> Drawn:
+def _ablation(result: PaperResult, prepared: PreparedRuns, ns: list[int], overwrite: bool) -> Drawn:
     if len(prepared.methods) != 1:
         refuse(f"figure3 varies n of one method. Found {', '.join(prepared.methods)}.")
     if prepared.request.stl == "none":
@@ -208,7 +208,7 @@ def _ablation(result: PaperResult, prepared: Prepared, ns: list[int], overwrite:
 
 
 def _times(
-    result: PaperResult, prepared: Prepared, ns: list[int] | None, steps: int, turns: int
+    result: PaperResult, prepared: PreparedRuns, ns: list[int] | None, steps: int, turns: int
 ) -> Drawn:
     with refusing(ValueError):
         from ntkmtl.bench.paper._figures import times

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
-class Layout(str, Enum):
+class RowLayout(str, Enum):
     """What published and measured numbers can be printed as."""
 
     text = "text"
@@ -38,7 +38,7 @@ def run(
     *,
     how: RequestOptions,
     overwrite: Overwrite = False,
-    format: Annotated[Layout, typer.Option("--format", help="What to print.")] = Layout.text,
+    format: Annotated[RowLayout, typer.Option("--format", help="What to print.")] = RowLayout.text,
     as_json: Json = False,
 ) -> None:
     """Train what is behind a table; print published and measured numbers side by side.
@@ -48,7 +48,7 @@ def run(
     result = named(table)
     if result.kind != "table":
         refuse(f"run takes a table; measure a figure by: ntkmtl paper figure {result.name}")
-    layout = (Layout.json if as_json else format).value
+    layout = (RowLayout.json if as_json else format).value
     if not result.supervised:
         _run_agents(context, result, how, overwrite, layout)
         return

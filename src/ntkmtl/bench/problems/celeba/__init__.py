@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from ntkmtl.bench.problems.celeba._network import CelebANetwork
-from ntkmtl.bench.problems.celeba._problem import Batch, CelebA, f1_scores
+from ntkmtl.bench.problems.celeba._problem import CelebA, FaceBatch, f1_scores
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, Annotations, read_annotations
 from ntkmtl.bench.problems.celeba._store import Faces, load, prepare
 
 __all__ = [
     "ATTRIBUTES",
     "Annotations",
-    "Batch",
     "CelebA",
     "CelebANetwork",
+    "FaceBatch",
     "Faces",
     "f1_scores",
     "load",

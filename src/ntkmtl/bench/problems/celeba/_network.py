@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from ntkmtl.bench.problems.architectures import Backbone
 from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = ["Batch", "CelebANetwork", "Network", "backbone", "head"]
+__all__ = ["CelebANetwork", "FaceBatch", "FaceNetwork", "backbone", "head"]
 
 
-class Batch(NamedTuple):
+class FaceBatch(NamedTuple):
     """b images.
 
     Attributes:
@@ -26,8 +26,8 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
-def _images(batch: Batch | Tensor) -> Tensor:
-    return batch.images if isinstance(batch, Batch) else batch
+def _images(batch: FaceBatch | Tensor) -> Tensor:
+    return batch.images if isinstance(batch, FaceBatch) else batch
 
 
 class CelebANetwork(MultiTaskModel):
@@ -95,10 +95,10 @@ class CelebANetwork(MultiTaskModel):
         return self.trunk.parameters()
 
 
-class Network(CelebANetwork):
+class FaceNetwork(CelebANetwork):
     """The network on batches of the problem."""
 
-    def represent(self, batch: Batch | Tensor) -> Tensor:
+    def represent(self, batch: FaceBatch | Tensor) -> Tensor:
         """Return z of a batch, or of its images."""
         return super().represent(_images(batch))
 

@@ -30,11 +30,11 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
-from ntkmtl.bench.problems.celeba._network import Batch, Network, backbone, head
+from ntkmtl.bench.problems.celeba._network import FaceBatch, FaceNetwork, backbone, head
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
 from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
 
-__all__ = ["Batch", "CelebA", "f1_scores"]
+__all__ = ["CelebA", "FaceBatch", "f1_scores"]
 
 MODEL_VERSION = "nine-layer 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
@@ -54,7 +54,7 @@ Few of these images have a rarer attribute, and an F1 score on some hundred of t
 
 
 @dataclass(frozen=True)
-class _Part:
+class _ImagePart:
     """The part of the data and the network that a recipe takes."""
 
     attributes: tuple[str, ...]
@@ -63,8 +63,8 @@ class _Part:
 
 
 PARTS = {
-    "paper": _Part(ATTRIBUTES, side=SIDE, width=64),
-    "small": _Part(SMALL, side=SIDE // 2, width=16),
+    "paper": _ImagePart(ATTRIBUTES, side=SIDE, width=64),
+    "small": _ImagePart(SMALL, side=SIDE // 2, width=16),
 }
 _SMALL_SPLIT: tuple[Split, ...] = ("test", "val", "train")
 _SMALL_SIZES = (800, 400, 2_800)
@@ -220,12 +220,12 @@ class CelebA(ColumnsProblem):
             **self._architecture.options,
         }
 
-    def _take(self, rows: Tensor) -> Batch:
+    def _take(self, rows: Tensor) -> FaceBatch:
         pixels = torch.from_numpy(self._faces.images[rows.numpy()])
         images = pixels.permute(0, 3, 1, 2).float() / 255
         if self._part.side != SIDE:
             images = functional.avg_pool2d(images, SIDE // self._part.side)
-        return Batch(images.contiguous(), self._labels[rows].float())
+        return FaceBatch(images.contiguous(), self._labels[rows].float())
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialized network.
@@ -238,7 +238,7 @@ class CelebA(ColumnsProblem):
         """
         count, width = len(positions(self.tasks, tasks)), self._part.width
         if self._architecture.name == "hard":
-            return Network(count, width)
+            return FaceNetwork(count, width)
         return self._architecture.build(backbone(width), [partial(head, width)] * count)
 
     @staticmethod
@@ -247,7 +247,7 @@ class CelebA(ColumnsProblem):
         return functional.binary_cross_entropy_with_logits(outputs, labels)
 
     @staticmethod
-    def labels(batch: Batch) -> Tensor:
+    def labels(batch: FaceBatch) -> Tensor:
         """Return the labels of a batch, shape (b, k)."""
         return batch.labels
 

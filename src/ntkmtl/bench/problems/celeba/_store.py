@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.problems._arrays import (
-    Prepared,
+    PreparedData,
     beside,
     publish,
     write_array,
@@ -117,7 +117,7 @@ def load(folder: Path) -> tuple[Faces, str]:
         DataMissingError: There are none.
         ValueError: They are damaged.
     """
-    prepared = Prepared(folder, KIND, HOW)
+    prepared = PreparedData(folder, KIND, HOW)
     faces = Faces(
         prepared["images"],
         prepared["labels"],

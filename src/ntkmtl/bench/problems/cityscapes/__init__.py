@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from ntkmtl.bench.problems.cityscapes._problem import Cityscapes
 from ntkmtl.bench.problems.cityscapes._source import load, prepare
-from ntkmtl.bench.problems.dense._labels import Batch
+from ntkmtl.bench.problems.dense._labels import ImageBatch
 
-__all__ = ["Batch", "Cityscapes", "load", "prepare"]
+__all__ = ["Cityscapes", "ImageBatch", "load", "prepare"]

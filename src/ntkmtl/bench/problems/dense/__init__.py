@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.dense._labels import Batch, Kind, Meter, augment, loss, meter, metrics_of
+from ntkmtl.bench.problems.dense._labels import (
+    ImageBatch,
+    Kind,
+    Meter,
+    augment,
+    loss,
+    meter,
+    metrics_of,
+)
 from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
 from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = [
-    "Batch",
     "DenseProblem",
     "Frames",
+    "ImageBatch",
     "Kind",
     "Layout",
     "MTANNetwork",

@@ -21,8 +21,8 @@ __all__ = [
     "IGNORED",
     "METRICS",
     "SCALES",
-    "Batch",
     "DepthMeter",
+    "ImageBatch",
     "Kind",
     "Meter",
     "NormalsMeter",
@@ -75,7 +75,7 @@ def metrics_of(kinds: Sequence[Kind]) -> tuple[Metric, ...]:
     return tuple(metric for kind in kinds for metric in METRICS[kind])
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """b images and the labels of their pixels.
 
     Attributes:
@@ -318,7 +318,7 @@ def meter(kind: Kind, classes: int) -> Meter:
 # Augmentation
 
 
-def augment(batch: Batch, power: int = -1, scales: Sequence[float] = SCALES) -> Batch:
+def augment(batch: ImageBatch, power: int = -1, scales: Sequence[float] = SCALES) -> ImageBatch:
     """Enlarge a random crop of each image, and mirror half of them, from torch's random state.
 
     A crop that is enlarged by s shows what a camera s times nearer sees: depths are divided by s,
@@ -366,7 +366,7 @@ def augment(batch: Batch, power: int = -1, scales: Sequence[float] = SCALES) -> 
             if mirrored:
                 normal = normal * normal.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
             normals.append(normal)
-    return Batch(
+    return ImageBatch(
         torch.cat(images),
         torch.cat(classes),
         torch.cat(depths),

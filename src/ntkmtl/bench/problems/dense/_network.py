@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.architectures import Backbone, Head
 from ntkmtl.bench.problems.base import MultiTaskModel
-from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 
 __all__ = [
     "ARCHITECTURES",
@@ -179,7 +179,7 @@ class SegNetNetwork(MultiTaskModel):
             up.append((larger, x))
         return down, up
 
-    def represent(self, batch: Batch | Tensor) -> Tensor | list[Tensor]:
+    def represent(self, batch: ImageBatch | Tensor) -> Tensor | list[Tensor]:
         """Return z of a batch, or of its images: the last feature map, (B, widths[0], H, W)."""
         return self.stages(_images(batch))[1][-1][1]
 
@@ -252,7 +252,7 @@ class MTANNetwork(SegNetNetwork):
             for _ in self.kinds
         )
 
-    def represent(self, batch: Batch | Tensor) -> list[Tensor]:
+    def represent(self, batch: ImageBatch | Tensor) -> list[Tensor]:
         """Return each task's z of a batch, or of its images: k tensors (B, widths[0], H, W)."""
         down, up = self.stages(_images(batch))
         return [self._attend(task, down, up) for task in range(len(self.kinds))]
@@ -288,7 +288,7 @@ ARCHITECTURES: Mapping[str, type[SegNetNetwork]] = MappingProxyType(
 # SegNet for the architectures that any encoder takes
 
 
-class _Carried(NamedTuple):
+class _CarriedMap(NamedTuple):
     """What a stage of SegNet reads, and the places of maxima at which no map was enlarged yet."""
 
     x: Tensor
@@ -298,7 +298,7 @@ class _Carried(NamedTuple):
 class _Convolutions(nn.Sequential):
     """A stage of SegNet, from what is carried to its last feature map."""
 
-    def forward(self, carried: _Carried) -> Tensor:
+    def forward(self, carried: _CarriedMap) -> Tensor:
         x = carried.x
         for layer in self:
             x = layer(x)
@@ -326,11 +326,11 @@ def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[nn.Module]:
     return list(made)
 
 
-def _read(stages: int, batch: Batch | Tensor) -> _Carried:
-    return _Carried(_fitting(_images(batch), stages))
+def _read(stages: int, batch: ImageBatch | Tensor) -> _CarriedMap:
+    return _CarriedMap(_fitting(_images(batch), stages))
 
 
-def _carry(stages: int, number: int, read: _Carried, said: Tensor) -> _Carried:
+def _carry(stages: int, number: int, read: _CarriedMap, said: Tensor) -> _CarriedMap:
     """Pool the map of a stage of the encoder, and enlarge what a stage of the decoder reads."""
     x, places = said, read.places
     if number < stages:
@@ -338,7 +338,7 @@ def _carry(stages: int, number: int, read: _Carried, said: Tensor) -> _Carried:
         places = (*places, place)
     if number >= stages - 1:
         x, places = _unpooled(x, places[-1]), places[:-1]
-    return _Carried(x, places)
+    return _CarriedMap(x, places)
 
 
 def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> Backbone:
@@ -404,5 +404,5 @@ def _unpooled(x: Tensor, index: Tensor) -> Tensor:
     return flat.scatter(-1, index.flatten(-2), x.flatten(-2)).view(shape)
 
 
-def _images(batch: Batch | Tensor) -> Tensor:
-    return batch.images if isinstance(batch, Batch) else batch
+def _images(batch: ImageBatch | Tensor) -> Tensor:
+    return batch.images if isinstance(batch, ImageBatch) else batch

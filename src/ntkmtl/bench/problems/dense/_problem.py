@@ -30,7 +30,7 @@ from ntkmtl.bench.problems._supervised import (
 from ntkmtl.bench.problems.architectures import Choice, choose, names
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.dense import _labels
-from ntkmtl.bench.problems.dense._labels import Batch, Kind
+from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
 
 if TYPE_CHECKING:
@@ -368,7 +368,7 @@ class DenseProblem(RowsProblem):
             **({} if self._split_said is None else {"split": self._split_said}),
         }
 
-    def batch(self, split: Split, indices: Tensor) -> Batch:
+    def batch(self, split: Split, indices: Tensor) -> ImageBatch:
         """Return the frames of a split at ``indices``, those for training augmented."""
         batch = self._take(self._rows[split][indices])
         power = self.augmentations[self.augmentation]
@@ -376,18 +376,18 @@ class DenseProblem(RowsProblem):
             return batch
         return _labels.augment(batch, power)
 
-    def evaluation_batch(self, split: Split, indices: Tensor) -> Batch:
+    def evaluation_batch(self, split: Split, indices: Tensor) -> ImageBatch:
         """Return the frames of a split at ``indices`` as they are."""
         return self._take(self._rows[split][indices])
 
-    def _take(self, rows: Tensor) -> Batch:
+    def _take(self, rows: Tensor) -> ImageBatch:
         at = rows.numpy()
         pixels = self._pixels
         images = torch.from_numpy(pixels.images[at]).permute(0, 3, 1, 2).float() / 255
         normals = None
         if pixels.normals is not None:
             normals = torch.from_numpy(pixels.normals[at]).permute(0, 3, 1, 2).float().contiguous()
-        return Batch(
+        return ImageBatch(
             images.contiguous(),
             torch.from_numpy(pixels.labels[at]).long(),
             torch.from_numpy(pixels.depths[at]).unsqueeze(1),
@@ -411,7 +411,7 @@ class DenseProblem(RowsProblem):
         return self._choice.build(backbone(widths, depths), heads(outputs, widths[0]))
 
     def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: ImageBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return cross-entropy, absolute error and one minus the cosine, over labeled pixels.
 
@@ -425,7 +425,7 @@ class DenseProblem(RowsProblem):
             for kind, output in zip(chosen, outputs, strict=True)
         }
 
-    def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
+    def counts(self, batch: ImageBatch, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the number of labeled pixels per task and frame, int64 of shape (k, b)."""
         return torch.stack(
             [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.problems._arrays import (
-    Prepared,
+    PreparedData,
     beside,
     publish,
     write_array,
@@ -165,7 +165,7 @@ def load_frames(folder: Path, layout: Layout) -> Frames:
         DataMissingError: There are none.
         ValueError: They are damaged.
     """
-    prepared = Prepared(folder, layout.kind, layout.how)
+    prepared = PreparedData(folder, layout.kind, layout.how)
     found = {name: prepared[name] for name in layout.arrays}
     training = prepared.facts.get("training")
     count = len(found["images"])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ntkmtl.bench.problems.qm9._message_passing import MessagePassingNetwork, random_molecules
 from ntkmtl.bench.problems.qm9._molecules import Molecules
-from ntkmtl.bench.problems.qm9._problem import QM9, Batch, Graphs
+from ntkmtl.bench.problems.qm9._problem import QM9, Graphs, MoleculeBatch
 from ntkmtl.bench.problems.qm9._sources import read_source
 from ntkmtl.bench.problems.qm9._store import load, prepare
 
 __all__ = [
     "QM9",
-    "Batch",
     "Graphs",
     "MessagePassingNetwork",
+    "MoleculeBatch",
     "Molecules",
     "load",
     "prepare",

@@ -16,13 +16,13 @@ from ntkmtl.bench.problems.qm9._message_passing import (
     MoleculeReadout,
 )
 
-__all__ = ["ATOM", "Batch", "Graphs", "Network", "backbone", "head"]
+__all__ = ["ATOM", "Graphs", "MoleculeBatch", "MoleculeNetwork", "backbone", "head"]
 
 ATOM = 11
 """Numbers that describe an atom."""
 
 
-class Batch(NamedTuple):
+class MoleculeBatch(NamedTuple):
     """b molecules.
 
     Attributes:
@@ -34,11 +34,11 @@ class Batch(NamedTuple):
     targets: Tensor
 
 
-def _graphs(batch: Batch | Graphs) -> Graphs:
-    return batch.graphs if isinstance(batch, Batch) else batch
+def _graphs(batch: MoleculeBatch | Graphs) -> Graphs:
+    return batch.graphs if isinstance(batch, MoleculeBatch) else batch
 
 
-class Network(MessagePassingNetwork):
+class MoleculeNetwork(MessagePassingNetwork):
     """The network on batches of the problem.
 
     Args:
@@ -52,12 +52,12 @@ class Network(MessagePassingNetwork):
         # torch_geometric's NNConv starts with a bias of zero.
         nn.init.zeros_(self.convolve.root.bias)
 
-    def represent(self, batch: Batch | Graphs) -> Tensor:
+    def represent(self, batch: MoleculeBatch | Graphs) -> Tensor:
         """Return z of a batch, or of its graphs."""
         return super().represent(_graphs(batch))
 
 
-class _Carried(NamedTuple):
+class _CarriedGraphs(NamedTuple):
     """What the readout reads.
 
     Attributes:
@@ -88,13 +88,13 @@ class _Molecule(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, carried: _Carried) -> Tensor:
+    def forward(self, carried: _CarriedGraphs) -> Tensor:
         z: Tensor = self.part(carried.states.transpose(1, 2), carried.present)
         return z
 
 
 def _stages(width: int, hidden: int) -> list[nn.Module]:
-    atoms, molecule = Network(0, width, hidden).stages()
+    atoms, molecule = MoleculeNetwork(0, width, hidden).stages()
     return [_Atoms(atoms), _Molecule(molecule)]
 
 
@@ -103,13 +103,13 @@ def _mean(values: Tensor, present: Tensor) -> Tensor:
     return torch.einsum("bfn,bn->bf", values, present) / present.sum(dim=1, keepdim=True)
 
 
-def _described(batch: Batch | Graphs) -> Tensor:
+def _described(batch: MoleculeBatch | Graphs) -> Tensor:
     graphs = _graphs(batch)
     return _mean(graphs.nodes.transpose(1, 2), graphs.present)
 
 
-def _carry(number: int, read: Graphs, said: Tensor) -> _Carried:
-    return _Carried(said, read.present)
+def _carry(number: int, read: Graphs, said: Tensor) -> _CarriedGraphs:
+    return _CarriedGraphs(said, read.present)
 
 
 def _seen(number: int, read: Graphs, said: Tensor) -> Tensor:

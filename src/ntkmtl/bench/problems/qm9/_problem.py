@@ -31,12 +31,18 @@ from ntkmtl.bench.problems._supervised import (
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
-from ntkmtl.bench.problems.qm9._network import Batch, Graphs, Network, backbone, head
+from ntkmtl.bench.problems.qm9._network import (
+    Graphs,
+    MoleculeBatch,
+    MoleculeNetwork,
+    backbone,
+    head,
+)
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
 from ntkmtl.bench.problems.qm9._units import RANGES
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 
-__all__ = ["PARTS", "QM9", "Batch", "Graphs", "Targets", "graphs"]
+__all__ = ["PARTS", "QM9", "Graphs", "MoleculeBatch", "Targets", "graphs"]
 
 Targets = Literal["standardised", "raw"]
 
@@ -48,7 +54,7 @@ EVALUATED = 128
 
 
 @dataclass(frozen=True)
-class _Part:
+class _MoleculePart:
     """The part of the data and the network that a recipe takes; all the rest is for training."""
 
     test: int
@@ -59,8 +65,8 @@ class _Part:
 
 
 PARTS = {
-    "paper": _Part(test=10_000, val=10_000, train=None, width=64, hidden=128),
-    "small": _Part(test=1_000, val=500, train=3_000, width=32, hidden=32),
+    "paper": _MoleculePart(test=10_000, val=10_000, train=None, width=64, hidden=128),
+    "small": _MoleculePart(test=1_000, val=500, train=3_000, width=32, hidden=32),
 }
 PAPER_TRAIN = 110_831
 _ORDER: tuple[Split, ...] = ("test", "val", "train")
@@ -284,9 +290,9 @@ class QM9(ColumnsProblem):
             **self._architecture.options,
         }
 
-    def _take(self, rows: Tensor) -> Batch:
+    def _take(self, rows: Tensor) -> MoleculeBatch:
         """Return molecules, padded to the largest of them."""
-        return Batch(graphs(self._molecules, rows), self._labels[rows])
+        return MoleculeBatch(graphs(self._molecules, rows), self._labels[rows])
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialized network.
@@ -299,7 +305,7 @@ class QM9(ColumnsProblem):
         """
         count, part = len(positions(self.tasks, tasks)), self._part
         if self._architecture.name == "hard":
-            return Network(count, part.width, part.hidden)
+            return MoleculeNetwork(count, part.width, part.hidden)
         return self._architecture.build(
             backbone(part.width, part.hidden), [partial(head, part.width)] * count
         )
@@ -310,7 +316,7 @@ class QM9(ColumnsProblem):
         return functional.mse_loss(outputs, labels)
 
     @staticmethod
-    def labels(batch: Batch) -> Tensor:
+    def labels(batch: MoleculeBatch) -> Tensor:
         """Return the targets of a batch, shape (b, 11)."""
         return batch.targets
 

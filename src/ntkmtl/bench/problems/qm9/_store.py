@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ntkmtl.bench.problems._arrays import Prepared, replacing, write_array, write_manifest
+from ntkmtl.bench.problems._arrays import PreparedData, replacing, write_array, write_manifest
 from ntkmtl.bench.problems._plausible import accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.qm9._molecules import MOLECULES, Molecules
 from ntkmtl.bench.problems.qm9._sources import read_source
@@ -83,7 +83,7 @@ def load_said(folder: Path) -> tuple[Molecules, str, str]:
         DataMissingError: There are none.
         ValueError: They are damaged.
     """
-    prepared = Prepared(folder, KIND, HOW)
+    prepared = PreparedData(folder, KIND, HOW)
     molecules = Molecules(**{field.name: prepared[field.name] for field in fields(Molecules)})
     try:
         molecules.check()

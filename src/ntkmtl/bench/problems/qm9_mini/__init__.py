@@ -6,18 +6,18 @@ in seconds on one CPU core.
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.qm9_mini._batch import Batch
-from ntkmtl.bench.problems.qm9_mini._data import Molecules, read
+from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
+from ntkmtl.bench.problems.qm9_mini._data import MiniMolecules, read
 from ntkmtl.bench.problems.qm9_mini._features import Inputs, Invariants, Scaling, invariants
 from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet
 from ntkmtl.bench.problems.qm9_mini._problem import QM9Mini
 
 __all__ = [
-    "Batch",
+    "FeatureBatch",
     "Inputs",
     "Invariants",
+    "MiniMolecules",
     "MoleculeNet",
-    "Molecules",
     "QM9Mini",
     "Scaling",
     "invariants",

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch"]
+__all__ = ["FeatureBatch"]
 
 
-class Batch(NamedTuple):
+class FeatureBatch(NamedTuple):
     """b molecules as the network takes them, float32.
 
     Attributes:

@@ -20,7 +20,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DATA", "ELEMENTS", "SPLITS", "TARGETS", "Molecules", "Target", "read"]
+__all__ = ["DATA", "ELEMENTS", "SPLITS", "TARGETS", "MiniMolecules", "MoleculeTarget", "read"]
 
 DATA = Path(__file__).parent / "data" / "qm9_mini.npz"
 
@@ -42,7 +42,7 @@ ATOM_ENERGIES = {
 }
 
 
-class Target(NamedTuple):
+class MoleculeTarget(NamedTuple):
     """One of the 11 properties.
 
     Attributes:
@@ -50,7 +50,7 @@ class Target(NamedTuple):
         column: Name of the column in the data file.
         label: Name as the paper prints it.
         unit: Unit that errors are shown in.
-        to_unit: Factor from the unit of :meth:`Molecules.properties` to ``unit``.
+        to_unit: Factor from the unit of :meth:`MiniMolecules.properties` to ``unit``.
     """
 
     task: str
@@ -61,22 +61,22 @@ class Target(NamedTuple):
 
 
 TARGETS = (
-    Target("mu", "mu", "μ", "D", 1.0),
-    Target("alpha", "alpha", "α", "a₀³", 1.0),
-    Target("homo", "homo", "ε_HOMO", "meV", 1e3),
-    Target("lumo", "lumo", "ε_LUMO", "meV", 1e3),
-    Target("r2", "r2", "⟨R²⟩", "a₀²", 1.0),
-    Target("zpve", "zpve", "ZPVE", "meV", 1e3),
-    Target("u0", "u0", "U₀", "meV", 1e3),
-    Target("u", "u298", "U", "meV", 1e3),
-    Target("h", "h298", "H", "meV", 1e3),
-    Target("g", "g298", "G", "meV", 1e3),
-    Target("cv", "cv", "c_v", "cal/(mol K)", 1.0),
+    MoleculeTarget("mu", "mu", "μ", "D", 1.0),
+    MoleculeTarget("alpha", "alpha", "α", "a₀³", 1.0),
+    MoleculeTarget("homo", "homo", "ε_HOMO", "meV", 1e3),
+    MoleculeTarget("lumo", "lumo", "ε_LUMO", "meV", 1e3),
+    MoleculeTarget("r2", "r2", "⟨R²⟩", "a₀²", 1.0),
+    MoleculeTarget("zpve", "zpve", "ZPVE", "meV", 1e3),
+    MoleculeTarget("u0", "u0", "U₀", "meV", 1e3),
+    MoleculeTarget("u", "u298", "U", "meV", 1e3),
+    MoleculeTarget("h", "h298", "H", "meV", 1e3),
+    MoleculeTarget("g", "g298", "G", "meV", 1e3),
+    MoleculeTarget("cv", "cv", "c_v", "cal/(mol K)", 1.0),
 )
 
 
 @dataclass(frozen=True)
-class Molecules:
+class MiniMolecules:
     """m molecules with a atoms in all.
 
     Attributes:
@@ -133,12 +133,12 @@ class Molecules:
                 values[:, j] *= HARTREE
         return values
 
-    def take(self, rows: NDArray[np.int64]) -> Molecules:
+    def take(self, rows: NDArray[np.int64]) -> MiniMolecules:
         """Return the molecules at ``rows``, in that order."""
         atoms = np.concatenate(
             [np.arange(self.start[row], self.start[row] + self.atoms[row]) for row in rows]
         )
-        return Molecules(
+        return MiniMolecules(
             index=self.index[rows],
             atoms=self.atoms[rows],
             numbers=self.numbers[atoms],
@@ -147,7 +147,7 @@ class Molecules:
         )
 
 
-def read(path: Path = DATA) -> tuple[Molecules, str]:
+def read(path: Path = DATA) -> tuple[MiniMolecules, str]:
     """Read the data file.
 
     Args:
@@ -178,7 +178,7 @@ def read(path: Path = DATA) -> tuple[Molecules, str]:
                 )
                 for name in archive.namelist()
             }
-        molecules = Molecules(
+        molecules = MiniMolecules(
             index=arrays["index"].astype(np.int64),
             atoms=arrays["atoms"].astype(np.int64),
             numbers=arrays["numbers"].astype(np.int64),
@@ -193,7 +193,7 @@ def read(path: Path = DATA) -> tuple[Molecules, str]:
     return molecules, hashlib.sha256(content).hexdigest()
 
 
-def _check(molecules: Molecules, names: NDArray[Any]) -> None:
+def _check(molecules: MiniMolecules, names: NDArray[Any]) -> None:
     count, atoms = len(molecules), int(molecules.atoms.sum())
     for name, shape in (
         ("atoms", (count,)),

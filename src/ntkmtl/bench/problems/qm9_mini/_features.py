@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, Molecules
+from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, MiniMolecules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ class Scaling:
         )
 
 
-def invariants(molecules: Molecules) -> Invariants:
+def invariants(molecules: MiniMolecules) -> Invariants:
     """Return the features of molecules.
 
     Args:
@@ -204,7 +204,7 @@ def invariants(molecules: Molecules) -> Invariants:
     return Invariants(atoms, mask, places, shells, whole)
 
 
-def _pairs(molecules: Molecules) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pairs(molecules: MiniMolecules) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return all ordered pairs of different atoms of the same molecule."""
     start = molecules.start
     first, second = [], []

@@ -15,7 +15,7 @@ from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.problems.qm9_mini._batch import Batch
+    from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 
 __all__ = ["MoleculeNet", "backbone"]
 
@@ -62,7 +62,7 @@ class MoleculeNet(MultiTaskModel):
         self.refine = nn.Linear(representation, representation)
         self.heads = nn.ModuleList(nn.Linear(representation, 1) for _ in range(heads))
 
-    def represent(self, batch: Batch) -> Tensor:
+    def represent(self, batch: FeatureBatch) -> Tensor:
         """Return z of shape (b, d)."""
         mask, places = batch.mask, batch.places
         atoms = self.embed(batch.atoms)
@@ -107,7 +107,7 @@ def _trunk(features: int, whole: int) -> list[nn.Module]:
     return [Represent(MoleculeNet(features, whole, heads=0))]
 
 
-def _whole(batch: Batch) -> Tensor:
+def _whole(batch: FeatureBatch) -> Tensor:
     return batch.whole
 
 

@@ -23,7 +23,7 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
-from ntkmtl.bench.problems.qm9_mini._batch import Batch
+from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
 from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
 from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet, backbone
@@ -151,7 +151,7 @@ class QM9Mini(RowsProblem):
             self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
         self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
         labels = ((self._properties - self._center) / self._scale).float()
-        self._all = Batch(*_inputs(tuple(self._rows["train"].tolist())), labels)
+        self._all = FeatureBatch(*_inputs(tuple(self._rows["train"].tolist())), labels)
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
             self.model()
@@ -168,8 +168,8 @@ class QM9Mini(RowsProblem):
             **self._architecture.options,
         }
 
-    def _take(self, rows: Tensor) -> Batch:
-        return Batch(*(part.index_select(0, rows) for part in self._all))
+    def _take(self, rows: Tensor) -> FeatureBatch:
+        return FeatureBatch(*(part.index_select(0, rows) for part in self._all))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
         """Build a freshly initialized :class:`MoleculeNet`, or another architecture over its trunk.
@@ -187,7 +187,7 @@ class QM9Mini(RowsProblem):
         )
 
     def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: FeatureBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return the mean squared error of each task.
 

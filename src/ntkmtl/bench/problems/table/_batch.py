@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Batch", "NewRows"]
+__all__ = ["NewRows", "RowBatch"]
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """b rows of a table.
 
     Attributes:
@@ -32,6 +32,6 @@ class NewRows(NamedTuple):
             that could not be read.
     """
 
-    inputs: Batch
+    inputs: RowBatch
     ids: dict[str, list[str]]
     warnings: list[str]

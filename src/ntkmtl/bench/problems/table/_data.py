@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.bench.problems.table._batch import Batch
+from ntkmtl.bench.problems.table._batch import RowBatch
 from ntkmtl.bench.problems.table._columns import Column, Feature, Target, Typed, type_columns
 from ntkmtl.bench.problems.table._encode import (
     CLIP,
@@ -30,14 +30,14 @@ from ntkmtl.bench.problems.table._raw import TableError, require_memory
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.problems.table._splits import split_rows
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["PreparedTable", "prepare"]
 
 Array = npt.NDArray[Any]
 
 MIN_ROWS = 20
 
 
-class Prepared(NamedTuple):
+class PreparedTable(NamedTuple):
     """A table that can be trained on.
 
     Attributes:
@@ -54,7 +54,7 @@ class Prepared(NamedTuple):
     sha256: str
     fitted: FittedTable
     columns: tuple[Column, ...]
-    splits: dict[Split, Batch]
+    splits: dict[Split, RowBatch]
     truth: dict[Split, tuple[Tensor, ...]]
     unlabeled: int
     notes: tuple[str, ...]
@@ -63,7 +63,7 @@ class Prepared(NamedTuple):
 
 # One: a comparison makes the problem once to plan and once to train, of the same file.
 @lru_cache(maxsize=1)
-def prepare(asked: Asked) -> Prepared:
+def prepare(asked: Asked) -> PreparedTable:
     """Read, type, split and encode a table.
 
     Raises:
@@ -98,12 +98,12 @@ def prepare(asked: Asked) -> Prepared:
         names,
         {"encoding": asked.encoding, "separator": asked.separator, "header": asked.header},
     )
-    return Prepared(
+    return PreparedTable(
         sha256,
         fitted,
         columns,
         {
-            split: Batch(
+            split: RowBatch(
                 torch.from_numpy(inputs[found]),
                 tuple(
                     _labels(target, fit, found)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ntkmtl.bench.problems.table._batch import Batch, NewRows
+from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
 from ntkmtl.bench.problems.table._columns import Feature
 from ntkmtl.bench.problems.table._encode import FeatureEncoder
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
@@ -118,7 +118,7 @@ class FittedTable:
             warnings += told
             parts.append(encoder.encode(feature))
         inputs = np.concatenate(parts, axis=1)
-        return NewRows(Batch(torch.from_numpy(inputs), ()), ids, warnings)
+        return NewRows(RowBatch(torch.from_numpy(inputs), ()), ids, warnings)
 
     def _about_columns(self, raw: RawTable) -> list[str]:
         needed = [encoder.name for encoder in self.encoders]

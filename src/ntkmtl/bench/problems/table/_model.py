@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures import Backbone
 from ntkmtl.bench.problems.base import MultiTaskModel
-from ntkmtl.bench.problems.table._batch import Batch
+from ntkmtl.bench.problems.table._batch import RowBatch
 
 __all__ = ["TableNet", "backbone", "layers"]
 
@@ -42,7 +42,7 @@ def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Modul
     ]
 
 
-def _inputs(batch: Batch) -> Tensor:
+def _inputs(batch: RowBatch) -> Tensor:
     return batch.inputs
 
 
@@ -93,7 +93,7 @@ class TableNet(MultiTaskModel):
         self.trunk = nn.Sequential(*layers(inputs, width, depth, dropout))
         self.heads = nn.ModuleList(nn.Linear(width, size) for size in outputs)
 
-    def represent(self, batch: Batch) -> Tensor:
+    def represent(self, batch: RowBatch) -> Tensor:
         """Return z of shape (b, width)."""
         features: Tensor = self.trunk(batch.inputs)
         return features

@@ -15,8 +15,8 @@ from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import SPLITS, evaluating, moved, positions
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
-from ntkmtl.bench.problems.table._batch import Batch, NewRows
-from ntkmtl.bench.problems.table._data import Prepared, prepare
+from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
+from ntkmtl.bench.problems.table._data import PreparedTable, prepare
 from ntkmtl.bench.problems.table._fitted import FittedTable
 from ntkmtl.bench.problems.table._metrics import metric_of, score
 from ntkmtl.bench.problems.table._model import TableNet, backbone
@@ -181,7 +181,7 @@ class Table(Problem):
             max_categories,
         )
         data = prepare(self._asked)
-        self._data: Prepared | None = data
+        self._data: PreparedTable | None = data
         rows = int(data.splits["train"].inputs.shape[0])
         network = {"width": width or default_width(rows), "depth": depth, "dropout": float(dropout)}
         self._set_up(data.fitted, network)
@@ -198,7 +198,7 @@ class Table(Problem):
         self.metrics = tuple(metric_of(target) for target in fitted.targets)
 
     @property
-    def _prepared(self) -> Prepared:
+    def _prepared(self) -> PreparedTable:
         if self._data is None:
             raise TableError("the data of this table are not loaded: it predicts new rows only")
         return self._data
@@ -243,14 +243,14 @@ class Table(Problem):
         """Return the number of rows in a split; 0 where the data are not loaded."""
         return 0 if self._data is None else int(self._data.splits[split].inputs.shape[0])
 
-    def batch(self, split: Split, indices: Tensor) -> Batch:
+    def batch(self, split: Split, indices: Tensor) -> RowBatch:
         """Return the rows of a split at ``indices``.
 
         Raises:
             TableError: The data are not loaded.
         """
         whole = self._prepared.splits[split]
-        return Batch(
+        return RowBatch(
             whole.inputs.index_select(0, indices),
             tuple(labels.index_select(0, indices) for labels in whole.labels),
         )
@@ -272,7 +272,7 @@ class Table(Problem):
         )
 
     def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: RowBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return each task's mean squared error or cross-entropy over the rows with a label.
 

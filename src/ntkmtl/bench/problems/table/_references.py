@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ntkmtl.bench.problems.base import Split
-    from ntkmtl.bench.problems.table._data import Prepared
+    from ntkmtl.bench.problems.table._data import PreparedTable
     from ntkmtl.bench.problems.table._fitted import FittedTarget
 
 __all__ = ["REFERENCES", "references"]
@@ -32,7 +32,7 @@ REFERENCES = {
 PENALTIES = 10.0 ** np.arange(-3, 5, 0.5)
 
 
-def references(data: Prepared, split: Split = "test") -> dict[str, Tensor]:
+def references(data: PreparedTable, split: Split = "test") -> dict[str, Tensor]:
     """Return the metrics of simple models by name, on the inputs that the networks get.
 
     Args:
@@ -68,7 +68,7 @@ def references(data: Prepared, split: Split = "test") -> dict[str, Tensor]:
     }
 
 
-def trivial(data: Prepared, split: Split) -> Tensor:
+def trivial(data: PreparedTable, split: Split) -> Tensor:
     """Return the metrics of the mean over training rows, or of their most frequent class."""
     values = []
     for place, target in enumerate(data.fitted.targets):
@@ -82,7 +82,7 @@ def trivial(data: Prepared, split: Split) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _judged(data: Prepared, split: Split, make: Callable[[bool], Any]) -> Tensor:
+def _judged(data: PreparedTable, split: Split, make: Callable[[bool], Any]) -> Tensor:
     values = []
     for place, target in enumerate(data.fitted.targets):
         predicted = _predicted(data, split, place, target, make(bool(target.classes)))
@@ -91,7 +91,7 @@ def _judged(data: Prepared, split: Split, make: Callable[[bool], Any]) -> Tensor
 
 
 def _predicted(
-    data: Prepared, split: Split, place: int, target: FittedTarget, model: Any
+    data: PreparedTable, split: Split, place: int, target: FittedTarget, model: Any
 ) -> Tensor:
     labels = data.splits["train"].labels[place].numpy()
     known = labels >= 0 if target.classes else ~np.isnan(labels)

@@ -21,14 +21,14 @@ try:
 except ImportError as error:
     raise missing_extra("xtb", "bench", error) from error
 
-__all__ = ["DATA", "ELEMENTS", "GROUPS", "Batch", "Geometries", "read"]
+__all__ = ["DATA", "ELEMENTS", "GROUPS", "ForceBatch", "Geometries", "read"]
 
 DATA = Path(__file__).parent / "data" / "xtb.npz"
 ELEMENTS = (1, 6, 7, 8, 9)
 GROUPS = ("ethanol", "aspirin", "small molecules")
 
 
-class Batch(NamedTuple):
+class ForceBatch(NamedTuple):
     """b geometries of at most n atoms, float32.
 
     Attributes:
@@ -59,7 +59,7 @@ class Geometries(NamedTuple):
         sha256: Digest of the file.
     """
 
-    splits: dict[Split, Batch]
+    splits: dict[Split, ForceBatch]
     groups: dict[Split, Tensor]
     sha256: str
 
@@ -97,13 +97,13 @@ def read(path: Path = DATA) -> Geometries:
         "test": (split == 2).nonzero()[:, 0],
     }
     return Geometries(
-        {name: Batch(*(part[some] for part in whole)) for name, some in rows.items()},
+        {name: ForceBatch(*(part[some] for part in whole)) for name, some in rows.items()},
         {name: group[some] for name, some in rows.items()},
         hashlib.sha256(content).hexdigest(),
     )
 
 
-def _padded(arrays: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
+def _padded(arrays: dict[str, Tensor]) -> tuple[ForceBatch, Tensor, Tensor]:
     atoms = arrays["atoms"].long()
     if int(atoms.sum()) != len(arrays["numbers"]):
         raise ValueError(f"atoms counts {int(atoms.sum())} atoms of {len(arrays['numbers'])}")
@@ -118,7 +118,7 @@ def _padded(arrays: dict[str, Tensor]) -> tuple[Batch, Tensor, Tensor]:
     def padded(values: Tensor) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(values.split(atoms.tolist()), batch_first=True)
 
-    whole = Batch(
+    whole = ForceBatch(
         elements=padded(element),
         mask=padded(torch.ones(len(element))),
         positions=padded(arrays["positions"]),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems.base import WholeModel
-from ntkmtl.bench.problems.xtb._data import ELEMENTS, Batch
+from ntkmtl.bench.problems.xtb._data import ELEMENTS, ForceBatch
 
 __all__ = ["Potential"]
 
@@ -75,7 +75,7 @@ class Potential(WholeModel):
         with torch.enable_grad():
             return self._predict(features)
 
-    def _predict(self, batch: Batch) -> list[Tensor]:
+    def _predict(self, batch: ForceBatch) -> list[Tensor]:
         positions = batch.positions.detach()
         if "forces" in self.tasks:
             positions.requires_grad_()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import moved, one_output_per_task, positions
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split
-from ntkmtl.bench.problems.xtb._data import Batch, read
+from ntkmtl.bench.problems.xtb._data import ForceBatch, read
 from ntkmtl.bench.problems.xtb._network import Potential
 
 __all__ = ["XTB"]
@@ -74,9 +74,9 @@ class XTB(Problem):
         """Return the number of geometries in a split."""
         return len(self._data.splits[split].energy)
 
-    def batch(self, split: Split, indices: Tensor) -> Batch:
+    def batch(self, split: Split, indices: Tensor) -> ForceBatch:
         """Return the geometries of a split at ``indices``."""
-        return Batch(*(part.index_select(0, indices) for part in self._data.splits[split]))
+        return ForceBatch(*(part.index_select(0, indices) for part in self._data.splits[split]))
 
     def model(self, tasks: Sequence[str] | None = None) -> Potential:
         """Build a freshly initialized network.
@@ -87,7 +87,7 @@ class XTB(Problem):
         return Potential([TASKS[i] for i in positions(TASKS, tasks)], self._offset)
 
     def losses(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return the mean squared error of each task.
 
@@ -102,7 +102,7 @@ class XTB(Problem):
         }
 
     def task_residuals(
-        self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
+        self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the errors of each task, of padded atoms none.
 
@@ -114,7 +114,7 @@ class XTB(Problem):
         real = batch.mask > 0
         return {n: e[real] if n in ("forces", "charges") else e for n, e in errors.items()}
 
-    def counts(self, batch: Batch, tasks: Sequence[str] | None = None) -> Tensor:
+    def counts(self, batch: ForceBatch, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the number of atoms where losses are means over atoms, 1 elsewhere."""
         atoms, ones = batch.mask.sum(dim=1), torch.ones_like(batch.energy)
         names = [TASKS[i] for i in positions(TASKS, tasks)]
@@ -163,7 +163,7 @@ class XTB(Problem):
         )
 
 
-def _mean(name: str, squares: Tensor, batch: Batch) -> Tensor:
+def _mean(name: str, squares: Tensor, batch: ForceBatch) -> Tensor:
     """Return the mean over what there is; padded atoms have errors of 0."""
     if name == "forces":
         return squares.sum() / (3 * batch.mask.sum())
@@ -172,7 +172,7 @@ def _mean(name: str, squares: Tensor, batch: Batch) -> Tensor:
     return squares.mean()
 
 
-def _absolute(name: str, output: Tensor, batch: Batch) -> float:
+def _absolute(name: str, output: Tensor, batch: ForceBatch) -> float:
     """Return the sum of the absolute errors; of the dipole's, their lengths."""
     error = (output - getattr(batch, name)).double()
     return float(error.norm(dim=-1).sum() if name == "dipole" else error.abs().sum())
