@@ -37,7 +37,7 @@ from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.cityscapes import Cityscapes
 from ntkmtl.bench.problems.cityscapes import prepare as prepare_cityscapes
 from ntkmtl.bench.problems.dense import _labels
-from ntkmtl.bench.problems.dense._labels import FaceBatch, Kind
+from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork, backbone, heads
 from ntkmtl.bench.problems.dense._problem import Part
 from ntkmtl.bench.problems.dense._store import write_released
@@ -742,9 +742,9 @@ def test_evaluation_brings_batches_to_the_network(folders: Path, problem: str) -
 
 
 def test_batches_are_moved_as_they_are() -> None:
-    batch = FaceBatch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
+    batch = ImageBatch(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).long(), torch.ones(1, 1, 2, 2))
     there = moved(batch, Watching())
-    assert isinstance(there, FaceBatch)
+    assert isinstance(there, ImageBatch)
     assert there.normals is None
     assert there.segmentation.dtype == torch.int64
     here = moved(Faces(torch.zeros(2, 3), torch.ones(2)), nn.Linear(1, 1))  # type: ignore[arg-type]

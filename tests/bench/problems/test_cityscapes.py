@@ -13,7 +13,7 @@ from prediction_oracle import check_predictions
 from ntkmtl import Balancer
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
-from ntkmtl.bench.problems.cityscapes import Batch, Cityscapes, load, prepare
+from ntkmtl.bench.problems.cityscapes import Cityscapes, ImageBatch, load, prepare
 from ntkmtl.bench.problems.dense._problem import Part
 from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.training import train, trainer
@@ -128,7 +128,7 @@ def test_counts_and_losses(problem: Cityscapes) -> None:
         "depth",
         "segmentation",
     ]
-    empty = Batch(batch.images, batch.segmentation, torch.zeros_like(batch.depth))
+    empty = ImageBatch(batch.images, batch.segmentation, torch.zeros_like(batch.depth))
     assert problem.losses(model.predict(model.represent(empty)), empty)["depth"] is None
     assert problem.counts(empty).tolist() == [[64 * 120] * 3, [0] * 3]
 
