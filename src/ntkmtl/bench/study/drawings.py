@@ -56,24 +56,46 @@ def rank_figure(ranking: Ranking) -> Figure:
 
 def cost_figure(overall: Sequence[Overall]) -> Figure:
     """Draw the difference to the plain sum against the time of a step."""
-    with _drawn(7.0, 4.2) as (figure, axes):
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    with _drawn(7.0, 4.4) as (figure, axes):
+        points = []
         for entry in overall:
             if entry.difference is None or entry.step_ratio is None:
                 continue
             found = entry.difference
             errors = [[found.mean - found.low], [found.high - found.mean]]
             axes.errorbar(entry.step_ratio, found.mean, yerr=errors, fmt="o", capsize=2)
-            axes.annotate(
-                entry.method,
-                (entry.step_ratio, found.mean),
-                xytext=(5, 4),
-                textcoords="offset points",
-            )
+            points.append((entry.method, entry.step_ratio, found.mean))
         axes.axhline(0, color="0.6", linewidth=0.8)
         axes.set_xscale("log")
+        axes.margins(x=0.12)
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in (0.5, 1, 1.5, 2, 3, 4, 6, 10, 20) if low < tick < high])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"time of a training step, times that of {REFERENCE}")
-        axes.set_ylabel(f"Δm less that of {REFERENCE}, points")
+        axes.set_ylabel(f"Δm less that of {REFERENCE}, points (below 0: better)")
+        _label(axes, points)
     return figure
+
+
+def _label(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Write names to the right of points, moved up where they would cover another one."""
+    axes.figure.canvas.draw()
+    taken: list[tuple[float, float]] = []
+    for name, x, y in sorted(points, key=lambda point: point[2]):
+        across, up = axes.transData.transform((x, y))
+        at = up
+        while any(abs(across - a) < 75 and abs(at - u) < 13 for a, u in taken):
+            at += 2
+        taken.append((across, at))
+        axes.annotate(
+            name,
+            (x, y),
+            xytext=(6, (at - up) * 72 / axes.figure.dpi - 3),
+            textcoords="offset points",
+        )
 
 
 def rate_figure(problem: ProblemJudgement) -> Figure:
