@@ -26,7 +26,6 @@ from ntkmtl.files import write_text
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "study" / "large"
 IMAGES = ROOT / "docs" / "images"
-SITE_SOURCE = "docs/study/large"
 
 
 def markers(name: str) -> tuple[str, str]:
@@ -115,7 +114,7 @@ def one_problem(found: StudyJudgement, problem: str) -> str:
 
     rows = [
         [
-            f"`{row.method}`",
+            row.method,
             spread(row.published),
             spread(row.tuned),
             "recipe's" if row.learning_rate is None else f"{row.learning_rate:g}",
@@ -160,9 +159,10 @@ def pages() -> dict[Path, str]:
     count = len(found.problems)
     what = f"{count} problems, {budget} trials for every method, {seeds} fresh seeds"
     readme = (
-        f"Of `qm9-mini`, one of the {what}:\n\n{one_problem(found, 'qm9-mini')}\n\n"
-        f"Over all {count} problems (`ntkmtl study --report {SITE_SOURCE}`):\n\n"
-        + "\n".join(f"- {sentence}" for sentence in found.words)
+        f"One of {what}: `qm9-mini`, settings as published and tuned.\n\n"
+        f"{one_problem(found, 'qm9-mini')}\n\n"
+        f"All {count} problems, tuned; the last columns are means over the problems of a row.\n\n"
+        f"{problem_table(found, 'tuned')}"
     )
     image = (
         "![Difference of each method to the plain sum, after the same search for both, against "

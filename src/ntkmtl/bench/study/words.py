@@ -39,18 +39,16 @@ def sentences(
     better = [o for o in others if o.difference and o.difference.high < 0]
     worse = [o for o in others if o.difference and o.difference.low > 0]
     if same:
-        found.append(
-            "Cannot be told from the plain sum here: " + "; ".join(map(_with_cost, same)) + "."
-        )
+        found.append(f"Cannot be told from the plain sum here: {_listed(same, len(problems))}.")
     for side, entries in (("Better", better), ("Worse", worse)):
         sure = [o for o in entries if o.seeds >= FEW_SEEDS]
         few = [o for o in entries if o.seeds < FEW_SEEDS]
         if sure:
-            found.append(f"{side} than the plain sum here: {'; '.join(map(_with_cost, sure))}.")
+            found.append(f"{side} than the plain sum here: {_listed(sure, len(problems))}.")
         if few:
             found.append(
                 f"{side} than the plain sum in these runs, with too few seeds to count on it: "
-                f"{'; '.join(map(_with_cost, few))}."
+                f"{_listed(few, len(problems))}."
             )
     found += [
         f"{entry.method} is not judged on {', '.join(entry.diverged)}: a tuned run of it, or of "
@@ -90,13 +88,19 @@ def _limits(sources: int, others: Sequence[Overall], ranking: Ranking | None) ->
     return found
 
 
-def _with_cost(entry: Overall) -> str:
+def _listed(entries: Sequence[Overall], problems: int) -> str:
+    return "; ".join(_with_cost(entry, problems) for entry in entries)
+
+
+def _with_cost(entry: Overall, problems: int) -> str:
     difference = entry.difference
     assert difference is not None
     words = (
         f"{entry.method} ({difference.mean:+.1f} points of Δm, from {difference.low:+.1f} to "
         f"{difference.high:+.1f}"
     )
+    if entry.problems < problems:
+        words += f", on {entry.problems} of {problems} problems"
     if entry.step_ratio:
         words += f"; a step takes {entry.step_ratio:.2f} times as long"
     if entry.tuning_ratio:
