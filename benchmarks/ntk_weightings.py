@@ -4,8 +4,9 @@
 
 On a physics-informed problem at its initialization: the paper's weights from the traces of the
 residuals' kernels (Wang, Yu, Perdikaris 2022), exact and by probes, those of this library's
-methods, and, where PINA is installed, those of its ``NeuralTangentKernelWeighting``. All are scaled
-to a mean of 1, since only ratios matter.
+methods, and, where PINA is installed, those of its ``NeuralTangentKernelWeighting``. What
+PhysicsNeMo and PaddleScience compute was read in their public source and is computed here in code
+of our own. All are scaled to a mean of 1, since only ratios matter.
 """
 
 from __future__ import annotations
@@ -30,6 +31,30 @@ def pina_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> Tensor:
     weighting = NeuralTangentKernelWeighting(alpha=0.0)
     weighting._solver = SimpleNamespace(model=model)  # what Trainer sets
     return torch.stack(list(weighting.update_weights(losses).values())).detach()
+
+
+def gradient(model: torch.nn.Module, loss: Tensor) -> Tensor:
+    """Return the gradient of a loss as one vector, zero where the loss does not reach."""
+    found = torch.autograd.grad(
+        loss, list(model.parameters()), retain_graph=True, materialize_grads=True
+    )
+    return torch.cat([g.flatten() for g in found])
+
+
+def physicsnemo_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    """Return sum_j n_j / n_i, with n_i the norm of the gradient of the square root of loss i."""
+    norms = torch.stack([gradient(model, loss.sqrt()).norm() for loss in losses.values()])
+    return norms.sum() / norms
+
+
+def paddlescience_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    """Return sum_j n_j / n_i, with n_i the norm of the sum of the gradients of losses 1 to i.
+
+    Gradients are not cleared between the backward passes of the losses, so they add up.
+    """
+    gradients = torch.stack([gradient(model, loss) for loss in losses.values()])
+    norms = gradients.cumsum(0).norm(dim=1)
+    return norms.sum() / norms
 
 
 def main() -> None:
@@ -60,6 +85,8 @@ def main() -> None:
         rows[f"`{method}`"] = Balancer(weighting).backward(losses()).weights
     if find_spec("pina") is not None:
         rows["PINA's `NeuralTangentKernelWeighting`"] = pina_weights(model, losses())
+    rows["PhysicsNeMo's `NTK` (read, not run)"] = physicsnemo_weights(model, losses())
+    rows["PaddleScience's `NTK` (read, not run)"] = paddlescience_weights(model, losses())
     print(f"| weights | {' | '.join(problem.tasks)} |")
     print(f"| --- |{' ---: |' * len(problem.tasks)}")
     for name, weights in rows.items():
