@@ -128,6 +128,18 @@ def needs(spec: MethodSpec) -> Iterator[str]:
         yield "`scores`: call balancer.weighting.observe(scores) after each epoch"
 
 
+NOT_INCLUDED = """## Not included
+
+| method | why |
+| --- | --- |
+| ConicGrad (2502.00217), SAM-GS (2506.06130) | the equations were not at hand |
+| gradient-norm loss scaling (2509.23915) | its text was not looked for yet |
+
+Numbers are those of arXiv. SAMO (2507.07883) perturbs parameters rather than weighing
+losses: [a recipe](../recipes/sharpness.md). NTKMTL with the kernel of outputs needs the
+network: [a recipe](../analysis/output-kernels.md#ntkmtl-with-the-kernel-of-outputs)."""
+
+
 def index() -> str:
     """Return the page that lists all methods, by family."""
     lines = [
@@ -144,6 +156,7 @@ def index() -> str:
             if s.family == family
         ]
         lines.append("")
+    lines += [NOT_INCLUDED, ""]
     lines += ["Written by `python scripts/make_method_pages.py` from the docstrings.", ""]
     return "\n".join(lines)
 
