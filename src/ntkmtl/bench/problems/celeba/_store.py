@@ -276,11 +276,6 @@ def _done(note: Path, key: str, path: Path) -> int:
 def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uint8]:
     """Return an image as uint8 of shape (64, 64, 3).
 
-    Args:
-        images: Where it is.
-        name: Its name.
-        any_shape: Whether it may be of any size and shape.
-
     Raises:
         ValueError: It is damaged, or of a shape that no face of CelebA has.
     """

@@ -202,13 +202,6 @@ def prepare_frames(
 
     If it is stopped, the next call continues from there.
 
-    Args:
-        source: The frames.
-        layout: What they are like.
-        folder: Where the arrays go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
     Returns:
         One line on what was made.
 

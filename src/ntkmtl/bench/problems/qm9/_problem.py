@@ -299,9 +299,6 @@ class QM9(ColumnsProblem):
 
         See :class:`~ntkmtl.bench.problems.qm9.MessagePassingNetwork`; other architectures are over
         its trunk.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
         """
         count, part = len(positions(self.tasks, tasks)), self._part
         if self._architecture.name == "hard":
@@ -323,11 +320,7 @@ class QM9(ColumnsProblem):
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return the mean absolute errors in the units of :attr:`metrics`.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
+        """Return the mean absolute errors in the units of :attr:`metrics`."""
         rows = self._rows[split]
         # Molecules of like size together: less padding.
         rows = rows[torch.from_numpy(self._molecules.atoms[rows.numpy()]).argsort(stable=True)]

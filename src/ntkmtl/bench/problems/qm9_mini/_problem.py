@@ -172,11 +172,7 @@ class QM9Mini(RowsProblem):
         return FeatureBatch(*(part.index_select(0, rows) for part in self._all))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialized :class:`MoleculeNet`, or another architecture over its trunk.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a new :class:`MoleculeNet`, or another architecture over its trunk."""
         columns = positions(self.tasks, tasks)
         sizes = self._all.atoms.shape[-1], self._all.whole.shape[-1]
         if self._architecture.name == "hard":
@@ -189,11 +185,7 @@ class QM9Mini(RowsProblem):
     def losses(
         self, outputs: Sequence[Tensor], batch: FeatureBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return the mean squared error of each task.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return the mean squared error of each task."""
         columns = positions(self.tasks, tasks)
         one_output_per_task(outputs, columns)
         labels = torch.split(batch.targets, 1, dim=1)
@@ -205,11 +197,7 @@ class QM9Mini(RowsProblem):
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return the mean absolute errors in the units of :attr:`metrics`.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
+        """Return the mean absolute errors in the units of :attr:`metrics`."""
         columns = positions(self.tasks, tasks)
         rows = self._rows[split]
         with evaluating(model):
