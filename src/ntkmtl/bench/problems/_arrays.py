@@ -105,14 +105,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str, Any]) -> None:
-    """Write the manifest of arrays that already stand in a folder; the data are then complete.
-
-    Args:
-        folder: The folder.
-        kind: Name and version of the layout, as ``"qm9 1"``.
-        names: Names of the arrays, ``NAME.npy`` each.
-        facts: JSON values for people: where the data came from, counts.
-    """
+    """Write the manifest of arrays that already stand in a folder; the data are then complete."""
     arrays = {}
     for name in names:
         path = folder / f"{name}.npy"
@@ -152,10 +145,6 @@ def beside(folder: Path, ending: str) -> Path:
 
     That is next to ``folder``, or within it where it cannot be renamed: where it is a mount point,
     the working directory, or in a folder that may not be written.
-
-    Args:
-        folder: The folder to replace, which may be a link to it and need not be there.
-        ending: What tells the new folder from others of its kind.
 
     Raises:
         ValueError: ``folder`` holds something that is no prepared data.
@@ -274,11 +263,6 @@ def refuse_foreign(folder: Path) -> None:
 
 class PreparedData:
     """The arrays of a prepared data set, read-only and mapped into memory.
-
-    Args:
-        folder: Their folder.
-        kind: The layout that is expected.
-        how: What a user types to prepare the data, for errors.
 
     Attributes:
         folder: Their folder.

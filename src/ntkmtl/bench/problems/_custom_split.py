@@ -44,11 +44,7 @@ class CustomSplit(NamedTuple):
         return f"custom, SHA-256 {self.digest}"
 
     def sizes(self, samples: str) -> str:
-        """Return a sentence on the lists.
-
-        Args:
-            samples: What the samples are called.
-        """
+        """Return a sentence on the lists."""
         train, val, test = (len(self.rows[split]) for split in _NAMES)
         return (
             f"Split by {self.name}: {train:,} {samples} for training, {val:,} for validation, "

@@ -44,10 +44,6 @@ def refuse_implausible(
 
 
 def accepted_notice(facts: Mapping[str, Any]) -> str:
-    """Return what to say before a run on data that were accepted as implausible, "" for others.
-
-    Args:
-        facts: What the manifest of the prepared data says.
-    """
+    """Return what to say before a run on data that were accepted as implausible, "" for others."""
     found = facts.get(ACCEPTED)
     return f"These data were accepted though {'; '.join(found)}." if found else ""

@@ -184,10 +184,6 @@ LEAST = 20
 def shares(found: int, wanted: Sequence[int]) -> tuple[int, ...]:
     """Return sizes of splits: those wanted, or shares of what is there in the same proportions.
 
-    Args:
-        found: Number of samples that are there.
-        wanted: Sizes of the splits; the last one takes what rounding leaves.
-
     Example:
         >>> shares(5_000, (800, 400, 2_800)), shares(40, (800, 400, 2_800))
         ((800, 400, 2800), (8, 4, 28))
@@ -202,11 +198,6 @@ def shares(found: int, wanted: Sequence[int]) -> tuple[int, ...]:
 def fewer(wanted: int, sizes: Sequence[int], samples: str) -> str:
     """Return a sentence on a recipe that is used on fewer samples than it takes.
 
-    Args:
-        wanted: Samples that the recipe takes.
-        sizes: Sizes of the splits for training, validation and testing.
-        samples: What the samples are called.
-
     Example:
         >>> fewer(4_000, (28, 4, 8), "images")
         'Only 40 of 4,000 images are there: 28 for training, 4 for validation, 8 for testing.'
@@ -220,11 +211,6 @@ def fewer(wanted: int, sizes: Sequence[int], samples: str) -> str:
 
 def fitted(recipe: Recipe, training: int, shrunk: str = "") -> Recipe:
     """Return a recipe whose batches are no larger than the training split, and that says so.
-
-    Args:
-        recipe: The recipe.
-        training: Samples of the training split.
-        shrunk: A sentence on what is smaller than the recipe says, "" where nothing is.
 
     Example:
         >>> recipe = fitted(Recipe(1, 64, 0.1, minibatches=4, description="Small."), 12)
@@ -290,11 +276,7 @@ class ColumnsProblem(RowsProblem):
     def losses(
         self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return the loss of each task.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return the loss of each task."""
         columns = positions(self.tasks, tasks)
         one_output_per_task(outputs, columns)
         labels = self.labels(batch).unbind(dim=1)
@@ -307,12 +289,6 @@ class ColumnsProblem(RowsProblem):
         self, model: MultiTaskModel, rows: Tensor, size: int, tasks: Sequence[str] | None
     ) -> tuple[list[int], list[Tensor]]:
         """Return what a network says, in the order of metrics, which is that of all tasks.
-
-        Args:
-            model: The network, whose heads are in the order of ``tasks``.
-            rows: Rows of the data.
-            size: Samples in a batch.
-            tasks: The tasks that it was built for.
 
         Returns:
             The columns of the tasks, and for each batch its outputs on the CPU, shape (b, k).

@@ -309,6 +309,9 @@ class Problem(ABC):
         Args:
             tasks: Tasks to build heads for, all of them if None. One task makes the single-task
                 baseline.
+
+        Raises:
+            ValueError: A task is unknown or named twice.
         """
 
     @abstractmethod
@@ -321,6 +324,9 @@ class Problem(ABC):
             outputs: What :meth:`MultiTaskModel.predict` returned.
             batch: What :meth:`batch` returned.
             tasks: The tasks the network was built for, all of them if None.
+
+        Raises:
+            ValueError: There are not as many outputs as tasks, or a task is unknown.
         """
 
     @abstractmethod
@@ -331,6 +337,9 @@ class Problem(ABC):
 
         The network is left in the mode (train or eval) it was in. With ``tasks``, only the metrics
         of those tasks are returned, in the order of :attr:`metrics`.
+
+        Raises:
+            ValueError: The network has not as many heads as there are tasks.
         """
 
     def counts(self, batch: Any, tasks: Sequence[str] | None = None) -> Tensor | None:

@@ -123,9 +123,6 @@ def backbone(width: int) -> Backbone:
     two linear layers. Gates read the mean of the image over its pixels, and of feature maps the
     mean over their places.
 
-    Args:
-        width: Channels of the first convolution.
-
     Example:
         >>> import torch
         >>> trunk = backbone(4)

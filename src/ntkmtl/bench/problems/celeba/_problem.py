@@ -232,9 +232,6 @@ class CelebA(ColumnsProblem):
 
         See :class:`~ntkmtl.bench.problems.celeba.CelebANetwork`; other architectures are over its
         trunk.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
         """
         count, width = len(positions(self.tasks, tasks)), self._part.width
         if self._architecture.name == "hard":
@@ -254,11 +251,7 @@ class CelebA(ColumnsProblem):
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return the F1 score of each task; an attribute is predicted where its logit is above 0.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
+        """Return each task's F1 score; an attribute is predicted where its logit is above 0."""
         rows = self._rows[split]
         columns, logits = self._predicted(model, rows, EVALUATED, tasks)
         return f1_scores(torch.cat(logits) > 0, self._labels[rows][:, columns] > 0)

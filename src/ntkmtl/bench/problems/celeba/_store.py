@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +16,7 @@ from ntkmtl.bench.problems._arrays import (
     write_array,
     write_manifest,
 )
+from ntkmtl.bench.problems._decoding import NOTE, decode_samples
 from ntkmtl.bench.problems._plausible import OVERRULE, accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.celeba._source import (
     ATTRIBUTES,
@@ -30,7 +28,6 @@ from ntkmtl.bench.problems.celeba._source import (
     read_annotations,
 )
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -168,7 +165,17 @@ def prepare(
     with open_images(source) as images:
         rows = _rows(annotations, images)
         partial.mkdir(exist_ok=True)
-        _decode(images, partial, progress, accept_implausible)
+        size = images.path.stat().st_size if images.path.is_file() else 0
+        decode_samples(
+            partial,
+            [str(images.path.resolve()), size],
+            images.names,
+            {"images": (np.uint8, (SIDE, SIDE, 3))},
+            lambda name: {"images": decode(images, name, accept_implausible)},
+            progress,
+            "images",
+            EVERY,
+        )
         numbers = [int(Path(name).stem) for name in images.names]
         labels = annotations.labels[rows]
         pixels = np.load(partial / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -182,7 +189,7 @@ def prepare(
             ["images", "labels", "partition", "numbers"],
             {"source": images.path.name, "images": len(rows), **accepted},
         )
-        (partial / "progress.json").unlink(missing_ok=True)
+        (partial / NOTE).unlink(missing_ok=True)
         publish(partial, folder)
     whole = "all of CelebA" if len(rows) == IMAGES else f"of CelebA's {IMAGES:,}"
     return f"{len(rows):,} images ({whole}) in {folder}"
@@ -236,50 +243,8 @@ def implausible(labels: NDArray[np.uint8], images: NDArray[np.uint8]) -> list[st
     return said
 
 
-def _decode(
-    images: Images, partial: Path, progress: Callable[[str], None], any_shape: bool
-) -> None:
-    """Fill ``images.npy``, from where an earlier call stopped."""
-    path, note = partial / "images.npy", partial / "progress.json"
-    size = images.path.stat().st_size if images.path.is_file() else 0
-    listing = json.dumps([str(images.path.resolve()), size, images.names])
-    key = hashlib.sha256(listing.encode()).hexdigest()
-    shape = (len(images.names), SIDE, SIDE, 3)
-    done = _done(note, key, path)
-    if done == 0:
-        array: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    else:
-        progress(f"continuing after {done:,} images")
-        array = np.lib.format.open_memmap(path, mode="r+")
-    for row in range(done, len(images.names)):
-        array[row] = decode(images, images.names[row], any_shape)
-        if (row + 1) % EVERY == 0 or row + 1 == len(images.names):
-            array.flush()
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-            write_json(note, {"key": key, "done": row + 1})
-            progress(f"{row + 1:,} of {len(images.names):,} images decoded")
-    del array
-
-
-def _done(note: Path, key: str, path: Path) -> int:
-    """Return how many images an earlier call has decoded, 0 if it was of other images."""
-    if not (note.is_file() and path.is_file()):
-        return 0
-    try:
-        found = parse_json(read_bytes(note))
-        return int(found["done"]) if found["key"] == key else 0
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
-
-
 def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uint8]:
     """Return an image as uint8 of shape (64, 64, 3).
-
-    Args:
-        images: Where it is.
-        name: Its name.
-        any_shape: Whether it may be of any size and shape.
 
     Raises:
         ValueError: It is damaged, or of a shape that no face of CelebA has.

@@ -171,9 +171,6 @@ class SegmentationMeter:
 
     The mean is over the classes that occur among labels or predictions.
 
-    Args:
-        classes: Number of classes C.
-
     Example:
         >>> import torch
         >>> meter = SegmentationMeter(3)

@@ -348,10 +348,6 @@ def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> 
     through the network pools its own mixtures, and enlarges at the places that it pooled. Gates
     read the mean of the image over its pixels, and of feature maps the mean over theirs.
 
-    Args:
-        widths: Channels of each stage of the encoder.
-        depths: Convolutions of each stage.
-
     Raises:
         ValueError: ``widths`` and ``depths`` are of different lengths.
 
@@ -384,12 +380,7 @@ def _made_head(kind: Kind, before: int, channels: int) -> nn.Module:
 
 
 def heads(outputs: Mapping[Kind, int], width: int = WIDTHS[0]) -> list[Head]:
-    """Return one maker of a head per task, those of :class:`SegNetNetwork`.
-
-    Args:
-        outputs: Channels of each task's output, by kind.
-        width: Channels of z.
-    """
+    """Return one maker of a head per task, those of :class:`SegNetNetwork`."""
     return [partial(_made_head, kind, width, channels) for kind, channels in outputs.items()]
 
 

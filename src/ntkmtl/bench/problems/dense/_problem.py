@@ -152,9 +152,6 @@ def clean_split(count: int) -> tuple[Tensor, Tensor]:
     is so in one of the two, but for the ends of blocks. Of fewer than 80 frames the last tenth is
     for validation.
 
-    Args:
-        count: Number of frames, at least 2.
-
     Raises:
         ValueError: There are fewer.
 
@@ -399,11 +396,7 @@ class DenseProblem(RowsProblem):
         return [kinds[position] for position in positions(self.tasks, tasks)]
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialized network.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a freshly initialized network."""
         outputs = {kind: self._kinds[kind] for kind in self._chosen(tasks)}
         widths, depths = self._part.widths, self._part.depths
         if self._choice is None:
@@ -413,11 +406,7 @@ class DenseProblem(RowsProblem):
     def losses(
         self, outputs: Sequence[Tensor], batch: ImageBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return cross-entropy, absolute error and one minus the cosine, over labeled pixels.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return cross-entropy, absolute error and one minus the cosine, over labeled pixels."""
         chosen = self._chosen(tasks)
         one_output_per_task(outputs, range(len(chosen)))
         return {

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +17,8 @@ from ntkmtl.bench.problems._arrays import (
     write_array,
     write_manifest,
 )
+from ntkmtl.bench.problems._decoding import NOTE, ArrayLayout, decode_samples
 from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
-from ntkmtl.files import parse_json, read_bytes, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,9 +78,9 @@ class Layout:
         return replace(self, least=-math.inf, most=math.inf, longest=math.inf, shortest=0.0)
 
     @property
-    def arrays(self) -> dict[str, tuple[type[np.generic], tuple[int, ...]]]:
+    def arrays(self) -> ArrayLayout:
         """Type of each array and its shape without the frames."""
-        found: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+        found: ArrayLayout = {
             "images": (np.uint8, (*self.size, 3)),
             "labels": (np.int8, self.size),
             "depths": (np.float32, self.size),
@@ -109,6 +106,12 @@ class Frame:
     label: NDArray[np.int8]
     depth: NDArray[np.float32]
     normal: NDArray[np.float16] | None = None
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Its part of each array."""
+        parts = self.image, self.label, self.depth, self.normal
+        return dict(zip(("images", "labels", "depths", "normals"), parts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -202,13 +205,6 @@ def prepare_frames(
 
     If it is stopped, the next call continues from there.
 
-    Args:
-        source: The frames.
-        layout: What they are like.
-        folder: Where the arrays go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
     Returns:
         One line on what was made.
 
@@ -223,7 +219,16 @@ def prepare_frames(
             "frames; there must be some of both"
         )
     partial.mkdir(exist_ok=True)
-    _decode(source, names, layout, partial, progress)
+    decode_samples(
+        partial,
+        [layout.kind, str(source.path.resolve()), source.key],
+        names,
+        layout.arrays,
+        lambda name: source.read(name).arrays,
+        progress,
+        "frames",
+        EVERY,
+    )
     found = _implausible(layout, partial, source.path)
     facts = {
         **source.facts,
@@ -234,53 +239,12 @@ def prepare_frames(
         "names": list(names),
     }
     write_manifest(partial, layout.kind, list(layout.arrays), facts)
-    (partial / "progress.json").unlink(missing_ok=True)
+    (partial / NOTE).unlink(missing_ok=True)
     publish(partial, folder)
     return (
         f"{len(source.training):,} training and {len(source.testing):,} test frames in {folder}"
         + (f"; normals are {facts['normals']}" if layout.normals else "")
     )
-
-
-def _decode(
-    source: Source,
-    names: Sequence[str],
-    layout: Layout,
-    partial: Path,
-    progress: Callable[[str], None],
-) -> None:
-    note = partial / "progress.json"
-    listing = json.dumps([layout.kind, str(source.path.resolve()), source.key, names])
-    key = hashlib.sha256(listing.encode()).hexdigest()
-    paths = {name: partial / f"{name}.npy" for name in layout.arrays}
-    done = _done(note, key, list(paths.values()))
-    if done:
-        progress(f"continuing after {done:,} frames")
-        arrays: dict[str, Any] = {
-            name: np.lib.format.open_memmap(path, mode="r+") for name, path in paths.items()
-        }
-    else:
-        note.unlink(missing_ok=True)
-        arrays = {
-            name: np.lib.format.open_memmap(
-                paths[name], mode="w+", dtype=dtype, shape=(len(names), *shape)
-            )
-            for name, (dtype, shape) in layout.arrays.items()
-        }
-    for row in range(done, len(names)):
-        frame = source.read(names[row])
-        arrays["images"][row] = frame.image
-        arrays["labels"][row] = frame.label
-        arrays["depths"][row] = frame.depth
-        if layout.normals:
-            arrays["normals"][row] = frame.normal
-        if (row + 1) % EVERY == 0 or row + 1 == len(names):
-            for name, array in arrays.items():
-                array.flush()
-                with paths[name].open("rb") as file:
-                    os.fsync(file.fileno())
-            write_json(note, {"key": key, "done": row + 1})
-            progress(f"{row + 1:,} of {len(names):,} frames decoded")
 
 
 MANY = 20
@@ -341,17 +305,6 @@ def _implausible_depths(layout: Layout, depths: Any, known: Any) -> list[str]:
                 f"{below:.4g} in the lower half and {above:.4g} in the upper: are they depths?"
             )
     return said
-
-
-def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
-    """Return how many frames an earlier call has decoded, 0 if it was of other frames."""
-    if not (note.is_file() and all(path.is_file() for path in paths)):
-        return 0
-    try:
-        found = parse_json(read_bytes(note))
-        return int(found["done"]) if found["key"] == key else 0
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
 
 
 # ------------------------------------------------------------------------------------------------

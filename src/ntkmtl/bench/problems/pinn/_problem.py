@@ -137,42 +137,26 @@ class PINN(Problem):
         return tuple(points.index_select(0, indices) for points in self._splits[split])
 
     def model(self, tasks: Sequence[str] | None = None) -> Solver:
-        """Build a freshly initialized network.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a freshly initialized network."""
         return Solver(self, positions(self.tasks, tasks))
 
     def losses(
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return the mean squared residual of each condition.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return the mean squared residual of each condition."""
         found = self.task_residuals(outputs, batch, tasks)
         return {name: residual.square().mean() for name, residual in found.items()}
 
     def task_residuals(
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return the residuals of each condition.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return the residuals of each condition."""
         columns = positions(self.tasks, tasks)
         one_output_per_task(outputs, columns)
         return {self.tasks[c]: output for c, output in zip(columns, outputs, strict=True)}
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
-        """Return the relative L2 error in percent, and the root mean squares of residuals.
-
-        Raises:
-            ValueError: The network has not as many outputs as there are tasks.
-        """
+        """Return the relative L2 error in percent, and the root mean squares of residuals."""
         columns = positions(self.tasks, tasks)
         outputs = model.predict(model.represent(self._splits[split]))
         one_output_per_task(outputs, columns)

@@ -47,9 +47,6 @@ class Skeleton(NamedTuple):
 def read_smiles(smiles: str) -> Skeleton:
     """Read a SMILES of C, N, O and F without aromatic (lower-case) atoms.
 
-    Args:
-        smiles: The SMILES, read by RDKit.
-
     Raises:
         ValueError: RDKit cannot read it, or it has other or aromatic atoms.
         MissingExtraError: RDKit is not installed.

@@ -122,14 +122,7 @@ class MessagePassingNetwork(MultiTaskModel):
 
 
 class AtomStates(nn.Module):
-    """The first part of a :class:`MessagePassingNetwork`: embedding and message passing.
-
-    Args:
-        embed: The linear embedding.
-        convolve: The edge-conditioned convolution.
-        update: The gated recurrent unit.
-        rounds: Rounds of message passing.
-    """
+    """The first part of a :class:`MessagePassingNetwork`: embedding and message passing."""
 
     def __init__(
         self, embed: nn.Linear, convolve: _EdgeConvolution, update: nn.GRUCell, rounds: int
@@ -144,12 +137,7 @@ class AtomStates(nn.Module):
 
 
 class MoleculeReadout(nn.Module):
-    """The second part of a :class:`MessagePassingNetwork`: the readout and the last linear layer.
-
-    Args:
-        readout: The set-to-set readout.
-        last: The linear layer.
-    """
+    """The second part of a :class:`MessagePassingNetwork`: readout and last linear layer."""
 
     def __init__(self, readout: _Set2Set, last: nn.Linear) -> None:
         super().__init__()

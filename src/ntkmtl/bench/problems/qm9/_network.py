@@ -126,10 +126,6 @@ def backbone(width: int, hidden: int) -> Backbone:
     mean over a molecule's atoms: of the numbers that describe them, and after the first stage of
     their states. So molecules do not see each other, however far they are padded.
 
-    Args:
-        width: Width of an atom's state and of z.
-        hidden: Width of the network that makes matrices of edges.
-
     Example:
         >>> from ntkmtl.bench.problems.qm9 import random_molecules
         >>> trunk = backbone(8, hidden=16)

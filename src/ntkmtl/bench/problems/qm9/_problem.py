@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
     SPLITS,
-    ColumnsProblem,
     chosen_recipe,
     enough,
     fewer,
@@ -29,7 +28,7 @@ from ntkmtl.bench.problems._supervised import (
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
+from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 from ntkmtl.bench.problems.qm9._network import (
     Graphs,
@@ -41,10 +40,9 @@ from ntkmtl.bench.problems.qm9._network import (
 from ntkmtl.bench.problems.qm9._store import HOW, load_said
 from ntkmtl.bench.problems.qm9._units import RANGES
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
+from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
 
 __all__ = ["PARTS", "QM9", "Graphs", "MoleculeBatch", "Targets", "graphs"]
-
-Targets = Literal["standardised", "raw"]
 
 MODEL_VERSION = "message-passing 1"
 """Changes with everything in features, network and losses that changes a trained network."""
@@ -155,7 +153,7 @@ def _load(folder: Path, changed: int) -> _Loaded:
     return _Loaded(molecules, sha256, accepted, shuffled("qm9 split", molecules.index.tolist()))
 
 
-class QM9(ColumnsProblem):
+class QM9(PropertiesProblem):
     """11 properties of molecules, with the field's message-passing network.
 
     The split is random and fixed. Losses are mean squared errors; metrics are mean absolute errors
@@ -210,11 +208,6 @@ class QM9(ColumnsProblem):
             ),
         ),
     }
-    tasks: tuple[str, ...] = tuple(target.task for target in TARGETS)
-    metrics: tuple[Metric, ...] = tuple(
-        Metric(target.task, task=target.task, unit=target.unit, label=target.label)
-        for target in TARGETS
-    )
     # The row STL of the paper's Table 3; it moves the learning rate of the recipe paper, no metric.
     reference: tuple[float, ...] | None = (
         *(0.060, 0.156, 60.54, 51.22, 0.419, 3.08, 39.3, 42.9, 41.7, 43.1, 0.061),
@@ -231,24 +224,13 @@ class QM9(ColumnsProblem):
     ) -> None:
         self.recipe = chosen_recipe(self.recipes, recipe)
         self._architecture = choose(architecture, architecture_options)
-        if targets not in get_args(Targets):
-            known = " or ".join(map(repr, get_args(Targets)))
-            raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
+        self._choose(targets)
         self._part = PARTS[recipe]
-        self._targets = targets
         folder = data_folder("qm9", data)
         self._molecules, self._sha256, self._accepted, order = _load(folder, last_change(folder))
         self._rows, self._split_said = self._split(order, recipe, folder, split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
-        properties = torch.from_numpy(np.array(self._molecules.targets))
-        if targets == "standardised":
-            training = properties[self._rows["train"]]
-            self._center, self._scale = training.mean(0), training.std(0, correction=0)
-        else:
-            self._center, self._scale = torch.zeros(11).double(), torch.ones(11).double()
-        self._properties = properties
-        self._labels = ((properties - self._center) / self._scale).float()
-        self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
+        self._labels = self._scaled(torch.from_numpy(np.array(self._molecules.targets)))
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
             self.model()
@@ -299,9 +281,6 @@ class QM9(ColumnsProblem):
 
         See :class:`~ntkmtl.bench.problems.qm9.MessagePassingNetwork`; other architectures are over
         its trunk.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
         """
         count, part = len(positions(self.tasks, tasks)), self._part
         if self._architecture.name == "hard":
@@ -310,24 +289,10 @@ class QM9(ColumnsProblem):
             backbone(part.width, part.hidden), [partial(head, part.width)] * count
         )
 
-    @staticmethod
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean squared error of a task."""
-        return functional.mse_loss(outputs, labels)
-
-    @staticmethod
-    def labels(batch: MoleculeBatch) -> Tensor:
-        """Return the targets of a batch, shape (b, 11)."""
-        return batch.targets
-
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return the mean absolute errors in the units of :attr:`metrics`.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
+        """Return the mean absolute errors in the units of :attr:`metrics`."""
         rows = self._rows[split]
         # Molecules of like size together: less padding.
         rows = rows[torch.from_numpy(self._molecules.atoms[rows.numpy()]).argsort(stable=True)]
@@ -337,24 +302,6 @@ class QM9(ColumnsProblem):
             predicted = output.double() * self._scale[columns] + self._center[columns]
             total += (predicted - self._properties[some][:, columns]).abs().sum(0)
         return total / len(rows) * self._unit[columns]
-
-    def predictions(
-        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
-    ) -> dict[str, Prediction]:
-        """Return properties in the units of :attr:`metrics`."""
-        return {
-            self.tasks[column]: Prediction(
-                (output.double() * self._scale[column] + self._center[column]) * self._unit[column]
-            )
-            for column, output in zip(positions(self.tasks, tasks), outputs, strict=True)
-        }
-
-    def truth(
-        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return properties in the units of :attr:`metrics`."""
-        rows = self._properties[self._rows[split][indices]] * self._unit
-        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
     def sample(self, split: Split, index: int) -> Sample:
         """Return a molecule, called by its GDB index."""

@@ -58,9 +58,6 @@ def wrong_units(molecules: Molecules) -> list[str]:
 
     A range alone lets energies in hartree pass as eV, so values are also judged by what they are
     per atom, per bond, or for the places of the atoms.
-
-    Args:
-        molecules: Finite molecules whose counts fit each other.
     """
     targets = dict(zip(COLUMNS, molecules.targets.T, strict=True))
     said = _out_of_range(molecules, targets)

@@ -82,14 +82,7 @@ class MoleculeNet(MultiTaskModel):
         return refined
 
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-        """Return k outputs of shape (b, 1).
-
-        Args:
-            features: z of shape (b, d), or one view of z per head.
-
-        Raises:
-            ValueError: There are not as many views as heads.
-        """
+        """Return k outputs of shape (b, 1)."""
         if isinstance(features, Tensor):
             return [head(features) for head in self.heads]
         if len(features) != len(self.heads):
@@ -115,10 +108,6 @@ def backbone(features: int, whole: int) -> Backbone:
     """Return the trunk of :class:`MoleculeNet` for architectures, as one stage.
 
     Gates read the numbers that describe the whole molecule.
-
-    Args:
-        features: Numbers that describe a heavy atom.
-        whole: Numbers that describe a whole molecule.
     """
     return Backbone(
         partial(_trunk, features, whole), widths=(REPRESENTATION,), gate=_whole, gate_width=whole

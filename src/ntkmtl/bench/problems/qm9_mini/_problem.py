@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
-    RowsProblem,
-    evaluating,
     fitted,
-    moved,
-    one_output_per_task,
     positions,
 )
 from ntkmtl.bench.problems.architectures import choose
-from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
+from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
-from ntkmtl.bench.problems.qm9_mini._data import SPLITS, TARGETS, read
+from ntkmtl.bench.problems.qm9_mini._data import SPLITS, read
 from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
 from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet, backbone
+from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
 
 __all__ = ["QM9Mini", "Targets"]
-
-Targets = Literal["standardised", "raw"]
 
 MODEL_VERSION = "molecule-net 1"
 """Changes with everything in features, network and losses that changes a trained network."""
@@ -62,7 +56,7 @@ def _inputs(training: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor, 
     return atoms, mask, places, shells, whole
 
 
-class QM9Mini(RowsProblem):
+class QM9Mini(PropertiesProblem):
     """11 properties of 4,000 molecules drawn at random from QM9.
 
     3,000 molecules are for training, 500 for validation, 500 for testing, by their order in the
@@ -99,11 +93,6 @@ class QM9Mini(RowsProblem):
 
     name: ClassVar[str] = "qm9-mini"
     summary: ClassVar[str] = PROBLEMS["qm9-mini"].summary
-    tasks: tuple[str, ...] = tuple(target.task for target in TARGETS)
-    metrics: tuple[Metric, ...] = tuple(
-        Metric(target.task, task=target.task, unit=target.unit, label=target.label)
-        for target in TARGETS
-    )
     recipe: Recipe = Recipe(
         epochs=25,
         batch_size=60,
@@ -124,13 +113,9 @@ class QM9Mini(RowsProblem):
         split: str | None = None,
     ) -> None:
         self._architecture = choose(architecture, architecture_options)
-        if targets not in get_args(Targets):
-            known = " or ".join(map(repr, get_args(Targets)))
-            raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
-        self._targets = targets
+        self._choose(targets)
         prepared = _prepare()
         self._sha256 = prepared.sha256
-        self._properties = prepared.properties
         self._rows = {name: torch.arange(*SPLITS[name]) for name in get_args(Split)}
         self._split_said: object = {name: list(rows) for name, rows in SPLITS.items()}
         if split is not None:
@@ -144,13 +129,7 @@ class QM9Mini(RowsProblem):
                     f"scale those of all, found {self.size('train')}"
                 )
             self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
-        training = self._properties[self._rows["train"]]
-        if targets == "standardised":
-            self._center, self._scale = training.mean(0), training.std(0, correction=0)
-        else:
-            self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
-        self._unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
-        labels = ((self._properties - self._center) / self._scale).float()
+        labels = self._scaled(prepared.properties)
         self._all = FeatureBatch(*_inputs(tuple(self._rows["train"].tolist())), labels)
         # Settings that do not fit are refused now, at no cost.
         with torch.device("meta"):
@@ -172,11 +151,7 @@ class QM9Mini(RowsProblem):
         return FeatureBatch(*(part.index_select(0, rows) for part in self._all))
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialized :class:`MoleculeNet`, or another architecture over its trunk.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a new :class:`MoleculeNet`, or another architecture over its trunk."""
         columns = positions(self.tasks, tasks)
         sizes = self._all.atoms.shape[-1], self._all.whole.shape[-1]
         if self._architecture.name == "hard":
@@ -186,61 +161,15 @@ class QM9Mini(RowsProblem):
             trunk, [partial(nn.Linear, trunk.widths[-1], 1) for _ in columns]
         )
 
-    def losses(
-        self, outputs: Sequence[Tensor], batch: FeatureBatch, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor | None]:
-        """Return the mean squared error of each task.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
-        labels = torch.split(batch.targets, 1, dim=1)
-        return {
-            self.tasks[column]: functional.mse_loss(output, labels[column])
-            for column, output in zip(columns, outputs, strict=True)
-        }
-
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return the mean absolute errors in the units of :attr:`metrics`.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
-        columns = positions(self.tasks, tasks)
+        """Return the mean absolute errors in the units of :attr:`metrics`."""
         rows = self._rows[split]
-        with evaluating(model):
-            outputs = model.predict(model.represent(moved(self._take(rows), model)))
-        one_output_per_task(outputs, columns)
-        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
-        order = sorted(range(len(columns)), key=columns.__getitem__)
-        columns = [columns[position] for position in order]
-        predicted = torch.cat([outputs[position] for position in order], dim=1).cpu().double()
-        predicted = predicted * self._scale[columns] + self._center[columns]
+        columns, (outputs,) = self._predicted(model, rows, len(rows), tasks)
+        predicted = outputs[..., 0].double() * self._scale[columns] + self._center[columns]
         error = (predicted - self._properties[rows][:, columns]).abs().mean(0)
         return error * self._unit[columns]
-
-    def predictions(
-        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
-    ) -> dict[str, Prediction]:
-        """Return properties in the units of :attr:`metrics`."""
-        return {
-            self.tasks[column]: Prediction(
-                (output.squeeze(1).double() * self._scale[column] + self._center[column])
-                * self._unit[column]
-            )
-            for column, output in zip(positions(self.tasks, tasks), outputs, strict=True)
-        }
-
-    def truth(
-        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Return properties in the units of :attr:`metrics`."""
-        rows = self._properties[self._rows[split][indices]] * self._unit
-        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
     def sample(self, split: Split, index: int) -> Sample:
         """Return a molecule, called by its GDB index."""

@@ -164,11 +164,6 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
 
     The columns of ``table`` are taken out of it one by one: a large table is not held twice.
 
-    Args:
-        table: What was read.
-        roles: What columns are for.
-        reading: How strings are read.
-
     Raises:
         TableError: A column is not there, or cannot be what it is asked to be.
     """

@@ -26,11 +26,6 @@ def leaks(features: Sequence[Feature], targets: Sequence[Target], rows: Array) -
     Told are features that are equal to the target, rise or fall with it without exception, as its
     logarithm or its classes do, and those whose every level, each of several rows, has one value of
     the target.
-
-    Args:
-        features: The columns.
-        targets: What is predicted.
-        rows: Positions of the rows with a label.
     """
     rows = rows[:: max(1, len(rows) // ROWS)][:ROWS]
     for target in targets:

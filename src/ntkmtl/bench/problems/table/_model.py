@@ -15,12 +15,7 @@ __all__ = ["TableNet", "backbone", "layers"]
 
 
 class ResidualBlock(nn.Module):
-    """z plus a perceptron of z with one hidden layer: what is linear passes by.
-
-    Args:
-        width: Width of z and of the hidden layer.
-        dropout: Probability of dropping an entry of the hidden layer.
-    """
+    """z plus a perceptron of z with one hidden layer: what is linear passes by."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -76,7 +71,7 @@ class TableNet(MultiTaskModel):
     Example:
         >>> import torch
         >>> network = TableNet(inputs=3, outputs=[1, 4], width=8)
-        >>> z = network.represent(Batch(torch.zeros(5, 3), ()))
+        >>> z = network.represent(RowBatch(torch.zeros(5, 3), ()))
         >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
         (torch.Size([5, 8]), [(5, 1), (5, 4)])
     """
@@ -99,14 +94,7 @@ class TableNet(MultiTaskModel):
         return features
 
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-        """Return one output of shape (b, size) per head.
-
-        Args:
-            features: z of shape (b, width), or one view of z per head.
-
-        Raises:
-            ValueError: There are not as many views as heads.
-        """
+        """Return one output of shape (b, size) per head."""
         if isinstance(features, Tensor):
             return [head(features) for head in self.heads]
         if len(features) != len(self.heads):

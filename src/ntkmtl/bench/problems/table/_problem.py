@@ -256,11 +256,7 @@ class Table(Problem):
         )
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialized network: :class:`TableNet`, or another architecture over it.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a new :class:`TableNet`, or another architecture over it."""
         outputs = [self._fitted.targets[place].size for place in positions(self.tasks, tasks)]
         inputs, width = len(self._fitted.inputs), int(self._network["width"])
         depth, dropout = int(self._network["depth"]), self._network["dropout"]
@@ -274,11 +270,7 @@ class Table(Problem):
     def losses(
         self, outputs: Sequence[Tensor], batch: RowBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return each task's mean squared error or cross-entropy over the rows with a label.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return each task's mean squared error or cross-entropy over the rows with a label."""
         chosen = positions(self.tasks, tasks)
         if len(outputs) != len(chosen):
             raise ValueError(f"{len(outputs)} outputs for {len(chosen)} tasks")
@@ -305,11 +297,7 @@ class Table(Problem):
     def evaluate(
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
-        """Return root mean squared errors in the targets' units, or macro F1 scores, per task.
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
-        """
+        """Return root mean squared errors in the targets' units, or macro F1 scores, per task."""
         chosen = positions(self.tasks, tasks)
         outputs = self._outputs(model, split, len(chosen))
         values = {}

@@ -100,10 +100,6 @@ def shorten(text: object, length: int = 60) -> str:
 def require_memory(size: float, what: str) -> None:
     """Refuse what will not fit into memory.
 
-    Args:
-        size: Bytes that it needs.
-        what: The subject of the error's sentence.
-
     Raises:
         TableError: More than four fifths of the available memory is needed.
     """

@@ -35,10 +35,6 @@ PENALTIES = 10.0 ** np.arange(-3, 5, 0.5)
 def references(data: PreparedTable, split: Split = "test") -> dict[str, Tensor]:
     """Return the metrics of simple models by name, on the inputs that the networks get.
 
-    Args:
-        data: The table.
-        split: The rows to judge on.
-
     Returns:
         For each of :data:`REFERENCES` float64 of shape (number of targets,).
 

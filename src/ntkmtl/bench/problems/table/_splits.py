@@ -44,12 +44,6 @@ class Shares:
 def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Split, Array]:
     """Return the positions of each split's rows.
 
-    Args:
-        path: The file, for messages.
-        typed: The table.
-        kept: Positions of the rows that have a label.
-        shares: How rows are shared out.
-
     Raises:
         TableError: A split has too few rows.
     """

@@ -79,21 +79,13 @@ class XTB(Problem):
         return ForceBatch(*(part.index_select(0, indices) for part in self._data.splits[split]))
 
     def model(self, tasks: Sequence[str] | None = None) -> Potential:
-        """Build a freshly initialized network.
-
-        Raises:
-            ValueError: A task is unknown or named twice.
-        """
+        """Build a freshly initialized network."""
         return Potential([TASKS[i] for i in positions(TASKS, tasks)], self._offset)
 
     def losses(
         self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
-        """Return the mean squared error of each task.
-
-        Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
-        """
+        """Return the mean squared error of each task."""
         names = [TASKS[i] for i in positions(TASKS, tasks)]
         one_output_per_task(outputs, list(range(len(names))))
         return {
@@ -104,11 +96,7 @@ class XTB(Problem):
     def task_residuals(
         self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return the errors of each task, of padded atoms none.
-
-        Raises:
-            ValueError: A task is unknown.
-        """
+        """Return the errors of each task, of padded atoms none."""
         names = [TASKS[i] for i in positions(TASKS, tasks)]
         errors = {n: output - getattr(batch, n) for n, output in zip(names, outputs, strict=True)}
         real = batch.mask > 0
@@ -121,11 +109,7 @@ class XTB(Problem):
         return torch.stack([atoms if n in ("forces", "charges") else ones for n in names])
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
-        """Return the mean absolute errors in the units of :attr:`metrics`.
-
-        Raises:
-            ValueError: The network has not as many outputs as there are tasks.
-        """
+        """Return the mean absolute errors in the units of :attr:`metrics`."""
         names = [TASKS[i] for i in positions(TASKS, tasks)]
         training = model.training
         model.eval()
