@@ -149,6 +149,30 @@ def test_sample_weights_of_0_are_no_labels() -> None:
     )
 
 
+def test_a_batch_without_any_label_is_left_out() -> None:
+    one = compiled("ls")
+    before = one.get_weights()
+    fit(one, sample_weight=dict.fromkeys(tasks.TASKS, np.zeros(32)))
+    assert all(np.array_equal(a, b) for a, b in zip(before, one.get_weights(), strict=True))
+
+
+def test_an_output_with_no_loss_is_no_task() -> None:
+    pair = [model(kind) for kind in (BalancedModel, keras.Model)]
+    for one, options in zip(pair, ({"balancer": Balancer("ls")}, {}), strict=True):
+        one.compile(keras.optimizers.Adam(1e-2), loss={"small": "mse", "large": None}, **options)
+        fit(one)
+    assert_same(*pair)
+
+
+def test_a_compute_loss_that_would_be_ignored_is_refused() -> None:
+    class Own(BalancedModel):
+        def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * super().compute_loss(*args, **kwargs)
+
+    with pytest.raises(TypeError, match=r"Own\.compute_loss returns one loss"):
+        model(Own).compile("adam", loss=dict.fromkeys(tasks.TASKS, "mse"), balancer=Balancer())
+
+
 def test_a_frozen_trunk_has_nothing_to_balance() -> None:
     one = model()
     one.layers[1].trainable = False

@@ -227,6 +227,84 @@ def test_errors() -> None:
         module.balance(losses)
 
 
+class Twice(Manual):
+    """Calls balance for two sets of losses before it runs the first backward pass."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        first = self.balance(self.compute_losses(batch))
+        self.balance(self.compute_losses(batch))
+        self.manual_backward(first)
+
+
+class Changed(Module):
+    """Returns something else than ``balance`` did."""
+
+    change: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return type(self).change(super().training_step(batch, batch_idx), self)
+
+
+class Term(Changed):
+    @staticmethod
+    def change(total: Any, module: Any) -> Any:
+        return total + sum(p.square().sum() for p in module.net.parameters())
+
+
+class Factor(Changed):
+    @staticmethod
+    def change(total: Any, module: Any) -> Any:
+        return 0.5 * total
+
+
+class OtherLoss(Changed):
+    @staticmethod
+    def change(total: Any, module: Any) -> Any:
+        return next(module.parameters()).sum()
+
+
+@pytest.mark.parametrize("kind", [Twice, Term, Factor, OtherLoss])
+def test_what_would_be_lost_is_refused(kind: type[Module]) -> None:
+    with pytest.raises(ValueError, match="is not the sum of the losses that was kept"):
+        fit(kind("ls"), max_epochs=1)
+
+
+def test_a_further_term_is_given_as_extra() -> None:
+    class Extra(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            term = sum(p.square().sum() for p in self.net.parameters())
+            return self.balance(self.compute_losses(batch), extra=term)
+
+    class PlainExtra(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            term = sum(p.square().sum() for p in self.net.parameters())
+            return super().training_step(batch, batch_idx) + term
+
+    ours, plain = (tasks.seeded(lambda kind=kind: kind("ls")) for kind in (Extra, PlainExtra))
+    for module in (ours, plain):
+        fit(module)
+    assert_same(weights_of(ours), weights_of(plain))
+
+
+def test_balance_gives_the_sum_in_validation() -> None:
+    class Validated(Module):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("validation", self.balance(self.compute_losses(batch)))
+
+    module, data = Validated(), DataLoader(TensorDataset(*tasks.data()), 8)
+    trainer = pl.Trainer(**{**QUIET, "max_epochs": 1})
+    trainer.fit(module, data, data)
+    expected = sum(module.compute_losses(tasks.data()).values())
+    assert float(trainer.callback_metrics["validation"]) == pytest.approx(float(expected))
+
+
+def test_a_module_that_is_compiled_whole() -> None:
+    ours, plain = (tasks.seeded(lambda kind=kind: kind("ls")) for kind in (Module, Plain))
+    fit(torch.compile(ours, backend="aot_eager"), accumulate_grad_batches=2)
+    fit(plain, accumulate_grad_batches=2)
+    assert_same(weights_of(ours), weights_of(plain))
+
+
 def test_a_frozen_trunk_has_nothing_to_balance() -> None:
     module = Module()
     module.net.trunk.requires_grad_(False)

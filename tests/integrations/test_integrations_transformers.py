@@ -162,6 +162,26 @@ def test_errors(tmp_path: Path) -> None:
         )
 
 
+def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
+    class Term(Model):
+        def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
+            outputs = super().forward(*args, **kwargs)
+            return {**outputs, "loss": outputs["loss"] + 1e4}
+
+    with pytest.raises(ValueError, match=r"where the sum of outputs\['losses'\] is"):
+        trainer("ls", tmp_path, model=Term()).train()
+
+    class Added(BalancedTrainer):
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            found = super().compute_loss(model, *args, **kwargs)
+            return found + sum(p.square().sum() for p in model.parameters())
+
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+    one = Added(Model(), arguments, train_dataset=dataset(), balancer=Balancer("ls"))
+    with pytest.raises(ValueError, match="is not the sum of the losses that was kept"):
+        one.train()
+
+
 def train_in_two(rank: int, folder: Path, method: str, unused: bool) -> None:
     one = trainer(
         method,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import ntkmtl
@@ -195,6 +197,26 @@ def constants(**weights: float) -> ConstantWeights:
 )
 def test_the_line_of_each_tool(form: str, weights: dict[str, float], line: str) -> None:
     assert constants(**weights).as_text(form) == line
+
+
+AWKWARD = {"no": 1.5, "y": 0.5, "it's": 1e-5, 'say "a"': 2e-7, "größe 😀": 12345678.0, "Null": 1.0}
+
+
+@pytest.mark.parametrize("form", ["yaml", "lightning", "python", "keras"])
+def test_awkward_names_and_small_numbers_are_read_back(form: str) -> None:
+    line = constants(**AWKWARD).as_text(form)
+    if form in ("yaml", "lightning"):
+        found = yaml.safe_load(line)
+        found = (found["model"] if form == "lightning" else found)["loss_weights"]
+    else:
+        found = ast.literal_eval(line.partition("=")[2].strip())
+    assert found == pytest.approx(AWKWARD, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b", 'a"'])
+def test_a_name_that_key_value_cannot_hold_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="take the format python or yaml"):
+        constants(**{name: 1.0}).as_text("key=value")
 
 
 def test_every_format_is_tested() -> None:

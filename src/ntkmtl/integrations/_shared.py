@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl.balance import Balancer, BalanceResult
 from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
 
-__all__ = ["holding", "record_of", "require_balancer"]
+__all__ = ["holding", "record_of", "require_balancer", "require_same_sum"]
 
 
 def record_of(balancer: Balancer, losses: Losses, result: BalanceResult) -> dict[str, Tensor]:
@@ -58,6 +58,35 @@ def holding(balancer: Balancer) -> Iterator[None]:
             yield
     else:
         yield
+
+
+def require_same_sum(loss: Tensor, total: Tensor, factors: int, remedy: str) -> None:
+    """Refuse a loss that is more than the sum that was kept for the balanced backward pass.
+
+    The balanced pass starts from the losses themselves, so a term that was added to their sum, or
+    a factor, would be lost without a word.
+
+    Args:
+        loss: What the framework asks the backward pass of.
+        total: The sum of the losses.
+        factors: How many products and quotients with numbers the framework makes of the sum.
+        remedy: What to do, for the error.
+
+    Raises:
+        ValueError: There is something between them.
+    """
+    node, end, found = loss.grad_fn, total.grad_fn, 0
+    if end is None:  # a parameter is the loss: nothing is known of the way to it
+        return
+    while node is not end:
+        parents = [] if node is None else [n for n, _ in node.next_functions if n is not None]
+        found += node is not None and node.name().startswith(("Mul", "Div"))
+        if len(parents) != 1 or found > factors:
+            raise ValueError(
+                "the loss to run the backward pass of is not the sum of the losses that was kept "
+                f"for it, and what was added to the sum or made of it would be lost; {remedy}"
+            )
+        node = parents[0]
 
 
 def require_balancer(found: object, where: str) -> Balancer:

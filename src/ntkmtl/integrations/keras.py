@@ -70,13 +70,14 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
             *args: As for ``keras.Model.compile``, from the optimizer.
             balancer: Weighs the losses; None for the plain sum, as for a model that is loaded to
                 predict.
-            loss: Loss of each output, a dict.
+            loss: Loss of each output, a dict; None for an output that is not trained.
             **kwargs: As for ``keras.Model.compile``.
 
         Raises:
             ValueError: ``loss_weights`` are given, or the method learns weights by an optimizer of
                 PyTorch.
-            TypeError: ``loss`` is no dict, or ``balancer`` no Balancer.
+            TypeError: ``loss`` is no dict, ``balancer`` no Balancer, or the class has a
+                ``compute_loss`` of its own.
         """
         super().compile(*args, loss=loss, **kwargs)
         # In a tuple, so that Keras does not look for layers in it.
@@ -87,6 +88,12 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         self.balancer = require_balancer(balancer, "balancer")
         if not isinstance(loss, Mapping):
             raise TypeError(f"loss must be a dict with a loss for each output, found {type(loss)}")
+        if type(self).compute_loss is not keras.Model.compute_loss:
+            raise TypeError(
+                f"{type(self).__name__}.compute_loss returns one loss, where the losses of the "
+                "outputs are balanced and it would be ignored; give losses by compile(loss=...), "
+                "and further terms by add_loss"
+            )
         if kwargs.get("loss_weights") is not None:
             raise ValueError("loss_weights would be balanced away: use Balancer(priorities=...)")
         if any(what == "optimizer" for what, _ in balancer.weighting.needs()):
@@ -94,7 +101,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
                 f"{balancer.method} learns weights by an optimizer of PyTorch, and Keras has its "
                 "own; use another method"
             )
-        self._task_losses = {name: _as_loss(one) for name, one in loss.items()}
+        self._task_losses = {name: _as_loss(one) for name, one in loss.items() if one is not None}
         self._measured: dict[str, float] = {}
 
     def train_step(self, data: Any) -> dict[str, Any]:
@@ -111,7 +118,9 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         record = record_of(self.balancer, losses, result)
         with torch.no_grad():
             variables = self.trainable_weights
-            self.optimizer.apply([v.value.grad for v in variables], variables)
+            gradients = [v.value.grad for v in variables]
+            if any(gradient is not None for gradient in gradients):  # no label, no step
+                self.optimizer.apply(gradients, variables)
             self._track_loss(x, y, y_pred, sample_weight)
         self.balancer.after_step(
             lambda: self._task_loss_values(y, self(x, training=True), sample_weight),

@@ -5,12 +5,18 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ntkmtl.balance import Balancer
 from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
 from ntkmtl.errors import missing_extra
-from ntkmtl.integrations._shared import holding, record_of, require_balancer
+from ntkmtl.integrations._shared import (
+    holding,
+    record_of,
+    require_balancer,
+    require_same_sum,
+)
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
@@ -23,6 +29,11 @@ else:
         )
 
 __all__ = ["BalancedModule"]
+
+_REMEDY = (
+    "give further terms as self.balance(losses, extra=...), factors as Balancer(priorities=...), "
+    "and call self.balance once before each backward pass"
+)
 
 
 class BalancedModule(_Base):
@@ -66,7 +77,7 @@ class BalancedModule(_Base):
     """
 
     balancer: Balancer
-    _pending: tuple[Losses, dict[str, Any]] | None = None
+    _pending: tuple[Losses, dict[str, Any], Tensor | None] | None = None
     _evaluations: int | None = None
     _seen_step: int = 0
 
@@ -98,23 +109,28 @@ class BalancedModule(_Base):
 
         Returns:
             What ``training_step`` returns, or ``manual_backward`` takes; None if no task has a
-            label, so that Lightning leaves the batch out.
+            label, so that Lightning leaves the batch out. Where gradients are off, as in
+            validation, the sum alone.
         """
         require_balancer(getattr(self, "balancer", None), "self.balancer")
         names, _ = task_names(losses)
         pairs = zip(names, in_order(losses, names), strict=True)
-        found = [read_loss(loss, name) for name, loss in pairs]
+        trains = torch.is_grad_enabled()
+        found = [read_loss(loss, name, needs_gradient=trains) for name, loss in pairs]
         means = [known[0] for known in found if known is not None]
-        self._pending = losses, options
-        return sum(means[1:], start=means[0]) if means else None
+        total = sum(means[1:], start=means[0]) if means else None
+        if trains:
+            self._pending = losses, options, total
+        return total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Run the balanced backward pass, in place of the one of the sum.
 
         Raises:
-            RuntimeError: ``loss`` was not made by :meth:`balance`.
-            ValueError: DDP is told that its graph is static, or the optimizer asks again for losses
-                of a method whose weights cannot be held.
+            RuntimeError: There was no call of :meth:`balance` before.
+            ValueError: ``loss`` is not what the last :meth:`balance` returned, DDP is told that its
+                graph is static, or the optimizer asks again for losses of a method whose weights
+                cannot be held.
         """
         if self._pending is None:
             raise RuntimeError(
@@ -131,11 +147,15 @@ class BalancedModule(_Base):
                 pass
         if self._evaluations is not None:
             self._evaluations += 1
-        (losses, options), self._pending = self._pending, None
+        (losses, options, total), self._pending = self._pending, None
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if total is not None:
+            # Lightning divides by the number of batches of a step, and a scaler multiplies.
+            factors = self.automatic_optimization + (scaler is not None)
+            require_same_sum(loss, total, factors, _REMEDY)
         if self.automatic_optimization:
             # Lightning has divided the loss that it sees by this.
             options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         result = self.balancer.backward(losses, scaler=scaler, **options)
         values = record_of(self.balancer, losses, result)
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)

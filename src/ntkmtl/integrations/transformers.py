@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.balance import Balancer
-from ntkmtl.balance._read import Losses
+from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
-from ntkmtl.integrations._shared import record_of, require_balancer
+from ntkmtl.integrations._shared import record_of, require_balancer, require_same_sum
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -24,6 +25,7 @@ except ModuleNotFoundError as error:
 __all__ = ["BalancedTrainer"]
 
 _FILE = "balancer.pt"
+_REMEDY = "put further terms among outputs['losses'], and factors into Balancer(priorities=...)"
 
 
 class BalancedTrainer(Trainer):
@@ -74,7 +76,8 @@ class BalancedTrainer(Trainer):
 
     def __init__(self, *args: Any, balancer: Balancer, **kwargs: Any) -> None:
         self.balancer = require_balancer(balancer, "balancer")
-        self._pending: Losses | None = None
+        self._pending: tuple[Losses, Tensor] | None = None
+        self._sum_checked = False
         self._batch: tuple[nn.Module, dict[str, Any]] | None = None
         self._record: dict[str, Tensor] = {}
         super().__init__(*args, **kwargs)
@@ -109,11 +112,16 @@ class BalancedTrainer(Trainer):
         """Return the sum of the losses, and keep them for the backward pass.
 
         Raises:
-            ValueError: The model does not return its losses.
+            ValueError: The model does not return its losses, or its loss is not their sum, which
+                is looked at once.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
-            self._pending = self._losses_in(outputs)
+            losses = self._losses_in(outputs)
+            if not self._sum_checked:
+                _require_sum(loss, losses)
+                self._sum_checked = True
+            self._pending = losses, loss
             self._batch = (model, inputs) if self.balancer.needs_after_step else None
         return (loss, outputs) if return_outputs else loss
 
@@ -129,11 +137,13 @@ class BalancedTrainer(Trainer):
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
         """Stand in for ``accelerator.backward(loss)``."""
-        losses, self._pending = self._pending, None
-        if losses is None:
+        pending, self._pending = self._pending, None
+        if pending is None:
             raise RuntimeError(
                 "there are no losses to balance: a compute_loss of your own must call super()"
             )
+        losses, total = pending
+        require_same_sum(loss, total, 1, _REMEDY)
         # Older Trainers have no number for a last, shorter accumulation, and divide by this.
         usual = self.args.gradient_accumulation_steps
         steps = getattr(self, "current_gradient_accumulation_steps", usual)
@@ -202,6 +212,24 @@ class BalancedTrainer(Trainer):
                 )
             self.balancer.load_state_dict(torch.load(path, weights_only=True))
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+
+def _require_sum(loss: Tensor, losses: Losses) -> None:
+    """Refuse a loss with terms or factors that the losses do not show.
+
+    Raises:
+        ValueError: It is not their sum, to what half precision leaves of one.
+    """
+    names, losses = task_names(losses)
+    pairs = zip(names, in_order(losses, names), strict=True)
+    known = [read_loss(one, name) for name, one in pairs]
+    total = sum(float(one[0].detach()) for one in known if one is not None)
+    found = float(loss.detach())
+    if math.isfinite(total) and abs(found - total) > 0.02 * max(abs(found), abs(total)):
+        raise ValueError(
+            f"outputs['loss'] is {found:.4g}, where the sum of outputs['losses'] is {total:.4g}: "
+            f"what makes the difference would be lost; {_REMEDY}"
+        )
 
 
 class _Events(TrainerCallback):

@@ -9,6 +9,11 @@ from typing import Any
 
 __all__ = ["FORMATS", "ConstantWeights"]
 
+_MACE = ("energy", "forces", "stress", "virials", "dipole", "polarizability")
+_ULTRALYTICS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")
+# What YAML 1.1 reads as a truth value or as nothing, rather than as a name.
+_YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
+
 
 @dataclass(frozen=True)
 class ConstantWeights:
@@ -62,7 +67,8 @@ class ConstantWeights:
                 they stand in the order of its target columns.
 
         Raises:
-            ValueError: The format is unknown, or the tool has no loss of that name.
+            ValueError: The format is unknown, the tool has no loss of that name, or ``key=value``
+                cannot hold it.
         """
         if form not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {form!r}")
@@ -104,17 +110,27 @@ def _number(value: float) -> str:
 
 
 def _python(weights: Mapping[str, float]) -> str:
-    pairs = ", ".join(f"{name!r}: {_number(value)}" for name, value in weights.items())
-    return "{" + pairs.replace("'", '"') + "}"
+    pairs = (
+        f"{json.dumps(name, ensure_ascii=False)}: {_number(value)}"
+        for name, value in weights.items()
+    )
+    return "{" + ", ".join(pairs) + "}"
 
 
 def _yaml_name(name: str) -> str:
-    return name if name.isidentifier() else json.dumps(name)
+    plain = name.isascii() and name.isidentifier() and name.lower() not in _YAML_WORDS
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
+def _yaml_number(value: float) -> str:
+    """Write a number that YAML 1.1 reads as one: it takes 1e-05 for a string."""
+    digits, exponent, power = _number(value).partition("e")
+    return f"{digits}.0e{power}" if exponent and "." not in digits else digits + exponent + power
 
 
 def _flow(weights: Mapping[str, float]) -> str:
-    pairs = ", ".join(f"{_yaml_name(name)}: {_number(value)}" for name, value in weights.items())
-    return "{" + pairs + "}"
+    pairs = (f"{_yaml_name(name)}: {_yaml_number(value)}" for name, value in weights.items())
+    return "{" + ", ".join(pairs) + "}"
 
 
 def _known(weights: Mapping[str, float], tool: str, names: tuple[str, ...]) -> None:
@@ -131,7 +147,7 @@ def _known(weights: Mapping[str, float], tool: str, names: tuple[str, ...]) -> N
 
 
 def _mace(weights: Mapping[str, float]) -> str:
-    _known(weights, "MACE", ("energy", "forces", "stress", "virials", "dipole"))
+    _known(weights, "MACE", _MACE)
     return " ".join(f"--{name}_weight={_number(value)}" for name, value in weights.items())
 
 
@@ -141,11 +157,22 @@ def _nequip(weights: Mapping[str, float]) -> str:
 
 
 def _ultralytics(weights: Mapping[str, float]) -> str:
-    _known(weights, "Ultralytics", ("box", "cls", "dfl", "pose", "kobj"))
+    _known(weights, "Ultralytics", _ULTRALYTICS)
     return _pairs(weights)
 
 
 def _pairs(weights: Mapping[str, float]) -> str:
+    """Write pairs of names and numbers.
+
+    Raises:
+        ValueError: A name would be read as something else.
+    """
+    unfit = [name for name in weights if any(c.isspace() or c in "='\"" for c in name)]
+    if unfit:
+        raise ValueError(
+            f"key=value has no place for blanks, quotes and = in the names {unfit}; name the tasks "
+            "otherwise, or take the format python or yaml"
+        )
     return " ".join(f"{name}={_number(value)}" for name, value in weights.items())
 
 
