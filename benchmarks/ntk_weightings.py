@@ -44,7 +44,8 @@ def gradient(model: torch.nn.Module, loss: Tensor) -> Tensor:
 def physicsnemo_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> Tensor:
     """Return sum_j n_j / n_i, with n_i the norm of the gradient of the square root of loss i."""
     norms = torch.stack([gradient(model, loss.sqrt()).norm() for loss in losses.values()])
-    return norms.sum() / norms
+    weights: Tensor = norms.sum() / norms
+    return weights
 
 
 def paddlescience_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> Tensor:
@@ -54,7 +55,8 @@ def paddlescience_weights(model: torch.nn.Module, losses: dict[str, Tensor]) -> 
     """
     gradients = torch.stack([gradient(model, loss) for loss in losses.values()])
     norms = gradients.cumsum(0).norm(dim=1)
-    return norms.sum() / norms
+    weights: Tensor = norms.sum() / norms
+    return weights
 
 
 def main() -> None:

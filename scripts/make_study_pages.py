@@ -168,7 +168,7 @@ def pages() -> dict[Path, str]:
         "![Difference of each method to the plain sum, after the same search for both, against "
         "the time of a step](images/study-costs.svg)"
     )
-    landing = f"{image}\n\n{what[0].upper()}{what[1:]}. {found.words[1]}\n[The study](study.md)."
+    landing = f"{image}\n\n{what[0].upper()}{what[1:]}: [the study](study.md)."
     study = ROOT / "docs" / "study.md"
     index = ROOT / "docs" / "index.md"
     return {

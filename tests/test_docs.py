@@ -88,13 +88,21 @@ def test_commands_on_the_pages_are_those_of_the_command_line(page: Path) -> None
 
 
 def method_pages() -> Any:
-    path = ROOT / "scripts" / "make_method_pages.py"
-    spec = importlib.util.spec_from_file_location("make_method_pages", path)
+    return script("make_method_pages")
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_pages_show_the_results_of_the_study() -> None:
+    for path, text in script("make_study_pages").pages().items():
+        assert path.read_text(encoding="utf-8") == text, "run python scripts/make_study_pages.py"
 
 
 def test_pages_of_methods_are_those_of_the_docstrings() -> None:

@@ -164,8 +164,9 @@ def test_errors(tmp_path: Path) -> None:
 
 def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
     class Term(Model):
-        def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Any]:
-            outputs = super().forward(*args, **kwargs)
+        # By name: the Trainer drops the columns that the signature does not name.
+        def forward(self, x: Tensor, small: Tensor, large: Tensor, **kwargs: Any) -> dict[str, Any]:
+            outputs = super().forward(x, small, large, **kwargs)
             return {**outputs, "loss": outputs["loss"] + 1e4}
 
     with pytest.raises(ValueError, match=r"where the sum of outputs\['losses'\] is"):
