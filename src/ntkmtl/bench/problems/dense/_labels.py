@@ -330,7 +330,7 @@ def augment(batch: ImageBatch, power: int = -1, scales: Sequence[float] = SCALES
     Example:
         >>> import torch
         >>> depth = torch.ones(1, 1, 4, 4)
-        >>> flat = Batch(torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4).long(), depth)
+        >>> flat = ImageBatch(torch.rand(1, 3, 4, 4), torch.zeros(1, 4, 4).long(), depth)
         >>> augment(flat, scales=(2.0,)).depth.unique()
         tensor([0.5000])
     """
