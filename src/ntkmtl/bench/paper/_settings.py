@@ -158,7 +158,7 @@ def listing(found: Sequence[PaperDifference]) -> list[str]:
     """Return differences as lines, with what their mark means.
 
     Example:
-        >>> listing([Difference("qm9", "width", 32, 64, said=False)])
+        >>> listing([PaperDifference("qm9", "width", 32, 64, said=False)])
         ['width: 32 here, 64 published †', '† by the published code; the paper does not say']
     """
     lines = [str(one) for one in found]

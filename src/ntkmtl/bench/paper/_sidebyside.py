@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
-    from ntkmtl.bench.paper._tables import Cell, PaperColumn
-    from ntkmtl.bench.paper._tables import PaperTable as PaperTable
+    from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable
     from ntkmtl.bench.report._table import MethodRow, SeedMean
 
 __all__ = ["FORMATS", "Entry", "Number", "SideBySide", "render", "side_by_side"]

@@ -45,7 +45,7 @@ class PaperColumn:
         """Label with an arrow in the better direction.
 
         Example:
-            >>> Column("miou", "mIoU", higher_is_better=True).head
+            >>> PaperColumn("miou", "mIoU", higher_is_better=True).head
             'mIoU ↑'
         """
         return f"{self.label} {'↑' if self.higher_is_better else '↓'}"
