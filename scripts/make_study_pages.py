@@ -169,7 +169,8 @@ def pages() -> dict[Path, str]:
         "![Difference of each method to the plain sum, after the same search for both, against "
         "the time of a step](images/study-costs.svg)"
     )
-    landing = f"{image}\n\n{what[0].upper()}{what[1:]}; methods of all problems, 95 % intervals: [the study](study.md)."
+    methods = "methods of all problems, 95 % intervals"
+    landing = f"{image}\n\n{what[0].upper()}{what[1:]}; {methods}: [the study](study.md)."
     study = ROOT / "docs" / "study.md"
     index = ROOT / "docs" / "index.md"
     return {
