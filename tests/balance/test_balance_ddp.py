@@ -25,6 +25,10 @@ CASES = [
     ("ntkmtl-sr", {"minibatches": 2, "pooling": "blockwise"}, {"minibatches": 4}),
     ("ntkmtl-tk", {"minibatches": 2}, {"minibatches": 4}),
     ("ntkmtl-auto", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl-log", {"minibatches": 2}, {"minibatches": 4}),
+    ("ntkmtl-sr", {"minibatches": 2, "log_losses": True}, {"minibatches": 4}),
+    ("nash-mtl", {"source": "representation", "log_losses": True}, {}),
+    ("nash-mtl", {"source": "exact", "log_losses": True, "weight_heads": True}, {}),
     ("ntkmtl-x", {"minibatches": 2, "weight_heads": True}, {"minibatches": 4}),
     (
         "ntkmtl-x",
@@ -55,8 +59,7 @@ CASES += [
         else {},
     )
     for name in names()
-    # ntkmtl-log takes the logarithm of each process's own loss, not of the mean over processes.
-    if name not in TRIED | RANDOM_NAMES | {"stl", "ntkmtl-log", *ALONE}
+    if name not in TRIED | RANDOM_NAMES | {"stl", *ALONE}
 ]
 MISSING = ["ls", "ntkmtl-sr", "ntkmtl", "nash-mtl"]
 RANDOM = [

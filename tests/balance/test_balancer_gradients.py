@@ -18,8 +18,7 @@ from ntkmtl.weighting import accepted_options, create, names, spec
 from placement import DTYPE
 
 METHODS = [name for name in names() if name != "stl"]
-# ntkmtl-log reads the kernel of logarithms, which this file's oracle does not; see test_ntkmtl.py.
-OF_KERNEL = [name for name in METHODS if spec(name).requires != "losses" and name != "ntkmtl-log"]
+OF_KERNEL = [name for name in METHODS if spec(name).requires != "losses"]
 OF_ENTRIES = [name for name in METHODS if spec(name).requires == "jacobian"]
 # These need more than one mini-batch, and so features to split.
 OF_MINIBATCHES = [
@@ -79,6 +78,12 @@ def assert_weighted_pair(
     assert_grads(list(case.heads.parameters()), weighted_gradients(losses, heads, on_heads))
 
 
+def slopes_of(method: str, losses: list[Tensor]) -> Tensor:
+    """Derivatives of what a method balances by the losses: of their logarithms, or 1."""
+    values = torch.stack(losses).detach()
+    return 1.0 / values if spec(method).defaults.get("log_losses") else torch.ones_like(values)
+
+
 def combined_by_hand(
     case: Case, method: str, source: str
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -86,9 +91,8 @@ def combined_by_hand(
     rule = create(method, seed=0) if method in SEEDED else create(method)
     z = case.features()
     losses = case.losses(z)
-    slopes = torch.ones(len(losses))
+    slopes = slopes_of(method, losses)
     if spec(method).defaults.get("log_losses"):
-        slopes = torch.stack([1.0 / loss.detach() for loss in losses])
         losses = [loss.log() for loss in losses]
     over = case.shared if source == "exact" else [z]
     combined, weights = rule.combine(
@@ -132,14 +136,13 @@ def test_every_method_source_and_form(
     out = step(case, balancer, form)
     fresh = make_case()
     losses = fresh.losses(fresh.features())
-    ones = torch.ones(len(losses))
     if method in OF_ENTRIES:
         expected, on_heads, weights = combined_by_hand(fresh, method, source)
         assert_grads(case.shared, expected)
         assert_grads(list(case.heads.parameters()), on_heads)
         torch.testing.assert_close(out.weights, weights, **EXACT)
         return
-    on_heads = out.weights if weight_heads else ones
+    on_heads = out.weights if weight_heads else slopes_of(method, losses)
     expected = weighted_gradients(losses, fresh.shared, out.weights)
     assert_grads(case.shared, expected)
     if method not in GUIDED:
@@ -170,8 +173,11 @@ def test_weights_are_those_of_the_oracles_kernel(method: str, source: str) -> No
         return
     shares = torch.tensor([split] * 3, dtype=torch.float64) / oracle.BATCH
     weighting = create(method, seed=0) if method in SEEDED else create(method)
-    losses = torch.stack(case.losses(z)).detach()
-    expected = weighting(ExtendedNTK(values, shares=shares), losses=losses)
+    losses = case.losses(z)
+    slopes = slopes_of(method, losses)
+    values = values * slopes[:, None, None, None] * slopes[:, None]
+    kernel = ExtendedNTK(values, shares=shares)
+    expected = slopes * weighting(kernel, losses=torch.stack(losses).detach())
     out = step(case, balancer)
     rough = {"cagrad": 1e-4, "mgda": 1e-6}.get(method, 1e-9)
     near = {**EXACT, "rtol": max(rough, EXACT["rtol"]), "atol": max(rough, EXACT["atol"])}
@@ -274,7 +280,7 @@ def test_shared_parameters_without_features(method: str, weight_heads: bool) -> 
         expected, on_heads, _ = combined_by_hand(fresh, method, "exact")
     else:
         expected = weighted_gradients(losses, fresh.shared, out.weights)
-        weights = out.weights if weight_heads else torch.ones(3)
+        weights = out.weights if weight_heads else slopes_of(method, losses)
         on_heads = weighted_gradients(losses, list(fresh.heads.parameters()), weights)
     assert_grads(case.shared, expected)
     assert_grads(list(case.heads.parameters()), on_heads)
@@ -462,11 +468,14 @@ def test_a_path_around_the_features(method: str, source: str) -> None:
     losses = skip_losses(fresh, z, hidden)
     assert_grads(case.parameters, weighted_gradients(losses, fresh.parameters, out.weights))
     if source == "exact":
+        slopes = slopes_of(method, losses)
         rows = torch.stack([oracle.flat_gradient(loss, fresh.shared) for loss in losses])
+        rows = rows * slopes[:, None]
         kernel = ExtendedNTK((rows @ rows.T).view(3, 1, 3, 1))
         weighting = create(method, seed=0) if method in SEEDED else create(method)
         rough = {"cagrad": 1e-4}.get(method, 1e-9)
-        torch.testing.assert_close(out.weights, weighting(kernel), rtol=rough, atol=rough)
+        expected = slopes * weighting(kernel)
+        torch.testing.assert_close(out.weights, expected, rtol=rough, atol=rough)
 
 
 @pytest.mark.parametrize("form", ["tensor", "branch"])

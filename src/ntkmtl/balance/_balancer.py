@@ -377,7 +377,13 @@ class Balancer:
             (raw,) = read(raw)
         if options.log_losses:
             raw, slope = logarithms(raw, [memory.names[i] for i in present])
-            live = [logarithm(loss) for loss in live]
+            if ranks is None:
+                live = [logarithm(loss) for loss in live]
+            else:
+                # Of the mean over processes: the gradient of its logarithm is divided by that mean,
+                # not by each process's own loss.
+                slopes = [float(slope[present.index(i)]) for i in here]
+                live = [loss * each for loss, each in zip(live, slopes, strict=True)]
         factor = 1.0 if active is None else float(active.get_scale())
         self._scaled = None
         if active is not None and self.weighting.needs_after_step:

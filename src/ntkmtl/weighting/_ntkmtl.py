@@ -130,8 +130,7 @@ class NTKMTL(Weighting):
     logarithm's gradient is that of the loss over :math:`L_i`: the combined gradient keeps its
     direction. Its length, :math:`k \sqrt{\bar\lambda}` at most, does not fall with the losses as
     that of Eq. 15, since :math:`\bar\lambda` is of relative gradients: a learning rate means the
-    same early and late. Losses must be positive. In several processes each takes the logarithm of
-    its own part of the loss, so that the numbers are not those of one process.
+    same early and late. Losses must be positive.
 
     A task whose eigenvalue is exactly 0 has no gradient on the shared part: its head starts at
     zero, or its loss is saturated. It gets weight 1, that of a task whose eigenvalue is the mean.
