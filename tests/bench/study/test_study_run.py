@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,8 +20,8 @@ from ntkmtl.bench.runs import RunFileError, load_run
 from ntkmtl.bench.study import judge, read_plan, run_study
 from ntkmtl.bench.study.estimate import estimate
 from ntkmtl.bench.study.part import Trainer
-from ntkmtl.bench.study.results import read_result, read_results
-from ntkmtl.bench.study.singletask import chosen_rate, rates
+from ntkmtl.bench.study.results import TriedSettings, read_result, read_results
+from ntkmtl.bench.study.singletask import SingleTasks, rates
 from ntkmtl.bench.training import SweepError, train_spec
 from ntkmtl.errors import NonFiniteError
 
@@ -113,27 +114,72 @@ def test_single_task_networks_are_tuned_task_by_task(finished: Path) -> None:
     for task in "abc":
         own = [trial for trial in result.trials if trial.task == task]
         assert [t.parameters["learning_rate"] for t in own] == rates(0.02, 3)
-        best = chosen_rate({t.parameters["learning_rate"]: t.value for t in own})
-        assert result.tuned.recipe["learning_rate"][task] == best
-        run = load_run(finished / f"work/one/baselines/final-{best:g}/toy/stl/seed-1/{task}")
-        assert run.config.recipe["learning_rate"] == best
+        best = min(own, key=lambda trial: trial.value).parameters["learning_rate"]
+        used = result.tuned.recipe["learning_rate"][task]
+        first = finished / f"work/one/baselines/final-{best:g}/toy/stl/seed-1/{task}"
+        run = load_run(finished / f"work/one/baselines/final-{used:g}/toy/stl/seed-1/{task}")
+        assert (first / "result.json").exists()
+        assert run.config.recipe["learning_rate"] == used
         assert run.result.test[0] == result.tuned.runs[1].test["abc".index(task)]
 
 
+class Known(SingleTasks):
+    """Single-task networks of one task, whose final means are known beforehand."""
+
+    def __init__(self, means: dict[float, float | None]) -> None:
+        self.tasks, self.sweeps, self.means = ["a"], {}, means
+        self.trained: list[float] = []
+
+    def _compare(self, part: str, tasks: list[str], more: dict[str, Any]) -> Any:
+        assert tasks == ["a"]
+        self.trained.append(more["learning_rate"])
+
+    def _final_mean(self, task: str, rate: float) -> float | None:
+        return self.means[rate]
+
+
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("trials", "means", "trained", "expected"),
     [
-        # The best is next to one that breaks down; two steps below it is not.
-        ({1.0: 10.0, 2.0: 2.0, 4.0: 1.0, 8.0: -5.0, 16.0: 900.0}, 4.0),
-        ({1.0: 10.0, 2.0: 2.0, 4.0: -5.0, 8.0: None}, 2.0),
-        # The largest of the grid has no neighbor that vouches for it.
-        ({1.0: 3.0, 2.0: 2.0, 4.0: 1.0}, 2.0),
-        ({2.0: 1.0, 4.0: None}, 2.0),
-        ({2.0: None, 4.0: 1.0}, 4.0),
+        # The best trial keeps what it said: nothing else is trained.
+        ({1.0: 0.0, 2.0: -5.0, 4.0: 90.0}, {2.0: -4.0}, [2.0], 2.0),
+        # The largest rate of the grid as well.
+        ({1.0: 0.0, 2.0: -5.0}, {2.0: -4.0}, [2.0], 2.0),
+        # It breaks down with other seeds, or diverges.
+        ({1.0: 0.0, 2.0: -5.0, 4.0: -9.0}, {4.0: 800.0, 2.0: -4.0}, [4.0, 2.0], 2.0),
+        ({1.0: 0.0, 2.0: -5.0, 4.0: -9.0}, {4.0: math.inf, 2.0: -4.0}, [4.0, 2.0], 2.0),
+        # The next one is no better.
+        ({1.0: 0.0, 2.0: -5.0, 4.0: -9.0}, {4.0: 3.0, 2.0: 6.0, 1.0: 4.0}, [4.0, 2.0, 1.0], 4.0),
+        # No more than three.
+        (
+            {1.0: 0.0, 2.0: -1.0, 4.0: -2.0, 8.0: -3.0},
+            {8.0: 9.0, 4.0: 8.0, 2.0: 7.0},
+            [8.0, 4.0, 2.0],
+            2.0,
+        ),
+        # Rates whose trial diverged are left out; all that are left may diverge.
+        ({1.0: 0.0, 2.0: None}, {1.0: math.inf}, [1.0], 1.0),
     ],
 )
-def test_a_rate_at_the_edge_of_divergence_is_not_chosen(values: dict, expected: float) -> None:
-    assert chosen_rate(values) == expected
+def test_final_rates_keep_away_from_the_edge_of_divergence(
+    trials: dict, means: dict, trained: list, expected: float
+) -> None:
+    known = Known(means)
+    tried = [
+        TriedSettings(
+            parameters={"learning_rate": rate}, value=value, val=[], seconds=0.0, task="a"
+        )
+        for rate, value in trials.items()
+    ]
+    assert known._final_rates(tried) == {"a": expected}
+    assert known.trained == trained
+
+
+def test_a_final_run_that_failed_ends_the_choice() -> None:
+    tried = TriedSettings(
+        parameters={"learning_rate": 1.0}, value=0.0, val=[], seconds=0.0, task="a"
+    )
+    assert Known({1.0: None})._final_rates([tried]) is None
 
 
 def test_fixed_weights_begin_with_powers_of_measured_gradients(finished: Path) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
@@ -19,7 +18,11 @@ if TYPE_CHECKING:
     from ntkmtl.bench.study.part import StudyPart
     from ntkmtl.bench.training import Sweep
 
-__all__ = ["SingleTasks", "chosen_rate", "rates"]
+__all__ = ["SingleTasks", "rates"]
+
+
+FINAL_RATES = 3
+"""Learning rates that final runs are trained with at most, until one keeps what its trial said."""
 
 
 def rates(start: float, trials: int) -> list[float]:
@@ -39,31 +42,6 @@ def rates(start: float, trials: int) -> list[float]:
     return [float(f"{start * ratio ** (j - trials // 2):.4g}") for j in range(trials)]
 
 
-def chosen_rate(values: Mapping[float, float | None]) -> float:
-    """Return the learning rate that final runs take.
-
-    A rate counts as much as the worse of itself and the next larger one: just below the rate at
-    which training breaks down, one seed says little of the others, and a baseline that broke down
-    would make every method look good.
-
-    Args:
-        values: What each rate came to with one seed, lower is better; None where it diverged. At
-            least one did not.
-
-    Example:
-        >>> chosen_rate({0.001: 3.0, 0.01: 1.0, 0.1: 0.5, 1.0: 900.0})
-        0.01
-        >>> chosen_rate({0.1: 2.0})
-        0.1
-    """
-    rates = sorted(values)
-    numbers = [math.inf if (found := values[rate]) is None else found for rate in rates]
-    judged = [max(pair) for pair in itertools.pairwise(numbers)]
-    # All next to one that diverged: then the best by itself.
-    safe = judged if judged and min(judged) < math.inf else numbers
-    return rates[safe.index(min(safe))]
-
-
 def _final_part(rate: float) -> str:
     return f"baselines/final-{rate:g}"
 
@@ -81,6 +59,8 @@ class SingleTasks:
         self.metrics = study.problem.metrics
         recipe = recipe_of(study.comparison([SINGLE_TASK], "baselines"), study.problem)
         self.start = float(f"{recipe.learning_rate:.4g}")
+        self.references: dict[str, tuple[float, ...]] = {}
+        self.sweeps: dict[tuple[str, float], Sweep] = {}
         self.rates = rates(recipe.learning_rate, study.plan.trials_of(study.asked, SINGLE_TASK))
 
     def result(self) -> MethodResult | None:
@@ -96,21 +76,76 @@ class SingleTasks:
             more = {"seeds": [study.plan.trial_seed], "learning_rate": rate, **epochs}
             self._compare(f"baselines/rate-{rate:g}", self.tasks, more)
         trials = [trial for task in self.tasks for trial in self._trials(task)]
-        best = {task: self._best(task, trials) for task in self.tasks}
-        sweeps = {}
-        for rate in dict.fromkeys(best.values()):
-            own = [task for task in self.tasks if best[task] == rate]
-            sweep = self._compare(_final_part(rate), own, {"learning_rate": rate})
-            sweeps.update(dict.fromkeys(own, sweep))
-        runs = [self._final(seed, sweeps, best) for seed in study.plan.seeds_of(study.asked)]
-        if None in runs:
+        best = self._final_rates(trials)
+        if best is None:
             return None
         tuned = Setting(
             method_options={},
             recipe={RATE: best},
-            runs=[run for run in runs if run is not None],
+            runs=[self._final(seed, best) for seed in study.plan.seeds_of(study.asked)],
         )
         return study.made(SINGLE_TASK, trials, None, tuned)
+
+    def _final_rates(self, trials: list[TriedSettings]) -> dict[str, float] | None:
+        """Train final runs, and return the learning rate of each task whose mean is best.
+
+        The best trial's rate is trained first. Where its mean over the final seeds is worse than
+        the next best trial, that rate is trained as well, three in all: at the edge of divergence
+        one seed says little of the others, and a baseline that broke down would make every method
+        look good. All of it is judged on the validation split.
+
+        Returns:
+            Rates by task; None if a run failed other than by divergence.
+
+        Raises:
+            RunInterrupted: It was stopped.
+        """
+        ranked = {
+            task: sorted(
+                (float(t.value), float(t.parameters[RATE]))
+                for t in trials
+                if t.task == task and t.value is not None
+            )
+            for task in self.tasks
+        }
+        best: dict[str, tuple[float, float]] = {}
+        left = list(self.tasks)
+        for _ in range(FINAL_RATES):
+            asked = {task: ranked[task].pop(0)[1] for task in left}
+            for rate in dict.fromkeys(asked.values()):
+                own = [task for task in left if asked[task] == rate]
+                sweep = self._compare(_final_part(rate), own, {"learning_rate": rate})
+                self.sweeps.update({(task, rate): sweep for task in own})
+            for task, rate in asked.items():
+                mean = self._final_mean(task, rate)
+                if mean is None:
+                    return None
+                best[task] = min(best.get(task, (math.inf, rate)), (mean, rate))
+            left = [task for task in left if ranked[task] and ranked[task][0][0] < best[task][0]]
+        return {task: rate for task, (_, rate) in best.items()}
+
+    def _final_mean(self, task: str, rate: float) -> float | None:
+        """Return what final runs came to on the validation split, as trials do.
+
+        Infinite if one diverged, None if one failed otherwise.
+        """
+        higher = [m.higher_is_better for m in self.metrics if m.task == task]
+        values = []
+        for seed in self.study.plan.seeds_of(self.study.asked):
+            run = self._final_run(task, rate, seed)
+            if run is None:
+                return None
+            if run.error:
+                return math.inf
+            place = self.study.place / _final_part(rate)
+            folder = run_folder(place, self.study.problem.name, SINGLE_TASK, seed, task)
+            val = load_run(folder).result.val
+            values.append(float(delta_m(val, self.references[task], higher)))
+        return statistics.fmean(values)
+
+    def _final_run(self, task: str, rate: float, seed: int) -> FinalRun | None:
+        sweep = self.sweeps[task, rate]
+        return self.study.final(_final_part(rate), SINGLE_TASK, seed, sweep, task)
 
     def _compare(self, part: str, tasks: list[str], more: dict[str, Any]) -> Sweep:
         settings = {**more, "tasks": tasks, "single_task_baselines": True}
@@ -126,6 +161,7 @@ class SingleTasks:
                 f"learning rates from {self.rates[0]:g} to {self.rates[-1]:g}"
             )
         reference = done.get(self.start) or next(iter(done.values()))
+        self.references[task] = reference.result.val
         higher = [m.higher_is_better for m in self.metrics if m.task == task]
         trials = []
         for rate, run in found.items():
@@ -146,20 +182,16 @@ class SingleTasks:
         folder = run_folder(place, study.problem.name, SINGLE_TASK, study.plan.trial_seed, task)
         return load_run(folder) if (folder / RESULT).exists() else None
 
-    def _best(self, task: str, trials: list[TriedSettings]) -> float:
-        values = {float(t.parameters[RATE]): t.value for t in trials if t.task == task}
-        return chosen_rate(values)
+    def _final(self, seed: int, best: dict[str, float]) -> FinalRun:
+        """Return the metrics of the networks of one seed as those of one run.
 
-    def _final(
-        self, seed: int, sweeps: dict[str, Sweep], best: dict[str, float]
-    ) -> FinalRun | None:
-        """Return the metrics of the networks of one seed as those of one run."""
+        Raises:
+            SweepError: A network diverged at every learning rate.
+        """
         found: dict[str, FinalRun] = {}
         for task in self.tasks:
-            part = _final_part(best[task])
-            run = self.study.final(part, SINGLE_TASK, seed, sweeps[task], task)
-            if run is None:
-                return None
+            run = self._final_run(task, best[task], seed)
+            assert run is not None, "failures have ended this before"
             if run.error:
                 raise SweepError(
                     f"{self.study.asked.name}: the single-task network of {task} with seed {seed} "
