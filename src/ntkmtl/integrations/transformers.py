@@ -225,7 +225,8 @@ def _require_sum(loss: Tensor, losses: Losses) -> None:
     known = [read_loss(one, name) for name, one in pairs]
     total = sum(float(one[0].detach()) for one in known if one is not None)
     found = float(loss.detach())
-    if math.isfinite(total) and abs(found - total) > 0.02 * max(abs(found), abs(total)):
+    near = abs(found - total) <= 0.02 * max(abs(found), abs(total))
+    if math.isfinite(total) and not near:  # a term that is not a number is near to nothing
         raise ValueError(
             f"outputs['loss'] is {found:.4g}, where the sum of outputs['losses'] is {total:.4g}: "
             f"what makes the difference would be lost; {_REMEDY}"

@@ -167,11 +167,11 @@ def _pairs(weights: Mapping[str, float]) -> str:
     Raises:
         ValueError: A name would be read as something else.
     """
-    unfit = [name for name in weights if any(c.isspace() or c in "='\"" for c in name)]
+    unfit = [n for n in weights if not n or any(c.isspace() or c in "='\"" for c in n)]
     if unfit:
         raise ValueError(
-            f"key=value has no place for blanks, quotes and = in the names {unfit}; name the tasks "
-            "otherwise, or take the format python or yaml"
+            f"key=value has no place for blanks, quotes, = or an empty name, found {unfit}; name "
+            "the tasks otherwise, or take the format python or yaml"
         )
     return " ".join(f"{name}={_number(value)}" for name, value in weights.items())
 

@@ -327,7 +327,8 @@ class Learner:
         with torch.random.fork_rng(devices):
             outputs = self.model.predict(self.model.represent(batch))
         residuals = self.problem.task_residuals(outputs, batch, self.chosen_tasks)
-        self.recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
+        if residuals:
+            self.recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
         with torch.no_grad():  # running means of batch norm
             for buffer, value in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
