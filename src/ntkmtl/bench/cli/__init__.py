@@ -6,6 +6,7 @@ line that installs it. The commands are in :mod:`ntkmtl.bench.cli.app`.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from ntkmtl.errors import missing_extra
@@ -21,6 +22,11 @@ def main() -> None:
     0: done. 1: some runs failed. 2: it was asked for something that cannot be done.
     130: stopped by Ctrl-C.
     """
+    # Before torch is imported. Threads that spin for long while they wait for each other take the
+    # core that one of them needs where other work runs beside: a small network is then many times
+    # slower. Threads that do not spin at all make every step dearer on an idle machine.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         import rich  # noqa: F401
 
