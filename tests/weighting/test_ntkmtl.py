@@ -8,7 +8,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from ntkmtl import Balancer, ExtendedNTK
+from ntkmtl import ExtendedNTK
 from ntkmtl.weighting import create
 from ntkmtl.weighting._ntkmtl import eigenvalue_weights
 from weighting.by_hand import (
@@ -18,41 +18,12 @@ from weighting.by_hand import (
 )
 
 
-@pytest.mark.parametrize("name", ["ntkmtl", "ntkmtl-sr", "ntkmtl-tk", "ntkmtl-auto", "ntkmtl-log"])
+@pytest.mark.parametrize("name", ["ntkmtl", "ntkmtl-sr", "ntkmtl-tk", "ntkmtl-auto"])
 def test_ntkmtl(name: str) -> None:
     # Eq. 15: lambda = (9, 1, 2), mean 4: w = (sqrt(4/9), sqrt(4/1), sqrt(4/2)).
     blocks = torch.diag_embed(tensor([[9.0, 1.0], [1.0, 0.5], [2.0, 2.0]]))
     found = create(name)(ExtendedNTK(blocks=blocks))
     torch.testing.assert_close(found, tensor([2 / 3, 2.0, math.sqrt(2)]), **EXACT)
-
-
-def test_ntkmtl_log_divides_each_kernel_by_its_loss_squared() -> None:
-    # Losses 3 x and 8 y at x = y = 1, gradients (3, 0) and (0, 8): of the logarithms (1, 0) and
-    # (0, 1), so both eigenvalues are 1, both weights 1, and the gradient is (1, 1).
-    point = tensor([1.0, 1.0]).requires_grad_()
-    found = Balancer("ntkmtl-log", shared=[point]).backward([3 * point[0], 8 * point[1]])
-    torch.testing.assert_close(found.eigenvalues, tensor([1.0, 1.0]), **EXACT)
-    torch.testing.assert_close(point.grad, tensor([1.0, 1.0]), **EXACT)
-    # Losses of other slopes: gradients (6, 0) and (0, 8) over losses of 3 and 8, eigenvalues 4 and
-    # 1, mean 2.5, weights sqrt(2.5 / 4) and sqrt(2.5): each part of the gradient is sqrt(2.5).
-    point = tensor([1.0, 1.0]).requires_grad_()
-    losses = [3 * point[0] ** 2, 8 * point[1]]
-    found = Balancer("ntkmtl-log", shared=[point]).backward(losses)
-    torch.testing.assert_close(found.eigenvalues, tensor([4.0, 1.0]), **EXACT)
-    torch.testing.assert_close(point.grad, tensor([math.sqrt(2.5)] * 2), **EXACT)
-
-
-def test_ntkmtl_log_keeps_the_direction_of_ntkmtl() -> None:
-    generator = torch.Generator().manual_seed(3)
-    point = torch.randn(6, dtype=torch.float64, generator=generator).requires_grad_()
-    maps = torch.randn(3, 4, 6, dtype=torch.float64, generator=generator)
-    grads = []
-    for name in ("ntkmtl", "ntkmtl-log"):
-        point.grad = None
-        Balancer(name, shared=[point]).backward([(m @ point).square().mean() for m in maps])
-        grads.append(point.grad)
-    cosine = torch.nn.functional.cosine_similarity(*grads, dim=0)
-    assert float(cosine) == pytest.approx(1, abs=1e-12)
 
 
 def test_ntkmtl_reads_eigenvalues_and_not_traces() -> None:

@@ -103,13 +103,6 @@ def _weight(numerator: float, largest: float, value: float, exponent: float) -> 
     paper="This library",
     defaults={"source": "auto", "weight_heads": True},
 )
-@method(
-    "ntkmtl-log",
-    family="ntk",
-    summary="Equal largest NTK eigenvalues of the losses' logarithms, measured as by ntkmtl-auto",
-    paper="This library",
-    defaults={"source": "auto", "weight_heads": True, "log_losses": True},
-)
 class NTKMTL(Weighting):
     r"""Weights from the largest NTK eigenvalue of each task.
 
@@ -118,19 +111,11 @@ class NTKMTL(Weighting):
 
     The Balancer decides which kernel the eigenvalues come from: that of the shared parameters in
     every step (``ntkmtl``, Eq. 15), the same as rarely as a budget allows, averaged in logarithms
-    (``ntkmtl-auto``, ``ntkmtl-log``), that of the shared representation (``ntkmtl-sr``, Eq. 18), or
+    (``ntkmtl-auto``), that of the shared representation (``ntkmtl-sr``, Eq. 18), or
     that of the representation joined with the last layer's kernel (``ntkmtl-tk``).
 
     The representation's kernel exists where every path from a loss to the shared parameters passes
     it; elsewhere ``ntkmtl-sr`` and ``ntkmtl-tk`` raise an error, and the others are right.
-
-    ``ntkmtl-log`` is ``ntkmtl-auto`` with the losses' logarithms in place of the losses. Task i's
-    kernel is then divided by :math:`L_i^2`. In a step whose own kernel is used, with one
-    mini-batch, the weights come out times :math:`L_i` and a factor common to all, and the
-    logarithm's gradient is that of the loss over :math:`L_i`: the combined gradient keeps its
-    direction. Its length, :math:`k \sqrt{\bar\lambda}` at most, does not fall with the losses as
-    that of Eq. 15, since :math:`\bar\lambda` is of relative gradients: a learning rate means the
-    same early and late. Losses must be positive.
 
     A task whose eigenvalue is exactly 0 has no gradient on the shared part: its head starts at
     zero, or its loss is saturated. It gets weight 1, that of a task whose eigenvalue is the mean.
