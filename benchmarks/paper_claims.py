@@ -1,8 +1,10 @@
-"""Which claims of Section 4 of the NTKMTL paper hold on the problems of a study.
+r"""Which claims of the NTKMTL paper's Section 4 and of its figures hold at reduced size.
 
-    python benchmarks/paper_claims.py docs/study/large --page docs/paper-claims.md
+    python benchmarks/paper_claims.py docs/study/large \
+        --figures docs/paper-claims/figures.json --page docs/paper-claims.md
 
-Trains nothing: reads the final runs of a study on qm9-mini and enb. A claim that one method has a
+Trains nothing: reads the final runs of a study on qm9-mini and enb, and what
+`benchmarks/paper_figures.py` wrote of Figures 2 to 4. A claim that one method has a
 lower Delta-m than another is judged by the difference, paired by seed, with a 95 % t interval.
 """
 
@@ -10,12 +12,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from scipy.stats import t
+from paired import FAILS, HOLDS, UNKNOWN, difference
+from paper_figures import figure_rows, read_numbers
 from sidebyside.tables import fill_page
 
 from ntkmtl.bench.study import judge
@@ -25,8 +27,6 @@ from ntkmtl.files import write_text
 
 PROBLEMS = ("qm9-mini", "enb")
 
-HOLDS, FAILS, UNKNOWN = "holds here", "does not", "cannot be told"
-
 OURS = ("ntkmtl", "ntkmtl-sr", "ntkmtl-tk", "ntkmtl-auto", "ntkmtl-log")
 
 MARGIN = 1.1
@@ -34,38 +34,6 @@ MARGIN = 1.1
 
 BEYOND_THE_PAPER = ("fixed", "ntkmtl-tk", "ntkmtl-auto", "ntkmtl-log")
 """Methods of the study that the paper does not compare."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences with the limits of its 95 % t interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.1f} ({self.low:+.1f} to {self.high:+.1f})"
-
-    @property
-    def verdict(self) -> str:
-        """Whether the difference is negative."""
-        return HOLDS if self.high < 0 else FAILS if self.low > 0 else UNKNOWN
-
-
-def difference(ours: Sequence[float | None], theirs: Sequence[float | None]) -> Difference | None:
-    """Return the paired difference, None with fewer than two seeds of both.
-
-    Example:
-        >>> difference([1.0, 2.0, 3.0], [2.0, 4.0, 4.0])
-        Difference(mean=-1.333..., low=-2.767..., high=0.100...)
-    """
-    found = [a - b for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None]
-    if len(found) < 2:
-        return None
-    mean = statistics.fmean(found)
-    half = float(t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
-    return Difference(mean, mean - half, mean + half)
 
 
 def lower(
@@ -160,7 +128,7 @@ def plain_tasks(problem: ProblemJudgement) -> str:
     return f"{problem.problem}: {'; '.join(spans)}."
 
 
-def text(folder: Path) -> str:
+def text(folder: Path, figures: Path) -> str:
     """Return what stands on the page."""
     problems = judge(read_results(folder)).problems
     known = [problem for problem in problems if problem.problem in PROBLEMS]
@@ -170,21 +138,38 @@ def text(folder: Path) -> str:
     lines = [f"Up to {seeds} seeds; Δm in percent, less is better.", ""]
     lines += ["| claim | on | numbers | |", "| --- | --- | --- | --- |"]
     lines += [f"| {' | '.join(row)} |" for row in rows(known)]
+    lines += ["", *figure_part(read_numbers(figures))]
     lines += ["", "Metrics against single-task networks, percent, best to worst task (tuned):", ""]
     lines += [f"- {plain_tasks(problem)}" for problem in known]
     return "\n".join(lines)
 
 
+def figure_part(numbers: Mapping[str, Any]) -> list[str]:
+    """Return the lines on the paper's figures."""
+    seeds = len(numbers["minibatches"][0]["seeds"])
+    return [
+        f"The figures, reduced: qm9-mini, published settings, {seeds} seeds, {numbers['epochs']} "
+        f"epochs for Figures 3 and 4 and {numbers['epochs_recorded']} for Figure 2:",
+        "",
+        "| claim | numbers | |",
+        "| --- | --- | --- |",
+        *(f"| {' | '.join(row)} |" for row in figure_rows(numbers)),
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Claims of the paper's Section 4.")
     parser.add_argument("study", type=Path, help="folder of a study")
+    parser.add_argument(
+        "--figures", type=Path, required=True, help="what benchmarks/paper_figures.py wrote"
+    )
     parser.add_argument("--page", type=Path, help="the page whose marked part is filled")
     arguments = parser.parse_args(argv)
     if arguments.page is None:
-        print(text(arguments.study))
+        print(text(arguments.study, arguments.figures))
     else:
         page = arguments.page.read_text("utf-8")
-        write_text(arguments.page, fill_page(page, text(arguments.study)))
+        write_text(arguments.page, fill_page(page, text(arguments.study, arguments.figures)))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,19 @@ NOT_INCLUDED = """## Not included
 
 | method | why |
 | --- | --- |
-| ConicGrad (2502.00217), SAM-GS (2506.06130) | the equations were not at hand |
-| gradient-norm loss scaling (2509.23915) | its text was not looked for yet |
+| SAM-GS (2506.06130) | its paper and its two published codes are three methods, see below |
+| gradient-norm loss scaling (2509.23915) | its equation was not at hand, see below |
+
+SAM-GS compares the lengths of gradients and takes gradients of equal length where they are too
+unlike. What is averaged: the paper's Algorithm 1 takes all k x k pairs, each gradient with itself
+too, which cannot be below 1 / k; the code for supervised tasks takes pairs of different tasks; that
+for reinforcement learning takes no mean and asks for any one pair. What the step is then: the
+algorithm multiplies the equalized gradients by the gradients once more, entry by entry, which would
+be their squares; [both codes](https://github.com/ThomBors/samgs) do not.
+
+Of the scaling by gradient norms there was the abstract, and one reader's notes by which
+w_i = |sum_j g_j| / |g_i| at the last shared layer; no second source said so. But for the factor
+common to all tasks, that is `lra` with `alpha=0`.
 
 Numbers are those of arXiv. SAMO (2507.07883) perturbs parameters rather than weighing
 losses: [a recipe](../recipes/sharpness.md). NTKMTL with the kernel of outputs needs the
