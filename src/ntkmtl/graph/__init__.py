@@ -1,6 +1,6 @@
-"""The graph of k losses: where its shared part ends, and gradients there.
+"""The autograd graph of k losses: where its shared part ends, and the gradients there.
 
-The only room that touches autograd.
+All walks over the graph and all calls of ``torch.autograd.grad`` for losses are in this package.
 """
 
 from ntkmtl.graph._compiled import allow_retained_backward, require_repeatable
