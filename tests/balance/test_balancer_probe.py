@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ntkmtl import Balancer, ExtendedNTK, NonFiniteError, branch
 from ntkmtl.graph import Features, TaskGradients
 from ntkmtl.kernel import RememberInputs, extended_ntk
-from ntkmtl.kernel._corrected import ProbeCorrection
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import Probe
 from ntkmtl.weighting import create, names, spec

@@ -14,14 +14,8 @@ from kernel import oracle
 from kernel.oracle import BATCH, EXACT, make_case
 from ntkmtl.graph import Branches, Features, TaskGradients, branch
 from ntkmtl.kernel._partition import Partition
-from ntkmtl.kernel._probe import (
-    Probe,
-    RememberInputs,
-    TrunkCall,
-    kernel_from_slopes,
-    probe_kernel,
-    probe_slopes,
-)
+from ntkmtl.kernel._probe import Probe, kernel_from_slopes, probe_kernel, probe_slopes
+from ntkmtl.kernel._trunk import RememberInputs, TrunkCall
 
 
 def gradients_of(losses: list[Tensor], features: Features) -> TaskGradients:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._corrected import ProbeCorrection
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 
 
 def blocks(*traces: float, n: int = 2) -> ExtendedNTK:

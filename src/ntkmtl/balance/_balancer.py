@@ -39,8 +39,8 @@ from ntkmtl.graph import (
     require_repeatable,
 )
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
-from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._pooling import Pooling
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting._base import Weighting
 from ntkmtl.weighting._losses import logarithm

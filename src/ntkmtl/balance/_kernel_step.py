@@ -34,10 +34,10 @@ from ntkmtl.graph import (
     plain_backward,
 )
 from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._free_memory import all_rows
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["KernelStep", "clip", "joined_ranks", "may_keep", "require_alone", "require_unclipped"]

@@ -28,9 +28,9 @@ from ntkmtl.balance._views import weighted_sum
 from ntkmtl.balance._weigh import Core, observe, to_cpu
 from ntkmtl.graph import add_to_grad, has_hooks, leaves, plain_backward, starts, vjp
 from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._free_memory import all_rows
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["ParameterStep", "touched_by_two"]

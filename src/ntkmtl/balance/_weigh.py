@@ -15,7 +15,7 @@ from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
 from ntkmtl.graph import find_cut, leaves
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._corrected import ProbeCorrection
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 
 HIDDEN = (
     "the shared parameters lie within a reentrant checkpoint, which hides them from the graph: "
