@@ -1,4 +1,4 @@
-"""Which line of code suits a network, its losses and its loop."""
+"""Advice on how to use the library for a network, its losses and its training loop."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Framework = Literal["pytorch", "accelerate", "lightning", "trainer", "keras", "t
 
 @dataclass(frozen=True)
 class Situation:
-    """What advice depends on.
+    """Everything that the advice depends on.
 
     Attributes:
         tasks: Number of losses k.
-        connected: Whether any two of them share something that is trained.
-        clean: Whether the representation carries every loss's gradient.
-        means: Whether the losses are scalars, rather than losses of single samples.
-        budget: What a step may cost, relative to plain training.
-        exact_price: What a step with an exact kernel costs, relative to plain training.
-        every_step: Whether new weights are wanted in every step.
-        priorities: How much tasks matter, by name.
-        keep_learning_rate: Whether the learning rate was found for the plain sum.
+        connected: Whether any two losses share trained parameters.
+        clean: Whether every loss's whole gradient passes through the representation.
+        means: Whether the losses are scalars instead of losses of single samples.
+        budget: Allowed cost of a step relative to plain training.
+        exact_price: Cost of a step with an exact kernel relative to plain training.
+        every_step: Whether weights should be updated in every step.
+        priorities: Importance of the tasks, by name.
+        keep_learning_rate: Whether the learning rate was tuned for the plain sum.
         loop: How the loop differs from one ``backward`` and one step per batch.
-        framework: Who runs the loop.
+        framework: The framework that runs the loop.
     """
 
     tasks: int
@@ -54,13 +54,13 @@ class Rule:
     """One row of the decision guide.
 
     Attributes:
-        decides: What the row is about: the method, an option or the call. Of the rows about the
-            method the first that applies counts, of the others each that does.
-        have: What the user has, in words.
-        code: What to write; ``{budget}`` and ``{priorities}`` are filled in.
+        decides: Topic of the row: the method, an option, or the call of ``backward``. The first row
+            on the method that applies is used, and all other rows that apply.
+        have: The user's situation, in words.
+        code: The code to write; ``{budget}`` and ``{priorities}`` are filled in.
         why: The reason.
-        page: Where more is said, relative to ``docs``.
-        applies: Whether the row is about a situation.
+        page: Page with details, relative to ``docs``.
+        applies: Returns whether the row applies to a situation.
     """
 
     decides: Literal["method", "option", "call"]
@@ -222,13 +222,13 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class Advice:
-    """A line of code for each of two places, and why.
+    """Two lines of code, and the reasons for them.
 
     Attributes:
-        balancer: What to write before the loop; empty where nothing needs balancing.
-        call: What to write in place of ``sum(losses).backward()``.
-        rules: The rows of the decision guide that led there.
-        situation: What was found and said.
+        balancer: Code that creates the Balancer, before the loop; empty if none is needed.
+        call: Code in place of ``sum(losses).backward()``.
+        rules: The rows of the decision guide that apply.
+        situation: The situation that they were chosen for.
         explanation: What the losses share.
     """
 
@@ -256,22 +256,22 @@ def advise(
 ) -> Advice:
     """Print the lines of code that suit a network, its losses and its loop.
 
-    What the losses share is read off the autograd graph, the rest is what you say. Nothing is
-    differentiated and no ``.grad`` changes. The decision guide in the docs has the same rows.
+    What the losses share is found in the autograd graph; the rest comes from the arguments. Nothing
+    is differentiated, and no ``.grad`` changes. The decision guide in the docs has the same rows.
 
     Args:
         losses: Losses of one batch, as :meth:`ntkmtl.Balancer.backward` takes them.
-        model: Whose parameters' names are used in ``Advice.explanation``.
-        budget: What a step may cost, relative to plain training, as a mean over steps. Above 1.
-        every_step: Whether new weights are wanted in every step rather than now and then.
-        priorities: How much tasks matter, by name; a name that is left out has 1.
-        keep_learning_rate: Whether the learning rate was found for the plain sum and is to stay.
+        model: The model, for names of parameters in ``Advice.explanation``.
+        budget: Mean cost of a step relative to plain training, above 1.
+        every_step: Whether weights should be updated in every step.
+        priorities: Importance of the tasks, by name; 1 for missing names.
+        keep_learning_rate: Whether the learning rate was tuned for the plain sum and should stay.
         loop: ``"plain"``: a batch per step; ``"accumulation"``; ``"closure"``: L-BFGS, SAM;
-            ``"scaler"``: fp16; ``"turns"``: a task per batch; ``"processes"``: DDP.
-        framework: Who runs the loop.
+            ``"scaler"``: fp16; ``"turns"``: one task per batch; ``"processes"``: DDP.
+        framework: The framework that runs the loop.
 
     Returns:
-        What was printed, as data.
+        The printed information as an object.
 
     Raises:
         ValueError: ``loop`` or ``framework`` is unknown, or ``budget`` or a priority is out of
@@ -320,7 +320,7 @@ def advise(
 
 
 def _advice(situation: Situation, explanation: Explanation) -> Advice:
-    """Return what the rows of ``RULES`` say of a situation."""
+    """Return the advice that ``RULES`` give for a situation."""
     found = [rule for rule in RULES if rule.applies(situation)]
     method = next(rule for rule in found if rule.decides == "method")
     if not situation.connected:

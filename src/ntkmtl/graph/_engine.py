@@ -18,9 +18,9 @@ __all__ = [
     "adds_up",
     "as_real",
     "differentiate",
-    "guiding_gradients",
     "has_hooks",
     "leaves",
+    "objective_gradients",
     "plain_backward",
     "trainable",
     "unretained",
@@ -233,7 +233,7 @@ def unretained(tensors: Iterable[Tensor]) -> Iterator[None]:
             tensor.grad = gradient
 
 
-def guiding_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+def objective_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """Differentiate an objective of gradients with respect to a head's parameters.
 
     Parameters that it does not depend on have gradient zero. This happens where the head is linear
