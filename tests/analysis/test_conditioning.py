@@ -59,7 +59,7 @@ def test_task_steps_count_the_last_crossing() -> None:
     assert first <= found[0]
 
 
-def test_task_steps_of_tasks_that_never_get_there() -> None:
+def test_task_steps_of_tasks_that_never_converge() -> None:
     features, theta, targets = linear_problem()
     kernel, initial = kernel_of(features), features @ theta
     critical = critical_learning_rate(kernel)
@@ -113,7 +113,7 @@ def test_component_steps_are_those_of_counting() -> None:
         assert steps == counted
 
 
-def test_weighting_halves_the_gap_or_closes_it() -> None:
+def test_weights_halve_the_gap_in_logarithms_or_close_it() -> None:
     """Tasks that differ by a factor of their outputs alone: 9 and 1 in the kernel."""
     base = torch.diag(torch.tensor([4.0, 1.0], dtype=F64))
     kernel = torch.einsum("i,uv,ij->iujv", torch.tensor([9.0, 1.0], dtype=F64), base, torch.eye(2))
@@ -142,7 +142,7 @@ def test_weighting_halves_the_gap_or_closes_it() -> None:
     assert torch.equal(effect.after.task_steps, effect.after.task_steps_alone)
 
 
-def test_blocks_between_tasks_take_eigenvalues_from_each_other() -> None:
+def test_blocks_between_tasks_spread_eigenvalues() -> None:
     """Two like tasks, correlated by 0.8: 1.8 for what they share, 0.2 for what they dispute."""
     kernel = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
     initial = torch.zeros(2, 1, dtype=F64)

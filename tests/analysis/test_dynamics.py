@@ -280,7 +280,9 @@ def test_components_of_a_linear_model_decay_each_at_its_rate(weights: Tensor | N
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_critical_learning_rate_parts_convergence_from_divergence(reduction: str) -> None:
+def test_descent_converges_below_the_critical_learning_rate_and_diverges_above(
+    reduction: str,
+) -> None:
     features, theta, targets = linear_problem()
     kernel = kernel_of(features)
     critical = critical_learning_rate(kernel, weights=WEIGHTS, reduction=reduction)

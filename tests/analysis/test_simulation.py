@@ -1,4 +1,4 @@
-"""Recorded training of wide networks: near the predictions, and nearer the wider they are."""
+"""Recorded training of wide networks: the wider, the closer to the predictions."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_wide_mlp_is_one_function_in_both_parametrisations() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 1.0])
-def test_heads_are_standard_normal_and_correlated_as_asked(correlation: float) -> None:
+def test_heads_are_standard_normal_with_the_given_correlation(correlation: float) -> None:
     weights = WideMLP(2, 20_000, tasks=2, head_correlation=correlation).layers[2].detach()
     expected = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=F64)
     torch.testing.assert_close(weights @ weights.T / 20_000, expected, rtol=0.0, atol=0.03)

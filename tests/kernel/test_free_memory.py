@@ -1,4 +1,4 @@
-"""Gradients of all tasks at once are refused where there is no memory for them."""
+"""An error is raised where the gradients of all tasks do not fit in memory."""
 
 from __future__ import annotations
 

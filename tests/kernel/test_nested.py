@@ -1,4 +1,4 @@
-"""Nested inputs: which containers are taken apart and put together again."""
+"""Nested inputs: which containers are traversed and rebuilt."""
 
 from __future__ import annotations
 

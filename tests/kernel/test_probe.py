@@ -1,4 +1,4 @@
-"""Slopes along directions, and kernels made of them, against Jacobians built row by row."""
+"""Slopes along directions, and kernels computed from them, against Jacobians built row by row."""
 
 from __future__ import annotations
 
@@ -443,7 +443,7 @@ class Jumps(nn.Module):
         return h + (1e7 * h.detach()).round() % 2
 
 
-def test_features_that_jump_are_differentiated_in_forward_mode() -> None:
+def test_discontinuous_features_are_differentiated_in_forward_mode() -> None:
     x = torch.randn(6, 3)
     probe, features, gradients = setup(Jumps(), x)
     probe.slopes(features, gradients, Partition.of(6, 1))

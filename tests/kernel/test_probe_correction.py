@@ -1,4 +1,4 @@
-"""The factor between probes and a free estimate, found over steps."""
+"""The factor between probes and the free estimate, learned over steps."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_all_blocks_keep_their_cosines() -> None:
     )
 
 
-def test_vanished_task_is_left_out() -> None:
+def test_a_task_with_gradient_zero_is_left_out() -> None:
     correction = ProbeCorrection(2)
     correction.update(torch.ones(1, 2, 2), blocks(0.0, 1.0))
     assert correction.state_dict()["count"].tolist() == [0.0, 1.0]
