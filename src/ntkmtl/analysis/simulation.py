@@ -251,6 +251,24 @@ def _kernel(model: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> 
     return total.reshape(k, n, k, n)
 
 
+def _require_float64(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float64:
+            raise TypeError(
+                f"{name} must be float64, found {tensor.dtype}; call model.double() and "
+                "tensor.double()"
+            )
+
+
+def _step(parameters: dict[str, Tensor], loss: Tensor, learning_rate: float) -> dict[str, Tensor]:
+    """Return the parameters after one step of gradient descent."""
+    gradients = torch.autograd.grad(loss, list(parameters.values()))
+    return {
+        name: (p - learning_rate * g).detach()
+        for (name, p), g in zip(parameters.items(), gradients, strict=True)
+    }
+
+
 def simulate(
     model: nn.Module,
     inputs: Tensor,
@@ -298,12 +316,7 @@ def simulate(
     parameters = {
         name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad
     }
-    for name, tensor in {**parameters, "inputs": inputs, "targets": targets}.items():
-        if tensor.dtype != torch.float64:
-            raise TypeError(
-                f"{name} must be float64, found {tensor.dtype}; call model.double() and "
-                "tensor.double()"
-            )
+    _require_float64({**parameters, "inputs": inputs, "targets": targets})
     if steps < 1:
         raise ValueError(f"steps must be at least 1. Found steps={steps}.")
     wanted = set(range(steps + 1) if record is None else record) | {0, steps}
@@ -344,11 +357,7 @@ def simulate(
                 f"learning_rate={learning_rate:.3g}; the critical rate at the start was "
                 f"{critical_learning_rate(kernel, weights=w, reduction=reduction):.3g}"
             )
-        gradients = torch.autograd.grad(total, list(parameters.values()))
-        parameters = {
-            name: (p - learning_rate * g).detach()
-            for (name, p), g in zip(parameters.items(), gradients, strict=True)
-        }
+        parameters = _step(parameters, total, learning_rate)
     ends = {name: p.detach() for name, p in parameters.items()}
     drift = float((_kernel(model, ends, inputs) - kernel).norm() / kernel.norm())
     order = sorted(recorded)

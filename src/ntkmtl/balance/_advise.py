@@ -90,9 +90,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        "heads on a trunk, and new weights wanted in every step",
+        "heads on a trunk, and weights to be updated in every step",
         'Balancer("ntkmtl-sr")',
-        "The representation carries every gradient, so its kernel is at hand at next to no cost.",
+        "Every gradient passes through the representation, whose kernel costs almost nothing.",
         "methods/ntkmtl-sr.md",
         lambda s: s.every_step and s.clean,
     ),
@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
         "method",
         "any network of several losses",
         "Balancer({budget})",
-        "Exact kernels as rarely as the budget says, averaged: right for any network.",
+        "Exact kernels as rarely as the budget demands, averaged: right for any network.",
         "methods/ntkmtl-auto.md",
         lambda s: True,
     ),
@@ -108,7 +108,7 @@ RULES: tuple[Rule, ...] = (
         "option",
         "means of losses, and `ntkmtl-sr`",
         "minibatches=1",
-        "Means do not tell the samples apart; its 4 mini-batches need losses of single samples.",
+        "Its default of 4 mini-batches needs losses of single samples.",
         "guide.md#losses-of-single-samples",
         lambda s: s.means and s.every_step and s.clean and s.budget < s.exact_price,
     ),
@@ -122,9 +122,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "option",
-        "a learning rate that was found for the plain sum",
+        "a learning rate that was tuned for the plain sum",
         'length="plain"',
-        "The combined gradient is then as long as that of the plain sum.",
+        "The combined gradient gets the length of the plain sum's gradient.",
         "length.md",
         lambda s: s.keep_learning_rate,
     ),
@@ -132,15 +132,15 @@ RULES: tuple[Rule, ...] = (
         "option",
         "batches that show one task at a time",
         "tasks=names, shared=trunk.parameters()",
-        "One loss alone does not tell what it shares with the others.",
+        "The graph of one loss does not show what it shares with the others.",
         "guide.md#tasks-that-take-turns",
         lambda s: s.loop == "turns",
     ),
     Rule(
         "call",
-        "a loop of your own",
+        "a custom training loop",
         "balancer.backward(losses)",
-        "It stands where `sum(losses.values()).backward()` stood.",
+        "It replaces `sum(losses.values()).backward()`.",
         "recipes/plain-pytorch.md",
         lambda s: s.framework == "pytorch" and s.loop in ("plain", "turns"),
     ),
@@ -148,7 +148,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "m batches per step (accumulation)",
         "with balancer.hold(): balancer.backward(losses, scale=1 / m)  # m times",
-        "The first batch makes weights, the others use them.",
+        "The first batch computes weights, the others reuse them.",
         "guide.md#accumulation-and-clipping",
         lambda s: s.framework == "pytorch" and s.loop == "accumulation",
     ),
@@ -180,7 +180,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "accelerate",
         "BalancedAccelerator(balancer).backward(losses)",
-        "It takes the place of `Accelerator`, and the losses that of their sum.",
+        "It replaces `Accelerator`, and takes the losses instead of their sum.",
         "recipes/accelerate.md",
         lambda s: s.framework == "accelerate",
     ),
@@ -196,7 +196,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "the Hugging Face Trainer",
         "BalancedTrainer(model, balancer=balancer)",
-        "It takes the place of `Trainer`; the model returns its losses beside their sum.",
+        "It replaces `Trainer`; the model returns its losses and their sum.",
         "recipes/trainer.md",
         lambda s: s.framework == "trainer",
     ),
@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "Keras on the PyTorch backend",
         "BalancedModel(inputs, outputs).compile(loss=losses, balancer=balancer)",
-        "It takes the place of `keras.Model`.",
+        "It replaces `keras.Model`.",
         "recipes/keras.md",
         lambda s: s.framework == "keras",
     ),
@@ -212,12 +212,12 @@ RULES: tuple[Rule, ...] = (
         "call",
         "TorchJD's engine",
         'as_torchjd("ntkmtl")(engine.compute_gramian(losses))',
-        "The weighting stands where one of TorchJD's stood.",
+        "It replaces a weighting of TorchJD.",
         "recipes/torchjd.md",
         lambda s: s.framework == "torchjd",
     ),
 )
-"""The decision guide. ``docs/decide.md`` is written from it."""
+"""The decision guide, from which ``docs/decide.md`` is generated."""
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,9 @@ def advise(
         >>> advice = ntkmtl.advise(losses, priorities={"size": 3})  # doctest: +ELLIPSIS
         balancer = Balancer(priorities={'size': 3})
         balancer.backward(losses)
-        # Exact kernels as rarely as the budget says, averaged: right for any network. (docs/...)
+        # Exact kernels as rarely as the budget demands, averaged: right for any network. (docs/...)
         # A factor in front of a loss is balanced away; a priority is not. (docs/guide.md...)
-        # It stands where `sum(losses.values()).backward()` stood. (docs/recipes/plain-pytorch.md)
+        # It replaces `sum(losses.values()).backward()`. (docs/recipes/plain-pytorch.md)
         >>> advice.explanation.clean
         True
     """

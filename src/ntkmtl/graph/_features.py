@@ -188,26 +188,33 @@ class Features:
             )
         if not tensors:
             raise ValueError("features is empty; give at least one tensor")
-        sizes = []
-        for tensor in tensors:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"features must be tensors, found {type(tensor)}")
-            if not tensor.requires_grad:
-                raise ValueError(
-                    "features do not require a gradient, so no loss can be differentiated with "
-                    "respect to them; pass the trunk's output as it is, not detached and not made "
-                    "under torch.no_grad(). Where the trunk is frozen, nothing that is shared is "
-                    "trained, and there is nothing to balance"
-                )
-            if not -tensor.ndim <= batch_dim < tensor.ndim:
-                raise ValueError(
-                    f"batch_dim={batch_dim} does not exist in features of shape "
-                    f"{tuple(tensor.shape)}"
-                )
-            sizes.append(tensor.shape[batch_dim])
+        sizes = [_samples_of(tensor, batch_dim) for tensor in tensors]
         if len(set(sizes)) != 1 and not (per_task and root is None):
             raise ValueError(
                 f"features must agree in the size of dimension {batch_dim}, the samples; found "
                 f"{sorted(set(sizes))}"
             )
         return Features(tensors, per_task, root, tuple(sizes), batch_dim)
+
+
+def _samples_of(tensor: Any, batch_dim: int) -> int:
+    """Check one of the features, and return its number of samples.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It does not require a gradient, or has no dimension ``batch_dim``.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"features must be tensors, found {type(tensor)}")
+    if not tensor.requires_grad:
+        raise ValueError(
+            "features do not require a gradient, so no loss can be differentiated with respect to "
+            "them; pass the trunk's output as it is, not detached and not made under "
+            "torch.no_grad(). Where the trunk is frozen, nothing that is shared is trained, and "
+            "there is nothing to balance"
+        )
+    if not -tensor.ndim <= batch_dim < tensor.ndim:
+        raise ValueError(
+            f"batch_dim={batch_dim} does not exist in features of shape {tuple(tensor.shape)}"
+        )
+    return tensor.shape[batch_dim]
