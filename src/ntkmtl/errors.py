@@ -24,6 +24,16 @@ class NonFiniteError(FloatingPointError):
         value: The value found.
         where: Description of the batch if known; ``step`` is then the step of the run.
         scaled: Whether a gradient scaler was used.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import Balancer
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> try:
+        ...     _ = Balancer("ls", tasks=["a"]).backward([x.sum() * float("nan")])
+        ... except NonFiniteError as error:
+        ...     print(error.task, error.what, error.step)
+        a loss 0
     """
 
     def __init__(

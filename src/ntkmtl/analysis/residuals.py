@@ -98,8 +98,15 @@ def residual_ntk(
 
     Raises:
         ValueError: There is no residual or parameter, or a residual is empty or without a graph.
-        MissingExtraError: Eigenvalues by probes need SciPy.
+        MissingExtraError: Probes are used, and SciPy is not installed.
         RuntimeError: Lanczos has not converged.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([1.0, 0.0], requires_grad=True)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> residual_ntk({"inside": x @ w}, [w]).max_eigenvalues
+        tensor([4.], dtype=torch.float64)
     """
     named = residuals if isinstance(residuals, Mapping) else dict(enumerate(residuals))
     leaves = [p for p in parameters if p.requires_grad]

@@ -115,7 +115,7 @@ def _repeated_apart(
 ) -> BalanceResult:
     """Fill ``.grad`` of heads and shared parameters with given weights, without a kernel."""
     way = ParameterStep(core, step, shared, minibatches=1, hooked=hooked)
-    if step.scaled:  # the scaler looks at all gradients itself
+    if step.scaled:  # the scaler checks all gradients
         return way.run(weights)
     with undone_if_not_finite(step):
         return way.run(weights)

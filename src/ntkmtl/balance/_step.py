@@ -31,6 +31,14 @@ class BalanceResult:
         kernel: The kernel of the tasks with labels, from which weights were computed; None if there
             is none.
         skipped: Whether the step was marked for a gradient scaler to be skipped.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import Balancer
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> out = Balancer("ls").backward([x.sum(), 2 * x.sum()])
+        >>> out.weights, out.total
+        (tensor([1., 1.]), tensor(6.))
     """
 
     weights: Tensor

@@ -273,6 +273,14 @@ class LossWeighting(Weighting):
     """A weighting that reads the losses only.
 
     Its weights are effective weights: the derivatives of its total with respect to each loss.
+
+    Example:
+        >>> import torch
+        >>> class Inverse(LossWeighting):
+        ...     def of_losses(self, losses, tasks):
+        ...         return 1 / losses
+        >>> Inverse()(losses=torch.tensor([0.5, 4.0]))
+        tensor([2.0000, 0.2500], dtype=torch.float64)
     """
 
     requires: ClassVar[Requires] = "losses"
@@ -287,7 +295,17 @@ class LossWeighting(Weighting):
 
 
 class GramianWeighting(Weighting):
-    """A weighting that reads the Gramian of the k gradients."""
+    """A weighting that reads the Gramian of the k gradients.
+
+    Example:
+        >>> import torch
+        >>> class InverseNorm(GramianWeighting):
+        ...     def of_gramian(self, gramian):
+        ...         return 1 / gramian.diagonal().sqrt()
+        >>> kernel = ExtendedNTK(torch.diag(torch.tensor([4.0, 1.0])).reshape(2, 1, 2, 1))
+        >>> InverseNorm()(kernel)
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
 
     requires: ClassVar[Requires] = "gramian"
 
