@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from ntkmtl import Balancer, branch
 from ntkmtl.graph import Features, TaskGradients
-from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._pooling import POOLINGS, kernel_from_rows
-from ntkmtl.kernel._probe import Probe, RememberInputs
 from ntkmtl.kernel._sources import exact_kernel, representation_kernel, rows_through_features
 from ntkmtl.weighting._ntkmtl import eigenvalue_weights
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from ntkmtl.balance._memory import Averages
 from ntkmtl.balance._weigh import DECAY
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._probe import kernel_from_slopes
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 
 __all__ = ["study"]
 

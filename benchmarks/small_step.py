@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import ntkmtl
-from ntkmtl.balance import _balancer, _fill, _kernel_step, _run, _views
+from ntkmtl.balance import _balancer, _fill, _found_view, _kernel_step, _named_view, _run
 
 SMALL = "linear"
 NETWORKS = [SMALL, *(name for name, kind in WORKLOADS.items() if not kind.separate)]
@@ -47,7 +47,7 @@ Part = tuple[str, Any, str]
 
 def _parts(view: type, cut: Part) -> tuple[Part, ...]:
     return (
-        ("reading the losses", _balancer.Balancer, "_step"),
+        ("reading the losses", _balancer, "read_step"),
         cut,
         ("gradients of representation and heads", view, "differentiate"),
         ("length of the heads' gradients", _fill.HeadGradients, "await_finite"),
@@ -61,8 +61,8 @@ def _parts(view: type, cut: Part) -> tuple[Part, ...]:
 
 
 PARTS: Mapping[str, tuple[Part, ...]] = {
-    FOUND: _parts(_views.FoundView, ("finding the cut", _run, "find_cut")),
-    NAMED: _parts(_views.NamedView, ("cut at the features", _run, "NamedView")),
+    FOUND: _parts(_found_view.FoundView, ("finding the cut", _run, "find_cut")),
+    NAMED: _parts(_named_view.NamedView, ("cut at the features", _run, "NamedView")),
 }
 """The parts of a balanced step, by contender."""
 
@@ -161,7 +161,7 @@ def _timed(parts: Sequence[Part], spent: dict[str, float]) -> Iterator[None]:
 
         return outer
 
-    class Timed(_views.NamedView):
+    class Timed(_named_view.NamedView):
         """A class in whose place a function would not do: others ask what is an instance."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:

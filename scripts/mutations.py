@@ -54,7 +54,7 @@ MUTATIONS = (
         "graph/_cut.py",
         "    return bool(mask & (mask - 1))\n",
         "    return bool(mask)\n",
-        "tests/graph/test_zoo.py::test_the_cut_is_where_it_was_made_by_hand",
+        "tests/graph/test_zoo.py::test_the_cut_is_at_the_border_found_by_hand",
     ),
     Mutation(
         "weight",
@@ -94,7 +94,7 @@ MUTATIONS = (
         "balance/_weigh.py",
         "decay * old + (1.0 - decay) * fresh",
         "decay * fresh + (1.0 - decay) * old",
-        "tests/balance/test_balancer_own_batches.py",
+        "tests/balance/test_balancer_separate_batches.py",
     ),
     Mutation(
         "loss",

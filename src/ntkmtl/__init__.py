@@ -1,7 +1,7 @@
 """Multi-task learning balanced by the neural tangent kernel.
 
-The public names are loaded on first use, so that neither ``import ntkmtl`` nor ``ntkmtl --help``
-pays for importing torch.
+The public names are loaded on first use, so that ``import ntkmtl`` and ``ntkmtl --help`` do not
+import torch.
 
 Example:
     >>> import ntkmtl

@@ -1,4 +1,4 @@
-"""Where tensors that nobody gives a device are made."""
+"""Keep small tensors on the CPU under ``torch.set_default_device``, and copy tensors to the CPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _T = TypeVar("_T")
 
 
 def with_cpu_default(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a function's small tensors (kernels, weights, indices) be made on the CPU.
+    """Decorate a function so that it creates small tensors (kernels, weights) on the CPU.
 
-    Under ``torch.set_default_device("cuda")`` they would be made on the GPU, beside others that
-    were brought from there.
+    Under ``torch.set_default_device("cuda")`` these tensors would be on the GPU, and could not be
+    combined with those that were copied to the CPU.
 
     Example:
         >>> import torch
@@ -41,9 +41,9 @@ def with_cpu_default(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def read(*values: torch.Tensor) -> list[torch.Tensor]:
-    """Bring tensors to the CPU as float64, all in one transfer.
+    """Copy tensors to the CPU as float64, all in one transfer.
 
-    The one place where a step waits for the device; numbers are read one by one nowhere.
+    Steps read numbers from the device only by this function, as each transfer waits for the device.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The version of what is installed, apart from the public names so that any part can read it."""
+"""The installed version, in a module without imports so that every part can read it."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user's code they are about."""
+"""Warnings that point to the line of the user's code."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ __all__ = ["warn"]
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn of the nearest caller outside this package.
+    """Warn with the location of the nearest caller outside this package.
 
-    A fixed ``stacklevel`` counts frames, so it names the wrong line as soon as a function on the
-    way is wrapped.
+    A fixed ``stacklevel`` would point to the wrong line where a function in between is decorated.
 
     Example:
         >>> import warnings

@@ -1,6 +1,6 @@
-"""Errors that more than one part of the library raises.
+"""Errors that several parts of the library raise.
 
-No part of this module imports torch: the command line uses it before torch is needed.
+This module does not import torch, as the command line uses it before torch is needed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,18 @@ class NonFiniteError(FloatingPointError):
         step: Number of the call to :meth:`ntkmtl.Balancer.backward`, counted from 0.
         what: ``"loss"``, ``"gradient"``, ``"weight"`` or ``"weighted gradient"``.
         value: The value found.
-        where: The batch, where a run knows it; ``step`` is then that of the run.
-        scaled: Whether a gradient scaler was at work.
+        where: Description of the batch if known; ``step`` is then the step of the run.
+        scaled: Whether a gradient scaler was used.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import Balancer
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> try:
+        ...     _ = Balancer("ls", tasks=["a"]).backward([x.sum() * float("nan")])
+        ... except NonFiniteError as error:
+        ...     print(error.task, error.what, error.step)
+        a loss 0
     """
 
     def __init__(
@@ -51,7 +61,7 @@ class NonFiniteError(FloatingPointError):
         )
 
     def _cause(self) -> str:
-        """Say where to look first."""
+        """Return the likely cause and what to do."""
         if self.what == "loss" and math.isnan(self.value):
             return (
                 "Look at this batch: a mean over no labels is NaN (give None for a task without a "
@@ -71,19 +81,19 @@ class NonFiniteError(FloatingPointError):
 
 
 class MissingExtraError(ImportError):
-    """A feature was asked for whose optional dependencies are not installed."""
+    """The optional dependencies of a feature are not installed."""
 
 
 def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraError:
     """Return the error to raise when an optional dependency is missing.
 
     Args:
-        what: What was asked for, as the subject of a sentence.
-        extra: Name of the extra that brings the dependency.
-        error: The import error that was met.
+        what: The feature, as the subject of a sentence.
+        extra: Name of the extra that installs the dependency.
+        error: The import error.
 
     Returns:
-        An error that names the missing module and the install line to type.
+        An error that names the missing module and the command to install it.
 
     Example:
         >>> str(missing_extra("a page", "bench", ImportError("x", name="jinja2")))

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Reading regular files safely, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 100
-"""Deepest nesting of a JSON file. Ours have about five levels; recursive code meets all of them."""
+"""Deepest nesting allowed in a JSON file, as recursive code reads it. Ours have about 5 levels."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -36,13 +36,13 @@ _KINDS = (
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what is there and is no regular file: reading a pipe or a device may never end.
+    """Raise if a path is not a regular file: reading a pipe or a device may never end.
 
     Args:
-        path: A file, or a link to one. One that is not there is left to whoever opens it.
+        path: A file, or a link to one. No error is raised if it does not exist.
 
     Raises:
-        OSError: It is a folder, a pipe, a socket or a device; the error names it.
+        OSError: It is a folder, a pipe, a socket or a device; the message names it.
 
     Example:
         >>> require_regular("/")
@@ -60,17 +60,17 @@ def require_regular(path: str | os.PathLike[str]) -> None:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file whole. See :func:`require_regular`.
+    """Read a regular file. See :func:`require_regular`.
 
     Raises:
-        OSError: It cannot be read, or is no regular file.
+        OSError: The file cannot be read, or is not a regular file.
     """
     require_regular(path)
     return Path(path).read_bytes()
 
 
 def parse_json(content: bytes) -> Any:
-    """Return the value of a JSON text from outside.
+    """Return the value of an untrusted JSON string.
 
     Raises:
         ValueError: It is not UTF-8, not JSON, holds NaN or infinity, or is nested more than 100
@@ -113,13 +113,13 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 
 def numbers_beside(path: str | os.PathLike[str]) -> Path:
-    """Return where the numbers behind a page or a picture go: beside it, as ``.json``.
+    """Return the path of the JSON file with the numbers of a page or picture, next to it.
 
     Args:
         path: The page or the picture.
 
     Raises:
-        ValueError: Both would have one name.
+        ValueError: Both would have the same path.
 
     Example:
         >>> numbers_beside("a/page.html").name, numbers_beside("a/v1.0").name
@@ -138,25 +138,24 @@ def numbers_beside(path: str | os.PathLike[str]) -> Path:
 def atomic_write(
     path: str | os.PathLike[str], previous: str | os.PathLike[str] | None = None
 ) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its name only once it is whole and on disk.
+    """Open a file for writing that appears at its path only when it is complete and on disk.
 
-    The bytes go to a temporary name in the same folder, are synced, and renamed over ``path``. If
-    the body raises, the temporary file is removed and what stood at ``path`` before stays.
+    Bytes are written to a temporary file in the same folder, synced, and renamed to ``path``. If
+    the body raises, the temporary file is removed and an existing file at ``path`` stays.
 
-    A link stays, and the file that it leads to is replaced. What is there and is no file, as a
-    pipe, a device or ``/dev/stdout``, is written to once the body has ended.
+    If ``path`` is a link, its target is replaced. If it is not a file (a pipe, a device,
+    ``/dev/stdout``), the content is written to it after the body has ended.
 
     Args:
-        path: Where the file shall stand. Its folder is made if there is none.
-        previous: Where to keep what stood at ``path`` before, in the same folder, a link as such;
-            it is replaced if None. Between the two renames a reader finds the old file there and
-            none at ``path``.
+        path: Path of the file. Its folder is created if missing.
+        previous: Path in the same folder to which an existing file (or link) is renamed first; None
+            to overwrite it. Between the two renames there is no file at ``path``.
 
     Yields:
         A binary file object.
 
     Raises:
-        OSError: The file cannot be written, as on a full disk; the error names ``path``.
+        OSError: The file cannot be written (a full disk, say); the message names ``path``.
 
     Example:
         >>> import tempfile, pathlib
@@ -190,7 +189,7 @@ def atomic_write(
             yield file
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files private; give the usual permissions of a new file instead.
+        # mkstemp creates private files; set the usual permissions of a new file.
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # noqa: PTH101
@@ -213,27 +212,27 @@ def atomic_write(
 
 
 def _naming(path: Path, error: OSError, temporary: str | None = None) -> OSError:
-    """Return an error of the same kind that names the file, which an error of a write does not."""
-    # An error of the caller's own, as of a file that it copies from, names that file.
+    """Return an error of the same class that names the file; errors of writes do not."""
+    # An error about another file (one that the caller copies from, say) already names that file.
     foreign = error.filename is not None and temporary is not None and error.filename != temporary
     if error.errno is None or foreign:
         return error
-    # The constructor picks the subclass by the number, as PermissionError for EACCES.
+    # OSError(number, ...) creates the right subclass, such as PermissionError for EACCES.
     return OSError(error.errno, os.strerror(error.errno), str(path))
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text in one piece. See :func:`atomic_write`."""
+    """Write UTF-8 text atomically. See :func:`atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write a value as indented JSON in one piece; NaN and infinity are refused.
+    """Write a value as indented JSON, atomically.
 
     Raises:
-        ValueError: The value holds NaN or infinity, which JSON cannot.
-        OSError: It cannot be written, or ``path`` is no regular file, as a pipe that nobody reads.
+        ValueError: The value holds NaN or infinity, which JSON does not have.
+        OSError: It cannot be written, or ``path`` is not a regular file.
     """
     require_regular(path)
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,6 +1,6 @@
 """Importing a class that a user names by module or by file.
 
-No part of this module imports torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ _Class = TypeVar("_Class", bound=type[Any])
 
 
 class LoadError(ValueError):
-    """A class cannot be imported, or is not of the kind that is needed."""
+    """A class cannot be imported, or does not derive from the required class."""
 
 
 def load_class(name: str, base: _Class, what: str, page: str) -> _Class:
-    """Import the class that ``module.path:ClassName`` or ``path/to/file.py:ClassName`` names.
+    """Import a class named ``module.path:ClassName`` or ``path/to/file.py:ClassName``.
 
-    This runs the module's code. A file is imported under its own name, and its folder joins
-    ``sys.path``, as with ``python file.py``: every process that is given the name can do the same.
+    This runs the module's code. A file is imported under its own name, and its folder is added to
+    ``sys.path``, as with ``python file.py``. So other processes can import it by the same name.
 
     Args:
-        name: As above.
-        base: What the class must derive from.
-        what: What it is, for errors: ``"method"`` or ``"problem"``.
-        page: The page of the docs on such classes, for errors.
+        name: The name of the class.
+        base: The class that it must derive from.
+        what: What it is, for error messages: ``"method"`` or ``"problem"``.
+        page: The page of the docs on such classes, for error messages.
+
+    Returns:
+        The class.
 
     Raises:
-        LoadError: It cannot be imported, does not derive from ``base``, or leaves a method out.
+        LoadError: The class cannot be imported, does not derive from ``base``, or lacks a method.
 
     Example:
         >>> load_class("decimal:Decimal", dict, "method", "docs/methods/custom.md")
@@ -70,7 +73,7 @@ def load_class(name: str, base: _Class, what: str, page: str) -> _Class:
 
 
 def _why_not(module: ModuleType, source: str, class_name: str, base: type) -> str:
-    """Return why a module's attribute is not a class of the wanted kind."""
+    """Return why a module's attribute is not a class of the required kind."""
     wanted = f"{_public(base)}.{base.__name__}"
     if isinstance(getattr(module, class_name, None), type):
         return f"{class_name} does not derive from {wanted}"
@@ -86,7 +89,7 @@ def _why_not(module: ModuleType, source: str, class_name: str, base: type) -> st
 
 
 def _public(base: type) -> str:
-    """Return the package that users import a class from."""
+    """Return the package from which users import a class."""
     parts = base.__module__.split(".")
     packages = [".".join(parts[: end + 1]) for end in range(len(parts))]
     holders = (
@@ -103,7 +106,7 @@ def _signature(kind: type, method: str) -> str:
 
 
 def _is_of_import(error: BaseException, source: str) -> bool:
-    """Whether the module itself was not found, rather than something that it needs."""
+    """Whether the module itself was not found, and not one of its imports."""
     missing = isinstance(error, ModuleNotFoundError) and error.name is not None
     return missing and source.startswith(str(getattr(error, "name", "")))
 
@@ -131,7 +134,7 @@ def _from_file(source: str, what: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise LoadError(f"{what} file {source}: it cannot be imported")
     module = importlib.util.module_from_spec(spec)
-    # Under its name, so that its classes can be pickled and their source be found.
+    # Registered under its name, so that its classes can be pickled and inspected.
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
@@ -142,10 +145,10 @@ def _from_file(source: str, what: str) -> ModuleType:
 
 
 def place_of(error: BaseException) -> str:
-    """Return where the user's own code raised, as `` in file.py, line 3``."""
+    """Return where the user's code raised an error, as `` in file.py, line 3``; "" if nowhere."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" in {error.filename}, line {error.lineno}"
-    # The first frame of the user's is where to look; what torch does below it is not.
+    # Frames of the user's code are helpful; those of this package, Python and torch are not.
     frames = traceback.extract_tb(error.__traceback__)
     libraries = (str(Path(__file__).parent), "<frozen", str(Path(importlib.__file__).parent))
     own = [f for f in frames if not f.filename.startswith(libraries)]

@@ -1,7 +1,7 @@
-r"""The two numbers that multi-task methods are compared by: Δm% and mean rank.
+r"""The two numbers by which multi-task methods are compared: Δm% and mean rank.
 
-Both take one value per metric and method, and the direction of each metric. They know nothing of
-models or data, so they serve measured runs and published tables alike.
+Both take one value per metric and method, and the direction of each metric. They work for measured
+runs and for published tables.
 
 Example:
     >>> stl = [50.0, 0.25]  # an accuracy and an error
@@ -45,7 +45,7 @@ _NOT_DIRECTIONS = "higher_is_better must be True, False or a sequence of them. F
 def delta_m(
     values: Numbers, baseline: Numbers, higher_is_better: bool | Sequence[bool] | Tensor | _Array
 ) -> Tensor:
-    r"""Return Δm%, the average drop against a baseline, in percent; lower is better.
+    r"""Return Δm%, the average drop relative to a baseline, in percent; lower is better.
 
     .. math::
 
@@ -53,9 +53,9 @@ def delta_m(
             \frac{M_{m,i} - M_{b,i}}{M_{b,i}}
 
     over S metrics, where :math:`\delta_i` is 1 if a higher value of metric i is better, else 0
-    (Section 4.1 of the paper). The baseline is as a rule single-task learning. A negative value
-    says that the method beats the baseline on average. The formula is meant for metrics that are
-    positive: a negative baseline turns the sign of its metric's share.
+    (Section 4.1 of the paper). The baseline usually is single-task learning. A negative value means
+    that the method is better than the baseline on average. The formula is for positive metrics: a
+    negative baseline reverses the sign of its metric's term.
 
     Args:
         values: Metrics of the methods, of shape (..., S).
@@ -66,9 +66,8 @@ def delta_m(
         Δm% in percent, float64 on the CPU, of shape (...): a 0-d tensor for a single method.
 
     Raises:
-        ValueError: On shapes that do not fit, a zero in the baseline, or a number that is not
-            finite.
-        TypeError: If something is not real numbers, or ``higher_is_better`` is not boolean.
+        ValueError: Shapes do not match, the baseline has a zero, or a number is not finite.
+        TypeError: An argument is not an array of real numbers, or ``higher_is_better`` not boolean.
 
     Example:
         >>> float(delta_m([3.0, 6.0], [2.0, 4.0], higher_is_better=False))
@@ -111,22 +110,22 @@ def mean_rank(
 ) -> Tensor:
     """Return the rank of each method, averaged over the metrics; 1 is best in every metric.
 
-    Only methods that are in ``values`` are ranked: the paper leaves single-task learning out, so
-    leave it out to compare with the paper's tables.
+    Only methods in ``values`` are ranked. The paper does not rank single-task learning, so leave it
+    out for comparisons with the paper's tables.
 
     Args:
         values: Metrics of the methods, of shape (methods, S). Infinite values rank first or last.
         higher_is_better: Direction of each metric, of length S, or one for all.
-        ties: What methods with equal values get. ``"average"``: the mean of the ranks that they
-            take up. ``"published"``: the best of these ranks where lower is better and the worst
-            where higher is better, which is the rule behind the paper's MR columns.
+        ties: Ranks of methods with equal values. ``"average"``: the mean of the ranks that they
+            occupy. ``"published"``: the best of these ranks where lower is better, and the worst
+            where higher is better, as in the paper's MR columns.
 
     Returns:
         Mean ranks, float64 on the CPU, of shape (methods,).
 
     Raises:
-        ValueError: On shapes that do not fit, NaN, or an unknown ``ties``.
-        TypeError: If something is not real numbers, or ``higher_is_better`` is not boolean.
+        ValueError: Shapes do not match, a number is NaN, or ``ties`` is unknown.
+        TypeError: An argument is not an array of real numbers, or ``higher_is_better`` not boolean.
 
     Example:
         >>> mean_rank([[0.1, 70.0], [0.2, 80.0], [0.3, 70.0]], [False, True]).tolist()
@@ -145,8 +144,8 @@ def mean_rank(
     higher = _directions(higher_is_better, found.shape[1])
     _check_no_nan(found, "values")
     score = torch.where(higher, -found, found)
-    # better[m, s] counts the methods ahead of method m in metric s, equal[m, s] those level with
-    # it, itself among them.
+    # better[m, s] is the number of methods ahead of method m in metric s; equal[m, s] the number
+    # with the same value, including m itself.
     better = (score[None, :, :] < score[:, None, :]).sum(dim=1).double()
     equal = (score[None, :, :] == score[:, None, :]).sum(dim=1).double()
     if ties == "average":
@@ -157,7 +156,7 @@ def mean_rank(
 
 
 def _numbers(source: Numbers, name: str) -> Tensor:
-    """Return ``source`` as a float64 tensor on the CPU, cut off from autograd."""
+    """Return ``source`` as a detached float64 tensor on the CPU."""
     try:
         tensor = _tensor(source)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -174,12 +173,12 @@ def _tensor(source: object) -> Tensor:
     if isinstance(source, Tensor):
         return source.detach()
     if hasattr(source, "__array__"):
-        # The array itself, as torch cannot read a table of pandas. A copy of it: sharing memory
-        # with a read-only array warns.
+        # torch cannot read pandas tables, but their arrays. torch.tensor copies them: sharing the
+        # memory of a read-only array would warn.
         return torch.tensor(source.__array__())
     if isinstance(source, Sequence) and any(hasattr(item, "__array__") for item in source):
         return torch.stack([_tensor(item).to(device="cpu", dtype=torch.float64) for item in source])
-    # Python floats are doubles; without a dtype torch would round them to its default.
+    # Without a dtype torch would round Python floats to float32.
     return torch.tensor(source, dtype=torch.float64)
 
 

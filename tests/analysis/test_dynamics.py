@@ -1,79 +1,30 @@
-"""Predicted training against gradient descent that was really run.
+"""Predictions for a constant kernel against gradient descent on a linear model.
 
-The oracle of a constant kernel is a model that is linear in its parameters, trained by autograd
-with the losses written out. Wide networks must come near it as they grow wider.
+The oracle is trained by autograd with the losses written out.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from linear_model import EXACT, F64, WEIGHTS, descend, kernel_of, linear_problem, rate_for
 from torch import Tensor
 
 from ntkmtl.analysis import (
-    WideMLP,
-    component_steps,
     components,
     critical_learning_rate,
     predict_descent,
     predict_flow,
     prediction_error,
-    simulate,
     task_losses,
     task_steps,
     weighting_effect,
 )
 
-F64 = torch.float64
-EXACT = {"rtol": 1e-9, "atol": 1e-12}
-WEIGHTS = torch.tensor([2.0, 0.3, 0.7], dtype=F64)
 STEPS = [0, 1, 2, 3, 10, 40]
-
-
-def linear_problem(k: int = 3, n: int = 4, p: int = 20) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (k, n, p) of a linear model, its parameters at the start, and targets."""
-    features = torch.randn(k, n, p, dtype=F64)
-    features[0] *= 2  # The tasks differ in scale, so that their blocks do.
-    return features, torch.randn(p, dtype=F64), torch.randn(k, n, dtype=F64)
-
-
-def kernel_of(features: Tensor) -> Tensor:
-    return torch.einsum("iup,jvp->iujv", features, features)
-
-
-def descend(
-    features: Tensor,
-    theta: Tensor,
-    targets: Tensor,
-    steps: list[int],
-    learning_rate: float,
-    weights: Tensor,
-    reduction: str,
-) -> Tensor:
-    """Gradient descent by autograd, the losses written out."""
-    theta = theta.clone().requires_grad_()
-    recorded = []
-    for step in range(max(steps) + 1):
-        if step in steps:
-            recorded.append((features @ theta).detach())
-        total = torch.zeros((), dtype=F64)
-        for i in range(len(targets)):
-            squares = [(features[i, u] @ theta - y) ** 2 for u, y in enumerate(targets[i])]
-            loss = sum(squares) / 2 if reduction == "sum" else sum(squares) / len(squares)
-            total = total + weights[i] * loss
-        (gradient,) = torch.autograd.grad(total, theta)
-        theta = (theta - learning_rate * gradient).detach().requires_grad_()
-    return torch.stack(recorded)
-
-
-def rate_for(kernel: Tensor, weights: Tensor | None, reduction: str) -> float:
-    return 0.9 * critical_learning_rate(kernel, weights=weights, reduction=reduction)
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
@@ -329,7 +280,9 @@ def test_components_of_a_linear_model_decay_each_at_its_rate(weights: Tensor | N
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_critical_learning_rate_parts_convergence_from_divergence(reduction: str) -> None:
+def test_descent_converges_below_the_critical_learning_rate_and_diverges_above(
+    reduction: str,
+) -> None:
     features, theta, targets = linear_problem()
     kernel = kernel_of(features)
     critical = critical_learning_rate(kernel, weights=WEIGHTS, reduction=reduction)
@@ -343,318 +296,6 @@ def test_critical_learning_rate_parts_convergence_from_divergence(reduction: str
     assert top[1] < 1e-3 * top[0]
     top = components(kernel, ends[1], targets, weights=WEIGHTS).values[:, -1].abs()
     assert top[1] > 1e3 * top[0]
-
-
-def count_steps(losses: Tensor, tolerance: float) -> list[float]:
-    """Steps after which a loss stays at or below a share of its start: the obvious way."""
-    found = []
-    for loss in losses.T.tolist():
-        step = len(loss)
-        while step and loss[step - 1] <= tolerance * loss[0]:
-            step -= 1
-        found.append(float(step) if step < len(loss) else math.inf)
-    return found
-
-
-@pytest.mark.parametrize("tolerance", [0.5, 0.1, 0.003])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.95])
-def test_task_steps_are_those_of_counting(tolerance: float, share: float) -> None:
-    features, theta, targets = linear_problem(n=2)
-    kernel = kernel_of(features)
-    eta = share * critical_learning_rate(kernel, weights=WEIGHTS, reduction="mean")
-    steps = list(range(4001))
-    options = {"learning_rate": eta, "weights": WEIGHTS, "reduction": "mean"}
-    outputs = predict_descent(kernel, features @ theta, targets, steps, **options)
-    expected = count_steps(task_losses(outputs, targets), tolerance)
-    assert all(math.isfinite(step) for step in expected)
-    found = task_steps(kernel, features @ theta, targets, tolerance=tolerance, **options)
-    assert found.tolist() == expected
-
-
-def test_task_steps_count_the_last_crossing() -> None:
-    """A task may be below its share for a while, and be pushed out again by another."""
-    kernel = torch.tensor([[1.0, 0.9], [0.9, 1.0]], dtype=F64)
-    initial, targets = torch.zeros(2, 1, dtype=F64), torch.tensor([[1.0], [-0.5]], dtype=F64)
-    outputs = predict_descent(kernel, initial, targets, range(400), learning_rate=0.1)
-    losses = task_losses(outputs, targets)
-    assert losses[:, 1].max() > 1.5 * losses[0, 1]
-    found = task_steps(kernel, initial, targets, learning_rate=0.1, tolerance=0.3)
-    assert found.tolist() == count_steps(losses, 0.3)
-    first = int((losses[:, 0] <= 0.3 * losses[0, 0]).nonzero()[0, 0])
-    assert first <= found[0]
-
-
-def test_task_steps_of_tasks_that_never_get_there() -> None:
-    features, theta, targets = linear_problem()
-    kernel, initial = kernel_of(features), features @ theta
-    critical = critical_learning_rate(kernel)
-    assert task_steps(kernel, initial, targets, learning_rate=1.01 * critical).isinf().all()
-    weights = torch.tensor([1.0, 0.0, 1.0])
-    found = task_steps(kernel, initial, targets, learning_rate=critical / 9, weights=weights)
-    assert found.isinf().tolist() == [False, True, False]
-    features, theta, targets = linear_problem(p=3)  # Three parameters for twelve targets.
-    kernel = kernel_of(features)
-    eta = critical_learning_rate(kernel) / 2
-    assert task_steps(kernel, features @ theta, targets, learning_rate=eta).isinf().all()
-    # Eigenvalues that are rounding are no eigenvalues.
-    assert component_steps(kernel, learning_rate=eta).isinf().tolist() == [True] * 9 + [False] * 3
-    effect = weighting_effect(kernel, features @ theta, targets)
-    assert math.isinf(effect.before.condition_number)
-    # A component that grows, from a start so small that the loss is below its share for long.
-    kernel, start = torch.diag(torch.tensor([1.0, 2.1])), torch.zeros(2)
-    found = task_steps(kernel, start, torch.tensor([1.0, 1e-6]), learning_rate=1.0)
-    assert found.tolist() == [math.inf]
-    # A task that is done at the start.
-    kernel = torch.diag(torch.tensor([1.0, 1.0]))
-    start, goal = torch.zeros(2, 1), torch.tensor([[0.0], [1.0]])
-    found = task_steps(kernel, start, goal, learning_rate=0.5, tolerance=0.2)
-    assert found.tolist() == [0, 2]
-
-
-def test_task_steps_over_a_long_time() -> None:
-    """Far past the steps that could be counted: one component, in closed form."""
-    rate = 1e-9
-    found = task_steps(
-        torch.tensor([[rate]], dtype=F64), torch.zeros(1, 1), torch.ones(1, 1), learning_rate=1.0
-    )
-    assert float(found) == pytest.approx(math.log(0.01) / (2 * math.log1p(-rate)), rel=1e-9)
-
-
-def test_component_steps_are_those_of_counting() -> None:
-    features, _, _ = linear_problem()
-    kernel = kernel_of(features)
-    eta = 0.8 * critical_learning_rate(kernel, weights=WEIGHTS, reduction="mean")
-    found = component_steps(
-        kernel, learning_rate=eta, tolerance=0.04, weights=WEIGHTS, reduction="mean"
-    )
-    matrix = kernel.reshape(12, 12) @ torch.diag(WEIGHTS.repeat_interleave(4)) * 2 / 4
-    for value, steps in zip(
-        torch.linalg.eigvals(matrix).real.sort().values.tolist(), found.tolist(), strict=True
-    ):
-        left, counted = 1.0, 0
-        while left**2 > 0.04:
-            left *= 1 - eta * value
-            counted += 1
-        assert steps == counted
-
-
-def test_weighting_halves_the_gap_or_closes_it() -> None:
-    """Tasks that differ by a factor of their outputs alone: 9 and 1 in the kernel."""
-    base = torch.diag(torch.tensor([4.0, 1.0], dtype=F64))
-    kernel = torch.einsum("i,uv,ij->iujv", torch.tensor([9.0, 1.0], dtype=F64), base, torch.eye(2))
-    initial = torch.zeros(2, 2, dtype=F64)
-    targets = torch.tensor([[3.0, 3.0], [1.0, 1.0]], dtype=F64)
-    # Eq. 15: lambda = 36 and 4, mean 20, weights sqrt(20 / 36) and sqrt(5).
-    effect = weighting_effect(kernel, initial, targets)
-    assert effect.before.condition_number == pytest.approx(36)
-    assert effect.before.block_eigenvalues.tolist() == pytest.approx([36, 4])
-    assert effect.after.weights.tolist() == pytest.approx([math.sqrt(20 / 36), math.sqrt(5)])
-    assert effect.after.proposition_eigenvalues.tolist() == pytest.approx([20, 20])
-    # What descent follows: 36 sqrt(20/36) against 4 sqrt(5), the square root of 9 apart.
-    assert effect.after.block_eigenvalues.tolist() == pytest.approx([math.sqrt(720), math.sqrt(80)])
-    assert effect.after.condition_number == pytest.approx(12)
-    assert effect.after.critical_learning_rate == pytest.approx(2 / math.sqrt(720))
-    closed = weighting_effect(kernel, initial, targets, exponent=1.0)
-    assert closed.after.block_eigenvalues.tolist() == pytest.approx([20, 20])
-    assert closed.after.condition_number == pytest.approx(4)  # That of one task.
-    assert closed.after.task_steps[0] == closed.after.task_steps[1]
-    ratios = [
-        float(side.task_steps[1] / side.task_steps[0])
-        for side in (effect.before, effect.after, closed.after)
-    ]
-    assert ratios[0] > ratios[1] > ratios[2] == 1
-    # Without blocks between tasks, each is alone.
-    assert torch.equal(effect.after.task_steps, effect.after.task_steps_alone)
-
-
-def test_blocks_between_tasks_take_eigenvalues_from_each_other() -> None:
-    """Two like tasks, correlated by 0.8: 1.8 for what they share, 0.2 for what they dispute."""
-    kernel = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
-    initial = torch.zeros(2, 1, dtype=F64)
-    for sign, eigenvalue in ((1.0, 1.8), (-1.0, 0.2)):
-        targets = torch.tensor([[1.0], [sign]], dtype=F64)
-        effect = weighting_effect(kernel, initial, targets, learning_rate=0.1, tolerance=0.1)
-        assert effect.before.condition_number == pytest.approx(9)
-        expected = math.ceil(math.log(0.1) / (2 * math.log1p(-0.1 * eigenvalue)))
-        assert effect.before.task_steps.tolist() == [expected] * 2
-        assert effect.before.task_steps_alone.tolist() == [11, 11]  # 0.9 ** 22 < 0.1.
-
-
-def test_given_weights_and_rate_are_used() -> None:
-    features, theta, targets = linear_problem()
-    kernel, initial = kernel_of(features), features @ theta
-    effect = weighting_effect(
-        kernel, initial, targets, weights=WEIGHTS, learning_rate=0.001, reduction="mean"
-    )
-    assert torch.equal(effect.after.weights, WEIGHTS)
-    assert effect.before.learning_rate == effect.after.learning_rate == 0.001
-    expected = task_steps(
-        kernel, initial, targets, learning_rate=0.001, weights=WEIGHTS, reduction="mean"
-    )
-    assert torch.equal(effect.after.task_steps, expected)
-    values = components(kernel, initial[None], targets, weights=WEIGHTS).eigenvalues
-    assert effect.after.condition_number == pytest.approx(float(values[-1] / values[0]))
-
-
-def circle(n: int = 6) -> tuple[Tensor, Tensor]:
-    """Points on a circle and two functions of the angle."""
-    angle = torch.arange(n, dtype=F64) * 2 * math.pi / n
-    x = torch.stack([angle.cos(), angle.sin()], 1)
-    return x, torch.stack([angle.cos() + 0.3, (angle + 0.5).cos() + 0.5 * (2 * angle).sin()])
-
-
-TWO = torch.tensor([1.0, 0.4], dtype=F64)
-
-
-@pytest.mark.parametrize("parametrisation", ["ntk", "standard"])
-def test_error_falls_as_the_width_grows(parametrisation: str) -> None:
-    """Theory bounds it by width ** -1/2; this is a fit over seeds, so the bound has some slack."""
-    x, y = circle()
-    widths = [64, 128, 256, 512, 1024]
-    means = []
-    for width in widths:
-        logs = []
-        for seed in range(4):
-            model = WideMLP(2, width, tasks=2, parametrisation=parametrisation, seed=seed)
-            run = simulate(
-                model, x, y, steps=100, weights=TWO, record=range(0, 101, 5), reduction="mean"
-            )
-            assert (run.losses()[-1] / run.losses()[0]).max() < 0.1  # It did learn.
-            logs.append(math.log(run.error()))
-        means.append(sum(logs) / len(logs))
-    centred = torch.tensor(widths, dtype=F64).log()
-    centred = centred - centred.mean()
-    slope = float(centred @ torch.tensor(means, dtype=F64) / centred.square().sum())
-    assert slope < -0.45
-    assert math.exp(means[-1]) < 0.005
-
-
-def wide_run(**options: object) -> tuple[Tensor, Tensor, float, Tensor]:
-    x, y = circle()
-    model = WideMLP(2, 1024, tasks=2, scales=[2.0, 1.0], head_correlation=0.6, seed=3)
-    run = simulate(model, x, y, steps=100, weights=TWO, reduction="mean", **options)  # type: ignore[arg-type]
-    return run.kernel, run.targets, run.learning_rate, run.outputs
-
-
-def test_weights_enter_a_wide_network_as_derived() -> None:
-    kernel, targets, eta, outputs = wide_run()
-    steps = range(len(outputs))
-
-    def error(weights: Tensor | None, reduction: str = "mean", scale: float = 1.0) -> float:
-        predicted = predict_descent(
-            kernel,
-            outputs[0],
-            targets,
-            steps,
-            learning_rate=eta * scale,
-            weights=weights,
-            reduction=reduction,
-        )
-        return prediction_error(predicted, outputs, targets)
-
-    right = error(TWO)
-    assert right < 0.002
-    wrong = {
-        "dropped": error(None),
-        "squared": error(TWO.square()),
-        "rooted": error(TWO.sqrt()),
-        "swapped": error(TWO.flip(0)),
-        "half the factor": error(TWO, scale=0.5),
-    }
-    assert min(wrong.values()) > 0.05, wrong
-    assert not error(TWO, reduction="sum") < 0.05  # It diverges.
-
-
-def test_components_of_a_wide_network_decay_at_their_rates() -> None:
-    kernel, targets, eta, outputs = wide_run()
-    found = components(kernel, outputs, targets, weights=TWO)
-    steps = torch.arange(len(outputs), dtype=F64)[:, None]
-    expected = (1 - eta * 2 / 6 * found.eigenvalues) ** steps * found.values[0]
-    scale = found.values[0].norm()
-    assert float((found.values - expected).abs().max() / scale) < 0.01
-    # Every other component's rate is far from each one's own: shifted by one, the check fails.
-    shifted = (1 - eta * 2 / 6 * found.eigenvalues.roll(1)) ** steps * found.values[0]
-    assert float((found.values - shifted).abs().max() / scale) > 0.1
-
-
-def test_simulation_is_descent_written_out() -> None:
-    """Against a loop over .backward() and the parameters themselves, and row-by-row Jacobians."""
-    x, y = circle()
-    model = WideMLP(2, 5, depth=2, tasks=2, activation="erf", scales=[1.0, 3.0], seed=1)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    run = simulate(
-        model, x, y, steps=7, learning_rate=0.02, weights=TWO, reduction="mean", record=[3]
-    )
-    for name, p in model.named_parameters():
-        assert torch.equal(p, before[name])
-        assert p.grad is None
-    assert run.steps.tolist() == [0, 3, 7]
-
-    rows = []
-    for value in model(x).flatten():
-        gradients = torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
-        rows.append(torch.cat([g.flatten() for g in gradients]))
-    J = torch.stack(rows)
-    torch.testing.assert_close(run.kernel.reshape(12, 12), J @ J.T, **EXACT)
-
-    outputs = []
-    for _ in range(8):
-        found = model(x)
-        outputs.append(found.detach())
-        model.zero_grad()
-        sum(w * ((f - t) ** 2).mean() for w, f, t in zip(TWO, found, y, strict=True)).backward()
-        with torch.no_grad():
-            for p in model.parameters():
-                p -= 0.02 * p.grad
-    torch.testing.assert_close(run.outputs, torch.stack(outputs)[[0, 3, 7]], **EXACT)
-    torch.testing.assert_close(
-        run.losses()[2], ((outputs[7] - y) ** 2).mean(1), rtol=1e-9, atol=0.0
-    )
-    assert run.kernel_drift > 1e-3  # Five units are not wide.
-    assert 0.01 < run.error() < 1
-
-
-def test_wide_mlp_is_one_function_in_both_parametrisations() -> None:
-    x, y = circle()
-    ntk, standard = (
-        WideMLP(2, 40, depth=2, tasks=2, parametrisation=name, seed=5)
-        for name in ("ntk", "standard")
-    )
-    torch.testing.assert_close(ntk(x), standard(x), **EXACT)
-    # The heads' kernel grows with the width only where their weights are not divided by its root.
-    tops = [
-        critical_learning_rate(
-            simulate(
-                WideMLP(2, width, parametrisation=name), x, y[:1], steps=1, learning_rate=1e-6
-            ).kernel
-        )
-        for name in ("ntk", "standard")
-        for width in (200, 800)
-    ]
-    assert tops[0] / tops[1] == pytest.approx(1, rel=0.2)
-    assert tops[2] / tops[3] == pytest.approx(4, rel=0.2)
-
-
-@pytest.mark.parametrize("correlation", [0.0, 0.5, 1.0])
-def test_heads_are_standard_normal_and_correlated_as_asked(correlation: float) -> None:
-    weights = WideMLP(2, 20_000, tasks=2, head_correlation=correlation).layers[2].detach()
-    expected = torch.tensor([[1.0, correlation], [correlation, 1.0]], dtype=F64)
-    torch.testing.assert_close(weights @ weights.T / 20_000, expected, rtol=0.0, atol=0.03)
-
-
-def test_blocks_between_independent_heads_vanish_with_width() -> None:
-    x, y = circle()
-
-    def cross(width: int, correlation: float) -> float:
-        model = WideMLP(2, width, tasks=2, head_correlation=correlation, scales=[3.0, 1.0])
-        kernel = simulate(model, x, y, steps=1, learning_rate=1e-6).kernel
-        ratio = kernel[0, :, 0].trace() / kernel[1, :, 1].trace()
-        assert float(ratio) == pytest.approx(9, rel=0.3)
-        return float(
-            kernel[0, :, 1].norm() / (kernel[0, :, 0].norm() * kernel[1, :, 1].norm()).sqrt()
-        )
-
-    assert cross(4096, 0.0) < 0.05 < 0.2 < cross(4096, 0.9)
 
 
 def test_bad_input_is_named() -> None:
@@ -698,53 +339,3 @@ def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
         prediction_error(f[None], f[None], f)
     assert math.isinf(critical_learning_rate(0 * K))
-
-
-def test_bad_simulations_are_named() -> None:
-    x, y = circle()
-    model = WideMLP(2, 8, tasks=2)
-    with pytest.raises(TypeError, match=r"inputs must be float64, found torch\.float32"):
-        simulate(model, x.float(), y, steps=1)
-    with pytest.raises(ValueError, match=r"found \(2, 6\) and \(1, 6\)"):
-        simulate(model, x, y[:1], steps=1)
-    with pytest.raises(ValueError, match="steps must be at least 1"):
-        simulate(model, x, y, steps=0)
-    with pytest.raises(ValueError, match="record must be steps from 0 to 3"):
-        simulate(model, x, y, steps=3, record=[4])
-    with pytest.raises(ValueError, match="learning_rate must be positive"):
-        simulate(model, x, y, steps=3, learning_rate=-1)
-    relu = WideMLP(2, 8, tasks=2, activation="relu")  # Tanh would only saturate.
-    with pytest.raises(FloatingPointError, match=r"the critical rate at the start was"):
-        simulate(relu, x, y, steps=3000, learning_rate=1e3)
-    for options, match in (
-        ({"width": 0}, "at least 1"),
-        ({"activation": "sine"}, "tanh, relu, erf"),
-        ({"parametrisation": "mup"}, "'ntk' or 'standard'"),
-        ({"head_correlation": 1.5}, "in \\[0, 1\\]"),
-        ({"scales": [1.0]}, "scales must be 2 numbers"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            WideMLP(**{"inputs": 2, "width": 8, "tasks": 2, **options})  # type: ignore[arg-type]
-
-
-def test_the_page_shows_the_numbers_that_were_measured() -> None:
-    root = Path(__file__).parents[2]
-    path = root / "scripts" / "make_theory_figures.py"
-    spec = importlib.util.spec_from_file_location("make_theory_figures", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = root / "docs" / "images"
-    numbers = json.loads((folder / "theory-numbers.json").read_text(encoding="utf-8"))
-    page = (root / "docs" / "analysis" / "theory.md").read_text(encoding="utf-8")
-    for name, block in module.tables(numbers).items():
-        begin, end = (f"<!-- measured {name}: {side} -->" for side in ("begin", "end"))
-        assert page.partition(begin)[2].partition(end)[0].strip() == block
-    # What the page says of them in words.
-    assert all(row["slope"] < -0.5 for row in numbers["width"])
-    for row in numbers["weighting"]:
-        for predicted, measured in zip(row["steps_predicted"], row["steps_measured"], strict=True):
-            assert predicted == pytest.approx(measured, rel=0.02, abs=1)
-    for picture in ("losses", "width", "components", "weighting"):
-        assert (folder / f"theory-{picture}.png").stat().st_size > 10_000

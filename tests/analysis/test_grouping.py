@@ -49,7 +49,7 @@ def test_the_rule_is_the_mean_affinity_between_groups() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
-def test_as_many_groups_as_asked_for_also_with_ties(count: int) -> None:
+def test_the_given_number_of_groups_also_with_ties(count: int) -> None:
     assert len(group_tasks(torch.eye(4), count).groups) == count
     assert len(group_tasks(blocks((0, 1), (2, 3)), count).groups) == count
 
@@ -89,7 +89,7 @@ def test_one_task_and_names() -> None:
 
 
 @pytest.mark.integration
-def test_a_missing_scipy_is_told_with_the_line_to_type() -> None:
+def test_a_missing_scipy_is_reported_with_the_install_command() -> None:
     code = (
         "import sys; sys.modules['scipy.cluster'] = None\n"
         "import torch; from ntkmtl.analysis import group_tasks; group_tasks(torch.eye(2))"

@@ -1,4 +1,4 @@
-"""The recorder: what it keeps, its state and its file."""
+"""The recorder: its summaries, its state and its file."""
 
 from __future__ import annotations
 
@@ -306,7 +306,7 @@ def test_minibatches_without_features_come_from_losses_of_samples(source: str) -
     )
 
 
-def test_minibatches_that_nothing_tells_apart_are_said_once() -> None:
+def test_a_warning_is_given_once_if_samples_are_unknown() -> None:
     trunk, heads = torch.nn.Linear(3, 4), [torch.nn.Linear(4, 1) for _ in "ab"]
     recorder = Recorder(every=1, minibatches=2)
     balancer = Balancer("ls", record=recorder)
@@ -350,7 +350,7 @@ def test_kernels_of_residuals_belong_to_the_last_step_and_go_through_the_file(tm
         recorder.add_residuals(residual_ntk({"elsewhere": w * torch.ones(1)}, [w]))
 
 
-def test_a_file_without_residuals_has_no_word_of_them_and_is_read(tmp_path: Path):
+def test_a_file_without_residuals_is_read(tmp_path: Path):
     recorder = Recorder()
     for step in (0, 50):
         recorder(snapshot(step))

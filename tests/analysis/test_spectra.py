@@ -1,4 +1,4 @@
-"""Summaries of spectra against values worked out by hand."""
+"""Summaries of spectra against values computed by hand."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_steps_of_losses_are_those_of_gradient_descent_on_squared_errors() -> No
         assert predicted == pytest.approx(taken, rel=2e-3)
 
 
-def test_weights_quicken_a_task_and_zero_stops_it() -> None:
+def test_weights_multiply_rates_and_zero_stops_a_task() -> None:
     largest, losses = f64(1, 1, 1, 0, math.nan), torch.ones(5, dtype=torch.float64)
     weights = f64(1, 2, 0, 1, 1)
     steps = convergence_steps(largest, 0.5, losses=losses, weights=weights, fraction=math.exp(-1))
@@ -126,6 +126,6 @@ def test_weights_quicken_a_task_and_zero_stops_it() -> None:
     ("options", "said"),
     [({"fraction": 1.0}, "fraction"), ({"learning_rate": 0.0}, "learning_rate")],
 )
-def test_what_makes_no_sense_is_refused(options: dict[str, float], said: str) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         convergence_steps(f64(1), **{"learning_rate": 0.1, **options})

@@ -1,4 +1,4 @@
-"""Estimates from products against spectra that are known."""
+"""Matrix-free estimates of spectra against known spectra."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class TestLanczos:
         found = torch.linalg.eigvalsh(tridiagonal).flip(0)
         torch.testing.assert_close(found, values, rtol=1e-9, atol=1e-9)
 
-    def test_no_ghosts(self) -> None:
+    def test_no_spurious_copies_of_eigenvalues(self) -> None:
         # Without reorthogonalisation an eigenvalue far above the rest comes again after it has
         # converged: here 1e6 would be there twice within 40 steps.
         values = torch.cat([torch.linspace(0.5, 1.0, 99).double(), torch.tensor([1e6]).double()])
@@ -155,7 +155,7 @@ class TestLanczos:
         tridiagonal = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
         assert int((torch.linalg.eigvalsh(tridiagonal) > 2.0).sum()) == 1
 
-    def test_it_ends_where_vectors_run_out(self) -> None:
+    def test_it_stops_at_an_invariant_subspace(self) -> None:
         values = torch.tensor([3.0, 3.0, 3.0, 1.0, 1.0], dtype=torch.float64)
         diagonal, beside = lanczos(_matrix(values), torch.ones(5), 5)
         assert (len(diagonal), len(beside)) == (2, 1)
@@ -172,7 +172,7 @@ class TestLanczos:
 
 
 class TestTrace:
-    def test_unbiased_and_its_error_is_what_it_says(self) -> None:
+    def test_unbiased_with_the_right_standard_error(self) -> None:
         matrix = _matrix(_falling())
         exact = float(_falling().sum())
         # Variance per probe: 2 (sum of squares of all entries - of the diagonal).

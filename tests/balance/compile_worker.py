@@ -1,4 +1,4 @@
-"""What a process of its own does with a compiled trunk, for the tests of ``torch.compile``."""
+"""Subprocess of the tests of ``torch.compile``: trains with a compiled trunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of two processes runs: every way to wrap, feed and read a model under DDP."""
+"""Worker process of the DDP tests: every way to wrap, feed and read a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of two processes runs for the tests of distributed balancing."""
+"""Worker process of the tests of distributed balancing."""
 
 from __future__ import annotations
 

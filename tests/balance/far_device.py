@@ -1,4 +1,4 @@
-"""A device that is not there: tensors that say they are elsewhere, and a count of waits."""
+"""A simulated device: tensors that claim to be on it, and a counter of transfers to the CPU."""
 
 from __future__ import annotations
 

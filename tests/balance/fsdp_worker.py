@@ -1,4 +1,4 @@
-"""What each of two processes runs for the tests of balancing under ``fully_shard``."""
+"""Worker process of the tests of balancing under ``fully_shard``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Random programs with several losses, and what their cut is by definition.
+"""Random programs with several losses, and their cut by definition.
 
-A program is a list of operations, each of one tensor. Which task reaches which of them, where the
-shared part ends and what a task sends over that border is found here from the program, never from
-the autograd graph: tensors at the border are replaced by leaves and everything above is run again.
+A program is a list of operations with one output each. Which tasks reach an operation, where the
+shared part ends, and which gradient a task has there is computed from the program, not from the
+autograd graph: tensors at the border are replaced by leaves, and everything above is run again.
 """
 
 from __future__ import annotations

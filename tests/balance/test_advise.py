@@ -1,4 +1,4 @@
-"""The advice follows from the graph and from what the user says, and its lines run."""
+"""``ntkmtl.advise``: the advice depends on graph and arguments, and its code runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_nothing_shared_needs_no_balancer() -> None:
     assert not ntkmtl.advise(alone).balancer
 
 
-def test_options_add_up() -> None:
+def test_options_are_combined() -> None:
     advice = ntkmtl.advise(
         heads_on_a_trunk(), priorities={"b": 3}, keep_learning_rate=True, every_step=True
     )
@@ -69,7 +69,7 @@ def test_options_add_up() -> None:
 @pytest.mark.parametrize("losses", [heads_on_a_trunk, energy_and_forces])
 @pytest.mark.parametrize("every_step", [False, True])
 @pytest.mark.parametrize("budget", [1.05, 1.1, 3.0])
-def test_the_lines_run(losses, every_step: bool, budget: float) -> None:
+def test_the_code_runs(losses, every_step: bool, budget: float) -> None:
     values = losses()
     advice = ntkmtl.advise(values, budget=budget, every_step=every_step, keep_learning_rate=True)
     names = {"Balancer": ntkmtl.Balancer, "losses": values}
@@ -98,7 +98,7 @@ def test_every_row_can_apply_and_its_page_exists() -> None:
         assert (ROOT / "docs" / rule.page.partition("#")[0]).is_file(), rule.page
 
 
-def test_wrong_words() -> None:
+def test_unknown_loops_and_frameworks() -> None:
     losses = heads_on_a_trunk()
     with pytest.raises(ValueError, match=r"loop must be one of plain, .*Found 'amp'"):
         ntkmtl.advise(losses, loop="amp")
@@ -110,7 +110,7 @@ def test_wrong_words() -> None:
         ntkmtl.advise(losses, priorities={"c": 2})
 
 
-def test_the_page_is_that_of_the_rows() -> None:
+def test_the_page_is_written_from_the_rules() -> None:
     path = ROOT / "scripts" / "make_decision_page.py"
     spec = importlib.util.spec_from_file_location("make_decision_page", path)
     assert spec is not None

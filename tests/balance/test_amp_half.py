@@ -1,4 +1,4 @@
-"""float16 without a gradient scaler, and extreme weights: a right ``.grad``, or an error."""
+"""float16 without a gradient scaler, and extreme weights: ``.grad`` is right, or an error."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_weight_too_large_for_float32(named: bool, heads: bool) -> None:
 
 @pytest.mark.parametrize("method", ["ntkmtl-sr", "ntkmtl", "fairgrad"])
 @pytest.mark.parametrize("hooked", [None, True])
-def test_a_gradient_that_vanished_asks_for_the_scaler(method: str, hooked: bool | None) -> None:
+def test_a_float16_gradient_that_underflows_raises(method: str, hooked: bool | None) -> None:
     options = ONE if method.startswith("ntkmtl") else {}
     net = Net(torch.float32)
 

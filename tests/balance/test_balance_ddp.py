@@ -1,3 +1,5 @@
+"""Balancing in two processes under DDP gives the results of one process."""
+
 from __future__ import annotations
 
 import ddp_worker
@@ -118,7 +120,7 @@ def test_random_methods_agree(results, number):
 
 
 @pytest.mark.parametrize("number", range(len(ALONE)), ids=ALONE)
-def test_methods_for_one_process_say_so(results, number):
+def test_methods_for_a_single_process_raise(results, number):
     for found in results[len(ALL) - len(ALONE) + number]:
         assert "works in a single process only" in found["error"]
         assert all(g is None for g in found["grads"])

@@ -1,4 +1,4 @@
-"""Balancing in a loop of one's own with parameters that FSDP2 spreads over two processes."""
+"""Balancing in a custom loop with parameters that FSDP2 shards over two processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Balancer: accumulation."""
+"""The Balancer: gradient accumulation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from balance.small_network import close, gradients, inputs, losses_of, network
 from ntkmtl import Balancer
 
 
-def test_the_published_clipping_is_not_of_gradients_that_accumulate() -> None:
+def test_the_published_clipping_refuses_accumulated_gradients() -> None:
     trunk, heads = network()
     balancer = Balancer("ntkmtl", preset="published")
     for _ in range(2):  # zeroed gradients are none

@@ -1,4 +1,4 @@
-"""What the Balancer promises for every method: missing labels, bad numbers, state, history."""
+"""Contracts for every method: missing labels, non-finite numbers, state, moving averages."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run_two_of_three(case: Case, balancer: Balancer, form: str) -> BalanceResult
 
 @pytest.mark.parametrize("form", ["tensor", "branch"])
 @pytest.mark.parametrize("method", METHODS)
-def test_task_without_a_label_might_as_well_not_exist(method: str, form: str) -> None:
+def test_task_without_a_label_changes_nothing_for_the_others(method: str, form: str) -> None:
     case, other = make_case(), make_case()
     three, two = make_balancer(method), make_balancer(method)
     for _ in range(3):
@@ -272,7 +272,7 @@ def test_non_finite_error_survives_pickling() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_non_finite_losses_after_the_step_do_not_get_into_the_weights(value: float) -> None:
+def test_non_finite_losses_after_the_step_do_not_change_the_weights(value: float) -> None:
     case = make_case()
     balancer = Balancer("famo", tasks=NAMES)
     losses = dict(zip(NAMES, case.losses(case.features()), strict=True))
@@ -468,7 +468,7 @@ def test_repr() -> None:
 @pytest.mark.parametrize("source", ["representation", "exact"])
 @pytest.mark.parametrize("every", [1, 3])
 @pytest.mark.parametrize("ema", [0.0, 0.8])
-def test_history_of_eigenvalues(ema: float, every: int, source: str) -> None:
+def test_moving_average_of_eigenvalues(ema: float, every: int, source: str) -> None:
     case = make_case()
     balancer = Balancer("ntkmtl", source=source, ema=ema, every=every, minibatches=2)
     average: Tensor | None = None
@@ -489,7 +489,7 @@ def test_history_of_eigenvalues(ema: float, every: int, source: str) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2])
-def test_history_of_gramians(every: int) -> None:
+def test_moving_average_of_gramians(every: int) -> None:
     case = make_case()
     balancer = Balancer("nash-mtl", ema=0.7, every=every)
     average: Tensor | None = None
@@ -508,7 +508,7 @@ def test_history_of_gramians(every: int) -> None:
         update(case, balancer)
 
 
-def test_history_of_a_task_without_labels_waits() -> None:
+def test_the_average_of_a_task_without_labels_stays() -> None:
     case = make_case()
     balancer = Balancer("ntkmtl-sr", ema=0.5, minibatches=2)
     first = run(case, balancer).eigenvalues
@@ -522,7 +522,7 @@ def test_history_of_a_task_without_labels_waits() -> None:
     torch.testing.assert_close(third, first, **EXACT)
 
 
-def test_reused_weights_wait_for_a_task_that_was_never_seen() -> None:
+def test_weights_are_not_reused_before_every_task_has_one() -> None:
     case = make_case()
     balancer = Balancer("ntkmtl-sr", every=10, minibatches=2, tasks=3)
     run(case, balancer, missing=(1,))
@@ -547,7 +547,7 @@ def test_steps_that_reuse_weights_fill_the_same_gradients(weight_heads: bool) ->
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_after_step_is_free_where_it_is_not_needed(method: str) -> None:
+def test_after_step_does_nothing_where_it_is_not_needed(method: str) -> None:
     case = make_case()
     balancer = make_balancer(method)
     z = case.features()
@@ -638,14 +638,14 @@ def test_fixed_weights_go_by_name() -> None:
             Balancer("fixed", weights=given, tasks=NAMES)
 
 
-def test_options_that_do_not_go_together() -> None:
+def test_contradicting_options() -> None:
     with pytest.raises(ValueError, match="no every, no ema"):
         Balancer("graddrop", every=2)
     with pytest.raises(ValueError, match="for 'ntkmtl' and 'ntkmtl-sr'"):
         Balancer("nash-mtl", preset="published")
 
 
-def test_what_is_missing_is_said() -> None:
+def test_missing_input_is_named() -> None:
     case = make_case()
     z = case.features()
     losses = case.losses(z)

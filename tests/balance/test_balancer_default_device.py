@@ -1,4 +1,4 @@
-"""The Balancer: default device."""
+"""The Balancer under ``torch.set_default_device``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Balancer: features."""
+"""The Balancer: features that the user passes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_hooks_on_the_features_act_as_in_plain_training(
 
 
 @pytest.mark.parametrize("once", [False, True])
-def test_one_feature_made_from_another_counts_its_own_path_only(once: bool) -> None:
+def test_a_feature_computed_from_another_counts_its_direct_path_only(once: bool) -> None:
     """By hand: d loss / d f with c held, whether or not the heads share the operation on both."""
     torch.manual_seed(0)
     a, b = nn.Linear(5, 4).double(), nn.Linear(4, 3).double()

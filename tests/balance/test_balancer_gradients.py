@@ -1,4 +1,4 @@
-"""After one call, .grad is that of the weighted sum of the losses, by every way to fill it."""
+"""``backward`` fills ``.grad`` with the gradient of the weighted sum, in all ways of filling it."""
 
 from __future__ import annotations
 
@@ -496,7 +496,7 @@ def test_a_path_around_the_features_with_unweighted_heads(method: str, form: str
     assert_weighted_pair(case, fresh, losses, out.weights, weight_heads=False)
 
 
-def test_what_a_path_around_the_features_rules_out() -> None:
+def test_options_that_a_path_around_the_features_excludes() -> None:
     case = skipping()
     hidden, z = case.features()
     with pytest.raises(ValueError, match=r"around the features.*source='auto'"):
@@ -508,7 +508,7 @@ def test_what_a_path_around_the_features_rules_out() -> None:
     assert all(p.grad is None for p in case.parameters)
 
 
-def test_the_cut_is_looked_at_again_when_the_heads_change() -> None:
+def test_the_cut_is_checked_again_when_the_heads_change() -> None:
     case = skipping()
     balancer = Balancer("ntkmtl-sr", minibatches=1)
     _, z = case.features()
@@ -522,7 +522,7 @@ def test_the_cut_is_looked_at_again_when_the_heads_change() -> None:
 
 
 @pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-sr", "nash-mtl"])
-def test_features_made_from_another(method: str) -> None:
+def test_features_computed_from_another(method: str) -> None:
     case, fresh = skipping(), skipping()
     hidden, z = case.features()
     balancer = Balancer(method, minibatches=1, weight_heads=True)
@@ -533,7 +533,7 @@ def test_features_made_from_another(method: str) -> None:
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_features_made_from_another_in_a_later_step(first: bool) -> None:
+def test_features_computed_from_another_in_a_later_step(first: bool) -> None:
     # The same heads, but other tensors are passed.
     case, fresh = skipping(), skipping()
     balancer = Balancer("ntkmtl-sr", minibatches=1)

@@ -1,4 +1,4 @@
-"""The Balancer: losses."""
+"""The Balancer: losses from generators, and losses without an influence on the trunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DistributedDataParallel in a group of one process, as `torchrun --nproc-per-node 1` makes it."""
+"""DDP in a group of one process, as started by ``torchrun --nproc-per-node 1``."""
 
 from __future__ import annotations
 

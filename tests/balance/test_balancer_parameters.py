@@ -1,4 +1,4 @@
-"""The Balancer: parameters."""
+"""The Balancer: shared parameters that the user names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_shared_parameters_of_another_network_are_refused(
     assert all(p.grad is None for p in [*trunk.parameters(), *heads.parameters()])
 
 
-def test_inputs_that_require_a_gradient_are_no_parameters() -> None:
+def test_inputs_that_require_a_gradient_are_not_parameters() -> None:
     found = []
     for asked in (False, True):
         trunk, heads = network()

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ntkmtl import Balancer, ExtendedNTK, NonFiniteError, branch
 from ntkmtl.graph import Features, TaskGradients
 from ntkmtl.kernel import RememberInputs, extended_ntk
-from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import Probe
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 from ntkmtl.weighting import create, names, spec
 
 EXACT = {"rtol": 1e-9, "atol": 1e-12}
@@ -96,7 +96,7 @@ def test_fresh_probes_are_the_kernel() -> None:
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_inputs_that_require_a_gradient_are_no_parameters(grad: bool) -> None:
+def test_inputs_that_require_a_gradient_are_not_parameters(grad: bool) -> None:
     net, other = Net(), Net()
     net.x.requires_grad_(grad)
     expected, found = (

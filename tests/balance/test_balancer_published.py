@@ -1,4 +1,4 @@
-"""preset="published" against the published code, written out."""
+"""``preset="published"`` against a reimplementation of the published code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A recorder sees the kernel of the step, and the training does not notice."""
+"""A recorder receives the kernel of a step, and does not change the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any shape, scale and pattern of missing labels: drawn by Hypothesis, for every method."""
+"""Random shapes, scales and missing labels for every method, drawn by Hypothesis."""
 
 from __future__ import annotations
 

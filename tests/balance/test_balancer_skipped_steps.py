@@ -1,4 +1,4 @@
-"""The Balancer: skipped steps."""
+"""The Balancer: steps that the gradient scaler skips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Balancer: sparse."""
+"""The Balancer: sparse gradients."""
 
 from __future__ import annotations
 

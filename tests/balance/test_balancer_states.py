@@ -1,4 +1,4 @@
-"""The Balancer: states."""
+"""The Balancer: loading a state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Balancers in several threads: each run is what it is alone."""
+"""Balancers in several threads: each run gives the same results as alone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(method: str, seed: int, start: Barrier | None) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_threads_do_not_meet(method: str) -> None:
+def test_threads_do_not_interact(method: str) -> None:
     alone = [train(method, seed, None) for seed in range(THREADS)]
     start = Barrier(THREADS)
     with ThreadPoolExecutor(THREADS) as pool:

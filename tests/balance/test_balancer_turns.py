@@ -1,4 +1,4 @@
-"""The Balancer: turns."""
+"""The Balancer: tasks that take turns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from balance.small_network import inputs, losses_of, network
 from ntkmtl import Balancer
 
 
-def test_tasks_that_take_turns_are_all_looked_at_again() -> None:
+def test_weights_of_tasks_that_take_turns_are_all_recomputed() -> None:
     trunk, heads = network(2)
     balancer = Balancer("ntkmtl-sr", minibatches=2, ema=0.5, every=2, tasks=2)
     made: dict[int, list[bool]] = {0: [], 1: []}

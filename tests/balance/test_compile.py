@@ -1,4 +1,4 @@
-"""``torch.compile`` by its own compiler: parts, wholes, losses inside, forces, and its cache."""
+"""``torch.compile``: compiled parts, whole models, losses inside, forces, the cache on disk."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_forces_by_functional_gradients(method: str) -> None:
 
 @pytest.mark.parametrize("how", ["inside", "outside"])
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl"])
-def test_double_backward_is_refused_in_words(method: str, how: str) -> None:
+def test_double_backward_is_refused_with_an_explanation(method: str, how: str) -> None:
     net, losses = forces(how)
     with pytest.raises(RuntimeError, match=r"torch\.func\.grad inside"):
         Balancer(method, **ONE).backward(losses())
@@ -180,7 +180,7 @@ def run(job: str, cache: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_what_plain_training_left_on_disk_is_not_taken(tmp_path: Path) -> None:
+def test_graphs_that_plain_training_cached_on_disk_are_not_reused(tmp_path: Path) -> None:
     run("plain", tmp_path)
     found = run("balanced", tmp_path)
     assert found["errors"] == []

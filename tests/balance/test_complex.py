@@ -1,4 +1,4 @@
-"""Complex features and parameters: a complex number is two real ones, for every method."""
+"""Complex networks give the results of real networks on pairs of numbers, for every method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes under DDP, however the model is wrapped, fed and read, against plain autograd."""
+"""Two processes under DDP, in all ways to wrap, feed and read a model, against plain autograd."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user may say besides the method: priorities, length, losses outside the balance."""
+"""Options besides the method: priorities, length, and losses outside the balance."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_priorities_multiply_what_was_balanced(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ENTRIES)
-def test_priorities_mean_nothing_where_entries_are_combined(method: str) -> None:
+def test_priorities_are_refused_where_entries_are_combined(method: str) -> None:
     with pytest.raises(ValueError, match="priorities have nothing to multiply"):
         make(method, priorities=[1, 2, 3])
 
@@ -77,7 +77,7 @@ def test_priorities_reach_tasks_that_share_nothing(method: str) -> None:
 
 @pytest.mark.parametrize("method", KERNEL)
 @pytest.mark.parametrize("length", ["plain", "unit", 0.3])
-def test_the_combined_gradient_is_as_long_as_asked(method: str, length: Any) -> None:
+def test_the_combined_gradient_has_the_given_length(method: str, length: Any) -> None:
     net = Net()
     balancer = make(method, length=length, source="exact")
     out = backward(net, balancer)
@@ -161,7 +161,7 @@ def plain_backward(net: Net, method: str, options: dict[str, Any]) -> Any:
         (torch.tensor(math.nan, requires_grad=True), FloatingPointError, "loss of task extra"),
     ],
 )
-def test_what_is_no_extra_loss(extra: Any, error_type: type[Exception], words: str) -> None:
+def test_wrong_extra_losses(extra: Any, error_type: type[Exception], words: str) -> None:
     net = Net()
     with pytest.raises(error_type, match=words):
         make("ntkmtl-sr").backward(net.losses(), extra=extra)

@@ -1,4 +1,4 @@
-"""What force fields do to the positions that forces are made of."""
+"""Force fields that switch ``requires_grad`` of the positions on and off."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that stay within a block: L-BFGS, SAM, micro-batches."""
+"""Weights held within a block: for L-BFGS, SAM and micro-batches."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def make(method: str, **options: Any) -> Balancer:
 
 
 @pytest.mark.parametrize("method", HELD)
-def test_weights_of_the_first_call_stay(method: str) -> None:
+def test_weights_of_the_first_call_are_reused(method: str) -> None:
     trunk, heads, losses = problem()
     parameters = [*trunk.parameters(), *heads.parameters()]
     balancer = make(method)
@@ -74,7 +74,7 @@ def test_weights_of_the_first_call_stay(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", REFUSED)
-def test_methods_whose_weights_do_not_stand_for_them_refuse(method: str) -> None:
+def test_methods_that_do_more_than_weigh_losses_cannot_hold(method: str) -> None:
     _, _, losses = problem()
     balancer = make(method)
     words = r"more than weigh whole gradients.*cannot be held"
@@ -124,7 +124,7 @@ def test_lbfgs_within_a_block_reaches_what_fixed_weights_reach(method: str) -> N
 
 
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl-sr", "fairgrad", "si"])
-def test_lbfgs_with_a_block_for_each_step_gets_down(method: str) -> None:
+def test_lbfgs_with_a_block_for_each_step_reduces_the_losses(method: str) -> None:
     trunk, heads, losses = problem()
     parameters = [*trunk.parameters(), *heads.parameters()]
     balancer = make(method)

@@ -209,7 +209,7 @@ def test_vectors_tell_where_the_samples_are() -> None:
     assert out.eigenvalues.tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_mini_batches_that_nothing_tells_apart_are_said_once() -> None:
+def test_unknown_samples_are_warned_about_once() -> None:
     balancer = Balancer("ntkmtl-sr")
     with pytest.warns(UserWarning, match="losses of single samples.*batch_dim=0.*features=z"):
         balancer.backward(Net().losses())
@@ -235,7 +235,7 @@ def test_the_methods_that_need_more_than_backward() -> None:
 
 
 @pytest.mark.parametrize("method", list(NEEDS))
-def test_what_never_comes_is_said_once(method: str) -> None:
+def test_missing_calls_are_warned_about_once(method: str) -> None:
     net = Net()
     balancer = make(method)
     with warnings.catch_warnings(record=True) as caught:
@@ -251,7 +251,7 @@ def test_what_never_comes_is_said_once(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_said_where_all_is_called(method: str) -> None:
+def test_no_warning_if_all_calls_are_made(method: str) -> None:
     net = Net()
     balancer = make(method)
     learned = list(balancer.parameters())

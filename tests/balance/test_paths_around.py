@@ -1,4 +1,4 @@
-"""Losses that reach shared parameters around what the user names: refused, or exact."""
+"""Losses that reach shared parameters around the features: an error, or an exact kernel."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def rows(losses: list[Tensor], parameters: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize(("method", "options"), REPRESENTATION)
 @pytest.mark.parametrize("name", list(CASES))
-def test_a_representation_that_is_gone_around_is_refused(
+def test_features_with_a_path_around_them_are_refused(
     name: str, method: str, options: dict[str, Any]
 ) -> None:
     case = make(name)
@@ -193,7 +193,7 @@ def test_a_representation_that_is_gone_around_is_refused(
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl", "imtl-g"])
 @pytest.mark.parametrize("name", list(CASES))
-def test_exact_and_auto_are_right_whatever_is_named(name: str, method: str, named: bool) -> None:
+def test_exact_and_auto_are_right_for_any_features(name: str, method: str, named: bool) -> None:
     case = make(name)
     parameters = _leaves(case.losses)
     jacobian = rows(case.losses, parameters)
@@ -278,7 +278,7 @@ def test_levels_of_a_pyramid_as_a_tuple_or_one_for_each_task() -> None:
         Balancer("ntkmtl-sr", minibatches=1).backward(losses, features=[fine, coarse])
 
 
-def test_views_for_each_head_are_gone_around_as_well() -> None:
+def test_views_with_a_path_around_them_are_refused_too() -> None:
     torch.manual_seed(0)
     trunk, heads = linear(4, 5), [linear(5, 1), linear(5, 1)]
     views = branch(trunk(data(6, 4)).tanh(), 2)

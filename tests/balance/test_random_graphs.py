@@ -1,6 +1,6 @@
-"""Programs with several losses, made at random: the right value or an error, never a third.
+"""Random programs with several losses: either the right result or an error.
 
-The number of examples is that of the environment variable NTKMTL_EXAMPLES, 10,000 if it is not set.
+The environment variable NTKMTL_EXAMPLES sets the number of examples, 10,000 by default.
 """
 
 from __future__ import annotations

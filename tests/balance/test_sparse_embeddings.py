@@ -1,4 +1,4 @@
-"""Embeddings with sparse gradients, in heads and below: the same numbers as dense ones."""
+"""Embeddings with sparse gradients, in heads and trunk: the same results as with dense ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of every method goes through safetensors and through torch.save with weights only."""
+"""The state of every method through safetensors and ``torch.save`` with ``weights_only``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(
 @pytest.mark.parametrize(
     "tasks", [["a.b", "c"], ["json", ""], ["weighting", "memory.names"], ["ü", "日本"]]
 )
-def test_names_of_tasks_that_look_like_keys(tasks: list[str], tmp_path: Path) -> None:
+def test_names_of_tasks_that_resemble_keys(tasks: list[str], tmp_path: Path) -> None:
     for method in ("ntkmtl-auto", "dwa", "famo", "moco"):
         net = Net()
         balancer = make(method, tasks=tasks)

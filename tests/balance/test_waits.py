@@ -1,4 +1,4 @@
-"""A step waits for the device once at most, and mixes no devices."""
+"""A step waits for the device at most once, and does not mix devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind or value: one line that says what was wrong, found and expected."""
+"""Wrong arguments: the message says what was wrong, found and expected."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_arguments_of_backward_of_the_wrong_kind(options: dict[str, Any], words:
     assert "\n" not in str(info.value)
 
 
-def test_as_many_losses_as_before() -> None:
+def test_the_number_of_losses_must_not_change() -> None:
     x = torch.ones(2, requires_grad=True)
     balancer = Balancer()
     balancer.backward([x.sum(), 2 * x.sum()])
@@ -254,7 +254,7 @@ def test_losses_after_the_step_of_the_wrong_kind(losses: Any) -> None:
 
 
 @pytest.mark.parametrize("state", [None, {}, 3, [], {"json": 1}, {"json": torch.ones(3)}])
-def test_states_that_are_none(state: Any) -> None:
+def test_objects_that_are_not_states(state: Any) -> None:
     balancer = Balancer()
     with pytest.raises((ValueError, TypeError), match="state"):
         balancer.load_state_dict(state)

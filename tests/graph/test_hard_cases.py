@@ -1,4 +1,4 @@
-"""Graphs that mislead: a right value by a slow way, or an error in words."""
+"""Difficult graphs: the right result by a slower way, or an error with an explanation."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _buffer(net: Plain) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", list(VECTORS))
-def test_parts_of_one_vector_are_told_apart(name: str) -> None:
+def test_elements_of_one_vector_are_assigned_to_their_tasks(name: str) -> None:
     make = VECTORS[name]
     net = plain()
     cut = find_cut(losses := make(net))
@@ -273,7 +273,7 @@ def test_a_task_is_not_counted_below_its_own_border() -> None:
 
 
 @pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-auto"])
-def test_a_loss_made_of_another_loss(method: str) -> None:
+def test_a_loss_computed_from_another_loss(method: str) -> None:
     net = plain()
 
     def losses(n: Plain) -> list[Tensor]:
@@ -299,7 +299,7 @@ def test_one_loss_twice() -> None:
     assert_gradient(net, lambda n: [n.losses()[0]] * 2, out.weights)
 
 
-def test_one_task_has_weight_one_without_a_word(recwarn: pytest.WarningsRecorder) -> None:
+def test_one_task_has_weight_one_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     for method in ("ntkmtl-auto", "ntkmtl-sr", "ntkmtl", "mgda"):
         net = plain()
         out = Balancer(method).backward(net.losses()[:1])
@@ -444,7 +444,7 @@ def test_a_compiled_trunk(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "ntkmtl", "ntkmtl-sr", "imtl-g"])
 @pytest.mark.parametrize("where", ["trunk", "heads"])
-def test_reentrant_checkpoints_are_refused_in_words(method: str, where: str) -> None:
+def test_reentrant_checkpoints_are_refused_with_an_explanation(method: str, where: str) -> None:
     net = plain()
     x = net.x.requires_grad_()
     if where == "trunk":
@@ -545,7 +545,9 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", list(LAYERS))
-def test_own_passes_through_functions_of_parameters(name: str, cached: bool) -> None:
+def test_tasks_that_each_run_the_shared_layer_with_a_function_of_parameters(
+    name: str, cached: bool
+) -> None:
     """Each task runs the shared layer on samples of its own: the function of its parameters, be it
     computed once or twice, is no representation."""
     torch.manual_seed(0)

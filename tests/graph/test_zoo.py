@@ -1,4 +1,4 @@
-"""The cut of networks of many kinds, and what is read there, against the network parted by hand."""
+"""The cut of many kinds of networks, and the gradients there, against a division by hand."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def assert_disconnected(cut: Cut, losses: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", list(ZOO))
-def test_the_cut_is_where_it_was_made_by_hand(name: str) -> None:
+def test_the_cut_is_at_the_border_found_by_hand(name: str) -> None:
     network = make(name)
     losses = network.losses()
     cut = find_cut(losses)
@@ -82,7 +82,7 @@ def test_the_cut_is_where_it_was_made_by_hand(name: str) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"hooked": True}])
 @pytest.mark.parametrize("name", CUT)
-def test_the_representation_is_that_made_by_hand(name: str, options: dict[str, Any]) -> None:
+def test_the_representation_is_that_found_by_hand(name: str, options: dict[str, Any]) -> None:
     network = make(name)
     expected = network.of_border()
     jacobian = flat_gradients(network.losses(), network.parameters)
@@ -93,7 +93,7 @@ def test_the_representation_is_that_made_by_hand(name: str, options: dict[str, A
 
 
 @pytest.mark.parametrize("name", AROUND)
-def test_what_goes_around_is_refused_in_words(name: str) -> None:
+def test_bypasses_are_refused_with_an_explanation(name: str) -> None:
     network = make(name)
     with pytest.raises(ValueError, match=r"the loss of task \d .* use source='auto'") as info:
         Balancer("ntkmtl-sr", minibatches=1).backward(network.losses())
@@ -118,7 +118,7 @@ def test_the_exact_kernel_is_right_everywhere(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(ZOO))
-def test_heads_may_be_left_as_they_are(name: str) -> None:
+def test_heads_may_be_unweighted(name: str) -> None:
     network = make(name)
     losses = network.losses()
     shared = flat_gradients(losses, list(network.shared))
@@ -130,7 +130,7 @@ def test_heads_may_be_left_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(ZOO))
-def test_the_explanation_names_what_goes_around(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_the_explanation_names_bypasses(name: str, capsys: pytest.CaptureFixture) -> None:
     network = make(name)
     found = Balancer().explain(network.losses())
     assert capsys.readouterr().out.strip() == str(found)

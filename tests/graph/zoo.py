@@ -1,4 +1,4 @@
-"""Networks of many kinds, each parted by hand where its tasks' shared part ends."""
+"""Networks of many kinds, each divided by hand at the end of the shared part."""
 
 from __future__ import annotations
 

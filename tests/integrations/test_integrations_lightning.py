@@ -264,7 +264,7 @@ class OtherLoss(Changed):
 
 
 @pytest.mark.parametrize("kind", [Twice, Term, Factor, OtherLoss])
-def test_what_would_be_lost_is_refused(kind: type[Module]) -> None:
+def test_changes_of_the_sum_are_refused(kind: type[Module]) -> None:
     with pytest.raises(ValueError, match="is not the sum of the losses that was kept"):
         fit(kind("ls"), max_epochs=1)
 
@@ -361,7 +361,7 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", ["lightning", "transformers", "accelerate", "keras"])
-def test_a_missing_package_is_an_error_with_the_line_that_installs_it(name: str) -> None:
+def test_a_missing_package_is_an_error_with_the_install_command(name: str) -> None:
     code = (
         "import sys, importlib.abc\n"
         "class Missing(importlib.abc.MetaPathFinder):\n"

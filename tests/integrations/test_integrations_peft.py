@@ -35,7 +35,7 @@ class Module(BalancedModule, pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=1e-2)
 
 
-def test_adapters_are_what_is_shared() -> None:
+def test_adapters_are_the_shared_parameters() -> None:
     module = tasks.seeded(Module)
     x, *labels = tasks.data()
     losses = module.compute_losses((x, *labels))

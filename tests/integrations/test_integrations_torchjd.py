@@ -285,7 +285,7 @@ def test_it_takes_any_source(setting: Setting) -> None:
     torch.testing.assert_close(out.weights, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_there_and_back_is_the_same_method() -> None:
+def test_converting_back_and_forth_gives_the_same_method() -> None:
     G = torch.tensor([[4.0, -1.0, 0.5], [-1.0, 1.0, 0.2], [0.5, 0.2, 2.0]], dtype=torch.float64)
     K = ExtendedNTK(G.reshape(3, 1, 3, 1))
     for method in KERNEL_METHODS[:5]:
@@ -314,7 +314,7 @@ def test_a_weighting_of_gradients_or_of_two_batches_is_refused(
             from_torchjd(wrapped)
 
 
-def test_what_is_no_weighting_is_refused() -> None:
+def test_other_objects_than_weightings_are_refused() -> None:
     with pytest.raises(TypeError, match=r"must be a torchjd\.aggregation\.Weighting"):
         from_torchjd(Mean())  # type: ignore[arg-type]
 
@@ -327,7 +327,7 @@ def test_what_is_no_weighting_is_refused() -> None:
         weighting(ExtendedNTK(torch.eye(3).reshape(3, 1, 3, 1)))
 
 
-def test_a_weighting_with_a_state_wants_the_same_tasks_each_time() -> None:
+def test_a_weighting_with_a_state_needs_the_same_tasks_each_time() -> None:
     smooth = from_torchjd(CRMOGMWeighting(MGDAWeighting(), alpha=0.5))
     raw = MGDAWeighting()
     one = torch.diag(torch.tensor([1.0, 3.0], dtype=torch.float64))

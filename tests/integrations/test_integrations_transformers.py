@@ -162,7 +162,7 @@ def test_errors(tmp_path: Path) -> None:
         )
 
 
-def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
+def test_changes_of_the_sum_are_refused(tmp_path: Path) -> None:
     class Term(Model):
         # By name: the Trainer drops the columns that the signature does not name.
         def forward(self, x: Tensor, small: Tensor, large: Tensor, **kwargs: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Small models of every kind, and slow, obvious ways to their kernels.
+"""Small models of every kind, and their kernels by slow and obvious code.
 
-Nothing here is shared with the library: gradients come from ``torch.autograd.grad``, one row after
-the other, and sums are loops.
+It shares nothing with the library: gradients come from ``torch.autograd.grad``, one row at a time,
+and sums are loops.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small networks for the NTK of outputs, and the kernel by one gradient after the other."""
+"""Small networks for the NTK of outputs, and their kernels from one gradient at a time."""
 
 from __future__ import annotations
 

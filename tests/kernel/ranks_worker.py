@@ -1,4 +1,4 @@
-"""What each of two processes exchanges for the tests of kernels across processes."""
+"""Worker process of the tests of kernels across processes."""
 
 from __future__ import annotations
 

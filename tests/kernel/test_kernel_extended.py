@@ -1,4 +1,4 @@
-"""What can be read off an extended NTK."""
+"""Methods of ``ExtendedNTK``."""
 
 from __future__ import annotations
 

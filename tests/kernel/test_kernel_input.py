@@ -1,4 +1,4 @@
-"""What the kernel says to input that does not fit."""
+"""Error messages of kernels for wrong input."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_counts_of_a_wrong_shape(call: _Call, shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
-def test_counts_that_are_no_counts(call: _Call, value: float) -> None:
+def test_counts_that_are_negative_or_not_finite(call: _Call, value: float) -> None:
     case = make_case()
     z = case.features()
     counts = torch.ones(oracle.TASKS, oracle.BATCH)
@@ -105,7 +105,7 @@ def test_counts_that_are_no_counts(call: _Call, value: float) -> None:
         call(case.losses(z), z, counts=counts)
 
 
-def test_losses_that_are_no_scalars(call: _Call) -> None:
+def test_losses_that_are_not_scalars(call: _Call) -> None:
     case = make_case()
     z = case.features()
     with pytest.raises(ValueError, match=r"task 1 must be a scalar.*found shape \(7, 1\)"):
@@ -147,7 +147,7 @@ def test_pooling_by_an_unknown_name(call: _Call) -> None:
         call(case.losses(z), z, pooling="mean")
 
 
-def test_a_path_around_the_features_is_not_left_out_in_silence() -> None:
+def test_a_path_around_the_features_is_an_error() -> None:
     case = make_case()
     hidden = case.trunk[:2](*case.inputs)
     z = case.trunk[2](hidden)
@@ -161,7 +161,7 @@ def test_a_path_around_the_features_is_not_left_out_in_silence() -> None:
         torch.testing.assert_close(found.values, expected.values, **oracle.EXACT)
 
 
-def test_nested_features_are_not_counted_twice_in_silence() -> None:
+def test_nested_features_are_not_counted_twice() -> None:
     case = make_case()
     hidden = case.trunk[:2](*case.inputs)
     z = case.trunk[2](hidden)
@@ -175,7 +175,7 @@ def test_nested_features_are_not_counted_twice_in_silence() -> None:
         torch.testing.assert_close(found.values, expected.values, **oracle.EXACT)
 
 
-def test_extended_ntk_needs_something_to_differentiate_by() -> None:
+def test_extended_ntk_needs_features_or_parameters() -> None:
     case = make_case()
     z = case.features()
     with pytest.raises(ValueError, match="give features, parameters, or both"):
@@ -236,7 +236,7 @@ def test_parameters_above_the_features_count_too() -> None:
         extended_ntk(losses, features=z, parameters=everything, minibatches=2)
 
 
-def test_options_that_mean_nothing() -> None:
+def test_options_that_do_not_apply() -> None:
     case = make_case()
     z = case.features()
     losses = case.losses(z)

@@ -1,4 +1,4 @@
-"""Every source of the kernel equals a Jacobian that is built row by row."""
+"""Every source of the kernel equals the kernel of a Jacobian that is built row by row."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_exact(trunk: str, through_features: bool, n: int) -> None:
 
 
 @pytest.mark.parametrize("source", ["representation", "exact"])
-def test_gradients_are_left_alone(source: str) -> None:
+def test_no_grad_changes(source: str) -> None:
     case = make_case()
     z = case.features()
     losses = case.losses(z)
@@ -322,7 +322,7 @@ def test_float32_keeps_its_relative_accuracy_at_any_loss_scale(source: str, expo
 
 @pytest.mark.skipif(torch.float64 != DTYPE, reason="beyond float32")
 @pytest.mark.parametrize("scale", [1e-60, 1e60])
-def test_float64_reaches_further(scale: float) -> None:
+def test_float64_has_a_larger_range(scale: float) -> None:
     case = make_case()
     z = case.features()
     plain = extended_ntk(case.losses(z), z, minibatches=2).max_eigenvalues()

@@ -1,4 +1,4 @@
-"""What the NTK of outputs refuses, what it leaves alone, and what it says of memory."""
+"""The NTK of outputs: errors for wrong input, no side effects, limits of memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestModes:
         with pytest.raises(ValueError, match=r"module 1 \(BatchNorm1d\).*in every mode"):
             call(network, _x(4, 3))
 
-    def test_what_does_nothing_in_training_mode_is_fine(self, call: Any) -> None:
+    def test_modules_without_a_training_mode_are_accepted(self, call: Any) -> None:
         network = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0)).double().train()
         x = _x(4, 3)
         expected = full_kernel(jacobian([network(x)], network.parameters()))
@@ -87,7 +87,7 @@ class TestModes:
         torch.testing.assert_close(found, expected, **EXACT)
 
 
-def test_nothing_is_left_changed(call: Any) -> None:
+def test_network_and_random_states_do_not_change(call: Any) -> None:
     case = make_output_case("convolutional")
     network = case.network
     network.heads.train()  # holds no module that minds
@@ -261,7 +261,7 @@ def test_a_module_without_forward(call: Any) -> None:
 
 
 class TestMemory:
-    def test_the_error_says_what_it_takes_and_what_to_do(self) -> None:
+    def test_the_error_says_what_is_needed_and_what_to_do(self) -> None:
         # 100 samples and 2 outputs: 200 x 200 x 8 bytes; Jacobian 200 x 8 x 8 bytes.
         network, x = nn.Linear(3, 2).double(), _x(100, 3)
         with pytest.raises(MemoryBudgetError) as caught:
@@ -345,7 +345,7 @@ class TestJVP:
         assert rows.method == "rows"
         torch.testing.assert_close(rows.matrix(), expected, **EXACT)
 
-    def test_it_is_not_silent_about_what_was_asked_for(self) -> None:
+    def test_a_given_way_without_support_raises(self) -> None:
         network, x = nn.Linear(3, 2).double(), _x(4, 3)
         with pytest.raises(NotImplementedError, match="jvp='forward'; use the other"):
             OutputNTKOperator(network, x, jvp="forward", **_with(_Cube))

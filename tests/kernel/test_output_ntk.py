@@ -1,4 +1,4 @@
-"""The dense NTK of outputs against gradients taken one after the other."""
+"""The dense NTK of outputs against gradients computed one at a time."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class TestExtended:
         torch.testing.assert_close(found.values, expected.values, **EXACT)
         torch.testing.assert_close(found.gramian(), expected.gramian(), **EXACT)
 
-    def test_outputs_as_they_are(self) -> None:
+    def test_kernels_of_outputs(self) -> None:
         case = make_output_case(sizes=(2, 2))
         for outputs in ("full", "trace"):
             kernel = output_ntk(case.network, case.inputs, outputs=outputs)

@@ -1,4 +1,4 @@
-"""Slopes along directions, and kernels made of them, against Jacobians built row by row."""
+"""Slopes along directions, and kernels computed from them, against Jacobians built row by row."""
 
 from __future__ import annotations
 
@@ -14,14 +14,8 @@ from kernel import oracle
 from kernel.oracle import BATCH, EXACT, make_case
 from ntkmtl.graph import Branches, Features, TaskGradients, branch
 from ntkmtl.kernel._partition import Partition
-from ntkmtl.kernel._probe import (
-    Probe,
-    RememberInputs,
-    TrunkCall,
-    kernel_from_slopes,
-    probe_kernel,
-    probe_slopes,
-)
+from ntkmtl.kernel._probe import Probe, kernel_from_slopes, probe_kernel, probe_slopes
+from ntkmtl.kernel._trunk import RememberInputs, TrunkCall
 
 
 def gradients_of(losses: list[Tensor], features: Features) -> TaskGradients:
@@ -449,7 +443,7 @@ class Jumps(nn.Module):
         return h + (1e7 * h.detach()).round() % 2
 
 
-def test_features_that_jump_are_differentiated_in_forward_mode() -> None:
+def test_discontinuous_features_are_differentiated_in_forward_mode() -> None:
     x = torch.randn(6, 3)
     probe, features, gradients = setup(Jumps(), x)
     probe.slopes(features, gradients, Partition.of(6, 1))

@@ -1,4 +1,4 @@
-"""The factor between probes and a free estimate, found over steps."""
+"""The factor between probes and the free estimate, learned over steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._corrected import ProbeCorrection
+from ntkmtl.kernel._probe_correction import ProbeCorrection
 
 
 def blocks(*traces: float, n: int = 2) -> ExtendedNTK:
@@ -118,7 +118,7 @@ def test_all_blocks_keep_their_cosines() -> None:
     )
 
 
-def test_vanished_task_is_left_out() -> None:
+def test_a_task_with_gradient_zero_is_left_out() -> None:
     correction = ProbeCorrection(2)
     correction.update(torch.ones(1, 2, 2), blocks(0.0, 1.0))
     assert correction.state_dict()["count"].tolist() == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""Kernels across two processes, by slices and by gathering, against one Jacobian of everything."""
+"""Kernels across two processes, by slices and by gathering, against one joint Jacobian."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_kernel_of_all_processes(found: list[dict[str, Tensor]], way: str, s
             torch.testing.assert_close(result / scale, expected / scale, rtol=1e-9, atol=1e-10)
 
 
-def test_eigenvalues_that_processes_share_out(found: list[dict[str, Tensor]]) -> None:
+def test_eigenvalues_divided_among_processes(found: list[dict[str, Tensor]]) -> None:
     J = jacobian("pooled")
     expected = torch.linalg.eigvalsh(torch.einsum("iup,ivp->iuv", J, J))[:, -1]
     for mine in found:

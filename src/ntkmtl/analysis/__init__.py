@@ -1,6 +1,6 @@
-"""Analysis: what the extended NTK says about a multi-task problem.
+"""Analysis of multi-task problems by their extended NTK.
 
-Names are loaded on first use, so that importing the package costs nothing.
+Names are loaded on first use, so that importing the package is fast.
 
 Example:
     >>> import torch
@@ -21,22 +21,20 @@ if TYPE_CHECKING:
         RecordFileError,
         Snapshot,
     )
+    from ntkmtl.analysis.conditioning import (
+        Conditioning,
+        WeightingEffect,
+        component_steps,
+        task_steps,
+        weighting_effect,
+    )
     from ntkmtl.analysis.dynamics import (
         Components,
-        Conditioning,
-        Simulation,
-        WeightingEffect,
-        WideMLP,
-        component_steps,
         components,
         critical_learning_rate,
         predict_descent,
         predict_flow,
-        prediction_error,
-        simulate,
         task_losses,
-        task_steps,
-        weighting_effect,
     )
     from ntkmtl.analysis.grouping import (
         Grouping,
@@ -55,6 +53,12 @@ if TYPE_CHECKING:
     from ntkmtl.analysis.residuals import (
         ResidualNTK,
         residual_ntk,
+    )
+    from ntkmtl.analysis.simulation import (
+        Simulation,
+        WideMLP,
+        prediction_error,
+        simulate,
     )
     from ntkmtl.analysis.spectrum import (
         Estimate,
@@ -130,22 +134,26 @@ _HOMES = {
         "Grouping",
         "group_tasks",
     ),
+    "ntkmtl.analysis.conditioning": (
+        "Conditioning",
+        "WeightingEffect",
+        "component_steps",
+        "task_steps",
+        "weighting_effect",
+    ),
     "ntkmtl.analysis.dynamics": (
         "Components",
-        "Conditioning",
-        "Simulation",
-        "WeightingEffect",
-        "WideMLP",
-        "component_steps",
         "components",
         "critical_learning_rate",
         "predict_descent",
         "predict_flow",
+        "task_losses",
+    ),
+    "ntkmtl.analysis.simulation": (
+        "Simulation",
+        "WideMLP",
         "prediction_error",
         "simulate",
-        "task_losses",
-        "task_steps",
-        "weighting_effect",
     ),
     "ntkmtl.analysis.residuals": (
         "ResidualNTK",

@@ -1,4 +1,4 @@
-"""Recording a training: summaries of the extended NTK every so many steps."""
+"""A recorder of training: summaries of the extended NTK at regular steps."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["RecordFileError", "Recorder", "Snapshot"]
 
 SCHEMA = 1
-"""Version of the file's layout."""
+"""Version of the file format."""
 
 _RESIDUALS = ("residual_traces", "residual_eigenvalues")
-"""What only networks have whose losses are mean squares of residuals, where it was asked for."""
+"""Columns from :meth:`Recorder.add_residuals`, for losses that are mean squares of residuals."""
 
 _VECTORS = (
     *("losses", "weights", "max_eigenvalues", "effective_ranks", "participation_ratios"),
@@ -45,23 +45,24 @@ _COLUMNS = (*_VECTORS, *_NUMBERS, "affinity")
 
 
 class RecordFileError(ValueError):
-    """A file holds no record of a training, or a damaged one."""
+    """A file is not a saved :class:`Recorder`, or is damaged."""
 
 
 class Recorder:
-    """Keeps what the kernel says every so many steps, for :mod:`ntkmtl.analysis`.
+    """Records summaries of the kernel at regular steps of a training.
 
-    Give it to a Balancer, ``Balancer(..., record=recorder)``. Only summaries are kept, about
-    ``8 k (k + 5)`` bytes a step, and the training's numbers stay what they are without it.
+    Pass it to a Balancer: ``Balancer(..., record=recorder)``. Only summaries are stored, about
+    ``8 k (k + 5)`` bytes per recorded step. Recording does not change the training.
 
     Args:
-        every: Record each ``every``-th step, from step 0.
-        source: Where the recorded kernel comes from, ``"representation"`` or ``"exact"``; the
-            Balancer's own if None, and ``"representation"`` where that is ``"probe"`` or
-            ``"auto"`` or the method reads losses. ``"exact"`` costs one pass over the trunk per
+        every: Record every ``every``-th step, from step 0.
+        source: Source of the recorded kernel, ``"representation"`` or ``"exact"``. None for the
+            Balancer's source, but ``"representation"`` if that is ``"probe"`` or ``"auto"``, or if
+            the method reads losses only. ``"exact"`` costs one backward pass through the trunk per
             task and mini-batch at each recorded step.
-        minibatches: The recorded kernel's n; the Balancer's own if None.
-        pooling: For ``source="representation"``: see :class:`ntkmtl.Balancer`; its own if None.
+        minibatches: The recorded kernel's n; None for the Balancer's.
+        pooling: For ``source="representation"``: see :class:`ntkmtl.Balancer`. None for the
+            Balancer's.
 
     Attributes:
         tasks: Names of the k tasks, empty before the first snapshot.
@@ -120,14 +121,14 @@ class Recorder:
         return step % self.every == 0
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Keep the summaries of one step.
+        """Store the summaries of one step.
 
         Args:
-            snapshot: The step. Nothing of it is kept.
+            snapshot: The step. No reference to it is kept.
 
         Raises:
-            ValueError: Its tasks are not those of the steps before, its step is not after theirs,
-                or its parts do not fit each other.
+            ValueError: The tasks differ from those of earlier steps, the step is not after them, or
+                shapes do not match.
         """
         tasks = tuple(snapshot.tasks)
         if self.tasks and tasks != self.tasks:
@@ -147,13 +148,13 @@ class Recorder:
             self._columns[name].append(value)
 
     def add_residuals(self, kernels: ResidualNTK) -> None:
-        """Add the kernels of residuals to the last recorded step, per point.
+        """Add traces and eigenvalues of residuals' kernels, per point, to the last recorded step.
 
         Args:
-            kernels: Of conditions that are named like tasks; the other tasks have none.
+            kernels: Kernels of conditions with the names of tasks. Other tasks have NaN.
 
         Raises:
-            ValueError: Nothing is recorded yet, or a condition is no task.
+            ValueError: Nothing is recorded yet, or a condition has not the name of a task.
 
         Example:
             >>> import torch
@@ -183,16 +184,16 @@ class Recorder:
         return torch.tensor(self._steps, dtype=torch.int64)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Return one quantity over the recorded steps, float64; NaN where it is not known.
+        """Return one quantity at all recorded steps, float64, with NaN for unknown values.
 
         Args:
-            name: Of shape (T, k): ``losses``, ``weights``, ``max_eigenvalues``,
-                ``effective_ranks`` and ``participation_ratios`` (of each task's block),
-                ``residual_traces`` and ``residual_eigenvalues`` (:meth:`add_residuals`). Of shape
-                (T,): ``condition`` and ``rank`` of the extended kernel,
-                ``condition_weighted`` and ``rank_weighted`` of the kernel under the step's weights
-                (Eq. 13), and ``kernel_minibatches``, its n. Of shape (T, k, k): ``affinity``, the
-                cosines between the tasks' gradients.
+            name: One of the following. Shape (T, k): ``losses``; ``weights``; for each task's block
+                ``max_eigenvalues``, ``effective_ranks`` and ``participation_ratios``;
+                ``residual_traces`` and ``residual_eigenvalues`` of :meth:`add_residuals`. Shape
+                (T,): ``condition`` and ``rank`` of the extended kernel; ``condition_weighted`` and
+                ``rank_weighted`` of the kernel under the step's weights (Eq. 13);
+                ``kernel_minibatches``, the kernel's n. Shape (T, k, k): ``affinity``, the cosines
+                between the tasks' gradients.
 
         Raises:
             KeyError: There is no such quantity.
@@ -209,15 +210,15 @@ class Recorder:
     def mean_affinity(self, first: int = 0, last: int | None = None) -> Tensor:
         """Return the affinity averaged over recorded steps, float64 of shape (k, k).
 
-        Each pair is averaged over the steps at which both tasks had labels and gradients between
-        them were compared; NaN for a pair that never was.
+        Each pair is averaged over the steps with a known affinity of the two tasks; NaN for a pair
+        without such a step.
 
         Args:
-            first: First step that counts.
-            last: Last step that counts; all that follow if None.
+            first: First step of the range.
+            last: Last step of the range, included; None for no limit.
 
         Raises:
-            ValueError: No recorded step lies in that range.
+            ValueError: No recorded step is in that range.
         """
         steps = self.steps
         chosen = steps >= first
@@ -233,7 +234,7 @@ class Recorder:
     # ------------------------------------------------------------------ state and files
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that is recorded: texts, numbers and tensors, loadable with weights_only."""
+        """Return everything recorded, as strings, numbers and tensors."""
         return {
             "every": self.every,
             "tasks": list(self.tasks),
@@ -242,10 +243,10 @@ class Recorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; what was recorded before is dropped.
+        """Restore a state from :meth:`state_dict`, replacing everything recorded.
 
         Raises:
-            ValueError: It is no state of a recorder, or of one with another ``every``.
+            ValueError: It is not the state of a recorder, or of one with another ``every``.
         """
         expected = {"every", "tasks", "step", *_COLUMNS}
         if set(state) != expected:
@@ -262,7 +263,7 @@ class Recorder:
         self._columns = {name: [row.clone() for row in state[name]] for name in _COLUMNS}
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that is recorded as JSON values, NaN and infinity as null."""
+        """Return everything recorded as JSON values, with null for NaN and infinity."""
         return {
             "schema": SCHEMA,
             "every": self.every,
@@ -279,17 +280,21 @@ class Recorder:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write all that is recorded as JSON, in one piece."""
+        """Write everything recorded to a JSON file, atomically.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
         text = json.dumps(self.to_json(), separators=(",", ":"), allow_nan=False)
         write_text(path, text + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recorder:
-        """Read what :meth:`save` wrote.
+        """Read a file written by :meth:`save`.
 
         Raises:
             FileNotFoundError: There is no such file.
-            RecordFileError: It is damaged, foreign, or of another version.
+            RecordFileError: The file is damaged, of another kind, or of another version.
         """
         path = Path(path)
         try:
@@ -332,7 +337,7 @@ class Recorder:
             tail = [k] if name in _VECTORS else [k, k] if name == "affinity" else []
             shape = [count, *tail]
             values = torch.tensor(_known(found[name]), dtype=torch.float64)
-            # An empty list says nothing of the axes behind the first.
+            # An empty list has no other axes than the first.
             if list(values.shape) != shape and (count or values.numel()):
                 raise ValueError(f"{name} has shape {list(values.shape)}, expected {shape}")
             recorder._columns[name] = list(values) if count else []
@@ -340,7 +345,7 @@ class Recorder:
 
 
 def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
-    """Return one row per quantity, the tasks without labels as NaN."""
+    """Return one row per quantity, with NaN for tasks without labels."""
     k, present = len(snapshot.tasks), list(snapshot.present)
     p = len(present)
     if sorted(set(present)) != present or (p and not 0 <= present[0] <= present[-1] < k):
@@ -386,7 +391,7 @@ def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
         row["affinity"][index[:, None], index[None, :]] = kernel.affinity().cpu()
         before = extended_spectrum(kernel)
         own = weights[index]
-        # Equal weights, as those of plain training, change neither number.
+        # Equal weights, as in plain training, change neither condition number nor rank.
         equal = bool((own == own[0]).all() & (own[0] != 0))
         after = before if equal else extended_spectrum(kernel.weighted(own))
     for name, values in (("", before), ("_weighted", after)):
@@ -396,7 +401,7 @@ def _summary(snapshot: Snapshot) -> dict[str, Tensor]:
 
 
 def _brief(value: object) -> str:
-    """Return what a file holds in a few words: it may hold megabytes."""
+    """Return a value for an error message, shortened: a file may hold megabytes."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
 

@@ -16,15 +16,15 @@ __all__ = ["Grouping", "group_tasks"]
 
 @dataclass(frozen=True)
 class Grouping:
-    """Tasks put into groups.
+    """A division of tasks into groups.
 
     Attributes:
-        groups: Positions of the tasks of each group, rising; groups in the order of their first
+        groups: Ascending positions of the tasks of each group; groups are ordered by their first
             task.
-        order: All positions in the order of the tree's leaves, in which like tasks stand side by
-            side: for heat maps.
-        within: Mean affinity between the tasks of each group, NaN for a group of one.
-        between: Mean affinity between tasks of different groups, NaN for a single group.
+        order: All positions in the order of the tree's leaves, which puts similar tasks next to
+            each other, for heat maps.
+        within: For each group the mean affinity between its tasks; NaN for a group of one.
+        between: Mean affinity between tasks of different groups; NaN for a single group.
     """
 
     groups: tuple[tuple[int, ...], ...]
@@ -49,17 +49,17 @@ class Grouping:
 def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float = 0.0) -> Grouping:
     """Group tasks by hierarchical clustering of their affinity.
 
-    Average linkage on the distance ``1 - affinity``: two groups are joined at the mean affinity
-    between their tasks, the most alike first. Without a number of groups, joining stops where the
-    mean affinity between any two groups would be below ``threshold``: by default groups are as
-    large as they can be while nothing is joined that conflicts on average.
+    Uses average linkage with distance ``1 - affinity``: the two groups with the largest mean
+    affinity between their tasks are merged first. Without a number of groups, merging stops when
+    the mean affinity of every two groups is below ``threshold``. With the default, groups that
+    conflict on average are not merged.
 
     Args:
-        affinity: Cosines between the tasks' gradients in [-1, 1], shape (k, k), symmetric: of one
+        affinity: Cosines between the tasks' gradients, in [-1, 1], symmetric, shape (k, k): of one
             kernel (:meth:`ExtendedNTK.affinity`) or, less noisy, averaged over a run
             (:meth:`Recorder.mean_affinity`).
-        groups: Number of groups, from 1 to k; chosen by the rule above if None.
-        threshold: Least mean affinity at which groups are joined. Has no effect with ``groups``.
+        groups: Number of groups, from 1 to k; None to decide by ``threshold``.
+        threshold: Smallest mean affinity at which groups are merged; ignored with ``groups``.
 
     Returns:
         The groups.
@@ -97,7 +97,7 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
     )
     order = tuple(hierarchy.leaves_list(tree).tolist())
     if groups is not None:
-        # Cut by the number of joins, not by height: with ties a height may not exist that gives it.
+        # Cut by the number of merges, not by height: with ties no height may give this number.
         labels = hierarchy.cut_tree(tree, n_clusters=groups)[:, 0].tolist()
     else:
         labels = hierarchy.fcluster(tree, 1.0 - threshold, criterion="distance").tolist()
@@ -134,7 +134,7 @@ def _checked(affinity: Tensor) -> Tensor:
             f"affinity of tasks {i} and {j} is NaN: they were never compared. Record longer, or "
             "take the tasks out that never have labels together"
         )
-    # Averages of cosines stray from the range by rounding only.
+    # Only rounding may take averages of cosines out of the range.
     if bool((values.abs() > 1 + 1e-6).any()):
         raise ValueError(
             f"affinity must lie in [-1, 1], found {float(values.min())} to {float(values.max())}"

@@ -1,6 +1,6 @@
-"""What the spectrum of an extended NTK says: ranks, condition numbers, steps to converge.
+"""Quantities computed from the spectrum of an extended NTK.
 
-Pure functions of eigenvalues; nothing here touches a model.
+Ranks, condition numbers and steps to converge, as pure functions of eigenvalues.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ __all__ = [
 ]
 
 FLOOR = 1e-6
-"""Eigenvalues below this share of the largest one count as zero: float32 gradients leave errors of
-about 1e-7 of the largest eigenvalue, whatever the true one is."""
+"""Eigenvalues below this share of the largest count as zero. Errors of float32 gradients change all
+eigenvalues by about 1e-7 of the largest."""
 
 
 def task_spectra(kernel: ExtendedNTK) -> Tensor:
-    """Return the eigenvalues of each task's own block K_ii, float64 of shape (k, n), falling.
+    """Return the eigenvalues of each task's block K_ii, descending, float64 of shape (k, n).
 
-    Rounding below zero is cut off. The first column is :meth:`ExtendedNTK.max_eigenvalues`.
+    Values that rounding made negative become 0. The first column equals
+    :meth:`ExtendedNTK.max_eigenvalues`.
 
     Example:
         >>> import torch
@@ -46,7 +47,7 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
 
 
 def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
-    """Return the eigenvalues of the whole (kn, kn) matrix of Eq. 9, float64, falling.
+    """Return the eigenvalues of the (kn, kn) matrix of Eq. 9, descending, float64 of shape (kn,).
 
     Raises:
         ValueError: Only the diagonal blocks exist.
@@ -66,8 +67,8 @@ def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
 def effective_rank(eigenvalues: Tensor) -> Tensor:
     r"""Return the exponential of the entropy of the spectrum (Roy and Vetterli, 2007).
 
-    ``exp(-sum p log p)`` with ``p = eigenvalues / sum``: n where all n are equal, 1 where one
-    stands alone, 0 where all vanish.
+    This is ``exp(-sum p log p)`` with ``p = eigenvalues / sum``: n if all n eigenvalues are equal,
+    1 if only one is not zero, 0 if all are zero.
 
     Args:
         eigenvalues: Not negative, shape (..., n).
@@ -86,15 +87,15 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
 
 
 def participation_ratio(eigenvalues: Tensor) -> Tensor:
-    """Return ``(sum eigenvalues)^2 / sum eigenvalues^2``, which counts the large ones.
+    """Return ``(sum eigenvalues)^2 / sum eigenvalues^2``, a count of the large eigenvalues.
 
-    At most :func:`effective_rank`; the same where all non-zero eigenvalues are equal.
+    At most :func:`effective_rank`, and equal to it if all nonzero eigenvalues are equal.
 
     Args:
         eigenvalues: Not negative, shape (..., n).
 
     Returns:
-        float64 of shape (...); 0 where all eigenvalues vanish.
+        float64 of shape (...); 0 if all eigenvalues are zero.
 
     Example:
         >>> import torch
@@ -106,9 +107,9 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
 
 
 def _shares(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues over their sum, and where that sum is zero."""
+    """Return eigenvalues divided by their sum, and whether that sum is zero."""
     values = eigenvalues.detach().to("cpu", torch.float64)
-    # By the largest first: the sum of tiny or huge ones may leave the range of floats.
+    # Divide by the largest first: the sum of tiny or huge numbers may underflow or overflow.
     largest = values.amax(dim=-1, keepdim=True)
     scaled = values / torch.where(largest > 0, largest, 1.0)
     total = scaled.sum(dim=-1, keepdim=True)
@@ -116,7 +117,7 @@ def _shares(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
-    """Return how many eigenvalues are more than ``floor`` times the largest one.
+    """Return the number of eigenvalues above ``floor`` times the largest.
 
     Args:
         eigenvalues: Not negative, shape (n,).
@@ -136,20 +137,19 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
 
 
 def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
-    """Return the largest eigenvalue over the smallest one outside the null space.
+    """Return the largest eigenvalue divided by the smallest one outside the null space.
 
-    Eigenvalues of at most ``floor`` times the largest are taken for zero and left out, so the
-    number is below ``1 / floor``: the kernel of n mini-batches of k tasks has a null space wherever
-    two gradients are parallel, and the smallest eigenvalue there is rounding. Read it beside
-    :func:`numerical_rank`: a weight of 0 moves a task into the null space and makes the rest look
-    better conditioned.
+    Eigenvalues of at most ``floor`` times the largest count as zero and are left out, so the result
+    is below ``1 / floor``. (If two gradients are parallel the kernel is singular, and its smallest
+    eigenvalue is a rounding error.) Also look at :func:`numerical_rank`: a weight of 0 moves a task
+    into the null space, which makes the rest look better conditioned.
 
     Args:
         eigenvalues: Not negative, shape (n,).
         floor: In [0, 1).
 
     Returns:
-        At least 1; NaN where all eigenvalues vanish.
+        At least 1; NaN if all eigenvalues are zero.
 
     Raises:
         ValueError: ``floor`` is out of range.
@@ -166,18 +166,18 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
 
 
 def imbalance(largest: Tensor) -> float:
-    r"""Return the largest over the smallest of the tasks' largest eigenvalues.
+    r"""Return the ratio of the largest to the smallest of the tasks' largest eigenvalues.
 
-    The paper's measure of how far apart tasks converge (section 3.3). For the kernel of the losses
-    under weights, :math:`w_i^2 \lambda_i`, it is 1 after those of Eq. 15 from the same kernel; the
-    outputs' rates are then still :math:`w_i \lambda_i`, see docs/analysis/theory.md. Tasks without
-    a kernel (NaN) are left out, tasks whose gradient vanishes too.
+    The paper's measure of how differently fast tasks converge (section 3.3). The weights of Eq. 15
+    make it 1 for the kernel of weighted losses, :math:`w_i^2 \lambda_i`. The rates of the outputs
+    are then still different, :math:`w_i \lambda_i`; see docs/analysis/theory.md. Tasks without a
+    kernel (NaN) or with gradient zero are left out.
 
     Args:
         largest: Largest eigenvalue of each task, shape (k,).
 
     Returns:
-        At least 1; NaN where no task is left.
+        At least 1; NaN if no task is left.
 
     Example:
         >>> import torch
@@ -198,37 +198,36 @@ def convergence_steps(
     weights: Tensor | None = None,
     fraction: float = 0.1,
 ) -> Tensor:
-    r"""Predict the fewest steps in which each task comes down to a fraction of what it is.
+    r"""Return a lower bound of the steps until each task's error or loss falls to a fraction.
 
-    Without ``losses``, ``largest`` belongs to the kernel of the network's outputs (Eq. 8), and by
-    Eq. 5 the error along its eigenvector falls as ``exp(-learning_rate * lambda * t)``, so that
+    Without ``losses``, ``largest`` is of the kernel of the network's outputs (Eq. 8). By Eq. 5 the
+    error along its eigenvector decays as ``exp(-learning_rate * lambda * t)``, so
 
         t = log(1 / fraction) / (learning_rate * lambda).
 
-    With ``losses``, ``largest`` belongs to the kernel of the losses of n mini-batches, as
-    :class:`ntkmtl.analysis.Recorder` keeps it. The whole batch's squared gradient is at most
-    ``lambda / n``, the loss falls by ``learning_rate * lambda / n`` per step, and its relative rate
-    is ``learning_rate * lambda / (n * loss)``:
+    With ``losses``, ``largest`` is of the kernel of losses with n mini-batches, as stored by
+    :class:`ntkmtl.analysis.Recorder`. The squared norm of the whole batch's gradient is at most
+    ``lambda / n``. So the loss decreases by at most ``learning_rate * lambda / n`` per step, and
 
         t = log(1 / fraction) * n * loss / (learning_rate * lambda).
 
-    Assumed in both: plain gradient descent with a small step; a kernel, or with ``losses`` a
-    relative rate (as for squared errors and a constant kernel), that stays what it is; all of the
-    error along the largest eigenvector; and no other task. So these are lower bounds, and with an
-    optimiser that scales its steps, such as Adam, only their ratios between tasks mean something.
+    Both assume plain gradient descent with small steps, a constant kernel (with ``losses``: a
+    constant relative decrease, as for squared errors and a constant kernel), an error that lies
+    entirely along the largest eigenvector, and no other tasks. With an optimizer that scales its
+    steps, such as Adam, only ratios between tasks are meaningful.
 
     Args:
         largest: Largest eigenvalue of each task, shape (k,).
-        learning_rate: Of gradient descent.
+        learning_rate: Learning rate of gradient descent.
         losses: Loss of each task, positive, shape (k,).
-        minibatches: The kernel's n, or one n per row where ``largest`` has rows of several steps.
-            Without ``losses`` it has no effect.
-        weights: Task weights, shape (k,); a task's own pull is then ``weight`` times as strong.
+        minibatches: The kernel's n, or a tensor with one n per row if ``largest`` has rows for
+            several steps. Ignored without ``losses``.
+        weights: Task weights, shape (k,), which multiply the rates.
         fraction: In (0, 1).
 
     Returns:
-        Steps, float64 of shape (k,): infinite where the eigenvalue or the weight is zero, NaN where
-        one of them is unknown.
+        Steps, float64 of shape (k,): infinity if the eigenvalue or the weight is zero, NaN if one
+        of them is NaN.
 
     Raises:
         ValueError: ``fraction`` or ``learning_rate`` is out of range.

@@ -1,10 +1,10 @@
 r"""The kernel of residuals: how fast each condition of a physics-informed network is learned.
 
-With the residuals :math:`r_i(x_s)` of condition i at points of its own, the kernel is
+Let :math:`r_i(x_s)` be the residuals of condition i at its points. The kernel is
 :math:`K_{ii}[s, t] = \langle \partial_\theta r_i(x_s), \partial_\theta r_i(x_t) \rangle` ("When and
-why PINNs fail to train", Wang, Yu, Perdikaris 2022, Eq. 3.9). Its trace is the mean rate at which
-residuals fall, its largest eigenvalue the fastest one. It differs from the kernel of losses, whose
-rows are gradients of losses: it does not depend on how large the residuals are.
+why PINNs fail to train", Wang, Yu, Perdikaris 2022, Eq. 3.9). Its trace measures the mean rate at
+which residuals decrease, its largest eigenvalue the fastest rate. Unlike the kernel of losses, it
+does not depend on the size of the residuals.
 
 Example:
     >>> import torch
@@ -36,10 +36,9 @@ class ResidualNTK:
         names: Names of the conditions, or their positions.
         points: Number B_i of points of each.
         traces: Sum over points of K_ii[s, s], float64 of shape (k,).
-        trace_errors: Standard errors of the traces, 0 where they are exact, shape (k,).
+        trace_errors: Standard errors of the traces, 0 for exact traces, shape (k,).
         max_eigenvalues: Largest eigenvalue of each K_ii, float64 of shape (k,).
-        diagonals: K_ii[s, s] by point, float64 of shape (B_i,) each; None where they were
-            estimated.
+        diagonals: K_ii[s, s] by point, float64 of shape (B_i,) each; None with probes.
     """
 
     names: tuple[str, ...]
@@ -52,8 +51,8 @@ class ResidualNTK:
     def weights(self) -> Tensor:
         r"""Return the NTK weights of the paper, :math:`\sum_j \mathrm{tr}_j / \mathrm{tr}_i`.
 
-        Traces are per point, since losses are means over points. With equally many points of each
-        condition that is Eq. 6.5 to the letter.
+        Traces are divided by the number of points, since losses are means over points. If all
+        conditions have the same number of points this is exactly Eq. 6.5.
 
         Raises:
             ValueError: A trace is not positive.
@@ -83,22 +82,31 @@ def residual_ntk(
 ) -> ResidualNTK:
     """Return traces and largest eigenvalues of the residuals' kernels.
 
-    Residuals are those of a graph, as they are before they are squared; the graph is kept.
-    ``.grad`` is not touched.
+    The graph of the residuals is kept, and no ``.grad`` changes.
 
     Args:
-        residuals: One tensor per condition, in any shape; each entry counts as a point.
+        residuals: One tensor per condition, of any shape and not squared; each entry is a point.
         parameters: With respect to what.
-        probes: 0 for exact numbers: one backward pass per point, and B_i gradients in memory.
-            Otherwise traces are means over so many random vectors of signs (Hutchinson), and
-            eigenvalues come from Lanczos; both multiply with the kernel, two backward passes each,
-            and hold no matrix.
-        seed: Of the probes.
+        probes: 0 for exact numbers, by one backward pass per point with B_i gradients in memory.
+            Otherwise the number of random sign vectors that estimate the traces (Hutchinson);
+            eigenvalues are then computed by Lanczos. Both need products with the kernel only, of
+            two backward passes each, and no matrix.
+        seed: Seed of the probes.
+
+    Returns:
+        Traces and largest eigenvalues, in the order of the residuals.
 
     Raises:
         ValueError: There is no residual or parameter, or a residual is empty or without a graph.
-        MissingExtraError: Eigenvalues by probes need SciPy.
+        MissingExtraError: Probes are used, and SciPy is not installed.
         RuntimeError: Lanczos has not converged.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([1.0, 0.0], requires_grad=True)
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+        >>> residual_ntk({"inside": x @ w}, [w]).max_eigenvalues
+        tensor([4.], dtype=torch.float64)
     """
     named = residuals if isinstance(residuals, Mapping) else dict(enumerate(residuals))
     leaves = [p for p in parameters if p.requires_grad]
@@ -145,9 +153,10 @@ def _dense(residual: Tensor, leaves: Sequence[Tensor]) -> Tensor:
 
 
 class _Operator:
-    """The kernel of one condition, through products with vectors.
+    """The kernel of one condition as a linear operator.
 
-    J^T v is a backward pass. It is linear in v, so J u is the derivative of <J^T v, u> by v.
+    J^T v is a backward pass. It is linear in v, so J u is the derivative of <J^T v, u> with respect
+    to v.
     """
 
     def __init__(self, residual: Tensor, leaves: Sequence[Tensor]) -> None:

@@ -1,13 +1,12 @@
-r"""Spectra of kernels that are never in memory: eigenvalues, traces and densities from products.
+r"""Matrix-free spectra of kernels: eigenvalues, traces and densities from products with vectors.
 
-The decay rates of Eq. 5 and 11 are eigenvalues of the NTK. Everything here reads a symmetric
-positive semi-definite operator through ``operator @ vector`` alone, so a kernel of tens of
-thousands of rows needs no more memory than a few vectors. A matrix is an operator too, which is
-how small cases are checked.
+The decay rates of Eq. 5 and 11 are eigenvalues of the NTK. All functions here use a symmetric
+positive semi-definite operator only by ``operator @ vector``, so a kernel with tens of thousands of
+rows needs the memory of a few vectors. A matrix is an operator too.
 
-The functions are pure: random vectors come from a seed of their own. Ranks and condition numbers of
-spectra that are known are in :mod:`ntkmtl.analysis.kernels`; :class:`SpectralDensity` has the same
-for estimated ones.
+Random vectors depend on a ``seed`` argument, not on the global random state. Ranks and condition
+numbers of known spectra are in :mod:`ntkmtl.analysis.kernels`, those of estimated spectra in
+:class:`SpectralDensity`.
 
 Example:
     >>> import torch
@@ -43,13 +42,13 @@ __all__ = [
 ]
 
 DENSE = 32
-"""Rows up to which the matrix is built, one product per row: Lanczos needs room to work."""
+"""Up to this number of rows the matrix is built, as Lanczos does not work on small matrices."""
 
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 class SymmetricOperator(Protocol):
-    """What the functions here read: a symmetric matrix, or anything that multiplies like one."""
+    """Protocol of a symmetric operator: a matrix, or any object that multiplies vectors."""
 
     @property
     def shape(self) -> Any:
@@ -72,7 +71,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: Mean over probes.
-        standard_error: Standard deviation of that mean, NaN for one probe.
+        standard_error: Standard error of the mean, NaN for one probe.
     """
 
     value: float
@@ -87,7 +86,7 @@ def _size(operator: SymmetricOperator) -> int:
 
 
 def _multiply(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:
-    """Return the product for float64 vectors in main memory."""
+    """Return the product as a function of float64 vectors on the CPU."""
 
     def multiply(vector: Tensor) -> Tensor:
         product = operator @ vector.to(device=operator.device, dtype=operator.dtype)
@@ -97,7 +96,7 @@ def _multiply(operator: SymmetricOperator) -> Callable[[Tensor], Tensor]:
 
 
 def _probe(size: int, generator: torch.Generator) -> Tensor:
-    """Return a vector of random signs: of all probes with unit entries, least variance."""
+    """Return a vector of random signs, the probe with the least variance."""
     return torch.randint(0, 2, (size,), generator=generator).to(torch.float64) * 2 - 1
 
 
@@ -105,7 +104,7 @@ def linear_operator(operator: SymmetricOperator) -> Any:
     """Return the operator as a :class:`scipy.sparse.linalg.LinearOperator` of float64.
 
     Raises:
-        ValueError: It is not square.
+        ValueError: The operator is not square.
         MissingExtraError: SciPy is not installed.
 
     Example:
@@ -137,27 +136,27 @@ def top_eigenvalues(
     max_products: int = 1000,
     seed: int = 0,
 ) -> Tensor:
-    """Return the largest (or smallest) eigenvalues, found by Lanczos with implicit restarts.
+    """Return the largest (or smallest) eigenvalues, computed by Lanczos with implicit restarts.
 
-    ARPACK through ``scipy.sparse.linalg.eigsh``. Large eigenvalues of an NTK stand apart and take a
-    few tens of products. Small ones lie close together: many products, and below rounding
-    (about 1e-7 of the largest in float32) they mean nothing.
+    Uses ARPACK through ``scipy.sparse.linalg.eigsh``. Large eigenvalues of an NTK are well
+    separated and take a few tens of products. Small ones lie close together, take many products,
+    and are meaningless below rounding errors (in float32 about 1e-7 of the largest).
 
-    Lanczos sees one vector of each eigenspace, and output kernels repeat eigenvalues: with respect
-    to k linear heads that read the same features, each has k copies. So for ``count`` above 1 it
-    searches again beside the eigenvectors that it has, until nothing turns up that belongs among
-    them.
+    Lanczos finds one vector of each eigenspace. But kernels of outputs have repeated eigenvalues:
+    with k linear heads on the same features, each eigenvalue occurs k times. So for ``count`` above
+    1 the search is repeated with the known eigenvectors deflated, until it finds no further
+    eigenvalue among the largest ``count``.
 
     Args:
         operator: Shape (R, R).
-        count: How many, at most R.
+        count: Number of eigenvalues, at most R.
         which: End of the spectrum.
-        tolerance: Relative error allowed; 1e-10 for float64, 1e-5 for float32 if None.
-        max_products: Products after which a search gives up.
-        seed: Of the first vectors.
+        tolerance: Allowed relative error; None for 1e-10 in float64 and 1e-5 in float32.
+        max_products: Number of products after which a search fails.
+        seed: Seed of the start vectors.
 
     Returns:
-        float64 of shape (count,): the largest falling, or the smallest rising.
+        float64 of shape (count,): the largest in descending, or the smallest in ascending order.
 
     Raises:
         ValueError: ``count`` is not in 1..R, or the operator is not square.
@@ -186,10 +185,10 @@ def top_eigenvalues(
         tolerance = _TOLERANCE.get(operator.dtype, 1e-2)
     search = _Search(size, which, tolerance, max_products, seed)
     values, vectors = search(multiply, count)
-    # A copy of a single value would change nothing.
+    # With count = 1 a repeated eigenvalue would not change the result.
     while count > 1:
         last = float(values[-1])
-        extra, vector = search(_beside(multiply, vectors, search.beyond(values)), 1)
+        extra, vector = search(_deflated(multiply, vectors, search.beyond(values)), 1)
         if search.sign * (float(extra[0]) - last) <= 2 * tolerance * abs(last):
             break
         outermost_first = (search.sign * torch.cat([values, extra])).sort(descending=True).values
@@ -198,15 +197,15 @@ def top_eigenvalues(
     return values
 
 
-def _beside(
+def _deflated(
     multiply: Callable[[Tensor], Tensor], vectors: Tensor, shifted: float
 ) -> Callable[[Tensor], Tensor]:
-    """Return the product of an operator that has other eigenvalues on the span of some vectors.
+    """Return the product of the operator deflated by some vectors.
 
     Args:
-        multiply: The operator's own product.
-        vectors: Shape (R, m).
-        shifted: What the eigenvalues on their span are.
+        multiply: The operator's product.
+        vectors: Eigenvectors as columns, shape (R, m).
+        shifted: The eigenvalue that the deflated operator has on their span.
     """
     basis: Tensor = torch.linalg.qr(vectors)[0]
 
@@ -219,7 +218,7 @@ def _beside(
 
 
 class _Search:
-    """Searches for eigenvalues at one end of a spectrum, each from another first vector."""
+    """Searches for eigenvalues at one end of a spectrum, each time from a new start vector."""
 
     def __init__(
         self, size: int, which: str, tolerance: float, max_products: int, seed: int
@@ -230,19 +229,19 @@ class _Search:
         self.generator = torch.Generator().manual_seed(seed)
 
     def beyond(self, values: Tensor) -> float:
-        """Return a number that is further from this end than values found here."""
+        """Return a number that lies further inside the spectrum than the given values."""
         return float(values[-1]) - self.sign * (1.0 + float(values.abs().max()))
 
     def __call__(self, multiply: Callable[[Tensor], Tensor], count: int) -> tuple[Tensor, Tensor]:
-        """Return values, the outermost first, and vectors, shape (R, count)."""
+        """Return eigenvalues, the outermost first, and eigenvectors of shape (R, count)."""
         try:
             from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, eigsh
         except ImportError as error:
             raise missing_extra("top_eigenvalues", "bench", error) from error
         start = torch.randn(self.size, generator=self.generator, dtype=torch.float64)
-        # Vectors kept between restarts. SciPy's default of 20 costs 20 products at least; the
-        # largest eigenvalues of an NTK stand far enough apart to be found with fewer. The smallest
-        # do not.
+        # Vectors kept between restarts. SciPy's default of 20 costs at least 20 products. Fewer
+        # suffice for the largest eigenvalues of an NTK, which are well separated; the smallest are
+        # not.
         kept = min(self.size, max(2 * count + 6, 12 if self.which == "largest" else 40))
         try:
             values, vectors = eigsh(
@@ -263,8 +262,8 @@ class _Search:
         except ArpackError as error:
             if "error -9:" not in str(error):
                 raise
-            # "Starting vector is zero": the product with a random vector is, so all eigenvalues
-            # are.
+            # "Starting vector is zero": the product with a random vector is zero, and so are all
+            # eigenvalues.
             nothing = torch.zeros(count, dtype=torch.float64)
             return nothing, torch.eye(self.size, count, dtype=torch.float64)
         order = (self.sign * torch.as_tensor(values.copy())).argsort(descending=True)
@@ -272,15 +271,15 @@ class _Search:
 
 
 def task_eigenvalues(operator: OutputNTKOperator, count: int = 1, **options: Any) -> Tensor:
-    """Return the largest eigenvalues of each task's own block K_ii (Eq. 8).
+    """Return the largest eigenvalues of each task's block K_ii (Eq. 8).
 
     Args:
-        operator: Of k tasks.
-        count: How many per task.
+        operator: The output kernel of k tasks.
+        count: Number of eigenvalues per task.
         **options: See :func:`top_eigenvalues`.
 
     Returns:
-        float64 of shape (k, count), each row falling.
+        float64 of shape (k, count), each row in descending order.
 
     Raises:
         ValueError: As :func:`top_eigenvalues`.
@@ -301,13 +300,16 @@ def task_eigenvalues(operator: OutputNTKOperator, count: int = 1, **options: Any
 def estimate_trace(operator: SymmetricOperator, probes: int = 16, *, seed: int = 0) -> Estimate:
     """Return Hutchinson's estimate of the trace, one product per probe.
 
-    The mean of z^T K z over vectors z of random signs. Its variance is twice the sum of the squared
-    off-diagonal entries, over the number of probes.
+    The estimate is the mean of z^T K z over random sign vectors z. Its variance is twice the sum of
+    the squared off-diagonal entries, divided by the number of probes.
 
     Args:
         operator: Shape (R, R).
-        probes: Random vectors.
-        seed: Of these.
+        probes: Number of random vectors.
+        seed: Seed of the random vectors.
+
+    Returns:
+        The mean and its standard error.
 
     Raises:
         ValueError: ``probes`` is below 1, or the operator is not square.
@@ -340,19 +342,19 @@ def _require_positive(**numbers: int) -> None:
 
 
 def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return the tridiagonal matrix of Lanczos, with full reorthogonalisation.
+    """Return the tridiagonal matrix of Lanczos with full reorthogonalization.
 
-    Every new vector is made orthogonal to all before it, twice, which keeps copies of eigenvalues
-    that have converged out of the matrix and costs memory for ``steps`` vectors.
+    Each new vector is orthogonalized twice against all earlier ones. This prevents spurious copies
+    of converged eigenvalues, and needs memory for ``steps`` vectors.
 
     Args:
         operator: Shape (R, R).
-        start: First vector, shape (R,), not zero.
-        steps: At most so many products.
+        start: Start vector, shape (R,), not zero.
+        steps: Maximal number of products.
 
     Returns:
-        The diagonal, float64 of shape (m,), and what stands beside it, shape (m - 1,). m is below
-        ``steps`` where the vectors ran out: then the spectrum that ``start`` sees is exact.
+        The diagonal, float64 of shape (m,), and the off-diagonal, shape (m - 1,). m is smaller than
+        ``steps`` if the vectors span an invariant subspace; then its eigenvalues are exact.
 
     Raises:
         ValueError: ``start`` is zero or of the wrong shape, or ``steps`` is below 1.
@@ -372,7 +374,7 @@ def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> tuple[Ten
         raise ValueError("start must not be zero")
     multiply = _multiply(operator)
     steps = min(steps, size)
-    # Rows of a matrix that grows only as far as it is used.
+    # torch.empty: the system allocates memory only for the rows that are written.
     basis = torch.empty(steps, size, dtype=torch.float64)
     basis[0] = vector / norm
     diagonal: list[Tensor] = []
@@ -397,12 +399,13 @@ def lanczos(operator: SymmetricOperator, start: Tensor, steps: int) -> tuple[Ten
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The distribution of eigenvalues, as estimated by stochastic Lanczos quadrature.
+    """The distribution of eigenvalues, estimated by stochastic Lanczos quadrature.
 
-    A sum over probes and steps: share ``weights[p, s]`` of the R eigenvalues at ``nodes[p, s]``.
+    Each probe p estimates that a share ``weights[p, s]`` of the R eigenvalues lies at
+    ``nodes[p, s]``.
 
     Attributes:
-        nodes: Places, float64 of shape (probes, steps).
+        nodes: Positions on the axis of eigenvalues, float64 of shape (probes, steps).
         weights: Shares, same shape; each row sums to 1.
         size: Number of eigenvalues R.
     """
@@ -412,16 +415,16 @@ class SpectralDensity:
     size: int
 
     def _mean(self, values: Tensor) -> Estimate:
-        """R times the mean of a function of the eigenvalues: a sum over them."""
+        """Estimate the sum of a function over all R eigenvalues."""
         return _estimate(self.size * (self.weights * values).sum(dim=1))
 
     def moment(self, order: int) -> Estimate:
-        """Estimate the sum of a power of the eigenvalues: order 1 is the trace.
+        """Estimate the sum of a power of the eigenvalues; order 1 gives the trace.
 
-        Exact for each probe up to order 2 steps - 1; what is left is the probes' own spread.
+        Up to order 2 steps - 1 the only error is the randomness of the probes.
 
         Args:
-            order: Power, not negative.
+            order: The power, not negative.
 
         Raises:
             ValueError: ``order`` is negative.
@@ -431,21 +434,20 @@ class SpectralDensity:
         return self._mean(self.nodes**order)
 
     def count_above(self, threshold: float) -> Estimate:
-        """Estimate how many eigenvalues are above a threshold."""
+        """Estimate the number of eigenvalues above a threshold."""
         return self._mean((self.nodes > threshold).to(torch.float64))
 
     def density(self, grid: Tensor, width: float, *, log: bool = False) -> Tensor:
-        """Return the density on a grid, each node a normal distribution.
+        """Return the density on a grid, smoothed by a normal distribution around each node.
 
         Args:
-            grid: Where, shape (m,).
-            width: Standard deviation of each node's distribution.
-            log: Density over log10 of the eigenvalue: ``grid`` and ``width`` are in powers of 10,
-                and nodes that are not positive are left out.
+            grid: Points of the grid, shape (m,).
+            width: Standard deviation of the normal distributions.
+            log: Return the density over log10 of the eigenvalue. ``grid`` and ``width`` are then
+                in powers of 10, and nodes that are not positive are left out.
 
         Returns:
-            float64 of shape (m,). Integrates to 1 over a grid that covers it, with ``log`` to the
-            share of positive nodes.
+            float64 of shape (m,). Its integral is 1, with ``log`` the share of positive nodes.
 
         Raises:
             ValueError: ``width`` is not positive.
@@ -463,7 +465,7 @@ class SpectralDensity:
     def effective_rank(self) -> float:
         """Estimate the exponential of the entropy of the spectrum.
 
-        See :func:`ntkmtl.analysis.effective_rank`. 0 where all eigenvalues vanish.
+        See :func:`ntkmtl.analysis.effective_rank`. 0 if all eigenvalues are zero.
         """
         total = self.moment(1).value
         if total <= 0:
@@ -472,16 +474,15 @@ class SpectralDensity:
         return math.exp(self._mean(torch.special.entr(shares)).value)
 
     def participation_ratio(self) -> float:
-        """Estimate (sum of eigenvalues)^2 / (sum of squares); 0 where all vanish."""
+        """Estimate (sum of eigenvalues)^2 / (sum of squares); 0 if all are zero."""
         squares = self.moment(2).value
         return self.moment(1).value ** 2 / squares if squares > 0 else 0.0
 
     def condition_number(self, floor: float = FLOOR) -> float:
-        """Return the largest node over the smallest one above ``floor`` times the largest.
+        """Return the largest node divided by the smallest node above ``floor`` times the largest.
 
-        An estimate of that of the eigenvalues above the floor, and on either side of it: nodes lie
-        between the smallest and the largest of all eigenvalues, so one may stand in the gap below
-        the smallest that counts. NaN where all vanish.
+        This estimates the condition number of the eigenvalues above the floor. It may be too small
+        or too large, as a node may lie in a gap between eigenvalues. NaN if all are zero.
 
         Args:
             floor: In [0, 1).
@@ -503,15 +504,18 @@ def spectral_density(
 ) -> SpectralDensity:
     """Estimate the distribution of eigenvalues by stochastic Lanczos quadrature.
 
-    Each probe, a vector of random signs, is the start of :func:`lanczos`: the eigenvalues of its
-    tridiagonal matrix and the squared first entries of its eigenvectors are the nodes and weights
-    of Gauss quadrature for the spectrum as the probe sees it. ``steps * probes`` products.
+    Each probe, a vector of random signs, is the start vector of :func:`lanczos`. The eigenvalues of
+    the tridiagonal matrix are the nodes of a Gauss quadrature, the squared first entries of its
+    eigenvectors the weights. Takes ``steps * probes`` products.
 
     Args:
         operator: Shape (R, R).
-        steps: Nodes per probe, at most R.
-        probes: Random vectors.
-        seed: Of these.
+        steps: Number of nodes per probe, at most R.
+        probes: Number of random vectors.
+        seed: Seed of the random vectors.
+
+    Returns:
+        Nodes and weights of all probes.
 
     Raises:
         ValueError: A number is below 1, or the operator is not square.
@@ -532,7 +536,7 @@ def spectral_density(
         diagonal, beside = lanczos(operator, _probe(size, generator), steps)
         tridiagonal = torch.diag(diagonal) + torch.diag(beside, 1) + torch.diag(beside, -1)
         values, vectors = torch.linalg.eigh(tridiagonal)
-        # Where Lanczos ended early, the rest has weight 0.
+        # If Lanczos ended early, the remaining nodes have weight 0.
         nodes[p, : len(values)] = values
         weights[p, : len(values)] = vectors[0].square()
     used = int((weights.sum(0) > 0).sum())

@@ -1,4 +1,4 @@
-"""Which line of code suits a network, its losses and its loop."""
+"""Advice on how to use the library for a network, its losses and its training loop."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Framework = Literal["pytorch", "accelerate", "lightning", "trainer", "keras", "t
 
 @dataclass(frozen=True)
 class Situation:
-    """What advice depends on.
+    """Everything that the advice depends on.
 
     Attributes:
         tasks: Number of losses k.
-        connected: Whether any two of them share something that is trained.
-        clean: Whether the representation carries every loss's gradient.
-        means: Whether the losses are scalars, rather than losses of single samples.
-        budget: What a step may cost, relative to plain training.
-        exact_price: What a step with an exact kernel costs, relative to plain training.
-        every_step: Whether new weights are wanted in every step.
-        priorities: How much tasks matter, by name.
-        keep_learning_rate: Whether the learning rate was found for the plain sum.
+        connected: Whether any two losses share trained parameters.
+        clean: Whether every loss's whole gradient passes through the representation.
+        means: Whether the losses are scalars instead of losses of single samples.
+        budget: Allowed cost of a step relative to plain training.
+        exact_price: Cost of a step with an exact kernel relative to plain training.
+        every_step: Whether weights should be updated in every step.
+        priorities: Importance of the tasks, by name.
+        keep_learning_rate: Whether the learning rate was tuned for the plain sum.
         loop: How the loop differs from one ``backward`` and one step per batch.
-        framework: Who runs the loop.
+        framework: The framework that runs the loop.
     """
 
     tasks: int
@@ -54,13 +54,13 @@ class Rule:
     """One row of the decision guide.
 
     Attributes:
-        decides: What the row is about: the method, an option or the call. Of the rows about the
-            method the first that applies counts, of the others each that does.
-        have: What the user has, in words.
-        code: What to write; ``{budget}`` and ``{priorities}`` are filled in.
+        decides: Topic of the row: the method, an option, or the call of ``backward``. The first row
+            on the method that applies is used, and all other rows that apply.
+        have: The user's situation, in words.
+        code: The code to write; ``{budget}`` and ``{priorities}`` are filled in.
         why: The reason.
-        page: Where more is said, relative to ``docs``.
-        applies: Whether the row is about a situation.
+        page: Page with details, relative to ``docs``.
+        applies: Returns whether the row applies to a situation.
     """
 
     decides: Literal["method", "option", "call"]
@@ -90,9 +90,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method",
-        "heads on a trunk, and new weights wanted in every step",
+        "heads on a trunk, and weights to be updated in every step",
         'Balancer("ntkmtl-sr")',
-        "The representation carries every gradient, so its kernel is at hand at next to no cost.",
+        "Every gradient passes through the representation, whose kernel costs almost nothing.",
         "methods/ntkmtl-sr.md",
         lambda s: s.every_step and s.clean,
     ),
@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
         "method",
         "any network of several losses",
         "Balancer({budget})",
-        "Exact kernels as rarely as the budget says, averaged: right for any network.",
+        "Exact kernels as rarely as the budget demands, averaged: right for any network.",
         "methods/ntkmtl-auto.md",
         lambda s: True,
     ),
@@ -108,7 +108,7 @@ RULES: tuple[Rule, ...] = (
         "option",
         "means of losses, and `ntkmtl-sr`",
         "minibatches=1",
-        "Means do not tell the samples apart; its 4 mini-batches need losses of single samples.",
+        "Its default of 4 mini-batches needs losses of single samples.",
         "guide.md#losses-of-single-samples",
         lambda s: s.means and s.every_step and s.clean and s.budget < s.exact_price,
     ),
@@ -122,9 +122,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "option",
-        "a learning rate that was found for the plain sum",
+        "a learning rate that was tuned for the plain sum",
         'length="plain"',
-        "The combined gradient is then as long as that of the plain sum.",
+        "The combined gradient gets the length of the plain sum's gradient.",
         "length.md",
         lambda s: s.keep_learning_rate,
     ),
@@ -132,15 +132,15 @@ RULES: tuple[Rule, ...] = (
         "option",
         "batches that show one task at a time",
         "tasks=names, shared=trunk.parameters()",
-        "One loss alone does not tell what it shares with the others.",
+        "The graph of one loss does not show what it shares with the others.",
         "guide.md#tasks-that-take-turns",
         lambda s: s.loop == "turns",
     ),
     Rule(
         "call",
-        "a loop of your own",
+        "a custom training loop",
         "balancer.backward(losses)",
-        "It stands where `sum(losses.values()).backward()` stood.",
+        "It replaces `sum(losses.values()).backward()`.",
         "recipes/plain-pytorch.md",
         lambda s: s.framework == "pytorch" and s.loop in ("plain", "turns"),
     ),
@@ -148,7 +148,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "m batches per step (accumulation)",
         "with balancer.hold(): balancer.backward(losses, scale=1 / m)  # m times",
-        "The first batch makes weights, the others use them.",
+        "The first batch computes weights, the others reuse them.",
         "guide.md#accumulation-and-clipping",
         lambda s: s.framework == "pytorch" and s.loop == "accumulation",
     ),
@@ -180,7 +180,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "accelerate",
         "BalancedAccelerator(balancer).backward(losses)",
-        "It takes the place of `Accelerator`, and the losses that of their sum.",
+        "It replaces `Accelerator`, and takes the losses instead of their sum.",
         "recipes/accelerate.md",
         lambda s: s.framework == "accelerate",
     ),
@@ -196,7 +196,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "the Hugging Face Trainer",
         "BalancedTrainer(model, balancer=balancer)",
-        "It takes the place of `Trainer`; the model returns its losses beside their sum.",
+        "It replaces `Trainer`; the model returns its losses and their sum.",
         "recipes/trainer.md",
         lambda s: s.framework == "trainer",
     ),
@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         "call",
         "Keras on the PyTorch backend",
         "BalancedModel(inputs, outputs).compile(loss=losses, balancer=balancer)",
-        "It takes the place of `keras.Model`.",
+        "It replaces `keras.Model`.",
         "recipes/keras.md",
         lambda s: s.framework == "keras",
     ),
@@ -212,23 +212,23 @@ RULES: tuple[Rule, ...] = (
         "call",
         "TorchJD's engine",
         'as_torchjd("ntkmtl")(engine.compute_gramian(losses))',
-        "The weighting stands where one of TorchJD's stood.",
+        "It replaces a weighting of TorchJD.",
         "recipes/torchjd.md",
         lambda s: s.framework == "torchjd",
     ),
 )
-"""The decision guide. ``docs/decide.md`` is written from it."""
+"""The decision guide, from which ``docs/decide.md`` is generated."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A line of code for each of two places, and why.
+    """Two lines of code, and the reasons for them.
 
     Attributes:
-        balancer: What to write before the loop; empty where nothing needs balancing.
-        call: What to write in place of ``sum(losses).backward()``.
-        rules: The rows of the decision guide that led there.
-        situation: What was found and said.
+        balancer: Code that creates the Balancer, before the loop; empty if none is needed.
+        call: Code in place of ``sum(losses).backward()``.
+        rules: The rows of the decision guide that apply.
+        situation: The situation that they were chosen for.
         explanation: What the losses share.
     """
 
@@ -256,22 +256,22 @@ def advise(
 ) -> Advice:
     """Print the lines of code that suit a network, its losses and its loop.
 
-    What the losses share is read off the autograd graph, the rest is what you say. Nothing is
-    differentiated and no ``.grad`` changes. The decision guide in the docs has the same rows.
+    What the losses share is found in the autograd graph; the rest comes from the arguments. Nothing
+    is differentiated, and no ``.grad`` changes. The decision guide in the docs has the same rows.
 
     Args:
         losses: Losses of one batch, as :meth:`ntkmtl.Balancer.backward` takes them.
-        model: Whose parameters' names are used in ``Advice.explanation``.
-        budget: What a step may cost, relative to plain training, as a mean over steps. Above 1.
-        every_step: Whether new weights are wanted in every step rather than now and then.
-        priorities: How much tasks matter, by name; a name that is left out has 1.
-        keep_learning_rate: Whether the learning rate was found for the plain sum and is to stay.
+        model: The model, for names of parameters in ``Advice.explanation``.
+        budget: Mean cost of a step relative to plain training, above 1.
+        every_step: Whether weights should be updated in every step.
+        priorities: Importance of the tasks, by name; 1 for missing names.
+        keep_learning_rate: Whether the learning rate was tuned for the plain sum and should stay.
         loop: ``"plain"``: a batch per step; ``"accumulation"``; ``"closure"``: L-BFGS, SAM;
-            ``"scaler"``: fp16; ``"turns"``: a task per batch; ``"processes"``: DDP.
-        framework: Who runs the loop.
+            ``"scaler"``: fp16; ``"turns"``: one task per batch; ``"processes"``: DDP.
+        framework: The framework that runs the loop.
 
     Returns:
-        What was printed, as data.
+        The printed information as an object.
 
     Raises:
         ValueError: ``loop`` or ``framework`` is unknown, or ``budget`` or a priority is out of
@@ -285,9 +285,9 @@ def advise(
         >>> advice = ntkmtl.advise(losses, priorities={"size": 3})  # doctest: +ELLIPSIS
         balancer = Balancer(priorities={'size': 3})
         balancer.backward(losses)
-        # Exact kernels as rarely as the budget says, averaged: right for any network. (docs/...)
+        # Exact kernels as rarely as the budget demands, averaged: right for any network. (docs/...)
         # A factor in front of a loss is balanced away; a priority is not. (docs/guide.md...)
-        # It stands where `sum(losses.values()).backward()` stood. (docs/recipes/plain-pytorch.md)
+        # It replaces `sum(losses.values()).backward()`. (docs/recipes/plain-pytorch.md)
         >>> advice.explanation.clean
         True
     """
@@ -320,7 +320,7 @@ def advise(
 
 
 def _advice(situation: Situation, explanation: Explanation) -> Advice:
-    """Return what the rows of ``RULES`` say of a situation."""
+    """Return the advice that ``RULES`` give for a situation."""
     found = [rule for rule in RULES if rule.applies(situation)]
     method = next(rule for rule in found if rule.decides == "method")
     if not situation.connected:

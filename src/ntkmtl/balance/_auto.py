@@ -1,12 +1,12 @@
-"""``source="auto"``: exact kernels rarely, averages in between.
+"""``source="auto"``: exact kernels in a few steps, averaged eigenvalues in between.
 
-One step's exact eigenvalues are noise to a good part, and a rare exact kernel, averaged in
-logarithms, comes nearer to their smoothed values than one in every step, at a fraction of the cost
-(docs/estimators.md). It needs no representation, so it is right for any graph.
+The exact eigenvalues of one step are noisy. Their smoothed values are estimated better by rare
+exact kernels averaged in logarithms than by one exact kernel in every step, at a fraction of the
+cost (docs/estimators.md). No representation is needed, so this is right for any graph.
 
-Where there are so many tasks that exact kernels are very rare, and the representation carries every
-gradient, its free eigenvalues are looked at in between, times the factor that the last exact
-kernels found between the two.
+With many tasks, exact kernels become very rare. If every gradient passes through the
+representation, its eigenvalues, which cost almost nothing ("free"), are then used in between. They
+are multiplied by the ratio of exact and free eigenvalues averaged over the last exact kernels.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import math
 import torch
 from torch import Tensor
 
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._memory import Averages
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._weigh import DECAY, Core, largest_eigenvalues, to_cpu
+from ntkmtl.balance._weigh import DECAY, largest_eigenvalues, to_cpu
 from ntkmtl.kernel import ExtendedNTK
 
 __all__ = [
     "FREE_EVERY",
-    "begin_anew",
-    "corrected",
+    "clear_changed",
+    "correct",
     "exact_due",
     "free_due",
     "note_exact",
@@ -34,26 +35,26 @@ __all__ = [
 ]
 
 FREE_EVERY = 16
-"""Steps between two looks at a representation."""
+"""Steps from one kernel of the representation to the next."""
 
 _RARE = 30
-"""Steps between exact kernels above which the representation is looked at in between."""
+"""Steps between exact kernels above which the representation's kernel is used in between."""
 
 _GROWTH, _RARE_GROWTH = 1.5, 3.0
-"""How the steps between two exact kernels grow at first, without and with looks in between."""
+"""Growth of the steps between exact kernels at the start, without and with free kernels."""
 
 _PRICE = 0.7
-"""A backward pass over a whole step of plain training."""
+"""Time of a backward pass relative to a step of plain training."""
 
 
 def period(core: Core, tasks: int) -> int:
-    """Return the steps between two exact kernels that the budget allows.
+    """Return the number of steps between two exact kernels that the budget allows.
 
-    An exact kernel takes at most one backward pass for each task and mini-batch. Counted, not
-    timed, so that a run can be repeated.
+    An exact kernel takes at most one backward pass per task and mini-batch. Passes are counted
+    instead of timed, so that runs are reproducible.
 
     Args:
-        core: What the Balancer's steps work with.
+        core: The Balancer's options and state.
         tasks: Number of tasks k.
     """
     price = _PRICE * tasks * core.options.minibatches
@@ -61,20 +62,20 @@ def period(core: Core, tasks: int) -> int:
 
 
 def exact_due(core: Core, step: Step) -> bool:
-    """Whether this step makes an exact kernel."""
+    """Whether this step computes an exact kernel."""
     memory = core.memory
     if any(step.number >= memory.due.get(i, 0) for i in step.present):
         return True
     if memory.known(step.present) is None:
         return True
     if step.ranks is not None:
-        return False  # processes must agree, and their graphs may differ
+        return False  # all processes must decide alike, and their graphs may differ
     found = _operations(step)
     return any(memory.operations.get(i) != name for i, name in found.items())
 
 
 def _operations(step: Step) -> dict[int, str]:
-    """Return the operation that each local loss comes out of."""
+    """Return the name of the operation that returned each local loss."""
     names = {}
     for position, loss in zip(step.local, step.losses, strict=True):
         names[step.present[position]] = "leaf" if loss.grad_fn is None else loss.grad_fn.name()
@@ -82,7 +83,7 @@ def _operations(step: Step) -> dict[int, str]:
 
 
 def note_exact(core: Core, step: Step) -> None:
-    """Set when the next exact kernel is due: soon at first, then as rarely as the budget says."""
+    """Schedule the next exact kernel: soon at the start, later as rarely as the budget demands."""
     memory = core.memory
     longest = period(core, step.total)
     growth = _RARE_GROWTH if rare(core, step) else _GROWTH
@@ -95,18 +96,18 @@ def note_exact(core: Core, step: Step) -> None:
 
 
 def rare(core: Core, step: Step) -> bool:
-    """Whether exact kernels are so rare that the representation is looked at in between."""
+    """Whether exact kernels are so rare that the representation's kernel is used in between."""
     return period(core, step.total) > _RARE and core.options.requires == "eigenvalues"
 
 
 def free_due(core: Core, step: Step) -> bool:
-    """Whether this step looks at the representation."""
+    """Whether this step computes the representation's kernel."""
     memory = core.memory
     return rare(core, step) and memory.ratio is not None and step.number % FREE_EVERY == 0
 
 
 def note_ratio(core: Core, step: Step, exact: ExtendedNTK, free: ExtendedNTK) -> None:
-    """Learn the factor between exact and free eigenvalues of this step."""
+    """Update the average ratio of exact and free eigenvalues."""
     memory = core.memory
     if memory.ratio is None:
         memory.ratio = Averages(step.total, core.options.ema or DECAY)
@@ -116,8 +117,8 @@ def note_ratio(core: Core, step: Step, exact: ExtendedNTK, free: ExtendedNTK) ->
     memory.ratio.add(usable, step.index)
 
 
-def corrected(core: Core, step: Step, free: ExtendedNTK) -> ExtendedNTK:
-    """Return the free kernel times the factors known, as the exact one would be."""
+def correct(core: Core, step: Step, free: ExtendedNTK) -> ExtendedNTK:
+    """Return the free kernel with each task's eigenvalues multiplied by its average ratio."""
     ratio = core.memory.ratio
     assert ratio is not None
     factors: Tensor = ratio.values(step.index)
@@ -125,8 +126,8 @@ def corrected(core: Core, step: Step, free: ExtendedNTK) -> ExtendedNTK:
     return free.weighted(factors.sqrt())
 
 
-def begin_anew(core: Core, signatures: dict[int, str]) -> None:
-    """Forget the averages of tasks whose part of the graph is another than before."""
+def clear_changed(core: Core, signatures: dict[int, str]) -> None:
+    """Clear the averages of tasks whose cut has changed."""
     memory = core.memory
     changed = [
         i

@@ -13,23 +13,23 @@ from torch import Tensor, nn
 
 from ntkmtl._device import read, with_cpu_default
 from ntkmtl._warnings import warn
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._explain import Explanation, explanation
-from ntkmtl.balance._memory import pack, unpack
 from ntkmtl.balance._options import Length, Options, Priorities, Source, read_options
 from ntkmtl.balance._read import (
     Losses,
     in_order,
     joint_losses,
-    logarithms,
     read_loss,
     task_names,
     without_labels,
 )
+from ntkmtl.balance._read_step import active_scaler, as_number, read_step
 from ntkmtl.balance._recording import recorded_kernel
 from ntkmtl.balance._run import run
 from ntkmtl.balance._snapshot import Snapshot, StepRecorder
-from ntkmtl.balance._step import BalanceResult, Samples, Step
-from ntkmtl.balance._weigh import DECAY, Core
+from ntkmtl.balance._state import load_state, state_of
+from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.graph import (
     FeaturesLike,
@@ -39,11 +39,9 @@ from ntkmtl.graph import (
     require_repeatable,
 )
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
-from ntkmtl.kernel._corrected import ProbeCorrection
 from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.weighting._base import Weighting
-from ntkmtl.weighting._losses import logarithm
 
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
@@ -51,87 +49,85 @@ if TYPE_CHECKING:
 __all__ = ["Balancer"]
 
 _REMINDERS = {"after_step": 10, "optimizer": 10, "end_epoch": 100}
-"""Calls of ``backward`` after which a method that was never told what it needs says so."""
+"""Calls of ``backward`` after which the Balancer warns that the method lacks these other calls."""
 
 
 class Balancer:
     """Weighs k task losses and runs the backward pass.
 
-    Call :meth:`backward` where plain training calls ``sum(losses).backward()``; everything else of
-    the loop stays. Gradients are added to ``.grad`` as usual, so accumulation, clipping and any
-    optimizer work; one that evaluates its closure several times per step needs :meth:`hold`. Where
-    a method needs them, call :meth:`after_step` and :meth:`end_epoch`; for the others both do
-    nothing.
+    Call :meth:`backward` where plain training calls ``sum(losses).backward()``; the rest of the
+    training loop does not change. Gradients are added to ``.grad`` as usual, so accumulation,
+    clipping and any optimizer work. An optimizer that evaluates its closure several times per step
+    needs :meth:`hold`. Some methods need calls of :meth:`after_step` and :meth:`end_epoch`; for
+    other methods these do nothing.
 
     Args:
-        method: A name from :func:`ntkmtl.weighting.names`, ``"module:Class"`` or
+        method: A name from :func:`ntkmtl.weighting.names`, ``"module:Class"``,
             ``"./file.py:Class"``, or a weighting.
-        tasks: Number or names of all tasks; read off the first losses if None. Needed where the
-            first batch does not show all of them.
-        source: Where the kernel comes from: ``"representation"``, the tensors at which the shared
-            part of the network ends, at next to no cost; ``"exact"``, the shared parameters, at one
-            backward pass per task and mini-batch; ``"probe"``, random directions, see ``trunk``; or
-            ``"auto"``, exact kernels as rarely as ``budget`` says, averaged in logarithms, right
-            for any network. The method's own if None.
-        pooling: How the representation's rows make a kernel: ``"blockwise"`` (the published code),
-            ``"pooled"`` (Eq. 17), or ``"kernel"`` (joined with the kernel of the features, or of
-            ``last_layer``).
-        trunk: For ``source="probe"`` and ``"auto"``, the module that makes the features. Its last
-            inputs are remembered by a hook, and it is run again at other parameters; nothing of it
-            changes. Or a :class:`ntkmtl.Probe`, which has more settings.
-        corrected: Whether probes correct the features' kernel, by a factor for each task that is
-            averaged over steps, rather than stand in its place. True if None.
+        tasks: Number or names of all tasks; None to take them from the first losses. Needed if the
+            first batch does not contain all tasks.
+        source: Where the kernel comes from. ``"representation"``: the tensors at which the shared
+            part of the network ends; costs almost nothing. ``"exact"``: the shared parameters; one
+            backward pass per task and mini-batch. ``"probe"``: random directions, see ``trunk``.
+            ``"auto"``: exact kernels as rarely as ``budget`` demands, with eigenvalues averaged in
+            logarithms; right for any network. None for the method's default.
+        pooling: How the representation's gradients form a kernel: ``"blockwise"`` (the published
+            code), ``"pooled"`` (Eq. 17), or ``"kernel"`` (multiplied by the kernel of the features,
+            or of ``last_layer``).
+        trunk: For ``source="probe"`` and ``"auto"``, the module that returns the features. A hook
+            remembers its last inputs, and it is run again with other parameters; the module itself
+            does not change. Or a :class:`ntkmtl.Probe`, which has more settings.
+        corrected: True or None: probes correct the features' kernel by one factor per task,
+            averaged over steps. False: the probes' estimate itself is the kernel.
         probe: A :class:`ntkmtl.Probe`, in place of ``trunk`` and ``corrected``.
-        budget: For ``source="auto"``, what a step may cost relative to plain training, as a mean
-            over steps.
-        minibatches: The paper's n. Above 1 the samples must be known: by losses of single samples,
-            by ``batch_dim``, or by features.
-        every: Compute the kernel in each ``every``-th step and keep the weights in between. Where
-            tasks are absent at times, each one's steps count from its own last kernel.
+        budget: For ``source="auto"``: mean cost of a step relative to plain training.
+        minibatches: The paper's n. Above 1 the samples must be known: from losses of single
+            samples, ``batch_dim``, or features.
+        every: Compute the kernel in every ``every``-th step only, and reuse the weights in between.
+            If some tasks are absent, steps are counted from each task's own last kernel.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
-            for none. For ``source="auto"`` that of their logarithms, 0.5 if it is 0. A task without
-            a label keeps its average, and for methods that read eigenvalues still counts in the
-            others' weights: tasks whose batches take turns are balanced by this.
-        weight_heads: Whether the weights apply to the heads too, or to the shared part only. The
-            method's own published form if None.
-        shared: The shared parameters, where they are not to be found from the losses.
-        hooked: True runs one ordinary backward pass of the weighted sum of the losses, so that
-            every hook fires; False walks each head once and fills ``.grad`` itself. Chosen by what
-            is there if None.
-        last_layer: The trunk's last linear layer, for ``pooling="kernel"``: its exact kernel then
-            stands in for the trunk's.
-        batch_dim: Dimension of the samples in the features, or in the tensors of the cut. If None,
-            0 for features of 2, 4 or more dimensions.
-        process_group: The processes that train together; the default group if None. Where there are
-            several, their mini-batches count as further mini-batches and all end with the same
-            weights; ``.grad`` is left to DDP or FSDP to average, as in plain training.
+            for none. With ``source="auto"`` the average is of logarithms, and its decay is 0.5 if
+            this is 0. A task without a label keeps its average. For methods that read eigenvalues
+            it still counts in the others' weights, so tasks that take turns are balanced.
+        weight_heads: Whether the weights apply to the heads too, or to the shared part only. None
+            for the method's default.
+        shared: The shared parameters, if they cannot be found from the losses.
+        hooked: True: one ordinary backward pass of the weighted sum of the losses, with all hooks.
+            False: one pass through the heads, and ``.grad`` is filled without hooks. None chooses
+            by the hooks present.
+        last_layer: The trunk's last linear layer, for ``pooling="kernel"``: its exact kernel
+            approximates the trunk's.
+        batch_dim: Dimension of the samples in the features or the tensors of the cut. None for 0 in
+            features of 2, 4 or more dimensions.
+        process_group: The processes that train together; None for the default group. Their
+            mini-batches together form the kernel, and all processes get the same weights. DDP or
+            FSDP averages ``.grad`` as in plain training.
         preset: ``"published"`` reproduces the published code of NTKMTL and NTKMTL-SR: the sum of
-            the eigenvalues instead of their mean; for NTKMTL the shared gradient times k and then
-            clipped to norm 1. (Its clipping call for NTKMTL-SR comes before the backward pass and
-            has no effect, so there is none here.)
-        memory_budget: Bytes that the exact source may use to keep k gradients and save one pass
+            the eigenvalues instead of their mean; for NTKMTL the shared gradient times k, clipped
+            to norm 1. (The code's clipping for NTKMTL-SR has no effect, as it comes before the
+            backward pass.)
+        memory_budget: Bytes that the exact source may use to keep k gradients, which saves one pass
             over the trunk.
-        log_losses: Balance the logarithms of the losses instead, as the published code's log-MGDA,
-            log-CAGrad and log-IMTL do. Reported weights are still those of the losses. The
-            method's own published form if None. A loss of exactly 0 sends no gradient and is taken
-            as it is.
-        record: Looks at the kernel every so many steps; see :class:`ntkmtl.analysis.Recorder`. The
-            run stays what it is without one.
-        priorities: How much tasks matter: weights are balanced first and then multiplied by
-            p_i / mean(p). By name or in the order of the tasks; 1 for a name that is left out.
-        length: How long the combined gradient is: ``"method"``, as the method leaves it;
-            ``"plain"``, as long as plain training's, measured by the same kernel; ``"unit"``, as
-            long as in the first step; or a number.
+        log_losses: Balance the logarithms of the losses, as the published code's log-MGDA,
+            log-CAGrad and log-IMTL do. Reported weights are still weights of the losses. None for
+            the method's default. A loss of exactly 0 has no logarithm and gets weight 0.
+        record: A recorder that reads the kernel in some steps; see
+            :class:`ntkmtl.analysis.Recorder`. It does not change the run.
+        priorities: Importance p_i of the tasks: balanced weights are multiplied by p_i / mean(p).
+            A dict by name, where missing names have 1, or a list in the order of the tasks.
+        length: Length of the combined gradient. ``"method"``: as the method computes it.
+            ``"plain"``: equal to that of plain training, measured by the same kernel. ``"unit"``:
+            equal to that of the first step. Or a number.
         **settings: Settings of the method, such as ``exponent``.
 
-    Options about the kernel do nothing for methods that read losses only.
+    Options about the kernel have no effect on methods that read losses only.
 
     Attributes:
         weighting: The method.
 
     Raises:
         ValueError: An option is unknown or out of range.
-        TypeError: An option is of the wrong kind, or the method has no such setting.
+        TypeError: An option has a wrong type, or the method has no such setting.
 
     Example:
         >>> import torch
@@ -181,11 +177,11 @@ class Balancer:
         self._core = Core(self.options, prepare=self.prepare_kernel)
         self._skipped = False
         self._scaled: tuple[GradScaler, float] | None = None
-        self._told: set[str] = set()
+        self._calls_seen: set[str] = set()
         if self.options.probe is not None and self.options.shared is not None:
             self.options.probe.run_over(self.options.shared)
         if self.options.tasks is not None:
-            self._set_tasks(self.options.tasks)
+            self._core.set_tasks(self.options.tasks)
         if self.options.requires != "losses":
             allow_retained_backward()
 
@@ -196,7 +192,7 @@ class Balancer:
 
     @property
     def tasks(self) -> tuple[str, ...] | None:
-        """Names of all tasks; None before the first batch if they were not named.
+        """Names of all tasks; None before the first batch if ``tasks`` was not given.
 
         Example:
             >>> Balancer(tasks=["size", "shape"]).tasks
@@ -211,7 +207,7 @@ class Balancer:
 
     @property
     def pooling(self) -> Pooling:
-        """How the representation's rows make a kernel."""
+        """How the representation's gradients form a kernel."""
         return self.options.pooling
 
     @property
@@ -221,7 +217,7 @@ class Balancer:
 
     @property
     def every(self) -> int:
-        """Steps between two kernels."""
+        """Number of steps from one kernel to the next."""
         return self.options.every
 
     @property
@@ -241,7 +237,7 @@ class Balancer:
 
     @property
     def shared(self) -> list[Tensor] | None:
-        """The shared parameters, where the user named them."""
+        """The shared parameters if the user named them, else None."""
         return self.options.shared
 
     def __repr__(self) -> str:
@@ -254,7 +250,7 @@ class Balancer:
             parts.append(f"minibatches={options.minibatches}")
         return f"Balancer({', '.join(parts)})"
 
-    # ------------------------------------------------------------------ the one call
+    # ------------------------------------------------------------------ backward
 
     @with_cpu_default
     def backward(
@@ -270,22 +266,22 @@ class Balancer:
         """Weigh the losses and add the gradient of their weighted sum to ``.grad``.
 
         Args:
-            losses: k losses: scalars, each the mean over the batch; or losses of single samples of
-                shape (B,), or pairs ``(values, mask)`` of that shape, whose mean is taken. None for
-                a task without a label in this batch, which then has weight 0, whose head is left
-                alone, and which changes no other task's weight. A dict may leave such a task out.
-            features: The shared representation that the heads read, where it is not to be found
-                from the losses: one tensor, a tuple of tensors that every task reads, a list or
-                dict with one tensor per task, or what :func:`ntkmtl.branch` returned. Every path
-                from a loss to the parameters below must pass them.
-            counts: Number of labels (valid pixels, say) per task and sample, shape (k, B), where a
-                loss is not a plain mean over samples. Without them a mini-batch's rows are taken as
-                its share of the batch's loss.
-            scaler: The gradient scaler of mixed precision. Pass unscaled losses; then call
+            losses: k losses, as a sequence or a dict by task. Each is a scalar, the mean over the
+                batch; or losses of single samples, shape (B,); or a pair ``(values, mask)`` of that
+                shape. Means are taken of the latter two. None for a task without a label in this
+                batch; a dict may also omit it. Such a task has weight 0, its head gets no gradient,
+                and it changes no other task's weight.
+            features: The shared representation that the heads read, if it should not be found from
+                the losses: one tensor, a tuple of tensors that every task reads, a list or dict
+                with one tensor per task, or the result of :func:`ntkmtl.branch`. Every path from a
+                loss to the shared parameters must pass through them.
+            counts: Number of labels (valid pixels, say) per task and sample, shape (k, B), for
+                losses that are means over labels instead of samples.
+            scaler: The gradient scaler of mixed precision. Pass unscaled losses, and call
                 ``scaler.step(optimizer)`` as usual.
-            scale: What the gradients are multiplied by: 1 / m where m batches make one step of the
-                optimizer. Weights do not change with it, as they would for many methods if the
-                losses themselves were divided.
+            scale: Factor of the gradients: 1 / m if m batches make one step of the optimizer.
+                Weights do not depend on it; dividing the losses would change the weights of many
+                methods.
             extra: A loss outside the balance, shape (), added with weight 1.
 
         Returns:
@@ -293,16 +289,16 @@ class Balancer:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite. No ``.grad`` was changed. With
-                a scaler the step is marked to be skipped instead.
-            ValueError: Losses or features do not fit the method or each other, the kernel asked for
-                does not exist in this graph, or ``scale`` is not a positive number.
-            TypeError: Losses are of the wrong kind.
+                a scaler, no error is raised but the step is marked to be skipped.
+            ValueError: Losses or features do not fit the method or each other, the kernel does not
+                exist for this graph, or ``scale`` is not a positive number.
+            TypeError: An argument has a wrong type.
         """
         names, losses = task_names(losses)
-        if not 0.0 < _as_number("scale", scale) < math.inf:
+        if not 0.0 < as_number("scale", scale) < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            # The forward pass is over: products of gradients are to keep their precision.
+            # Autocast is for the forward pass; products of gradients need full precision.
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return self._backward(names, losses, features, counts, scaler, scale, extra)
         return self._backward(names, losses, features, counts, scaler, scale, extra)
@@ -319,16 +315,19 @@ class Balancer:
     ) -> BalanceResult:
         memory = self._core.memory
         if memory.names is None:
-            self._set_tasks(names)
+            self._core.set_tasks(names)
         assert memory.names is not None
         values = in_order(losses, memory.names)
         if counts is not None:
             values = without_labels(values, counts)
-        active = _active(scaler)
-        step = self._step(values, active, scale, extra)
+        active = active_scaler(scaler)
+        factor = 1.0 if active is None else float(active.get_scale())
+        step = read_step(self._core, values, active, factor, scale, extra)
         self._skipped = False
         if step is None:
             return BalanceResult(torch.zeros(len(memory.names)))
+        needed = active is not None and self.weighting.needs_after_step
+        self._scaled = (active, factor) if active is not None and needed else None
         self._remind(step)
         try:
             if step.raw.device.type == "cpu":
@@ -342,79 +341,20 @@ class Balancer:
             if active is None:
                 raise
             self._skipped = True
-            # Not by a backward pass: the graph may be half used.
+            # Infinite gradients make the scaler skip the step. They are set without a backward
+            # pass, as parts of the graph may be freed already.
             add_to_grad(
                 (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
                 for p in leaves(step.losses)[0]
             )
             return step.result(torch.zeros(len(step.present)), skipped=True)
 
-    def _step(
-        self,
-        values: Sequence[Any],
-        active: GradScaler | None,
-        scale: float,
-        extra: Tensor | None,
-    ) -> Step | None:
-        """Bring together what is known of a call; None if no task has a label."""
-        options, memory = self.options, self._core.memory
-        assert memory.names is not None
-        ranks = Ranks.current(options.process_group)
-        number = memory.step
-        memory.step += 1
-        found = [
-            (i, known)
-            for i, value in enumerate(values)
-            if (known := read_loss(value, memory.names[i])) is not None
-        ]
-        here = [i for i, _ in found]
-        live = [mean for _, (mean, _) in found]
-        raw, present = joint_losses(live, here, len(memory.names), ranks)
-        if not present:
-            return None
-        slope = None
-        if options.log_losses or options.requires == "losses":
-            (raw,) = read(raw)
-        if options.log_losses:
-            raw, slope = logarithms(raw, [memory.names[i] for i in present])
-            if ranks is None:
-                live = [logarithm(loss) for loss in live]
-            else:
-                # Of the mean over processes: the gradient of its logarithm is divided by that mean,
-                # not by each process's own loss.
-                slopes = [float(slope[present.index(i)]) for i in here]
-                live = [loss * each for loss, each in zip(live, slopes, strict=True)]
-        factor = 1.0 if active is None else float(active.get_scale())
-        self._scaled = None
-        if active is not None and self.weighting.needs_after_step:
-            self._scaled = active, factor
-        scaled = live if active is None else list(active.scale(live))
-        if scale != 1.0:
-            scaled = [loss * scale for loss in scaled]
-        return Step(
-            names=memory.names,
-            losses=scaled,
-            raw=raw,
-            present=present,
-            local=list(range(len(here))) if ranks is None else [present.index(i) for i in here],
-            scale=scale * factor,
-            number=number,
-            like=live[0],
-            slope=slope,
-            ranks=ranks,
-            parallel=dist.is_available() and dist.is_initialized(),
-            extra=_extra(extra, scale * factor),
-            constant=None if extra is None or extra.requires_grad else extra.detach().reshape(()),
-            samples=_all_samples([samples for _, (_, samples) in found]),
-            scaled=active is not None,
-        )
-
     def _recorded(
         self, step: Step, features: FeaturesLike | None, counts: Tensor | None
     ) -> BalanceResult:
-        """Run the step, and show it to the recorder if it wants to see it."""
+        """Run the step, and pass it to the recorder if it wants this step."""
         if self.options.requires != "losses" and step.losses:
-            # Parts that are compiled later are compiled for several passes.
+            # Checked in steps 0, 1, 2, 4, 8, ...: graphs compiled later allow several passes.
             if not self._core.looks & (self._core.looks - 1):
                 require_repeatable(step.losses)
             self._core.looks += 1
@@ -444,28 +384,27 @@ class Balancer:
             )
         )
 
-    # ------------------------------------------------------------------ weights that stay
+    # ------------------------------------------------------------------ held weights
 
     def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
-        """Return the kernel as the method is to see it: a subclass may join mini-batches, say."""
+        """Return the kernel that the method reads; subclasses may override this to change it."""
         return kernel
 
     @property
     def can_hold(self) -> bool:
-        """Whether weights stand for what the method does, so that :meth:`hold` can keep them."""
+        """Whether :meth:`hold` works: the method only weighs losses, so weights can be reused."""
         return self.options.requires != "jacobian" and not self.weighting.has_head_objective
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Make weights once within the block.
+        """Compute weights only once within the block.
 
-        The first :meth:`backward` of the block makes weights, the others use them. For optimizers
-        that evaluate the losses several times in one step, and must compare values of one function:
-        L-BFGS, SAM; or for micro-batches of one step.
+        The first :meth:`backward` in the block computes weights, and the others reuse them. Use it
+        for optimizers that evaluate the losses several times per step and need the same function
+        each time (L-BFGS, SAM), or for the micro-batches of one step.
 
         Raises:
-            ValueError: The method combines gradients entry by entry, so that no weights stand for
-                what it does.
+            ValueError: The method combines gradients entry by entry, so it has no weights to keep.
 
         Example:
             >>> import torch
@@ -483,7 +422,7 @@ class Balancer:
                 f"{self.method} does more than weigh whole gradients, so its weights cannot be held"
             )
         if self._core.held is not None:
-            yield  # within another block, whose weights stay
+            yield  # nested in another block, which keeps the weights
             return
         self._core.held = {}
         try:
@@ -492,7 +431,7 @@ class Balancer:
             self._core.held = None
 
     def _hold(self, result: BalanceResult, step: Step) -> None:
-        """Note the weights of what is balanced, where a block keeps them."""
+        """Store the weights if a ``hold`` block is active."""
         held = self._core.held
         if held is None:
             return
@@ -507,17 +446,17 @@ class Balancer:
         *,
         model: nn.Module | None = None,
     ) -> Explanation:
-        """Print where the shared part of the network ends, as seen from the losses.
+        """Print where the shared part of the network ends, found from the losses.
 
-        Nothing is differentiated and no ``.grad`` changes.
+        Nothing is differentiated, and no ``.grad`` changes.
 
         Args:
             losses: As in :meth:`backward`.
-            features: As in :meth:`backward`, to see whether they cut every path.
-            model: Whose parameters' names are to be used.
+            features: As in :meth:`backward`, to check whether every path passes through them.
+            model: The model, to show names of parameters instead of shapes.
 
         Returns:
-            What was printed, as data.
+            The printed information as an object.
 
         Example:
             >>> import torch
@@ -551,25 +490,25 @@ class Balancer:
         ]
         return explanation(self._core, values, features, model)
 
-    # ------------------------------------------------------------------ what methods are told
+    # ------------------------------------------------------------------ other calls for methods
 
     @with_cpu_default
     def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
-        """Show the method the losses on the same batch after the optimizer's step.
+        """Give the method the losses on the same batch after the optimizer's step.
 
-        Does nothing for methods that do not need it, nor after a step that the scaler skipped
-        (call it after ``scaler.update()``); hand over a function to save the work there.
+        Does nothing for methods that do not need it, and after a step that the scaler skipped. With
+        a scaler, call it after ``scaler.update()``.
 
         Args:
-            losses: As in :meth:`backward`, or a function without arguments that returns them. It is
-                called as it is, so that losses with input derivatives work; where there are none,
-                let it run under ``torch.no_grad()``, which is quicker.
+            losses: As in :meth:`backward`, or a function without arguments that returns them, which
+                is called only if needed. Gradients stay enabled for losses with input derivatives;
+                other losses are faster with ``torch.no_grad()`` inside the function.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite. The method has learned nothing from the step,
-                which the optimizer has taken all the same.
+            NonFiniteError: A loss is NaN or infinite. The method has not learned from this step,
+                but the optimizer's step is already done.
         """
-        self._told.add("after_step")
+        self._calls_seen.add("after_step")
         if not self.weighting.needs_after_step or self._skipped or self._overflowed():
             return
         if callable(losses):
@@ -577,7 +516,7 @@ class Balancer:
         memory = self._core.memory
         names, losses = task_names(losses)
         if memory.names is None:
-            self._set_tasks(names)
+            self._core.set_tasks(names)
         assert memory.names is not None
         values = in_order(losses, memory.names)
         found = [
@@ -597,7 +536,7 @@ class Balancer:
             self.weighting.after_step(after, torch.tensor(present))
 
     def _overflowed(self) -> bool:
-        """Whether the scaler has found an overflow since: it lowers its scale then."""
+        """Whether the scaler skipped the step: it then lowers its scale."""
         if self._scaled is None:
             return False
         scaler, before = self._scaled
@@ -610,21 +549,21 @@ class Balancer:
 
     @with_cpu_default
     def end_epoch(self) -> None:
-        """Tell the method that an epoch is over. Does nothing where that does not matter."""
-        self._told.add("end_epoch")
+        """Tell the method that an epoch is over. Does nothing for methods that do not need it."""
+        self._calls_seen.add("end_epoch")
         self.weighting.end_epoch()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what the method learns by the optimizer; give it to the optimizer as well."""
-        self._told.add("optimizer")
+        """Yield the method's learned parameters. Pass them to the optimizer with the model's."""
+        self._calls_seen.add("optimizer")
         return self.weighting.parameters()
 
     def _remind(self, step: Step) -> None:
-        """Warn once where a method does not learn because something is never called."""
+        """Warn once if a method cannot learn because another call is missing."""
         if step.number not in _REMINDERS.values():
             return
         for what, advice in self.weighting.needs():
-            if step.number == _REMINDERS[what] and what not in self._told:
+            if step.number == _REMINDERS[what] and what not in self._calls_seen:
                 warn(f"{self.method} has not learned anything in {step.number} steps: {advice}")
 
     # ------------------------------------------------------------------ state
@@ -634,84 +573,26 @@ class Balancer:
 
         One flat dict of tensors, which ``torch.save`` and safetensors take.
         """
-        correction, probe = self._core.correction, self.options.probe
-        return pack(
-            {
-                "method": self.method,
-                "source": f"{self.options.source}, {self.options.pooling}",
-                "memory": self._core.memory.state(),
-                "probe": None if probe is None else probe.state_dict(),
-                "correction": None if correction is None else correction.state_dict(),
-                "weighting": self.weighting.state_dict(),
-            }
-        )
+        return state_of(self._core)
 
     @with_cpu_default
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state from :meth:`state_dict`.
 
         Raises:
-            ValueError: It is another method's, or holds other keys.
+            TypeError: The state is not a dict.
+            ValueError: The state is damaged, or of another method, source or other tasks.
         """
-        found = unpack(state)
-        expected = {"method", "source", "memory", "probe", "correction", "weighting"}
-        if set(found) != expected:
-            raise ValueError(
-                f"this is no state of a Balancer: it holds {sorted(found)}, expected "
-                f"{sorted(expected)}"
-            )
-        if found["method"] != self.method:
-            raise ValueError(f"the state is of method {found['method']!r}, this is {self.method!r}")
-        memory, options = found["memory"], self.options
-        own = f"{options.source}, {options.pooling}"
-        averaged = memory["log_total"] is not None or memory["average"] is not None
-        if averaged and found["source"] != own:
-            raise ValueError(
-                f"the state averages the kernel of {found['source']}, this reads that of {own}"
-            )
-        names = memory["names"]
-        mine = self._core.memory.names
-        if names is not None and mine is not None and tuple(names) != mine:
-            raise ValueError(f"the state has tasks {list(names)}, this {list(mine)}")
-        if names is not None and mine is None:
-            self._set_tasks(tuple(names))
-        parts = {"probe": options.probe, "correction": self._core.correction}
-        for name, part in parts.items():
-            if (part is None) != (found[name] is None):
-                raise ValueError(
-                    f"the state is {'without' if found[name] is None else 'with'} a {name}, this "
-                    f"is {'without' if part is None else 'with'} one: source, trunk and corrected "
-                    "must be as they were"
-                )
-        self.weighting.load_state_dict(found["weighting"])
-        if (known := self._core.memory.names) is not None:
-            # A state from before the first step knows of no tasks, and the next batch may have
-            # labels for some of them only.
-            self.weighting.prepare(len(known), torch.device("cpu"))
-        for name, part in parts.items():
-            if part is not None:
-                part.load_state_dict(found[name])
-        self._core.memory.load(memory, options.ema or DECAY)
-
-    def _set_tasks(self, names: tuple[str, ...]) -> None:
-        if not names or len(set(names)) < len(names):
-            raise ValueError(f"tasks must be one or more different names, found {list(names)}")
-        probe = self.options.probe
-        if probe is not None and probe.corrected:
-            self._core.correction = ProbeCorrection(len(names))
-        self.weighting.name_tasks(names)
-        self._core.require_priorities(names)
-        self.weighting.prepare(len(names), torch.device("cpu"))
-        self._core.memory.names = names
+        load_state(self._core, state)
 
     def reuses(self, tasks: Sequence[int] | Tensor | None = None) -> bool:
-        """Whether a call now would reuse weights (``every``) rather than make a kernel.
+        """Whether the next call would reuse weights instead of computing a kernel.
 
-        Each task's weight is recomputed in the first of its steps that comes ``every`` or more
-        steps after the one it was made in, so tasks whose batches take turns are all looked at.
+        A task's weight is recomputed in its first step that is at least ``every`` steps after its
+        last kernel. So weights of tasks that take turns are all recomputed.
 
         Args:
-            tasks: Positions of the tasks that have a loss; all of them if None.
+            tasks: Positions of the tasks that have a loss; None for all.
 
         Example:
             >>> import torch
@@ -732,50 +613,3 @@ class Balancer:
             )
         at = slice(None) if tasks is None else torch.as_tensor(tasks)
         return memory.young(at, memory.step, self.options.every)
-
-
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, bool | str) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be a number, found {value!r}")
-    return float(value)
-
-
-def _active(scaler: Any) -> GradScaler | None:
-    """Return a gradient scaler that is at work.
-
-    Raises:
-        TypeError: It is none.
-    """
-    if scaler is None:
-        return None
-    if not all(hasattr(scaler, name) for name in ("is_enabled", "scale", "get_scale")):
-        raise TypeError(
-            f"scaler must be a gradient scaler (torch.amp.GradScaler) or None, found {scaler!r}"
-        )
-    active: GradScaler | None = scaler if scaler.is_enabled() else None
-    return active
-
-
-def _extra(extra: Any, factor: float) -> Tensor | None:
-    """Return what is added outside the balance, times the gradient scale.
-
-    Raises:
-        TypeError: It is no tensor.
-        ValueError: It is no scalar.
-    """
-    if extra is None:
-        return None
-    if not isinstance(extra, Tensor):
-        raise TypeError(f"extra must be a tensor or None, found {type(extra)}")
-    if extra.numel() != 1:
-        raise ValueError(f"extra must be a scalar, found shape {tuple(extra.shape)}")
-    if not extra.requires_grad:
-        return None
-    whole = extra.reshape(())
-    return whole if factor == 1.0 else whole * factor
-
-
-def _all_samples(samples: list[Samples | None]) -> list[Samples] | None:
-    """Return losses of single samples, if they were given for every task."""
-    known = [s for s in samples if s is not None]
-    return known if known and len(known) == len(samples) else None

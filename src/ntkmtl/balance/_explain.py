@@ -1,4 +1,4 @@
-"""What a Balancer sees in a graph, for a person."""
+"""The result of :meth:`ntkmtl.Balancer.explain`: where the shared part of a network ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ntkmtl.balance import _auto
-from ntkmtl.balance._weigh import Core
+from ntkmtl.balance._core import Core
 from ntkmtl.graph import (
     Bypass,
     Cut,
@@ -27,7 +27,7 @@ from ntkmtl.graph import (
 __all__ = ["Explanation", "SharedTensor", "explanation"]
 
 _SHOWN = 6
-"""Names of parameters that are printed."""
+"""Number of parameter names that are printed."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class SharedTensor:
     """A tensor of the representation.
 
     Attributes:
-        shape: Its shape, None where torch does not tell.
-        operation: What made it, such as ``"relu"``.
-        module: Name of the module that its last parameter belongs to, empty where it is not known.
+        shape: Its shape, None if unknown.
+        operation: Name of the operation that returned it, such as ``"relu"``.
+        module: Name of the module that its last parameter belongs to, empty if unknown.
         tasks: Names of the tasks that read it.
     """
 
@@ -54,21 +54,22 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Where the shared part of a network ends, as its losses tell.
+    """Where the shared part of a network ends, found from its losses.
 
     Attributes:
         tasks: Names of the tasks with a loss.
-        tensors: The representation.
-        shared: Names (or shapes, where names are not known) of the shared parameters.
-        entries: Number of their entries.
-        private: Number of parameters of each task's own.
-        bypasses: Why a task's gradient does not pass the representation whole, by task; no entry
-            where it does.
-        unconnected: Tasks that share nothing with another.
-        weights: How the Balancer makes weights of it.
-        features: What is wrong with the features that were named; empty if nothing is.
-        opaque: Whether an operation may hold parameters of single tasks, as a model compiled as a
-            whole does: which are shared is then told by gradients only.
+        tensors: The tensors of the representation.
+        shared: Names (or shapes, if names are unknown) of the shared parameters.
+        entries: Total number of entries of the shared parameters.
+        private: For each task the number of parameters that only it reaches.
+        bypasses: By task, why some of its gradient does not pass through the representation; no
+            entry for the other tasks.
+        unconnected: Tasks that share nothing with another task.
+        weights: How the Balancer computes weights for this graph.
+        features: Whether the features that were passed cut every path, and if not why; empty if
+            none were passed.
+        opaque: Whether some operation may contain parameters of single tasks, as a model compiled
+            as a whole does. Then only gradients show which parameters are shared.
     """
 
     tasks: tuple[str, ...]
@@ -84,7 +85,7 @@ class Explanation:
 
     @property
     def clean(self) -> bool:
-        """Whether the representation carries every task's gradient."""
+        """Whether every task's whole gradient passes through the representation."""
         return not self.bypasses
 
     def __str__(self) -> str:
@@ -134,10 +135,10 @@ def explanation(
     """Describe the cut of some losses.
 
     Args:
-        core: What the Balancer's steps work with.
-        losses: Names and scalars of the tasks with labels.
-        features: What the user would name.
-        model: Whose parameters' names are used.
+        core: The Balancer's options and state.
+        losses: Names and losses of the tasks with labels.
+        features: Features to check, or None.
+        model: The model, for names of parameters; or None.
     """
     tasks = [name for name, _ in losses]
     cut = find_cut([loss for _, loss in losses])
@@ -171,7 +172,7 @@ def explanation(
 
 
 def _reasons(around: Sequence[Bypass], names: dict[int, str]) -> tuple[str, ...]:
-    """Return each reason once, with the parameters that it is about."""
+    """Return each reason once, with its parameters."""
     by_reason: dict[str, list[str]] = {}
     for bypass in around:
         found = by_reason.setdefault(bypass.reason, [])
@@ -186,14 +187,14 @@ def _reasons(around: Sequence[Bypass], names: dict[int, str]) -> tuple[str, ...]
 
 
 def _readable(node: Any) -> str:
-    """Return an operation's name as torch's functions have it, as far as that can be told."""
+    """Return an operation's name similar to that of the torch function."""
     name = str(node.name()).rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
     known = {"Addmm": "linear", "Mm": "matmul", "Bmm": "matmul", "Convolution": "convolution"}
     return known.get(name, name.lower())
 
 
 def _module(cut: Cut, node: Any, names: dict[int, str]) -> str:
-    """Return the module of the parameter that is used last on the way to a tensor."""
+    """Return the name of the module whose parameter was used last before a node."""
     for parameter in cut_nodes(cut, node):
         if name := names.get(id(parameter)):
             return name.rpartition(".")[0]
@@ -210,7 +211,7 @@ def _of_features(losses: Sequence[tuple[str, Tensor]], features: FeaturesLike) -
 
 
 def _weights(core: Core, cut: Cut) -> str:
-    """Say how the Balancer makes weights of a graph like this."""
+    """Describe how the Balancer computes weights for this graph."""
     options = core.options
     if options.requires == "losses":
         return f"{options.method}, from the losses alone"

@@ -1,4 +1,4 @@
-"""How weighted gradients get into ``.grad``, none of them if one is not finite."""
+"""Adding weighted gradients to ``.grad``: all of them, or none if one is not finite."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl._device import read
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._weigh import Core
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.graph import (
     TaskGradients,
@@ -37,24 +37,23 @@ __all__ = [
 ]
 
 _SMALL = 1 << 16
-"""Entries up to which gradients are copied behind each other to be checked at once."""
+"""Number of entries up to which gradients are concatenated to be checked at once."""
 _LARGE = 1e15
-"""Weights up to this leave room enough in float32: gradients of 1e23 times them are finite."""
+"""Weights up to this are safe in float32: products with gradients up to 1e23 are finite."""
 
 
 def may_overflow(
     core: Core, step: Step, weights: Sequence[float], gradients: Sequence[Tensor] = ()
 ) -> bool:
-    """Whether weighted gradients are to be looked at before they go into ``.grad``.
+    """Whether weighted gradients must be checked before they are added to ``.grad``.
 
-    In half precision without a gradient scaler, which looks at them itself, and under extreme
-    weights.
+    True for float16 and for extreme weights. False with a gradient scaler, which does the check.
 
     Args:
-        core: What the Balancer's steps work with.
-        step: What is known of this call.
-        weights: Of the local tasks.
-        gradients: That the weights are multiplied with, where they are known.
+        core: The Balancer's options and state.
+        step: The step.
+        weights: Weights of the local tasks.
+        gradients: The gradients to be weighted, if known.
     """
     if step.scaled or step.parallel:
         return False
@@ -66,16 +65,16 @@ def may_overflow(
 
 
 def ordinary(core: Core, step: Step, weights: Tensor, *, careful: bool = False) -> None:
-    """One ordinary backward pass of the weighted sum, every hook firing.
+    """Run one ordinary backward pass of the weighted sum, with all hooks.
 
-    Where the weighted gradients may overflow and nobody waits for hooks, gradients are looked at
-    before they go into ``.grad``.
+    If weighted gradients may overflow and there are no hooks, gradients are checked before they are
+    added to ``.grad``.
 
     Args:
-        core: What the Balancer's steps work with.
-        step: What is known of this call.
-        weights: Of the tasks of ``step.present``, on the CPU.
-        careful: Look at gradients first in any case.
+        core: The Balancer's options and state.
+        step: The step.
+        weights: Weights of the tasks of ``step.present``, on the CPU.
+        careful: Check gradients first in any case, unless there are hooks.
 
     Raises:
         NonFiniteError: A weight or a weighted gradient is not finite.
@@ -98,11 +97,11 @@ def ordinary(core: Core, step: Step, weights: Tensor, *, careful: bool = False) 
 
 
 def repeated(core: Core, step: Step, weights: Tensor) -> None:
-    """An ordinary backward pass with weights of an earlier step, which is undone if it went wrong.
+    """Run an ordinary backward pass with weights of an earlier step, and undo it if it fails.
 
-    No kernel is made that would show gradients that are not finite, so they are looked at in
-    ``.grad``, and taken out again. Where ``.grad`` holds gradients of other batches already, they
-    are looked at before, or, where hooks must fire, what was there is kept aside.
+    Without a kernel, gradients that are not finite show only in ``.grad``. If ``.grad`` was empty,
+    it is checked afterwards and emptied again. If it holds gradients of other batches, the new ones
+    are checked before they are added; with hooks, a copy of ``.grad`` is kept to restore it.
 
     Raises:
         NonFiniteError: A gradient is not finite.
@@ -110,10 +109,10 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     if step.scaled or step.parallel:
         step.bring()
     if step.scaled:
-        ordinary(core, step, weights)  # the scaler looks at all gradients itself
+        ordinary(core, step, weights)  # the scaler checks all gradients
         return
     if core.parameters is None:
-        # Inputs that require a gradient are leaves too, but others in the next batch.
+        # Inputs that require a gradient are leaves too, but the next batch has others.
         found = list(leaves(step.losses)[0])
         core.parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
     parameters = core.parameters
@@ -121,7 +120,7 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
         with undone_if_not_finite(step, [(p, None) for p in parameters]):
             ordinary(core, step, weights)
     elif step.parallel or any(map(has_hooks, parameters)):
-        # Hooks fire in an ordinary pass alone, whose gradients are added to what is there.
+        # Hooks run in an ordinary pass only, which adds to ``.grad`` at once.
         with undone_if_not_finite(step):
             ordinary(core, step, weights)
     else:
@@ -132,11 +131,11 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
 def undone_if_not_finite(
     step: Step, before: Sequence[tuple[Tensor, Tensor | None]] | None = None
 ) -> Iterator[None]:
-    """Look at ``.grad`` after a backward pass, and put back what was there if it went wrong.
+    """Check ``.grad`` after a backward pass, and restore it if an entry is not finite.
 
     Args:
-        step: What is known of this call.
-        before: Parameters and copies of their ``.grad``; made if None.
+        step: The step.
+        before: Parameters and copies of their ``.grad``; None to make them.
 
     Raises:
         NonFiniteError: An entry is not finite.
@@ -160,7 +159,7 @@ def undone_if_not_finite(
 
 
 def _length(gradients: Sequence[Tensor]) -> Tensor:
-    """Return one number that is finite if all entries are, unless it overflows."""
+    """Return a norm of all entries: finite only if all entries are, except that it may overflow."""
     alike = len({(g.dtype, g.device) for g in gradients}) == 1
     if alike and sum([g.numel() for g in gradients]) <= _SMALL:
         joined = torch.cat([g.reshape(-1) for g in gradients])
@@ -175,7 +174,7 @@ def _length(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def _finite_entries(gradients: Sequence[Tensor]) -> bool:
-    """Whether every entry is finite, looked at one by one."""
+    """Whether every entry is finite; exact, but slower than a norm."""
     device = gradients[0].device
     found = torch.stack([as_real(g).isfinite().all().to(device) for g in gradients])
     return bool(read(found.all())[0])
@@ -188,7 +187,7 @@ def weighted_gradients(
     *,
     retain: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return parameters and the gradients of the weighted sum that they would be given."""
+    """Return parameters with their gradients of the weighted sum, without changing ``.grad``."""
     if not parameters:
         return []
     seeds = [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)]
@@ -202,12 +201,12 @@ def fill_checked(
     """Add weighted gradients to ``.grad``, unless one is not finite.
 
     Args:
-        step: What is known of this call.
+        step: The step.
         pairs: Parameters and gradients.
-        weights: Of the local tasks; the largest one's task is named.
+        weights: Weights of the local tasks. An error names the task with the largest weight.
 
     Raises:
-        NonFiniteError: One is not.
+        NonFiniteError: A gradient is not finite.
     """
     if not pairs:
         return
@@ -226,7 +225,7 @@ def in_two_passes(
     shared: Sequence[Tensor],
     on_shared: Sequence[float],
 ) -> None:
-    """One pass to the heads' parameters and one to the shared ones, with weights of their own."""
+    """Run one pass to the heads' parameters and one to the shared ones, with different weights."""
     losses, keep = step.losses, step.extra is not None
     for name, loss, one, other in zip(step.local_names, losses, on_shared, on_heads, strict=True):
         step.require_representable(name, one, loss.dtype)
@@ -242,14 +241,14 @@ def in_two_passes(
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """Return a gradient's entries: of a sparse one those that it has."""
+    """Return a gradient; of a sparse one its stored values."""
     return gradient if gradient.layout is torch.strided else gradient.coalesce().values()
 
 
 def from_flat(parameters: Sequence[Tensor], flat: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return parameters and their parts of one gradient, all parameters behind each other.
+    """Split a flat gradient into pairs of a parameter and its gradient.
 
-    A complex entry takes two places.
+    A complex entry takes two places of the flat gradient.
     """
     sizes = [p.numel() * (2 if p.is_complex() else 1) for p in parameters]
     return [(p, _shaped(part, p)) for p, part in zip(parameters, flat.split(sizes), strict=True)]
@@ -262,10 +261,10 @@ def _shaped(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 class HeadGradients:
-    """The gradients of the heads' parameters, to be checked and then weighted.
+    """The gradients of the heads' parameters, which are checked and then weighted.
 
     Args:
-        gradients: Of the tasks with labels in this process.
+        gradients: Gradients of the tasks with labels in this process.
     """
 
     def __init__(self, gradients: TaskGradients) -> None:
@@ -274,9 +273,9 @@ class HeadGradients:
         self._gradients = [g for head in gradients.heads for _, g in head]
 
     def await_finite(self, step: Step) -> None:
-        """Have it checked with the next numbers that are read that no gradient is NaN or infinite.
+        """Schedule a check for NaN and infinity, done with the step's next transfer to the CPU.
 
-        The check raises :class:`NonFiniteError`, naming the task.
+        The check raises :class:`NonFiniteError`, which names the task.
         """
         if not self._gradients:
             return
@@ -289,7 +288,7 @@ class HeadGradients:
         step.waiting.append((_length(entries), check))
 
     def _find(self, step: Step, entries: Sequence[Tensor]) -> None:
-        """Name the task of a gradient that is not finite; a norm may overflow where none is."""
+        """Raise :class:`NonFiniteError` for the task whose gradient is not finite."""
         worst = torch.zeros(len(step.present), dtype=torch.float64)
         start = 0
         for position, count in zip(step.local, self._counts, strict=True):
@@ -301,11 +300,11 @@ class HeadGradients:
         step.require_finite(worst, "gradient")
 
     def weighted(self, weights: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
-        """Return parameters and their gradients, each times its task's weight."""
+        """Return parameters with their gradients, multiplied by the tasks' weights."""
         if not self._parameters:
             return []
         per_gradient = [w for w, n in zip(weights, self._counts, strict=True) for _ in range(n)]
-        # Multiplied out of place even by 1: the engine may hand out one tensor twice.
+        # Multiplied out of place even by 1: the engine may return the same tensor twice.
         if all(g.layout is torch.strided for g in self._gradients):
             scaled = list(torch._foreach_mul(self._gradients, per_gradient))
         else:
@@ -313,5 +312,5 @@ class HeadGradients:
         return list(zip(self._parameters, scaled, strict=True))
 
     def add(self, weights: Sequence[float]) -> None:
-        """Add them to ``.grad``, each times its task's weight."""
+        """Add the gradients to ``.grad``, multiplied by the tasks' weights."""
         add_to_grad(self.weighted(weights))

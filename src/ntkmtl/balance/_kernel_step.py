@@ -1,4 +1,4 @@
-"""One step of a method that reads a kernel, through a view of the graph."""
+"""A step of a method that reads a kernel, through a representation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import (
     HeadGradients,
     dense,
@@ -17,10 +18,11 @@ from ntkmtl.balance._fill import (
     may_overflow,
     ordinary,
 )
+from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import BalanceResult, Step
-from ntkmtl.balance._views import NamedView, View, weighted_sum
-from ntkmtl.balance._weigh import Core, observe, to_cpu
+from ntkmtl.balance._views import View, weighted_sum
+from ntkmtl.balance._weigh import observe, to_cpu
 from ntkmtl.graph import (
     Features,
     TaskGradients,
@@ -28,28 +30,28 @@ from ntkmtl.graph import (
     adds_up,
     as_real,
     differentiate,
-    guiding_gradients,
     has_hooks,
     leaves,
+    objective_gradients,
     plain_backward,
 )
 from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._free_memory import all_rows
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["KernelStep", "clip", "joined_ranks", "may_keep", "require_alone", "require_unclipped"]
 
 
 class KernelStep:
-    """A step through a view whose representation carries all gradients.
+    """A step through a representation that all gradients pass through.
 
     Args:
-        core: What the Balancer's steps work with.
-        step: What is known of this call.
-        view: Where the graph parts.
+        core: The Balancer's options and state.
+        step: The step.
+        view: The graph, divided at the representation.
         source: ``"representation"``, ``"exact"`` or ``"probe"``.
     """
 
@@ -61,20 +63,20 @@ class KernelStep:
         self.source = source
         self.hooked = self._is_hooked()
         self.half = False
-        # One tensor may lie below another: what is between them is walked in both passes.
+        # Of several tensors one may lie below another: nodes in between run in both passes.
         chained = view.outputs > 1
         self.retain = self.hooked or chained or step.extra is not None
 
     def run(self, weights: Tensor | None = None) -> BalanceResult:
-        """Weigh and differentiate.
+        """Compute weights and fill ``.grad``.
 
         Args:
-            weights: To be used instead of new ones, of the tasks of ``step.present``.
+            weights: Weights of the tasks of ``step.present`` to use; None to compute new ones.
         """
         options, step = self.options, self.step
         require_unclipped(options, self.view.shared if options.published_ntkmtl else ())
         if options.weighting.has_head_objective:
-            return self._guide_heads(weights)
+            return self._run_head_objective(weights)
         gradients, heads = self.differentiate()
         if weights is None and options.requires == "jacobian":
             return self._combine_entries(gradients, heads)
@@ -94,21 +96,21 @@ class KernelStep:
         weights: Tensor,
         jacobian: Tensor | None,
     ) -> None:
-        """Fill ``.grad``, by an ordinary backward pass where hooks must fire."""
+        """Fill ``.grad``, by an ordinary backward pass if hooks must run."""
         if self.hooked:
             self._ordinary(weights)
         else:
             self._fill(gradients, heads, weights, jacobian)
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ gradients of the heads
 
     def _is_hooked(self) -> bool:
         wanted = self.options.hooked
         cut = getattr(self.view, "cut", None)
         if wanted is not None and not (wanted is False and getattr(cut, "apart", False)):
             return wanted
-        # DDP's own hooks cannot be seen from here, and wait for a backward pass even where there is
-        # one process only.
+        # DDP's hooks are not visible in Python, and need an ordinary backward pass even in a single
+        # process.
         return self.step.parallel or getattr(cut, "apart", False) or self.view.hooks
 
     def differentiate(self) -> tuple[TaskGradients, HeadGradients]:
@@ -123,7 +125,10 @@ class KernelStep:
         return gradients, heads
 
     def _require_finite(self, gradients: TaskGradients) -> None:
-        """Raise on every process if a gradient is not finite on one: no kernel is there to tell."""
+        """Raise on all processes if one has a gradient that is not finite.
+
+        Used in steps that compute no kernel, which would show it.
+        """
         step = self.step
         own = torch.zeros(len(step.local), dtype=torch.float64)
         for per_task in gradients.features:
@@ -138,10 +143,10 @@ class KernelStep:
         step.require_finite(values, "gradient")
 
     def _await_no_underflow(self, gradients: TaskGradients) -> None:
-        """Have it checked that no float16 gradient vanished for want of a gradient scaler.
+        """Schedule a check that no task's float16 gradient underflowed to zero.
 
-        The check raises ValueError where a task with a loss above zero sends nothing, not even to
-        its own head.
+        The check raises ValueError if a task with a positive loss has gradient zero everywhere, in
+        its own head too.
         """
         step = self.step
         silent = []
@@ -164,7 +169,7 @@ class KernelStep:
         step.waiting.append((torch.stack(silent), check))
 
     def _reaches_head(self, task: int) -> bool:
-        """Whether a task's gradient with respect to any parameter is not zero, where not known."""
+        """Whether a task has a nonzero gradient somewhere, where heads were not differentiated."""
         if not self.hooked:
             return False
         loss = self.step.losses[task]
@@ -174,7 +179,7 @@ class KernelStep:
     # ------------------------------------------------------------------ the kernel
 
     def kernel(self, gradients: TaskGradients) -> tuple[ExtendedNTK, Tensor | None]:
-        """Return the kernel, and the gradients of shape (k, P) if they were kept."""
+        """Return the kernel, and the gradients of shape (k, P) or None if they were not kept."""
         options, step, view = self.options, self.step, self.view
         full = options.needs_gramian
         of_features = self.source == "representation" or (
@@ -203,7 +208,7 @@ class KernelStep:
         options, step, view = self.options, self.step, self.view
         parameters = view.shared
         cut = getattr(view, "cut", None)
-        # Parameters named by the user may be a part of the trunk; the rest needs a pass too.
+        # Gradients are kept only if they are all that the trunk's backward pass would compute.
         keep = (
             not self.hooked
             and options.shared is None
@@ -219,7 +224,7 @@ class KernelStep:
     def _of_representation(
         self, gradients: TaskGradients, full: bool, ranks: Ranks | None
     ) -> ExtendedNTK:
-        """Return the representation's kernel, probes, or the former corrected by the latter."""
+        """Return the kernel of the representation, of probes, or the first corrected by probes."""
         options, step, view = self.options, self.step, self.view
         probe, slopes = options.probe, None
         if self.source == "probe":
@@ -252,7 +257,7 @@ class KernelStep:
     # ------------------------------------------------------------------ filling .grad
 
     def _ordinary(self, weights: Tensor) -> None:
-        """One backward pass of the weighted sum, every hook firing."""
+        """Run one ordinary backward pass of the weighted sum, with all hooks."""
         options, step, view = self.options, self.step, self.view
         step.bring()
         factor = shared_factor(options, step)
@@ -280,7 +285,7 @@ class KernelStep:
         clip(options, view.shared if options.preset is not None else (), step)
 
     def _in_two_passes(self, on_shared: Sequence[float], on_heads: Sequence[float]) -> None:
-        """One pass to the trunk's parameters, one to the heads'."""
+        """Run one backward pass to the trunk's parameters and one to the heads'."""
         step, view = self.step, self.view
         if step.ranks is not None:
             raise ValueError(
@@ -306,7 +311,7 @@ class KernelStep:
         weights: Tensor,
         jacobian: Tensor | None = None,
     ) -> None:
-        """Add weighted gradients to ``.grad``: heads as they are known, the trunk by one pass."""
+        """Add weighted gradients to ``.grad``: known ones of the heads, the trunk's by one pass."""
         options, step, view = self.options, self.step, self.view
         step.bring()
         factor = shared_factor(options, step)
@@ -315,7 +320,7 @@ class KernelStep:
         on_heads = local if options.weight_heads else [1.0] * len(local)
         careful = self._is_careful(gradients, [*on_shared, *on_heads])
         pairs = heads.weighted(on_heads)
-        # Found before the backward pass lets go of the graph.
+        # Looked up before the backward pass frees the graph.
         parameters = view.shared if jacobian is not None or factor != 1.0 else []
         if jacobian is not None:
             pairs += from_flat(parameters, weighted_sum(jacobian, on_shared))
@@ -331,11 +336,11 @@ class KernelStep:
         self._add_extra()
 
     def _is_careful(self, gradients: TaskGradients, weights: Sequence[float]) -> bool:
-        """Whether weighted gradients are looked at before they go into ``.grad``.
+        """Whether to check weighted gradients before they are added to ``.grad``.
 
         Raises:
-            NonFiniteError: A weight cannot be written in the gradients' dtype: what it makes large
-                is too small to be known. In float16 a gradient scaler helps.
+            NonFiniteError: A weight overflows in the gradients' dtype. In float16 a gradient scaler
+                helps.
         """
         known = [g for f in gradients.features for g in f if g is not None]
         if not may_overflow(self.core, self.step, weights, known):
@@ -346,10 +351,10 @@ class KernelStep:
                 self.step.require_representable(name, weight, dtype)
         return not any(map(has_hooks, self.view.below))
 
-    # ------------------------------------------------------------------ heads with more to do
+    # ------------------------------------------------------------------ objectives of heads
 
-    def _guide_heads(self, weights: Tensor | None) -> BalanceResult:
-        """Let heads descend along an objective of the gradients that they send to the trunk."""
+    def _run_head_objective(self, weights: Tensor | None) -> BalanceResult:
+        """Run a step in which heads also minimize an objective of their gradients to the trunk."""
         options, step, view = self.options, self.step, self.view
         weighting = options.weighting
         require_alone(options, step)
@@ -373,7 +378,7 @@ class KernelStep:
         if weights is None:
             kernel, jacobian = self.kernel(gradients)
             weights, eigenvalues = observe(self.core, to_cpu(kernel, step), step)
-        # One factor of the gradient scale is to stay, like that of the losses.
+        # The gradient scale must remain as a factor of power 1, as in the losses.
         joint = [
             weighted_sum(gradients.stacked(f), (weights / step.scale).tolist())
             for f in range(len(gradients.features))
@@ -387,7 +392,7 @@ class KernelStep:
                     for per_task, j in zip(live.features, joint, strict=True)
                 ]
             ).sum()
-            guiding = guiding_gradients(objective, [p for p, _ in head])
+            guiding = objective_gradients(objective, [p for p, _ in head])
             updated = weighting.head_update(
                 [_real_entries(g) for _, g in head], [_real_entries(g) for g in guiding]
             )
@@ -403,7 +408,7 @@ class KernelStep:
     # ------------------------------------------------------------------ entry by entry
 
     def _combine_entries(self, gradients: TaskGradients, heads: HeadGradients) -> BalanceResult:
-        """Let the method combine the gradients entry by entry."""
+        """Run a step in which the method combines gradients entry by entry."""
         options, step, view = self.options, self.step, self.view
         require_alone(options, step)
         if self.hooked:
@@ -465,12 +470,12 @@ class KernelStep:
 
 
 def _real_entries(gradient: Tensor) -> Tensor:
-    """Return a gradient as real numbers, of a sparse one all of them."""
+    """Return a gradient as real numbers, a sparse one in dense form."""
     return as_real(gradient if gradient.layout is torch.strided else gradient.to_dense())
 
 
 def _like(part: Tensor, tensor: Tensor) -> Tensor:
-    """Bring real entries back into a tensor's shape and kind."""
+    """Return real entries in the shape of a tensor, as complex numbers if it is complex."""
     if tensor.is_complex():
         return torch.view_as_complex(part.view(*tensor.shape, 2).contiguous())
     return part.view_as(tensor)
@@ -479,20 +484,20 @@ def _like(part: Tensor, tensor: Tensor) -> Tensor:
 def joined_ranks(
     options: Options, step: Step, shares: Tensor, source: str
 ) -> tuple[Ranks | None, Tensor | None]:
-    """Return the other processes as the method needs them, and the shares of all mini-batches.
+    """Return the processes as the method needs them, and the shares of all their mini-batches.
 
-    Methods that read the Gramian take means over mini-batches, before anything is exchanged; probes
-    correct the kernel of each mini-batch.
+    For methods that read the Gramian, mini-batches are averaged before the exchange, except with
+    probes, which correct the kernel of each mini-batch.
 
     Args:
-        options: The Balancer's.
-        step: What is known of this call.
-        shares: Of this process's mini-batches in its samples, shape (k, n) or (1, n).
+        options: The Balancer's options.
+        step: The step.
+        shares: Shares of this process's mini-batches in its samples, shape (k, n) or (1, n).
         source: Where the kernel comes from.
 
     Returns:
-        The processes, None if there are none, and shares of shape (k, R n), None where the kernel
-        comes with its own.
+        All processes, None if there is only one; and shares of shape (k, R n), None if the kernel's
+        own shares are right.
     """
     if step.ranks is None:
         return None, None
@@ -505,7 +510,7 @@ def joined_ranks(
 
 
 def may_keep(options: Options, parameters: Sequence[Tensor], step: Step, full: bool) -> bool:
-    """Whether k gradients are kept to save a pass over the trunk."""
+    """Whether k gradients may be kept to save a backward pass through the trunk."""
     if any(has_hooks(p) for p in parameters) or not adds_up(step.losses):
         return False
     if full and options.minibatches == 1:
@@ -515,7 +520,7 @@ def may_keep(options: Options, parameters: Sequence[Tensor], step: Step, full: b
 
 
 def require_alone(options: Options, step: Step) -> None:
-    """Refuse to combine entries of gradients that are spread over processes."""
+    """Raise in distributed training, for methods that combine gradients entry by entry."""
     if step.ranks is not None:
         raise ValueError(
             f"{options.method} works on the gradients entry by entry, which would need those of "
@@ -524,10 +529,10 @@ def require_alone(options: Options, step: Step) -> None:
 
 
 def require_unclipped(options: Options, shared: Sequence[Tensor]) -> None:
-    """Refuse to clip what other batches have left in ``.grad``.
+    """Raise if the preset would clip gradients of other batches.
 
     Raises:
-        ValueError: The preset clips, and there are gradients already.
+        ValueError: The preset clips, and ``.grad`` is not empty.
     """
     if options.published_ntkmtl and any(p.grad is not None and bool(p.grad.any()) for p in shared):
         raise ValueError(
@@ -537,11 +542,11 @@ def require_unclipped(options: Options, shared: Sequence[Tensor]) -> None:
 
 
 def shared_factor(options: Options, step: Step) -> float:
-    """What the published code of NTKMTL multiplies the shared gradient by: k."""
+    """Return the factor of the shared gradient: k in the published code of NTKMTL, else 1."""
     return float(len(step.present)) if options.published_ntkmtl else 1.0
 
 
 def clip(options: Options, shared: Sequence[Tensor], step: Step) -> None:
-    """Clip as the published code of NTKMTL does, to norm 1 before the gradient scale."""
+    """Clip to norm 1 (times the gradient scale) as the published code of NTKMTL does."""
     if options.published_ntkmtl:
         nn.utils.clip_grad_norm_(shared, step.scale)

@@ -1,4 +1,4 @@
-"""What a layer of the trunk saw in its last forward pass."""
+"""Input and output of the trunk's last layer in the last forward pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class LastLayer:
             self._seen = (args[0].detach(), output, output._version)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The layer that it hangs on must stay copyable; what was seen belongs to one graph.
+        # The layer, which holds this object in a hook, must stay copyable; tensors of a graph are
+        # not.
         return {**vars(self), "_seen": None}
 
     def output(self) -> Tensor:
@@ -41,9 +42,9 @@ class LastLayer:
         return output
 
     def kernel(self) -> tuple[Tensor, float]:
-        """Return what the layer's own kernel between samples, a a^T + 1, is made of: a and the 1.
+        """Return a and c such that the layer's own kernel between samples is a a^T + c.
 
-        The constant comes from the bias; without one it is 0.
+        a is the layer's input, shape (B, d); c is 1 for a layer with bias, else 0.
         """
         assert self._seen is not None
         inputs = self._seen[0]

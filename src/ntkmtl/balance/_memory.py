@@ -1,8 +1,7 @@
-"""What lasts from one step of a Balancer to the next, and its state as flat tensors."""
+"""State that a Balancer keeps from one step to the next."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Averages", "Memory", "pack", "unpack"]
-
-_TEXT = "json"
-_TENSOR = "tensor"
+__all__ = ["Averages", "Memory"]
 
 
 class Averages:
-    """Moving averages of the logarithms of eigenvalues, a task at a time.
+    """Moving averages of the logarithms of eigenvalues, one for each task.
 
-    The mean of the last steps, weighted by powers of the decay; a task's first value counts no more
-    than its others. Eigenvalues of zero have no logarithm and are left out.
+    Each is a mean of the values so far, weighted by powers of the decay and without bias towards
+    the first value. Eigenvalues of zero are left out.
 
     Args:
         tasks: Number of tasks k.
@@ -46,14 +42,14 @@ class Averages:
         return self.count.nonzero().flatten()
 
     def add(self, eigenvalues: Tensor, tasks: Tensor) -> None:
-        """Take in eigenvalues of the tasks at some positions."""
+        """Add eigenvalues of the tasks at some positions."""
         seen = eigenvalues > 0
         at, logs = tasks[seen], eigenvalues[seen].to(torch.float64).log()
         self.total[at] = self.decay * self.total[at] + logs
         self.count[at] = self.decay * self.count[at] + 1.0
 
     def values(self, tasks: Tensor | None = None) -> Tensor:
-        """Return the geometric means, float64; 0 for a task that has none."""
+        """Return the averages as geometric means, float64; 0 for a task without a value."""
         total, count = self.total, self.count
         if tasks is not None:
             total, count = total[tasks], count[tasks]
@@ -67,24 +63,24 @@ class Averages:
 
 @dataclass
 class Memory:
-    """State of a Balancer besides its method's.
+    """State of a Balancer, without the state of its method.
 
     Attributes:
         step: Number of calls of ``backward``.
         names: Names of all tasks, once known.
-        weights: Weights of the last kernel, NaN for a task without.
-        measured: Number of the step in which each task's kernel was last made.
-        average: Moving average of the eigenvalues, or of the Gramian, NaN for a task without.
+        weights: Weights from the last kernel of each task, NaN for a task without one.
+        measured: Number of the step in which each task's kernel was last computed, -1 for never.
+        average: Moving average of the eigenvalues, or of the Gramian; NaN for unknown entries.
         logs: Moving averages of the logarithms of eigenvalues, for ``source="auto"``.
-        kernels: Number of kernels made, which decides when to probe.
-        length: What ``length="unit"`` keeps the combined gradient at.
-        due: Step in which ``source="auto"`` next looks at each task by an exact kernel.
-        gap: Steps between its last two looks at each task.
-        ratio: Exact over representation, for tasks whose representation is looked at in between.
-        operations: The operation that each task's loss came out of when it was last looked at.
-        signatures: What each task's cut looked like when its averages were started.
-        warned: What the user was told already.
-        verified: Cuts whose samples were looked at.
+        kernels: Number of kernels computed, which decides when to probe.
+        length: Length of the combined gradient that ``length="unit"`` keeps.
+        due: With ``source="auto"``, the step of each task's next exact kernel.
+        gap: Number of steps between each task's last exact kernel and the next.
+        ratio: Averaged ratio of exact and representation's eigenvalues; see ``_auto``.
+        operations: Name of the operation that returned each task's loss at its last exact kernel.
+        signatures: Signature of each task's cut when its averages were started.
+        warned: Keys of warnings that were already given.
+        verified: Signatures of cuts whose sample dimension was checked.
     """
 
     step: int = 0
@@ -104,7 +100,7 @@ class Memory:
     verified: set[str] = field(default_factory=set)
 
     def remember(self, weights: Tensor, tasks: Tensor, step: int) -> None:
-        """Keep weights of the tasks at some positions for later steps."""
+        """Store weights of the tasks at some positions for later steps."""
         assert self.names is not None
         if self.weights is None or self.measured is None:
             total = len(self.names)
@@ -114,7 +110,7 @@ class Memory:
         self.measured[tasks] = step
 
     def known(self, tasks: Sequence[int]) -> Tensor | None:
-        """Return the weights of the tasks at some positions, None if one was never looked at."""
+        """Return the weights of the tasks at some positions; None if one of them has none."""
         if self.weights is None:
             return None
         whole = len(tasks) == len(self.weights)
@@ -122,14 +118,14 @@ class Memory:
         return None if any(map(math.isnan, found.tolist())) else found
 
     def young(self, tasks: Tensor | slice, step: int, every: int) -> bool:
-        """Whether all these tasks have weights of the last ``every`` steps."""
+        """Whether the weights of all these tasks are less than ``every`` steps old."""
         if self.measured is None or every == 1:
             return False
         measured = self.measured[tasks]
         return bool(((measured >= 0) & (step - measured < every)).all())
 
     def state(self) -> dict[str, Any]:
-        """Return tensors, plain values and None by name."""
+        """Return the state as a dict of tensors, plain values and None."""
         return {
             "step": self.step,
             "names": None if self.names is None else list(self.names),
@@ -149,7 +145,7 @@ class Memory:
         }
 
     def load(self, state: Mapping[str, Any], decay: float) -> None:
-        """Take over what :meth:`state` returned."""
+        """Restore a state from :meth:`state`."""
         self.step, self.kernels = state["step"], state["kernels"]
         self.due, self.gap = dict(state["due"]), dict(state["gap"])
         self.length = state["length"]
@@ -167,67 +163,3 @@ def _averages(total: Tensor | None, count: Tensor | None, decay: float) -> Avera
     found = Averages(len(total), decay)
     found.total, found.count = total, count
     return found
-
-
-def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Bring a nested state into one flat dict of tensors, as safetensors takes it.
-
-    Tensors keep their values under names joined by dots; the structure and all else become one JSON
-    text, kept as bytes.
-
-    Example:
-        >>> packed = pack({"step": 3, "method": {"scores": torch.ones(2), "last": None}})
-        >>> sorted(packed), unpack(packed)["method"]["last"]
-        (['json', 'method.scores'], None)
-    """
-    tensors: dict[str, Tensor] = {}
-
-    def visit(prefix: str, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            tensors[prefix] = value.detach().clone().contiguous()
-            return {_TENSOR: prefix}
-        if isinstance(value, Mapping):
-            start = f"{prefix}." if prefix else ""
-            return {str(key): visit(f"{start}{key}", inner) for key, inner in value.items()}
-        return value
-
-    text = json.dumps(visit("", state), sort_keys=True).encode()
-    tensors[_TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return tensors
-
-
-def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the nested state that :func:`pack` made flat, its tensors copied.
-
-    Raises:
-        TypeError: It is no dict.
-        ValueError: It is no such state.
-    """
-    if not isinstance(state, Mapping):
-        raise TypeError(f"a state of a Balancer is a dict of tensors, found {type(state)}")
-    if _TEXT not in state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(
-            f"this is no state of a Balancer: it holds {sorted(map(str, state))}, expected tensors "
-            f"and the entry {_TEXT!r}"
-        )
-    try:
-        whole = json.loads(bytes(state[_TEXT].cpu().tolist()).decode())
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the entry {_TEXT!r} of the state cannot be read: {error}") from error
-    left = set(state) - {_TEXT}
-
-    def visit(value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        if set(value) != {_TENSOR}:
-            return {key: visit(inner) for key, inner in value.items()}
-        name = value[_TENSOR]
-        if name not in left:
-            raise ValueError(f"this is no whole state of a Balancer: it lacks {name!r}")
-        left.remove(name)
-        return state[name].detach().clone()
-
-    nested = visit(whole)
-    if left or not isinstance(nested, dict):
-        raise ValueError(f"this is no state of a Balancer: nothing reads {sorted(left)}")
-    return nested

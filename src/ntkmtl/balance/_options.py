@@ -1,4 +1,4 @@
-"""What a user may say to a Balancer: every check of it, in one place."""
+"""The options of a Balancer, and all their checks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Options:
 
     @property
     def requires(self) -> str:
-        """What the method's weights are made of."""
+        """What the method computes weights from. See :class:`ntkmtl.weighting.Weighting`."""
         return self.weighting.requires
 
     @property
@@ -67,7 +67,7 @@ class Options:
 
     @property
     def needs_gramian(self) -> bool:
-        """Whether products between tasks are wanted of each kernel."""
+        """Whether kernels need the blocks between tasks."""
         return self.weighting.requires_cross_terms or self.length != "method"
 
 
@@ -78,12 +78,12 @@ def read_options(
 
     Args:
         method: A name, ``module:Class``, or a weighting.
-        given: The Balancer's own options, by name.
-        settings: The method's.
+        given: The Balancer's options by name.
+        settings: Settings of the method.
 
     Raises:
-        ValueError: An option is out of range, or does not fit another.
-        TypeError: It is of the wrong kind, or the method has no such setting.
+        ValueError: An option is out of range, or contradicts another.
+        TypeError: An option has a wrong type, or the method has no such setting.
     """
     weighting, name = _weighting(method, given, settings)
     defaults = _defaults(weighting, name)
@@ -120,11 +120,11 @@ def read_options(
 
 
 _DEFAULTS = ("source", "pooling", "minibatches", "weight_heads", "log_losses")
-"""Options whose default is the method's to say."""
+"""Options whose default depends on the method."""
 
 
 def _defaults(weighting: Weighting, name: str | None) -> dict[str, Any]:
-    """Return the options that the method's own published form uses."""
+    """Return the method's defaults of Balancer options."""
     if name is not None and ":" not in name:
         return dict(spec(name).defaults)
     found = dict(weighting.balancer_defaults)
@@ -140,7 +140,7 @@ def _defaults(weighting: Weighting, name: str | None) -> dict[str, Any]:
 def _weighting(
     method: Any, given: Mapping[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Weighting, str | None]:
-    """Return the weighting, and the name under which it is registered."""
+    """Return the weighting, and its registered name or None."""
     preset = given["preset"]
     if preset not in (None, "published"):
         raise ValueError(f"preset must be 'published' or None, found {preset!r}")
@@ -152,7 +152,7 @@ def _weighting(
         settings = dict(settings)
         if preset is not None:
             settings.setdefault("published", True)
-        _refuse_unknown(method, given, settings)
+        _reject_unknown(method, given, settings)
         made = create(method, **settings)
         return made, getattr(made, "name", None)
     if isinstance(method, type) and issubclass(method, Weighting):
@@ -175,8 +175,8 @@ def _weighting(
 _PUBLISHED = ("ntkmtl", "ntkmtl-sr")
 
 
-def _refuse_unknown(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
-    """Raise where an option is neither the method's nor the Balancer's."""
+def _reject_unknown(method: str, own: Collection[str], settings: Mapping[str, Any]) -> None:
+    """Raise if an option belongs neither to the method nor to the Balancer."""
     accepted = accepted_options(method)
     for option in sorted(set(settings) - set(accepted)):
         close = difflib.get_close_matches(option, [*accepted, *own], n=1, cutoff=0.75)
@@ -249,7 +249,7 @@ def _probe(source: Source, weighting: Weighting, given: Mapping[str, Any]) -> Pr
 
 
 def _require_fit(options: Options) -> None:
-    """Refuse options that mean nothing together."""
+    """Raise if options contradict each other."""
     method, requires = options.method, options.requires
     if requires == "jacobian" and (options.every > 1 or options.ema):
         raise ValueError(f"{method} needs the gradients of each step: no every, no ema")

@@ -1,4 +1,4 @@
-"""One step with the kernel of the shared parameters, differentiated from the losses themselves."""
+"""A step with the exact kernel, differentiated from the losses themselves."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import (
     fill_checked,
     from_flat,
@@ -25,30 +26,30 @@ from ntkmtl.balance._kernel_step import (
 )
 from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._views import weighted_sum
-from ntkmtl.balance._weigh import Core, observe, to_cpu
+from ntkmtl.balance._weigh import observe, to_cpu
 from ntkmtl.graph import add_to_grad, has_hooks, leaves, plain_backward, starts, vjp
 from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.kernel._free_memory import all_rows
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._room import all_rows
 from ntkmtl.kernel._sources import exact_kernel
 
 __all__ = ["ParameterStep", "touched_by_two"]
 
 
 class ParameterStep:
-    """The exact kernel of any graph: one pass from each loss (and mini-batch) down to the leaves.
+    """A step that works for any graph: one backward pass per loss and mini-batch to the leaves.
 
     Args:
-        core: What the Balancer's steps work with.
-        step: What is known of this call.
+        core: The Balancer's options and state.
+        step: The step.
         shared: The shared parameters.
-        minibatches: The paper's n, the Balancer's if None.
-        hooked: Whether hooks must fire; the Balancer's choice if None.
-        gradients: Gradients of the local tasks where they are known, for one mini-batch.
+        minibatches: The paper's n; None for the Balancer's.
+        hooked: Whether to run an ordinary backward pass with hooks; None for the Balancer's choice.
+        gradients: For n = 1 the flat gradients of the local tasks, if they are known already.
 
     Raises:
-        ValueError: The method or the number of mini-batches needs more than losses.
+        ValueError: The method needs features, or n > 1 needs losses of single samples.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class ParameterStep:
         return Partition.of(samples.count, self.minibatches, counts, published=published)
 
     def run(self, weights: Tensor | None = None) -> BalanceResult:
-        """Weigh and differentiate. See :meth:`KernelStep.run`."""
+        """Compute weights and fill ``.grad``. See :meth:`KernelStep.run`."""
         options, step, shared = self.options, self.step, self.shared
         hooks = any(has_hooks(p) for p in shared)
         plainly = options.weight_heads and (self.hooked or hooks)
@@ -108,11 +109,11 @@ class ParameterStep:
         return step.result(weights, eigenvalues)
 
     def kernel(self, *, keep: bool, full: bool | None = None) -> tuple[ExtendedNTK, Tensor | None]:
-        """Return the kernel, and the gradients of shape (k, P) if they are to be kept.
+        """Return the kernel, and the gradients of shape (k, P) or None.
 
         Args:
-            keep: Keep the gradients.
-            full: Make the blocks between tasks as well; whether the method reads them, if None.
+            keep: Return the gradients.
+            full: Compute the blocks between tasks; None to do so if the method reads them.
         """
         step = self.step
         full = self.options.needs_gramian if full is None else full
@@ -158,7 +159,7 @@ class ParameterStep:
         assert step.samples is not None
         samples, partition = step.samples[local], self.partitions[local]
         slope = step.scale
-        if step.slope is not None:  # the gradient of log l is that of l over l
+        if step.slope is not None:  # the gradient of log(l) is the gradient of l, divided by l
             slope *= float(step.slope[task])
         result, start = [], 0
         for size in partition.sizes:
@@ -173,7 +174,7 @@ class ParameterStep:
         return torch.stack(result)
 
     def _combine(self) -> tuple[Tensor, Tensor]:
-        """Let the method combine the gradients entry by entry."""
+        """Return the gradient that the method combines entry by entry, and weights to report."""
         step = self.step
         require_alone(self.options, step)
         matrix = all_rows(self._rows(), len(step.present))
@@ -184,7 +185,7 @@ class ParameterStep:
     def _apart(
         self, weights: Tensor, factor: float, jacobian: Tensor | None, combined: Tensor | None
     ) -> None:
-        """Fill ``.grad`` of heads and shared parameters one after the other."""
+        """Fill ``.grad`` of heads and of shared parameters separately."""
         step, shared = self.step, self.shared
         own = {id(p) for p in shared}
         heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
@@ -212,7 +213,7 @@ class ParameterStep:
 
 
 def vjp_zeros(parameter: Tensor) -> Tensor:
-    """Return the gradient of a parameter that is not reached, as :func:`ntkmtl.graph.vjp` does."""
+    """Return zeros in the layout that :func:`ntkmtl.graph.vjp` has for one parameter."""
     entries = parameter.numel() * (2 if parameter.is_complex() else 1)
     real = parameter.real if parameter.is_complex() else parameter
     return torch.zeros(entries, dtype=real.dtype, device=parameter.device)
@@ -223,17 +224,17 @@ def touched_by_two(
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """Find the parameters that have a nonzero gradient in two or more tasks.
 
-    Where an operation hides a network, as a model compiled as a whole does, its graph leads from
-    every output to every parameter, and outputs that a task does not use send zeros.
+    In a model compiled as a whole, the graph connects every output with every parameter. Gradients
+    of parameters that a task does not use are then zero instead of None.
 
     Args:
-        step: What is known of this call.
-        candidates: Parameters that the graph leads to from two or more tasks.
-        keep: Whether there is memory for the gradients of all tasks.
+        step: The step.
+        candidates: Parameters that two or more tasks reach in the graph.
+        keep: Whether to keep the gradients of all tasks.
 
     Returns:
-        The parameters, and each local task's gradient with respect to them, flat; None where they
-        were not kept.
+        The parameters; and the local tasks' flat gradients with respect to them, None if they were
+        not kept.
     """
     sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
     kept: list[Sequence[Tensor]] = []

@@ -1,4 +1,4 @@
-"""What a user may pass as losses: one shape for all of it."""
+"""The argument ``losses`` in all its forms, checked and converted."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 ]
 
 Loss = Tensor | tuple[Tensor, Tensor] | None
-"""A mean, losses of single samples, those and which of them count, or None for no label."""
+"""A mean loss, losses of single samples, a pair of those and a mask, or None for no label."""
 Losses = Sequence[Loss] | Mapping[str, Loss]
 
 
 def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
-    """Return the tasks' names as the losses tell them, and the losses as a sequence or dict.
+    """Return the tasks' names (keys or positions), and the losses as a sequence or dict.
 
     Raises:
-        TypeError: They are neither.
-        ValueError: There are none.
+        TypeError: The losses are neither a sequence nor a dict.
+        ValueError: There are no losses.
     """
     if isinstance(losses, Mapping):
         names = tuple(losses)
@@ -63,10 +63,10 @@ def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
 
 
 def in_order(losses: Losses, names: Sequence[str]) -> list[Loss]:
-    """Bring losses into the order of the tasks.
+    """Return the losses in the order of the tasks, None for those that are missing in a dict.
 
     Raises:
-        ValueError: Their names or their number are other tasks'.
+        ValueError: A name is unknown, or the number of losses is wrong.
     """
     if isinstance(losses, Mapping):
         unknown = sorted(set(losses) - set(names))
@@ -87,10 +87,10 @@ def in_order(losses: Losses, names: Sequence[str]) -> list[Loss]:
 def read_loss(
     loss: Any, name: str, *, needs_gradient: bool = True
 ) -> tuple[Tensor, Samples | None] | None:
-    """Return a task's mean loss and its samples' losses, if given; None without a label.
+    """Return a task's mean loss, and its samples' losses if given; None without a label.
 
     Raises:
-        TypeError: It is no tensor.
+        TypeError: The loss is not a tensor.
         ValueError: It has a wrong shape, or no gradient.
     """
     if loss is None:
@@ -148,7 +148,7 @@ def _which_count(mask: Tensor, name: str) -> Tensor:
     """Return a mask as booleans.
 
     Raises:
-        ValueError: It weighs samples rather than choosing them.
+        ValueError: It has values other than 0 and 1.
     """
     chosen = mask.to(torch.bool)
     if mask.dtype is not torch.bool and not bool((mask == chosen).all()):
@@ -160,10 +160,10 @@ def _which_count(mask: Tensor, name: str) -> Tensor:
 
 
 def without_labels(values: Sequence[Loss], counts: Any) -> list[Loss]:
-    """Take a task that ``counts`` gives no label in this batch as one without a loss.
+    """Replace the losses of tasks that have no label by ``counts`` with None.
 
     Raises:
-        TypeError: ``counts`` is no tensor.
+        TypeError: ``counts`` is not a tensor.
         ValueError: It has a wrong shape.
     """
     if not isinstance(counts, Tensor):
@@ -182,7 +182,13 @@ def joint_losses(
 ) -> tuple[Tensor, list[int]]:
     """Return float64 losses of the tasks with labels, and the positions of those tasks.
 
-    With several processes: means over those that have a label.
+    In distributed training each loss is the mean over the processes that have a label.
+
+    Args:
+        live: Losses of the tasks with labels in this process.
+        here: Positions of those tasks.
+        tasks: Number of all tasks.
+        ranks: All processes, None if there is only one.
 
     Raises:
         ValueError: A process has no label at all.
@@ -210,9 +216,9 @@ def joint_losses(
 
 
 def logarithms(raw: Tensor, names: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return log losses, not finite where the losses are not, and their slopes.
+    """Return the logarithms of the losses and their slopes, 1 / loss.
 
-    The slope is 1 / loss, and 0 for a loss of zero: nothing is left to learn there.
+    A loss of zero has slope 0, as nothing is left to learn. Losses that are not finite stay so.
 
     Raises:
         ValueError: A loss is negative.

@@ -1,4 +1,4 @@
-"""The kernel that a recorder is shown, made beside the step's own."""
+"""Extra kernel computed for the recorder, independent of the kernel that the method reads."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ntkmtl._warnings import warn
+from ntkmtl.balance._core import Core
+from ntkmtl.balance._found_view import FoundView
+from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._parameter_step import ParameterStep
 from ntkmtl.balance._snapshot import StepRecorder
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._views import FoundView, NamedView, trainable_now
-from ntkmtl.balance._weigh import Core
+from ntkmtl.balance._views import trainable_now
 from ntkmtl.graph import FeaturesLike, find_cut, vjp
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import Pooling
@@ -27,26 +29,25 @@ def recorded_kernel(
     features: FeaturesLike | None,
     counts: Tensor | None,
 ) -> ExtendedNTK | None:
-    """Return the kernel of this step's tasks with all its blocks, and keep the graph.
+    """Return the kernel of this step's tasks with all its blocks. The graph is kept.
 
-    It is made for the recorder alone, so that a run with one takes the very steps of a run
-    without, whatever the method reads and how often.
+    The method does not read this kernel, so a run with a recorder takes exactly the same steps as a
+    run without one.
 
     Args:
-        core: What the Balancer's steps work with; its options count where the recorder leaves them
-            open.
-        recorder: What is to be recorded.
-        step: What is known of this call.
-        features: The representation, where the user names it.
+        core: The Balancer's options and state; options apply where the recorder has None.
+        recorder: The recorder.
+        step: The step.
+        features: The representation, if the user names it.
         counts: Labels per task and sample.
 
     Returns:
-        float64 on the CPU, diagonal blocks only where each task has its own representation; None
-        where nothing is shared, in several processes, or in a process without labels for some of
-        the tasks.
+        float64 on the CPU; with diagonal blocks only if each task has its own representation. None
+        if tasks share nothing, or in distributed training.
 
     Raises:
-        ValueError: The features do not part the graph, or ``counts`` does not fit the batch.
+        ValueError: The features do not lie between trunk and losses, or ``counts`` does not fit the
+            batch.
     """
     if step.ranks is not None or len(step.local) < len(step.present):
         return None
@@ -60,12 +61,12 @@ def recorded_kernel(
     sizes = NamedView(options, step, features, None, 1).cut.batches
     view = NamedView(options, step, features, counts, min(asked, *sizes))
     gradients = view.differentiate(heads=False, retain=True)
-    if source == "representation" and not view.around:
+    if source == "representation" and not view.bypass:
         full = not view.separate
         kernel = view.kernel(gradients, pooling, full=full, ranks=None, layer=None)
         return _on_cpu(kernel, step)
-    if view.around:
-        # Rows of z do not carry all of the gradient, and there are no mini-batches without them.
+    if view.bypass:
+        # Some gradient does not pass z, so there are no rows to split into mini-batches.
         return _whole_batch(step, view.shared)
     rows = view.rows(gradients, view.shared, release=False)
     kernel, _ = exact_kernel(rows, len(step.losses), view.partition.shares, full=True, keep=False)
@@ -75,7 +76,7 @@ def recorded_kernel(
 def _of_found_cut(
     core: Core, recorder: StepRecorder, step: Step, source: str, pooling: Pooling
 ) -> ExtendedNTK | None:
-    """Return the kernel at the cut, or of the shared parameters."""
+    """Return the kernel with respect to the cut or to the shared parameters."""
     options = core.options
     cut = find_cut(step.losses, parallel=step.parallel)
     named = options.shared is not None and recorder.source != "representation"
@@ -95,7 +96,7 @@ def _of_found_cut(
 
 
 def _minibatches(core: Core, recorder: StepRecorder, step: Step) -> int:
-    """Return the recorded kernel's n, 1 where nothing tells the samples apart."""
+    """Return the recorded kernel's n; 1 if samples are not known."""
     asked = recorder.minibatches or core.options.minibatches
     if step.samples is not None:
         return min(asked, *(s.count for s in step.samples))
@@ -109,7 +110,7 @@ def _minibatches(core: Core, recorder: StepRecorder, step: Step) -> int:
 
 
 def _own_kernel(options: Options) -> tuple[str, Pooling]:
-    """Return source and pooling of what is recorded where the recorder leaves them open."""
+    """Return the source and pooling to record if the recorder does not set them."""
     if options.requires == "losses" or options.source == "auto":
         return "representation", "blockwise"
     if options.source == "probe":

@@ -1,4 +1,4 @@
-"""How one call of backward goes: reuse weights, part the graph, or start from the losses."""
+"""One call of ``backward``: reuse weights, divide the graph, or start from the losses."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
+from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import ordinary, repeated, undone_if_not_finite
+from ntkmtl.balance._found_view import FoundView, describe_bypass
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
+from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
-from ntkmtl.balance._views import FoundView, NamedView, View, describe_bypass, trainable_now
-from ntkmtl.balance._weigh import HIDDEN, Core, observe, prefer, to_cpu, weigh
+from ntkmtl.balance._views import View, trainable_now
+from ntkmtl.balance._weigh import HIDDEN, observe, prefer, to_cpu, weigh
 from ntkmtl.graph import FeaturesLike, find_cut
 
 __all__ = ["run"]
@@ -24,9 +27,9 @@ def run(
     """Weigh the losses of a step and fill ``.grad``.
 
     Args:
-        core: What the Balancer's steps work with.
-        step: What is known of this call.
-        features: The representation, where the user names it.
+        core: The Balancer's options and state.
+        step: The step.
+        features: The representation, if the user names it.
         counts: Labels per task and sample.
     """
     options = core.options
@@ -61,7 +64,7 @@ def _by_losses(core: Core, step: Step) -> BalanceResult:
 
 
 def _still_valid(core: Core, step: Step) -> Tensor | None:
-    """Return the weights of an earlier step, if this one is to reuse them."""
+    """Return the weights of an earlier step if this step reuses them, else None."""
     options, memory = core.options, core.memory
     if options.source == "auto":
         due = _auto.exact_due(core, step) or _auto.free_due(core, step)
@@ -74,7 +77,7 @@ def _still_valid(core: Core, step: Step) -> Tensor | None:
 
 
 def _missing_somewhere(step: Step) -> bool:
-    """Whether one of several processes lacks a label of a task; the same answer on each."""
+    """Whether some process has no label for a task; all processes get the same answer."""
     assert step.ranks is not None
     here = torch.tensor([len(step.local) < len(step.present)], dtype=torch.float64)
     return bool(torch.stack(step.ranks.gather(here)).any())
@@ -87,7 +90,7 @@ def _reuse(
     features: FeaturesLike | None,
     counts: Tensor | None,
 ) -> BalanceResult:
-    """Fill ``.grad`` with weights that are known."""
+    """Fill ``.grad`` with given weights."""
     options = core.options
     plainly = options.weight_heads and not options.published_ntkmtl
     if plainly and (features is None or options.source == "auto" or core.held is not None):
@@ -95,7 +98,7 @@ def _reuse(
         return step.result(weights)
     if features is not None:
         view = NamedView(options, step, features, counts)
-        if not view.around:
+        if not view.bypass:
             return KernelStep(core, step, view, options.source).run(weights)
         return _repeated_apart(core, step, view.shared, weights, hooked=True)
     if options.shared is not None:
@@ -110,9 +113,9 @@ def _reuse(
 def _repeated_apart(
     core: Core, step: Step, shared: list[Tensor], weights: Tensor, *, hooked: bool | None = None
 ) -> BalanceResult:
-    """Fill heads and shared parameters with weights that are known, without a kernel."""
+    """Fill ``.grad`` of heads and shared parameters with given weights, without a kernel."""
     way = ParameterStep(core, step, shared, minibatches=1, hooked=hooked)
-    if step.scaled:  # the scaler looks at all gradients itself
+    if step.scaled:  # the scaler checks all gradients
         return way.run(weights)
     with undone_if_not_finite(step):
         return way.run(weights)
@@ -121,28 +124,28 @@ def _repeated_apart(
 def _through_features(
     core: Core, step: Step, features: FeaturesLike, counts: Tensor | None
 ) -> BalanceResult:
-    """Part the graph where the user says."""
+    """Run the step with the graph divided at the user's features."""
     options = core.options
     view = NamedView(options, step, features, counts)
     if options.source != "representation":
-        view.around = view.around or view.shared_above
-    if view.around and options.source in ("exact", "auto"):
-        # Rows of z do not carry all of the gradient: differentiate the losses themselves.
+        view.bypass = view.bypass or view.shared_above
+    if view.bypass and options.source in ("exact", "auto"):
+        # Some gradient does not pass through z: differentiate the losses themselves.
         if view.partition.minibatches > 1 and step.samples is None:
             raise ValueError(
-                f"{view.around}, so the exact kernel of {view.partition.minibatches} mini-batches "
+                f"{view.bypass}, so the exact kernel of {view.partition.minibatches} mini-batches "
                 "cannot be had through them; give losses of single samples, or use minibatches=1"
             )
         return _from_losses(core, step, view.shared, hooked=True)
-    if view.around:
+    if view.bypass:
         raise ValueError(
-            f"{view.around}, so that its kernel with respect to them means nothing; {_remedy(step)}"
+            f"{view.bypass}, so that its kernel with respect to them means nothing; {_remedy(step)}"
         )
     return _through_view(core, step, view)
 
 
 def _remedy(step: Step) -> str:
-    """Say what to pass instead."""
+    """Return advice on what to pass instead."""
     cut = find_cut(step.losses, parallel=step.parallel)
     general = "use source='auto' (method 'ntkmtl-auto') or source='exact', right for any graph"
     if not cut.clean or not cut.targets:
@@ -154,7 +157,7 @@ def _remedy(step: Step) -> str:
 
 
 def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult:
-    """Part the graph where its losses say."""
+    """Run the step with the graph divided at the cut found from the losses."""
     options = core.options
     if step.ranks is not None and _missing_somewhere(step):
         raise ValueError(
@@ -199,17 +202,17 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if options.ema or source == "auto":
         at = [step.present[i] for i in step.local]
         parts = zip(at, cut.signature, strict=True)
-        _auto.begin_anew(core, {i: _signature(part) for i, part in parts})
+        _auto.clear_changed(core, {i: _signature(part) for i, part in parts})
     return _through_view(core, step, view)
 
 
 def _signature(part: tuple[object, ...]) -> str:
-    """Return a task's operations on the cut; sizes of batches may differ from step to step."""
+    """Return a task's operations on the cut, without shapes, as batch sizes may change."""
     return ",".join(str(entry[0]) if isinstance(entry, tuple) else str(entry) for entry in part)
 
 
 def _batch(step: Step) -> int | None:
-    """Return the number of samples, where losses of single samples tell it of all tasks alike."""
+    """Return the number of samples if losses of single samples show the same for all tasks."""
     if step.samples is None:
         return None
     sizes = {s.count for s in step.samples}
@@ -217,7 +220,7 @@ def _batch(step: Step) -> int | None:
 
 
 def _one_minibatch(core: Core) -> int:
-    """Do without mini-batches, where nothing tells which dimension holds the samples."""
+    """Warn that the whole batch counts as one mini-batch, as samples are not known; return 1."""
     options, memory = core.options, core.memory
     if options.requires != "eigenvalues" and options.weighting.requires_cross_terms:
         raise ValueError(
@@ -237,7 +240,7 @@ def _one_minibatch(core: Core) -> int:
 
 
 def _nothing_shared(core: Core, step: Step) -> BalanceResult:
-    """Give tasks that share nothing that is trained the weight 1."""
+    """Run a step of tasks that share no trained parameter: their weight is 1."""
     memory = core.memory
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     known = memory.weights
@@ -258,7 +261,7 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
 
 
 def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:
-    """Fill ``.grad`` where all parameters are heads', as far as the losses tell."""
+    """Fill ``.grad`` where the losses show no shared parameter."""
     step.bring()
     unknown = step.total > 1 and len(step.present) == 1
     weighted = core.options.weight_heads or unknown
@@ -274,7 +277,7 @@ def _from_losses(
     hooked: bool | None = None,
     gradients: list[Tensor] | None = None,
 ) -> BalanceResult:
-    """Take the kernel of the shared parameters, from the losses themselves."""
+    """Run the step with the exact kernel, differentiated from the losses themselves."""
     if not shared:
         return _nothing_shared(core, step)
     n = core.options.minibatches
@@ -288,7 +291,7 @@ def _from_losses(
 
 
 def _through_view(core: Core, step: Step, view: View) -> BalanceResult:
-    """Take the kernel through a representation that carries every gradient."""
+    """Run the step through a representation that every gradient passes through."""
     options = core.options
     if options.source != "auto":
         return KernelStep(core, step, view, options.source).run()
@@ -306,7 +309,7 @@ def _through_view(core: Core, step: Step, view: View) -> BalanceResult:
 
 
 def _exact_and_free(core: Core, step: Step, view: View, inner: KernelStep) -> BalanceResult:
-    """Make both kernels, and learn the factor between them."""
+    """Compute the exact and the free kernel, and update the ratio of their eigenvalues."""
     gradients, heads = inner.differentiate()
     free = view.kernel(gradients, "blockwise", full=False, ranks=step.ranks, layer=None)
     kernel, jacobian = inner.kernel(gradients)
@@ -318,11 +321,11 @@ def _exact_and_free(core: Core, step: Step, view: View, inner: KernelStep) -> Ba
 
 
 def _free_step(core: Core, step: Step, view: View) -> BalanceResult:
-    """Look at the representation alone, times the factors of the last exact kernels."""
+    """Run the step with the free kernel, multiplied by the average ratios."""
     inner = KernelStep(core, step, view, "representation")
     gradients, heads = inner.differentiate()
     kernel, _ = inner.kernel(gradients)
-    kernel = _auto.corrected(core, step, to_cpu(kernel, step))
+    kernel = _auto.correct(core, step, to_cpu(kernel, step))
     weights, eigenvalues = observe(core, kernel, step)
     inner.finish(gradients, heads, weights, None)
     return step.result(weights, eigenvalues)

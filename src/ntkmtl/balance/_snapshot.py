@@ -1,4 +1,4 @@
-"""One step of a training as a recorder is shown it, and what a recorder must have."""
+"""The interface between a Balancer and a recorder."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["Snapshot", "StepRecorder"]
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """One step of a training, as :class:`ntkmtl.Balancer` shows it to a recorder.
+    """One training step, as :class:`ntkmtl.Balancer` passes it to a recorder.
 
     Attributes:
         step: Number of the step, from 0.
         tasks: Names of all k tasks.
         present: Positions of the p tasks with labels in this batch.
         losses: Their losses, shape (p,).
-        weights: The weights of all tasks as reported, shape (k,).
-        kernel: The extended NTK of the tasks with labels; None where there was none to be had.
+        weights: The reported weights of all tasks, shape (k,).
+        kernel: The extended NTK of the tasks with labels; None if it cannot be computed.
     """
 
     step: int
@@ -36,13 +36,13 @@ class Snapshot:
 
 
 class StepRecorder(Protocol):
-    """What ``Balancer(record=...)`` takes; :class:`ntkmtl.analysis.Recorder` is one.
+    """Protocol for ``Balancer(record=...)``; :class:`ntkmtl.analysis.Recorder` implements it.
 
     Attributes:
-        source: Where the recorded kernel comes from, ``"representation"`` or ``"exact"``; the
-            Balancer's own if None.
-        minibatches: The recorded kernel's n; the Balancer's own if None.
-        pooling: For ``source="representation"``; the Balancer's own if None.
+        source: Source of the recorded kernel, ``"representation"`` or ``"exact"``; None for the
+            Balancer's.
+        minibatches: The recorded kernel's n; None for the Balancer's.
+        pooling: For ``source="representation"``; None for the Balancer's.
     """
 
     source: str | None
@@ -53,4 +53,4 @@ class StepRecorder(Protocol):
         """Return whether this step is to be recorded."""
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Take one step."""
+        """Record one step."""

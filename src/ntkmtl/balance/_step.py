@@ -1,4 +1,4 @@
-"""What is known of one call of backward."""
+"""State of one call of ``backward``, and its result."""
 
 from __future__ import annotations
 
@@ -21,16 +21,24 @@ __all__ = ["BalanceResult", "Samples", "Step"]
 
 @dataclass(frozen=True)
 class BalanceResult:
-    """What one call of :meth:`Balancer.backward` found.
+    """Result of one call of :meth:`Balancer.backward`.
 
     Attributes:
-        weights: Task weights, shape (k,), 0 for a task without a label in this batch. For
-            loss-only methods the effective ones, d total / d l_i.
+        weights: Task weights, shape (k,), 0 for a task without a label in this batch. For methods
+            that read losses only, the effective weights d total / d l_i.
         eigenvalues: Largest eigenvalue of each task's kernel, shape (k,), NaN for a task without a
-            label; None if the method reads none, or reuses weights in this step.
-        kernel: The kernel of the tasks with labels that the weights were made of, None if there is
-            none.
-        skipped: Whether a gradient scaler was told to skip this step.
+            label; None if the method reads no eigenvalues or this step reused weights.
+        kernel: The kernel of the tasks with labels, from which weights were computed; None if there
+            is none.
+        skipped: Whether the step was marked for a gradient scaler to be skipped.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import Balancer
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> out = Balancer("ls").backward([x.sum(), 2 * x.sum()])
+        >>> out.weights, out.total
+        (tensor([1., 1.]), tensor(6.))
     """
 
     weights: Tensor
@@ -41,15 +49,14 @@ class BalanceResult:
 
     @property
     def balanced(self) -> Tensor:
-        """Weights of what was balanced (log losses, say), of the tasks with labels, float64."""
+        """Float64 weights of the tasks with labels: of log losses where those were balanced."""
         return self.weights.new_zeros(0) if self._terms is None else self._terms[0]
 
     @property
     def total(self) -> Tensor:
         """The weighted sum of the losses plus ``extra``, shape (), without a gradient.
 
-        What a closure of L-BFGS returns: the value whose gradient was added to ``.grad``, but for
-        ``scale``.
+        Return it from a closure of L-BFGS: its gradient, times ``scale``, was added to ``.grad``.
         """
         if self._terms is None:
             return self.weights.new_zeros(())
@@ -64,7 +71,7 @@ class Samples:
 
     Attributes:
         values: Shape (B,).
-        mask: Which of them count, shape (B,); None for all.
+        mask: True for the samples that have a label, shape (B,); None for all.
     """
 
     values: Tensor
@@ -76,7 +83,11 @@ class Samples:
         return len(self.values)
 
     def mean(self) -> Tensor | None:
-        """Return the mean over the samples that count, None if there are none."""
+        """Return the mean over the samples with a label, None if there are none.
+
+        Raises:
+            ValueError: A masked loss is NaN or infinite.
+        """
         if self.mask is None:
             return self.values.mean() if self.count else None
         some, finite = torch.stack(
@@ -101,23 +112,25 @@ class Step:
     Attributes:
         names: Names of all tasks.
         losses: Losses of the tasks with labels in this process, times the gradient scale.
-        raw: Losses of the tasks with labels in any process, float64 of shape (k,): logarithms where
-            those are balanced.
-        present: Positions of those among all tasks.
+        raw: Losses of the tasks with labels in any process, float64 of shape (k,); their logarithms
+            if those are balanced.
+        present: Positions of the tasks with labels in any process among all tasks.
         local: Positions among ``present`` of the tasks with labels in this process.
-        scale: The gradient scale, 1 for none.
-        number: Number of the call.
-        like: A tensor whose device and dtype results take.
-        slope: What makes weights of the losses from weights of what is balanced; None for 1.
-        ranks: The other processes, None if there are none.
+        scale: Scale of all gradients, 1 for none.
+        number: Number of the call, from 0.
+        like: A tensor whose device and dtype results get.
+        slope: Factors from weights of log losses to weights of losses, shape (k,); None for 1.
+        ranks: All processes, None if there is only one.
         parallel: Whether the model may be wrapped in ``DistributedDataParallel``.
-        extra: What is added outside the balance, times the gradient scale.
-        constant: Likewise where it requires no gradient, without the scale: it counts in the total.
-        samples: Losses of single samples of the local tasks, where they were given.
-        scaled: Whether a gradient scaler is at work.
-        alone: Positions among ``present`` of the tasks that share nothing with another.
-        kernel: The kernel, once known.
-        waiting: Tensors to be read with the next that are, and what checks each.
+        extra: The loss outside the balance, times the gradient scale; None without one.
+        constant: The loss outside the balance if it requires no gradient, not scaled: it only
+            counts in the total.
+        samples: Losses of single samples of the local tasks; None if not given for all.
+        scaled: Whether a gradient scaler is used.
+        alone: Positions among ``present`` of the tasks that share nothing with another task.
+        kernel: The kernel, once computed.
+        waiting: Tensors to copy to the CPU with the next transfer, each with a function that checks
+            its value.
     """
 
     names: tuple[str, ...]
@@ -155,13 +168,13 @@ class Step:
 
     @property
     def has_label(self) -> Tensor:
-        """Whether this process has a label for each task of ``present``."""
+        """For each task of ``present`` whether this process has a label, shape (k,)."""
         mask = torch.zeros(len(self.present), dtype=torch.bool)
         mask[self.local] = True
         return mask
 
     def narrowed(self, positions: Sequence[int]) -> Step:
-        """Return what the method is to be shown of some of the tasks of ``present``."""
+        """Return a step with only some of the tasks of ``present``, for the method to read."""
         at = torch.tensor(list(positions))
         return replace(
             self,
@@ -173,23 +186,24 @@ class Step:
         )
 
     def of_tasks(self, tasks: Tensor) -> Step:
-        """Return a step of other tasks, by position among all: for their names alone."""
+        """Return a step with other tasks, by position among all; only its names may be used."""
         return replace(self, present=tasks.tolist(), alone=[], waiting=[])
 
     def begin(self) -> list[Start]:
-        """Return where the kernel passes of the local tasks start."""
+        """Return where the backward pass of each local task starts."""
         return starts(self.losses)
 
     def of_local(self, values: Tensor) -> list[float]:
-        """Return one number for each local task, of one for each task of ``present``."""
+        """Select the numbers of the local tasks from one number per task of ``present``."""
         known: list[float] = values.tolist()
         return known if len(self.local) == len(known) else [known[i] for i in self.local]
 
     def bring(self, *values: Tensor) -> list[Tensor]:
-        """Read tensors in one transfer, and with them all that has to be checked.
+        """Copy tensors to the CPU in one transfer, together with those that wait for a check.
 
         Raises:
-            NonFiniteError: A loss is NaN or infinite, or a check fails.
+            NonFiniteError: A loss, or a tensor that waited for a check, is not finite.
+            ValueError: Another check failed.
         """
         waiting, self.waiting = self.waiting, []
         far = self.raw.device.type != "cpu"
@@ -208,7 +222,7 @@ class Step:
             raise NonFiniteError("extra", self.number, "loss", found, scaled=self.scaled)
 
     def require_finite(self, values: Tensor, what: str) -> None:
-        """Raise if one of the values, one for each task of ``present``, is NaN or infinite."""
+        """Raise if the value of a task of ``present`` is NaN or infinite."""
         (known,) = read(values)
         for position, value in enumerate(known.tolist()):
             if not math.isfinite(value):
@@ -216,7 +230,7 @@ class Step:
                 raise NonFiniteError(name, self.number, what, value, scaled=self.scaled)
 
     def require_representable(self, name: str, weight: float, dtype: torch.dtype) -> None:
-        """Raise if a weight cannot be written in a loss's dtype."""
+        """Raise if a weight overflows in a loss's dtype."""
         if not abs(weight) <= torch.finfo(dtype).max:
             self.fail("weight", weight, name=name)
 
@@ -228,7 +242,7 @@ class Step:
         name: str | None = None,
         largest: Sequence[float] | None = None,
     ) -> NoReturn:
-        """Raise for a task, the one of the largest weight where it is not known.
+        """Raise for a task; if its name is None, for the local task with the largest weight.
 
         Raises:
             NonFiniteError: Always.
@@ -240,7 +254,7 @@ class Step:
         raise NonFiniteError(name, self.number, what, value, scaled=self.scaled)
 
     def spread(self, values: Tensor, missing: float = 0.0) -> Tensor:
-        """Put the values of the tasks with labels at their places among all tasks."""
+        """Return values of all tasks from values of the tasks with labels."""
         dtype = torch.promote_types(self.like.dtype, torch.float32)
         if self.like.is_complex():
             dtype = torch.float64
@@ -257,7 +271,7 @@ class Step:
         *,
         skipped: bool = False,
     ) -> BalanceResult:
-        """Report the weights of the losses themselves, for all tasks."""
+        """Return the result for all tasks, with weights of the losses themselves."""
         return BalanceResult(
             self.spread(weights if self.slope is None else weights * self.slope),
             None if eigenvalues is None else self.spread(eigenvalues, math.nan),
@@ -268,13 +282,13 @@ class Step:
 
     @property
     def unscaled_extra(self) -> Tensor | None:
-        """What is added outside the balance, without the gradient scale."""
+        """The loss outside the balance, without the gradient scale; None without one."""
         return self.constant if self.extra is None else self.extra.detach() / self.scale
 
     def unscaled(
         self, combine: Callable[..., tuple[Tensor, Tensor]], matrix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Show a method the gradients without the gradient scale, and put it back after."""
+        """Call ``combine`` with gradients divided by the gradient scale; scale its result again."""
         if self.scale == 1.0:
             return combine(matrix, self.raw, self.index)
         combined, weights = combine(matrix / self.scale, self.raw, self.index)

@@ -1,21 +1,19 @@
-"""From a kernel to weights: averages, the method, priorities and length."""
+"""From a kernel to weights: moving averages, the method, priorities and length."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ntkmtl.balance._memory import Averages, Memory
+from ntkmtl.balance._core import Core
+from ntkmtl.balance._memory import Averages
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
 from ntkmtl.graph import find_cut, leaves
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._corrected import ProbeCorrection
 
 HIDDEN = (
     "the shared parameters lie within a reentrant checkpoint, which hides them from the graph: "
@@ -23,12 +21,11 @@ HIDDEN = (
 )
 
 DECAY = 0.5
-"""Of the moving average of ``source="auto"`` where the user names none (``ema``)."""
+"""Decay of the moving average of ``source="auto"`` if the user gives none (``ema``)."""
 
 __all__ = [
     "DECAY",
     "HIDDEN",
-    "Core",
     "largest_eigenvalues",
     "observe",
     "prefer",
@@ -38,51 +35,10 @@ __all__ = [
 ]
 
 
-@dataclass
-class Core:
-    """What the steps of a Balancer work with.
-
-    Attributes:
-        options: What the user said.
-        memory: What lasts between steps.
-        correction: Factors between probes and the representation's kernel, None without probes.
-        held: Weights that a ``hold`` block keeps, by task; None outside of one.
-        parameters: Leaves of the last graph whose weights were reused.
-        prepare: What is done to a kernel before the method sees it.
-        half: Whether parameters are float16, once known.
-        looks: Number of steps that may have read a kernel.
-    """
-
-    options: Options
-    memory: Memory = field(default_factory=Memory)
-    correction: ProbeCorrection | None = None
-    held: dict[int, float] | None = None
-    parameters: list[Tensor] | None = None
-    prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
-    half: bool | None = None
-    looks: int = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The network is not a part of the Balancer.
-        return {**vars(self), "parameters": None, "held": None}
-
-    def require_priorities(self, names: Sequence[str]) -> None:
-        """Check priorities against the tasks.
-
-        Raises:
-            ValueError: They are of other tasks.
-        """
-        given = self.options.priorities
-        if isinstance(given, Mapping) and (unknown := sorted(set(given) - set(names))):
-            raise ValueError(f"priorities of unknown tasks {unknown}; the tasks are {list(names)}")
-        if given is not None and not isinstance(given, Mapping) and len(given) != len(names):
-            raise ValueError(f"found {len(given)} priorities for {len(names)} tasks")
-
-
 def weigh(core: Core, kernel: ExtendedNTK | None, step: Step) -> Tensor:
-    """Ask the method for weights, float64 of shape (k,) on the CPU."""
+    """Return the method's weights times priorities, float64 of shape (k,) on the CPU."""
     weights = core.options.weighting(kernel, losses=step.raw, tasks=step.index)
-    # Random methods draw on every process: the first one's draw counts.
+    # Random methods draw on every process: all use the weights of the first.
     weights = weights if step.ranks is None else step.ranks.first(weights)
     return prefer(core, weights, step)
 
@@ -102,10 +58,11 @@ def prefer(core: Core, weights: Tensor, step: Step) -> Tensor:
 
 
 def to_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
-    """Bring a kernel to the CPU, and all else that a step waits for, in one transfer.
+    """Copy a kernel to the CPU, and with it everything that waits for a check, in one transfer.
 
     Raises:
         NonFiniteError: A loss, an entry of the kernel, or a gradient of a head is not finite.
+        ValueError: Another check failed.
     """
     values = kernel.values if kernel.has_all_blocks else kernel.blocks
     if values.device.type == "cpu":
@@ -127,13 +84,13 @@ def largest_eigenvalues(kernel: ExtendedNTK, step: Step) -> Tensor:
 
 
 def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:
-    """Return weights, and eigenvalues where the method reads them. The kernel is on the CPU."""
+    """Return weights, and eigenvalues if the method reads them, from a kernel on the CPU."""
     kernel = kernel if core.prepare is None else core.prepare(kernel)
     step.kernel = kernel
     require_shared_below(core.options, kernel, step)
     if not step.alone:
         return _observe(core, kernel, step)
-    # A task that shares nothing has nothing to be balanced, and must not shift the others' mean.
+    # A task that shares nothing is not balanced, and must not change the others' mean.
     together = [i for i in range(len(step.present)) if i not in step.alone]
     found, values = _observe(core, kernel.select(together), step.narrowed(together))
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
@@ -168,7 +125,7 @@ def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tenso
 
 
 def _remember_everyone(core: Core, step: Step, factor: float) -> None:
-    """Give absent tasks weights by the averages as they are now: their mean has moved."""
+    """Update the stored weights of absent tasks, as the mean of all averages has changed."""
     known, values = _all_averages(core, step)
     if known is None or values is None or len(step.present) == step.total:
         return
@@ -179,10 +136,11 @@ def _remember_everyone(core: Core, step: Step, factor: float) -> None:
 
 
 def require_shared_below(options: Options, kernel: ExtendedNTK, step: Step) -> None:
-    """Refuse shared parameters that no loss depends on: every task's kernel is then zero.
+    """Raise if no loss depends on the shared parameters; every task's kernel is then zero.
 
     Raises:
-        ValueError: They are another network's.
+        ValueError: The parameters given as ``shared`` belong to another network, or lie within a
+            reentrant checkpoint.
     """
     if options.shared is None or not step.losses or options.source == "representation":
         return
@@ -199,7 +157,7 @@ def require_shared_below(options: Options, kernel: ExtendedNTK, step: Step) -> N
 
 
 def _averaged(core: Core, fresh: Tensor, step: Step) -> Tensor:
-    """Update the moving average of the eigenvalues, if there is one, and return its values."""
+    """Return the eigenvalues after averaging over steps, if the options say so."""
     options, memory = core.options, core.memory
     if options.source == "auto":
         if memory.logs is None:
@@ -210,7 +168,7 @@ def _averaged(core: Core, fresh: Tensor, step: Step) -> Tensor:
 
 
 def _smoothed(core: Core, fresh: Tensor, step: Step) -> Tensor:
-    """Update the moving average of a vector or matrix over tasks at the tasks with labels."""
+    """Update the moving average of a vector or matrix at the tasks with labels; return it."""
     memory, decay = core.memory, core.options.ema
     if memory.average is None:
         memory.average = torch.full((step.total,) * fresh.ndim, math.nan, dtype=torch.float64)
@@ -222,9 +180,9 @@ def _smoothed(core: Core, fresh: Tensor, step: Step) -> Tensor:
 
 
 def weights_of(core: Core, eigenvalues: Tensor, step: Step) -> Tensor:
-    """Weigh by eigenvalues; with a moving average, against those of absent tasks as well.
+    """Return weights from eigenvalues; with a moving average, absent tasks count too.
 
-    Tasks whose batches take turns are so balanced with each other.
+    So tasks that take turns are balanced with each other.
     """
     known, values = _all_averages(core, step)
     if known is None or values is None or len(step.present) == step.total:
@@ -237,7 +195,7 @@ def weights_of(core: Core, eigenvalues: Tensor, step: Step) -> Tensor:
 
 
 def _all_averages(core: Core, step: Step) -> tuple[Tensor | None, Tensor | None]:
-    """Return the tasks whose average is known, and their averages."""
+    """Return the positions of the tasks that have an average, and these averages."""
     memory = core.memory
     if memory.logs is not None:
         known = torch.unique(torch.cat([memory.logs.known, step.index]))
@@ -249,13 +207,13 @@ def _all_averages(core: Core, step: Step) -> tuple[Tensor | None, Tensor | None]
 
 
 def length_factor(core: Core, kernel: ExtendedNTK, weights: Tensor, step: Step) -> float:
-    r"""Return what makes the combined gradient as long as asked.
+    r"""Return the factor that gives the combined gradient the length of ``options.length``.
 
     With the Gramian G of the gradients, :math:`\sqrt{w^T G w}` is the length of their weighted sum,
     and :math:`\sqrt{1^T G 1}` that of plain training's gradient.
 
     Raises:
-        ValueError: The kernel has no products between tasks.
+        ValueError: The kernel has no blocks between tasks.
     """
     length = core.options.length
     if length == "method":
@@ -268,9 +226,9 @@ def length_factor(core: Core, kernel: ExtendedNTK, weights: Tensor, step: Step) 
     gramian = kernel.gramian()
     own = math.sqrt(max(float(weights @ gramian @ weights), 0.0))
     if own == 0.0:
-        return 1.0  # no direction that could be made longer
+        return 1.0  # a zero gradient has no direction to scale
     if length == "plain":
-        # Gradients of log losses are divided by their losses: plain training is not.
+        # Gradients of log losses are divided by the losses; plain training uses the losses.
         plain = torch.ones_like(weights)
         if step.slope is not None:
             plain = torch.where(step.slope > 0, 1.0 / step.slope, 0.0)

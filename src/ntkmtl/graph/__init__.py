@@ -1,6 +1,6 @@
-"""The graph of k losses: where its shared part ends, and gradients there.
+"""The autograd graph of k losses: where its shared part ends, and the gradients there.
 
-The only room that touches autograd.
+All walks over the graph and all calls of ``torch.autograd.grad`` for losses are in this package.
 """
 
 from ntkmtl.graph._compiled import allow_retained_backward, require_repeatable
@@ -11,9 +11,9 @@ from ntkmtl.graph._engine import (
     adds_up,
     as_real,
     differentiate,
-    guiding_gradients,
     has_hooks,
     leaves,
+    objective_gradients,
     plain_backward,
     trainable,
     unretained,
@@ -54,10 +54,10 @@ __all__ = [
     "edge_of",
     "feature_gradients",
     "find_cut",
-    "guiding_gradients",
     "has_hooks",
     "head_graph",
     "leaves",
+    "objective_gradients",
     "path_around",
     "plain_backward",
     "require_cut",

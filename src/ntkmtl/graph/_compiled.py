@@ -1,8 +1,8 @@
-"""Parts of ``torch.compile`` that are differentiated more than once.
+"""Several backward passes through graphs made by ``torch.compile``.
 
-A compiled part may let its backward pass overwrite what the forward pass saved ("donated buffers").
-The gradients of a second pass are then wrong, and whether torch says so depends on a switch that
-is read when the part is compiled, and again when it runs.
+The backward pass of a compiled graph may overwrite tensors that the forward pass saved ("donated
+buffers"). A second backward pass then gives wrong gradients. Whether torch raises an error depends
+on a switch that is read when the graph is compiled and again when it runs.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ __all__ = ["allow_retained_backward", "require_repeatable"]
 _TAG = "retained-backward"
 _NAME = "CompiledFunctionBackward"
 _TOLERANCE = 0.02
-"""Gradients may differ so much by the order of sums; by overwritten numbers they differ wholly."""
+"""Relative difference allowed between two passes: a changed order of sums stays below it."""
 
 _checked: weakref.WeakSet[type] = weakref.WeakSet()
-"""Compiled parts whose second backward pass was seen to be right; each has a class of its own."""
+"""Node classes (one per compiled graph) whose second backward pass was checked and is right."""
 
 
 def allow_retained_backward() -> None:
-    """Let parts that are compiled from now on be differentiated more than once.
+    """Switch off donated buffers for everything that is compiled from now on.
 
-    torch has no public switch. Results are kept apart on disk from those of plain training, as the
-    switch is no part of the key under which torch keeps compiled backward passes: one that
-    overwrites would be taken for one that does not.
+    torch has no public switch for this. The key of torch's compile cache on disk does not include
+    the switch, so a tag is added to the key: otherwise a cached backward pass that overwrites its
+    buffers could be loaded here.
     """
     try:
         from torch._functorch import config
@@ -48,13 +48,13 @@ def allow_retained_backward() -> None:
 
 
 def require_repeatable(losses: Sequence[Tensor]) -> None:
-    """Check that compiled parts which were not met before give the same gradients twice.
+    """Check that two backward passes give the same gradients, once for each compiled graph.
 
     Args:
-        losses: k losses, whose graph is kept.
+        losses: k losses. Their graph is retained.
 
     Raises:
-        RuntimeError: A second pass gives other gradients than the first.
+        RuntimeError: The second pass gives different gradients.
     """
     fresh = {part for part in _compiled_parts(losses) if part not in _checked}
     if not fresh:

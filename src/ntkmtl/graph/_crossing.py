@@ -1,4 +1,4 @@
-"""Gradients of k losses on the edges of a cut, and backward passes that start there."""
+"""Gradients of k losses on the edges of the cut."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ntkmtl.graph._engine import differentiate
 __all__ = ["Start", "crossing_gradients", "starts", "task_gradients"]
 
 Start = tuple[list[Any], list[Tensor]]
-"""Where one task's backward pass starts: tensors or edges, and the gradients there."""
+"""Where one task's backward pass starts: tensors or edges, and one cotangent for each."""
 
 
 def starts(losses: Sequence[Tensor]) -> list[Start]:
-    """Return where the passes of each task start: at its loss.
+    """Return where each task's backward pass starts: at its loss, with cotangent 1.
 
     Args:
         losses: k scalars.
@@ -41,20 +41,20 @@ def crossing_gradients(
 ) -> tuple[list[dict[int, Tensor]], list[Tensor | None]]:
     """Differentiate each loss with respect to the tensors of the cut.
 
-    What is noted is the gradient that comes over an edge of the cut, not what flows on from one
-    tensor of the representation to another. The engine itself reports sums over tasks, so gradients
-    are noted by hooks where they leave the part that is a task's own. One call of the engine for
-    all tasks, unless they share operations above the cut.
+    Only the gradient that arrives over an edge of the cut counts, not the part that flows on from
+    one tensor of the representation to another. The engine returns sums over tasks, so hooks record
+    each task's gradient where it leaves the nodes that only this task reaches. All tasks share one
+    call of the engine, unless they share operations above the cut.
 
     Args:
         begin: Where each task starts; see :func:`starts`.
         cut: The cut.
-        parameters: Parameters above the cut by task, to be differentiated in the same pass.
+        parameters: For each task the parameters above the cut, differentiated in the same pass.
         retain: Keep the graph above the cut.
 
     Returns:
-        For each task the gradients by position of the tensor in ``cut.targets``, and the gradients
-        of all ``parameters`` behind each other.
+        For each task its gradients, keyed by the tensor's position in ``cut.targets``; and the
+        gradients of all ``parameters`` in one flat list, None for those that are not reached.
     """
     own: list[dict[int, Tensor]] = [{} for _ in begin]
     targets = [GradientEdge(*edge) for edge in cut.targets]
@@ -62,31 +62,31 @@ def crossing_gradients(
     if not targets and not flat:
         return own, []
     if not cut.apart:
-        with _noting(cut, range(len(begin)), own):
+        with _recording(cut, range(len(begin)), own):
             grads = _differentiate(begin, [*targets, *flat], retain)
         return own, grads[len(targets) :]
     found: list[Tensor | None] = []
     for task, start in enumerate(begin):
         head = [] if parameters is None else list(parameters[task])
-        with _noting(cut, (task,), own):
+        with _recording(cut, (task,), own):
             grads = _differentiate([start], [*targets, *head], retain or task < len(begin) - 1)
         found += grads[len(targets) :]
     return own, found
 
 
 def task_gradients(start: Start, task: int, cut: Cut) -> dict[int, Tensor]:
-    """Differentiate something that one task's loss is made of, and keep the graph.
+    """Differentiate a part of one task's loss (some of its samples, say), and retain the graph.
 
     Args:
         start: Where to start.
-        task: Whose edges of the cut count.
+        task: The task whose edges of the cut are read.
         cut: The cut.
 
     Returns:
-        Gradients by position of the tensor in ``cut.targets``.
+        Gradients, keyed by the tensor's position in ``cut.targets``.
     """
     own: list[dict[int, Tensor]] = [{} for _ in range(cut.tasks)]
-    with _noting(cut, (task,), own):
+    with _recording(cut, (task,), own):
         _differentiate([start], [GradientEdge(*edge) for edge in cut.targets], True)
     return own[task]
 
@@ -99,27 +99,27 @@ def _differentiate(
     for tensors, gradients in begin:
         outputs += tensors
         cotangents += gradients
-    if _alike_scalars(outputs) and not _sinks.may_exist():
-        # One root instead of k: the engine's checks are per root.
+    if _are_alike_scalars(outputs) and not _sinks.may_exist():
+        # One root instead of k is faster: the engine checks each root.
         outputs, cotangents = [torch.stack(outputs)], [torch.stack(cotangents)]
     return list(differentiate(outputs, inputs, cotangents, retain=retain))
 
 
-def _alike_scalars(outputs: Sequence[Any]) -> bool:
+def _are_alike_scalars(outputs: Sequence[Any]) -> bool:
     if len(outputs) < 2 or not all(isinstance(o, Tensor) and o.ndim == 0 for o in outputs):
         return False
     return len({(o.dtype, o.device) for o in outputs}) == 1
 
 
 @contextmanager
-def _noting(cut: Cut, tasks: Iterable[int], own: list[dict[int, Tensor]]) -> Iterator[None]:
-    """Note what arrives over the edges of some tasks, by hooks on the operations above them."""
+def _recording(cut: Cut, tasks: Iterable[int], own: list[dict[int, Tensor]]) -> Iterator[None]:
+    """Record the gradients over some tasks' edges, by hooks on the operations above the cut."""
     outlets: dict[Any, list[tuple[int, int, int]]] = {}
     for task in tasks:
         for crossing in cut.crossings[task]:
             outlets.setdefault(crossing.node, []).append((crossing.position, task, crossing.target))
 
-    def noting(places: list[tuple[int, int, int]]) -> Any:
+    def recorder(places: list[tuple[int, int, int]]) -> Any:
         def hook(below: tuple[Tensor | None, ...], above: tuple[Tensor | None, ...]) -> None:
             for position, task, target in places:
                 gradient = below[position]
@@ -129,7 +129,7 @@ def _noting(cut: Cut, tasks: Iterable[int], own: list[dict[int, Tensor]]) -> Ite
 
         return hook
 
-    handles = [node.register_hook(noting(places)) for node, places in outlets.items()]
+    handles = [node.register_hook(recorder(places)) for node, places in outlets.items()]
     try:
         yield
     finally:

@@ -1,10 +1,10 @@
 """The cut: where the part of the network that tasks share ends, found from the losses alone.
 
-A node is shared if two or more tasks reach it. The edges that lead from nodes that are not shared
-to nodes that are cut every path from the shared parameters to every loss: the tensors on them are
-the representation z of Eq. 16, whatever the network. Where such an edge leads to a parameter, or to
-something made of parameters alone, there are no samples on it: that task *bypasses* the
-representation, and its kernel can only be that of the parameters themselves.
+A node is *shared* if two or more tasks reach it. The edges from private to shared nodes cut every
+path from the shared parameters to every loss. The tensors on these edges are the representation z
+of Eq. 16, whatever the network looks like. Where such an edge leads to a parameter, or to a
+function of parameters alone, its tensor has no sample dimension: the task *bypasses* the
+representation, and only the kernel of the parameters themselves exists for it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = ["Bypass", "Crossing", "Cut", "cut_nodes", "find_cut"]
 
 @dataclass(frozen=True)
 class Crossing:
-    """An edge of the cut, as one task uses it.
+    """An edge of the cut that one task uses.
 
     Attributes:
         node: The operation above the cut.
-        position: Which of its inputs.
-        target: Position of the tensor below among :attr:`Cut.targets`.
+        position: Which of its inputs the edge is.
+        target: Position of the edge's tensor in :attr:`Cut.targets`.
     """
 
     node: Any
@@ -40,11 +40,11 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Bypass:
-    """Why a task's gradient does not pass the representation whole.
+    """Why some of a task's gradient does not pass through the representation.
 
     Attributes:
-        reason: Part of a sentence whose subject is the task's loss.
-        parameter: The shared parameter that is reached around the representation, if it is one.
+        reason: The rest of a sentence that starts with "the loss of task ...".
+        parameter: The shared parameter that is reached around the representation, if any.
     """
 
     reason: str
@@ -53,18 +53,18 @@ class Bypass:
 
 @dataclass(frozen=True)
 class Cut:
-    """Where trunk and heads of k losses part.
+    """The border between the shared part of a graph and the parts of single tasks.
 
     Attributes:
-        walk: The walk that it was read from.
+        walk: The walk over the graph.
         targets: The tensors of the representation, as edges.
-        crossings: Each task's edges of the cut.
-        bypasses: Each task's ways around the representation.
-        apart: Whether tasks have to be differentiated one by one, as operations above the cut are
-            used by several of them.
-        opaque: Whether an operation was met that may hold parameters of single tasks (a model that
-            was compiled as a whole, a buffer that heads write into): which parameters are shared
-            only gradients can tell.
+        crossings: For each task its edges of the cut.
+        bypasses: For each task its paths around the representation.
+        apart: Whether tasks must be differentiated one by one, because some operations above the
+            cut are used by several of them.
+        opaque: Whether some operation may contain parameters of single tasks (a model compiled as
+            a whole, a buffer that heads write into). Only gradients can then show which parameters
+            are shared.
     """
 
     walk: Walk
@@ -81,17 +81,17 @@ class Cut:
 
     @property
     def clean(self) -> bool:
-        """Whether the representation carries all of every task's gradient."""
+        """Whether every task's whole gradient passes through the representation."""
         return not any(self.bypasses)
 
     @cached_property
     def connected(self) -> list[int]:
-        """Positions of the tasks that share something with another."""
+        """Positions of the tasks that share a tensor or parameter with another task."""
         return [i for i in range(self.tasks) if self.crossings[i] or self.bypasses[i]]
 
     @cached_property
     def separate(self) -> bool:
-        """Whether tasks have different tensors, so that no product between tasks exists."""
+        """Whether tasks read different tensors, so that the blocks between tasks do not exist."""
         if len(self.targets) == 1:
             return not all(self.crossings[i] for i in self.connected)
         used = {frozenset(c.target for c in self.crossings[i]) for i in self.connected}
@@ -105,7 +105,7 @@ class Cut:
 
     @cached_property
     def heads(self) -> list[list[Tensor]]:
-        """For each task, the parameters that it alone reaches."""
+        """For each task, the parameters that no other task reaches."""
         masks = self.walk.masks
         own: list[list[Tensor]] = [[] for _ in self.crossings]
         for node, parameter in self.walk.leaves.items():
@@ -116,12 +116,12 @@ class Cut:
 
     @property
     def hides_parameters(self) -> bool:
-        """Whether a part of the network is run within its own backward pass."""
+        """Whether a reentrant checkpoint hides parameters from the graph."""
         return any(_ops.operation(node) == _ops.REENTRANT for node in self.walk.order)
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What stays the same as long as the network does: operations and shapes, by task."""
+        """For each task the operations and shapes on the cut; equal as long as the network is."""
         tensors = [(_ops.operation(node), nr, shape_of((node, nr))) for node, nr in self.targets]
         return tuple(
             tuple(tensors[c.target] for c in own) + tuple(b.reason for b in around)
@@ -131,7 +131,7 @@ class Cut:
 
 @dataclass
 class _Border:
-    """An edge from above the cut to below it."""
+    """An edge from a private node to a shared one."""
 
     task: int
     node: Any
@@ -144,12 +144,12 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
 
     Args:
         losses: k scalars that require a gradient.
-        batch: Number of samples, where it is known: tensors of the cut without a dimension of that
-            size hold no samples.
+        batch: Number of samples, if known. Tensors without a dimension of that size then count as
+            tensors without samples.
         parallel: Whether the model may be wrapped in ``DistributedDataParallel``.
 
     Returns:
-        The cut. Of one loss it has no edges: nothing is shared.
+        The cut. It has no edges for a single loss, as nothing is shared then.
 
     Example:
         >>> import torch
@@ -174,7 +174,7 @@ def _is_shared(mask: int) -> bool:
 
 
 def _borders(found: Walk) -> list[_Border]:
-    """Return the edges from nodes that are not shared, or are looked through, to nodes that are."""
+    """Return the edges from nodes that are private or looked through to shared nodes."""
     if found.routes:
         return _borders_by_task(found)
     masks, children = found.masks, found.children
@@ -192,7 +192,7 @@ def _borders(found: Walk) -> list[_Border]:
 
 
 def _borders_by_task(found: Walk) -> list[_Border]:
-    """Likewise, where one node may lie above the cut for one task and below it for another."""
+    """Do the same where a node may be above the cut for one task and below it for another."""
     masks, routes = found.masks, found.routes
     above = dict.fromkeys(found.order, 0)
     for task, (node, _) in enumerate(found.roots):
@@ -214,7 +214,7 @@ def _borders_by_task(found: Walk) -> list[_Border]:
 
 
 class _Sorting:
-    """Sorts the border's edges into crossings and bypasses."""
+    """Sorts edges from private to shared nodes into crossings and bypasses."""
 
     def __init__(self, found: Walk, borders: list[_Border], batch: int | None) -> None:
         self.walk = found
@@ -252,7 +252,7 @@ class _Sorting:
         self._find_opaque()
 
     def _roots_inside(self) -> list[int]:
-        """Note tasks whose loss is a part of another task's."""
+        """Add a bypass for each task whose loss is a part of another task's; return these tasks."""
         found = []
         for task, (node, _) in enumerate(self.walk.roots):
             if _is_shared(self.walk.masks[node]) and node not in self.walk.routes:
@@ -288,7 +288,7 @@ class _Sorting:
             self.crossings[border.task].append(crossing)
 
     def _parameter_below(self, node: Any) -> Tensor | None:
-        """Return the first parameter that something is made of."""
+        """Return one of the parameters that a node is computed from."""
         stack = [node]
         while stack:
             top = stack.pop()
@@ -304,14 +304,14 @@ class _Sorting:
         if shape is None:
             return True
         if all(size == 1 for size in shape) and self.batch != 1:
-            return len(shape) > 1  # one sample of one number is a batch, a scalar is none
+            return len(shape) > 1  # (1, 1) is a batch of one sample; () and (1,) are not
         if self.batch is not None and all(size % self.batch for size in shape):
-            return False  # sequences may be laid out behind each other
-        # One number of a vector for each task: the vector holds losses.
+            return False  # a multiple is fine: sequences may be concatenated
+        # A task that selects one number of a vector: the vector holds losses, not samples.
         return not (len(shape) == 1 and _ops.operation(border.node) == "SelectBackward")
 
     def _find_opaque(self) -> None:
-        """Find operations that may be whole networks, of which tasks read different outputs."""
+        """Find operations that may contain whole networks and have outputs for several tasks."""
         outputs: dict[Any, set[int]] = {}
         for node, nr in self.targets:
             outputs.setdefault(node, set()).add(nr)
@@ -326,10 +326,10 @@ class _Sorting:
                     around.append(Bypass(reason))
 
     def _own_representation(self, task: int) -> list[_Border] | None:
-        """Return the border of a task that runs the shared part by itself.
+        """Return the border of a task that runs the shared part by itself (on its own batch, say).
 
-        Its representation is what is last made of shared parameters and data alone. There is none
-        where no parameter of the task's own lies above.
+        Its representation is the last tensor computed from shared parameters and data alone. There
+        is none if the task has no private parameters above it.
         """
         found, masks = self.walk, self.walk.masks
         own = 1 << task
@@ -366,7 +366,7 @@ class _Sorting:
 
 
 def cut_nodes(cut: Cut, node: Any) -> Iterator[Tensor]:
-    """Yield the parameters below a node of the cut, those used last first."""
+    """Yield the parameters below a node of the cut, nearest to the cut first."""
     seen = {node}
     level = [node]
     while level:

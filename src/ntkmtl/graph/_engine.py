@@ -1,4 +1,4 @@
-"""The one place that asks the autograd engine for gradients and fills ``.grad``."""
+"""Calls of the autograd engine, and adding gradients to ``.grad``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = [
     "adds_up",
     "as_real",
     "differentiate",
-    "guiding_gradients",
     "has_hooks",
     "leaves",
+    "objective_gradients",
     "plain_backward",
     "trainable",
     "unretained",
@@ -36,21 +36,21 @@ def differentiate(
     retain: bool,
     create: bool = False,
 ) -> tuple[Tensor | None, ...]:
-    """Call the engine for gradients, None for inputs that are not reached.
+    """Return the gradients of outputs with respect to inputs, None for inputs not reached.
 
-    The averaging of gradients that ``DistributedDataParallel`` schedules by a node behind a model's
-    outputs is left to the pass that fills ``.grad``.
+    ``DistributedDataParallel`` may add a node behind a model's outputs that schedules the averaging
+    of gradients. That node is not run here, only in the pass that fills ``.grad``.
 
     Args:
         outputs: Tensors or edges to start from.
         inputs: Tensors or edges to differentiate with respect to.
-        cotangents: Gradients with respect to ``outputs``, None for scalars.
+        cotangents: Gradients with respect to ``outputs``; None for scalars, whose cotangent is 1.
         retain: Keep the graph.
-        create: Make gradients that can be differentiated once more.
+        create: Return gradients that can themselves be differentiated.
 
     Raises:
-        RuntimeError: The graph holds something that cannot be differentiated so, said in words
-            where it is known.
+        RuntimeError: Autograd cannot differentiate the graph this way. The message says what to
+            change if the cause is known.
     """
     try:
         if _sinks.may_exist() and any(_sinks.delaying_sinks(_edge(o))[0] for o in outputs):
@@ -79,7 +79,9 @@ def _past_sinks(
     cotangents: Sequence[Tensor] | None,
     create: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate in stages, from one sink to the next, running none: in a first step only.
+    """Differentiate in stages from one DDP sink to the next, without running the sinks.
+
+    Needed in the first step under ``static_graph=True`` only.
 
     Raises:
         ValueError: One loss reaches an input both through a sink and around it.
@@ -148,9 +150,9 @@ def plain_backward(
     inputs: Sequence[Tensor] | None = None,
     retain: bool = False,
 ) -> None:
-    """One ordinary backward pass of the weighted sum, every hook firing."""
+    """Run one ordinary backward pass of the weighted sum, with all hooks."""
     if inputs is None and len({(loss.dtype, loss.device) for loss in losses}) == 1:
-        whole = torch.stack(list(losses))  # one root: the engine's checks are per root
+        whole = torch.stack(list(losses))  # one root is faster: the engine checks each root
         torch.autograd.backward(whole, whole.new_tensor(weights), retain_graph=retain)
         return
     torch.autograd.backward(
@@ -168,10 +170,11 @@ def leaves(
 
     Args:
         roots: Tensors or edges to start from.
-        stop: Tensors beyond which not to walk.
+        stop: Tensors at which the walk stops.
 
     Returns:
-        The leaf tensors met that require a gradient, in a stable order; the edges of ``stop`` met.
+        The leaf tensors found that require a gradient, in a stable order; the edges of ``stop``
+        found.
     """
     barriers = {_sinks.through(edge_of(t)) for t in stop}
     met: set[tuple[Any, int]] = set()
@@ -192,17 +195,17 @@ def leaves(
             elif edge[0] is not None:
                 stack.append(edge[0])
         variable = None if children else getattr(node, "variable", None)
-        # Force fields switch it off at the positions again once forces are made of them.
+        # Force fields switch requires_grad off again at the positions once forces are computed.
         if variable is not None and variable.requires_grad:
             found[variable] = None
     return found, met
 
 
 def adds_up(roots: Iterable[Tensor]) -> bool:
-    """Whether gradients of several losses may be added up in place of one pass of their sum.
+    """Whether summing the losses' gradients can replace one backward pass of their sum.
 
-    Not where they come out sparse, of an embedding that was made with ``sparse=True``, nor where a
-    custom function's backward pass may be anything, such as clipping.
+    False where gradients are sparse (an embedding with ``sparse=True``), and where a custom
+    function's backward pass may be nonlinear (clipping, say).
     """
     seen: set[Any] = set()
     stack = [node_of(root) for root in roots]
@@ -221,7 +224,7 @@ def adds_up(roots: Iterable[Tensor]) -> bool:
 
 @contextlib.contextmanager
 def unretained(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Leave the ``.grad`` of tensors (``retain_grad``) to the backward pass that is to fill it."""
+    """Restore the ``.grad`` of tensors with ``retain_grad()``, which a kernel pass would fill."""
     retained = [(t, t.grad) for t in tensors if t.retains_grad]
     try:
         yield
@@ -230,11 +233,11 @@ def unretained(tensors: Iterable[Tensor]) -> Iterator[None]:
             tensor.grad = gradient
 
 
-def guiding_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Differentiate an objective made of gradients with respect to a head's parameters.
+def objective_gradients(objective: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Differentiate an objective of gradients with respect to a head's parameters.
 
-    Parameters that it does not depend on, as where a head is linear in them and its loss in its
-    output, have gradient zero.
+    Parameters that it does not depend on have gradient zero. This happens where the head is linear
+    in them and the loss is linear in the head's output.
     """
     if not objective.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
@@ -249,16 +252,16 @@ def vjp(
     *,
     retain: bool = True,
 ) -> Tensor:
-    """Return one gradient with respect to parameters as a flat vector.
+    """Return a vector-Jacobian product with respect to parameters as one flat vector.
 
     Args:
         outputs: Where to start: scalars, or tensors or edges of the cut with ``cotangents``.
-        parameters: With respect to what; those that are not reached count as zero.
+        parameters: With respect to what; the gradient is zero for those that are not reached.
         cotangents: Gradients with respect to ``outputs``, None for scalars.
         retain: Keep the graph.
 
     Returns:
-        Shape (P,), P the number of real entries of all parameters, in their order.
+        Shape (P,), P the number of entries of all parameters, a complex one counted twice.
     """
     grads = differentiate(outputs, parameters, cotangents, retain=retain)
     return torch.cat([_flat(p, g) for p, g in zip(parameters, grads, strict=True)])
@@ -274,12 +277,12 @@ def _flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return a complex tensor as real ones, with a last dimension of 2."""
+    """Return a complex tensor as a real one with a last dimension of 2; a real one as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Add gradients to ``.grad``. Each must be a tensor of its own, which may be kept."""
+    """Add gradients to ``.grad``. They may become ``.grad``, so no two may share memory."""
     for parameter, gradient in pairs:
         if (present := parameter.grad) is not None:
             present.add_(gradient)
@@ -289,7 +292,7 @@ def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def has_hooks(parameter: Tensor) -> bool:
-    """Whether somebody (DDP, FSDP, the user) waits for this parameter's gradient to arrive."""
+    """Whether DDP, FSDP or the user registered hooks on this parameter's gradient."""
     return bool(
         getattr(parameter, "_backward_hooks", None)
         or getattr(parameter, "_post_accumulate_grad_hooks", None)

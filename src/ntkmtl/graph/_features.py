@@ -1,4 +1,4 @@
-"""What a user may pass as ``features``: one shape for all of it."""
+"""The argument ``features`` in all its forms, converted to one class."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Branches(Sequence[Tensor]):
 
 
 def branch(features: Tensor, heads: int) -> Branches:
-    """Give each of k heads its own view of the shared representation.
+    """Return one view of the shared representation for each of k heads.
 
-    With views, one call of the autograd engine yields the gradient of every task at once, instead
-    of one call per task, which matters for small networks. Pass the result to the heads one by one
-    and to :meth:`ntkmtl.Balancer.backward` as ``features``.
+    With views, one call of the autograd engine yields the gradients of all tasks instead of one
+    call per task, which saves time for small networks. Give each head its view, and pass the whole
+    result to :meth:`ntkmtl.Balancer.backward` as ``features``.
 
     Args:
         features: The shared representation z, any shape.
@@ -80,9 +80,9 @@ class Features:
         tensors: What to differentiate with respect to.
         per_task: ``tensors[i]`` belongs to task i alone (views of one representation, or one
             representation per task); otherwise all tasks read all of them.
-        root: The representation that per-task views are views of, None if there is none.
-        batches: Number of samples of each tensor; all the same, unless each task has a
-            representation of its own, of samples of its own.
+        root: The representation that per-task views are views of; None without views.
+        batches: Number of samples of each tensor. They differ only where each task has its own
+            representation of its own samples.
         batch_dim: The dimension of the samples.
     """
 
@@ -94,7 +94,7 @@ class Features:
 
     @property
     def batch(self) -> int:
-        """Number of samples, of the first tensor where that differs."""
+        """Number of samples; of the first tensor if numbers differ."""
         return self.batches[0]
 
     @property
@@ -113,11 +113,11 @@ class Features:
         return self.tensors if self.root is None else (self.root,)
 
     def rows(self, gradient: Tensor) -> Tensor:
-        """Bring samples to dimension 0."""
+        """Move the samples' dimension to the front."""
         return gradient.movedim(self.batch_dim, 0) if self.batch_dim else gradient
 
     def select(self, tasks: Sequence[int]) -> Features:
-        """Keep the tensors of some tasks only, where tasks have their own."""
+        """Return the features of some tasks only; all tensors if every task reads all of them."""
         if not self.per_task or len(tasks) == len(self.tensors):
             return self
         kept = tuple(self.tensors[i] for i in tasks)
@@ -125,7 +125,7 @@ class Features:
         return Features(kept, True, self.root, batches, self.batch_dim)
 
     def joined(self) -> Features:
-        """Take views of one representation as that one tensor, which every task reads."""
+        """Replace views of one representation by that tensor, read by every task."""
         assert self.root is not None
         return Features((self.root,), False, None, self.batches[:1], self.batch_dim)
 
@@ -136,21 +136,21 @@ class Features:
         batch_dim: int = 0,
         absent: Collection[int] = (),
     ) -> Features:
-        """Bring what the user passed into one shape.
+        """Convert what the user passed.
 
         Args:
             features: One tensor; a tuple of tensors that every task reads (multi-scale trunks); a
                 list or a dict with one tensor per task (attention networks); or :class:`Branches`.
             names: Names of the k tasks.
-            batch_dim: The dimension of the samples, the same in all tensors. Its size is the same
-                as well, unless each task has a tensor of its own.
-            absent: Positions of tasks without a batch this time, whose own tensors may be None, or
-                left out of a dict. Another task's stands in their place.
+            batch_dim: The dimension of the samples in all tensors. Its size must agree, unless each
+                task has its own tensor.
+            absent: Positions of tasks without a batch in this step. Their tensors may be None or
+                missing from a dict; another task's tensor takes their place.
 
         Raises:
-            TypeError: Something that is not a tensor is among them.
-            ValueError: Their number, a name or a shape does not fit, or one does not require a
-                gradient.
+            TypeError: ``features`` or one of its entries has a wrong type.
+            ValueError: The number of tensors, a name or a shape does not fit, or a tensor does not
+                require a gradient.
         """
         k = len(names)
         root = None
@@ -188,26 +188,33 @@ class Features:
             )
         if not tensors:
             raise ValueError("features is empty; give at least one tensor")
-        sizes = []
-        for tensor in tensors:
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"features must be tensors, found {type(tensor)}")
-            if not tensor.requires_grad:
-                raise ValueError(
-                    "features do not require a gradient, so no loss can be differentiated with "
-                    "respect to them; pass the trunk's output as it is, not detached and not made "
-                    "under torch.no_grad(). Where the trunk is frozen, nothing that is shared is "
-                    "trained, and there is nothing to balance"
-                )
-            if not -tensor.ndim <= batch_dim < tensor.ndim:
-                raise ValueError(
-                    f"batch_dim={batch_dim} does not exist in features of shape "
-                    f"{tuple(tensor.shape)}"
-                )
-            sizes.append(tensor.shape[batch_dim])
+        sizes = [_samples_of(tensor, batch_dim) for tensor in tensors]
         if len(set(sizes)) != 1 and not (per_task and root is None):
             raise ValueError(
                 f"features must agree in the size of dimension {batch_dim}, the samples; found "
                 f"{sorted(set(sizes))}"
             )
         return Features(tensors, per_task, root, tuple(sizes), batch_dim)
+
+
+def _samples_of(tensor: Any, batch_dim: int) -> int:
+    """Check one of the features, and return its number of samples.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It does not require a gradient, or has no dimension ``batch_dim``.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"features must be tensors, found {type(tensor)}")
+    if not tensor.requires_grad:
+        raise ValueError(
+            "features do not require a gradient, so no loss can be differentiated with respect to "
+            "them; pass the trunk's output as it is, not detached and not made under "
+            "torch.no_grad(). Where the trunk is frozen, nothing that is shared is trained, and "
+            "there is nothing to balance"
+        )
+    if not -tensor.ndim <= batch_dim < tensor.ndim:
+        raise ValueError(
+            f"batch_dim={batch_dim} does not exist in features of shape {tuple(tensor.shape)}"
+        )
+    return tensor.shape[batch_dim]

@@ -1,4 +1,4 @@
-"""Gradients of k losses at a cut, as data."""
+"""Container for the gradients of k losses at the cut."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 __all__ = ["STACK_LIMIT", "TaskGradients"]
 
 STACK_LIMIT = 1 << 22
+"""Entries up to which the gradients of all tasks are stacked into one tensor."""
 
 
 @dataclass
@@ -17,10 +18,11 @@ class TaskGradients:
     """Gradients of k task losses with respect to features and head parameters.
 
     Attributes:
-        features: ``features[f][i]``: gradient of task i with respect to the f-th shared tensor, its
-            own shape. Where tasks have their own tensors there is one f, ``features[0][i]``.
-        heads: ``heads[i]``: pairs of a head parameter of task i and its gradient. Empty if heads
-            were not asked for.
+        features: ``features[f][i]`` is the gradient of task i with respect to the f-th shared
+            tensor, of that tensor's shape. If each task has its own tensor, f is 0.
+        heads: ``heads[i]`` holds pairs of a head parameter of task i and its gradient. Empty if
+            heads were not differentiated.
+        stacks: Results of :meth:`stacked`, by f.
     """
 
     features: list[list[Tensor]]
@@ -28,10 +30,10 @@ class TaskGradients:
     stacks: dict[int, Tensor] = field(default_factory=dict)
 
     def stacked(self, f: int) -> Tensor | list[Tensor]:
-        """Return the gradients with respect to the f-th tensor as one, shape (k, ...), if small.
+        """Return the gradients with respect to the f-th tensor, stacked to (k, ...) if small.
 
-        Kernel and combined gradient both want them so. Above ``STACK_LIMIT`` entries, or where
-        shapes differ, a stack would double the memory for nothing, and the list is returned.
+        The kernel and the combined gradient both use the stack. Above ``STACK_LIMIT`` entries it
+        would take too much memory; then, and where shapes differ, the list is returned.
         """
         if f in self.stacks:
             return self.stacks[f]

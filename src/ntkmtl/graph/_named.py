@@ -1,4 +1,4 @@
-"""A cut that the user names: the features that the heads read."""
+"""Gradients at features that the user names, in place of a cut that is found."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ __all__ = ["HeadGraph", "feature_gradients", "head_graph", "path_around", "requi
 
 @dataclass(frozen=True)
 class HeadGraph:
-    """What lies between the features and the losses.
+    """The part of the graph between the features and the losses.
 
     Attributes:
-        parameters: The leaves that task i's loss depends on other than through the features.
-        overlapping: Whether the graphs of two tasks share a node, so that buffers of one must be
-            kept for the other.
-        borders: The nodes of task i that read a feature: where its gradient with respect to the
-            features can be seen passing.
-        crosses: Positions (i, j) of tasks i that reach the representation of another task j.
+        parameters: For each task the leaves that its loss reaches without passing the features.
+        overlapping: Whether the graphs of two tasks share a node, so that buffers must be kept from
+            one task's pass for the other's.
+        borders: For each task the nodes that read a feature. Hooks there see the gradient with
+            respect to the features.
+        crosses: Pairs (i, j): task i reaches the representation of another task j.
         depends: Whether any loss reaches the features.
-        ends: The nodes of all those leaves.
+        ends: The graph nodes of all leaves in ``parameters``.
     """
 
     parameters: list[list[Tensor]]
@@ -44,9 +44,8 @@ class HeadGraph:
 
 
 def head_graph(begin: Sequence[Start], features: Features) -> HeadGraph:
-    """Find each head's parameters by walking from where its task starts down to the features."""
-    # Written out rather than built on `leaves`: this runs in every step, and for a small network
-    # every microsecond counts.
+    """Walk from each loss down to the features, and collect the parameters of each head."""
+    # Not built on `leaves`, for speed: this runs in every step.
     place = {_sinks.through(edge_of(tensor)): j for j, tensor in enumerate(features.tensors)}
     parameters: list[list[Tensor]] = []
     crosses: list[tuple[int, int]] = []
@@ -92,11 +91,11 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
     """Check that the features lie between the trunk and the losses.
 
     Args:
-        graph: What lies between features and losses.
+        graph: The graph between features and losses.
         names: Names of the tasks.
 
     Raises:
-        ValueError: No loss depends on the features, or one depends on another task's.
+        ValueError: No loss depends on the features, or one depends on another task's features.
     """
     if not graph.depends:
         raise ValueError(
@@ -116,10 +115,10 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
 
 
 def path_around(graph: HeadGraph, features: Features, names: Sequence[str]) -> str:
-    """Say which task reaches a parameter of the trunk other than through the features, or nothing.
+    """Return which task reaches a trunk parameter around the features, in words; "" if none.
 
     Args:
-        graph: What lies between features and losses.
+        graph: The graph between features and losses.
         features: The representation.
         names: Names of the tasks.
     """
@@ -138,10 +137,9 @@ def path_around(graph: HeadGraph, features: Features, names: Sequence[str]) -> s
 
 
 def _reaches(roots: Iterable[Tensor], ends: set[Any]) -> bool:
-    """Whether one of some nodes lies below the roots.
+    """Whether one of the nodes ``ends`` lies below the roots.
 
-    Looked up in every step, as a network may change from one to the next: half a microsecond per
-    node of the trunk.
+    Runs in every step, as the graph may change. Takes about half a microsecond per trunk node.
     """
     seen: set[Any] = set()
     parallel = _sinks.may_exist()
@@ -168,32 +166,34 @@ def feature_gradients(
     retain: bool,
     differentiable: bool = False,
 ) -> TaskGradients:
-    """Differentiate each loss with respect to the features, and its head if asked to.
+    """Differentiate each loss with respect to the features, and to its head's parameters.
 
-    One call of the engine for all tasks, unless their heads have something in common: then one call
-    each.
+    One call of the engine serves all tasks, unless their heads share nodes or parameters: then each
+    task takes one call.
 
     Args:
         begin: Where the backward pass of each task starts; see :func:`ntkmtl.graph.starts`.
         features: The representation.
-        graph: What :func:`head_graph` found between the two.
+        graph: Result of :func:`head_graph`.
         heads: Differentiate with respect to the heads' parameters as well.
         retain: Keep the graph for a later pass over the heads.
-        differentiable: Make gradients that can be differentiated once more, through the heads.
+        differentiable: Return gradients that can themselves be differentiated.
     """
     parameters = graph.parameters if heads else [[] for _ in begin]
     flat = [p for head in parameters for p in head]
-    # A parameter that two heads share would get the sum of both tasks' gradients, and so would a
-    # feature below an operation that they share.
+    # One call would return the sum of two tasks' gradients for a parameter that both heads use,
+    # and for a feature below an operation that both heads use.
     apart = len({id(p) for p in flat}) == len(flat)
     if differentiable:
         own, grads = _twice_differentiable(begin, features, parameters)
     elif features.separate:
-        own, grads = _of_own_tensors(begin, features, graph, parameters, retain)
+        own, grads = _at_separate_tensors(begin, features, graph, parameters, retain)
     elif features.per_task:
-        own, grads = (_own if apart else _own_one_by_one)(begin, features, parameters, retain)
+        own, grads = (_at_views if apart else _at_views_one_by_one)(
+            begin, features, parameters, retain
+        )
     elif apart and not graph.overlapping and len(begin) > 1:
-        own, grads = _seen_at_borders(begin, features, graph, flat, retain)
+        own, grads = _hooked_at_borders(begin, features, graph, flat, retain)
     else:
         own, grads = _one_by_one(begin, features, graph, parameters, retain)
     if not heads:
@@ -204,7 +204,7 @@ def feature_gradients(
 
 
 def _inputs(tensors: Sequence[Tensor]) -> list[Any]:
-    """Return what to differentiate with respect to: what a wrapped model returned is a copy."""
+    """Return the features as inputs of the engine; below DDP's sink if the model is wrapped."""
     if not _sinks.may_exist():
         return list(tensors)
     edges = [(edge_of(t), _sinks.through(edge_of(t))) for t in tensors]
@@ -217,16 +217,16 @@ def _inputs(tensors: Sequence[Tensor]) -> list[Any]:
 _Gradients = tuple[list[list[Tensor]], list[Tensor | None]]
 
 
-def _seen_at_borders(
+def _hooked_at_borders(
     begin: Sequence[Start],
     features: Features,
     graph: HeadGraph,
     parameters: list[Tensor],
     retain: bool,
 ) -> _Gradients:
-    """All tasks in one call, each task's gradient noted where it leaves the task's own graph.
+    """Differentiate all tasks in one call; hooks record each task's gradient at its border nodes.
 
-    The engine itself reports the sum over tasks. A call of the engine costs some 15 microseconds,
+    The engine returns only the sum over tasks. One call of the engine takes about 15 microseconds,
     a hook 2.
     """
     place = {_sinks.through(edge_of(tensor)): f for f, tensor in enumerate(features.tensors)}
@@ -274,9 +274,9 @@ def _one_by_one(
     for i, start in enumerate(begin):
         keep = retain or (graph.overlapping and i < len(begin) - 1)
         if count > 1:
-            # Where one feature is made from another, the engine would report the total derivative.
+            # If one feature is computed from another, the engine returns the total derivative.
             alone = replace(graph, borders=graph.borders[i : i + 1])
-            found, rest = _seen_at_borders([start], features, alone, parameters[i], keep)
+            found, rest = _hooked_at_borders([start], features, alone, parameters[i], keep)
             for per_task, (one,) in zip(own, found, strict=True):
                 per_task.append(one)
             flat += rest
@@ -289,18 +289,18 @@ def _one_by_one(
     return own, flat
 
 
-def _of_own_tensors(
+def _at_separate_tensors(
     begin: Sequence[Start],
     features: Features,
     graph: HeadGraph,
     parameters: list[list[Tensor]],
     retain: bool,
 ) -> _Gradients:
-    """Each task's gradient where it enters its own tensor, which may be made from another's."""
+    """Differentiate each task at its own tensor, which may be computed from another task's."""
     apart = len({id(p) for head in parameters for p in head}) == sum(map(len, parameters))
     if apart and not graph.overlapping:
         flat = [p for head in parameters for p in head]
-        found, rest = _seen_at_borders(begin, features, graph, flat, retain)
+        found, rest = _hooked_at_borders(begin, features, graph, flat, retain)
         place = {edge_of(tensor): f for f, tensor in enumerate(features.tensors)}
         return [[found[place[edge_of(t)]][i] for i, t in enumerate(features.tensors)]], rest
     own: list[Tensor] = []
@@ -309,19 +309,19 @@ def _of_own_tensors(
         alone = replace(graph, borders=graph.borders[i : i + 1])
         keep = retain or i < len(begin) - 1
         one = features.select([i])
-        found, rest = _seen_at_borders([start], one, alone, parameters[i], keep)
+        found, rest = _hooked_at_borders([start], one, alone, parameters[i], keep)
         own.append(found[0][0])
         grads += rest
     return [own], grads
 
 
-def _own(
+def _at_views(
     begin: Sequence[Start],
     features: Features,
     parameters: list[list[Tensor]],
     retain: bool,
 ) -> _Gradients:
-    """All tasks in one call, where each has a tensor of its own."""
+    """Differentiate all tasks in one call, each at its own view."""
     grads = differentiate(
         [tensor for outputs, _ in begin for tensor in outputs],
         (*_inputs(features.tensors), *(p for head in parameters for p in head)),
@@ -336,7 +336,7 @@ def _own(
     return [own], list(grads[k:])
 
 
-def _own_one_by_one(
+def _at_views_one_by_one(
     begin: Sequence[Start],
     features: Features,
     parameters: list[list[Tensor]],

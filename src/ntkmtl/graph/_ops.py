@@ -1,4 +1,4 @@
-"""What the graph's operations do, by the names that autograd gives them."""
+"""Autograd's operations, grouped by what they do."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def _named(names: str) -> frozenset[str]:
 
 
 LOOKUPS = _named("Embedding EmbeddingBag Index IndexSelect Gather GridSampler2D GridSampler3D")
-"""Rows of a parameter, chosen by data."""
+"""Look up rows of a parameter by indices from the data."""
 
 PRODUCTS = _named(
     "Mm Addmm Bmm Baddbmm Mv Addmv Dot Linear Convolution ThnnConv2D SlowConv2D MkldnnConvolution "
     "Einsum Bilinear Addbmm Matmul CudnnConvolution CompiledFunction"
 )
-"""Sums of products: with data on one side the result is an activation, of whatever shape. A
-compiled part is taken for one."""
+"""Sums of products. If one factor is data, the result is an activation. Compiled graphs are counted
+among these."""
 
 SPLITTING = _named("Unbind Split SplitWithSizes Chunk TensorSplit UnsafeSplit")
-"""Several outputs that are parts of one input."""
+"""Split one input into several outputs."""
 
 INDEXING = _named("Select Slice Index IndexSelect Gather Narrow Take MaskedSelect") | SPLITTING
-"""Parts of one input."""
+"""Take a part of one input."""
 
 ELEMENTWISE = _named(
     "Add Sub Rsub Mul Div Pow Abs Neg Log Log1P Exp Expm1 Sqrt Rsqrt Square Clamp ClampMin "
@@ -48,7 +48,7 @@ ELEMENTWISE = _named(
     "Addcdiv Lerp Sign MseLoss L1Loss SmoothL1Loss HuberLoss BinaryCrossEntropy "
     "BinaryCrossEntropyWithLogits KlDiv NllLoss SoftMarginLoss Xlogy Nan2Num NanToNum"
 ) | {"CopyBackwards"}
-"""Each entry of the output is made of the entries at its place, if the shapes are the same."""
+"""Elementwise operations, where input and output have the same shape."""
 
 _REDUCTIONS = _named("Mean Sum Nansum Dot Mv")
 VIEWS = _named(
@@ -57,20 +57,20 @@ VIEWS = _named(
 JOINING = _named("Stack Cat")
 
 ARRANGING = (VIEWS | JOINING | INDEXING) - _named("Expand")
-"""Entries are moved, never changed: a gradient is as long before as after."""
+"""Rearrange entries without changing them: gradients keep their norm."""
 
 TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
-"""What makes losses of a network's outputs."""
+"""Operations that compute a loss from a network's outputs."""
 
 
 ASSIGNMENT = "torch::autograd::CopySlices"
-"""Values written into a part of a tensor in place."""
+"""Writes into a part of a tensor in place."""
 
 COMPILED = "CompiledFunctionBackward"
-"""A part of the network that torch.compile made."""
+"""A graph made by torch.compile."""
 
 REENTRANT = "CheckpointFunctionBackward"
-"""A reentrant checkpoint, which runs a part of the network within its own backward pass."""
+"""A reentrant checkpoint, which builds its part of the graph only in the backward pass."""
 
 
 _NAMES: dict[type, str] = {}
@@ -94,7 +94,7 @@ def operation(node: Any) -> str:
 
 
 def is_opaque(node: Any) -> bool:
-    """Whether a node may hold a network of its own: a compiled one, or a custom function."""
+    """Whether a node may contain a whole network: a compiled graph or a custom function."""
     from torch.autograd.function import BackwardCFunction
 
     return isinstance(node, BackwardCFunction)

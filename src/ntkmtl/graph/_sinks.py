@@ -1,9 +1,9 @@
-"""The nodes that ``DistributedDataParallel`` puts behind a model's outputs.
+"""The node ``_DDPSink`` that ``DistributedDataParallel`` puts behind a model's outputs.
 
-With ``find_unused_parameters=True``, and in the first step with ``static_graph=True``, one node
-maps all outputs of the model to themselves. Walks look through it, as otherwise each output would
-seem to depend on all others' parts of the model. Under ``static_graph`` it also schedules the
-averaging of all gradients when a backward pass runs it, so passes that fill no ``.grad`` must not.
+With ``find_unused_parameters=True``, and in the first step with ``static_graph=True``, DDP adds one
+node that passes on all outputs of the model. Walks skip it: otherwise each output would seem to
+depend on every part of the model. Under ``static_graph`` a backward pass through this node also
+schedules the averaging of gradients, so only the pass that fills ``.grad`` may run it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def may_exist() -> bool:
 
 
 def through(edge: Edge) -> Edge:
-    """Return the edge of the tensor that a sink passes on; any other edge as it is."""
+    """Return the edge below all sinks; an edge that is not a sink's as it is."""
     while edge[0] is not None and edge[0].name() == _SINK:
         edge = passed_on(edge)
     return edge
 
 
 def passed_on(edge: Edge) -> Edge:
-    """Return the edge of the tensor that one sink made an output of."""
+    """Return the input edge of a sink that belongs to one of its outputs."""
     node, nr = edge
-    # A model may return what is no tensor, which counts among outputs and not among edges.
+    # A model may also return values that are not tensors: they count as outputs but have no edge.
     needs = node.needs_input_grad[1:]  # the first input is the wrapper
     if not needs[nr]:
         return None, 0
@@ -45,7 +45,7 @@ def passed_on(edge: Edge) -> Edge:
 
 
 def below(node: Any) -> tuple[Edge, ...]:
-    """Return a node's edges downwards, sinks looked through."""
+    """Return a node's input edges, with sinks skipped."""
     return tuple([through(edge) for edge in node.next_functions])
 
 
@@ -59,7 +59,7 @@ def _delays(edge: Edge) -> bool:
 
 
 def delaying_sinks(root: Edge) -> tuple[list[Edge], set[Any]]:
-    """Return the edges into sinks that must not run, and the nodes that are reached before them."""
+    """Return the edges into sinks that must not run, and all nodes above these."""
     if _delays(root):
         return [root], set()
     met: dict[Edge, None] = {}
@@ -81,7 +81,7 @@ def delaying_sinks(root: Edge) -> tuple[list[Edge], set[Any]]:
 
 
 def reached(edges: Iterable[Edge]) -> set[Any]:
-    """Return all nodes below some sinks."""
+    """Return all nodes below these sinks."""
     stack = [node for node, _ in map(through, edges) if node is not None]
     seen = set(stack)
     while stack:

@@ -1,8 +1,8 @@
-"""Losses that are parts of one tensor: tasks that share operations, but no elements.
+"""Losses that are elements of one tensor: tasks share operations, but no elements.
 
-``per_task = (prediction - target).square().mean(0)`` makes k losses of one chain of operations. The
-graph says that all tasks share it, its elements say otherwise. Such tails are looked through,
-element by element where that can be told, down to the first operation that makes no losses.
+``per_task = (prediction - target).square().mean(0)`` computes k losses by one chain of operations.
+In the graph all tasks share this chain (a *tail*), although each uses its own elements. Tails are
+followed down, by element where possible, to the last operation of the network itself.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ntkmtl.graph._walk import ACTIVATION, Edge, Walk, shape_of
 __all__ = ["look_through"]
 
 Part = Mapping[int, tuple[int, int]]
-"""First index and end of what matters of a tensor, by dimension; all of a dimension left out."""
+"""A part of a tensor: first index and end by dimension. Dimensions left out are taken whole."""
 
 _ALL: Part = {}
 
 
 def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> bool:
-    """Note the routes of tasks through tails. See :attr:`Walk.routes`.
+    """Find the tasks' paths through tails and add them to :attr:`Walk.routes`.
 
     Args:
-        found: The walk; its routes are added to.
-        borders: Task, node, position and edge of the border as it is known so far.
+        found: The walk, which is changed.
+        borders: The border found so far, as tuples of task, node, position and edge.
 
     Returns:
         Whether a route was added.
@@ -48,15 +48,15 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
             continue  # the last operation of a head
         part = _part_taken(node, edge)
         indexing = above in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
-        # A part of the network's own tensors is no loss: tasks that read parts of one and tasks
-        # that read all of it are measured at one place.
+        # Parts of a hidden tensor of the network are not losses: that tensor stays the border for
+        # all tasks, whether they read a part of it or all of it.
         if bare(task) and (indexing or shape_of(edge)):
             added = _trace(found, task, edge, part, _ops.TAIL) or added
     return added
 
 
 def _is_bare(found: Walk, task: int) -> bool:
-    """Whether nothing but the making of a loss lies between a task's border and its loss."""
+    """Whether only operations of a tail lie between a task's border and its loss."""
     stack = [found.roots[task][0]]
     seen: set[Any] = set()
     while stack:
@@ -68,7 +68,7 @@ def _is_bare(found: Walk, task: int) -> bool:
         if node in found.leaves:
             if found.leaves[node].numel() > 1:
                 return False
-            continue  # a learned scale of the loss
+            continue  # a learned scale of the loss, which is no head
         if _ops.operation(node) not in _ops.TAIL:
             return False
         stack += [child for child, _ in found.edges(node, task) if child is not None]
@@ -76,7 +76,7 @@ def _is_bare(found: Walk, task: int) -> bool:
 
 
 def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[str]) -> bool:
-    """Follow one task's elements down to what made them, through some operations."""
+    """Follow the elements that one task uses down through the operations named in ``through``."""
     added = False
     stack: list[tuple[Edge, Part]] = [(edge, part)]
     seen: set[tuple[Edge, tuple[Any, ...]]] = set()
@@ -107,12 +107,12 @@ def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[st
 
 
 def _part_taken(node: Any, edge: Edge, part: Part = _ALL) -> Part:
-    """Return what an indexing operation takes of the tensor on an edge below it.
+    """Return the part of its input that an indexing operation reads.
 
     Args:
         node: The operation.
         edge: Its input.
-        part: What matters of its output.
+        part: The part of its output that is used.
     """
     name, shape = _ops.operation(node), shape_of(edge)
     if name not in ("SelectBackward", "SliceBackward") or not shape:
@@ -131,12 +131,12 @@ def _part_taken(node: Any, edge: Edge, part: Part = _ALL) -> Part:
 
 
 def _shifted(part: Part, dim: int, by: int) -> Part:
-    """Move dimensions from ``dim`` on by one place, as where one is put in or taken out."""
+    """Shift the dimensions from ``dim`` on, where a dimension is inserted or removed there."""
     return {d + by if d >= dim else d: window for d, window in part.items()}
 
 
 def _signed(index: int) -> int:
-    """Saved indices are read as unsigned numbers."""
+    """Return a saved index as a signed number; torch shows it as an unsigned one."""
     return index - (1 << 64) if index >= 1 << 63 else index
 
 
@@ -146,7 +146,7 @@ def _dimension(node: Any, ndim: int) -> int:
 
 
 def _before(node: Any, nr: int, name: str, part: Part, edge: Edge) -> Part:
-    """Return the part of an operation's input that a part of its output is made of."""
+    """Return the part of an operation's input that a part of its output is computed from."""
     if name in ("SelectBackward", "SliceBackward"):
         return _part_taken(node, edge, part)
     if name in _ops.SPLITTING:
@@ -194,7 +194,7 @@ def _before_reduction(node: Any, part: Part) -> Part:
 def _before_view(
     node: Any, name: str, part: Part, own: tuple[int, ...], below: tuple[int, ...]
 ) -> Part:
-    """Map dimensions through a view; in a new shape, those of one are left out."""
+    """Map dimensions through a view. Dimensions of size 1 are ignored where the shape changes."""
     if name == "ExpandBackward":
         return _ALL
     if name in ("TBackward", "TransposeBackward", "PermuteBackward"):
@@ -216,7 +216,7 @@ def _before_view(
 
 
 def _joined(found: Walk, node: Any, name: str, part: Part) -> list[tuple[Edge, Part]]:
-    """Return which of the tensors that were stacked or joined a part comes from."""
+    """Return the inputs of a stack or cat that a part of its output comes from."""
     children, shape = found.children[node], shape_of((node, 0))
     live = [(e, _ALL) for e in children if e[0] is not None]
     dim = _dimension(node, len(shape)) if shape else -1
@@ -243,7 +243,7 @@ def _joined(found: Walk, node: Any, name: str, part: Part) -> list[tuple[Edge, P
 
 
 def _lengths(children: Sequence[Edge], shape: tuple[int, ...], dim: int) -> list[int] | None:
-    """Return how long joined tensors are; None where several of them require no gradient."""
+    """Return the sizes of concatenated tensors; None if two or more of them have no graph."""
     sizes = [None if e[0] is None else shape_of(e) for e in children]
     # A tensor of shape (0,) may be joined with any other.
     known = [None if s is None else s[dim] if len(s) == len(shape) else 0 for s in sizes]

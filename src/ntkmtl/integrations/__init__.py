@@ -1,1 +1,1 @@
-"""Bridges to other libraries' own interfaces."""
+"""Classes that integrate balancing into other libraries, one module per library."""

@@ -1,4 +1,4 @@
-"""What the integrations have in common."""
+"""Functions that several integrations use."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ __all__ = ["holding", "record_of", "require_balancer", "require_same_sum"]
 
 
 def record_of(balancer: Balancer, losses: Losses, result: BalanceResult) -> dict[str, Tensor]:
-    """Return what a step is to log: each task's loss and weight, and its eigenvalue if known.
+    """Return the values of a step to log: each task's loss and weight, and eigenvalue if known.
 
     Args:
-        balancer: It knows the names of the tasks.
-        losses: What its ``backward`` was given.
-        result: What its ``backward`` returned.
+        balancer: The Balancer, for the names of the tasks.
+        losses: The losses passed to its ``backward``.
+        result: The result of its ``backward``.
 
     Returns:
-        Scalars without a gradient by ``"loss/size"``, ``"weight/size"`` and ``"eigenvalue/size"``,
-        for the tasks with labels in this batch; nothing for a step that the scaler skips.
+        Detached scalars with keys such as ``"loss/size"``, ``"weight/size"`` and
+        ``"eigenvalue/size"``, for the tasks with labels in this batch; empty for a step that the
+        scaler skips.
 
     Example:
         >>> import torch
@@ -49,10 +50,7 @@ def record_of(balancer: Balancer, losses: Losses, result: BalanceResult) -> dict
 
 @contextmanager
 def holding(balancer: Balancer) -> Iterator[None]:
-    """Keep the weights of the first evaluation in the others of one step of the optimizer.
-
-    A method whose weights cannot be held may evaluate the losses once.
-    """
+    """Hold the weights within the block if the method allows it; see :meth:`Balancer.hold`."""
     if balancer.can_hold:
         with balancer.hold():
             yield
@@ -61,22 +59,22 @@ def holding(balancer: Balancer) -> Iterator[None]:
 
 
 def require_same_sum(loss: Tensor, total: Tensor, factors: int, remedy: str) -> None:
-    """Refuse a loss that is more than the sum that was kept for the balanced backward pass.
+    """Check that the loss that a framework differentiates is the sum of the losses.
 
-    The balanced pass starts from the losses themselves, so a term that was added to their sum, or
-    a factor, would be lost without a word.
+    The balanced pass starts from the losses themselves. So a term added to their sum, or a factor,
+    would be ignored silently.
 
     Args:
-        loss: What the framework asks the backward pass of.
+        loss: The loss that the framework passes to its backward pass.
         total: The sum of the losses.
-        factors: How many products and quotients with numbers the framework makes of the sum.
-        remedy: What to do, for the error.
+        factors: Number of multiplications and divisions that the framework itself applies.
+        remedy: What to do, for the error message.
 
     Raises:
-        ValueError: There is something between them.
+        ValueError: There are other operations between the two.
     """
     node, end, found = loss.grad_fn, total.grad_fn, 0
-    if end is None:  # a parameter is the loss: nothing is known of the way to it
+    if end is None:  # the total is a leaf, so there is no node to look for
         return
     while node is not end:
         parents = [] if node is None else [n for n, _ in node.next_functions if n is not None]
@@ -90,10 +88,10 @@ def require_same_sum(loss: Tensor, total: Tensor, factors: int, remedy: str) -> 
 
 
 def require_balancer(found: object, where: str) -> Balancer:
-    """Return a Balancer.
+    """Return the argument if it is a Balancer.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not a Balancer.
     """
     if not isinstance(found, Balancer):
         raise TypeError(f"{where} must be an ntkmtl.Balancer, found {type(found)}")

@@ -20,25 +20,25 @@ __all__ = ["BalancedAccelerator"]
 
 
 class BalancedAccelerator(Accelerator):  # type: ignore[misc]
-    """An Accelerator whose ``backward`` takes the losses rather than their sum.
+    """An Accelerator whose ``backward`` takes the losses instead of their sum.
 
-    It applies the gradient scaler and the division by the number of accumulation steps, as
-    ``Accelerator.backward`` does; several processes end with the same weights. ``save_state`` and
-    ``load_state`` hold the Balancer's state. Where there are trackers (``log_with=...``), each step
-    of the optimizer logs ``loss/NAME``, ``weight/NAME`` and, where it was measured,
-    ``eigenvalue/NAME``, numbered from 1.
+    Like ``Accelerator.backward`` it applies the gradient scaler and divides by the number of
+    accumulation steps; all processes get the same weights. ``save_state`` and ``load_state``
+    include the Balancer's state. With trackers (``log_with=...``), each step of the optimizer,
+    counted from 1, logs ``loss/NAME``, ``weight/NAME`` and, if it was computed,
+    ``eigenvalue/NAME``.
 
     Args:
-        balancer: Weighs the losses. Give ``balancer.parameters()`` to the optimizer as well if the
-            method learns some.
-        **settings: Those of ``Accelerator``.
+        balancer: The Balancer. If its method learns parameters, pass ``balancer.parameters()`` to
+            the optimizer as well.
+        **settings: Arguments of ``Accelerator``.
 
     Attributes:
-        balancer: As given.
+        balancer: The Balancer.
 
     Raises:
-        TypeError: ``balancer`` is none.
-        ValueError: DeepSpeed or Megatron, which run the backward pass themselves.
+        TypeError: ``balancer`` is not a Balancer.
+        ValueError: DeepSpeed or Megatron is used, which run the backward pass themselves.
 
     Example:
         >>> import torch
@@ -70,7 +70,7 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
 
         Args:
             losses: As in :meth:`ntkmtl.Balancer.backward`.
-            **options: Its other arguments, as ``features``, ``counts`` and ``extra``.
+            **options: Other arguments of that method: ``features``, ``counts`` and ``extra``.
 
         Returns:
             Weights and eigenvalues of this step.
@@ -86,12 +86,12 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
         return result
 
     def after_step(self, losses: Callable[[], Losses]) -> None:
-        """Show the method the losses on the same batch after ``optimizer.step()``.
+        """Give the method the losses on the same batch after ``optimizer.step()``.
 
-        Does nothing for methods that do not need it, nor between the steps of the optimizer.
+        Does nothing for methods that do not need it, and between steps of the optimizer.
 
         Args:
-            losses: Computes them again; called under autocast if that is on.
+            losses: Function that computes the losses again; called under autocast if enabled.
         """
         if self.sync_gradients and self.balancer.needs_after_step:
             with self.autocast():
@@ -100,7 +100,7 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
 
 
 class _Progress:
-    """Number of steps that the optimizer has taken, kept in checkpoints."""
+    """The number of optimizer steps, saved in checkpoints."""
 
     def __init__(self) -> None:
         self.steps = 0

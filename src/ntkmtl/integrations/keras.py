@@ -33,17 +33,17 @@ _PREFIX = "balancer."
 
 @keras.saving.register_keras_serializable(package="ntkmtl")
 class BalancedModel(keras.Model):  # type: ignore[misc]
-    """A Keras model whose outputs' losses are balanced.
+    """A Keras model that balances the losses of its outputs.
 
-    Make it as ``keras.Model(inputs, outputs)`` with a dict of outputs, and compile it with a loss
-    for each of them and a Balancer. ``fit`` then trains balanced, with any optimizer of Keras, its
-    ``gradient_accumulation_steps`` and its ``mixed_float16``. Its logs hold ``weight/NAME`` and,
-    once measured, ``eigenvalue/NAME`` beside Keras's own ``NAME_loss``. A batch in which all sample
-    weights of an output are 0 has no label for it. Losses of layers (``add_loss``, regularizers)
-    are added outside the balance.
+    Create it like ``keras.Model(inputs, outputs)`` with a dict of outputs, and compile it with a
+    loss for each output and a Balancer. ``fit`` then trains with balanced losses, with any Keras
+    optimizer, ``gradient_accumulation_steps`` and ``mixed_float16``. Its logs contain
+    ``weight/NAME`` and, once computed, ``eigenvalue/NAME`` next to Keras's ``NAME_loss``. An output
+    has no label in a batch if all its sample weights are 0. Losses of layers (``add_loss``,
+    regularizers) are added outside the balance.
 
-    Weights files and ``.keras`` files hold the Balancer's state, which is taken over when the model
-    is compiled with a Balancer and then loads weights.
+    Weights files and ``.keras`` files include the Balancer's state. It is restored if the model is
+    compiled with a Balancer before it loads weights.
 
     Example:
         >>> import keras, torch
@@ -67,20 +67,19 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         """Compile the model.
 
         Args:
-            *args: As for ``keras.Model.compile``, from the optimizer.
-            balancer: Weighs the losses; None for the plain sum, as for a model that is loaded to
-                predict.
+            *args: As for ``keras.Model.compile``, starting with the optimizer.
+            balancer: The Balancer; None for the plain sum, or for a model that only predicts.
             loss: Loss of each output, a dict; None for an output that is not trained.
             **kwargs: As for ``keras.Model.compile``.
 
         Raises:
-            ValueError: ``loss_weights`` are given, or the method learns weights by an optimizer of
-                PyTorch.
-            TypeError: ``loss`` is no dict, ``balancer`` no Balancer, or the class has a
-                ``compute_loss`` of its own.
+            ValueError: ``loss_weights`` are given, or the method learns weights by a PyTorch
+                optimizer.
+            TypeError: ``loss`` is not a dict, ``balancer`` is not a Balancer, or the class
+                overrides ``compute_loss``.
         """
         super().compile(*args, loss=loss, **kwargs)
-        # In a tuple, so that Keras does not look for layers in it.
+        # In a tuple, so that Keras does not search it for layers.
         self._balancing: tuple[Balancer, dict[str, Any]] | None = None
         self.balancer = None
         if balancer is None:
@@ -105,7 +104,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         self._measured: dict[str, float] = {}
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Take a balanced step."""
+        """Run a training step with balanced losses."""
         if self.balancer is None:
             found: dict[str, Any] = super().train_step(data)
             return found
@@ -132,7 +131,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         return {**logs, **self._measured}
 
     def _track_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
-        """Show Keras the plain sum, which its progress bar and callbacks read."""
+        """Update Keras's metric of the plain sum, which its progress bar and callbacks read."""
         loss = self.compute_loss(
             x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True
         )
@@ -160,7 +159,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         return found
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Train, and tell the method of epochs."""
+        """Train, and inform the method about epochs."""
         balancer = self.balancer
         if balancer is not None:
             told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: balancer.end_epoch())
@@ -174,17 +173,17 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
     # ------------------------------------------------------------------ state
 
     def save_own_variables(self, store: Any) -> None:
-        """Put the Balancer's state beside the model's own variables."""
+        """Save the model's own variables and the Balancer's state."""
         super().save_own_variables(store)
         if self.balancer is not None:
             for key, value in self.balancer.state_dict().items():
                 store[_PREFIX + key.replace("/", ":")] = value.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Take the model's own variables and, if there is a Balancer, its state.
+        """Load the model's own variables and, with a Balancer, its state.
 
         Raises:
-            ValueError: The state is another method's, or there is none.
+            ValueError: The file has no state of a Balancer, or that of another method.
         """
         names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is no mapping)
         kept = [name for name in names if name.startswith(_PREFIX)]
@@ -205,13 +204,13 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
 
 
 def _as_loss(found: Any) -> keras.losses.Loss:
-    """Return a loss that means over the batch, of a name or a function as well."""
+    """Return a loss averaged over the batch, from a loss, a name or a function."""
     loss = keras.losses.get(found)
     return loss if isinstance(loss, keras.losses.Loss) else _MeanLoss(loss)
 
 
 class _MeanLoss(keras.losses.Loss):  # type: ignore[misc]
-    """A function of labels and outputs, whose ranks are made equal as Keras makes them."""
+    """A loss from a function, with the ranks of labels and outputs made equal as Keras does."""
 
     def __init__(self, function: Any) -> None:
         super().__init__()
@@ -227,14 +226,14 @@ class _MeanLoss(keras.losses.Loss):  # type: ignore[misc]
 
 
 class _Scaler:
-    """The loss scale of a Keras optimizer, as a Balancer asks a gradient scaler for it."""
+    """The loss scale of a Keras optimizer, with the interface of a gradient scaler."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
     @classmethod
     def of(cls, optimizer: Any) -> Any:
-        """Return the scaler of an optimizer, None if it scales nothing."""
+        """Return the scaler of an optimizer, None if it does not scale losses."""
         factor = float(optimizer.scale_loss(torch.ones(())))
         return None if factor == 1.0 else cls(factor)
 

@@ -21,7 +21,7 @@ from ntkmtl.integrations._shared import (
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule as _Base
 else:
-    # No base: the mixin serves the modules of lightning and of pytorch_lightning alike.
+    # No base class, so that the mixin works with both lightning and pytorch_lightning.
     _Base = object
     if find_spec("lightning") is None and find_spec("pytorch_lightning") is None:
         raise missing_extra(
@@ -37,22 +37,22 @@ _REMEDY = (
 
 
 class BalancedModule(_Base):
-    """Mixin of a LightningModule whose losses are balanced.
+    """Mixin for a LightningModule that balances its losses.
 
     Write ``class Net(BalancedModule, LightningModule)``, set ``self.balancer``, and return
     ``self.balance(losses)`` from ``training_step``. Optimization may be automatic, with
-    accumulation, clipping, any precision and DDP, or manual, where ``self.manual_backward(loss)``
-    takes what ``self.balance`` returned. Every step logs ``loss/NAME``, ``weight/NAME`` and, where
-    it was measured, ``eigenvalue/NAME``.
+    accumulation, clipping, any precision and DDP; or manual, with ``self.manual_backward(loss)`` of
+    the result of ``self.balance``. Every step logs ``loss/NAME``, ``weight/NAME`` and, if it was
+    computed, ``eigenvalue/NAME``.
 
-    The hooks ``optimizer_step``, ``on_train_batch_end``, ``on_train_epoch_end``,
-    ``on_save_checkpoint`` and ``on_load_checkpoint`` do the rest: an optimizer that calls its
-    closure several times compares losses of the same weights, methods are told of steps and epochs,
-    and checkpoints hold the Balancer's state. A module that overrides one calls ``super()``.
+    The mixin uses the hooks ``optimizer_step``, ``on_train_batch_end``, ``on_train_epoch_end``,
+    ``on_save_checkpoint`` and ``on_load_checkpoint``. They hold the weights while an optimizer
+    calls its closure several times, inform methods about steps and epochs, and save the Balancer's
+    state in checkpoints. A module that overrides one of them must call ``super()``.
 
     Attributes:
-        balancer: Weighs the losses. Give ``balancer.parameters()`` to the optimizer as well if the
-            method learns some.
+        balancer: The Balancer. If its method learns parameters, pass ``balancer.parameters()`` to
+            the optimizer as well.
 
     Example:
         >>> import torch
@@ -84,11 +84,11 @@ class BalancedModule(_Base):
     def compute_losses(self, batch: Any) -> Losses:
         """Return the losses of a batch, as :meth:`ntkmtl.Balancer.backward` takes them.
 
-        Needed where there is no ``training_step``, and for methods that look at the losses again
+        Override it if the module has no ``training_step``, or if the method needs the losses again
         after the step.
 
         Raises:
-            NotImplementedError: The module does not say how.
+            NotImplementedError: The module does not override it.
         """
         raise NotImplementedError(
             f"{type(self).__name__} needs compute_losses(batch): a training_step of its own that "
@@ -100,17 +100,17 @@ class BalancedModule(_Base):
         return self.balance(self.compute_losses(batch))
 
     def balance(self, losses: Losses, **options: Any) -> Tensor | None:
-        """Keep the losses for the backward pass, and return their plain sum.
+        """Store the losses for the backward pass, and return their plain sum.
 
         Args:
             losses: As in :meth:`ntkmtl.Balancer.backward`.
-            **options: Its other arguments, as ``features``, ``counts`` and ``extra``; ``scale``
-                under manual optimization only.
+            **options: Other arguments of that method: ``features``, ``counts`` and ``extra``;
+                ``scale`` under manual optimization only.
 
         Returns:
-            What ``training_step`` returns, or ``manual_backward`` takes; None if no task has a
-            label, so that Lightning leaves the batch out. Where gradients are off, as in
-            validation, the sum alone.
+            The loss to return from ``training_step`` or to pass to ``manual_backward``. None if no
+            task has a label, so that Lightning skips the batch. If gradients are disabled, as in
+            validation, the losses are not stored.
         """
         require_balancer(getattr(self, "balancer", None), "self.balancer")
         names, _ = task_names(losses)
@@ -124,13 +124,13 @@ class BalancedModule(_Base):
         return total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the balanced backward pass, in place of the one of the sum.
+        """Run the balanced backward pass instead of that of the sum.
 
         Raises:
-            RuntimeError: There was no call of :meth:`balance` before.
-            ValueError: ``loss`` is not what the last :meth:`balance` returned, DDP is told that its
-                graph is static, or the optimizer asks again for losses of a method whose weights
-                cannot be held.
+            RuntimeError: :meth:`balance` was not called before.
+            ValueError: ``loss`` is not the result of the last :meth:`balance`, DDP uses
+                ``static_graph=True``, or the optimizer evaluates the losses several times but the
+                method's weights cannot be held.
         """
         if self._pending is None:
             raise RuntimeError(
@@ -150,11 +150,11 @@ class BalancedModule(_Base):
         (losses, options, total), self._pending = self._pending, None
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if total is not None:
-            # Lightning divides by the number of batches of a step, and a scaler multiplies.
+            # Lightning divides by the number of accumulated batches, and a scaler multiplies.
             factors = self.automatic_optimization + (scaler is not None)
             require_same_sum(loss, total, factors, _REMEDY)
         if self.automatic_optimization:
-            # Lightning has divided the loss that it sees by this.
+            # Lightning has divided its loss by this number.
             options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
         result = self.balancer.backward(losses, scaler=scaler, **options)
         values = record_of(self.balancer, losses, result)
@@ -163,7 +163,7 @@ class BalancedModule(_Base):
     # ------------------------------------------------------------------ hooks
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Take a step, with the weights of its first evaluation."""
+        """Run an optimizer step, in which all evaluations use the weights of the first."""
         self._evaluations = 0
         try:
             with holding(self.balancer):
@@ -172,7 +172,7 @@ class BalancedModule(_Base):
             self._evaluations = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Tell the method of the step, if there was one."""
+        """Inform the method if the optimizer has made a step."""
         super().on_train_batch_end(outputs, batch, batch_idx)
         stepped = self.trainer.global_step != self._seen_step
         self._seen_step = self.trainer.global_step
@@ -182,20 +182,20 @@ class BalancedModule(_Base):
             self.balancer.after_step(losses)
 
     def on_train_epoch_end(self) -> None:
-        """Tell the method that an epoch is over."""
+        """Inform the method that an epoch is over."""
         super().on_train_epoch_end()
         self.balancer.end_epoch()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the Balancer's state into a checkpoint."""
+        """Save the Balancer's state in a checkpoint."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["balancer"] = self.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the Balancer's state from a checkpoint.
+        """Restore the Balancer's state from a checkpoint.
 
         Raises:
-            ValueError: There is none in it, or it is another method's.
+            ValueError: The checkpoint has no such state, or that of another method.
         """
         super().on_load_checkpoint(checkpoint)
         if "balancer" not in checkpoint:

@@ -1,8 +1,8 @@
-"""TorchJD's weightings as ours, and ours as TorchJD's.
+"""Conversion between weightings of this package and of TorchJD.
 
-TorchJD asks a ``Weighting`` for the weights of a Gramian; so does a method here that reads the
-Gramian. :func:`as_torchjd` hands one of our methods to TorchJD's autogram engine and aggregators,
-:func:`from_torchjd` hands one of TorchJD's weightings to :class:`ntkmtl.Balancer`.
+A ``Weighting`` of TorchJD computes weights from a Gramian, like the Gramian methods of this
+package. :func:`as_torchjd` converts a method of this package for TorchJD's autogram engine and
+aggregators. :func:`from_torchjd` converts a TorchJD weighting for :class:`ntkmtl.Balancer`.
 """
 
 from __future__ import annotations
@@ -34,22 +34,23 @@ from ntkmtl.weighting._pinn_ntk import PINNNTK
 
 __all__ = ["as_torchjd", "from_torchjd"]
 
-# They look at the number of rows only, so a Gramian does as well as the matrix they ask for.
+# These read only the number of rows, so a Gramian works in place of the matrix of gradients.
 _COUNT_ROWS = (ConstantWeighting, MeanWeighting, RandomWeighting, SumWeighting)
 
 
 def as_torchjd(
     method: str | Weighting, *, minibatches: int = 1, **options: Any
 ) -> TorchJDWeighting[PSDMatrix]:
-    r"""Make a TorchJD weighting of one of our methods.
+    r"""Convert a method of this package to a TorchJD weighting.
 
-    It takes the Gramian of the k losses' gradients, as ``torchjd.autogram.Engine`` and
-    ``torchjd.aggregation.GramianWeightedAggregator`` give it, and returns k weights in its dtype.
-    Any method that reads the kernel will do: for one mini-batch the kernel is the Gramian.
+    The weighting takes the Gramian of the k losses' gradients, as computed by
+    ``torchjd.autogram.Engine`` and ``torchjd.aggregation.GramianWeightedAggregator``, and returns k
+    weights in its dtype. All methods that read a kernel can be converted, as the kernel of one
+    mini-batch is the Gramian.
 
-    With n > 1 mini-batches it takes the Gramian of all kn mini-batch losses, task by task
-    (``losses.reshape(-1)`` of a (k, n) tensor), which is the extended NTK of Eq. 8 and 9, and
-    returns kn weights, :math:`w_i / n` for each mini-batch of task i.
+    With n > 1 mini-batches it takes the Gramian of all kn mini-batch losses, ordered by task
+    (``losses.reshape(-1)`` of a (k, n) tensor). This is the extended NTK of Eq. 8 and 9. It returns
+    kn weights, :math:`w_i / n` for each mini-batch of task i.
 
     Args:
         method: A name from :func:`ntkmtl.weighting.names`, or a weighting.
@@ -57,12 +58,12 @@ def as_torchjd(
         **options: Settings of a method given by name, such as ``exponent``.
 
     Returns:
-        A TorchJD weighting. Its ``state_dict`` holds the method's state; its attribute
-        ``weighting`` is the method, whose ``end_epoch`` is yours to call if it counts epochs.
+        A TorchJD weighting. Its ``state_dict`` includes the method's state. Its attribute
+        ``weighting`` is the method; call its ``end_epoch`` if it counts epochs.
 
     Raises:
-        ValueError: The method does not read the kernel, or wants more than the kernel of each step
-            (the losses, parameters of its own, a part in the heads' training).
+        ValueError: The method does not read a kernel, or needs more than the kernel of each step
+            (losses, learned parameters, an objective for heads).
         TypeError: ``method`` is neither a name nor a weighting, or has no such setting.
 
     Example:
@@ -93,20 +94,20 @@ def as_torchjd(
 
 
 def from_torchjd(weighting: TorchJDWeighting[Any] | GramianWeightedAggregator) -> GramianWeighting:
-    """Make one of our weightings of a TorchJD weighting.
+    """Convert a TorchJD weighting to a weighting of this package.
 
-    Give the result to :class:`ntkmtl.Balancer`, which then finds the Gramian from any source. The
-    weighting gets it in float64, not scaled, for the tasks with labels in this batch only.
+    Pass the result to :class:`ntkmtl.Balancer`, which computes the Gramian from any source. The
+    weighting receives it in float64, unscaled, for the tasks with labels in this batch only.
 
     Args:
-        weighting: A TorchJD weighting of Gramians, or an aggregator made of one.
+        weighting: A TorchJD weighting of Gramians, or an aggregator with one.
 
     Returns:
         A weighting that reads the Gramian.
 
     Raises:
         ValueError: The TorchJD weighting reads the gradients themselves, or those of two batches.
-        TypeError: It is something else.
+        TypeError: The argument is something else.
 
     Example:
         >>> import torch
@@ -134,7 +135,7 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
             raise ValueError(
                 f"{label} reads the {what}, of which a Gramian knows nothing; use ntkmtl.Balancer"
             )
-        if _wants_more(weighting):
+        if _needs_more(weighting):
             raise ValueError(
                 f"{label} wants more than a Gramian per step (the losses, parameters of its own, "
                 "or a part in the heads' training), which TorchJD's interface has no place for; "
@@ -173,7 +174,7 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
         return (weights / n).repeat_interleave(n).to(gramian)
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return what the next weights depend on besides the Gramian."""
+        """Return the state that the next weights depend on besides the Gramian."""
         return {
             "tasks": self._tasks,
             "calls": self._calls,
@@ -181,7 +182,7 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`get_extra_state` returned."""
+        """Restore a state from :meth:`get_extra_state`."""
         self._tasks = state["tasks"]
         self._calls = state["calls"]
         if self._tasks is not None:
@@ -190,14 +191,14 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
 
 
 class TorchJD(GramianWeighting):
-    """A TorchJD weighting inside the Balancer. See :func:`from_torchjd`.
+    """A TorchJD weighting for the Balancer. See :func:`from_torchjd`.
 
     Args:
-        weighting: A TorchJD weighting of Gramians, or an aggregator made of one.
+        weighting: A TorchJD weighting of Gramians, or an aggregator with one.
 
     Raises:
         ValueError: The TorchJD weighting reads the gradients themselves, or those of two batches.
-        TypeError: It is something else.
+        TypeError: The argument is something else.
     """
 
     def __init__(self, weighting: TorchJDWeighting[Any] | GramianWeightedAggregator) -> None:
@@ -220,7 +221,7 @@ class TorchJD(GramianWeighting):
         self._tasks: list[int] | None = None
 
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
-        # TorchJD keeps states by row, and a task without labels moves the rows.
+        # TorchJD keeps states by row, and a task without labels shifts the rows.
         present = tasks.tolist()
         if self._stateful and self._tasks not in (None, present):
             raise ValueError(
@@ -242,10 +243,10 @@ class TorchJD(GramianWeighting):
         return weights.to(torch.float64)
 
     def _get_state(self) -> dict[str, Any]:
-        """Return the weighting's class and what it registered as parameters and buffers.
+        """Return the weighting's class name and its registered parameters and buffers.
 
         Raises:
-            NotImplementedError: It keeps a state that TorchJD does not save.
+            NotImplementedError: It has a state that TorchJD does not save.
         """
         label = type(self.weighting).__name__
         if self._stateful:
@@ -256,10 +257,10 @@ class TorchJD(GramianWeighting):
         return {"torchjd": label, **self.weighting.state_dict()}
 
     def _set_state(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`_get_state` returned.
+        """Restore a state from :meth:`_get_state`.
 
         Raises:
-            ValueError: The state is another weighting's.
+            ValueError: The state is of another weighting.
         """
         found, own = state.pop("torchjd"), type(self.weighting).__name__
         if found != own:
@@ -267,10 +268,10 @@ class TorchJD(GramianWeighting):
         self.weighting.load_state_dict(state)
 
 
-def _wants_more(weighting: Weighting) -> bool:
-    """Whether a method that reads the kernel is more than weights made of it."""
+def _needs_more(weighting: Weighting) -> bool:
+    """Whether a method that reads a kernel also needs something else."""
     if isinstance(weighting, CRMOGM):
-        return _wants_more(weighting._inner)
+        return _needs_more(weighting._inner)
     return (
         isinstance(weighting, (GradNorm, IMTL, PINNNTK))
         or weighting.needs_after_step
@@ -286,7 +287,7 @@ def _keeps_state(part: object) -> bool:
 
 
 def _reads_matrix(part: object) -> bool:
-    """Whether a TorchJD weighting says that it reads a matrix which is not a Gramian."""
+    """Whether a TorchJD weighting is declared to read a matrix that is not a Gramian."""
     if not isinstance(part, TorchJDWeighting) or isinstance(part, _COUNT_ROWS):
         return False
     for base in type(part).__mro__:

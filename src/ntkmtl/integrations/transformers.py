@@ -29,25 +29,25 @@ _REMEDY = "put further terms among outputs['losses'], and factors into Balancer(
 
 
 class BalancedTrainer(Trainer):
-    """A Trainer that balances the losses which the model returns.
+    """A Trainer that balances the losses returned by the model.
 
-    The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. Everything else of
-    the Trainer stays: accumulation, clipping, mixed precision, DDP, evaluation, adapters of peft.
-    What it reports holds ``loss/NAME``, ``weight/NAME`` and, where it was measured,
-    ``eigenvalue/NAME`` of the last step; checkpoints hold the Balancer's state; and methods are
-    told of steps and epochs. The optimizer is given what the method learns.
+    The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. The rest works as
+    in ``Trainer``: accumulation, clipping, mixed precision, DDP, evaluation, adapters of peft. Logs
+    contain ``loss/NAME``, ``weight/NAME`` and, if it was computed, ``eigenvalue/NAME`` of the last
+    step. Checkpoints include the Balancer's state. Methods are informed about steps and epochs, and
+    their learned parameters are added to the optimizer.
 
     Args:
         *args: As for ``Trainer``.
-        balancer: Weighs the losses. Name its ``tasks`` where the method learns weights.
+        balancer: The Balancer. If its method learns weights, it needs ``tasks``.
         **kwargs: As for ``Trainer``.
 
     Attributes:
-        balancer: As given.
+        balancer: The Balancer.
 
     Raises:
-        TypeError: ``balancer`` is none.
-        ValueError: ``compute_loss_func`` is given, which returns one loss.
+        TypeError: ``balancer`` is not a Balancer.
+        ValueError: ``compute_loss_func`` is given, which returns a single loss.
 
     Example:
         >>> import tempfile, torch
@@ -86,14 +86,14 @@ class BalancedTrainer(Trainer):
                 "compute_loss_func returns one loss; let the model return the losses of the tasks "
                 "as outputs['losses']"
             )
-        # The losses are means over their batch: their number of items is not to divide them.
+        # Losses are means over the batch, so the Trainer must not divide by the number of items.
         self.model_accepts_loss_kwargs = False
         self.add_callback(_Events(self))
 
     # ------------------------------------------------------------------ the backward pass
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Make the accelerator, with the balanced backward pass in place of its own."""
+        """Create the accelerator, and replace its backward pass by the balanced one."""
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled:
             raise ValueError(
@@ -109,11 +109,11 @@ class BalancedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the sum of the losses, and keep them for the backward pass.
+        """Return the sum of the losses, and store the losses for the backward pass.
 
         Raises:
-            ValueError: The model does not return its losses, or its loss is not their sum, which
-                is looked at once.
+            ValueError: The model does not return its losses, or its loss is not their sum (checked
+                once).
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
@@ -136,7 +136,7 @@ class BalancedTrainer(Trainer):
         return losses
 
     def _backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Stand in for ``accelerator.backward(loss)``."""
+        """Replace ``accelerator.backward(loss)``."""
         pending, self._pending = self._pending, None
         if pending is None:
             raise RuntimeError(
@@ -144,7 +144,7 @@ class BalancedTrainer(Trainer):
             )
         losses, total = pending
         require_same_sum(loss, total, 1, _REMEDY)
-        # Older Trainers have no number for a last, shorter accumulation, and divide by this.
+        # Older Trainers divide by this number also in a last, shorter accumulation.
         usual = self.args.gradient_accumulation_steps
         steps = getattr(self, "current_gradient_accumulation_steps", usual)
         result = self.balancer.backward(losses, scaler=self.accelerator.scaler, scale=1 / steps)
@@ -152,7 +152,7 @@ class BalancedTrainer(Trainer):
 
     def _end_step(self) -> None:
         for learned in self.balancer.parameters():
-            learned.grad = None  # the Trainer empties the gradients of the model alone
+            learned.grad = None  # the Trainer resets only gradients of the model
         if self._batch is None:
             return
         model, inputs = self._batch
@@ -160,7 +160,7 @@ class BalancedTrainer(Trainer):
             losses = self._losses_in(model(**inputs))
         self.balancer.after_step(losses)
 
-    # ------------------------------------------------------------------ around it
+    # ------------------------------------------------------------------ other hooks
 
     def prediction_step(
         self,
@@ -169,7 +169,7 @@ class BalancedTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        """Predict; the losses are no predictions."""
+        """Predict, without returning the losses as predictions."""
         if ignore_keys is None:
             config = getattr(self.model, "config", None)
             ignore_keys = list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
@@ -178,7 +178,7 @@ class BalancedTrainer(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the optimizer, for what the method learns as well."""
+        """Create the optimizer, including the method's learned parameters."""
         before = self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         learned = list(self.balancer.parameters())
@@ -187,7 +187,7 @@ class BalancedTrainer(Trainer):
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Report, with losses, weights and eigenvalues of the last step beside the loss."""
+        """Log, with losses, weights and eigenvalues of the last step besides the loss."""
         if "loss" in logs:
             logs = {**logs, **{name: value.item() for name, value in self._record.items()}}
         super().log(logs, *args, **kwargs)
@@ -195,10 +195,10 @@ class BalancedTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train, and resume with the Balancer as it was.
+        """Train; when resuming, restore the Balancer's state.
 
         Raises:
-            FileNotFoundError: The checkpoint holds no state of a Balancer.
+            FileNotFoundError: The checkpoint has no state of a Balancer.
         """
         found = resume_from_checkpoint
         if found is True:
@@ -215,10 +215,10 @@ class BalancedTrainer(Trainer):
 
 
 def _require_sum(loss: Tensor, losses: Losses) -> None:
-    """Refuse a loss with terms or factors that the losses do not show.
+    """Check that the model's loss is the sum of its losses, up to rounding in half precision.
 
     Raises:
-        ValueError: It is not their sum, to what half precision leaves of one.
+        ValueError: It is not.
     """
     names, losses = task_names(losses)
     pairs = zip(names, in_order(losses, names), strict=True)
@@ -226,7 +226,7 @@ def _require_sum(loss: Tensor, losses: Losses) -> None:
     total = sum(float(one[0].detach()) for one in known if one is not None)
     found = float(loss.detach())
     near = abs(found - total) <= 0.02 * max(abs(found), abs(total))
-    if math.isfinite(total) and not near:  # a term that is not a number is near to nothing
+    if math.isfinite(total) and not near:  # NaN in the loss alone counts as different
         raise ValueError(
             f"outputs['loss'] is {found:.4g}, where the sum of outputs['losses'] is {total:.4g}: "
             f"what makes the difference would be lost; {_REMEDY}"
@@ -234,7 +234,7 @@ def _require_sum(loss: Tensor, losses: Losses) -> None:
 
 
 class _Events(TrainerCallback):
-    """Tells the Balancer of steps, epochs and checkpoints."""
+    """Informs the Balancer about steps, epochs and checkpoints."""
 
     def __init__(self, trainer: BalancedTrainer) -> None:
         self.trainer = trainer

@@ -1,4 +1,4 @@
-"""The extended neural tangent kernel as one object."""
+"""The class :class:`ExtendedNTK`: the extended neural tangent kernel."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ class ExtendedNTK:
     r"""The extended NTK of k tasks on n mini-batches (Eq. 8 and 9 of the NTKMTL paper).
 
     ``K[i, u, j, v]`` is the inner product of the gradients of task i's loss on mini-batch u and of
-    task j's loss on mini-batch v. It holds every block, or only the k diagonal ones where the
-    others do not exist (one representation per task) or were not asked for.
+    task j's loss on mini-batch v. The object holds all blocks, or only the k diagonal ones if the
+    others do not exist (each task has its own representation) or were not computed.
 
     Args:
-        values: All blocks, shape (k, n, k, n). Symmetric positive semi-definite as a (kn, kn)
-            matrix, which is not checked.
+        values: All blocks, shape (k, n, k, n). Must be symmetric positive semi-definite as a
+            (kn, kn) matrix, which is not checked.
         blocks: The diagonal blocks only, shape (k, n, n). Give either this or ``values``.
-        shares: Share of task i's labelled samples that mini-batch u holds, shape (k, n), rows
-            summing to 1. ``1 / n`` each if None.
+        shares: Share of task i's labelled samples that are in mini-batch u, shape (k, n); rows sum
+            to 1. None for ``1 / n`` each.
         diagonal: True if each block is known to be a diagonal matrix, so that its eigenvalues need
             no solver.
 
@@ -135,7 +135,7 @@ class ExtendedNTK:
         return self._blocks[i] if i == j else self.values[i, :, j, :]
 
     def _with(self, tensor: Tensor, shares: Tensor | None) -> ExtendedNTK:
-        """Return the same kind of kernel with other numbers."""
+        """Return a kernel of the same form with other numbers."""
         if self._values is not None:
             return ExtendedNTK(tensor, shares=shares, diagonal=self._diagonal)
         return ExtendedNTK(blocks=tensor, shares=shares, diagonal=self._diagonal)
@@ -145,17 +145,17 @@ class ExtendedNTK:
         return self._blocks if self._values is None else self._values
 
     def cpu(self) -> ExtendedNTK:
-        """Return the kernel in main memory, where small eigenproblems are quickest."""
+        """Return the kernel on the CPU, where small eigenproblems are solved fastest."""
         if self._blocks.device.type == "cpu":
             return self
         return self._with(self._tensor.cpu(), None if self._shares is None else self._shares.cpu())
 
     def replaced(self, tensor: Tensor) -> ExtendedNTK:
-        """Return the kernel with other entries of the same meaning and shape."""
+        """Return the kernel with other entries, in the shape of ``values`` or ``blocks``."""
         return self._with(tensor, self._shares)
 
     def select(self, tasks: Sequence[int]) -> ExtendedNTK:
-        """Return the kernel of some of the tasks, by position."""
+        """Return the kernel of the tasks at some positions."""
         at = torch.tensor(list(tasks), device=self._blocks.device)
         shares = None if self._shares is None else self._shares[at]
         if self._values is None:
@@ -172,8 +172,8 @@ class ExtendedNTK:
     def max_eigenvalues(self) -> Tensor:
         """Return the largest eigenvalue of each diagonal block, float64 of shape (k,).
 
-        Computed in float64: in closed form for n = 1, n = 2 and diagonal blocks, by a symmetric
-        solver otherwise. Rounding below zero is cut off.
+        Computed in float64: in closed form for n = 1, n = 2 and diagonal blocks, otherwise by a
+        symmetric eigensolver. Values that rounding made negative become 0.
         """
         blocks = self._blocks.detach().to(torch.float64)
         n = self.minibatches
@@ -191,9 +191,9 @@ class ExtendedNTK:
     def gramian(self) -> Tensor:
         """Return the Gramian of the k whole-batch gradients, float64 of shape (k, k).
 
-        The blocks averaged over both mini-batch axes, each mini-batch counting by its share of the
-        task's samples: exactly the Gramian of the batch's own gradients, also where n does not
-        divide the batch.
+        Blocks are averaged over both mini-batch axes, weighted by the mini-batches' shares of the
+        samples. This is exactly the Gramian of the whole batch's gradients, also where n does not
+        divide the batch size.
 
         Raises:
             ValueError: Only the diagonal blocks exist.
@@ -205,24 +205,24 @@ class ExtendedNTK:
     def affinity(self) -> Tensor:
         """Return the cosine between the tasks' gradients, float64 of shape (k, k).
 
-        Entries are in [-1, 1]: 1 where two tasks pull the same way, negative where they conflict,
-        0 where a gradient vanishes.
+        Entries are in [-1, 1]: 1 for gradients of the same direction, negative for conflicting
+        ones, 0 if a gradient is zero.
 
         Raises:
             ValueError: Only the diagonal blocks exist.
         """
         gramian = self.gramian()
         norms = gramian.diagonal().clamp_min(0.0).sqrt()
-        # Divided one side at a time: the product of two tiny norms may be zero.
+        # Divide by one norm at a time: the product of two tiny norms may underflow to zero.
         inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
         cosine = (gramian * inverse[:, None] * inverse[None, :]).clamp(-1.0, 1.0)
         return cosine.fill_diagonal_(1.0) * ((norms > 0)[:, None] & (norms > 0)[None, :])
 
     def weighted(self, weights: Tensor) -> ExtendedNTK:
-        """Return the kernel under task weights, w w^T times K (Prop. 3.3, Eq. 13).
+        """Return the kernel of weighted losses, with blocks w_i w_j K_ij (Prop. 3.3, Eq. 13).
 
-        That is exact for this kernel of losses, as the gradient of w_i l_i is w_i times that of
-        l_i. Of kernels of outputs it is not: see docs/analysis/theory.md.
+        This is exact for a kernel of losses, as the gradient of w_i l_i is w_i times that of l_i.
+        It is not for a kernel of outputs: see docs/analysis/theory.md.
 
         Args:
             weights: Shape (k,).

@@ -1,4 +1,4 @@
-"""The dense NTK of a network's outputs, by Jacobians or by NTK-vector products."""
+"""The dense NTK of a network's outputs, from Jacobians or from NTK-vector products."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ntkmtl.kernel._chunks import Chunk
 from ntkmtl.kernel._outputs_function import (
-    Chunk,
     Forward,
     OutputFunction,
     Outputs,
@@ -30,18 +30,18 @@ METHODS: tuple[Method, ...] = ("jacobian", "rows", "ntvp", "auto")
 DEFAULT_BUDGET = 2 << 30
 
 PRODUCTS = 64
-"""NTK-vector products that are computed side by side."""
+"""Number of NTK-vector products computed at once."""
 
 Rows: TypeAlias = list[Tensor]
-"""Per parameter, the Jacobian of some samples: shape (samples, width, entries)."""
+"""Jacobian of some samples: one tensor per parameter, of shape (samples, width, entries)."""
 
 
 class MemoryBudgetError(ValueError):
-    """What was asked for would take more memory than the budget allows.
+    """A kernel needs more memory than the budget allows.
 
     Attributes:
-        needed: Bytes that it would take.
-        budget: Bytes that were allowed.
+        needed: Bytes needed.
+        budget: Bytes allowed.
     """
 
     def __init__(self, needed: int, budget: int, message: str) -> None:
@@ -78,39 +78,41 @@ def output_ntk(
         (K_{ij})_{uv} = \left\langle \frac{\partial f_i(\theta, x_u)}{\partial \theta},
             \frac{\partial f_j(\theta, x_v)}{\partial \theta} \right\rangle
 
-    The network's parameters, buffers, ``.grad``, mode and random states are left as they were.
+    The network's parameters, buffers, ``.grad``, mode and the random states do not change.
 
     Args:
         function: A module; or a pure function of (parameters as a dict, inputs).
         inputs: One batch: a tensor, or tensors in lists, dicts or named tuples; a plain tuple holds
             positional arguments. Samples are along ``batch_dim`` of every tensor. Any other object
-            (a batch of graphs) is a batch that cannot be taken apart; several of them come as
+            (a batch of graphs, say) is one batch that cannot be sliced; pass several of them as
             :class:`Batches`.
-        parameters: With respect to what: all trainable ones (``"all"`` or None), ``"shared"`` (what
-            ``shared_parameters()`` of the network yields), tensors, or a filter of name and
+        parameters: With respect to what: all trainable parameters (``"all"`` or None), ``"shared"``
+            (those of the network's ``shared_parameters()``), tensors, or a filter of name and
             parameter. Frozen ones are left out, tied ones count once. For a function, the dict.
-        outputs: ``"full"`` keeps all components of a task's output, ``"trace"`` sums over equal
-            components (for tasks with one number each, the same thing), ``"projection"`` keeps
-            ``directions`` random combinations of them, whose trace estimates the trace.
-        method: ``"jacobian"``: Jacobians by ``vmap`` and ``jacrev``, then their products.
-            ``"rows"``: the same, one backward pass per output; for networks that ``vmap`` cannot
-            take and batches that cannot be taken apart. ``"ntvp"``: one backward and one
-            forward-mode pass per column, no Jacobian in memory; better for many outputs per sample.
-            ``"auto"``: the first of these that works and fits; the result's ``method`` says which.
-        forward: How the module is called, from the module and its inputs. By default
-            ``module(*inputs)``; ``module.predict(module.represent(inputs))`` where a module has
-            these and no ``forward``.
-        names: Names of the tasks; the keys of a dict, or positions.
-        task_dim: For a network that returns one tensor: the dimension that counts tasks. One task
-            if None.
-        batch_dim: Dimension of the samples in the inputs (outputs have them along 0). None for a
-            batch that shall be taken as a whole.
+        outputs: ``"full"`` keeps all components of a task's output. ``"trace"`` sums the kernel
+            over equal components; for tasks with one number each it is the same as ``"full"``.
+            ``"projection"`` keeps ``directions`` random combinations of the components, whose trace
+            estimates the trace.
+        method: ``"jacobian"`` computes Jacobians by ``vmap`` and ``jacrev``, then their products.
+            ``"rows"`` computes them with one backward pass per output, for networks that ``vmap``
+            does not support and batches that cannot be sliced. ``"ntvp"`` takes one backward and
+            one forward-mode pass per column and holds no Jacobian; better for many outputs per
+            sample. ``"auto"`` takes the first of these that works and fits in memory; the result's
+            ``method`` tells which.
+        forward: How the module is called: a function of the module and its inputs. By default
+            ``module(*inputs)``; ``module.predict(module.represent(inputs))`` for a module that has
+            these two methods and no ``forward``.
+        names: Names of the tasks. By default the keys of a returned dict, or positions.
+        task_dim: For a network that returns one tensor: its dimension of the tasks. None for one
+            task.
+        batch_dim: Dimension of the samples in the inputs (in outputs it is 0). None for a batch
+            that must not be sliced.
         directions: Number r of random directions per task.
-        seed: Of the random directions.
-        chunk_size: Samples per pass. Bounds what activations take; where the whole Jacobian does
-            not fit, also the memory of Jacobians, which are then computed repeatedly.
-        memory_budget: Bytes that kernel and Jacobians may take, checked before starting.
-            Activations come on top and are not known beforehand: chunks keep them small.
+        seed: Seed of the random directions.
+        chunk_size: Samples per pass. Limits the memory of activations; if the whole Jacobian does
+            not fit, also that of Jacobians, which are then computed repeatedly.
+        memory_budget: Bytes that kernel and Jacobians may take, checked before the computation.
+            Activations come on top and are not counted: small chunks keep them small.
         jvp: For ``"ntvp"``: see :class:`OutputNTKOperator`.
         check: Check on 8 samples that outputs are the same when computed again and without the
             other samples. Costs four small forward passes.
@@ -119,7 +121,8 @@ def output_ntk(
         The kernel, in the parameters' dtype.
 
     Raises:
-        MemoryBudgetError: It would not fit. The error says what it takes and what to use instead.
+        MemoryBudgetError: The kernel does not fit. The message says what it needs and what to use
+            instead.
         ValueError: A batch norm or dropout is in training mode, an output depends on chance or on
             the other samples of its batch, no trainable parameter is left, or an argument does not
             fit the network or the inputs.
@@ -177,7 +180,7 @@ def output_ntk(
 
 
 class _Dense:
-    """One kernel on its way."""
+    """The computation of one dense kernel."""
 
     result: Tensor
 
@@ -187,7 +190,7 @@ class _Dense:
         self.diagonal = self.traced and len(set(f.components)) > 1
         self.rows = [f.samples * (1 if self.traced else c) for c in f.components]
 
-    # What it takes.
+    # ------------------------------------------------------------------ memory
 
     @property
     def _itemsize(self) -> int:
@@ -205,7 +208,7 @@ class _Dense:
         return samples * self.f.width * self.f.size * self._itemsize
 
     def product_bytes(self, first: int, second: int) -> int:
-        """Bytes of the products of two chunks' rows, before they are put in their place."""
+        """Bytes of the products of two chunks' rows, before they are written into the result."""
         k = len(self.f.components)
         if self.diagonal:
             return first * second * self._itemsize
@@ -213,27 +216,27 @@ class _Dense:
         return first * second * width * width * self._itemsize
 
     def streamed_bytes(self, chunk: int) -> int:
-        """Bytes with the Jacobians of two chunks at a time."""
+        """Bytes in total, with the Jacobians of two chunks in memory at a time."""
         jacobians = self.jacobian_bytes(chunk) * (1 if chunk >= self.f.samples else 2)
         return self.kernel_bytes + jacobians + self.product_bytes(chunk, chunk)
 
     def ntvp_bytes(self, chunk: int) -> int:
-        """Bytes with NTK-vector products."""
+        """Bytes in total with NTK-vector products."""
         rows = self._products_of(chunk)
         pushed = rows * self.f.width * chunk * self.f.width * self._itemsize
         # Gradients and tangents are of the same size.
         return self.kernel_bytes + 2 * self.jacobian_bytes(rows) + 2 * pushed
 
     def _products_of(self, chunk: int) -> int:
-        """Samples whose gradients are pushed side by side."""
+        """Number of samples whose products are computed at once."""
         return min(max(1, PRODUCTS // self.f.width), chunk)
 
     def plan(self, method: Method, chunk_size: int | None, budget: int) -> Method:
-        """Choose the way, and chunks if that is left open.
+        """Choose the method, and the chunk size if it is not given.
 
         Raises:
-            MemoryBudgetError: Nothing that was asked for fits.
-            ValueError: vmap was asked for on a batch that cannot be taken apart.
+            MemoryBudgetError: No allowed method fits in memory.
+            ValueError: The method needs vmap, which the network or the batch does not allow.
         """
         f = self.f
         separable = f.batch_dim is not None
@@ -243,8 +246,8 @@ class _Dense:
                 'one dimension; use method="rows" or "ntvp", or OutputNTKOperator'
             )
         way: Method = method
-        # For "auto" what fails under vmap is no error: rows need no vmap, and if something else is
-        # wrong they say so.
+        # With "auto" a failure under vmap is no error: "rows" works without vmap, and raises if
+        # something else is wrong.
         failure = self._vmap_fails() if separable and method != "rows" else None
         if method == "auto":
             way = "jacobian" if separable and failure is None else "rows"
@@ -304,19 +307,19 @@ class _Dense:
         raise MemoryBudgetError(needed, budget, text)
 
     def _vmap_fails(self) -> RuntimeError | None:
-        """Return why vmap cannot take the network, found by trying one sample; None if it can."""
+        """Try vmap on one sample, and return the error if it fails."""
         whole = self.f.chunks[0]
         dim = self.f.batch_dim
         assert dim is not None
         try:
             self._vmapped(whole.part(dim, whole.start, whole.start + 1))
         except RuntimeError as error:
-            # Operations without a batching rule, values read out of tensors, old-style custom
-            # functions: each has a message of its own.
+            # vmap raises RuntimeError with various messages: for operations without a batching
+            # rule, values read out of tensors, old-style custom functions.
             return error
         return None
 
-    # Jacobians.
+    # ------------------------------------------------------------------ Jacobians
 
     def _vmapped(self, chunk: Chunk) -> Rows:
         f = self.f
@@ -328,17 +331,17 @@ class _Dense:
         return [found[name].reshape(len(chunk), f.width, -1) for name in f.parameters]
 
     def _backward_rows(self, chunk: Chunk) -> Rows:
-        """One backward pass per sample and output."""
+        """Compute the Jacobian with one backward pass per sample and output."""
         dim = self.f.batch_dim
         if dim is None or len(chunk) == 1:
             return self._graph_rows(chunk)(0, len(chunk))
-        # A backward pass through one sample, not through the chunk that it is part of.
+        # Each sample is run alone: a backward pass through the whole chunk would be slower.
         singles = [chunk.part(dim, u, u + 1) for u in range(chunk.start, chunk.stop)]
         parts = [self._graph_rows(single)(0, 1) for single in singles]
         return [torch.cat(same) for same in zip(*parts, strict=True)]
 
     def _graph_rows(self, chunk: Chunk) -> Callable[[int, int], Rows]:
-        """Run the network once; return a function from samples of the chunk to their Jacobian."""
+        """Run the network once; return a function from a range of samples to their Jacobian."""
         f = self.f
         parameters = {name: p.clone().requires_grad_() for name, p in f.parameters.items()}
         outputs = f(parameters, chunk.load())
@@ -363,7 +366,7 @@ class _Dense:
         return rows
 
     def by_jacobians(self, way: Method, budget: int) -> None:
-        """Fill :attr:`result` with products of Jacobians, kept if they all fit."""
+        """Fill :attr:`result` with products of Jacobians. These are kept in memory if they fit."""
         f = self.f
         compute = self._vmapped if way == "jacobian" else self._backward_rows
         chunk = max(len(c) for c in f.chunks)
@@ -384,7 +387,7 @@ class _Dense:
                 kept.append(rows)
 
     def _multiply(self, first: slice, rows: Rows, second: slice, others: Rows) -> None:
-        """Put the products of two chunks' rows in their place."""
+        """Write the products of two chunks' rows into :attr:`result`."""
         f = self.f
         n, m = first.stop - first.start, second.stop - second.start
         if self.diagonal:
@@ -397,15 +400,15 @@ class _Dense:
                 self.result[i, first, second] = block
                 self.result[i, second, first] = block.T
             return
-        # (task, component and parameter) make one long axis of the trace; otherwise each output
-        # has a row of its own.
+        # For the trace, the components of a task are part of the summed axis; otherwise each
+        # output is one row.
         k = len(f.components)
         per = k if self.traced else f.width
         left = [r.reshape(n * per, -1) for r in rows]
         right = [r.reshape(m * per, -1) for r in others]
         self._put(first, second, _products(left, right, f.dtype).view(n, per, m, per))
 
-    # NTK-vector products.
+    # ------------------------------------------------------------------ NTK-vector products
 
     def by_products(self, jvp: Literal["forward", "double-backward"]) -> None:
         """Fill :attr:`result` column by column."""
@@ -416,12 +419,12 @@ class _Dense:
                 count = window.stop - window.start
                 tangents = [r.reshape(count * f.width, -1) for r in rows]
                 for first in f.chunks[b:]:
-                    # (count, width, n, width): rows that were pushed, then outputs.
+                    # (count, width, n, width): the vector's sample and output, then the result's.
                     pushed = self._push(first, tangents, jvp).view(count, f.width, len(first), -1)
                     self._reduce(first.window, window, pushed)
 
     def _row_blocks(self, chunk: Chunk) -> Iterator[tuple[slice, Rows]]:
-        """Yield the Jacobian of a chunk, a few samples at a time."""
+        """Yield the Jacobian of a chunk for a few samples at a time."""
         f = self.f
         step = self._products_of(len(chunk))
         dim = f.batch_dim
@@ -437,7 +440,7 @@ class _Dense:
     def _push(
         self, chunk: Chunk, tangents: Rows, jvp: Literal["forward", "double-backward"]
     ) -> Tensor:
-        """Return J v of a chunk for several v at once, shape (number of v, n, width)."""
+        """Return J v of a chunk for several vectors v at once, shape (number of v, n, width)."""
         f = self.f
         arguments = chunk.load()
         shaped = {
@@ -463,7 +466,7 @@ class _Dense:
         return found
 
     def _reduce(self, first: slice, second: slice, pushed: Tensor) -> None:
-        """Put products in their place; ``pushed[v, p, u, o]`` is output o of u along row (v, p)."""
+        """Write into the result: ``pushed[v, p, u, o]`` is entry ((u, o), (v, p)) of the kernel."""
         f = self.f
         block = pushed.permute(2, 3, 0, 1)
         if self.diagonal:
@@ -480,7 +483,7 @@ class _Dense:
             block = split.diagonal(dim1=2, dim2=5).sum(-1)
         self._put(first, second, block)
 
-    # Where things go.
+    # ------------------------------------------------------------------ the result
 
     def _start(self) -> None:
         f = self.f
@@ -489,7 +492,7 @@ class _Dense:
         self.result = torch.zeros(shape, dtype=f.dtype, device=f.device)
 
     def _put(self, first: slice, second: slice, block: Tensor) -> None:
-        """Put (n, outputs, m, outputs) into the matrix, whose rows come by task, then sample."""
+        """Write (n, outputs, m, outputs) into the matrix, ordered by task, then sample."""
         sizes = [1] * len(self.rows) if self.traced else list(self.f.components)
         offsets = [sum(sizes[:i]) for i in range(len(sizes))]
         starts = [sum(self.rows[:i]) for i in range(len(sizes))]
@@ -504,7 +507,7 @@ class _Dense:
 
 
 def _products(left: Rows, right: Rows, dtype: torch.dtype) -> Tensor:
-    """Return the inner products of two sets of rows, one parameter after the other."""
+    """Return the inner products of two sets of rows, summed over parameters."""
     total = torch.zeros(len(left[0]), len(right[0]), dtype=dtype, device=left[0].device)
     for a, b in zip(left, right, strict=True):
         total.addmm_(a.to(dtype), b.to(dtype).T)

@@ -1,28 +1,29 @@
-"""A network as a pure function of its parameters, and its inputs in chunks.
+"""A network as a pure function of its parameters, with its inputs in chunks.
 
-Nothing here differentiates: it says what is differentiated, checks that it can be, and hands out
-the data chunk by chunk.
+Defines what kernels of outputs differentiate, and checks network and inputs. Nothing is
+differentiated here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
-__all__ = ["Batches", "Forward", "OutputFunction", "Outputs", "ParametersLike", "prepare"]
+from ntkmtl.kernel._chunks import Batches, Chunk, as_arguments, batch_size, cut
+from ntkmtl.kernel._nested import leaves_of, map_leaves
+
+__all__ = ["Forward", "OutputFunction", "Outputs", "ParametersLike", "prepare"]
 
 Outputs: TypeAlias = Literal["full", "trace", "projection"]
-"""What becomes of the components of a task's output."""
+"""What is done with the components of a task's output."""
 
 Forward: TypeAlias = Callable[..., Any]
-"""How a module is called: from the module and its inputs to its outputs."""
+"""A function from a module and its inputs to its outputs."""
 
 ParametersLike: TypeAlias = (
     Literal["all", "shared"]
@@ -35,116 +36,13 @@ ParametersLike: TypeAlias = (
 OUTPUTS: tuple[Outputs, ...] = ("full", "trace", "projection")
 
 PROBE = 8
-"""Samples that the checks before the start are made with."""
+"""Number of samples used for the checks before the start."""
 
-_PLAIN = (type(None), bool, int, float, str)
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-class Batches(Sequence[Any]):
-    """Batches that are a chunk of the data each, for samples that no slice can take apart.
-
-    A graph network's batch joins its graphs in one list of nodes and one of edges: there is no
-    dimension to cut along. Whoever made the batch can make several smaller ones.
-
-    Args:
-        batches: The batches, at least one. A lazy sequence, which makes or loads a batch when it is
-            asked for, keeps memory small; each batch is asked for several times and must be the
-            same each time.
-
-    Raises:
-        ValueError: There is no batch.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from ntkmtl.kernel import output_ntk
-        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-        >>> output_ntk(nn.Linear(1, 1, bias=False), Batches([x[:2], x[2:]])).matrix()
-        tensor([[1., 2., 3.],
-                [2., 4., 6.],
-                [3., 6., 9.]])
-    """
-
-    def __init__(self, batches: Sequence[Any]) -> None:
-        if len(batches) == 0:
-            raise ValueError("Batches needs at least one batch, found none")
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._batches[index]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A range of samples, and how to get at them.
-
-    Attributes:
-        start: First sample.
-        stop: Last sample + 1.
-        load: Returns the positional arguments that the network is called with.
-    """
-
-    start: int
-    stop: int
-    load: Callable[[], tuple[Any, ...]]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def window(self) -> slice:
-        """The samples as a slice."""
-        return slice(self.start, self.stop)
-
-    def part(self, batch_dim: int, start: int, stop: int) -> Chunk:
-        """Return some of its samples, counted as in the whole data."""
-
-        def load() -> tuple[Any, ...]:
-            return cut(self.load(), batch_dim, start - self.start, stop - self.start)
-
-        return Chunk(start, stop, load)
-
-
-def _arguments(inputs: Any) -> tuple[Any, ...]:
-    # A NamedTuple is one batch object; a plain tuple holds positional arguments.
-    return inputs if type(inputs) is tuple else (inputs,)
-
-
-def batch_size(arguments: tuple[Any, ...], batch_dim: int | None) -> int | None:
-    """Return the number of samples that slices along ``batch_dim`` can take apart, None if none.
-
-    All tensors must have that dimension and agree on its size; anything else among the inputs must
-    be a plain constant.
-    """
-    if batch_dim is None:
-        return None
-    leaves, _ = tree_flatten(arguments)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    if not tensors or any(not isinstance(leaf, (Tensor, *_PLAIN)) for leaf in leaves):
-        return None
-    if any(not -t.ndim <= batch_dim < t.ndim for t in tensors):
-        return None
-    sizes = {t.shape[batch_dim] for t in tensors}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def cut(arguments: tuple[Any, ...], batch_dim: int, start: int, stop: int) -> tuple[Any, ...]:
-    """Return the arguments with samples ``start`` to ``stop`` only, without a copy."""
-    leaves, spec = tree_flatten(arguments)
-    parts = [
-        leaf.narrow(batch_dim, start, stop - start) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]
-    result: tuple[Any, ...] = tree_unflatten(parts, spec)
-    return result
-
-
 class _Called(nn.Module):
-    """A module with another way of being called, as :func:`torch.func.functional_call` wants it."""
+    """Wraps a module and a function that calls it, for :func:`torch.func.functional_call`."""
 
     def __init__(self, module: nn.Module, call: Forward) -> None:
         super().__init__()
@@ -160,7 +58,7 @@ def _default_forward(module: nn.Module) -> Forward:
     trunk, heads = getattr(module, "represent", None), getattr(module, "predict", None)
     unimplemented = type(module).forward is nn.Module.forward
     if unimplemented and callable(trunk) and callable(heads):
-        # A MultiTaskModel has no forward of its own.
+        # A MultiTaskModel does not define forward.
         return lambda m, *arguments: m.predict(m.represent(*arguments))
     if unimplemented:
         raise ValueError(
@@ -175,7 +73,7 @@ def _where(name: str, module: nn.Module) -> str:
 
 
 def require_eval(network: nn.Module) -> None:
-    """Check that no module draws at random or reads the other samples of the batch.
+    """Check that no module uses random numbers or the other samples of the batch.
 
     Raises:
         ValueError: A batch norm uses the batch's statistics, or a dropout is active. The error
@@ -215,11 +113,11 @@ def require_eval(network: nn.Module) -> None:
 def select(module: nn.Module, parameters: ParametersLike | None) -> dict[str, Tensor]:
     """Return the parameters that the kernel is with respect to, by name.
 
-    Frozen ones are left out, tied ones come once.
+    Frozen parameters are left out; tied ones are listed once.
 
     Raises:
-        ValueError: Nothing is left, a tensor is no parameter of the module, or the module has no
-            ``shared_parameters()``.
+        ValueError: No parameter is left, a tensor is not a parameter of the module, or the module
+            has no ``shared_parameters()``.
     """
     named = dict(module.named_parameters())
     if parameters is None or parameters == "all":
@@ -268,16 +166,16 @@ def _by_identity(
 
 
 class OutputFunction:
-    """What is differentiated: parameters, outputs side by side, and the data in chunks.
+    """The function to differentiate: from parameters and inputs to the outputs of all tasks.
 
     Attributes:
         parameters: Detached parameters by name.
         names: Names of the tasks.
-        components: Numbers per sample of each task's output, after a projection.
-        shapes: Shape of each task's output without the batch, before a projection.
+        components: For each task the numbers per sample of its output, after a projection if any.
+        shapes: For each task the shape of its output without the samples, before a projection.
         samples: Number of samples N.
         chunks: The data.
-        batch_dim: Dimension of the samples in the inputs, None if they cannot be taken apart.
+        batch_dim: Dimension of the samples in the inputs, None if they cannot be sliced.
         outputs: ``"full"``, ``"trace"`` or ``"projection"``.
     """
 
@@ -309,7 +207,7 @@ class OutputFunction:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that all parameters can be added up in."""
+        """The dtype that the parameters' dtypes promote to."""
         result = torch.empty(0, dtype=next(iter(self.parameters.values())).dtype)
         for p in self.parameters.values():
             result = result.to(torch.promote_types(result.dtype, p.dtype))
@@ -317,7 +215,7 @@ class OutputFunction:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(iter(self.parameters.values())).device
 
     @property
@@ -332,15 +230,15 @@ class OutputFunction:
 
     @property
     def offsets(self) -> list[int]:
-        """First column of each task among the outputs of one sample."""
+        """For each task its first column among the outputs of one sample."""
         return [sum(self.components[:i]) for i in range(len(self.components))]
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
-        """Record gradients whatever the caller's mode, and leave random states as they were.
+        """Enable gradients, and restore the random states at the end.
 
-        Fused attention has neither forward-mode nor second derivatives, nor a batching rule: the
-        plain one, which computes the same, stands in for it.
+        Fused attention is replaced by the plain implementation, because it has no forward-mode or
+        second derivatives and no batching rule.
         """
         devices = {p.device for p in self.parameters.values() if p.device.type == "cuda"}
         fast = torch.backends.mha.get_fastpath_enabled()
@@ -370,28 +268,28 @@ class OutputFunction:
 
         Args:
             parameters: By name.
-            *leaves: The tensors among the inputs, without their batch dimension.
+            *leaves: The input tensors without their batch dimension, as :meth:`leaves` orders them.
         """
         assert self.batch_dim is not None
         found = iter(leaves)
         dim = self.batch_dim
-        # A negative dimension counts from the end of the tensor with its batch dimension.
-        whole = [
-            next(found).unsqueeze(dim) if isinstance(leaf, Tensor) else leaf
-            for leaf in self._pattern
-        ]
-        return self(parameters, tree_unflatten(whole, self._spec))[0]
+        # A negative dim counts from the end of the tensor that includes the batch dimension.
+        whole = map_leaves(
+            lambda leaf: next(found).unsqueeze(dim) if isinstance(leaf, Tensor) else leaf,
+            self._pattern,
+        )
+        return self(parameters, whole)[0]
 
     def leaves(self, chunk: Chunk) -> list[Tensor]:
-        """Return the tensors among a chunk's inputs, and remember what holds them."""
-        self._pattern, self._spec = tree_flatten(chunk.load())
-        return [leaf for leaf in self._pattern if isinstance(leaf, Tensor)]
+        """Return the tensors in a chunk's inputs, and remember their nesting for one_sample."""
+        self._pattern = chunk.load()
+        return [leaf for leaf in leaves_of(self._pattern) if isinstance(leaf, Tensor)]
 
     def _projection(self, like: Tensor) -> Tensor:
-        """Return the r directions for an output of C numbers, shape (C, r), the same each time.
+        """Return the r fixed random directions for an output of C numbers, shape (C, r).
 
-        Entries are N(0, 1 / r), so that the sum over directions of the projected kernel is an
-        unbiased estimate of the sum over components.
+        Entries are N(0, 1 / r), so that the projected kernel summed over directions is an unbiased
+        estimate of the kernel summed over components.
         """
         size = like.shape[1]
         if size not in self._projections:
@@ -436,10 +334,10 @@ class OutputFunction:
         return list(zip(names, found.values(), strict=True))
 
     def describe(self, arguments: tuple[Any, ...]) -> int:
-        """Read names and shapes from one call; return how many samples it gave outputs for.
+        """Call the network once, store names and shapes of its outputs, and return their samples.
 
         Raises:
-            TypeError: What is returned are no tensors of floating-point numbers.
+            TypeError: An output is not a tensor of floating-point numbers.
             ValueError: Tasks differ in their number of samples, or batches in the outputs' shapes.
             FloatingPointError: An output is not finite.
         """
@@ -510,7 +408,7 @@ def _pure(
     parameters: ParametersLike | None,
     forward: Forward | None,
 ) -> tuple[Callable[[Mapping[str, Tensor], tuple[Any, ...]], Any], dict[str, Tensor]]:
-    """Return a function of parameters and arguments that changes nothing, and the parameters."""
+    """Return a pure function of parameters and arguments, and the parameters."""
     if not isinstance(function, nn.Module):
         if not isinstance(parameters, Mapping) or not parameters:
             raise ValueError(
@@ -531,7 +429,7 @@ def _pure(
     buffers = {f"module.{n}": b for n, b in module.named_buffers()}
 
     def call(values: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
-        # What a module writes into its buffers goes into copies.
+        # Copies, as a module may write into its buffers.
         state = {**fixed, **{n: b.clone() for n, b in buffers.items()}}
         state.update({f"module.{n}": p for n, p in values.items()})
         return torch.func.functional_call(wrapped, state, arguments)
@@ -579,7 +477,7 @@ def prepare(
         if isinstance(inputs, Batches):
             _set_batches(result, inputs, batch_dim, chunk_size, check)
         else:
-            _set_batch(result, _arguments(inputs), batch_dim, chunk_size, check)
+            _set_batch(result, as_arguments(inputs), batch_dim, chunk_size, check)
     return result
 
 
@@ -591,14 +489,14 @@ def _set_batches(
     start = 0
     separable = True
     for index in range(len(inputs)):
-        arguments = _arguments(inputs[index])
+        arguments = as_arguments(inputs[index])
         count = f.describe(arguments)
         separable = separable and batch_size(arguments, batch_dim) == count
         if check and index == 0:
             _check(f, arguments, count, batch_dim if separable else None)
 
         def load(index: int = index) -> tuple[Any, ...]:
-            return _arguments(inputs[index])
+            return as_arguments(inputs[index])
 
         f.chunks.append(Chunk(start, start + count, load))
         start += count
@@ -618,8 +516,8 @@ def _set_batch(
         raise ValueError("the inputs hold no sample")
     separable = size is not None
     if size is not None:
-        # Outputs for another number of samples than there are rows: the inputs' rows are no samples
-        # (nodes of graphs, say), and one call of the whole batch tells how many there are.
+        # If a few rows give another number of outputs, rows of the inputs are not samples (but
+        # nodes of graphs, say). Then the whole batch is called once to count its samples.
         assert batch_dim is not None
         probe = cut(arguments, batch_dim, 0, min(size, PROBE))
         separable = f.describe(probe) == min(size, PROBE)
@@ -648,7 +546,7 @@ def _set_batch(
 
 
 def set_chunks(f: OutputFunction, arguments: tuple[Any, ...], chunk_size: int) -> None:
-    """Cut the data into chunks of at most ``chunk_size`` samples."""
+    """Slice the data into chunks of at most ``chunk_size`` samples."""
     assert f.batch_dim is not None
     dim = f.batch_dim
     f.chunks = []
@@ -662,7 +560,7 @@ def set_chunks(f: OutputFunction, arguments: tuple[Any, ...], chunk_size: int) -
 
 
 def _check(f: OutputFunction, arguments: tuple[Any, ...], count: int, dim: int | None) -> None:
-    """Check that outputs do not change from call to call, nor with the samples beside them."""
+    """Check that outputs depend neither on chance nor on the other samples of the batch."""
     with torch.no_grad():
         first, again = f(f.parameters, arguments), f(f.parameters, arguments)
         if not _close(first, again):
@@ -690,6 +588,6 @@ def _check(f: OutputFunction, arguments: tuple[Any, ...], count: int, dim: int |
 
 
 def _close(a: Tensor, b: Tensor) -> bool:
-    # Matrix products of different sizes round differently, relative to their largest terms.
+    # Matrix products of different sizes differ by rounding, relative to their largest terms.
     tolerance = _TOLERANCE.get(a.dtype, 3e-2)
     return a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max())

@@ -1,4 +1,4 @@
-"""The NTK of a network's outputs as one object."""
+"""The class :class:`OutputNTK`: the NTK of a network's outputs."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ __all__ = ["OutputNTK"]
 class OutputNTK:
     r"""The empirical NTK of the outputs of k tasks on N samples (Eq. 1, 8 and 9 of the paper).
 
-    With J_i the Jacobian of task i's outputs, one row per sample u and output component c, block
-    (i, j) is J_i J_j^T. Rows and columns come by task, then sample, then component. In the trace
-    form the component axes are traced: ``K[i, u, j, v]`` is the sum over c of the inner products
-    of the gradients of component c, which is Eq. 8 to the letter for tasks with one number each.
+    Let J_i be the Jacobian of task i's outputs, with one row per sample u and output component c.
+    Block (i, j) is J_i J_j^T. Rows and columns are ordered by task, then sample, then component. In
+    the trace form ``K[i, u, j, v]`` is summed over components: the sum over c of the inner products
+    of the gradients of component c. For tasks with one number each this is exactly Eq. 8.
 
     Args:
         matrix: All blocks, shape (R, R), R the sum over tasks of N times components (N in the trace
             form).
-        blocks: Only the diagonal blocks of a trace form, shape (k, N, N): the trace over components
-            of two tasks exists only if they have equally many. Give either this or ``matrix``.
+        blocks: Only the diagonal blocks of a trace form, shape (k, N, N), for tasks with different
+            numbers of components: their blocks between tasks have no trace. Give either this or
+            ``matrix``.
         samples: Number of samples N.
         components: Numbers C_i per sample of each task's output.
         names: Names of the k tasks.
@@ -106,7 +107,7 @@ class OutputNTK:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """What the axes of :attr:`values` are."""
+        """Names of the axes of :attr:`values`."""
         half = ("task", "sample") + (() if self.outputs == "trace" else ("component",))
         return half * 2
 
@@ -130,7 +131,7 @@ class OutputNTK:
         return whole.view(k, n, c, k, n, c)
 
     def matrix(self) -> Tensor:
-        """Return the extended NTK of Eq. 9 as a matrix, shape (R, R), not a copy.
+        """Return the extended NTK of Eq. 9 as a matrix, shape (R, R), without a copy.
 
         Raises:
             ValueError: Only the diagonal blocks exist.
@@ -188,7 +189,7 @@ class OutputNTK:
 
         Raises:
             KeyError: There is no such task.
-            ValueError: The extended NTK is asked for and only diagonal blocks exist.
+            ValueError: ``task`` is None, and only diagonal blocks exist.
         """
         which = self.matrix() if task is None else self.block_matrix(task, task)
         ascending: Tensor = torch.linalg.eigvalsh(which.detach().to(torch.float64))
@@ -197,16 +198,16 @@ class OutputNTK:
     def max_eigenvalues(self) -> Tensor:
         """Return the largest eigenvalue of each diagonal block, float64 of shape (k,).
 
-        Rounding below zero is cut off.
+        Values that rounding made negative become 0.
         """
         largest = [self.eigenvalues(i)[0] for i in range(self.tasks)]
         return torch.stack(largest).clamp_min(0.0)
 
     def trace(self) -> OutputNTK:
-        """Return the kernel with its component axes traced (summed where both are equal).
+        """Return the kernel's trace over components: the sum over equal components.
 
-        Of projected outputs, the estimate of that trace. Where tasks have different numbers of
-        components, only the diagonal blocks are left.
+        For projected outputs this is an estimate of the trace. If tasks have different numbers of
+        components, only the diagonal blocks remain.
         """
         if self.outputs == "trace":
             return self
@@ -233,18 +234,18 @@ class OutputNTK:
         *,
         minibatches: int | None = None,
     ) -> ExtendedNTK:
-        """Return it as an :class:`ExtendedNTK`, of outputs or, by the chain rule, of losses.
+        """Convert to an :class:`ExtendedNTK` of the outputs or, by the chain rule, of losses.
 
-        Without ``loss_gradients`` each row of a task counts as a mini-batch of its own, as in
-        Eq. 8. With them it is the kernel of the losses that training reads, as
-        :func:`ntkmtl.kernel.extended_ntk` computes it from losses and parameters: the gradient of
-        a sample's loss is the sum over components of d loss / d output times d output / d theta.
+        Without ``loss_gradients`` each row of a task counts as one mini-batch, as in Eq. 8. With
+        them the result is the kernel of the losses, as :func:`ntkmtl.kernel.extended_ntk` computes
+        it from losses and parameters: the gradient of a sample's loss is the sum over components of
+        d loss / d output times d output / d theta.
 
         Args:
-            loss_gradients: Derivative of each sample's own loss (not divided by the batch) with
-                respect to its outputs, per task, shape (N, ...) as the output's own.
-            minibatches: Number n of consecutive mini-batches whose mean losses are meant; each
-                sample by itself if None. Only with ``loss_gradients``.
+            loss_gradients: For each task the derivatives of its samples' losses (not divided by the
+                batch size) with respect to the outputs, in the output's shape (N, ...).
+            minibatches: Number n of consecutive mini-batches, whose mean losses are used; None for
+                one mini-batch per sample. Only with ``loss_gradients``.
 
         Raises:
             ValueError: A shape is wrong, tasks have different numbers of components, or a trace or
@@ -270,7 +271,7 @@ class OutputNTK:
         flat = self._gradients(loss_gradients)
         sizes = minibatch_sizes(n, n if minibatches is None else minibatches)
         m = len(sizes)
-        # Row (i, w) holds what mini-batch w of task i takes from each row of the kernel.
+        # Row (i, w) holds the coefficients of the kernel's rows in mini-batch w of task i.
         whole = self.matrix().detach()
         mixing = whole.new_zeros(k * m, whole.shape[0])
         for i, gradient in enumerate(flat):

@@ -1,4 +1,4 @@
-"""The NTK of a network's outputs as an operator: products with vectors, no matrix in memory."""
+"""The NTK of a network's outputs as a linear operator: products with vectors, without a matrix."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from ntkmtl.kernel._chunks import Chunk
 from ntkmtl.kernel._outputs_function import (
-    Chunk,
     Forward,
     OutputFunction,
     Outputs,
@@ -79,7 +79,7 @@ def push(f: OutputFunction, chunk: Chunk, tangents: Sequence[Tensor], jvp: str) 
         [g for g, _ in pairs], u, [t for _, t in pairs], allow_unused=True
     )
     if product is None:
-        # J^T u is linear in u; a backward pass that hides this (once_differentiable) is of no use.
+        # J^T u is linear in u, but a once_differentiable backward pass hides this from autograd.
         raise NotImplementedError("the backward pass of an operation is not differentiable itself")
     return product
 
@@ -87,13 +87,13 @@ def push(f: OutputFunction, chunk: Chunk, tangents: Sequence[Tensor], jvp: str) 
 def choose_jvp(
     f: OutputFunction, jvp: JVP, *, check: bool
 ) -> Literal["forward", "double-backward"]:
-    """Return how J v is computed, after a trial on a few samples.
+    """Choose how to compute J v, by a trial on two samples.
 
-    Forward mode is chosen by ``"auto"`` where every operation of the network has it.
+    ``"auto"`` chooses forward mode if every operation of the network supports it.
 
     Raises:
-        ValueError: ``jvp`` is none of the three; J v and J^T u contradict each other.
-        NotImplementedError: The way asked for is missing for an operation of the network.
+        ValueError: ``jvp`` is unknown, or J v and J^T u contradict each other.
+        NotImplementedError: An operation of the network lacks the derivative.
     """
     if jvp not in JVPS:
         raise ValueError(f"jvp must be one of {', '.join(JVPS)}, found {jvp!r}")
@@ -136,7 +136,7 @@ def choose_jvp(
 def _attempt(
     f: OutputFunction, chunk: Chunk, tangents: Sequence[Tensor], jvp: str
 ) -> Tensor | RuntimeError:
-    """Return J v, or PyTorch's error if an operation lacks the derivative."""
+    """Return J v, or PyTorch's error if an operation lacks the needed derivative."""
     try:
         return push(f, chunk, tangents, jvp)
     except RuntimeError as error:
@@ -146,7 +146,7 @@ def _attempt(
 
 
 def _is_missing(error: Exception) -> bool:
-    """Whether PyTorch says that an operation lacks the derivative, and not something else."""
+    """Whether PyTorch's error says that an operation lacks the needed derivative."""
     text = str(error)
     return isinstance(error, NotImplementedError) or any(
         part in text
@@ -168,7 +168,7 @@ def _require_adjoint(
     tangents: Sequence[Tensor],
     jvp: str,
 ) -> None:
-    """Check <u, J v> = <J^T u, v>, which a wrong derivative of a custom operation breaks."""
+    """Check that <u, J v> = <J^T u, v>; wrong derivatives of custom operations violate this."""
     left = (cotangent.double() * pushed.double()).sum()
     products = [(g.double() * t.double()).sum() for g, t in zip(pulled, tangents, strict=True)]
     right = torch.stack(products).sum()
@@ -184,30 +184,30 @@ def _require_adjoint(
 class OutputNTKOperator:
     r"""The extended NTK of outputs, J J^T of Eq. 9, without J or the kernel in memory.
 
-    A product is one J^T u (a backward pass) and one J v (a pass in forward mode, or two backward
-    passes) over the data, chunk by chunk: memory is that of three copies of the parameters, and
-    activations of one chunk. The trace form of C > 1 components is a sum over components and
-    takes C of each.
+    A product takes one J^T u (a backward pass) and one J v (a forward-mode pass, or two backward
+    passes) over the data, chunk by chunk. It needs the memory of three copies of the parameters and
+    of one chunk's activations. The trace form sums over the C components, so it takes C of each.
 
-    Vectors come by task, then sample, then component, as the rows of
+    Entries of vectors are ordered by task, then sample, then component, like the rows of
     :meth:`OutputNTK.matrix <ntkmtl.kernel.OutputNTK.matrix>`.
 
     Args:
-        function: See :func:`ntkmtl.kernel.output_ntk`, as for all arguments not named here.
-        inputs: See there.
-        parameters: See there.
-        outputs: See there.
-        forward: See there.
-        names: See there.
-        task_dim: See there.
-        batch_dim: See there.
-        directions: See there.
-        seed: See there.
-        chunk_size: Samples per pass; all at once if None.
-        jvp: ``"forward"`` (forward-mode differentiation), ``"double-backward"`` (two backward
-            passes, for operations without forward mode) or ``"auto"``: the first where it is
-            possible. :attr:`jvp` says which was taken.
-        check: See there. Also checks <u, J v> = <J^T u, v> on two samples.
+        function: As for :func:`ntkmtl.kernel.output_ntk`.
+        inputs: As for :func:`ntkmtl.kernel.output_ntk`.
+        parameters: As for :func:`ntkmtl.kernel.output_ntk`.
+        outputs: As for :func:`ntkmtl.kernel.output_ntk`.
+        forward: As for :func:`ntkmtl.kernel.output_ntk`.
+        names: As for :func:`ntkmtl.kernel.output_ntk`.
+        task_dim: As for :func:`ntkmtl.kernel.output_ntk`.
+        batch_dim: As for :func:`ntkmtl.kernel.output_ntk`.
+        directions: As for :func:`ntkmtl.kernel.output_ntk`.
+        seed: As for :func:`ntkmtl.kernel.output_ntk`.
+        chunk_size: Samples per pass; None for all at once.
+        jvp: ``"forward"`` computes J v by forward-mode differentiation, ``"double-backward"`` by
+            two backward passes, for operations without forward mode; ``"auto"`` takes forward mode
+            if possible. The attribute ``jvp`` tells which was taken.
+        check: As for :func:`ntkmtl.kernel.output_ntk`; also checks <u, J v> = <J^T u, v> on two
+            samples.
 
     Attributes:
         jvp: ``"forward"`` or ``"double-backward"``.
@@ -215,8 +215,8 @@ class OutputNTKOperator:
         components: Numbers per sample of each task's output.
 
     Raises:
-        ValueError: As :func:`ntkmtl.kernel.output_ntk`; or trace of tasks whose numbers of
-            components differ, of which only ``block(i)`` exists: raised by the product.
+        ValueError: As for :func:`ntkmtl.kernel.output_ntk`. A product also raises it for the trace
+            form of tasks with different numbers of components, where only ``block(i)`` exists.
         NotImplementedError: An operation of the network lacks the derivative that ``jvp`` needs.
 
     Example:
@@ -305,13 +305,13 @@ class OutputNTKOperator:
 
     @property
     def _rows(self) -> list[int]:
-        """Rows of each task."""
+        """Number of rows of each task."""
         traced = self._f.outputs == "trace"
         return [self.samples * (1 if traced else c) for c in self.components]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(R, R), R the number of rows of the kernel."""
+        """(R, R), with R the number of rows of the kernel."""
         size = sum(self._rows)
         return size, size
 
@@ -319,7 +319,7 @@ class OutputNTKOperator:
         """Return the operator of one task's block K_ii.
 
         Args:
-            task: By name or position.
+            task: Its name or position.
 
         Raises:
             KeyError: There is no such task.

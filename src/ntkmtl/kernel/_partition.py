@@ -1,4 +1,4 @@
-"""How a batch is split into mini-batches, and what scale each has."""
+"""Splitting a batch into mini-batches, and the scale of each mini-batch's gradient."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def minibatch_sizes(batch: int, minibatches: int, published: bool = False) -> tu
     Args:
         batch: Number of samples B.
         minibatches: Number of mini-batches n.
-        published: Split as ``torch.chunk`` does, as the published code has it: all mini-batches but
+        published: Split with ``torch.chunk``, as the published code does: all mini-batches except
             the last hold ceil(B / n) samples, and there may be fewer than n.
 
     Raises:
@@ -57,12 +57,12 @@ class Partition:
     """A batch of B samples split into n consecutive mini-batches, for k tasks.
 
     Attributes:
-        sizes: Samples in each mini-batch; empty where each task has a batch of its own.
-        scales: What the rows of mini-batch u of task i's batch gradient are multiplied by to make
-            the gradient of that mini-batch's mean loss, float64 of shape (k, n); or (1, n) where
-            all tasks agree.
-        shares: Share of task i's labelled samples in mini-batch u, same shape.
-        own: One partition per task where each has a batch of its own.
+        sizes: Samples in each mini-batch; empty where each task has its own batch.
+        scales: Factors that turn rows of the gradient of task i's batch loss into rows of the
+            gradient of mini-batch u's mean loss, float64 of shape (k, n); (1, n) where they are the
+            same for all tasks.
+        shares: Share of task i's labelled samples that are in mini-batch u, same shape.
+        own: One partition per task where each has its own batch; else empty.
     """
 
     sizes: tuple[int, ...]
@@ -83,9 +83,9 @@ class Partition:
         Args:
             batch: Number of samples B.
             minibatches: Number of mini-batches n.
-            counts: How many labels (pixels, say) each sample has for each task, shape (k, B), as
-                :func:`require_counts` wants them. The batch's loss is then taken as the mean over
-                labels. One each if None.
+            counts: Number of labels (pixels, say) of each sample for each task, shape (k, B),
+                checked by :func:`require_counts`. The batch's loss is then the mean over labels.
+                None for one label per sample.
             published: See :func:`minibatch_sizes`.
 
         Raises:
@@ -97,7 +97,7 @@ class Partition:
         counts = counts.detach().to(device="cpu", dtype=torch.float64)
         part = counts @ _indicator(sizes, torch.float64, torch.device("cpu")).T
         total = part.sum(dim=1, keepdim=True)
-        # A mini-batch without labels has no gradient, whatever it is multiplied by.
+        # A mini-batch without labels has gradient zero, so any scale is right.
         scales = torch.where(part > 0, total / part, 0.0)
         shares = torch.where(total > 0, part / total, 1.0 / len(sizes))
         return Partition(sizes, scales, shares)
@@ -112,7 +112,7 @@ class Partition:
             published: See :func:`minibatch_sizes`.
 
         Raises:
-            ValueError: n is not in 1..B for one of them, or they end up with different numbers.
+            ValueError: n is not in 1..B for some batch, or the numbers of mini-batches differ.
         """
         own = tuple(Partition.of(batch, minibatches, published=published) for batch in batches)
         if len({part.minibatches for part in own}) > 1:
@@ -141,7 +141,7 @@ class Partition:
 
     @cached_property
     def scale_products(self) -> Tensor:
-        """Products of two mini-batches' scales for one task, shape (k, n, n) or (1, n, n)."""
+        """Products of the scales of two mini-batches, shape (k, n, n) or (1, n, n)."""
         return self.scales[:, :, None] * self.scales[:, None, :]
 
     def indicator(self, like: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
 
 @lru_cache(maxsize=64)
 def _even(batch: int, minibatches: int, published: bool) -> Partition:
-    """One label per sample and task: the same partition in every step."""
+    """Return the partition for one label per sample and task; cached, as every step uses it."""
     sizes = minibatch_sizes(batch, minibatches, published)
     shares = torch.tensor([sizes], dtype=torch.float64) / batch
     return Partition(sizes, 1.0 / shares, shares)

@@ -1,15 +1,15 @@
-"""From sample-wise gradients to the extended NTK: pure linear algebra.
+"""The extended NTK from sample-wise gradients with respect to the representation.
 
-With G_i = d l_i / d z (one row per sample, B rows) and the scales c_iu that turn rows of mini-batch
-u into the gradient of its mean loss, every variant is
+Let G_i = d l_i / d z with one row per sample (B rows), and let c_iu be the scale that turns rows of
+mini-batch u into the gradient of its mean loss. All poolings have the form
 
     K[i,u,j,v] = c_iu c_jv sum_{s in u, t in v} <G_i[s], G_j[t]> Theta(s, t)
 
-with its own stand-in Theta for the trunk's kernel between samples: 1 (``pooled``, Eq. 17), the
-identity (``blockwise``, the published code) or a kernel of the features (``kernel``).
+and differ in Theta, which approximates the trunk's kernel between samples: 1 (``pooled``, Eq. 17),
+the identity (``blockwise``, the published code) or a kernel of the features (``kernel``).
 
-Gradients are divided by their largest entry before they are multiplied with each other, and the
-factor is put back in float64: losses of 1e-12 and of 1e12 give the same relative accuracy.
+Gradients are scaled to entries of about 1 before products are formed, and the products are scaled
+back in float64. So losses of 1e-12 and of 1e12 give the same relative accuracy.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = ["POOLINGS", "Pooling", "gram", "kernel_from_rows", "minibatch_sums", 
 Pooling = Literal["pooled", "blockwise", "kernel"]
 POOLINGS: tuple[Pooling, ...] = ("pooled", "blockwise", "kernel")
 
-# Up to this many entries products are formed in float64, which needs no scaling; above it in the
-# gradients' own precision after scaling.
+# Up to this many entries, products are formed in float64 without scaling; above it, in the
+# gradients' own dtype after scaling.
 _DOUBLE_LIMIT = 1 << 18
 
 
@@ -40,38 +40,38 @@ def _flat(gradient: Tensor) -> Tensor:
 
 
 def _power_of_two(peak: Tensor) -> Tensor:
-    """Return powers of two no further than a factor of two below ``peak``, 1 where it is zero.
+    """Return the largest powers of two that are at most ``peak``; 1 where ``peak`` is zero.
 
-    Dividing by a power of two is exact.
+    Division by a power of two is exact.
     """
     exponent = torch.frexp(peak).exponent - 1
     return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1.0)
 
 
 def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Bring the largest absolute entry of each leading slice into [1, 2).
+    """Scale each slice along dimension 0 so that its largest absolute entry is in [1, 2).
 
-    Returns the scaled slices and the divisors, float64 of shape (len(x),). Slices of zeros are left
-    as they are; NaN and infinity stay.
+    Returns the scaled slices and the divisors, float64 of shape (len(x),). Slices of zeros stay as
+    they are; NaN and infinity are kept.
     """
     scale = _power_of_two(x.abs().flatten(1).amax(dim=1))
     return x / scale.view((-1,) + (1,) * (x.ndim - 1)), scale.to(torch.float64)
 
 
 _CACHED = 1 << 17
-"""Entries that a processor's cache holds in float64."""
+"""Number of float64 entries that fit in a CPU's cache."""
 _SLICE = 1 << 24
-"""Entries that are in a GPU's memory in float64 at a time."""
+"""Number of entries that are converted to float64 at a time on a GPU."""
 
 
 def gram(matrix: Tensor) -> Tensor:
     """Return the Gramian of the rows of a (k, P) matrix, float64 of shape (k, k).
 
-    Summed in float64 over slices of columns, so that no copy of the whole is made, and each slice
-    is read from memory once.
+    Summed in float64 over slices of columns: the whole matrix is never copied, and each slice is
+    read from memory once.
     """
     rows = len(matrix)
-    # Products of shorter numbers neither overflow nor vanish in float64.
+    # Products of float32 or shorter numbers neither overflow nor underflow in float64.
     scaled = matrix.dtype == torch.float64
     if rows == 1 and not scaled:
         norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
@@ -101,19 +101,19 @@ def kernel_from_rows(
     """Return the extended NTK of k tasks from their gradients with respect to one representation.
 
     Args:
-        gradients: G_i for each task, shape (B, ...), the gradient of the task's mean loss; as one
-            tensor of shape (k, B, ...), or as k tensors, which are then treated one by one where
-            that saves memory. With ``full=False`` shapes may differ but for B.
+        gradients: The gradient G_i of each task's mean loss, shape (B, ...): one tensor of shape
+            (k, B, ...), or k tensors, which are processed one by one where that saves memory. With
+            ``full=False`` shapes may differ in all dimensions except B.
         partition: The mini-batches.
-        pooling: Which stand-in for the trunk's kernel.
-        theta: That kernel between samples, shape (B, B); with ``pooling="kernel"`` only.
+        pooling: Which approximation of the trunk's kernel between samples.
+        theta: The kernel between samples, shape (B, B), for ``pooling="kernel"`` only.
         full: Whether to compute blocks between different tasks.
 
     Returns:
         The kernel, float64.
 
     Raises:
-        ValueError: ``pooling`` is unknown.
+        ValueError: ``pooling`` is unknown, or ``theta`` is missing or not used.
 
     Example:
         >>> import torch
@@ -147,14 +147,14 @@ def kernel_from_rows(
 
 
 def _stack(gradients: Tensor | Sequence[Tensor]) -> Tensor:
-    """Stack to (k, B, D), half precision as float32."""
+    """Stack gradients to shape (k, B, D), with half precision converted to float32."""
     whole = gradients if isinstance(gradients, Tensor) else torch.stack(list(gradients))
     stacked = as_real(whole).reshape(*whole.shape[:2], -1)
     return stacked.float() if stacked.dtype in (torch.float16, torch.bfloat16) else stacked
 
 
 def minibatch_sums(gradients: Tensor | Sequence[Tensor], partition: Partition) -> Tensor:
-    """Sum the rows of each mini-batch, shape (k, n, D), half precision as float32."""
+    """Sum the rows of each mini-batch, shape (k, n, D); half precision becomes float32."""
     sums = partition.indicator(_flat(gradients[0]))
     if isinstance(gradients, Tensor):
         return sums @ _stack(gradients)

@@ -1,24 +1,21 @@
-r"""The kernel of the shared parameters from random directions: the probe.
+r"""Probes: the kernel of the shared parameters estimated from random directions.
 
-For a direction v over the shared parameters, the slope of every task's loss on every mini-batch is
+Along a direction v of the shared parameters, task i's loss on mini-batch u has the slope
 
-    a[i, u] = c_iu sum_{s in u} < G_i[s], dz_s(v) >,
+    a[i, u] = c_iu sum_{s in u} < G_i[s], dz_s(v) >.
 
-dz(v) the change of the trunk's output along v and c_iu the scale that makes mini-batch u's gradient
-of the batch's (Eq. 9). One run of the trunk gives a for all k tasks and n mini-batches at once. As
-a is the Jacobian of the losses times v, ``E[a a^T] = K`` for v of mean 0 and covariance I: the
-extended NTK of Eq. 8, unbiased, at a cost that does not grow with k or n. With m directions the
-relative variance of one entry of the diagonal is 2 / m.
+Here dz(v) is the derivative of the trunk's output along v, G_i the gradient of task i with respect
+to that output, and c_iu the scale from the batch's gradient to the mini-batch's (Eq. 9). One run of
+the trunk gives a for all k tasks and n mini-batches. As a is the Jacobian of the losses times v,
+``E[a a^T] = K`` if v has mean 0 and covariance I: an unbiased estimate of the extended NTK of
+Eq. 8 at a cost that does not grow with k or n. With m directions the relative variance of a
+diagonal entry is 2 / m.
 """
 
 from __future__ import annotations
 
 import math
-import sys
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -29,12 +26,11 @@ from ntkmtl.graph import Features, TaskGradients, leaves, trainable
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
+from ntkmtl.kernel._trunk import RememberInputs, TrunkCall
 
 __all__ = [
     "Probe",
     "ProbeMode",
-    "RememberInputs",
-    "TrunkCall",
     "draw_direction",
     "kernel_from_slopes",
     "probe_kernel",
@@ -47,174 +43,20 @@ MODES: tuple[ProbeMode, ...] = ("difference", "forward")
 _HALF = (torch.float16, torch.bfloat16)
 
 STEPS = {torch.float32: 1e-4, torch.float64: 1e-7}
-"""Length of a difference's step relative to the parameters, by their dtype.
+"""Step of a finite difference relative to the parameters' root mean square, by dtype.
 
-Shorter steps drown in rounding, longer ones in curvature; see docs/estimators.md.
+Shorter steps suffer from rounding, longer ones from curvature; see docs/estimators.md.
 """
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-
-
-class _Method(nn.Module):
-    """Calls a method of a module, so that ``functional_call`` can exchange what it reads."""
-
-    def __init__(self, module: nn.Module, method: str) -> None:
-        super().__init__()
-        self.module = module
-        self.method = method
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        call = self.module if self.method == "forward" else getattr(self.module, self.method)
-        return call(*args, **kwargs)
-
-
-@dataclass
-class TrunkCall:
-    """One forward pass of the trunk, about to be run, with all that running it again needs.
-
-    Made right before the pass, it keeps the random states (so that dropout draws the same masks),
-    the state of autocast and a copy of the buffers. It holds on to the inputs, not to copies.
-
-    Args:
-        module: The trunk, or the model that has it as a method.
-        args: Positional inputs.
-        kwargs: Inputs by name.
-        method: The method that runs the trunk.
-
-    Example:
-        >>> import torch
-        >>> trunk = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
-        >>> x = torch.ones(1, 2)
-        >>> call = TrunkCall(trunk, (x,))
-        >>> z, state = trunk(x), torch.get_rng_state()
-        >>> (again,) = call.run({})
-        >>> torch.equal(again, z), torch.equal(torch.get_rng_state(), state)
-        (True, True)
-    """
-
-    module: nn.Module
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    method: str = "forward"
-    positions: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        # A compiled module is run as it was written: exchanged parameters would compile it anew.
-        self.module = getattr(self.module, "_orig_mod", self.module)
-        places = {tensor.device for tensor in _tensors((self.args, dict(self.kwargs)))}
-        places |= {p.device for p in self.module.parameters()}
-        self._devices = sorted((d for d in places if d.type not in ("cpu", "meta")), key=str)
-        self._random = _random_states(self._devices)
-        kinds = sorted({"cpu", *(device.type for device in self._devices)})
-        self._autocast = {
-            kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in kinds
-        }
-        self._default = torch.get_default_device()
-        self._buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
-        self._versions = [(t, t._version) for t in _tensors((self.args, dict(self.kwargs)))]
-
-    @property
-    def autocast(self) -> bool:
-        """Whether the pass is run in mixed precision."""
-        return any(enabled for enabled, _ in self._autocast.values())
-
-    def run(self, parameters: Mapping[str, Tensor], *, autocast: bool = True) -> tuple[Tensor, ...]:
-        """Run the trunk again with some parameters exchanged, and leave everything as it was.
-
-        Args:
-            parameters: By their names in ``module``; the others keep their values.
-            autocast: False to run in full precision what was run in mixed precision.
-
-        Returns:
-            The tensors that it returns, without a graph; those at ``positions`` if they are given.
-
-        Raises:
-            ValueError: An input was changed in place since.
-        """
-        if any(tensor._version != version for tensor, version in self._versions):
-            raise ValueError(
-                "an input of the trunk was changed in place after the forward pass, so it cannot "
-                "be run again; set inplace=False in its first layer, or give it a copy"
-            )
-        exchanged = {
-            f"module.{name}": tensor
-            for name, tensor in (
-                *parameters.items(),
-                # Copies again, as batch norm writes to them.
-                *((name, buffer.clone()) for name, buffer in self._buffers.items()),
-            )
-        }
-        now = _random_states(self._devices)
-        with ExitStack() as stack:
-            stack.callback(_set_random_states, now)
-            stack.enter_context(torch.no_grad())
-            if torch.get_default_device() != self._default:
-                # What the trunk makes without a word on where.
-                stack.enter_context(self._default)
-            stack.enter_context(_plain_kernels())
-            for kind, (enabled, dtype) in self._autocast.items():
-                stack.enter_context(
-                    torch.autocast(
-                        kind, dtype=dtype, enabled=enabled and autocast, cache_enabled=False
-                    )
-                )
-            _set_random_states(self._random)
-            runner = _Method(self.module, self.method)
-            output = torch.func.functional_call(runner, exchanged, self.args, dict(self.kwargs))
-        found = tuple(_tensors(output))
-        return found if self.positions is None else tuple(found[i] for i in self.positions)
-
-
-_States = list[tuple[torch.device | None, Tensor]]
-
-
-def _random_states(devices: Sequence[torch.device]) -> _States:
-    others: _States = [(d, torch.get_device_module(d).get_rng_state(d)) for d in devices]
-    return [(None, torch.get_rng_state()), *others]
-
-
-def _set_random_states(states: _States) -> None:
-    for device, state in states:
-        if device is None:
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device).set_rng_state(state, device)
-
-
-@contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Run modules as they are run with gradients: no fused inference, nothing compiled."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        if "torch._dynamo" in sys.modules:  # else nothing was compiled, and importing it is slow
-            with torch.compiler.set_stance("force_eager"):
-                yield
-        else:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def draw_direction(
     parameters: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw a direction over parameters, independent N(0, 1) entries.
+    """Draw a direction of the parameters with independent N(0, 1) entries.
 
     Args:
         parameters: By name.
-        generator: Source of randomness, of the parameters' device.
+        generator: Source of randomness, on the parameters' device.
     """
     return {
         name: torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
@@ -223,12 +65,12 @@ def draw_direction(
 
 
 def _directed(call: TrunkCall, parameters: Iterable[Tensor] | None) -> dict[str, Tensor]:
-    """Return the trunk's parameters that directions run over, by name.
+    """Return the trunk's parameters that directions vary, by name.
 
     Raises:
-        ValueError: One is not the trunk's, or there are none.
+        ValueError: A parameter is not part of the trunk, or none is left.
     """
-    # A tied parameter comes once, under its first name.
+    # A tied parameter is listed once, under its first name.
     named = dict(call.module.named_parameters())
     if parameters is not None:
         wanted = {id(p) for p in trainable(parameters)}
@@ -267,28 +109,29 @@ def probe_slopes(
 
     Args:
         call: The forward pass that made the features.
-        features: The representation; its ``outputs`` are what the pass returned.
+        features: The representation; its ``outputs`` must be what the pass returned.
         gradients: Gradients of the k losses with respect to the features.
         partition: The mini-batches.
         probes: Number of random directions m.
-        directions: The directions themselves, by the parameters' names, instead of random ones.
-            Drawn one at a time, so an iterator takes the memory of one. They may be overwritten.
-        generator: Source of random directions, of the parameters' device.
-        mode: ``"difference"`` runs the trunk once for each direction, a small step away;
-            ``"forward"`` differentiates in forward mode, exact but about twice the work, where
-            every operation of the trunk supports it. The former if None, but for half precision
-            parameters, in which small steps are lost.
-        step: Length of the step relative to that of the parameters; by dtype if None.
-        parameters: What directions run over, all trainable ones of the trunk if None.
+        directions: Directions to use instead of random ones, as dicts by parameter name. They are
+            read one at a time, so an iterator needs the memory of one only, and may be overwritten.
+        generator: Source of random directions, on the parameters' device.
+        mode: ``"difference"`` takes finite differences: one run of the trunk per direction.
+            ``"forward"`` uses forward-mode differentiation: exact, about twice the work, and only
+            possible if every operation of the trunk supports it. If None, ``"difference"``, but
+            ``"forward"`` for parameters in half precision, where small steps are lost.
+        step: Step of the finite difference relative to the parameters' root mean square; None for
+            a default by dtype.
+        parameters: Parameters that directions vary; None for all trainable ones of the trunk.
         verify: Run the trunk once more without a step and check that it returns the features.
 
     Returns:
         float64 of shape (m, k, n).
 
     Raises:
-        ValueError: The trunk does not return the features, or not the same ones when run again;
-            parameters are not its own; a setting is out of range.
-        NotImplementedError: In forward mode, an operation does not support it.
+        ValueError: The trunk does not return the features, or returns others when run again; a
+            parameter is not part of it; or a setting is out of range.
+        NotImplementedError: An operation has no forward mode.
 
     Example:
         >>> import torch
@@ -377,11 +220,11 @@ def _difference(
     norms = torch._foreach_norm(list(base.values()))
     length = math.sqrt(math.fsum(float(x) ** 2 for x in norms) / entries)
     epsilon = relative * length if length > 0 else relative
-    # Rounding to half precision would hide the step, so both ends are run in full precision.
+    # Rounding to half precision would hide the step, so both points run in full precision.
     start = call.run({}, autocast=False) if call.autocast else outputs
     for direction in directions:
         stepped = {
-            # The one copy of the parameters that a probe takes.
+            # Computed in place: the direction becomes the only copy of the parameters.
             name: direction[name].mul_(epsilon).add_(p)
             for name, p in base.items()
             if name in direction
@@ -428,7 +271,7 @@ def _require_repeatable(
 def _slopes(
     change: Sequence[Tensor], features: Features, gradients: TaskGradients, partition: Partition
 ) -> Tensor:
-    """Return a[i, u] of one direction, float64 of shape (k, n)."""
+    """Return the slopes a[i, u] along one direction, float64 of shape (k, n)."""
     per_sample: Tensor | None = None
     for f in range(len(gradients.features)):
         own = features.separate
@@ -462,13 +305,13 @@ def _rows(tensor: Tensor, features: Features) -> Tensor:
 
 
 def kernel_from_slopes(slopes: Tensor, shares: Tensor | None = None) -> ExtendedNTK:
-    """Return the estimate of the kernel, the mean of a a^T over directions.
+    """Return the estimate of the kernel: the mean of a a^T over directions.
 
-    Its rank is at most m, so with n > 1 mini-batches the largest eigenvalue of a block is biased
-    upwards (for m = 1 its mean is the block's trace): read :class:`ProbeCorrection` instead.
+    Its rank is at most m. So with n > 1 mini-batches the largest eigenvalue of a block is biased
+    upwards (for m = 1 its mean is the block's trace); :class:`ProbeCorrection` avoids this bias.
 
     Args:
-        slopes: What :func:`probe_slopes` returned, shape (m, k, n).
+        slopes: Result of :func:`probe_slopes`, shape (m, k, n).
         shares: Share of each task's samples in each mini-batch, shape (k, n).
 
     Example:
@@ -492,15 +335,15 @@ def probe_kernel(
 ) -> ExtendedNTK:
     """Return an unbiased estimate of the kernel with respect to the shared parameters (Eq. 8).
 
-    All blocks exist, also where each task has a representation of its own.
+    It has all blocks, even if each task has its own representation.
 
     Args:
         call: The forward pass that made the features.
         features: The representation.
         gradients: Gradients of the k losses with respect to the features.
         partition: The mini-batches.
-        ranks: The other processes, whose mini-batches join in. All must draw the same directions:
-            give generators of one seed.
+        ranks: In distributed training all processes, whose mini-batches are included. All must
+            draw the same directions, so give generators with the same seed.
         **settings: See :func:`probe_slopes`.
     """
     slopes = probe_slopes(call, features, gradients, partition, **settings)
@@ -510,127 +353,31 @@ def probe_kernel(
     return kernel_from_slopes(slopes, shares)
 
 
-class RememberInputs:
-    """Remembers the trunk's last forward pass with gradients, ready to be run again.
-
-    A trunk that is a module is watched by hooks and nothing else changes. One that is a method of
-    a model has no hooks: call this object in its place.
-
-    Args:
-        module: The trunk, or the model that has it as a method.
-        method: The method that runs the trunk.
-
-    Raises:
-        TypeError: ``module`` is not a module, or has no such method.
-
-    Example:
-        >>> import torch
-        >>> trunk = torch.nn.Linear(2, 3)
-        >>> remember = RememberInputs(trunk)
-        >>> z = trunk(torch.ones(4, 2))
-        >>> (again,) = remember.call(Features.of(z, ["a"])).run({})
-        >>> torch.equal(again, z)
-        True
-    """
-
-    def __init__(self, module: nn.Module, method: str = "forward") -> None:
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"the trunk must be a torch.nn.Module, found {type(module)}")
-        if not callable(getattr(module, method, None)):
-            raise TypeError(f"{type(module)} has no method {method!r} that runs the trunk")
-        self.module = module
-        self.method = method
-        self._entered: TrunkCall | None = None
-        self._seen: tuple[TrunkCall, list[weakref.ref[Tensor]]] | None = None
-        if method == "forward":
-            module.register_forward_pre_hook(self._enter, with_kwargs=True)
-            module.register_forward_hook(self._leave)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the trunk."""
-        if self.method == "forward":
-            return self.module(*args, **kwargs)
-        self._enter(self.module, args, kwargs)
-        output = getattr(self.module, self.method)(*args, **kwargs)
-        self._leave(self.module, args, output)
-        return output
-
-    def __getstate__(self) -> dict[str, Any]:
-        # What was seen belongs to one graph.
-        return {**vars(self), "_entered": None, "_seen": None}
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Without gradients it is an evaluation, or a probe.
-        self._entered = (
-            TrunkCall(module, args, kwargs, self.method) if torch.is_grad_enabled() else None
-        )
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._entered is not None:
-            # Weak, so that the graph goes when the loop lets go of it.
-            self._seen = self._entered, [weakref.ref(t) for t in _tensors(output)]
-            self._entered = None
-
-    def release(self) -> None:
-        """Let go of the inputs."""
-        self._seen = None
-
-    def call(self, features: Features) -> TrunkCall:
-        """Return the pass that made the features.
-
-        Raises:
-            ValueError: There was none, or it did not return these tensors.
-        """
-        if self._seen is None:
-            raise ValueError(
-                "the trunk has not run with gradients since its last probe"
-                + (
-                    ""
-                    if self.method == "forward"
-                    else f"; call the RememberInputs object in place of .{self.method}"
-                )
-            )
-        call, references = self._seen
-        returned = [reference() for reference in references]
-        positions = []
-        for output in features.outputs:
-            place = next((i for i, t in enumerate(returned) if t is output), None)
-            if place is None:
-                raise ValueError(
-                    "the features are not what the trunk returned in its last forward pass. The "
-                    "trunk must be the module whose output is the features, run once per step; "
-                    "where something comes between, put it into the trunk"
-                )
-            positions.append(place)
-        call.positions = tuple(positions)
-        return call
-
-
 class Probe:
-    """Random directions for one trunk: what a training loop keeps between steps.
+    """Estimates the kernel of one trunk's parameters in every step, from random directions.
 
-    Directions come from the seed and the number of calls before, on every process the same ones;
-    the global random state is not touched.
+    Directions depend only on the seed and the number of earlier calls, so all processes draw the
+    same ones. The global random state does not change.
 
-    The first call runs the trunk three times more. It checks that the trunk holds every parameter
-    that the features depend on, that it can be run again, and that steps of two lengths agree:
-    where they do not, the features jump (unpooling to the places of maxima, batch norm of two
-    samples), and differences are no derivatives.
+    The first call runs the trunk three more times. It checks that the trunk holds every parameter
+    that the features depend on, that a second run returns the same features, and that finite
+    differences with two step lengths agree. If these differ, the features are discontinuous
+    (max unpooling, batch norm of two samples), and finite differences are not derivatives.
 
     Args:
         trunk: The trunk, or a :class:`RememberInputs`.
-        probes: Directions m per call.
+        probes: Number of directions m per call.
         mode: See :func:`probe_slopes`. If None, ``"difference"`` unless parameters are in half
-            precision or the features jump.
+            precision or the features are discontinuous.
         step: See :func:`probe_slopes`.
-        parameters: What directions run over, all trainable ones of the trunk if None.
-        seed: Of the directions.
-        every: For a Balancer: probe in each ``every``-th kernel only, where probes correct.
-        corrected: For a Balancer: whether probes correct the features' kernel, by a factor for each
-            task that is averaged over steps, rather than stand in its place.
+        parameters: Parameters that directions vary; None for all trainable ones of the trunk.
+        seed: Seed of the directions.
+        every: Read by a Balancer, with ``corrected``: probe only for each ``every``-th kernel.
+        corrected: Read by a Balancer. True: probes correct the features' kernel by one factor per
+            task, averaged over steps. False: the probes' estimate itself is the kernel.
 
     Attributes:
-        mode: How slopes are computed; None before the first call if it was left open.
+        mode: How slopes are computed; None before the first call if it was not given.
 
     Raises:
         ValueError: ``probes`` or ``mode`` is out of range.
@@ -676,7 +423,7 @@ class Probe:
         self._calls = 0
 
     def run_over(self, parameters: Iterable[Tensor]) -> None:
-        """Let directions run over these parameters, where none were named."""
+        """Set the parameters that directions vary, unless they were given."""
         if self.parameters is None:
             self.parameters = list(parameters)
 
@@ -695,20 +442,21 @@ class Probe:
             features: The representation, as the trunk returned it.
             gradients: Gradients of the k losses with respect to the features.
             partition: The mini-batches.
-            probes: Another number m for this call.
-            ranks: The other processes, whose n mini-batches each join in, in their order.
+            probes: Number of directions m for this call; None for the usual number.
+            ranks: In distributed training all processes; their mini-batches are appended in order
+                of rank, so the last dimension is R n.
 
         Raises:
-            ValueError: The features are not the trunk's, depend on parameters that are not its,
-                are not the same when it is run again, or jump though differences were asked for.
-            NotImplementedError: In forward mode, an operation of the trunk does not support it.
+            ValueError: The features are not the trunk's, depend on parameters outside it, change
+                when it is run again, or are discontinuous with ``mode="difference"``.
+            NotImplementedError: An operation of the trunk has no forward mode.
         """
         call = self.trunk.call(features)
         if not self._settled:
             self._settle(call, features, gradients, partition)
             self._settled = True
         device = next(iter(_directed(call, self.parameters).values())).device
-        # Large odd steps: neighbouring seeds make related streams in some generators.
+        # Large odd steps, as neighboring seeds give correlated streams in some generators.
         generator = torch.Generator(device).manual_seed(
             (self.seed * 0x9E3779B97F4A7C15 + self._calls * 0x632BE59BD9B4E019) % (1 << 63)
         )
@@ -749,11 +497,11 @@ class Probe:
         gradients: TaskGradients,
         partition: Partition,
     ) -> None:
-        """Check what cannot be seen from one probe, and choose the mode if it was left open."""
+        """Make the checks of the first call, and choose the mode if it was not given."""
         base = _directed(call, self.parameters)
         if self.parameters is None:
             own = {id(p) for p in call.module.parameters()}
-            # An input that requires a gradient is a leaf as well, but no parameter.
+            # An input that requires a gradient is a leaf too, but not a parameter.
             below = [p for p in leaves(features.outputs)[0] if isinstance(p, nn.Parameter)]
             outside = [p for p in trainable(below) if id(p) not in own]
             if outside:
@@ -800,7 +548,7 @@ class Probe:
             )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what the next directions depend on: tensors only."""
+        """Return the state that the next directions depend on, as tensors."""
         return {
             "calls": torch.tensor(self._calls),
             "settled": torch.tensor(self._settled),
@@ -808,7 +556,7 @@ class Probe:
         }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Restore a state from :meth:`state_dict`.
 
         Raises:
             ValueError: An entry is missing.

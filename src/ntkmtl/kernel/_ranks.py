@@ -1,7 +1,7 @@
-"""Several processes that train one model: what they exchange so that all find the same weights.
+"""Data exchanged between the processes of distributed training, so that all get the same weights.
 
-The mini-batches of every process count as further mini-batches. What is exchanged is the kernel, or
-the rows that it is made of, never the model.
+The mini-batches of all processes together make one larger kernel. Processes exchange the kernel, or
+the rows that it is computed from, but never the model.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ from ntkmtl.kernel._pooling import gram, kernel_from_rows, minibatch_sums
 __all__ = ["Ranks"]
 
 _BUFFER = 1 << 25
-"""Bytes of one exchanged piece: what is sent, and what is received, is never larger."""
+"""Largest number of bytes sent, and received, in one exchange."""
 
 _SOLVED_ALONE = 32
-"""Mini-batches of all processes up to which each process solves for every task's eigenvalue."""
+"""Mini-batches of all processes up to which each process computes the eigenvalues of all tasks."""
 
 _EXTRA = 1 << 16
-"""Bytes that the two further messages to each process, which slices take, count as."""
+"""Latency of the two further messages to each process that slices need, in bytes."""
 
 
 class Ranks:
     """The processes of a group, two or more.
 
-    Two ways to a Gramian of rows that are spread over R processes: gather every row on every
-    process, which then receives R - 1 times what it has; or give each process one slice of the
-    columns of every row and add up the Gramians of the slices, which takes what it has once, and
-    the Gramian itself. Where either will do, the one that moves fewer bytes is taken.
+    The Gramian of rows on R processes is computed in one of two ways. Either every process gathers
+    all rows and so receives R - 1 times its own rows. Or each process receives one slice of the
+    columns of all rows, and the Gramians of the slices are summed; this moves its own rows once,
+    and the Gramian. Where both are possible, the one that moves fewer bytes is used.
 
     Args:
         group: The process group, the default one if None.
 
     Attributes:
         size: Number of processes R.
-        rank: Number of this one.
-        mean: Share of each of this process's mini-batches in its task's samples on all processes,
-            shape (k, n), where only means over mini-batches are wanted; see :meth:`averaging`.
+        rank: Number of this process.
+        mean: None, or the share of each of this process's mini-batches in its task's samples on all
+            processes, shape (k, n): then kernels are averaged over mini-batches, see
+            :meth:`averaging`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
@@ -54,71 +55,72 @@ class Ranks:
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         self.mean: Tensor | None = None
-        # Collectives of NCCL take tensors of the GPU only.
+        # NCCL accepts GPU tensors only.
         backend = str(dist.get_backend(group))
         self._on_gpu = "nccl" in backend and "gloo" not in backend
 
     @staticmethod
     def current(group: dist.ProcessGroup | None = None) -> Ranks | None:
-        """Return the processes that train together, None if this one trains alone."""
+        """Return the processes that train together, None if there is only this one."""
         if not (dist.is_available() and dist.is_initialized()):
             return None
         return Ranks(group) if dist.get_world_size(group) > 1 else None
 
-    def _lend(self, tensor: Tensor) -> Tensor:
+    def _for_backend(self, tensor: Tensor) -> Tensor:
         tensor = tensor.detach().contiguous()
         return tensor.cuda() if self._on_gpu else tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return every process's tensor, all of one shape, in the order of the processes."""
-        own = self._lend(tensor)
+        """Return the tensors of all processes, which have the same shape, in order of rank."""
+        own = self._for_backend(tensor)
         parts = [torch.empty_like(own) for _ in range(self.size)]
         dist.all_gather(parts, own, group=self.group)
         return [part.to(tensor.device) for part in parts]
 
     def first(self, tensor: Tensor) -> Tensor:
         """Return the first process's tensor."""
-        own = self._lend(tensor).clone()
+        own = self._for_backend(tensor).clone()
         source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
         dist.broadcast(own, src=source, group=self.group)
         return own.to(tensor.device)
 
     def averaging(self, shares: Tensor) -> Ranks:
-        """Return processes whose kernels are averaged over mini-batches and processes.
+        """Return a copy whose kernels are averaged over mini-batches and processes.
 
-        Methods that read the Gramian need no more. Rows are averaged before they are multiplied:
-        the Gramian has k rows rather than k n R.
+        This is enough for methods that read the Gramian, and cheaper: rows are averaged before they
+        are multiplied, so the Gramian has k rows instead of k n R.
 
         Args:
-            shares: Of this process's mini-batches in the samples of all, shape (k, n).
+            shares: Share of each of this process's mini-batches in the task's samples on all
+                processes, shape (k, n).
         """
         other = copy.copy(self)
         other.mean = shares
         return other
 
     def _exchange(self, part: Tensor) -> Tensor:
-        """Give each process its slice of the columns, and return the slices that came.
+        """Send each process its slice of the columns, and return the slices received.
 
         Args:
-            part: Shape (rows, columns), the same on every process.
+            part: Shape (rows, columns), the same shape on every process.
 
         Returns:
-            Shape (R, rows, columns / R rounded up), by process.
+            Shape (R, rows, ceil(columns / R)), in order of rank.
         """
         rows, columns = part.shape
         width = -(-columns // self.size)
         padded = torch.nn.functional.pad(part.detach(), (0, width * self.size - columns))
-        sent = self._lend(padded.view(rows, self.size, width).transpose(0, 1))
+        sent = self._for_backend(padded.view(rows, self.size, width).transpose(0, 1))
         received = torch.empty_like(sent)
         dist.all_to_all_single(received, sent, group=self.group)
         return received
 
     def _columns(self, rows: int, item: int) -> int:
-        """Return how many columns of a matrix are exchanged at once."""
+        """Return the number of columns to exchange at once."""
         return self.size * max(1, _BUFFER // (rows * self.size * item))
 
     def _sum_of_grams(self, parts: Iterable[Tensor], product: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the sum of the products of every process's slices of every part."""
+        """Return the sum of ``product(slices)`` over all parts and processes."""
         total: Tensor | None = None
         device = None
         for part in parts:
@@ -132,16 +134,16 @@ class Ranks:
     def gram(self, matrix: Tensor) -> Tensor:
         """Return the Gramian of the rows of all processes' matrices.
 
-        Each process gets one slice of the columns of every row, so that it sends and receives about
-        as much as its own matrix holds, however many processes there are. Besides that matrix it
-        holds two buffers of at most 32 MiB at a time, and a float64 copy of one of them.
+        Each process receives one slice of the columns of all rows. So it sends and receives about
+        the size of its own matrix, for any number of processes. Besides that matrix it holds two
+        buffers of at most 32 MiB and a float64 copy of one of them.
 
         Args:
-            matrix: Shape (rows, P), the same on every process.
+            matrix: Shape (rows, P), the same shape on every process.
 
         Returns:
-            float64 of shape (R * rows, R * rows), rows of the first process first; of shape
-            (rows, rows), the Gramian of the sums over processes, where means are wanted.
+            float64 of shape (R * rows, R * rows), in order of rank. With :attr:`mean`, the Gramian
+            of the sum of the matrices, shape (rows, rows).
         """
         parts = matrix.split(self._columns(len(matrix), matrix.element_size()), dim=1)
 
@@ -151,10 +153,10 @@ class Ranks:
         return self._sum_of_grams(parts, product)
 
     def max_eigenvalues(self, kernel: ExtendedNTK) -> Tensor:
-        """Return the largest eigenvalue of each diagonal block, as the kernel's own method does.
+        """Return the largest eigenvalue of each diagonal block.
 
-        Solving for them takes the cube of the number of mini-batches, R n. Where that is large each
-        process solves for some of the tasks.
+        The cost grows with the cube of the number of mini-batches, R n. Where that is large, tasks
+        are divided among the processes.
 
         Args:
             kernel: The same on every process.
@@ -168,20 +170,20 @@ class Ranks:
         found = torch.zeros(kernel.tasks, dtype=torch.float64, device=kernel.blocks.device)
         if self.rank < kernel.tasks:
             found[own] = ExtendedNTK(blocks=kernel.blocks[own]).max_eigenvalues()
-        # Zeros of all others: the sum is exact.
-        lent = self._lend(found)
-        dist.all_reduce(lent, group=self.group)
-        return lent.to(found.device)
+        # The others' entries are zero, so the sum is exact.
+        summed = self._for_backend(found)
+        dist.all_reduce(summed, group=self.group)
+        return summed.to(found.device)
 
     def shares(self, shares: Tensor, has_label: Tensor) -> Tensor:
-        """Return the share of every mini-batch of every process in the task's samples.
+        """Return the shares of the mini-batches of all processes in the task's samples.
 
         Args:
-            shares: Of this process's mini-batches, shape (k, n).
+            shares: Shares of this process's mini-batches in its own samples, shape (k, n).
             has_label: Whether this process has a label for the task, shape (k,).
 
         Returns:
-            Shape (k, size * n); processes with a label count alike.
+            Shape (k, size * n). All processes with a label have the same total share.
         """
         counted = shares * has_label.to(shares)[:, None]
         everywhere = torch.cat(self.gather(counted), dim=1)
@@ -224,16 +226,17 @@ class Ranks:
         constant: float,
         full: bool,
     ) -> ExtendedNTK:
-        """Return the kernel joined with that of the features, of all processes' mini-batches.
+        """Return the kernel for ``pooling="kernel"`` over the mini-batches of all processes.
 
-        It is the Gramian of one outer product per mini-batch, of its samples' gradients and
-        features, which can be exchanged by slices; or every sample is gathered.
+        It is the Gramian of one vector per mini-batch: the sum over its samples of the outer
+        products of gradients and features. These are exchanged by slices, or all samples are
+        gathered.
 
         Args:
             gradients: As for :func:`kernel_from_rows`, those of this process.
-            features: What the kernel between samples is the Gram matrix of, shape (B, ...).
-            partition: The mini-batches.
-            constant: What is added to that Gram matrix.
+            features: The vectors whose Gram matrix is the kernel between samples, shape (B, ...).
+            partition: This process's mini-batches.
+            constant: Number added to that Gram matrix.
             full: Whether to compute blocks between tasks.
         """
         k, n = len(gradients), partition.minibatches
@@ -248,8 +251,8 @@ class Ranks:
         gathered = longest * (k * width + between.shape[1])
         products = (k if self.mean is not None else k * n) * width * across
         entries = k * k if self.mean is not None else self._entries(k, n, full)
-        # What is computed of all samples grows with the square of R on each process, so that slices
-        # may cost twice the bytes.
+        # With all samples gathered, each process computes R^2 times as many products. So slices
+        # are worth up to twice the bytes.
         sliced = self._slices_are_less(products, entries, 2 * gathered, rows[0].element_size())
         if sliced and self.mean is not None:
             parts = self._outer_products(rows, inputs, partition)
@@ -262,10 +265,10 @@ class Ranks:
     def _outer_products(
         self, rows: Sequence[Tensor], inputs: Tensor, partition: Partition
     ) -> Iterator[Tensor]:
-        """Yield outer products of gradients and features, some of the gradients' columns at a time.
+        """Yield outer products of gradients and features, for some of the gradients' columns.
 
         Yields:
-            Shape (k n, columns); (k, columns) of means where those are wanted.
+            Shape (k n, columns); with :attr:`mean`, averaged to (k, columns).
         """
         k, n = len(rows), partition.minibatches
         width, across = rows[0].shape[1], inputs.shape[1]
@@ -295,7 +298,7 @@ class Ranks:
         constant: float,
         full: bool,
     ) -> ExtendedNTK:
-        """Gather gradients and features of every sample, and make the kernel of all."""
+        """Gather gradients and features of all samples, and compute the kernel from them."""
         longest = max(sum(part) for part in sizes)
 
         def joined(own: Tensor) -> Tensor:
@@ -321,8 +324,8 @@ class Ranks:
         """Return the kernel of rows that are exchanged by slices.
 
         Args:
-            parts: Columns of this process's rows, by task and mini-batch.
-            scales: Of all processes' mini-batches, shape (k, R n).
+            parts: Some columns at a time of this process's rows, ordered by task and mini-batch.
+            scales: Scales of all processes' mini-batches, shape (k, R n).
             full: Whether to compute blocks between tasks.
         """
         k, joint = scales.shape
@@ -344,20 +347,20 @@ class Ranks:
         return ExtendedNTK(blocks=blocks * scales[:, :, None] * scales[:, None, :])
 
     def _entries(self, tasks: int, minibatches: int, full: bool) -> int:
-        """Return the entries of the kernel of all processes, of n mini-batches each."""
+        """Return the number of entries of the joint kernel."""
         joint = self.size * minibatches
         return (tasks * joint) ** 2 if full else tasks * joint**2
 
     def _slices_are_less(self, own: int, entries: int, gathered: int, item: int) -> bool:
-        """Return whether slices move fewer bytes than gathering does.
+        """Whether exchanging slices moves fewer bytes than gathering rows.
 
         Args:
-            own: Entries of the rows that would be sliced.
-            entries: Entries of the kernel, which is then summed over processes.
-            gathered: Entries that would be gathered.
-            item: Bytes of an entry of the rows.
+            own: Number of entries of the rows that would be sliced.
+            entries: Number of entries of the kernel, which would be summed over processes.
+            gathered: Number of entries that each process would send to all others.
+            item: Bytes per entry of the rows.
         """
-        # An all-reduce sends everything twice, in float64.
+        # An all-reduce sends each float64 entry twice.
         sliced = item * own + 16 * entries + self.size * _EXTRA
         return sliced < self.size * item * gathered
 
@@ -366,18 +369,18 @@ class Ranks:
         return torch.cat(self.gather(partition.scales.expand(tasks, -1)), dim=1)
 
     def _means(self, partition: Partition) -> Tensor:
-        """Return what sums over mini-batches are multiplied by in the mean over all, (k, n)."""
+        """Return the factors that turn sums over mini-batches into the mean over all, (k, n)."""
         assert self.mean is not None
         return self.mean * partition.scales
 
     def blockwise(self, kernel: ExtendedNTK) -> ExtendedNTK:
-        """Join kernels whose mini-batches have nothing in common between processes."""
+        """Join blockwise kernels, whose blocks between mini-batches are zero."""
         if self.mean is not None:
             means = self.mean.to(kernel.blocks)
             own = torch.einsum("iu,iuju,ju->ij", means, kernel.values, means).contiguous()
-            lent = self._lend(own)
-            dist.all_reduce(lent, group=self.group)
-            return _averaged(lent.to(own.device))
+            summed = self._for_backend(own)
+            dist.all_reduce(summed, group=self.group)
+            return _averaged(summed.to(own.device))
         if not kernel.has_all_blocks:
             diagonals = self.gather(kernel.blocks.diagonal(dim1=1, dim2=2).contiguous())
             return ExtendedNTK(blocks=torch.diag_embed(torch.cat(diagonals, dim=1)), diagonal=True)
@@ -393,11 +396,11 @@ def _gram_of_sum(slices: Tensor) -> Tensor:
 
 
 def _averaged(gramian: Tensor) -> ExtendedNTK:
-    """Return the kernel of one mini-batch, all samples of all processes."""
+    """Return a Gramian as the kernel of one mini-batch that holds all samples of all processes."""
     return ExtendedNTK(gramian[:, None, :, None])
 
 
 def _precise(rows: Tensor) -> Tensor:
-    """Return samples as rows, half precision as float32."""
+    """Return one row per sample; half precision becomes float32."""
     flat = as_real(rows.detach()).reshape(len(rows), -1)
     return flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat

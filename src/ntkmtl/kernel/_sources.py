@@ -1,4 +1,4 @@
-"""Where the extended NTK comes from: the features (SR) or the shared parameters (exact)."""
+"""The extended NTK with respect to the features (SR) or to the shared parameters (exact)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ntkmtl.graph import (
     vjp,
 )
 from ntkmtl.kernel._extended import ExtendedNTK
+from ntkmtl.kernel._free_memory import require_memory
 from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts
 from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows, sample_gram
 from ntkmtl.kernel._ranks import Ranks
-from ntkmtl.kernel._room import require_room
 
 __all__ = [
     "cut_graph",
@@ -53,18 +53,19 @@ def representation_kernel(
 ) -> ExtendedNTK:
     """Return the kernel with respect to the features (Eq. 17 for ``pooled``).
 
-    Several shared tensors count as one long one: their kernels are summed.
+    Several shared tensors count as one concatenated tensor: their kernels are summed.
 
     Args:
-        gradients: As :func:`feature_gradients` returned them.
+        gradients: Result of :func:`feature_gradients`.
         features: The representation.
         partition: The mini-batches.
         pooling: See :func:`kernel_from_rows`.
-        inputs: For ``pooling="kernel"``, what the trunk's kernel between samples is the Gram matrix
-            of, shape (B, ...); the features themselves if None.
-        constant: What is added to that Gram matrix.
-        full: Whether to compute blocks between tasks. Never done for one representation per task.
-        ranks: The other processes, whose mini-batches join in.
+        inputs: For ``pooling="kernel"``, the vectors whose Gram matrix is the kernel between
+            samples, shape (B, ...); the features themselves if None.
+        constant: Number added to that Gram matrix.
+        full: Whether to compute blocks between tasks. Ignored if each task has its own
+            representation: then there are none.
+        ranks: In distributed training all processes, whose mini-batches are included.
     """
     full = full and not features.separate
     kernels = []
@@ -77,7 +78,7 @@ def representation_kernel(
                 "last_layer out"
             )
         if partition.own or (pooling == "kernel" and features.separate and inputs is None):
-            # Each task has its own representation, hence its own kernel between samples.
+            # Each task has its own representation, and so its own kernel between samples.
             parts = [
                 _one(
                     [row],
@@ -119,7 +120,7 @@ def _one(
     full: bool,
     ranks: Ranks | None,
 ) -> ExtendedNTK:
-    """The kernel of one tensor, with the mini-batches of other processes if there are any."""
+    """Return the kernel of one tensor, with the mini-batches of all processes."""
     if ranks is not None and pooling == "pooled":
         return ranks.pooled(rows, partition, full=full)
     if ranks is not None and pooling == "kernel":
@@ -139,7 +140,7 @@ def rows_through_features(
 ) -> Callable[[int], Tensor]:
     """Return a function from a task to its n gradients with respect to parameters.
 
-    The heads were walked before; each call walks the trunk n times, with the rows of one
+    Each call of that function runs n backward passes through the trunk, each with the rows of one
     mini-batch.
 
     Args:
@@ -147,9 +148,8 @@ def rows_through_features(
         features: The representation.
         parameters: With respect to what.
         partition: The mini-batches.
-        release: Free the trunk's graph with the last mini-batch of the last task, when no backward
-            pass is to follow: a graph that waits for its tensors to be dropped is still in memory
-            while the next batch is run.
+        release: Free the trunk's graph in the last pass of the last task, as no backward pass
+            follows. Otherwise the graph may stay in memory while the next batch runs.
 
     Returns:
         ``rows(i)`` of shape (n, P): gradients of the mean losses of task i's mini-batches.
@@ -193,22 +193,22 @@ def exact_kernel(
     keep: bool,
     ranks: Ranks | None = None,
 ) -> tuple[ExtendedNTK, Tensor | None]:
-    """Return the kernel with respect to parameters (Eq. 8), tasks streamed.
+    """Return the kernel with respect to parameters (Eq. 8), one task at a time.
 
     Args:
         rows: From a task to its n gradients, shape (n, P).
         tasks: Number of tasks k.
         shares: Share of each task's samples per mini-batch, shape (k, n) or (1, n).
         full: Compute blocks between tasks, which needs all n k gradients at once.
-        keep: Return the k whole-batch gradients.
-        ranks: The other processes, whose mini-batches join in.
+        keep: Return the k whole-batch gradients as well.
+        ranks: In distributed training all processes, whose mini-batches are included.
 
     Returns:
         The kernel, and this process's gradients of shape (k, P) or None. Memory is O(nP) if neither
         ``full`` nor ``keep``.
 
     Raises:
-        ValueError: The gradients of all tasks are more than there is memory for.
+        ValueError: The gradients of all tasks do not fit in free memory.
     """
     product = gram if ranks is None else ranks.gram
     processes = 1 if ranks is None else ranks.size
@@ -220,12 +220,12 @@ def exact_kernel(
     for i in range(tasks):
         own = rows(i)
         if i == 0 and (full or keep):
-            require_room(tasks, own if full else own[:1])
+            require_memory(tasks, own if full else own[:1])
         share = shares[i if len(shares) > 1 else 0]
         if full:
             found = own if average is None else average[i : i + 1].to(own) @ own
             if i == 0:
-                # Filled row by row: joined at the end, all rows would be in memory twice.
+                # Filled row by row: torch.cat at the end would hold all rows twice.
                 matrix = found.new_empty(tasks * len(found), found.shape[1])
             matrix[i * len(found) : (i + 1) * len(found)] = found
         else:
@@ -240,7 +240,7 @@ def exact_kernel(
         kernel = ExtendedNTK(product(matrix).view(tasks, 1, tasks, 1))
         jacobian = torch.stack(means) if keep else None
     else:
-        # Rows come by process, task and mini-batch; the kernel wants the task first.
+        # Rows are ordered by process, task and mini-batch; the kernel needs the task first.
         order = (processes, tasks, n)
         values = product(matrix).view(order + order).permute(1, 0, 2, 4, 3, 5)
         kernel = ExtendedNTK(values.reshape(tasks, processes * n, tasks, processes * n))
@@ -253,7 +253,7 @@ def exact_kernel(
 def cut_graph(
     begin: Sequence[Start], features: Features, names: Sequence[str]
 ) -> tuple[Features, HeadGraph]:
-    """Find what lies between the features and the losses.
+    """Find the graph between the features and the losses.
 
     Args:
         begin: Where the backward pass of each task starts.
@@ -261,8 +261,8 @@ def cut_graph(
         names: Names of the tasks.
 
     Returns:
-        The features, views of one representation taken as that one where losses come out of one
-        operation (stack, unbind) and so reach every head's view; and the heads.
+        The features and the graph above them. Views of one representation are replaced by that
+        tensor if losses come from one operation (stack, unbind) and so reach every head's view.
 
     Raises:
         ValueError: The features do not lie between the trunk and the losses.
@@ -282,7 +282,7 @@ def split_batch(
     *,
     published: bool = False,
 ) -> Partition:
-    """Split the batch, or each task's own, into mini-batches.
+    """Split the batch, or each task's own batch, into mini-batches.
 
     Raises:
         ValueError: n is not in 1..B, or counts are given for batches of different sizes.
@@ -301,7 +301,7 @@ def shared_parameters(features: Features) -> list[Tensor]:
     """Find the trunk's parameters: the leaves below the features.
 
     Raises:
-        ValueError: There are none.
+        ValueError: There are no trainable ones.
     """
     parameters = trainable(leaves(features.outputs)[0])
     if not parameters:
@@ -325,10 +325,10 @@ def extended_ntk(
 ) -> ExtendedNTK:
     """Return the extended NTK of k losses on one batch split into n mini-batches.
 
-    With ``features`` alone it is the kernel with respect to the shared representation (Eq. 17);
-    with ``parameters`` it is the kernel with respect to them (Eq. 8 and 9, of losses), through the
-    features where both are given and all of them lie below the features. The graph is kept and no
-    ``.grad`` changes.
+    With ``features`` alone it is the kernel with respect to the shared representation (Eq. 17).
+    With ``parameters`` it is the kernel with respect to them (Eq. 8 and 9, for losses). If both are
+    given and all parameters lie below the features, it is computed through the features, which is
+    cheaper. The graph is kept and no ``.grad`` changes.
 
     Args:
         losses: k losses. Scalars, the means over the batch; with ``parameters`` alone and
@@ -339,14 +339,15 @@ def extended_ntk(
         pooling: How the representation's rows are pooled: ``"pooled"`` (Eq. 17 to the letter),
             ``"blockwise"`` (the published code, and what ``ntkmtl-sr`` reads) or ``"kernel"``. Only
             without ``parameters``.
-        counts: Labels per task and sample, shape (k, B); one each if None. Only with ``features``.
+        counts: Number of labels per task and sample, shape (k, B); None for one each. Only with
+            ``features``.
         batch_dim: Dimension of the samples in the features.
 
     Returns:
-        The kernel, float64, with all blocks unless each task has a representation of its own.
+        The kernel, float64. It has all blocks unless each task has its own representation.
 
     Raises:
-        ValueError: Neither features nor parameters are given, an option would mean nothing, no loss
+        ValueError: Neither features nor parameters are given, an option does not apply, no loss
             depends on the features, n is not in 1..B, or a shape is wrong.
 
     Example:

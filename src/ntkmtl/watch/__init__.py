@@ -1,4 +1,4 @@
-"""Constant loss weights, measured on the first percent of a run."""
+"""Constant loss weights, measured during the first percent of a training."""
 
 from __future__ import annotations
 

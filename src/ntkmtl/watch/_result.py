@@ -1,4 +1,4 @@
-"""Constant weights, how sure they are, and the line that a tool reads."""
+"""Constant weights with their uncertainty, and their formats in configurations of tools."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ __all__ = ["FORMATS", "ConstantWeights"]
 
 _MACE = ("energy", "forces", "stress", "virials", "dipole", "polarizability")
 _ULTRALYTICS = ("box", "cls", "dfl", "pose", "kobj", "rle", "angle")
-# What YAML 1.1 reads as a truth value or as nothing, rather than as a name.
+# Words that YAML 1.1 reads as a boolean or as null.
 _YAML_WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 
 
 @dataclass(frozen=True)
 class ConstantWeights:
-    """Loss weights to write into a configuration.
+    """Constant loss weights for a configuration.
 
     Attributes:
-        weights: By task: the geometric mean of balanced weights, of mean 1, times priorities.
-        low: Lower end of the 95 % interval of each, by a bootstrap of blocks of looks.
+        weights: For each task the geometric mean of the measured weights, normalized to mean 1 and
+            multiplied by priorities.
+        low: Lower end of each weight's 95 % interval, from a block bootstrap.
         high: Upper end.
-        method: The method that balanced.
-        steps: Steps that were watched.
-        looks: Measurements among them.
-        settled: Step from which on the running means stayed within a tenth of the last ones.
-        drift: By which factor each weight changed from the first half of the watch to the second.
-        switch: Step at which a second phase of other weights begins; None if there is one phase.
-        phases: The weights of each phase alone; of the whole watch if there is one.
-        warnings: What is to be known before these constants are used.
+        method: The method that computed the weights.
+        steps: Number of steps watched.
+        looks: Number of steps in which weights were measured.
+        settled: Step from which on the running means stayed within 10 % of the final ones.
+        drift: Factor by which each weight changed from the first half to the second.
+        switch: Step at which a second phase with other weights begins; None without one.
+        phases: The weights of each phase; one entry if there is only one.
+        warnings: Reasons for caution with these weights.
 
     Example:
         >>> found = ConstantWeights(
@@ -63,12 +64,12 @@ class ConstantWeights:
 
         Args:
             form: One of :data:`ntkmtl.watch.FORMATS`. For ``"mace"``, ``"nequip"`` and
-                ``"ultralytics"`` tasks have the names of the tool's losses; for ``"chemprop"``
-                they stand in the order of its target columns.
+                ``"ultralytics"``, tasks must have the names of the tool's losses; for
+                ``"chemprop"``, the order of its target columns.
 
         Raises:
-            ValueError: The format is unknown, the tool has no loss of that name, or ``key=value``
-                cannot hold it.
+            ValueError: The format is unknown, the tool has no loss of that name, or the name cannot
+                be written as ``key=value``.
         """
         if form not in FORMATS:
             raise ValueError(f"format must be one of {', '.join(FORMATS)}, found {form!r}")
@@ -123,7 +124,7 @@ def _yaml_name(name: str) -> str:
 
 
 def _yaml_number(value: float) -> str:
-    """Write a number that YAML 1.1 reads as one: it takes 1e-05 for a string."""
+    """Format a number for YAML 1.1, which reads 1e-05 as a string but 1.0e-05 as a number."""
     digits, exponent, power = _number(value).partition("e")
     return f"{digits}.0e{power}" if exponent and "." not in digits else digits + exponent + power
 
@@ -133,11 +134,11 @@ def _flow(weights: Mapping[str, float]) -> str:
     return "{" + ", ".join(pairs) + "}"
 
 
-def _known(weights: Mapping[str, float], tool: str, names: tuple[str, ...]) -> None:
-    """Refuse tasks that a tool has no loss for.
+def _require_names(weights: Mapping[str, float], tool: str, names: tuple[str, ...]) -> None:
+    """Check that a tool has a loss for every task.
 
     Raises:
-        ValueError: There is one.
+        ValueError: It has none for some task.
     """
     unknown = sorted(set(weights) - set(names))
     if unknown:
@@ -147,25 +148,25 @@ def _known(weights: Mapping[str, float], tool: str, names: tuple[str, ...]) -> N
 
 
 def _mace(weights: Mapping[str, float]) -> str:
-    _known(weights, "MACE", _MACE)
+    _require_names(weights, "MACE", _MACE)
     return " ".join(f"--{name}_weight={_number(value)}" for name, value in weights.items())
 
 
 def _nequip(weights: Mapping[str, float]) -> str:
-    _known(weights, "NequIP", ("total_energy", "forces", "stress"))
+    _require_names(weights, "NequIP", ("total_energy", "forces", "stress"))
     return f"coeffs: {_flow(weights)}"
 
 
 def _ultralytics(weights: Mapping[str, float]) -> str:
-    _known(weights, "Ultralytics", _ULTRALYTICS)
+    _require_names(weights, "Ultralytics", _ULTRALYTICS)
     return _pairs(weights)
 
 
 def _pairs(weights: Mapping[str, float]) -> str:
-    """Write pairs of names and numbers.
+    """Format as ``key=value`` pairs.
 
     Raises:
-        ValueError: A name would be read as something else.
+        ValueError: A name contains blanks, quotes or ``=``, or is empty.
     """
     unfit = [n for n in weights if not n or any(c.isspace() or c in "='\"" for c in n)]
     if unfit:
@@ -187,4 +188,4 @@ FORMATS: Mapping[str, Callable[[Mapping[str, float]], str]] = {
     "ultralytics": _ultralytics,
     "key=value": _pairs,
 }
-"""What makes the line of each tool, by format."""
+"""For each format a function from weights to a line of configuration."""

@@ -1,4 +1,4 @@
-"""What a series of measured weights says: their mean, its interval, and whether it changes."""
+"""Statistics of a series of measured weights: means, intervals and changes over time."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ LEVEL = 0.95
 PERMUTATIONS = 499
 SIGNIFICANCE = 0.01
 NEAR = math.log(1.1)
-"""How near, in logarithms, weights are to their last values once they have settled."""
+"""Largest difference of logarithms from the final values that counts as settled: 10 %."""
 FAR = math.log(1.5)
-"""Smallest change of a weight, in logarithms, that makes two phases of a series."""
+"""Smallest difference of logarithms between two phases: a factor of 1.5."""
 
 
 def _numpy() -> Any:
@@ -45,10 +45,10 @@ def _numpy() -> Any:
 
 
 def center(logs: Floats) -> Floats:
-    """Take off each row what all its tasks have in common, as the scale of weights is free.
+    """Subtract from each row the offset common to its tasks, as the scale of weights is arbitrary.
 
-    Least squares for ``x[t, i] = level[i] + offset[t]``: with all tasks in every row, that is the
-    row's mean; a row without some of them does not shift the others.
+    The offsets are the least-squares solution of ``x[t, i] = level[i] + offset[t]``. If no task is
+    missing, an offset is the row's mean; a missing task does not shift the row's others.
 
     Args:
         logs: Log weights, shape (T, k), NaN for a task without a label.
@@ -74,11 +74,11 @@ def center(logs: Floats) -> Floats:
 
 
 def normalize(means: Floats, priorities: Priorities = None) -> Floats:
-    """Return weights of mean 1 from mean logs, along the last dimension, times priorities.
+    """Return weights with mean 1 along the last dimension from mean logs, times priorities.
 
     Args:
         means: Mean log weights, shape (..., k).
-        priorities: Shape (k,), of mean 1.
+        priorities: Priorities with mean 1, shape (k,); None for 1 each.
 
     Example:
         >>> import numpy as np
@@ -93,9 +93,9 @@ def normalize(means: Floats, priorities: Priorities = None) -> Floats:
 
 
 def block_length(logs: Floats) -> int:
-    """Return how many looks hang together: the longest autocorrelation time of a task.
+    """Return the block length for a bootstrap: the longest autocorrelation time of a task.
 
-    At least T to the power of 1/3, as for independent looks, and at most a fifth of T.
+    At least T^(1/3), the usual length for independent values, and at most T / 5.
 
     Example:
         >>> import numpy as np
@@ -119,7 +119,7 @@ def block_length(logs: Floats) -> int:
 
 
 def _blocks(logs: Floats) -> tuple[Floats, Floats]:
-    """Return the sums and the numbers of looks of the blocks, each of shape (blocks, k)."""
+    """Return the sums and the numbers of values of the blocks, each of shape (blocks, k)."""
     np = _numpy()
     pieces = np.array_split(logs, max(2, len(logs) // block_length(logs)))
     sums = np.stack([np.nansum(piece, axis=0) for piece in pieces])
@@ -128,7 +128,7 @@ def _blocks(logs: Floats) -> tuple[Floats, Floats]:
 
 
 def intervals(logs: Floats, priorities: Priorities) -> tuple[Floats, Floats]:
-    """Return 95 % intervals of the constant weights, by a bootstrap of blocks of looks.
+    """Return 95 % intervals of the constant weights, by a block bootstrap.
 
     Args:
         logs: Centered log weights, shape (T, k).
@@ -144,7 +144,7 @@ def intervals(logs: Floats, priorities: Priorities) -> tuple[Floats, Floats]:
 
     def weights(chosen: Floats, axis: int = -1) -> Floats:
         totals, numbers = sums[chosen].sum(axis=-2), counts[chosen].sum(axis=-2)
-        # A resample without a look at some task says nothing of it: the mean of all looks stands.
+        # A resample without values of some task uses the mean of all its values.
         means = np.where(numbers > 0, totals / np.maximum(numbers, 1), np.nanmean(logs, axis=0))
         found: Floats = np.moveaxis(normalize(means, priorities), -1, 0)
         return found
@@ -162,7 +162,7 @@ def intervals(logs: Floats, priorities: Priorities) -> tuple[Floats, Floats]:
 
 
 def settled(logs: Floats) -> int:
-    """Return the first look from which on the running geometric means stay within a tenth.
+    """Return the first row from which on the running geometric means stay within 10 %.
 
     Example:
         >>> import numpy as np
@@ -179,7 +179,7 @@ def settled(logs: Floats) -> int:
 
 
 def drift(logs: Floats) -> Floats:
-    """Return by which factor weights changed from the first half of the looks to the second.
+    """Return the factors by which weights changed from the first half of the rows to the second.
 
     Example:
         >>> import numpy as np
@@ -194,7 +194,7 @@ def drift(logs: Floats) -> Floats:
 
 
 def means(part: Floats, logs: Floats) -> Floats:
-    """Return the means of a part of the looks; those of all for a task that it does not show."""
+    """Return the means of some rows; for a task without values there, the mean of all rows."""
     np = _numpy()
     numbers = np.isfinite(part).sum(axis=0)
     found: Floats = np.where(
@@ -204,17 +204,17 @@ def means(part: Floats, logs: Floats) -> Floats:
 
 
 def switch(logs: Floats) -> int | None:
-    """Return the look at which one level of the weights gives way to another, if there is one.
+    """Return the row at which the weights change from one level to another, if they do.
 
-    The largest standardized difference of means before and after a look, over all looks and summed
-    over tasks, is compared with that of the same blocks in random order.
+    A permutation test of the largest standardized difference of means before and after a row,
+    summed over tasks. Blocks of rows are permuted, as neighboring rows are correlated.
 
     Args:
         logs: Centered log weights, shape (T, k).
 
     Returns:
-        The first look of the second phase; None if chance makes as large a difference in more than
-        1 % of the orders, or if no weight changes by half.
+        The first row of the second phase; None if more than 1 % of the permutations have as large a
+        difference, or if no weight changes by a factor of 1.5.
 
     Example:
         >>> import numpy as np
@@ -225,10 +225,10 @@ def switch(logs: Floats) -> int | None:
     """
     np = _numpy()
     filled = np.where(np.isfinite(logs), logs, np.nanmean(logs, axis=0))
-    # Differences of neighbors do not see a change of level.
+    # The variance is estimated from differences of neighbors, which ignore a change of level.
     variance = np.square(np.diff(filled, axis=0)).mean(axis=0) / 2
     scaled = filled / np.sqrt(variance + 1e-12)
-    # Under the alternative a series with a step looks correlated: blocks are those of each part.
+    # A series with a step looks correlated, so the block length is computed within each phase.
     found, at = _largest(scaled)
     length = max(block_length(filled[:at]), block_length(filled[at:]))
     blocks = np.array_split(scaled, max(2, len(scaled) // length))
@@ -245,7 +245,7 @@ def switch(logs: Floats) -> int | None:
 
 
 def _largest(scaled: Floats) -> tuple[float, int]:
-    """Return the largest difference of means around a look, and that look."""
+    """Return the largest difference of means before and after a row, and that row."""
     np = _numpy()
     count = len(scaled)
     margin = max(2, count // 10)

@@ -1,4 +1,4 @@
-"""Watching the first percent of a run for the weights of all of it."""
+"""Measuring constant weights during the first percent of a training."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ntkmtl.weighting._base import Weighting
 __all__ = ["LOOKS", "SHORTEST", "Watch", "weigh"]
 
 SHORTEST = 50
-"""Steps that are watched at least."""
+"""Smallest number of steps that are watched."""
 LOOKS = 100
-"""Measurements that are made at most, or a few more."""
+"""Approximate largest number of measurements."""
 
 Training = Literal["balanced", "sum"]
-"""What trains the network while it is watched."""
+"""Which weights train the network while it is watched."""
 
 _Batch = TypeVar("_Batch")
 
@@ -42,28 +42,29 @@ def weigh(
     train: Training = "balanced",
     **options: Any,
 ) -> Watch:
-    """Watch the first percent of a run, and read constant loss weights off it.
+    """Measure constant loss weights during the first percent of a training.
 
-    For tools that have a field for loss weights and leave the rest of the loop to themselves: train
-    their model on their loader for a few steps, with each loss as it is without a weight, and write
-    down what :meth:`Watch.result` says.
+    For tools that accept loss weights but not a custom training loop: train the tool's model on its
+    data for a few steps, with unweighted losses, and copy the weights of :meth:`Watch.result` into
+    the tool's configuration.
 
     Args:
-        total_steps: Batches of the whole run.
-        percent: How much of it is watched; 50 steps at least.
-        method: A method that makes a weight per loss; with an exact kernel if it reads one.
-        priorities: How much tasks matter, by name or in order: constants are balanced first and
-            then multiplied by p / mean(p).
-        train: What trains the network meanwhile: ``"balanced"``, the weights as they are measured,
-            or ``"sum"``, the plain sum.
+        total_steps: Number of batches of the whole training.
+        percent: Percentage of the training to watch; at least 50 steps are watched.
+        method: A method that computes a weight per loss. If it reads a kernel, the exact kernel is
+            used.
+        priorities: Importance p of the tasks, by name or in order: balanced weights are multiplied
+            by p / mean(p).
+        train: Weights that train the network meanwhile: ``"balanced"`` for the measured weights,
+            ``"sum"`` for the plain sum.
         **options: Further options of :class:`ntkmtl.Balancer`, such as ``tasks``, ``shared`` and
             ``minibatches``.
 
     Returns:
-        What runs the backward passes.
+        An object that runs the backward passes and returns the weights.
 
     Raises:
-        ValueError: A number is out of range, or the method has no weights.
+        ValueError: A number is out of range, or the method has no weights per loss.
 
     Example:
         >>> import torch, ntkmtl
@@ -101,23 +102,26 @@ def weigh(
     elif weighting.requires == "losses":
         balancer = Balancer(method, **options)
     else:
-        # Constants weigh the heads too.
+        # Constant weights will apply to the heads too.
         settings = {"source": "exact", "every": every, "weight_heads": True, **options}
         balancer = Balancer(method, **settings)
     return Watch(balancer, steps, method=method, priorities=priorities)
 
 
 class Watch:
-    """Runs backward passes and notes the weights that they measure. See :func:`weigh`.
+    """Runs backward passes and stores the weights of each step. See :func:`weigh`.
 
     Args:
-        balancer: Runs the passes.
-        total: Steps to watch.
-        method: Name of the method, for reports.
+        balancer: The Balancer that runs the passes.
+        total: Number of steps to watch.
+        method: Name of the method, for reports; None for the Balancer's.
         priorities: As in :func:`weigh`.
 
     Attributes:
-        balancer: As given; for ``after_step`` and ``end_epoch`` where the method needs them.
+        balancer: The Balancer, for calls of ``after_step`` and ``end_epoch`` if the method needs
+            them.
+        total: Number of steps to watch.
+        seen: Number of steps watched so far.
     """
 
     def __init__(
@@ -151,7 +155,7 @@ class Watch:
         return self.seen >= self.total
 
     def steps(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
-        """Yield batches until all steps were watched, going through the loader again if need be.
+        """Yield batches until all steps were watched, repeating the loader if necessary.
 
         Raises:
             ValueError: The loader is empty.
@@ -175,7 +179,7 @@ class Watch:
         return result
 
     def observe(self, result: BalanceResult) -> None:
-        """Note the outcome of a step whose backward pass the Balancer was called for elsewhere."""
+        """Store the result of a step, for code that calls ``balancer.backward`` itself."""
         step, self.seen = self.seen, self.seen + 1
         if result.skipped:
             return
@@ -193,11 +197,12 @@ class Watch:
         self._logs.append(torch.where(positive > 0, positive, math.nan).log())
 
     def result(self) -> ConstantWeights:
-        """Return the constants, with intervals and warnings.
+        """Return the constant weights with intervals and warnings.
 
         Raises:
-            ValueError: Not all steps were watched, or a task had no weight above 0 in any.
-            MissingExtraError: scipy is not installed.
+            ValueError: Not all steps were watched, there are too few measurements, or a task never
+                had a weight above 0.
+            MissingExtraError: SciPy is not installed.
         """
         if not self.done:
             raise ValueError(f"{self.seen} of {self.total} steps were watched; go on until done")
@@ -243,7 +248,7 @@ class Watch:
 
 
 class _Looks:
-    """Makes weights of exact kernels while the plain sum is trained."""
+    """A recorder that computes weights from exact kernels while the plain sum is trained."""
 
     source: str | None = "exact"
     minibatches: int | None = None
@@ -275,10 +280,10 @@ class _Looks:
 
 
 def _relative(given: Mapping[str, float] | Sequence[float] | None, names: tuple[str, ...]) -> Any:
-    """Return priorities of mean 1.
+    """Return priorities scaled to mean 1, None without priorities.
 
     Raises:
-        ValueError: They are of other tasks, or not positive.
+        ValueError: They name other tasks, are of another number, or are not positive.
     """
     if given is None:
         return None
@@ -296,7 +301,7 @@ def _relative(given: Mapping[str, float] | Sequence[float] | None, names: tuple[
 
 
 def _with_warnings(found: ConstantWeights) -> ConstantWeights:
-    """Say in words what is against these constants."""
+    """Return the weights with warnings about them."""
     warnings = []
     if found.switch is not None:
         first, second = (

@@ -24,40 +24,37 @@ __all__ = [
     "check_positive",
 ]
 
-# Below this share of the largest eigenvalue of their cosines, gradients count as linearly
-# dependent: what rounding in float32 leaves of a difference points anywhere.
+# Gradients count as linearly dependent if an eigenvalue of their matrix of cosines is below this
+# share of the largest: the float32 difference of nearly parallel gradients is noise.
 DEPENDENT = 1e-6
 
 Requires = Literal["losses", "eigenvalues", "gramian", "kernel", "jacobian"]
 
 
 class Weighting(ABC):
-    """Maps what is known of k tasks to k weights.
+    """A map from the kernel or the losses of k tasks to k weights.
 
-    A weighting never touches a model or autograd. One that keeps a state keeps it per task, by the
-    task's position, so that a task without labels this time is simply not among ``tasks``.
+    A weighting does not use a model or autograd. A weighting with a state keeps it by the tasks'
+    positions, so that tasks without labels can be absent from ``tasks``.
 
     Attributes:
-        requires: What :meth:`weigh` looks at: the losses; the largest eigenvalue of each diagonal
-            block; the Gramian; all blocks between all mini-batches, which hold products of
-            gradients of independent samples as well; or, by :meth:`combine` instead of
-            :meth:`weigh`, the k gradients entry by entry.
-        takes_logarithms: Whether it is a method of log losses already.
-        depends_on_order: Whether the order of the tasks is a part of the method.
-        needs_positive_losses: Whether a negative loss is refused.
-        tracks_gradients: Whether it averages gradients over steps, entry by entry, which makes
-            sense for parameters only: features of the next batch belong to other samples.
-        needs_after_step: Whether :meth:`after_step` wants the losses after the update.
-        needs_scores: Whether :meth:`observe` wants to be told after each epoch how well each task
-            performs against its single-task network.
-        has_head_objective: Whether each head also descends along an objective of its own, made of
-            the gradient that it sends to the trunk; see :meth:`head_objective`.
-        balancer_defaults: Options of :class:`ntkmtl.Balancer` that the method's own published form
-            uses: ``source``, ``pooling``, ``minibatches``, ``weight_heads`` and ``log_losses``.
-            What a user gives goes first.
-        search_space: What ``ntkmtl tune`` searches beside the learning rate.
-        name: The name that :func:`ntkmtl.weighting.create` made it by, None if the class was
-            called.
+        requires: What :meth:`weigh` reads. ``"losses"``; ``"eigenvalues"``, the largest of each
+            diagonal block; ``"gramian"``; or ``"kernel"``, all blocks between all mini-batches,
+            with products of gradients of independent samples. ``"jacobian"``: the method has
+            :meth:`combine` instead of :meth:`weigh` and reads the k gradients entry by entry.
+        takes_logarithms: Whether the method takes logarithms of the losses itself.
+        depends_on_order: Whether the result depends on the order of the tasks.
+        needs_positive_losses: Whether the method raises for negative losses.
+        tracks_gradients: Whether it averages gradients over steps, entry by entry. This is possible
+            for parameters only, as features of the next batch belong to other samples.
+        needs_after_step: Whether the method needs :meth:`after_step`.
+        needs_scores: Whether the method needs :meth:`observe` after each epoch.
+        has_head_objective: Whether each head also minimizes an objective of the gradient that it
+            sends to the trunk; see :meth:`head_objective`.
+        balancer_defaults: Defaults of :class:`ntkmtl.Balancer` options in the method's published
+            form: ``source``, ``pooling``, ``minibatches``, ``weight_heads`` and ``log_losses``.
+        search_space: Settings that ``ntkmtl tune`` searches besides the learning rate.
+        name: The name passed to :func:`ntkmtl.weighting.create`; None if the class was called.
     """
 
     name: str | None = None
@@ -75,7 +72,7 @@ class Weighting(ABC):
 
     @property
     def requires_cross_terms(self) -> bool:
-        """Whether blocks between tasks are looked at; without them a kernel is cheaper."""
+        """Whether the method reads blocks between tasks. Without them a kernel is cheaper."""
         return self.requires != "eigenvalues"
 
     @with_cpu_default
@@ -89,15 +86,15 @@ class Weighting(ABC):
         """Return the weights.
 
         Args:
-            kernel: The extended NTK of the tasks, for methods that read one.
-            losses: Their losses, shape (k,), for methods that read them.
-            tasks: Their positions among all tasks, int64 of shape (k,); 0..k-1 if None.
+            kernel: The extended NTK of the tasks, for methods that read a kernel.
+            losses: Their losses, shape (k,), for methods that read losses.
+            tasks: Their positions among all tasks, int64 of shape (k,); None for 0..k-1.
 
         Returns:
             float64 weights of shape (k,).
 
         Raises:
-            ValueError: What the method reads is missing.
+            ValueError: The kernel or the losses that the method reads are missing.
         """
         if self.requires == "losses":
             if losses is None:
@@ -116,10 +113,10 @@ class Weighting(ABC):
         return self.weigh(kernel, losses, tasks)
 
     def name_tasks(self, names: Sequence[str]) -> None:
-        """Be told the names of all tasks, by position; nothing by default.
+        """Receive the names of all tasks, in order. Does nothing by default.
 
         Raises:
-            ValueError: What the method was given by name is of other tasks.
+            ValueError: A setting of the method names a task that does not exist.
         """
 
     @abstractmethod
@@ -134,18 +131,18 @@ class Weighting(ABC):
         Args:
             jacobian: Gradients of the tasks with labels, shape (k, P).
             losses: Their losses, float64 of shape (k,), for methods that read them too.
-            tasks: Their positions among all tasks; 0..k-1 if None.
+            tasks: Their positions among all tasks; None for 0..k-1.
 
         Returns:
             The combined gradient, shape (P,), and k weights to report, float64.
 
         Raises:
-            TypeError: The method is a weighting of whole gradients.
+            TypeError: The method does not combine gradients, but computes weights.
         """
         raise TypeError(f"{type(self).__name__} weighs whole gradients; it combines none")
 
     def head_objective(self, own: Tensor, joint: Tensor) -> Tensor:
-        """Return what a head minimizes beside its loss, where :attr:`has_head_objective` says so.
+        """Return what a head minimizes besides its loss; for :attr:`has_head_objective`.
 
         Args:
             own: The task's gradient with respect to the features, which depends on the head.
@@ -163,11 +160,11 @@ class Weighting(ABC):
         """Combine a head's gradients of its loss and of :meth:`head_objective`.
 
         Args:
-            plain: One gradient per parameter of the head, of its loss.
-            guiding: Likewise, of the objective.
+            plain: Gradients of the loss, one per parameter of the head.
+            guiding: Gradients of the objective, one per parameter of the head.
 
         Returns:
-            What is added to ``.grad``.
+            The gradients to add to ``.grad``.
 
         Raises:
             TypeError: The method has no such objective.
@@ -175,42 +172,42 @@ class Weighting(ABC):
         raise TypeError(f"{type(self).__name__} has no objective for heads")
 
     def prepare(self, tasks: int, device: torch.device) -> None:
-        """Make the state for a number of tasks. Called before the first step; may be called again.
+        """Create the state. Called before the first step, and possibly again later.
 
         Args:
             tasks: Number of all tasks.
-            device: Where the losses are.
+            device: Device of the losses.
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Yield what the method learns by the user's optimizer."""
+        """Yield the parameters that the user's optimizer updates."""
         return iter(())
 
     def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
         """Add the gradients of :meth:`parameters` to their ``.grad``, times ``scale``."""
 
     def after_step(self, losses: Tensor, tasks: Tensor) -> None:
-        """Look at the losses of the same batch after the update, float64 of shape (k,)."""
+        """Receive the losses of the same batch after the update, float64 of shape (k,)."""
 
     def observe(self, scores: Sequence[float] | Tensor) -> None:
-        """Take over how well each task performs, where :attr:`needs_scores` says so.
+        """Receive how well each task performs; for :attr:`needs_scores`.
 
         :func:`ntkmtl.bench.training.train` calls it after each epoch, before :meth:`end_epoch`.
 
         Args:
-            scores: Delta-m of every task against its single-task network in percent, in the order
-                of the tasks; lower is better. NaN leaves a task's score as it is.
+            scores: Delta-m of each task relative to its single-task network in percent, in the
+                order of the tasks; lower is better. NaN keeps a task's last score.
 
         Raises:
-            TypeError: The method takes no scores.
+            TypeError: The method does not use scores.
         """
         raise TypeError(f"{type(self).__name__} takes no scores")
 
     def end_epoch(self) -> None:
-        """Note that an epoch is over."""
+        """Receive that an epoch is over."""
 
     def needs(self) -> Iterator[tuple[str, str]]:
-        """Yield what the method learns from besides calls of ``backward``, and how to give it.
+        """Yield pairs: a call that the method needs besides ``backward``, and how to make it.
 
         Example:
             >>> from ntkmtl.weighting import create
@@ -238,13 +235,12 @@ class Weighting(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the next weights depend on besides the input.
 
-        The tensors are copies: methods change theirs in place, and a state that was taken must not
-        follow them.
+        Tensors are copied, as methods change their own tensors in place.
         """
         return _copied(self._get_state())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a copy of what :meth:`state_dict` returned.
+        """Restore a copy of a state from :meth:`state_dict`.
 
         Raises:
             ValueError: The state does not belong to this method.
@@ -258,14 +254,14 @@ class Weighting(ABC):
         self._set_state(_copied(state))
 
     def _get_state(self) -> dict[str, Any]:
-        """Return the state, by the same keys at all times; for methods that keep one."""
+        """Return the state, for methods that have one. The keys must always be the same."""
         return {}
 
     def _set_state(self, state: dict[str, Any]) -> None:
-        """Take over a state with the keys of :meth:`_get_state`.
+        """Restore a state with the keys of :meth:`_get_state`.
 
         Raises:
-            ValueError: It is of other tasks.
+            ValueError: The state is for other tasks.
         """
 
     def __repr__(self) -> str:
@@ -276,7 +272,15 @@ class Weighting(ABC):
 class LossWeighting(Weighting):
     """A weighting that reads the losses only.
 
-    Its weights are the effective ones, the derivatives of its total with respect to each loss.
+    Its weights are effective weights: the derivatives of its total with respect to each loss.
+
+    Example:
+        >>> import torch
+        >>> class Inverse(LossWeighting):
+        ...     def of_losses(self, losses, tasks):
+        ...         return 1 / losses
+        >>> Inverse()(losses=torch.tensor([0.5, 4.0]))
+        tensor([2.0000, 0.2500], dtype=torch.float64)
     """
 
     requires: ClassVar[Requires] = "losses"
@@ -291,7 +295,17 @@ class LossWeighting(Weighting):
 
 
 class GramianWeighting(Weighting):
-    """A weighting that reads the Gramian of the k gradients."""
+    """A weighting that reads the Gramian of the k gradients.
+
+    Example:
+        >>> import torch
+        >>> class InverseNorm(GramianWeighting):
+        ...     def of_gramian(self, gramian):
+        ...         return 1 / gramian.diagonal().sqrt()
+        >>> kernel = ExtendedNTK(torch.diag(torch.tensor([4.0, 1.0])).reshape(2, 1, 2, 1))
+        >>> InverseNorm()(kernel)
+        tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
 
     requires: ClassVar[Requires] = "gramian"
 
@@ -307,10 +321,10 @@ class GramianWeighting(Weighting):
 def balanced_gramian(gramian: Tensor) -> tuple[Tensor, float]:
     """Divide a Gramian by the mean of its diagonal.
 
-    Solvers have absolute tolerances; gradients have no absolute scale.
+    Used before solvers with absolute tolerances, as gradients have no absolute scale.
 
     Returns:
-        The quotient, and the divisor: 1 if the Gramian is zero.
+        The quotient and the divisor, which is 1 if the Gramian is zero.
 
     Example:
         >>> import torch
@@ -328,8 +342,8 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     """Return ``value`` if it is a positive finite number.
 
     Raises:
-        TypeError: It is a string or a truth value.
-        ValueError: It is not positive, or not finite.
+        TypeError: The value is a string or a boolean.
+        ValueError: The value is not positive, or not finite.
     """
     if isinstance(value, str | bool):
         raise TypeError(f"{name} must be a number. Found {name}={value!r}.")

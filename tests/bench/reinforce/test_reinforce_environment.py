@@ -178,7 +178,7 @@ def test_the_running_deviation_of_steady_noise_is_its_own() -> None:
     assert float(tail.std()) == pytest.approx(1, rel=0.15)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown task 'rech'; did you mean 'reach'"):
         MetaWorld(("rech",))
     with pytest.raises(ValueError, match="different names"):

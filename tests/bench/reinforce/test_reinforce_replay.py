@@ -59,7 +59,7 @@ def test_a_saved_replay_draws_and_keeps_on(steps: int, tmp_path: Path) -> None:
     assert len(one) == len(two) == min(steps + 1, 8)
 
 
-def test_what_makes_no_sense_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     replay = Replay(3, 8, observation=2, action=1)
     with pytest.raises(ValueError, match="the replay is empty"):
         replay.stratified(4)

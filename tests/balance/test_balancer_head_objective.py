@@ -1,4 +1,4 @@
-"""ConsMTL: heads that descend along an objective of the gradients that they send to the trunk."""
+"""ConsMTL: heads that also minimize an objective of their gradients to the trunk."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_gradients_of_trunk_and_heads(strength: float, form: str) -> None:
         torch.testing.assert_close(p.grad, g, **EXACT)
 
 
-def test_the_bound_matters_only_where_it_binds() -> None:
+def test_the_bound_has_an_effect_only_if_it_is_exceeded() -> None:
     # lambda = 1e-4 is far inside the bound, lambda = 50 is held by it: both branches were tested.
     inner, outer = by_hand(1e-4, bound=0.1)[1], by_hand(1e-4, bound=1e9)[1]
     assert all(torch.equal(a, b) for a, b in zip(inner, outer, strict=True))

@@ -1,4 +1,4 @@
-"""Gradients of all tasks at once are refused where there is no memory for them."""
+"""An error is raised where the gradients of all tasks do not fit in memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ntkmtl import Balancer
-from ntkmtl.kernel import _room
+from ntkmtl.kernel import _free_memory
 
 
 def network() -> tuple[nn.Module, list[torch.Tensor]]:
@@ -20,7 +20,7 @@ def network() -> tuple[nn.Module, list[torch.Tensor]]:
 @pytest.fixture
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     # 80 gradients of a million entries are 0.31 GiB.
-    monkeypatch.setattr(_room, "free_bytes", lambda device: 300 << 20)
+    monkeypatch.setattr(_free_memory, "free_bytes", lambda device: 300 << 20)
 
 
 @pytest.mark.usefixtures("_little_memory")
@@ -54,6 +54,6 @@ def test_a_method_that_reads_eigenvalues_holds_one_gradient_at_a_time(
 
 
 def test_free_memory_is_known_on_linux() -> None:
-    found = _room.free_bytes(torch.device("cpu"))
+    found = _free_memory.free_bytes(torch.device("cpu"))
     assert found is None or found > 0
-    assert _room.free_bytes(torch.device("meta")) is None
+    assert _free_memory.free_bytes(torch.device("meta")) is None

@@ -1,4 +1,4 @@
-"""Tasks with data sets, and so batches, of their own: one run of the trunk per task."""
+"""Tasks with separate datasets and batches: the trunk runs once per task."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_task_without_a_batch_this_time() -> None:
         ({"preset": "published"}, {}, "do not all make the same number of mini-batches"),
     ],
 )
-def test_what_cannot_be(options: dict[str, Any], arguments: dict[str, Any], said: str) -> None:
+def test_impossible_options(options: dict[str, Any], arguments: dict[str, Any], said: str) -> None:
     case = Case()
     features, losses = case.run()
     with pytest.raises(ValueError, match=said):
@@ -116,7 +116,7 @@ def test_features_that_all_tasks_read_must_agree() -> None:
         Balancer("ntkmtl-sr").backward(losses, features=tuple(features))
 
 
-def test_batches_that_take_turns_are_balanced_by_the_moving_average() -> None:
+def test_tasks_that_take_turns_are_balanced_by_the_moving_average() -> None:
     balancer = Balancer("ntkmtl-sr", minibatches=2, ema=0.7, tasks=3)
     case = Case()
     seen: dict[int, float] = {}

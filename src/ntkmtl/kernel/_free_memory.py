@@ -1,4 +1,4 @@
-"""Whether there is room for one gradient per task."""
+"""Check for enough free memory before the gradients of all tasks are held at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["all_rows", "free_bytes", "require_room"]
+__all__ = ["all_rows", "free_bytes", "require_memory"]
 
 
 def all_rows(rows: Callable[[int], Tensor], tasks: int) -> Tensor:
@@ -19,15 +19,15 @@ def all_rows(rows: Callable[[int], Tensor], tasks: int) -> Tensor:
         tasks: Number of tasks k.
 
     Raises:
-        ValueError: They are more than there is memory for.
+        ValueError: The gradients do not fit in free memory.
     """
     first = rows(0)
-    require_room(tasks, first)
+    require_memory(tasks, first)
     return torch.cat([first, *(rows(i) for i in range(1, tasks))])
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return how much memory is free on a device, None where the system does not tell."""
+    """Return the free memory of a device in bytes, None if the system does not report it."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -38,22 +38,22 @@ def free_bytes(device: torch.device) -> int | None:
     return None if available is None else int(available.split()[0]) * 1024
 
 
-def require_room(tasks: int, row: Tensor) -> None:
-    """Refuse to hold the gradients of all tasks where memory would run out.
+def require_memory(tasks: int, row: Tensor) -> None:
+    """Raise if the gradients of all tasks do not fit in free memory.
 
-    An operating system hands out more memory than it has and ends the process once it is used, so
-    this is asked before.
+    Checked in advance because allocation itself may succeed: Linux hands out more memory than it
+    has, and kills the process when the memory is used.
 
     Args:
         tasks: Number of tasks k.
         row: The gradients of one task, shape (n, P).
 
     Raises:
-        ValueError: k of them are more than what is free.
+        ValueError: k of these rows need more than the free memory.
     """
     needed = tasks * row.numel() * row.element_size()
     if needed < 1 << 28:
-        return  # not worth a look
+        return  # less than 256 MiB: skip the check
     free = free_bytes(row.device)
     if free is not None and needed > free:
         raise ValueError(

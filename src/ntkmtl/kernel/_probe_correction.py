@@ -1,15 +1,16 @@
-r"""Free estimates of the kernel, corrected by probes that need not be many or frequent.
+r"""Correction of the representation's kernel by a few random probes.
 
-A free estimate (``pooled``, ``blockwise``, ``kernel``) is wrong about task i by a factor
-:math:`r_i` that drifts slowly, while the kernel itself jumps from batch to batch. A probe knows the
-kernel of this very batch without bias but with much noise. So probes are not used as estimates but
-to find the factors: the mean over steps of what the probe found over what the free estimate said.
+The kernel of the representation (``pooled``, ``blockwise`` or ``kernel``) costs almost nothing; it
+is called the *free* estimate here. For task i it is wrong by a factor :math:`r_i` that drifts
+slowly, while the kernel itself changes from batch to batch. A probe estimates the kernel of one
+batch without bias but with much noise. So probes only estimate the factors: the mean over steps of
+the ratio of the probe's estimate to the free one.
 
-The factor is that of the traces of the task's block. For n > 1 the largest eigenvalue of the mean
-of m outer products a a^T is no unbiased estimate of anything (for m = 1 it is :math:`|a|^2`), but
-:math:`E |a_i|^2 = \mathrm{tr} K_{ii}` holds for every n. It needs no eigenvector, and its relative
-variance, :math:`2 |K_{ii}|_F^2 / (m\, \mathrm{tr}^2 K_{ii})`, is the smallest of the quadratic
-forms that one would think of; docs/estimators.md compares them.
+The ratio is taken between the traces of the task's block. For n > 1 the largest eigenvalue of the
+mean of m outer products a a^T is a biased estimate (for m = 1 it is :math:`|a|^2`), but
+:math:`E |a_i|^2 = \mathrm{tr} K_{ii}` holds for every n. The relative variance of this trace is
+:math:`2 |K_{ii}|_F^2 / (m\, \mathrm{tr}^2 K_{ii})`, the smallest among the quadratic forms
+compared in docs/estimators.md.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ __all__ = ["ProbeCorrection"]
 
 
 class ProbeCorrection:
-    r"""Factor for each task between the kernel of the shared parameters and a free estimate of it.
+    r"""For each task the factor between the shared parameters' kernel and the free estimate.
 
-    :math:`r_i = (S_i + c\, \bar r) / (W_i + c)` with :math:`W_i = \sum_s \beta^{t-s} m_s`, the
-    number of probes that still count, :math:`S_i` the same sum of the ratios of traces, and
-    :math:`\bar r = \sum_i S_i / \sum_i W_i` what all tasks have in common. Dividing by
-    :math:`W_i` makes the start unbiased; the c pseudo-probes hold back a task whose few probes
-    happen to be large or small. A factor that all tasks share changes no weight.
+    :math:`r_i = (S_i + c\, \bar r) / (W_i + c)`. Here :math:`W_i = \sum_s \beta^{t-s} m_s` is the
+    discounted number of probes, :math:`S_i` the same sum over the ratios of traces, and
+    :math:`\bar r = \sum_i S_i / \sum_i W_i` the mean ratio of all tasks. Dividing by :math:`W_i`
+    removes the bias of a start at zero; the c pseudo-probes pull tasks with few probes towards the
+    mean. A factor common to all tasks changes no weight.
 
     Args:
         tasks: Number of all tasks k.
-        decay: :math:`\beta` for each update, in [0, 1).
-        prior: c, in probes.
+        decay: :math:`\beta`, the discount per update, in [0, 1).
+        prior: c, the number of pseudo-probes.
 
     Raises:
         ValueError: A number is out of range.
@@ -82,18 +83,18 @@ class ProbeCorrection:
         free: ExtendedNTK,
         tasks: Tensor | Sequence[int] | None = None,
     ) -> None:
-        """Take in the probes of one step.
+        """Update the factors by the probes of one step.
 
-        Tasks that are not named keep their state, as do those whose free estimate is zero.
+        Tasks that are not listed keep their factor, and so do tasks whose free estimate is zero.
 
         Args:
-            slopes: What :func:`probe_slopes` returned, shape (m, k', n).
-            free: The free estimate of the same step, with the same mini-batches and the same scale
-                of the losses.
-            tasks: Positions of its k' tasks among all; all of them if None.
+            slopes: Result of :func:`probe_slopes`, shape (m, k', n).
+            free: The free estimate of the same step, for the same mini-batches and with the same
+                scale of the losses.
+            tasks: Positions of its k' tasks among all tasks; None for all.
 
         Raises:
-            ValueError: Shapes do not fit each other, or a slope is not finite.
+            ValueError: The shapes do not match, or a slope is not finite.
         """
         index = self._index(tasks, free.tasks)
         if slopes.ndim != 3 or slopes.shape[1:] != free.blocks.shape[:2]:
@@ -113,10 +114,10 @@ class ProbeCorrection:
         self._count[here] = self.decay * self._count[here] + m
 
     def factors(self, tasks: Tensor | Sequence[int] | None = None) -> Tensor:
-        """Return r of some tasks, float64 of shape (k',); 1 before the first update.
+        """Return the factors r of some tasks, float64 of shape (k',); 1 before the first update.
 
         Args:
-            tasks: Positions of the tasks, all if None.
+            tasks: Positions of the tasks; None for all.
         """
         index = torch.arange(self.tasks) if tasks is None else torch.as_tensor(tasks).cpu()
         counted = float(self._count.sum())
@@ -128,27 +129,27 @@ class ProbeCorrection:
     def __call__(
         self, free: ExtendedNTK, tasks: Tensor | Sequence[int] | None = None
     ) -> ExtendedNTK:
-        """Return the free estimate with each block K_ij times sqrt(r_i r_j).
+        """Return the free estimate with each block K_ij multiplied by sqrt(r_i r_j).
 
-        Its diagonal blocks and eigenvalues are r_i times the free ones; cosines between tasks stay
-        those of the free estimate.
+        Diagonal blocks and their eigenvalues are multiplied by r_i. Cosines between tasks do not
+        change.
 
         Args:
             free: The free estimate of this step.
-            tasks: Positions of its tasks among all; all of them if None.
+            tasks: Positions of its tasks among all tasks; None for all.
 
         Raises:
-            ValueError: Their number does not fit the kernel.
+            ValueError: The number of positions does not match the kernel.
         """
         index = self._index(tasks, free.tasks)
         return free.weighted(self.factors(index).sqrt())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the moving averages: tensors only."""
+        """Return the moving averages as tensors."""
         return {"sum": self._sum.clone(), "count": self._count.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state_dict` returned.
+        """Restore a state from :meth:`state_dict`.
 
         Raises:
             ValueError: An entry is missing, or is for another number of tasks.
