@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from ntkmtl.graph import (
     add_to_grad,
     allow_retained_backward,
     leaves,
+    plain_backward,
     require_repeatable,
 )
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
@@ -293,19 +295,26 @@ class Balancer:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite. No ``.grad`` was changed. With
-                a scaler the step is marked to be skipped instead.
+                a scaler the step is marked to be skipped instead. Methods that read losses only
+                look at the losses alone.
             ValueError: Losses or features do not fit the method or each other, the kernel asked for
                 does not exist in this graph, or ``scale`` is not a positive number.
             TypeError: Losses are of the wrong kind.
         """
-        names, losses = task_names(losses)
+        names, losses = task_names(losses, self.tasks)
         if not 0.0 < _as_number("scale", scale) < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            # The forward pass is over: products of gradients are to keep their precision.
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                return self._backward(names, losses, features, counts, scaler, scale, extra)
-        return self._backward(names, losses, features, counts, scaler, scale, extra)
+        given = (names, losses, features, counts, scaler, scale, extra)
+        if torch.is_grad_enabled() and not _autocasts():
+            return self._backward(*given)
+        with contextlib.ExitStack() as modes:
+            # Modes of the forward pass, in which a plain backward pass may stand as well. Products
+            # of gradients are to keep their precision.
+            modes.enter_context(torch.inference_mode(mode=False))
+            modes.enter_context(torch.enable_grad())
+            modes.enter_context(torch.autocast("cpu", enabled=False))
+            modes.enter_context(torch.autocast("cuda", enabled=False))
+            return self._backward(*given)
 
     def _backward(
         self,
@@ -328,26 +337,48 @@ class Balancer:
         step = self._step(values, active, scale, extra)
         self._skipped = False
         if step is None:
-            return BalanceResult(torch.zeros(len(memory.names)))
+            return self._without_labels(active, scale, extra)
         self._remind(step)
         try:
+            outside = step.constant if step.extra is None else step.extra.detach()
             if step.raw.device.type == "cpu":
                 step.require_finite(step.raw, "loss")
-                if step.extra is not None:
-                    step.require_extra(step.extra.detach())
-            elif step.extra is not None:
-                step.waiting.append((step.extra.detach(), step.require_extra))
+                if outside is not None:
+                    step.require_extra(outside)
+            elif outside is not None:
+                step.waiting.append((outside, step.require_extra))
             return self._recorded(step, features, counts)
         except NonFiniteError:
             if active is None:
                 raise
             self._skipped = True
             # Not by a backward pass: the graph may be half used.
-            add_to_grad(
-                (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
-                for p in leaves(step.losses)[0]
-            )
+            _mark_skipped(step.losses)
             return step.result(torch.zeros(len(step.present)), skipped=True)
+
+    def _without_labels(
+        self, active: GradScaler | None, scale: float, extra: Tensor | None
+    ) -> BalanceResult:
+        """Take a batch without any label: what is outside the balance counts all the same."""
+        names, number = self.tasks, self._core.memory.step - 1
+        assert names is not None
+        weights = torch.zeros(len(names))
+        whole = _extra(extra, 1.0)
+        if extra is None:
+            return BalanceResult(weights)
+        value = extra.detach().reshape(())
+        if bool(value.isfinite()):
+            if whole is not None:
+                whole = whole if active is None else active.scale(whole)
+                plain_backward([whole], [scale])
+        elif active is None or whole is None:
+            raise NonFiniteError("extra", number, "loss", float(value))
+        else:
+            self._skipped = True
+            active.scale(whole)
+            _mark_skipped([whole])
+        none = torch.zeros(0, dtype=torch.float64)
+        return BalanceResult(weights, skipped=self._skipped, _terms=(none, none, value))
 
     def _step(
         self,
@@ -575,7 +606,7 @@ class Balancer:
         if callable(losses):
             losses = losses()
         memory = self._core.memory
-        names, losses = task_names(losses)
+        names, losses = task_names(losses, memory.names)
         if memory.names is None:
             self._set_tasks(names)
         assert memory.names is not None
@@ -663,6 +694,13 @@ class Balancer:
         if found["method"] != self.method:
             raise ValueError(f"the state is of method {found['method']!r}, this is {self.method!r}")
         memory, options = found["memory"], self.options
+        entries = set(self._core.memory.state())
+        if not isinstance(memory, Mapping) or set(memory) != entries:
+            holds = sorted(memory) if isinstance(memory, Mapping) else type(memory)
+            raise ValueError(
+                f"this is no state of this version's Balancer: its memory holds {holds}, expected "
+                f"{sorted(entries)}"
+            )
         own = f"{options.source}, {options.pooling}"
         averaged = memory["log_total"] is not None or memory["average"] is not None
         if averaged and found["source"] != own:
@@ -734,6 +772,19 @@ class Balancer:
         return memory.young(at, memory.step, self.options.every)
 
 
+def _autocasts() -> bool:
+    """Whether operations would be run in lower precision."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _mark_skipped(losses: Sequence[Tensor]) -> None:
+    """Let a gradient scaler find what makes it skip a step."""
+    add_to_grad(
+        (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
+        for p in leaves(losses)[0]
+    )
+
+
 def _as_number(name: str, value: Any) -> float:
     if isinstance(value, bool | str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number, found {value!r}")
@@ -769,6 +820,8 @@ def _extra(extra: Any, factor: float) -> Tensor | None:
         raise TypeError(f"extra must be a tensor or None, found {type(extra)}")
     if extra.numel() != 1:
         raise ValueError(f"extra must be a scalar, found shape {tuple(extra.shape)}")
+    if extra.is_complex():
+        raise ValueError("extra is complex; a loss is a real number: take its real part")
     if not extra.requires_grad:
         return None
     whole = extra.reshape(())

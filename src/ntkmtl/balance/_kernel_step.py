@@ -16,6 +16,7 @@ from ntkmtl.balance._fill import (
     in_two_passes,
     may_overflow,
     ordinary,
+    undone_if_not_finite,
 )
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import BalanceResult, Step
@@ -95,7 +96,10 @@ class KernelStep:
         jacobian: Tensor | None,
     ) -> None:
         """Fill ``.grad``, by an ordinary backward pass where hooks must fire."""
-        if self.hooked:
+        if self.hooked and not (self.step.scaled or self.step.parallel):
+            with undone_if_not_finite(self.step):  # gradients of heads are not looked at before
+                self._ordinary(weights)
+        elif self.hooked:
             self._ordinary(weights)
         else:
             self._fill(gradients, heads, weights, jacobian)
@@ -460,7 +464,7 @@ class KernelStep:
         peaks = matrix.abs().amax(dim=1).to(torch.float64)
         (peaks,) = step.bring(peaks)
         step.require_finite(peaks, "gradient")
-        combined, self._reported = step.unscaled(self.options.weighting.combine, matrix)
+        combined, self._reported = step.combined(self.options.weighting.combine, matrix)
         return combined
 
 

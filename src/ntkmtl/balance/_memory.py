@@ -175,6 +175,9 @@ def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Tensors keep their values under names joined by dots; the structure and all else become one JSON
     text, kept as bytes.
 
+    Raises:
+        TypeError: The state holds something that cannot be kept so.
+
     Example:
         >>> packed = pack({"step": 3, "method": {"scores": torch.ones(2), "last": None}})
         >>> sorted(packed), unpack(packed)["method"]["last"]
@@ -183,12 +186,25 @@ def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
 
     def visit(prefix: str, value: Any) -> Any:
+        start = f"{prefix}." if prefix else ""
         if isinstance(value, Tensor):
+            while prefix in tensors or prefix == _TEXT:  # keys may hold dots themselves
+                prefix += "_"
             tensors[prefix] = value.detach().clone().contiguous()
             return {_TENSOR: prefix}
         if isinstance(value, Mapping):
-            start = f"{prefix}." if prefix else ""
-            return {str(key): visit(f"{start}{key}", inner) for key, inner in value.items()}
+            if not all(isinstance(key, str) for key in value):
+                raise TypeError(f"keys of a state must be strings, found {list(value)} in {prefix}")
+            if set(value) == {_TENSOR} and isinstance(value[_TENSOR], str):
+                raise TypeError(f"a string cannot stand alone under the key {_TENSOR!r}: {prefix}")
+            return {key: visit(f"{start}{key}", inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [visit(f"{start}{i}", inner) for i, inner in enumerate(value)]
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(
+                f"a state holds tensors, numbers, strings, None, and lists and dicts of them; "
+                f"found {type(value)} in {prefix}"
+            )
         return value
 
     text = json.dumps(visit("", state), sort_keys=True).encode()
@@ -217,9 +233,11 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
     left = set(state) - {_TEXT}
 
     def visit(value: Any) -> Any:
+        if isinstance(value, list):
+            return [visit(inner) for inner in value]
         if not isinstance(value, dict):
             return value
-        if set(value) != {_TENSOR}:
+        if set(value) != {_TENSOR} or not isinstance(value[_TENSOR], str):
             return {key: visit(inner) for key, inner in value.items()}
         name = value[_TENSOR]
         if name not in left:

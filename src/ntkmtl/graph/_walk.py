@@ -66,6 +66,8 @@ class Walk:
         routes: For a node that several tasks reach by different elements: each task's own edges.
         blurred: Whether tensors of several tasks were joined in a way that does not tell which
             elements are whose: masks, lists of indices, assignments into a buffer.
+        numbers: Tasks and the vectors that they take one number of, as they do of a vector of
+            losses.
     """
 
     roots: list[Edge]
@@ -76,6 +78,7 @@ class Walk:
     inputs: dict[Any, Tensor] = field(default_factory=dict)
     routes: dict[Any, dict[int, tuple[Edge, ...]]] = field(default_factory=dict)
     blurred: bool = False
+    numbers: set[tuple[int, Edge]] = field(default_factory=set)
     _kinds: dict[Any, int] = field(default_factory=dict)
 
     def push_masks(self) -> None:

@@ -85,17 +85,17 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
                 self.log(numbers, step=self._progress.steps)
         return result
 
-    def after_step(self, losses: Callable[[], Losses]) -> None:
+    def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Show the method the losses on the same batch after ``optimizer.step()``.
 
         Does nothing for methods that do not need it, nor between the steps of the optimizer.
 
         Args:
-            losses: Computes them again; called under autocast if that is on.
+            losses: They, or a function that computes them, called under autocast if that is on.
         """
         if self.sync_gradients and self.balancer.needs_after_step:
             with self.autocast():
-                again = losses()
+                again = losses() if callable(losses) else losses
             self.balancer.after_step(again)
 
 

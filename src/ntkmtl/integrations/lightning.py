@@ -108,9 +108,9 @@ class BalancedModule(_Base):
                 under manual optimization only.
 
         Returns:
-            What ``training_step`` returns, or ``manual_backward`` takes; None if no task has a
-            label, so that Lightning leaves the batch out. Where gradients are off, as in
-            validation, the sum alone.
+            What ``training_step`` returns, or ``manual_backward`` takes. If no task has a label,
+            ``extra``, or None where there is none, so that Lightning leaves the batch out. Where
+            gradients are off, as in validation, the sum alone.
         """
         require_balancer(getattr(self, "balancer", None), "self.balancer")
         names, _ = task_names(losses)
@@ -118,7 +118,7 @@ class BalancedModule(_Base):
         trains = torch.is_grad_enabled()
         found = [read_loss(loss, name, needs_gradient=trains) for name, loss in pairs]
         means = [known[0] for known in found if known is not None]
-        total = sum(means[1:], start=means[0]) if means else None
+        total = sum(means[1:], start=means[0]) if means else options.get("extra")
         if trains:
             self._pending = losses, options, total
         return total
