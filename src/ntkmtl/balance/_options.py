@@ -303,8 +303,8 @@ def _recorder(record: Any) -> Any:
     needed = ("wants", "source", "minibatches", "pooling")
     if record is not None and not (callable(record) and all(hasattr(record, n) for n in needed)):
         raise TypeError(
-            "record must be a ntkmtl.analysis.Recorder, or a function of a Snapshot that has "
-            f"{', '.join(needed)}, or None; found {record!r}"
+            f"record must be a ntkmtl.analysis.Recorder or None, found {record!r}; a recorder of "
+            f"your own is called with a Snapshot and has {', '.join(needed)}"
         )
     return record
 

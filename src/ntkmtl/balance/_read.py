@@ -176,7 +176,7 @@ def without_labels(values: Sequence[Loss], counts: Any) -> list[Loss]:
     """
     if not isinstance(counts, Tensor) or counts.is_complex():
         found = counts.dtype if isinstance(counts, Tensor) else type(counts)
-        raise TypeError(f"counts must be a tensor of real numbers of shape (k, B), found {found}")
+        raise TypeError(f"counts must be a tensor of shape (k, B) of real numbers, found {found}")
     if counts.ndim != 2 or len(counts) != len(values) or not counts.shape[1]:
         raise ValueError(
             f"counts must have shape ({len(values)}, B), one number of labels per task and sample, "

@@ -158,7 +158,7 @@ def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
     """
     if not isinstance(counts, Tensor) or counts.is_complex():
         found = counts.dtype if isinstance(counts, Tensor) else type(counts)
-        raise TypeError(f"counts must be a tensor of real numbers of shape (k, B), found {found}")
+        raise TypeError(f"counts must be a tensor of shape (k, B) of real numbers, found {found}")
     if counts.shape != (tasks, batch):
         raise ValueError(
             f"counts must have shape ({tasks}, {batch}), one number of labels per task and sample, "
