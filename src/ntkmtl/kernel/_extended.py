@@ -198,8 +198,8 @@ class ExtendedNTK:
             largest = (a + d) / 2 + torch.hypot((a - d) / 2, b)
         else:
             finite = blocks.isfinite().all(dim=2).all(dim=1)
-            known = torch.where(finite[:, None, None], blocks, 0.0)  # solvers fail on NaN
-            largest = torch.where(finite, torch.linalg.eigvalsh(known)[:, -1], torch.nan)
+            blocks = torch.where(finite[:, None, None], blocks, 0.0)  # solvers fail on NaN
+            largest = torch.where(finite, torch.linalg.eigvalsh(blocks)[:, -1], torch.nan)
         return largest.clamp_min(0.0)
 
     def gramian(self) -> Tensor:
