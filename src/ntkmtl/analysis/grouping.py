@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -87,7 +86,7 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
 
     values = _checked(affinity)
     k = len(values)
-    if groups is not None and (isinstance(groups, bool) or not isinstance(groups, Integral)):
+    if groups is not None and (isinstance(groups, bool) or not hasattr(groups, "__index__")):
         raise TypeError(f"groups must be a whole number, found {groups!r}")
     if groups is not None and not 1 <= groups <= k:
         raise ValueError(f"groups must be in 1..{k}, the number of tasks. Found {groups}.")

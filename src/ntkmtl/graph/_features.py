@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -61,7 +60,7 @@ def branch(features: Tensor, heads: int) -> Branches:
     """
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a tensor, found {type(features)}")
-    if isinstance(heads, bool) or not isinstance(heads, Integral):
+    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
         raise TypeError(f"heads must be a whole number, found {heads!r}")
     if heads < 1:
         raise ValueError(f"heads must be at least 1, found {heads}")
