@@ -67,6 +67,11 @@ class NonFiniteError(FloatingPointError):
                 "Look at this batch: a mean over no labels is NaN (give None for a task without a "
                 "label, or counts), and so are bad inputs; else lower the learning rate"
             )
+        if self.what == "weight" and math.isnan(self.value):
+            return (
+                "The method made no number of this batch's losses and gradients: look at them, or, "
+                "where the method is your own, at its code"
+            )
         if self.what in ("weight", "weighted gradient"):
             return (
                 "The product of weight and gradient has no place in this precision: use float32 "

@@ -159,7 +159,7 @@ def _numbers(source: Numbers, name: str) -> Tensor:
     """Return ``source`` as a detached float64 tensor on the CPU."""
     try:
         tensor = _tensor(source)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"{name} must be numbers: a tensor, an array, or a nested list with rows of one "
             f"length. Found {type(source).__name__} ({error})."

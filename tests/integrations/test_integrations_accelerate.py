@@ -131,6 +131,22 @@ def test_methods_that_need_more_than_backward(method: str) -> None:
     assert len(set(learned.weights.tolist())) == 2  # equal where nothing was learned
 
 
+def test_after_step_takes_losses_as_well() -> None:
+    net = tasks.seeded(tasks.Net)
+    x, *labels = tasks.data()
+    weights = []
+    for ready in (True, False):
+        balanced = BalancedAccelerator(Balancer("famo", tasks=list(tasks.TASKS)), cpu=True)
+        for _ in range(2):
+            out = balanced.backward(tasks.mean_squares(net(x), labels))
+            after = {name: 0.5 * v for name, v in tasks.mean_squares(net(x), labels).items()}
+            after[tasks.TASKS[0]] = after[tasks.TASKS[0]] * 0.1
+            balanced.after_step(after if ready else lambda after=after: after)
+        weights.append(out.weights)
+    assert torch.equal(*weights)
+    assert float(weights[0].std()) > 0
+
+
 @pytest.mark.parametrize("method", ["ntkmtl-auto", "famo"])
 def test_resume(method: str, tmp_path: Path) -> None:
     whole = train(method, epochs=4)[2]

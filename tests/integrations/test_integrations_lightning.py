@@ -286,6 +286,24 @@ def test_a_further_term_is_given_as_extra() -> None:
     assert_same(weights_of(ours), weights_of(plain))
 
 
+def test_extra_counts_in_a_batch_without_labels() -> None:
+    class Extra(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            term = sum(p.square().sum() for p in self.net.parameters())
+            return self.balance(dict.fromkeys(tasks.TASKS), extra=term)
+
+    class PlainExtra(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return sum(p.square().sum() for p in self.net.parameters())
+
+    ours, plain = (tasks.seeded(lambda kind=kind: kind("ls")) for kind in (Extra, PlainExtra))
+    before = weights_of(ours)
+    for module in (ours, plain):
+        fit(module)
+    assert_same(weights_of(ours), weights_of(plain))
+    assert any(not torch.equal(a, b) for a, b in zip(before, weights_of(ours), strict=True))
+
+
 def test_balance_gives_the_sum_in_validation() -> None:
     class Validated(Module):
         def validation_step(self, batch: Any, batch_idx: int) -> None:

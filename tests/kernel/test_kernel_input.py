@@ -181,7 +181,7 @@ def test_extended_ntk_needs_features_or_parameters() -> None:
     with pytest.raises(ValueError, match="give features, parameters, or both"):
         extended_ntk(case.losses(z))
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    with pytest.raises(ValueError, match="no tensor that requires a gradient"):
+    with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         extended_ntk(case.losses(z), parameters=frozen.parameters())
     with pytest.raises(ValueError, match=r"per-sample losses of shape \(B,\)"):
         extended_ntk(case.losses(z), parameters=case.shared, minibatches=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,7 @@ class Recorder:
 
     Raises:
         ValueError: ``every`` or ``minibatches`` is below 1, or ``source`` or ``pooling`` unknown.
+        TypeError: ``every`` or ``minibatches`` is no whole number.
 
     Example:
         >>> import torch
@@ -95,7 +97,11 @@ class Recorder:
         pooling: Pooling | None = None,
     ) -> None:
         for name, value in (("every", every), ("minibatches", minibatches)):
-            if value is not None and value < 1:
+            if name == "minibatches" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise TypeError(f"{name} must be a whole number, found {value!r}")
+            if value < 1:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         if source not in (None, "representation", "exact"):
             raise ValueError(f"source must be 'representation' or 'exact', found {source!r}")
@@ -246,8 +252,11 @@ class Recorder:
         """Restore a state from :meth:`state_dict`, replacing everything recorded.
 
         Raises:
+            TypeError: The state is not a dict.
             ValueError: It is not the state of a recorder, or of one with another ``every``.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"a state of a Recorder is a dict, found {type(state)}")
         expected = {"every", "tasks", "step", *_COLUMNS}
         if set(state) != expected:
             raise ValueError(

@@ -67,6 +67,7 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
     Raises:
         ValueError: The matrix is not square, not symmetric, holds NaN or values out of range, or
             ``groups`` is not in 1..k.
+        TypeError: The matrix is no tensor of real numbers, or ``groups`` no whole number.
         MissingExtraError: scipy is not installed.
 
     Example:
@@ -85,6 +86,8 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
 
     values = _checked(affinity)
     k = len(values)
+    if groups is not None and (isinstance(groups, bool) or not hasattr(groups, "__index__")):
+        raise TypeError(f"groups must be a whole number, found {groups!r}")
     if groups is not None and not 1 <= groups <= k:
         raise ValueError(f"groups must be in 1..{k}, the number of tasks. Found {groups}.")
     if not -1 <= threshold <= 1:
@@ -124,6 +127,11 @@ def _mean_pair(values: Tensor, group: tuple[int, ...]) -> float:
 
 
 def _checked(affinity: Tensor) -> Tensor:
+    if not isinstance(affinity, Tensor) or affinity.is_complex():
+        raise TypeError(
+            f"affinity must be a tensor of real numbers, as kernel.affinity() is; found "
+            f"{type(affinity)}"
+        )
     if affinity.ndim != 2 or affinity.shape[0] != affinity.shape[1] or not len(affinity):
         raise ValueError(f"affinity must have shape (k, k), found {tuple(affinity.shape)}")
     values = affinity.detach().to("cpu", torch.float64).clone()

@@ -35,13 +35,17 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
     Values that rounding made negative become 0. The first column equals
     :meth:`ExtendedNTK.max_eigenvalues`.
 
+    Raises:
+        TypeError: ``kernel`` is none.
+        ValueError: It is not finite.
+
     Example:
         >>> import torch
         >>> K = ExtendedNTK(blocks=torch.tensor([[[2.0, 1.0], [1.0, 2.0]]]))
         >>> task_spectra(K)
         tensor([[3., 1.]], dtype=torch.float64)
     """
-    blocks = kernel.blocks.detach().to("cpu", torch.float64)
+    blocks = _finite(kernel).blocks.detach().to("cpu", torch.float64)
     eigenvalues: Tensor = torch.linalg.eigvalsh(blocks).flip(-1).clamp_min(0.0)
     return eigenvalues
 
@@ -50,7 +54,8 @@ def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
     """Return the eigenvalues of the (kn, kn) matrix of Eq. 9, descending, float64 of shape (kn,).
 
     Raises:
-        ValueError: Only the diagonal blocks exist.
+        TypeError: ``kernel`` is none.
+        ValueError: Only the diagonal blocks exist, or one is not finite.
 
     Example:
         >>> import torch
@@ -58,10 +63,39 @@ def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
         >>> extended_spectrum(ExtendedNTK(K))
         tensor([3., 1.], dtype=torch.float64)
     """
-    size = kernel.tasks * kernel.minibatches
+    size = _finite(kernel).tasks * kernel.minibatches
     matrix = kernel.values.detach().to("cpu", torch.float64).reshape(size, size)
     eigenvalues: Tensor = torch.linalg.eigvalsh(matrix).flip(-1).clamp_min(0.0)
     return eigenvalues
+
+
+def _finite(kernel: ExtendedNTK) -> ExtendedNTK:
+    """Return a kernel whose eigenvalues exist.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: An entry is NaN or infinite.
+    """
+    if not isinstance(kernel, ExtendedNTK):
+        raise TypeError(f"kernel must be an ntkmtl.ExtendedNTK, found {type(kernel)}")
+    entries = kernel.values if kernel.has_all_blocks else kernel.blocks
+    if not bool(entries.isfinite().all()):
+        raise ValueError("the kernel holds NaN or infinity, so it has no eigenvalues")
+    return kernel
+
+
+def _read(eigenvalues: Tensor) -> Tensor:
+    """Return eigenvalues as float64 on the CPU.
+
+    Raises:
+        TypeError: They are no tensor of real numbers.
+        ValueError: There are none.
+    """
+    if not isinstance(eigenvalues, Tensor) or eigenvalues.is_complex():
+        raise TypeError(f"eigenvalues must be a tensor of real numbers, found {eigenvalues!r}")
+    if not eigenvalues.ndim or not eigenvalues.shape[-1]:
+        raise ValueError(f"eigenvalues must have shape (..., n), found {tuple(eigenvalues.shape)}")
+    return eigenvalues.detach().to("cpu", torch.float64)
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:
@@ -75,6 +109,10 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
 
     Returns:
         float64 of shape (...).
+
+    Raises:
+        TypeError: They are no tensor of real numbers.
+        ValueError: There are none.
 
     Example:
         >>> import torch
@@ -97,6 +135,10 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
     Returns:
         float64 of shape (...); 0 if all eigenvalues are zero.
 
+    Raises:
+        TypeError: They are no tensor of real numbers.
+        ValueError: There are none.
+
     Example:
         >>> import torch
         >>> participation_ratio(torch.tensor([3.0, 1.0]))
@@ -108,7 +150,7 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
 
 def _shares(eigenvalues: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues divided by their sum, and whether that sum is zero."""
-    values = eigenvalues.detach().to("cpu", torch.float64)
+    values = _read(eigenvalues)
     # Divide by the largest first: the sum of tiny or huge numbers may underflow or overflow.
     largest = values.amax(dim=-1, keepdim=True)
     scaled = values / torch.where(largest > 0, largest, 1.0)
@@ -124,7 +166,8 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
         floor: In [0, 1).
 
     Raises:
-        ValueError: ``floor`` is out of range.
+        TypeError: The eigenvalues are no tensor of real numbers.
+        ValueError: There are none, or ``floor`` is out of range.
 
     Example:
         >>> import torch
@@ -132,7 +175,7 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
         2
     """
     _require_floor(floor)
-    values = eigenvalues.detach().to("cpu", torch.float64)
+    values = _read(eigenvalues)
     return int((values > floor * values.max()).sum())
 
 
@@ -152,7 +195,8 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
         At least 1; NaN if all eigenvalues are zero.
 
     Raises:
-        ValueError: ``floor`` is out of range.
+        TypeError: The eigenvalues are no tensor of real numbers.
+        ValueError: There are none, or ``floor`` is out of range.
 
     Example:
         >>> import torch
@@ -160,7 +204,7 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
         4.0
     """
     _require_floor(floor)
-    values = eigenvalues.detach().to("cpu", torch.float64)
+    values = _read(eigenvalues)
     kept = values[values > floor * values.max()]
     return float(kept.max() / kept.min()) if len(kept) else math.nan
 
@@ -179,12 +223,16 @@ def imbalance(largest: Tensor) -> float:
     Returns:
         At least 1; NaN if no task is left.
 
+    Raises:
+        TypeError: They are no tensor of real numbers.
+        ValueError: There are none.
+
     Example:
         >>> import torch
         >>> imbalance(torch.tensor([8.0, float("nan"), 2.0]))
         4.0
     """
-    values = largest.detach().to("cpu", torch.float64)
+    values = _read(largest)
     values = values[values > 0]
     return float(values.max() / values.min()) if len(values) else math.nan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ntkmtl.balance._read import (
     task_names,
     without_labels,
 )
-from ntkmtl.balance._read_step import active_scaler, as_number, read_step
+from ntkmtl.balance._read_step import active_scaler, as_number, read_step, scaled_extra
 from ntkmtl.balance._recording import recorded_kernel
 from ntkmtl.balance._run import run
 from ntkmtl.balance._snapshot import Snapshot, StepRecorder
@@ -36,6 +37,7 @@ from ntkmtl.graph import (
     add_to_grad,
     allow_retained_backward,
     leaves,
+    plain_backward,
     require_repeatable,
 )
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
@@ -289,19 +291,26 @@ class Balancer:
 
         Raises:
             NonFiniteError: A loss or a gradient is NaN or infinite. No ``.grad`` was changed. With
-                a scaler, no error is raised but the step is marked to be skipped.
+                a scaler, no error is raised but the step is marked to be skipped. Methods that
+                read losses only check the losses alone.
             ValueError: Losses or features do not fit the method or each other, the kernel does not
                 exist for this graph, or ``scale`` is not a positive number.
             TypeError: An argument has a wrong type.
         """
-        names, losses = task_names(losses)
+        names, losses = task_names(losses, self.tasks)
         if not 0.0 < as_number("scale", scale) < math.inf:
             raise ValueError(f"scale must be positive and finite, found {scale}")
-        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            # Autocast is for the forward pass; products of gradients need full precision.
-            with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-                return self._backward(names, losses, features, counts, scaler, scale, extra)
-        return self._backward(names, losses, features, counts, scaler, scale, extra)
+        given = (names, losses, features, counts, scaler, scale, extra)
+        if torch.is_grad_enabled() and not _autocasts():
+            return self._backward(*given)
+        with contextlib.ExitStack() as modes:
+            # Modes of the forward pass in which a plain backward pass works as well. Products of
+            # gradients need full precision.
+            modes.enter_context(torch.inference_mode(mode=False))
+            modes.enter_context(torch.enable_grad())
+            modes.enter_context(torch.autocast("cpu", enabled=False))
+            modes.enter_context(torch.autocast("cuda", enabled=False))
+            return self._backward(*given)
 
     def _backward(
         self,
@@ -325,29 +334,50 @@ class Balancer:
         step = read_step(self._core, values, active, factor, scale, extra)
         self._skipped = False
         if step is None:
-            return BalanceResult(torch.zeros(len(memory.names)))
+            return self._without_labels(active, scale, extra)
         needed = active is not None and self.weighting.needs_after_step
         self._scaled = (active, factor) if active is not None and needed else None
         self._remind(step)
         try:
+            outside = step.constant if step.extra is None else step.extra.detach()
             if step.raw.device.type == "cpu":
                 step.require_finite(step.raw, "loss")
-                if step.extra is not None:
-                    step.require_extra(step.extra.detach())
-            elif step.extra is not None:
-                step.waiting.append((step.extra.detach(), step.require_extra))
+                if outside is not None:
+                    step.require_extra(outside)
+            elif outside is not None:
+                step.waiting.append((outside, step.require_extra))
             return self._recorded(step, features, counts)
         except NonFiniteError:
             if active is None:
                 raise
             self._skipped = True
-            # Infinite gradients make the scaler skip the step. They are set without a backward
-            # pass, as parts of the graph may be freed already.
-            add_to_grad(
-                (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
-                for p in leaves(step.losses)[0]
-            )
+            # Not by a backward pass, as parts of the graph may be freed already.
+            _mark_skipped(step.losses)
             return step.result(torch.zeros(len(step.present)), skipped=True)
+
+    def _without_labels(
+        self, active: GradScaler | None, scale: float, extra: Tensor | None
+    ) -> BalanceResult:
+        """Handle a batch without any label: the loss outside the balance counts all the same."""
+        names, number = self.tasks, self._core.memory.step - 1
+        assert names is not None
+        weights = torch.zeros(len(names))
+        whole = scaled_extra(extra, 1.0)
+        if extra is None:
+            return BalanceResult(weights)
+        value = extra.detach().reshape(())
+        if bool(value.isfinite()):
+            if whole is not None:
+                whole = whole if active is None else active.scale(whole)
+                plain_backward([whole], [scale])
+        elif active is None or whole is None:
+            raise NonFiniteError("extra", number, "loss", float(value))
+        else:
+            self._skipped = True
+            active.scale(whole)
+            _mark_skipped([whole])
+        none = torch.zeros(0, dtype=torch.float64)
+        return BalanceResult(weights, skipped=self._skipped, _terms=(none, none, value))
 
     def _recorded(
         self, step: Step, features: FeaturesLike | None, counts: Tensor | None
@@ -514,7 +544,7 @@ class Balancer:
         if callable(losses):
             losses = losses()
         memory = self._core.memory
-        names, losses = task_names(losses)
+        names, losses = task_names(losses, memory.names)
         if memory.names is None:
             self._core.set_tasks(names)
         assert memory.names is not None
@@ -613,3 +643,16 @@ class Balancer:
             )
         at = slice(None) if tasks is None else torch.as_tensor(tasks)
         return memory.young(at, memory.step, self.options.every)
+
+
+def _autocasts() -> bool:
+    """Whether autocast is on, which runs operations in lower precision."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+
+
+def _mark_skipped(losses: Sequence[Tensor]) -> None:
+    """Set infinite gradients, which make a gradient scaler skip the step."""
+    add_to_grad(
+        (p, torch.full_like(p, math.inf, memory_format=torch.contiguous_format))
+        for p in leaves(losses)[0]
+    )

@@ -141,7 +141,8 @@ def undone_if_not_finite(
         NonFiniteError: An entry is not finite.
     """
     if before is None:
-        before = [(p, None if p.grad is None else p.grad.clone()) for p in leaves(step.losses)[0]]
+        roots = step.losses if step.extra is None else [*step.losses, step.extra]
+        before = [(p, None if p.grad is None else p.grad.clone()) for p in leaves(roots)[0]]
     yield
     known = [dense(p.grad) for p, _ in before if p.grad is not None]
     try:

@@ -17,6 +17,7 @@ from ntkmtl.balance._fill import (
     in_two_passes,
     may_overflow,
     ordinary,
+    undone_if_not_finite,
 )
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
@@ -97,7 +98,10 @@ class KernelStep:
         jacobian: Tensor | None,
     ) -> None:
         """Fill ``.grad``, by an ordinary backward pass if hooks must run."""
-        if self.hooked:
+        if self.hooked and not (self.step.scaled or self.step.parallel):
+            with undone_if_not_finite(self.step):  # gradients of heads were not checked before
+                self._ordinary(weights)
+        elif self.hooked:
             self._ordinary(weights)
         else:
             self._fill(gradients, heads, weights, jacobian)
@@ -465,7 +469,7 @@ class KernelStep:
         peaks = matrix.abs().amax(dim=1).to(torch.float64)
         (peaks,) = step.bring(peaks)
         step.require_finite(peaks, "gradient")
-        combined, self._reported = step.unscaled(self.options.weighting.combine, matrix)
+        combined, self._reported = step.combined(self.options.weighting.combine, matrix)
         return combined
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ntkmtl.balance._last_layer import LastLayer
 from ntkmtl.balance._snapshot import StepRecorder
-from ntkmtl.graph import trainable
+from ntkmtl.graph import read_parameters
 from ntkmtl.kernel import Probe, RememberInputs
 from ntkmtl.kernel._pooling import POOLINGS, Pooling
 from ntkmtl.weighting import accepted_options, create, spec
-from ntkmtl.weighting._base import Weighting
+from ntkmtl.weighting._base import Weighting, require_known_input
 
 __all__ = ["Length", "Options", "Priorities", "Source"]
 
@@ -101,7 +101,7 @@ def read_options(
         every=_whole("every", given["every"], 1),
         ema=_share("ema", given["ema"]),
         weight_heads=_flag("weight_heads", given["weight_heads"], defaults, True),
-        shared=_shared(given["shared"]),
+        shared=None if given["shared"] is None else read_parameters(given["shared"], "shared"),
         hooked=_boolean("hooked", given["hooked"]),
         batch_dim=None if given["batch_dim"] is None else _whole("batch_dim", given["batch_dim"]),
         process_group=_process_group(given["process_group"]),
@@ -165,6 +165,7 @@ def _weighting(
             f"method must be a name or a Weighting, found {type(method)}. Names are listed by "
             "ntkmtl.weighting.names()"
         )
+    require_known_input(type(method))
     if settings:
         raise TypeError(
             f"unknown options {sorted(settings)}; settings of a weighting are given when it is made"
@@ -193,7 +194,8 @@ def _source(
     method = name or type(weighting).__name__
     requires, pooling = weighting.requires, given["pooling"]
     asked = given["source"]
-    source = cast("Source", _one_of("source", asked or defaults.get("source", "exact"), SOURCES))
+    asked = defaults.get("source", "exact") if asked is None else asked
+    source = cast("Source", _one_of("source", asked, SOURCES))
     if source != "exact" and weighting.tracks_gradients:
         raise ValueError(
             f"{method} follows gradients over steps, which features of different samples do not "
@@ -214,7 +216,9 @@ def _source(
     usual = defaults.get("pooling", "blockwise")
     if source in ("probe", "auto") and usual == "pooled" and requires != "kernel":
         usual = "blockwise"  # Eq. 17's error is not a per-task factor: nothing could correct it
-    return source, cast("Pooling", _one_of("pooling", pooling or usual, POOLINGS))
+    return source, cast(
+        "Pooling", _one_of("pooling", usual if pooling is None else pooling, POOLINGS)
+    )
 
 
 def _probe(source: Source, weighting: Weighting, given: Mapping[str, Any]) -> Probe | None:
@@ -233,6 +237,10 @@ def _probe(source: Source, weighting: Weighting, given: Mapping[str, Any]) -> Pr
         probe = Probe(trunk, corrected=corrected is not False)
     if probe is not None and source in ("exact", "representation"):
         raise ValueError(f"trunk belongs to source='probe' or 'auto'; this is {source!r}")
+    if corrected is not None and probe is None and source != "probe":
+        raise ValueError(
+            "corrected says what probes of a trunk are for: give trunk, or leave it out"
+        )
     if source != "probe":
         return probe
     if probe is None:
@@ -273,37 +281,14 @@ def _tasks(tasks: Any) -> tuple[str, ...] | None:
         return None
     if isinstance(tasks, str | bool):
         raise TypeError(f"tasks must be a number or a sequence of names, found {tasks!r}")
+    if isinstance(tasks, Set):
+        raise TypeError(f"tasks must be in order, and a set has none; found {tasks!r}")
     if isinstance(tasks, Iterable):
         names = tuple(tasks)
         if not all(isinstance(name, str) for name in names):
             raise TypeError(f"names of tasks must be strings, found {list(names)!r}")
         return names
     return tuple(str(i) for i in range(_whole("tasks", tasks, 1)))
-
-
-def _shared(shared: Any) -> list[Tensor] | None:
-    if shared is None:
-        return None
-    if isinstance(shared, nn.Module):
-        raise TypeError(
-            f"shared must be a list of parameters, found the module {type(shared).__name__}; pass "
-            "its parameters(): shared=model.trunk.parameters()"
-        )
-    if isinstance(shared, Tensor) or not isinstance(shared, Iterable):
-        raise TypeError(f"shared must be a list of parameters, found {type(shared)}")
-    values = list(shared)
-    for value in values:
-        if isinstance(value, tuple):
-            raise TypeError(
-                "shared must be a list of parameters, found pairs of name and parameter; pass "
-                "parameters() instead of named_parameters()"
-            )
-        if not isinstance(value, Tensor):
-            raise TypeError(f"shared must be a list of parameters, found {type(value)} in it")
-    found = trainable(values)
-    if not found:
-        raise ValueError("shared holds no parameter that requires a gradient")
-    return found
 
 
 def _process_group(group: Any) -> Any:
@@ -315,8 +300,12 @@ def _process_group(group: Any) -> Any:
 
 
 def _recorder(record: Any) -> Any:
-    if record is not None and not (callable(record) and hasattr(record, "wants")):
-        raise TypeError(f"record must be a ntkmtl.analysis.Recorder or None, found {record!r}")
+    needed = ("wants", "source", "minibatches", "pooling")
+    if record is not None and not (callable(record) and all(hasattr(record, n) for n in needed)):
+        raise TypeError(
+            f"record must be a ntkmtl.analysis.Recorder or None, found {record!r}; a recorder of "
+            f"your own is called with a Snapshot and has {', '.join(needed)}"
+        )
     return record
 
 

@@ -180,7 +180,7 @@ class ParameterStep:
         matrix = all_rows(self._rows(), len(step.present))
         (peaks,) = step.bring(matrix.abs().amax(dim=1))
         step.require_finite(peaks, "gradient")
-        return step.unscaled(self.options.weighting.combine, matrix)
+        return step.combined(self.options.weighting.combine, matrix)
 
     def _apart(
         self, weights: Tensor, factor: float, jacobian: Tensor | None, combined: Tensor | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import torch
@@ -30,8 +30,12 @@ Loss = Tensor | tuple[Tensor, Tensor] | None
 Losses = Sequence[Loss] | Mapping[str, Loss]
 
 
-def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
+def task_names(losses: Any, known: Sequence[str] | None = None) -> tuple[tuple[str, ...], Losses]:
     """Return the tasks' names (keys or positions), and the losses as a sequence or dict.
+
+    Args:
+        losses: What the user passed.
+        known: Names of the tasks, where they are known: a dict may then leave out all of them.
 
     Raises:
         TypeError: The losses are neither a sequence nor a dict.
@@ -50,6 +54,10 @@ def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
             )
         values = list(losses)
         names = tuple(str(i) for i in range(len(values)))
+    elif isinstance(losses, Set):
+        raise TypeError(
+            "losses must be a sequence or a dict of k losses, one per task; a set has no order"
+        )
     elif isinstance(losses, Iterable) and not isinstance(losses, str | bytes):
         values = list(losses)  # a generator is read once
         names = tuple(str(i) for i in range(len(values)))
@@ -57,7 +65,7 @@ def task_names(losses: Any) -> tuple[tuple[str, ...], Losses]:
         raise TypeError(
             f"losses must be a sequence or a dict of k losses, one per task; found {type(losses)}"
         )
-    if not names:
+    if not names and not (known and isinstance(losses, Mapping)):
         raise ValueError("losses is empty; give one loss per task, None for a task without a label")
     return names, values
 
@@ -163,12 +171,13 @@ def without_labels(values: Sequence[Loss], counts: Any) -> list[Loss]:
     """Replace the losses of tasks that have no label by ``counts`` with None.
 
     Raises:
-        TypeError: ``counts`` is not a tensor.
+        TypeError: ``counts`` is not a tensor of real numbers.
         ValueError: It has a wrong shape.
     """
-    if not isinstance(counts, Tensor):
-        raise TypeError(f"counts must be a tensor of shape (k, B), found {type(counts)}")
-    if counts.ndim != 2 or len(counts) != len(values):
+    if not isinstance(counts, Tensor) or counts.is_complex():
+        found = counts.dtype if isinstance(counts, Tensor) else type(counts)
+        raise TypeError(f"counts must be a tensor of shape (k, B) of real numbers, found {found}")
+    if counts.ndim != 2 or len(counts) != len(values) or not counts.shape[1]:
         raise ValueError(
             f"counts must have shape ({len(values)}, B), one number of labels per task and sample, "
             f"found {tuple(counts.shape)}"

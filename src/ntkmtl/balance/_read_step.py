@@ -18,7 +18,7 @@ from ntkmtl.weighting._losses import logarithm
 if TYPE_CHECKING:
     from torch.amp.grad_scaler import GradScaler
 
-__all__ = ["active_scaler", "as_number", "read_step"]
+__all__ = ["active_scaler", "as_number", "read_step", "scaled_extra"]
 
 
 def read_step(
@@ -89,7 +89,7 @@ def read_step(
         slope=slope,
         ranks=ranks,
         parallel=dist.is_available() and dist.is_initialized(),
-        extra=_extra(extra, scale * factor),
+        extra=scaled_extra(extra, scale * factor),
         constant=None if extra is None or extra.requires_grad else extra.detach().reshape(()),
         samples=_all_samples([samples for _, (_, samples) in found]),
         scaled=active is not None,
@@ -123,12 +123,12 @@ def active_scaler(scaler: Any) -> GradScaler | None:
     return active
 
 
-def _extra(extra: Any, factor: float) -> Tensor | None:
+def scaled_extra(extra: Any, factor: float) -> Tensor | None:
     """Return the loss outside the balance times ``factor``, None if it requires no gradient.
 
     Raises:
         TypeError: It is not a tensor.
-        ValueError: It is not a scalar.
+        ValueError: It is not a scalar, or complex.
     """
     if extra is None:
         return None
@@ -136,6 +136,8 @@ def _extra(extra: Any, factor: float) -> Tensor | None:
         raise TypeError(f"extra must be a tensor or None, found {type(extra)}")
     if extra.numel() != 1:
         raise ValueError(f"extra must be a scalar, found shape {tuple(extra.shape)}")
+    if extra.is_complex():
+        raise ValueError("extra is complex; a loss is a real number: take its real part")
     if not extra.requires_grad:
         return None
     whole = extra.reshape(())

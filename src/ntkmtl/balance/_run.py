@@ -15,7 +15,15 @@ from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import View, trainable_now
-from ntkmtl.balance._weigh import HIDDEN, observe, prefer, to_cpu, weigh
+from ntkmtl.balance._weigh import (
+    HIDDEN,
+    keep_held,
+    observe,
+    prefer,
+    require_finite_weights,
+    to_cpu,
+    weigh,
+)
 from ntkmtl.graph import FeaturesLike, find_cut
 
 __all__ = ["run"]
@@ -58,6 +66,8 @@ def _by_losses(core: Core, step: Step) -> BalanceResult:
         ordinary(core, step, weights)
         return step.result(weights)
     weights = weigh(core, None, step)
+    require_finite_weights(weights, step)
+    weights = keep_held(core, weights, step)
     ordinary(core, step, weights)
     core.options.weighting.accumulate(step.raw, step.index, step.scale)
     return step.result(weights)
@@ -284,7 +294,11 @@ def _from_losses(
     if n > 1 and step.samples is None:
         n = _one_minibatch(core)
     way = ParameterStep(core, step, shared, minibatches=n, hooked=hooked, gradients=gradients)
-    result = way.run()
+    if step.scaled or step.parallel:
+        result = way.run()
+    else:
+        with undone_if_not_finite(step):  # gradients of heads are not looked at before
+            result = way.run()
     if core.options.source == "auto":
         _auto.note_exact(core, step)
     return result

@@ -48,7 +48,13 @@ def load_state(core: Core, state: Mapping[str, Tensor]) -> None:
         )
     if found["method"] != options.method:
         raise ValueError(f"the state is of method {found['method']!r}, this is {options.method!r}")
-    memory = found["memory"]
+    memory, entries = found["memory"], set(core.memory.state())
+    if not isinstance(memory, Mapping) or set(memory) != entries:
+        holds = sorted(memory) if isinstance(memory, Mapping) else type(memory)
+        raise ValueError(
+            f"this is no state of this version's Balancer: its memory holds {holds}, expected "
+            f"{sorted(entries)}"
+        )
     own = f"{options.source}, {options.pooling}"
     averaged = memory["log_total"] is not None or memory["average"] is not None
     if averaged and found["source"] != own:
@@ -85,6 +91,9 @@ def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
     Tensors are stored under names joined by dots. The structure and all other values are stored as
     one JSON string, as a tensor of bytes.
 
+    Raises:
+        TypeError: The state holds something that cannot be stored.
+
     Example:
         >>> packed = pack({"step": 3, "method": {"scores": torch.ones(2), "last": None}})
         >>> sorted(packed), unpack(packed)["method"]["last"]
@@ -93,12 +102,25 @@ def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
 
     def visit(prefix: str, value: Any) -> Any:
+        start = f"{prefix}." if prefix else ""
         if isinstance(value, Tensor):
+            while prefix in tensors or prefix == _TEXT:  # keys may contain dots themselves
+                prefix += "_"
             tensors[prefix] = value.detach().clone().contiguous()
             return {_TENSOR: prefix}
         if isinstance(value, Mapping):
-            start = f"{prefix}." if prefix else ""
-            return {str(key): visit(f"{start}{key}", inner) for key, inner in value.items()}
+            if not all(isinstance(key, str) for key in value):
+                raise TypeError(f"keys of a state must be strings, found {list(value)} in {prefix}")
+            if set(value) == {_TENSOR} and isinstance(value[_TENSOR], str):
+                raise TypeError(f"a string cannot stand alone under the key {_TENSOR!r}: {prefix}")
+            return {key: visit(f"{start}{key}", inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [visit(f"{start}{i}", inner) for i, inner in enumerate(value)]
+        if not isinstance(value, str | int | float | None):
+            raise TypeError(
+                f"a state holds tensors, numbers, strings, None, and lists and dicts of them; "
+                f"found {type(value)} in {prefix}"
+            )
         return value
 
     text = json.dumps(visit("", state), sort_keys=True).encode()
@@ -127,9 +149,11 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
     left = set(state) - {_TEXT}
 
     def visit(value: Any) -> Any:
+        if isinstance(value, list):
+            return [visit(inner) for inner in value]
         if not isinstance(value, dict):
             return value
-        if set(value) != {_TENSOR}:
+        if set(value) != {_TENSOR} or not isinstance(value[_TENSOR], str):
             return {key: visit(inner) for key, inner in value.items()}
         name = value[_TENSOR]
         if name not in left:

@@ -285,11 +285,43 @@ class Step:
         """The loss outside the balance, without the gradient scale; None without one."""
         return self.constant if self.extra is None else self.extra.detach() / self.scale
 
-    def unscaled(
+    def combined(
         self, combine: Callable[..., tuple[Tensor, Tensor]], matrix: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Call ``combine`` with gradients divided by the gradient scale; scale its result again."""
-        if self.scale == 1.0:
-            return combine(matrix, self.raw, self.index)
-        combined, weights = combine(matrix / self.scale, self.raw, self.index)
-        return combined * self.scale, weights
+        """Call ``combine`` with gradients of shape (k, P), without the gradient scale.
+
+        Returns:
+            The combined gradient, shape (P,), with the gradient scale, and k weights to report.
+
+        Raises:
+            TypeError: The method returned something else than these two tensors.
+            ValueError: It returned them in other shapes.
+            NonFiniteError: An entry is NaN or infinite.
+        """
+        shown = matrix if self.scale == 1.0 else matrix / self.scale
+        found = combine(shown, self.raw, self.index)
+        count, entries = matrix.shape
+        if not (isinstance(found, tuple) and len(found) == 2) or not all(
+            isinstance(part, Tensor) for part in found
+        ):
+            raise TypeError(
+                "combine must return the combined gradient and the weights to report, two tensors; "
+                f"returned {type(found)}"
+            )
+        gradient, weights = (part.detach() for part in found)
+        if gradient.shape != (entries,) or weights.shape != (count,):
+            raise ValueError(
+                f"combine must return a gradient of shape ({entries},) and weights of shape "
+                f"({count},); returned {tuple(gradient.shape)} and {tuple(weights.shape)}"
+            )
+        gradient = gradient.to(matrix)
+        (length,) = self.bring(torch.linalg.vector_norm(gradient, dtype=torch.float64))
+        if not bool(length.isfinite()) and not bool(read(gradient.isfinite().all())[0]):
+            raise NonFiniteError(
+                " or ".join(self.local_names),
+                self.number,
+                "weighted gradient",
+                float(length),
+                scaled=self.scaled,
+            )
+        return gradient if self.scale == 1.0 else gradient * self.scale, weights

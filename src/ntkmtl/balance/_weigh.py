@@ -26,9 +26,11 @@ DECAY = 0.5
 __all__ = [
     "DECAY",
     "HIDDEN",
+    "keep_held",
     "largest_eigenvalues",
     "observe",
     "prefer",
+    "require_finite_weights",
     "to_cpu",
     "weigh",
     "weights_of",
@@ -55,6 +57,22 @@ def prefer(core: Core, weights: Tensor, step: Step) -> Tensor:
     factors = torch.tensor(numbers, dtype=torch.float64)
     factors /= factors.mean()
     return weights * factors[step.index].to(weights.device)
+
+
+def require_finite_weights(weights: Tensor, step: Step) -> None:
+    """Raise if a method made a weight that is NaN or infinite, before anything remembers it."""
+    values = weights.tolist()
+    if not all(map(math.isfinite, values)):
+        step.require_finite(weights, "weight")
+
+
+def keep_held(core: Core, weights: Tensor, step: Step) -> Tensor:
+    """Leave the tasks that a ``hold`` block knows at their weights: others are new in it."""
+    held = core.held
+    if not held:
+        return weights
+    known = zip(step.present, weights.tolist(), strict=True)
+    return torch.tensor([held.get(i, weight) for i, weight in known], dtype=torch.float64)
 
 
 def to_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
@@ -89,12 +107,14 @@ def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor
     step.kernel = kernel
     require_shared_below(core.options, kernel, step)
     if not step.alone:
-        return _observe(core, kernel, step)
+        weights, values = _observe(core, kernel, step)
+        return keep_held(core, weights, step), values
     # A task that shares nothing is not balanced, and must not change the others' mean.
     together = [i for i in range(len(step.present)) if i not in step.alone]
     found, values = _observe(core, kernel.select(together), step.narrowed(together))
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     weights[together] = found
+    weights = keep_held(core, weights, step)
     if values is None:
         return weights, None
     eigenvalues = torch.zeros(len(step.present), dtype=torch.float64)
@@ -114,9 +134,11 @@ def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tenso
     else:
         weights = weigh(core, kernel, step)
     factor = 1.0
+    require_finite_weights(weights, step)
     if options.length != "method":
         factor = length_factor(core, kernel, weights, step)
         weights = weights * factor
+        require_finite_weights(weights, step)
     if options.source == "auto" and eigenvalues is not None:
         _remember_everyone(core, step, factor)
     if options.every > 1 or options.source == "auto":

@@ -9,6 +9,7 @@ representation, and only the kernel of the parameters themselves exists for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -298,17 +299,23 @@ class _Sorting:
         return None
 
     def _has_samples(self, border: _Border) -> bool:
-        if border.edge in self.targets and _ops.operation(border.node) != "SelectBackward":
-            return True
         shape = shape_of(border.edge)
-        if shape is None:
+        if shape is not None and len(shape) == 1 and self._takes_one(border):
+            return False  # one number of a vector for each task: the vector holds losses
+        if border.edge in self.targets or shape is None:
             return True
         if all(size == 1 for size in shape) and self.batch != 1:
             return len(shape) > 1  # (1, 1) is a batch of one sample; () and (1,) are not
-        if self.batch is not None and all(size % self.batch for size in shape):
-            return False  # a multiple is fine: sequences may be concatenated
-        # A task that selects one number of a vector: the vector holds losses, not samples.
-        return not (len(shape) == 1 and _ops.operation(border.node) == "SelectBackward")
+        # A multiple is fine: sequences may be concatenated.
+        return self.batch is None or not all(size % self.batch for size in shape)
+
+    def _takes_one(self, border: _Border) -> bool:
+        """Whether a task takes one number of a vector."""
+        if (border.task, border.edge) in self.walk.numbers:
+            return True
+        taken = shape_of((border.node, 0))
+        above = _ops.operation(border.node)
+        return above in _ops.INDEXING and taken is not None and math.prod(taken) == 1
 
     def _find_opaque(self) -> None:
         """Find operations that may contain whole networks and have outputs for several tasks."""

@@ -22,6 +22,7 @@ __all__ = [
     "leaves",
     "objective_gradients",
     "plain_backward",
+    "read_parameters",
     "trainable",
     "unretained",
     "vjp",
@@ -297,6 +298,39 @@ def has_hooks(parameter: Tensor) -> bool:
         getattr(parameter, "_backward_hooks", None)
         or getattr(parameter, "_post_accumulate_grad_hooks", None)
     )
+
+
+def read_parameters(given: Any, name: str) -> list[Tensor]:
+    """Return the parameters that a user names.
+
+    Args:
+        given: As the user gave them.
+        name: Name of the argument, for errors.
+
+    Raises:
+        TypeError: They are no collection of parameters.
+        ValueError: None of them requires a gradient.
+    """
+    if isinstance(given, nn.Module):
+        raise TypeError(
+            f"{name} must be a list of parameters, found the module {type(given).__name__}; pass "
+            f"its parameters(): {name}=model.trunk.parameters()"
+        )
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} must be a list of parameters, found {type(given)}")
+    values = list(given)
+    for value in values:
+        if isinstance(value, tuple):
+            raise TypeError(
+                f"{name} must be a list of parameters, found pairs of name and parameter; pass "
+                "parameters() instead of named_parameters()"
+            )
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a list of parameters, found {type(value)} in it")
+    found = trainable(values)
+    if not found:
+        raise ValueError(f"{name} holds no parameter that requires a gradient")
+    return found
 
 
 def trainable(parameters: Iterable[Tensor]) -> list[nn.Parameter | Tensor]:

@@ -46,6 +46,7 @@ def branch(features: Tensor, heads: int) -> Branches:
         A sequence of k tensors that share z's memory.
 
     Raises:
+        TypeError: z is no tensor, or ``heads`` no whole number.
         ValueError: ``heads`` is not positive, or z does not require a gradient.
 
     Example:
@@ -57,6 +58,10 @@ def branch(features: Tensor, heads: int) -> Branches:
         >>> out.weights.shape
         torch.Size([2])
     """
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor, found {type(features)}")
+    if isinstance(heads, bool) or not hasattr(heads, "__index__"):
+        raise TypeError(f"heads must be a whole number, found {heads!r}")
     if heads < 1:
         raise ValueError(f"heads must be at least 1, found {heads}")
     if not features.requires_grad:

@@ -103,7 +103,8 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
             "or a detached one, or leave features out. What a model returns is a copy if it was "
             "compiled in one piece, or was prepared by accelerate or the Hugging Face Trainer for "
             "mixed precision: compile trunk and heads apart, and keep the features from inside the "
-            "forward pass"
+            "forward pass. The features that last_layer= remembers are those of its last run with "
+            "gradients on, which must be the losses' own"
         )
     if graph.crosses:
         i, j = graph.crosses[0]

@@ -90,9 +90,9 @@ def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[st
         name = _ops.operation(node)
         children = found.children[node]
         found.blurred = found.blurred or name == _ops.ASSIGNMENT
-        if name not in through or not children:
-            continue
-        if any(found.kind(c) != ACTIVATION for c, _ in children if c is not None):
+        live = [c for c, _ in children if c is not None]
+        if name not in through or not live or any(found.kind(c) != ACTIVATION for c in live):
+            _note_number(found, task, (node, nr), part)
             continue
         if name in _ops.JOINING:
             below = _joined(found, node, name, part)
@@ -104,6 +104,13 @@ def _trace(found: Walk, task: int, edge: Edge, part: Part, through: frozenset[st
         added = added or len(known[task]) > len(taken)
         stack += below
     return added
+
+
+def _note_number(found: Walk, task: int, edge: Edge, part: Part) -> None:
+    """Note where a task's way ends at a single number of a vector."""
+    shape = shape_of(edge)
+    if shape is not None and len(shape) == 1 and 0 in part and part[0][1] - part[0][0] == 1:
+        found.numbers.add((task, edge))
 
 
 def _part_taken(node: Any, edge: Edge, part: Part = _ALL) -> Part:

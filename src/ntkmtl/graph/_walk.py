@@ -66,6 +66,8 @@ class Walk:
         routes: For nodes of which tasks use different elements: the edges that each task takes.
         blurred: Whether tensors of several tasks were combined such that elements cannot be
             assigned to tasks: by masks, index lists, or assignments into a buffer.
+        numbers: For each task the vectors of which it takes a single number, as of a vector of
+            losses.
     """
 
     roots: list[Edge]
@@ -76,6 +78,7 @@ class Walk:
     inputs: dict[Any, Tensor] = field(default_factory=dict)
     routes: dict[Any, dict[int, tuple[Edge, ...]]] = field(default_factory=dict)
     blurred: bool = False
+    numbers: set[tuple[int, Edge]] = field(default_factory=set)
     _kinds: dict[Any, int] = field(default_factory=dict)
 
     def push_masks(self) -> None:

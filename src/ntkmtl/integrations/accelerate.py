@@ -85,17 +85,17 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
                 self.log(numbers, step=self._progress.steps)
         return result
 
-    def after_step(self, losses: Callable[[], Losses]) -> None:
+    def after_step(self, losses: Losses | Callable[[], Losses]) -> None:
         """Give the method the losses on the same batch after ``optimizer.step()``.
 
         Does nothing for methods that do not need it, and between steps of the optimizer.
 
         Args:
-            losses: Function that computes the losses again; called under autocast if enabled.
+            losses: The losses, or a function that computes them, called under autocast if enabled.
         """
         if self.sync_gradients and self.balancer.needs_after_step:
             with self.autocast():
-                again = losses()
+                again = losses() if callable(losses) else losses
             self.balancer.after_step(again)
 
 

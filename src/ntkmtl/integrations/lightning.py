@@ -108,9 +108,9 @@ class BalancedModule(_Base):
                 ``scale`` under manual optimization only.
 
         Returns:
-            The loss to return from ``training_step`` or to pass to ``manual_backward``. None if no
-            task has a label, so that Lightning skips the batch. If gradients are disabled, as in
-            validation, the losses are not stored.
+            The loss to return from ``training_step`` or to pass to ``manual_backward``. If no task
+            has a label: ``extra``, or None without one, so that Lightning skips the batch. If
+            gradients are disabled, as in validation, the losses are not stored.
         """
         require_balancer(getattr(self, "balancer", None), "self.balancer")
         names, _ = task_names(losses)
@@ -118,7 +118,7 @@ class BalancedModule(_Base):
         trains = torch.is_grad_enabled()
         found = [read_loss(loss, name, needs_gradient=trains) for name, loss in pairs]
         means = [known[0] for known in found if known is not None]
-        total = sum(means[1:], start=means[0]) if means else None
+        total = sum(means[1:], start=means[0]) if means else options.get("extra")
         if trains:
             self._pending = losses, options, total
         return total

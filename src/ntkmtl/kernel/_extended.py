@@ -28,6 +28,7 @@ class ExtendedNTK:
 
     Raises:
         ValueError: Not exactly one of ``values`` and ``blocks`` is given, or a shape is wrong.
+        TypeError: Something is no tensor of real numbers.
 
     Example:
         >>> import torch
@@ -50,6 +51,10 @@ class ExtendedNTK:
     ) -> None:
         if (values is None) == (blocks is None):
             raise ValueError("give either values (k, n, k, n) or blocks (k, n, n), not both")
+        for name, tensor in (("values", values), ("blocks", blocks), ("shares", shares)):
+            if tensor is not None and (not isinstance(tensor, Tensor) or tensor.is_complex()):
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor)
+                raise TypeError(f"{name} must be a tensor of real numbers, found {kind}")
         if values is not None:
             if values.ndim != 4 or values.shape[:2] != values.shape[2:] or 0 in values.shape:
                 raise ValueError(
@@ -155,7 +160,13 @@ class ExtendedNTK:
         return self._with(tensor, self._shares)
 
     def select(self, tasks: Sequence[int]) -> ExtendedNTK:
-        """Return the kernel of the tasks at some positions."""
+        """Return the kernel of the tasks at some positions.
+
+        Raises:
+            ValueError: No position is given.
+        """
+        if not len(tasks):
+            raise ValueError("tasks is empty; a kernel has one task at least")
         at = torch.tensor(list(tasks), device=self._blocks.device)
         shares = None if self._shares is None else self._shares[at]
         if self._values is None:
@@ -173,7 +184,8 @@ class ExtendedNTK:
         """Return the largest eigenvalue of each diagonal block, float64 of shape (k,).
 
         Computed in float64: in closed form for n = 1, n = 2 and diagonal blocks, otherwise by a
-        symmetric eigensolver. Values that rounding made negative become 0.
+        symmetric eigensolver. Values that rounding made negative become 0. A block that is not
+        finite has no finite eigenvalue.
         """
         blocks = self._blocks.detach().to(torch.float64)
         n = self.minibatches
@@ -185,7 +197,9 @@ class ExtendedNTK:
             a, d, b = blocks[:, 0, 0], blocks[:, 1, 1], blocks[:, 0, 1]
             largest = (a + d) / 2 + torch.hypot((a - d) / 2, b)
         else:
-            largest = torch.linalg.eigvalsh(blocks)[:, -1]
+            finite = blocks.isfinite().all(dim=2).all(dim=1)
+            blocks = torch.where(finite[:, None, None], blocks, 0.0)  # solvers fail on NaN
+            largest = torch.where(finite, torch.linalg.eigvalsh(blocks)[:, -1], torch.nan)
         return largest.clamp_min(0.0)
 
     def gramian(self) -> Tensor:
@@ -228,8 +242,11 @@ class ExtendedNTK:
             weights: Shape (k,).
 
         Raises:
+            TypeError: They are no tensor of real numbers.
             ValueError: The number of weights is not k.
         """
+        if not isinstance(weights, Tensor) or weights.is_complex():
+            raise TypeError(f"weights must be a tensor of k real numbers, found {weights!r}")
         if weights.shape != (self.tasks,):
             raise ValueError(
                 f"weights must have shape ({self.tasks},), found {tuple(weights.shape)}"

@@ -153,8 +153,12 @@ def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
     """Check the number of labels per task and sample.
 
     Raises:
+        TypeError: They are no tensor of real numbers.
         ValueError: Their shape is not (tasks, batch), or one is negative or not finite.
     """
+    if not isinstance(counts, Tensor) or counts.is_complex():
+        found = counts.dtype if isinstance(counts, Tensor) else type(counts)
+        raise TypeError(f"counts must be a tensor of shape (k, B) of real numbers, found {found}")
     if counts.shape != (tasks, batch):
         raise ValueError(
             f"counts must have shape ({tasks}, {batch}), one number of labels per task and sample, "

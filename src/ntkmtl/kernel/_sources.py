@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from ntkmtl.graph import (
     head_graph,
     leaves,
     path_around,
+    read_parameters,
     require_cut,
     starts,
     trainable,
@@ -313,6 +316,7 @@ def shared_parameters(features: Features) -> list[Tensor]:
 
 
 @with_cpu_default
+@torch.enable_grad()
 def extended_ntk(
     losses: Sequence[Tensor] | Mapping[str, Tensor],
     features: FeaturesLike | None = None,
@@ -348,7 +352,8 @@ def extended_ntk(
 
     Raises:
         ValueError: Neither features nor parameters are given, an option does not apply, no loss
-            depends on the features, n is not in 1..B, or a shape is wrong.
+            depends on the features or on the parameters, n is not in 1..B, or a shape is wrong.
+        TypeError: An argument has a wrong type.
 
     Example:
         >>> import torch
@@ -359,14 +364,14 @@ def extended_ntk(
         tensor([[ 5.,  5.],
                 [ 5., 10.]], dtype=torch.float64)
     """
-    names = list(losses) if isinstance(losses, Mapping) else [str(i) for i in range(len(losses))]
-    values = list(losses.values()) if isinstance(losses, Mapping) else list(losses)
+    names, values = _named_losses(losses)
     k = len(values)
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, found {pooling!r}")
-    shared = None if parameters is None else trainable(parameters)
-    if shared is not None and not shared:
-        raise ValueError("parameters holds no tensor that requires a gradient")
+    for name, number in (("minibatches", minibatches), ("batch_dim", batch_dim)):
+        if isinstance(number, bool) or not isinstance(number, Integral):
+            raise TypeError(f"{name} must be a whole number, found {number!r}")
+    shared = None if parameters is None else read_parameters(parameters, "parameters")
     if shared is not None and pooling != "pooled":
         raise ValueError(
             f"pooling={pooling!r} says how rows of a representation are pooled, and the kernel of "
@@ -379,6 +384,11 @@ def extended_ntk(
             raise ValueError(
                 "counts tells the labels of the samples that features hold; give features too, or "
                 "leave counts out"
+            )
+        below = {id(p) for p in leaves(values)[0]}
+        if all(p.is_leaf for p in shared) and not any(id(p) in below for p in shared):
+            raise ValueError(
+                "no loss depends on the parameters: are they another network's, or was it copied?"
             )
         rows, shares = _rows_of_losses(values, shared, minibatches)
         return exact_kernel(rows, k, shares, full=True, keep=False)[0]
@@ -412,6 +422,37 @@ def extended_ntk(
         return representation_kernel(gradients, cut, partition, pooling)
     through = rows_through_features(gradients, cut, shared, partition, release=False)
     return exact_kernel(through, k, partition.shares, full=True, keep=False)[0]
+
+
+def _named_losses(losses: Any) -> tuple[list[str], list[Tensor]]:
+    """Return names and losses.
+
+    Raises:
+        TypeError: They are not losses.
+        ValueError: There are none, or one has no gradient.
+    """
+    if isinstance(losses, Mapping):
+        names, values = [str(name) for name in losses], list(losses.values())
+    else:
+        scalar = isinstance(losses, Tensor) and losses.ndim == 0
+        if isinstance(losses, str) or scalar or not isinstance(losses, Iterable):
+            raise TypeError(f"losses must be a sequence or a dict of k losses, found {losses!r}")
+        values = list(losses)
+        names = [str(i) for i in range(len(values))]
+    if not values:
+        raise ValueError("losses is empty; give one loss per task")
+    for name, loss in zip(names, values, strict=True):
+        if not isinstance(loss, Tensor) or loss.is_complex():
+            kind = loss.dtype if isinstance(loss, Tensor) else type(loss)
+            raise TypeError(
+                f"the loss of task {name} must be a tensor of real numbers, found {kind}"
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"the loss of task {name} does not require a gradient: look for a detach() or "
+                "torch.no_grad() on its way"
+            )
+    return names, values
 
 
 def _scalar(loss: Tensor, name: str) -> Tensor:

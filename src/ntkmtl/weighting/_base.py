@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,9 @@ __all__ = [
     "Requires",
     "Weighting",
     "balanced_gramian",
+    "check_jacobian",
     "check_positive",
+    "require_known_input",
 ]
 
 # Gradients count as linearly dependent if an eigenvalue of their matrix of cosines is below this
@@ -94,23 +96,50 @@ class Weighting(ABC):
             float64 weights of shape (k,).
 
         Raises:
-            ValueError: The kernel or the losses that the method reads are missing.
+            ValueError: The kernel or the losses that the method reads are missing or of another
+                number of tasks, or the method returned other than k weights.
+            TypeError: An argument, or what the method returned, has a wrong type.
         """
+        label = type(self).__name__
+        if kernel is not None and not isinstance(kernel, ExtendedNTK):
+            raise TypeError(
+                f"kernel must be an ntkmtl.ExtendedNTK, found {type(kernel)}"
+                + ("; losses are passed by name, losses=..." if isinstance(kernel, Tensor) else "")
+            )
+        if losses is not None and (not isinstance(losses, Tensor) or losses.is_complex()):
+            raise TypeError(f"losses must be a tensor of k real numbers, found {losses!r}")
         if self.requires == "losses":
             if losses is None:
-                raise ValueError(f"{type(self).__name__} reads losses: pass losses of shape (k,)")
-            count = losses.shape[0]
-            device = losses.device
+                raise ValueError(f"{label} reads losses: pass losses of shape (k,)")
+            if losses.ndim != 1 or not len(losses):
+                raise ValueError(f"losses must have shape (k,), found {tuple(losses.shape)}")
+            count, device = len(losses), losses.device
         else:
             if kernel is None:
-                raise ValueError(f"{type(self).__name__} reads the kernel: pass an ExtendedNTK")
-            count = kernel.tasks
-            device = kernel.blocks.device
+                raise ValueError(f"{label} reads the kernel: pass an ExtendedNTK")
+            count, device = kernel.tasks, kernel.blocks.device
+            if losses is not None and losses.shape != (count,):
+                raise ValueError(
+                    f"losses must have shape ({count},), as the kernel has {count} tasks; found "
+                    f"{tuple(losses.shape)}"
+                )
         if losses is not None:
             losses = losses.detach().to(torch.float64)
         if tasks is None:
             tasks = torch.arange(count, device=device)
-        return self.weigh(kernel, losses, tasks)
+        elif not isinstance(tasks, Tensor) or tasks.shape != (count,) or tasks.dtype != torch.int64:
+            raise ValueError(
+                f"tasks must be the positions of the {count} tasks, int64 of shape ({count},); "
+                f"found {tasks!r}"
+            )
+        try:
+            weights = self.weigh(kernel, losses, tasks)
+        except IndexError as error:
+            raise ValueError(
+                f"{label} knows no task at one of the positions {tasks.tolist()}: it was prepared "
+                f"for fewer tasks ({error})"
+            ) from error
+        return _checked(weights, count, label)
 
     def name_tasks(self, names: Sequence[str]) -> None:
         """Receive the names of all tasks, in order. Does nothing by default.
@@ -137,7 +166,9 @@ class Weighting(ABC):
             The combined gradient, shape (P,), and k weights to report, float64.
 
         Raises:
-            TypeError: The method does not combine gradients, but computes weights.
+            TypeError: The method does not combine gradients, but computes weights; or an argument
+                has a wrong type.
+            ValueError: A shape is wrong.
         """
         raise TypeError(f"{type(self).__name__} weighs whole gradients; it combines none")
 
@@ -243,8 +274,11 @@ class Weighting(ABC):
         """Restore a copy of a state from :meth:`state_dict`.
 
         Raises:
+            TypeError: It is no dict.
             ValueError: The state does not belong to this method.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"a state of {type(self).__name__} is a dict, found {type(state)}")
         expected, found = set(self._get_state()), set(state)
         if expected != found:
             raise ValueError(
@@ -352,6 +386,65 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
         kind = "not negative" if zero else "positive"
         raise ValueError(f"{name} must be {kind} and finite. Found {name}={value}.")
     return value
+
+
+def require_known_input(kind: type[Weighting]) -> None:
+    """Check that a class says what its weights are made of.
+
+    Raises:
+        TypeError: Its ``requires`` is missing, or unknown.
+    """
+    found = getattr(kind, "requires", None)
+    if found not in get_args(Requires):
+        raise TypeError(
+            f"{kind.__name__}.requires must be one of {', '.join(get_args(Requires))}; found "
+            f"{found!r}. Derive from LossWeighting or GramianWeighting, which set it, or set it"
+        )
+
+
+def _checked(weights: Any, count: int, label: str) -> Tensor:
+    """Return a method's weights as float64 without a gradient.
+
+    Raises:
+        TypeError: They are no tensor of real numbers.
+        ValueError: They are not one for each task.
+    """
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        raise TypeError(f"{label} must return a tensor of real weights, returned {weights!r}")
+    if weights.shape != (count,):
+        raise ValueError(
+            f"{label} must return one weight for each of the {count} tasks, of shape ({count},); "
+            f"returned shape {tuple(weights.shape)}"
+        )
+    return weights.detach().to(torch.float64)
+
+
+def check_jacobian(jacobian: Any, losses: Any, label: str) -> None:
+    """Check what :meth:`Weighting.combine` is given.
+
+    Raises:
+        TypeError: The gradients are no tensor of floating-point numbers, or losses are no tensor.
+        ValueError: A shape is wrong.
+    """
+    if not isinstance(jacobian, Tensor) or not jacobian.is_floating_point():
+        found = jacobian.dtype if isinstance(jacobian, Tensor) else type(jacobian)
+        raise TypeError(
+            f"{label} combines k gradients, a tensor of real floating-point numbers of shape "
+            f"(k, P); found {found}"
+        )
+    if jacobian.ndim != 2 or not len(jacobian):
+        raise ValueError(
+            f"{label} combines k gradients, of shape (k, P); found {tuple(jacobian.shape)}"
+        )
+    if losses is None:
+        return
+    if not isinstance(losses, Tensor):
+        raise TypeError(f"losses must be a tensor of k numbers, found {type(losses)}")
+    if losses.shape != jacobian.shape[:1]:
+        raise ValueError(
+            f"losses must have shape ({len(jacobian)},), as there are {len(jacobian)} gradients; "
+            f"found {tuple(losses.shape)}"
+        )
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_jacobian, check_positive
 from ntkmtl.weighting._method import EXACT, SearchRange, method
 from ntkmtl.weighting._tracked import TrackedGradients, norms
 
@@ -90,6 +90,7 @@ class DBMTL(Weighting):
         Raises:
             ValueError: Gradients have another length than before.
         """
+        check_jacobian(jacobian, losses, "db-mtl")
         self.prepare(len(jacobian), jacobian.device)
         tasks = torch.arange(len(jacobian)) if tasks is None else tasks
         kept = self.beta / self._tracked.count(tasks) ** self.beta_sigma

@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._pooling import gram
-from ntkmtl.weighting._base import Requires, Weighting, check_positive
+from ntkmtl.weighting._base import Requires, Weighting, check_jacobian, check_positive
 from ntkmtl.weighting._method import EXACT, method
 from ntkmtl.weighting._simplex import SimplexWeights, project_onto_simplex
 from ntkmtl.weighting._tracked import TrackedGradients, norms
@@ -120,6 +120,7 @@ class MoCo(Weighting):
         Raises:
             ValueError: Losses are missing, or gradients have another length than before.
         """
+        check_jacobian(jacobian, losses, "moco")
         self.prepare(len(jacobian), jacobian.device)
         tasks = torch.arange(len(jacobian)) if tasks is None else tasks
         factors = None

@@ -57,7 +57,10 @@ def _weight(numerator: float, largest: float, value: float, exponent: float) -> 
     """Return the weight for an eigenvalue, the numerator being relative to the largest."""
     share = value / largest
     if share >= sys.float_info.min:
-        return float((numerator / share) ** exponent)
+        try:
+            return float((numerator / share) ** exponent)
+        except OverflowError:  # an exponent beyond all use
+            return math.inf
     if value > 0.0:
         logarithm = exponent * (math.log(numerator) + math.log(largest) - math.log(value))
         if logarithm < math.log(sys.float_info.max):

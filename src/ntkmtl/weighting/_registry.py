@@ -77,6 +77,7 @@ def load(name: str) -> type[Weighting]:
 
     Raises:
         ValueError: There is no such method, module, file or class, or it is no weighting.
+        TypeError: The class does not say what its weights are made of.
 
     Example:
         >>> load("fairgrad").__name__
@@ -86,10 +87,12 @@ def load(name: str) -> type[Weighting]:
         ...
         ntkmtl.loading.LoadError: method no_module:Mine: No module named 'no_module'
     """
-    from ntkmtl.weighting._base import Weighting
+    from ntkmtl.weighting._base import Weighting, require_known_input
 
     if _is_reference(name):
-        return load_class(name, Weighting, "method", "docs/methods/custom.md")
+        found = load_class(name, Weighting, "method", "docs/methods/custom.md")
+        require_known_input(found)
+        return found
     module, _, attribute = spec(name).home.partition(":")
     return cast("type[Weighting]", getattr(import_module(module), attribute))
 

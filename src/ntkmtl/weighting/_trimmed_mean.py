@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Requires, Weighting
+from ntkmtl.weighting._base import Requires, Weighting, check_jacobian
 from ntkmtl.weighting._method import EXACT, method
 
 __all__ = ["TrimmedMean"]
@@ -63,6 +63,7 @@ class TrimmedMean(Weighting):
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
+        check_jacobian(jacobian, losses, "trimmed-mean")
         count = len(jacobian)
         trim = min(self.trim, (count - 1) // 2)
         order = jacobian.argsort(dim=0, stable=True)
