@@ -94,7 +94,8 @@ class Weighting(ABC):
             float64 weights of shape (k,).
 
         Raises:
-            ValueError: The kernel or the losses that the method reads are missing.
+            ValueError: The kernel or the losses that the method reads are missing, or what it
+                returned are not k weights.
         """
         if self.requires == "losses":
             if losses is None:
@@ -110,7 +111,14 @@ class Weighting(ABC):
             losses = losses.detach().to(torch.float64)
         if tasks is None:
             tasks = torch.arange(count, device=device)
-        return self.weigh(kernel, losses, tasks)
+        weights = self.weigh(kernel, losses, tasks)
+        if not isinstance(weights, Tensor) or weights.shape != (count,):
+            found = tuple(weights.shape) if isinstance(weights, Tensor) else weights
+            raise ValueError(
+                f"{type(self).__name__} must return a tensor of {count} weights, one for each task "
+                f"that has labels, shape ({count},). Found {str(found)[:200]}."
+            )
+        return weights
 
     def name_tasks(self, names: Sequence[str]) -> None:
         """Receive the names of all tasks, in order. Does nothing by default.
