@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
@@ -243,3 +244,59 @@ def test_a_rare_label_or_class_is_trained_on_and_not_held_out(seed: int) -> None
     assert 7 in used
     assert {0, 1} & set(used.tolist())
     assert estimator.fit(X, y).n_steps_ == 1
+
+
+def test_numbers_beside_strings_in_lists_stay_numbers() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = [[float(a), "high" if b > 0 else "low"] for a, b in X]
+    estimator = MultiTaskEstimator("ls", max_steps=5, random_state=0).fit(X, y)
+    assert estimator.kinds_ == ["regression", "classification"]
+    frame = pd.DataFrame(y, columns=["a", "b"])
+    assert estimator.score(X, y) == estimator.score(X, frame)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_numbers_of_any_size_are_learned_alike(scale: float) -> None:
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    y = X @ [[1.0, 2.0], [3.0, 4.0]]
+    plain = MultiTaskRegressor("ls", max_steps=20, random_state=0).fit(X, y).predict(X)
+    scaled = MultiTaskRegressor("ls", max_steps=20, random_state=0).fit(X * scale, y * scale)
+    np.testing.assert_allclose(scaled.predict(X * scale) / scale, plain, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_are_of_the_targets_that_were_fitted() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = pd.DataFrame({"a": X[:, 0], "b": X[:, 1]})
+    estimator = MultiTaskRegressor("ls", max_steps=5, random_state=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"the targets are a, b, in this order\. Found b, a"):
+        estimator.score(X, y[["b", "a"]])
+    with pytest.raises(ValueError, match="target b has no label"):
+        estimator.score(X, y.assign(b=np.nan))
+    with pytest.raises(ValueError, match=r"y must have 2 targets\. Found 1"):
+        estimator.score(X, np.zeros(80))
+    one = MultiTaskRegressor(max_steps=5, random_state=0).fit(X, X[:, 0])
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        one.score(X, np.zeros(80))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_steps": 1.5}, "max_steps must be at least 1, a whole number. Found 1.5"),
+        ({"max_steps": True}, "max_steps must be at least 1, a whole number. Found True"),
+        ({"batch_size": "8"}, "batch_size must be at least 1, a whole number"),
+        ({"hidden_layer_sizes": 64}, "hidden_layer_sizes must be a list"),
+        ({"hidden_layer_sizes": (64, 0)}, "hidden_layer_sizes must be a list"),
+        ({"method_options": [1]}, "method_options must be a dict"),
+        ({"validation_fraction": "0.1"}, "validation_fraction must be a number"),
+        ({"learning_rate": None}, "learning_rate must be a number"),
+        ({"kinds": {"c": "regression"}}, "target c is regressed and holds no numbers"),
+    ],
+)
+def test_options_of_another_type_are_refused_in_words(options: Any, said: str) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = pd.DataFrame({"a": X[:, 0], "c": np.where(X[:, 1] > 0, "high", "low")})
+    with pytest.raises(ValueError, match=said):
+        MultiTaskEstimator("ls", **options).fit(X, y)
+    with pytest.raises(ValueError, match=r"y is sparse: pass y\.toarray"):
+        MultiTaskRegressor("ls").fit(X, csr_array(X))

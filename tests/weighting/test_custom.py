@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ntkmtl
 from ntkmtl import weighting
-from ntkmtl.weighting import SearchRange, create, load, spec
+from ntkmtl.weighting import LossWeighting, SearchRange, create, load, spec
 from ntkmtl.weighting._settings import settings_of
 
 SOURCE = '''
@@ -193,3 +193,27 @@ def test_an_instance_in_a_loop() -> None:
         ntkmtl.Balancer(Kept)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"name or a Weighting"):
         ntkmtl.Balancer(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("found", [torch.ones(3), torch.ones(2, 1), [1.0, 1.0], None])
+def test_what_are_not_k_weights_is_refused(found: object) -> None:
+    class Wrong(LossWeighting):
+        def of_losses(self, losses: torch.Tensor, tasks: torch.Tensor) -> torch.Tensor:
+            return found  # type: ignore[return-value]
+
+    layer = torch.nn.Linear(3, 2)
+    losses = layer(torch.ones(4, 3)).square().mean(dim=0)
+    with pytest.raises(ValueError, match="Wrong must return a tensor of 2 weights"):
+        ntkmtl.Balancer(Wrong()).backward(list(losses))
+    assert layer.weight.grad is None
+
+
+def test_an_error_in_the_init_of_a_class_names_the_line(module: str, tmp_path: Path) -> None:
+    (tmp_path / "dear_init.py").write_text(
+        "from ntkmtl.weighting import LossWeighting\n"
+        "class Dear(LossWeighting):\n"
+        "    def __init__(self): raise RuntimeError('no luck')\n"
+        "    def of_losses(self, losses, tasks): return losses\n"
+    )
+    with pytest.raises(ValueError, match=r"RuntimeError in .*dear_init\.py, line 3: no luck"):
+        weighting.create(f"{tmp_path}/dear_init.py:Dear")

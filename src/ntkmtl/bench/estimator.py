@@ -24,6 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -36,12 +37,18 @@ from ntkmtl.errors import missing_extra
 try:
     import numpy as np
     import pandas as pd
+    from scipy.sparse import issparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
     from sklearn.utils import check_random_state
     from sklearn.utils.metaestimators import available_if
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+    from sklearn.utils.validation import (
+        check_array,
+        check_consistent_length,
+        check_is_fitted,
+        validate_data,
+    )
 except ImportError as error:
     raise missing_extra("estimators", "bench", error) from error
 
@@ -102,13 +109,15 @@ class _Target:
             self.labels = torch.full((len(column),), -1)
             self.labels[torch.from_numpy(~missing)] = torch.from_numpy(codes.reshape(-1))
             return
+        try:
+            numbers = known.astype(np.float64)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"target {name} is regressed and holds no numbers: {error}") from error
         values = np.full(len(column), np.nan)
-        values[~missing] = check_array(
-            known.reshape(-1, 1), dtype=np.float64, input_name="y"
-        ).ravel()
-        self.center = float(np.nanmean(values))
-        self.scale = float(np.nanstd(values)) or 1.0
-        self.labels = torch.from_numpy((values - self.center) / self.scale).float()
+        values[~missing] = check_array(numbers.reshape(-1, 1), input_name="y").ravel()
+        center, deviation = _standardization(values[~missing].reshape(-1, 1))
+        self.center, self.scale = float(center[0]), float(deviation[0]) or 1.0
+        self.labels = torch.from_numpy(_standardized(values, self.center, self.scale)).float()
 
     @property
     def size(self) -> int:
@@ -237,7 +246,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             _Target(name, column, kind)
             for name, column, kind in zip(self.target_names_, columns, self.kinds_, strict=True)
         ]
-        self._mean, self._deviation = X.mean(0), X.std(0)
+        self._mean, self._deviation = _standardization(X)
         self._deviation[self._deviation < 1e-12 * np.abs(self._mean).clip(1e-300)] = 1.0
         random = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
@@ -251,10 +260,23 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _check_options(self) -> None:
-        for name, least in (("batch_size", 1), ("max_steps", 1)):
+        for name in ("batch_size", "max_steps"):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}. Found {value!r}.")
+            if value is not None and not _is_whole(value):
+                raise ValueError(f"{name} must be at least 1, a whole number. Found {value!r}.")
+        widths = self.hidden_layer_sizes
+        if not isinstance(widths, Sequence | np.ndarray) or not all(map(_is_whole, widths)):
+            raise ValueError(
+                f"hidden_layer_sizes must be a list of whole numbers from 1. Found {widths!r}."
+            )
+        if not isinstance(self.method_options or {}, Mapping):
+            raise ValueError(
+                f"method_options must be a dict of settings. Found {self.method_options!r}."
+            )
+        for name in ("validation_fraction", "learning_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number. Found {value!r}.")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 "validation_fraction must be from 0 to below 1. Found "
@@ -270,15 +292,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
         names = [str(name) for name in y.columns] if hasattr(y, "columns") else None
-        if hasattr(y, "columns"):
-            columns = [y.iloc[:, place].to_numpy() for place in range(y.shape[1])]
-            self._flat = False
-        else:
-            array = np.asarray(y)
-            if array.ndim not in (1, 2):
-                raise ValueError(f"y must have one or two dimensions, found {array.ndim}")
-            self._flat = array.ndim == 1
-            columns = [array] if self._flat else list(array.T)
+        self._named = names is not None
+        columns, self._flat = _split(y)
         if any(column.dtype.kind in "cmM" for column in columns):
             raise ValueError("targets must be numbers or classes, found complex numbers or dates")
         if not columns or len(columns[0]) != rows:
@@ -355,7 +370,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------ predicting
 
     def _scaled(self, X: Array) -> Tensor:
-        return torch.from_numpy((X - self._mean) / self._deviation)
+        return torch.from_numpy(_standardized(X, self._mean, self._deviation))
 
     def _outputs(self, X: Any) -> list[Tensor]:
         check_is_fitted(self)
@@ -408,15 +423,28 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         Args:
             X: Inputs, shape (rows, inputs).
             y: Targets; rows without a label do not count for that target.
+
+        Raises:
+            ValueError: They are not the targets that it was fitted on, or one has no label.
         """
         said = self.predict(X).reshape(-1, len(self._fitted()))
-        array = y.to_numpy() if hasattr(y, "to_numpy") else np.asarray(y)
-        true = array.reshape(len(said), -1)
+        true, _ = _split(y)
+        given = [str(name) for name in y.columns] if hasattr(y, "columns") else None
+        if self._named and given is not None and given != self.target_names_:
+            raise ValueError(
+                f"the targets are {', '.join(self.target_names_)}, in this order. Found "
+                f"{', '.join(given)}."
+            )
+        if len(true) != len(self.target_names_):
+            raise ValueError(f"y must have {len(self.target_names_)} targets. Found {len(true)}.")
+        check_consistent_length(said, true[0])
         scores = []
         for place, kind in enumerate(self.kinds_):
-            known = ~np.asarray(pd.isna(true[:, place]), dtype=bool)
+            known = ~np.asarray(pd.isna(true[place]), dtype=bool)
+            if not known.any():
+                raise ValueError(f"target {self.target_names_[place]} has no label")
             judge: Callable[..., float] = accuracy_score if kind == "classification" else r2_score
-            pair = (np.asarray(both[known, place].tolist()) for both in (true, said))
+            pair = (np.asarray(each[known].tolist()) for each in (true[place], said[:, place]))
             scores.append(float(judge(*pair)))
         return float(np.mean(scores))
 
@@ -469,6 +497,43 @@ class MultiTaskClassifier(ClassifierMixin, MultiTaskEstimator):  # type: ignore[
 
     _kind: Kind | None = "classification"
     score = MultiTaskEstimator.score
+
+
+def _split(y: Any) -> tuple[list[Array], bool]:
+    """Return targets column by column, and whether they are one column of an array.
+
+    Raises:
+        ValueError: They are sparse, or have another number of dimensions.
+    """
+    if hasattr(y, "columns"):
+        return [y.iloc[:, place].to_numpy() for place in range(y.shape[1])], False
+    if issparse(y):
+        raise ValueError("y is sparse: pass y.toarray()")
+    array = np.asarray(y)
+    if isinstance(y, list | tuple) and array.dtype.kind in "US":
+        array = np.asarray(y, dtype=object)  # numbers beside strings stay numbers
+    if array.ndim not in (1, 2):
+        raise ValueError(f"y must have one or two dimensions, found {array.ndim}")
+    return ([array], True) if array.ndim == 1 else (list(array.T), False)
+
+
+def _standardization(values: Array) -> tuple[Array, Array]:
+    """Return mean and standard deviation of each column, of numbers of any size."""
+    # Squares of the largest floats are infinite, and those of the smallest are 0.
+    largest = np.abs(values).max(0)
+    largest[largest == 0] = 1.0
+    scaled = values / largest
+    deviation = np.where(values.min(0) == values.max(0), 0.0, scaled.std(0) * largest)
+    return scaled.mean(0) * largest, deviation
+
+
+def _standardized(values: Array, center: Array, scale: Array) -> Array:
+    # Halves: the difference of two of the largest floats would be infinite.
+    return (values / 2 - center / 2) / scale * 2
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def _kind_of(column: Array) -> Kind:

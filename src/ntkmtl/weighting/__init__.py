@@ -14,6 +14,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ntkmtl.loading import place_of
 from ntkmtl.weighting import _settings
 from ntkmtl.weighting._method import MethodSpec, SearchRange
 from ntkmtl.weighting._registry import load, names, spec, spec_of, specs
@@ -60,7 +61,8 @@ def create(name: str, **options: Any) -> Weighting:
         **options: The method's settings; without them, those of its paper's protocol.
 
     Raises:
-        ValueError: No method has this name, or a setting is out of range.
+        ValueError: No method has this name, a setting is out of range, or a class of your own
+            raised an error.
         TypeError: The method has no such setting, needs one that is not given, or it is of another
             type.
 
@@ -74,7 +76,12 @@ def create(name: str, **options: Any) -> Weighting:
     """
     kind = load(name)
     _settings.check(name, kind, options)
-    weighting = kind(**options)
+    try:
+        weighting = kind(**options)
+    except Exception as error:
+        if ":" not in name or isinstance(error, ValueError | TypeError):
+            raise
+        raise ValueError(f"{type(error).__name__}{place_of(error)}: {error}") from error
     weighting.name = name if ":" not in name else spec_of(kind).name
     vars(weighting)["_created_with"] = dict(options)
     return weighting

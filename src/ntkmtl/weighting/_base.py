@@ -136,8 +136,8 @@ class Weighting(ABC):
             weights = self.weigh(kernel, losses, tasks)
         except IndexError as error:
             raise ValueError(
-                f"{label} knows no task at one of the positions {tasks.tolist()}: it was prepared "
-                f"for fewer tasks ({error})"
+                f"{label} failed for the tasks at positions {tasks.tolist()}; was it prepared for "
+                f"fewer tasks? ({error})"
             ) from error
         return _checked(weights, count, label)
 

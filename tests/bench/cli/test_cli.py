@@ -16,7 +16,9 @@ from commands import call, good
 from typer.testing import Result
 
 from ntkmtl import __version__
+from ntkmtl.bench.cli.study import _confirmed
 from ntkmtl.bench.cli.sweeps import exit_as
+from ntkmtl.bench.study.estimate import StudyEstimate
 from ntkmtl.bench.training import Sweep
 
 TOY = "toy_problem:Toy"
@@ -297,6 +299,79 @@ def test_what_users_get_wrong_is_one_line(tmp_path: Path, arguments: list[str], 
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", "nosuch"),
+        ("compare", "table"),
+        ("compare", "--epochs", "0", "table"),
+        ("run", "qm9-mini"),
+        ("run", "qm9-mini", "--method", "nosuch"),
+        ("table", "nosuch"),
+        ("predict", "nosuch", "--split", "test"),
+        ("predict", "nosuch", "--split", "noon"),
+        ("paper", "show", "99"),
+        ("study", "nosuch.toml"),
+        ("weigh", "qm9-mini", "--format", "nosuch"),
+        ("nosuch",),
+    ],
+)
+def test_a_refusal_is_json_where_json_was_asked_for(arguments: tuple[str, ...]) -> None:
+    refused = call(*arguments, "--json")
+    assert refused.exit_code == 2
+    assert json.loads(refused.stdout)["error"] in refused.stderr
+    assert call(*arguments).stdout == ""
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_the_times_of_a_study_leave_standard_output_to_json(
+    dry_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = [StudyEstimate("toy", "ls", runs=3, epochs=6, seconds=12.0)]
+    with pytest.raises(typer.Exit):
+        _confirmed(missing, jobs=1, dry_run=dry_run, as_json=True)
+    told = capsys.readouterr()
+    if dry_run:
+        assert json.loads(told.out)["missing"][0]["runs"] == 3
+    else:
+        assert told.out == ""
+        assert "What is missing" in told.err
+
+
+PRINTING = """
+import sys
+import torch
+from ntkmtl.weighting import LossWeighting
+print("imported")
+class Loud(LossWeighting):
+    def of_losses(self, losses, tasks):
+        print("weighing")
+        return torch.ones_like(losses)
+class Leaving(LossWeighting):
+    def of_losses(self, losses, tasks):
+        sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_what_the_code_of_a_user_does_with_standard_output_and_exits(
+    tmp_path: Path, jobs: str
+) -> None:
+    (tmp_path / "mine.py").write_text(PRINTING)
+    methods = "ls,./mine.py:Leaving,./mine.py:Loud"
+    options = ["--methods", methods, "--no-stl", "--seeds", "1", "--epochs", "1", "--out", "o"]
+    command = [sys.executable, "-m", "ntkmtl", "compare", TOY, *options, "--jobs", jobs, "--json"]
+    environment = {**os.environ, "PYTHONPATH": f"{TRAINING}:{os.environ.get('PYTHONPATH', '')}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    told = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert told["trained"] == 2
+    assert [(f["run"], f["error"]) for f in told["failures"]] == [
+        ("mine:Leaving seed 0", "SystemExit")
+    ]
+    assert "weighing" in done.stderr
 
 
 def test_other_settings_are_refused_or_replace_the_runs(tmp_path: Path) -> None:

@@ -219,3 +219,23 @@ def test_data_frames_are_predicted_in_python_with_warnings() -> None:
     assert found["price"].values.shape == (2,)
     with pytest.raises(ValueError, match=r"no samples|not loaded"):
         network.predict("test")
+
+
+def test_the_file_to_predict_is_not_written_over() -> None:
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price,sold", "--epochs", "1")
+    good("run", "table", "--method", "ls", *made)
+    run, before = "runs/table/ls/seed-0", Path("a.csv").read_bytes()
+    Path("link.csv").symlink_to("a.csv")
+    for out in ("a.csv", "./a.csv", "link.csv"):
+        refused = call("predict", run, "--csv", "a.csv", "-o", out)
+        assert refused.exit_code == 2
+        assert "is the file to predict" in refused.stderr
+        assert Path("a.csv").read_bytes() == before
+    refused = call("predict", run, "--export", "m.pt2", "-o", "b.csv")
+    assert refused.exit_code == 2
+    assert not Path("m.pt2").exists()
+    told = json.loads(good("predict", run, "--export", "m.pt2", "--json").stdout)
+    assert told == {"run": run, "exported": "m.pt2"}
+    above = call("predict", "runs", "--csv", "a.csv", "--json")
+    assert "give the folder of a run" in json.loads(above.stdout)["error"]

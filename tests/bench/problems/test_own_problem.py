@@ -63,6 +63,11 @@ def write(folder: Path, name: str, code: str) -> str:
             "has no class P .* It has Q",
         ),
         (
+            "from ntkmtl.bench.problems import load_target\n"
+            "class P(load_target('qm9-mini')):\n    def __init__(self): {}['images']",
+            r"KeyError in .*\.py, line 3: 'images'",
+        ),
+        (
             "from ntkmtl.bench.problems import Problem\nclass P(Problem): pass",
             r"P does not define batch\(self, split.*; the property options; size",
         ),
@@ -148,6 +153,9 @@ def raising(self: Any, split: str, indices: Any) -> Any:
         ({"recipe": {"epochs": 3}}, "recipe must be a Recipe"),
         ({"options": property(lambda self: {"a": {1, 2}})}, "options must hold JSON values"),
         ({"options": property(lambda self: {"a": float("nan")})}, "options must hold JSON values"),
+        ({"notice": lambda self: 1 / 0}, r"notice\(\) raised ZeroDivisionError in .*line \d+"),
+        ({"describe": lambda self: None}, r"describe\(\) must return a string. Found NoneType"),
+        ({"size": lambda self, split: sys.exit(3)}, r"size\('train'\) raised SystemExit in .*: 3"),
         ({"size": lambda self, split: 0}, r"size\('train'\) must be a number above 0"),
         ({"batch": raising}, r"raised KeyError in .*test_own_problem.py, line \d+: 'image_17"),
         ({"model": lambda self, tasks=None: torch.nn.Linear(1, 1)}, "must return a MultiTaskModel"),
@@ -172,3 +180,13 @@ def test_what_is_wrong_is_said_before_training(example: Any, members: Any, messa
         return
     with pytest.raises(problems.ProblemError, match=message):
         problems.check(problem)
+
+
+def test_a_recipe_of_another_kind_is_left_to_the_trial(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "own_recipe",
+        "from ntkmtl.bench.problems import load_target\n"
+        "class P(load_target('qm9-mini')):\n    recipe = {'epochs': 3}",
+    )
+    assert problems.known_recipe(f"{path}:P") is None

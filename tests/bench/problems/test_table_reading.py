@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +40,7 @@ def truth(problem: Table) -> list[float]:
         (["1,001.66", "2"], [1001.66, 2]),
         (["1.001,66", "2,5"], [1001.66, 2.5]),
         (["1 001,66", "0,5"], [1001.66, 0.5]),
+        (["-0,739", "1,500"], [-0.739, 1.5]),
         (["1\u00a0001,66", "1\u202f000"], [1001.66, 1000]),
         (["1'001.66", "1\u2019000"], [1001.66, 1000]),
         (["1.000.000", "2"], [1e6, 2]),
@@ -356,3 +358,58 @@ def test_mistyped_options_are_told_before_the_file_is_read(tmp_path: Path) -> No
     ]:
         with pytest.raises(TableError, match=message):
             Table(missing, "y", **options)
+
+
+# ------------------------------------------------------------------------------------------------
+# Strings of digits that are more than a number
+
+
+def test_codes_of_digits_keep_their_names_and_are_not_merged(tmp_path: Path) -> None:
+    long = 100_000_000_000_000_000
+    rows = [f"{i % 7:05d},{long + i % 3},{i % 2:03d},{i % 11}" for i in range(60)]
+    path = written(tmp_path, "zip,account,kind,y", rows)
+    types = "zip=category,account=category,kind=classification"
+    problem = Table(csv=str(path), targets="kind,y", types=types)
+    assert column(problem, "zip").content.startswith("7: 00000, 00001")
+    assert column(problem, "account").content.startswith(f"3: {long}, {long + 1}")
+    assert column(problem, "kind").content == "2: 000, 001"
+    plain = Table(csv=str(path), targets="y", types="account=ignore,kind=ignore")
+    assert column(plain, "zip").kind == "number"
+    assert "leading zeros are dropped (types zip=category keeps them)" in column(plain, "zip").note
+
+
+def test_a_padded_and_an_unpadded_number_are_one_level(tmp_path: Path) -> None:
+    rows = [f"{'01' if i % 2 else '1' if i % 3 else '2'},{i % 11}" for i in range(60)]
+    problem = Table(csv=str(written(tmp_path, "m,y", rows)), targets="y", types="m=category")
+    assert column(problem, "m").content == "2: 1, 2"
+
+
+def test_classes_of_large_numbers_have_two_names(tmp_path: Path) -> None:
+    rows = [f"{i % 11},{10**14 * 9 + i % 2}.0" for i in range(60)]
+    problem = Table(csv=str(written(tmp_path, "a,y", rows)), targets="y")
+    assert column(problem, "y").content == "2: 900000000000000, 900000000000001"
+
+
+def test_ids_of_a_parquet_file_go_through_digit_by_digit(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    ids = [1234567890123456 + 7 * i for i in range(40)]
+    long = [1_700_000_000_000_000_001 + 3 * i for i in range(40)]
+    frame = pd.DataFrame({"id": ids, "long": long, "a": generator.random(40)})
+    frame["y"] = frame["a"] + generator.random(40)
+    frame.to_parquet(tmp_path / "t.parquet")
+    problem = Table(csv=str(tmp_path / "t.parquet"), targets="y", types="id=id,long=id")
+    new = problem.encode_new(tmp_path / "t.parquet")
+    assert new.ids["id"] == [str(one) for one in ids]
+    assert new.ids["long"] == [str(one) for one in long]
+
+
+def test_a_target_whose_name_has_a_line_break(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('a,"y\nz"\n' + "\n".join(f"{i % 7},{i * i % 11}" for i in range(40)))
+    assert Table(csv=str(path), targets="y\nz").tasks == ("y z",)
+
+
+def test_a_table_of_targets_alone_is_told_as_such(tmp_path: Path) -> None:
+    path = written(tmp_path, "y", [str(i * i % 11) for i in range(40)])
+    with pytest.raises(TableError, match="no column to predict y from: all of its columns are"):
+        Table(csv=str(path), targets="y")

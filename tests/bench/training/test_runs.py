@@ -85,6 +85,14 @@ def test_round_trip(folder: Path) -> None:
     assert run.steps.eigenvalues.tolist() == [[3, 3], [3, 3]]
 
 
+def test_a_result_without_its_settings_is_no_run_that_may_be_left_out(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(RunFileError, match=r"config\.json: is not there, and result\.json is"):
+        load_runs(folder.parents[2])
+    with pytest.raises(RunFileError, match=r"config\.json: cannot be read: .* the folder of a run"):
+        load_run(folder)
+
+
 def test_reading_runs_does_not_import_torch() -> None:
     code = (
         "import sys; from ntkmtl.bench.training import load_runs, RunFileError; "
@@ -160,6 +168,21 @@ EPOCHS = (
         ("config.json", changed(CONFIG_JSON, seed=True), "'seed' must be an integer, found True"),
         ("config.json", changed(CONFIG_JSON, recipe={}), "'recipe.epochs' is missing"),
         ("config.json", changed(CONFIG_JSON, tasks=[]), "at least one task"),
+        (
+            "config.json",
+            changed(CONFIG_JSON, recipe={**CONFIG_JSON["recipe"], "batch_size": 0}),
+            "'recipe.batch_size' must be a whole number from 1, found 0",
+        ),
+        (
+            "config.json",
+            changed(CONFIG_JSON, recipe={**CONFIG_JSON["recipe"], "tested_epochs": []}),
+            r"'recipe.tested_epochs' must be an integer, found \[\]",
+        ),
+        (
+            "config.json",
+            changed(CONFIG_JSON, metrics=[{**CONFIG_JSON["metrics"][0], "task": "z"}]),
+            r"'metrics\[0\].task' must be one of the tasks x, y, found 'z'",
+        ),
         ("config.json", changed(CONFIG_JSON, metrics=[{"name": 1}]), r"metrics\[0\].name"),
         ("result.json", b'{"schema": 1}', "'test' is missing"),
         ("result.json", changed(RESULT, test=[1]), "must hold 2 numbers, found 1"),

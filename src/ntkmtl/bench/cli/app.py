@@ -9,6 +9,7 @@ import typer
 from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
 from ntkmtl.bench.cli.compare import compare
+from ntkmtl.bench.cli.console import CommandGroup
 from ntkmtl.bench.cli.data import data
 from ntkmtl.bench.cli.methods import methods
 from ntkmtl.bench.cli.paper import paper
@@ -25,6 +26,7 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="ntkmtl",
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
+from typer.core import TyperGroup
 
 from ntkmtl.errors import MissingExtraError
 
@@ -20,6 +21,8 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "REFUSED",
+    "CommandGroup",
+    "Refused",
     "print_columns",
     "print_grid",
     "print_json",
@@ -27,6 +30,7 @@ __all__ = [
     "refuse",
     "refusing",
     "say",
+    "write_result",
 ]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -55,13 +59,70 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
     except KeyboardInterrupt:
         # A second Ctrl-C, or one before training: nothing is left half-written.
         say("Stopped.")
-        raise typer.Exit(INTERRUPTED) from None
+        raise Refused("stopped", INTERRUPTED) from None
+
+
+_results: TextIO | None = None
+"""Standard output while only JSON may go there, else None."""
+
+
+@contextlib.contextmanager
+def _json_alone() -> Iterator[None]:
+    global _results
+    _results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
+
+
+class Refused(typer.Exit):
+    """A command has ended without a result.
+
+    Args:
+        message: Why.
+        code: The exit status.
+    """
+
+    def __init__(self, message: str, code: int = REFUSED) -> None:
+        super().__init__(code)
+        self.message = message
+
+
+class CommandGroup(TyperGroup):
+    """Commands that say in JSON as well why they have no result, where JSON was asked for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for, which is told even where the rest cannot be read."""
+        ctx.meta[__name__] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that the arguments name.
+
+        Where JSON is asked for, what else is printed to standard output, as by the code of a user's
+        own problem, goes to standard error.
+        """
+        with _json_alone() if ctx.meta[__name__] else contextlib.nullcontext():
+            return self._told(ctx)
+
+    def _told(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            # Typer's errors of usage say so by a method; their class is not public.
+            told = getattr(error, "format_message", None)
+            message = error.message if isinstance(error, Refused) else told and told()
+            if message and ctx.meta[__name__]:
+                print_json({"error": message})
+            raise
 
 
 def refuse(message: str) -> NoReturn:
     """Say why a command cannot be done, and end it with exit status 2."""
     say(f"Error: {message}")
-    raise typer.Exit(REFUSED) from None
+    raise Refused(message) from None
 
 
 def say(text: str) -> None:
@@ -71,7 +132,12 @@ def say(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+    write_result(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_result(text: str) -> None:
+    """Write to standard output, also where only JSON may go there."""
+    (_results or sys.stdout).write(text)
 
 
 def print_columns(rows: Sequence[tuple[str, str]]) -> None:
@@ -95,14 +161,27 @@ def print_table(found: ResultTable) -> None:
         sys.stdout.write(report.render(found, "text"))
 
 
-def print_grid(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text under a title, the first column to the left, the others to the right."""
+def print_grid(
+    title: str,
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    file: TextIO | None = None,
+) -> None:
+    """Print rows of text under a title, the first column to the left, the others to the right.
+
+    Args:
+        title: The title.
+        heads: Of the columns.
+        rows: The cells.
+        file: Where to print; standard output if None.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     # A pipe has no width: the table takes what it needs there, in one line per row.
-    console = Console() if sys.stdout.isatty() else Console(width=1000)
+    file = sys.stdout if file is None else file
+    console = Console(file=file) if file.isatty() else Console(file=file, width=1000)
     grid = Table(title=title, title_justify="left")
     for position, head in enumerate(heads):
         grid.add_column(Text(head), justify="left" if position == 0 else "right")

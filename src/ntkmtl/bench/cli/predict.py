@@ -87,6 +87,10 @@ def predict(
         )
     if output is not None and output.suffix not in (".csv", ".npz"):
         refuse(f"-o must end in .csv or .npz, found {output}")
+    if output is not None and export is not None:
+        refuse("-o is for predictions; --export FILE.pt2 names its own file")
+    if output is not None and csv is not None and _same_file(output, csv):
+        refuse(f"-o {output} is the file to predict, which would be lost: give another name")
     if problem is not None:
         find_modules_here(problem)
     with refusing(ValueError):
@@ -96,10 +100,19 @@ def predict(
         if export is not None:
             network.export(export)
             say(f"Exported: {export}")
+            if as_json:
+                print_json({"run": str(network.run.path), "exported": str(export)})
         elif csv is not None:
             _predict_file(network, csv, output, as_json)
         elif split is not None:
             _predict_split(network, split.value, output, as_json)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
 
 
 def _predict_split(network: TrainedModel, split: str, out: Path | None, as_json: bool) -> None:

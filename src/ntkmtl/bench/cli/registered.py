@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ntkmtl.bench.cli.console import FAILED, INTERRUPTED, print_json, refusing, say
+from ntkmtl.bench.cli.console import FAILED, INTERRUPTED, Refused, print_json, refusing, say
 from ntkmtl.bench.cli.sweeps import say_failures
 from ntkmtl.bench.cli.values import find_modules_here, refuse_others
 
@@ -107,7 +107,8 @@ def train_registered(comparison: Any, *, overwrite: bool, engine: Engine | None 
     say_failures(outcome.failures)
     if outcome.interrupted:
         say("Stopped. The same command continues from there.")
-        raise typer.Exit(INTERRUPTED)
+        raise Refused("stopped", INTERRUPTED)
     if outcome.failures and not outcome.finished:
-        raise typer.Exit(FAILED)
+        why = "; ".join(f"{f.label}: {f.error}: {f.message}" for f in outcome.failures)
+        raise Refused(why, FAILED)
     return bool(outcome.failures)

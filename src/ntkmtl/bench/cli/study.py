@@ -11,6 +11,7 @@ import typer
 from ntkmtl.bench.cli.console import (
     FAILED,
     INTERRUPTED,
+    Refused,
     print_grid,
     print_json,
     refuse,
@@ -95,19 +96,19 @@ def study(
             reporter=lambda: reporter_for(Console(stderr=True)),
         )
         if not yes or dry_run:
-            _confirmed(estimate(plan, out, trainer, say), jobs, dry_run)
+            _confirmed(estimate(plan, out, trainer, say), jobs, dry_run, as_json)
         outcome = run_study(plan, out, trainer)
         say(f"{len(outcome.written)} results written, {outcome.known} were there before")
         say_failures(outcome.failures)
         if outcome.interrupted:
             say("Stopped; the same command resumes.")
-            raise typer.Exit(INTERRUPTED)
+            raise Refused("stopped; the same command resumes", INTERRUPTED)
         _judged(out, as_json)
     if outcome.failures:
         raise typer.Exit(FAILED)
 
 
-def _confirmed(found: Sequence[StudyEstimate], jobs: int, dry_run: bool) -> None:
+def _confirmed(found: Sequence[StudyEstimate], jobs: int, dry_run: bool, as_json: bool) -> None:
     """Say how long it takes, and end the command unless the user agrees."""
     by_problem: dict[str, list[StudyEstimate]] = {}
     for entry in found:
@@ -118,7 +119,11 @@ def _confirmed(found: Sequence[StudyEstimate], jobs: int, dry_run: bool) -> None
     ]
     total = sum(entry.seconds for entry in found)
     rows.append(["all", str(len(found)), str(sum(e.runs for e in found)), _hours(total)])
-    print_grid("What is missing", ["problem", "methods", "runs", "core time"], rows)
+    if as_json and dry_run:
+        print_json({"missing": [vars(entry) for entry in found], "seconds": total, "jobs": jobs})
+        raise typer.Exit
+    heads = ["problem", "methods", "runs", "core time"]
+    print_grid("What is missing", heads, rows, sys.stderr if as_json else sys.stdout)
     say(
         f"About {_hours(total / jobs)} with {jobs} runs at a time, from a few steps of each method "
         "on this machine's processor"

@@ -14,6 +14,7 @@ import typer
 from ntkmtl.bench.cli.console import (
     FAILED,
     INTERRUPTED,
+    Refused,
     print_json,
     print_table,
     refuse,
@@ -245,5 +246,10 @@ def trained(comparison: Comparison, *, overwrite: bool) -> Sweep:
     """Train; end the command where runs failed or it was stopped."""
     with refusing():
         sweep = train_sweep(comparison, overwrite=overwrite)
-    exit_as(sweep)
+    try:
+        exit_as(sweep)
+    except typer.Exit as end:
+        failed = "; ".join(f"{f.label}: {f.error}: {f.message}" for f in sweep.failures)
+        why = "stopped" if sweep.interrupted else failed or f"{sweep.unfinished} runs to go"
+        raise Refused(why, end.exit_code) from None
     return sweep

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from typing import Annotated
 
 import typer
 
-from ntkmtl.bench.cli.console import print_table, refusing
+from ntkmtl.bench.cli.console import print_table, refusing, write_result
 from ntkmtl.bench.cli.options import Directory, Json
 
 __all__ = ["table"]
@@ -41,4 +40,4 @@ def table(
         if chosen is Format.text:
             print_table(found)
         else:
-            sys.stdout.write(report.render(found, chosen.value))
+            write_result(report.render(found, chosen.value))

@@ -308,7 +308,7 @@ def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) 
     try:
         with _warnings_sent(channel.send), announced(job):
             complete = job.run(shared, show, channel.should_stop)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() in a user's own code
         if launched() > 1 and not is_raised_on_all_ranks(error):
             # The other processes know nothing of it and would wait forever.
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -76,6 +77,8 @@ class _PipeChannel:
 def serve(connection: Connection) -> None:
     """Run jobs until the parent says stop or is gone: a worker process's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Standard output is for results; a user's own code may print.
+    sys.stdout = sys.stderr
     shared: dict[str, Any] = {}
     channel = _PipeChannel(connection)
     while not channel.gone:

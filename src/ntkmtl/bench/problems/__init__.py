@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.problems._loading import ProblemError, check, load_class
 from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
+from ntkmtl.errors import MissingExtraError
+from ntkmtl.loading import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ntkmtl.bench.problems.base import (
         Metric,
@@ -125,7 +127,7 @@ def create(name: str, **options: Any) -> Problem:
         ValueError: There is no problem of that name, it is not a supervised one, or an option's
             value is unknown.
         TypeError: The problem has no such option.
-        ProblemError: A custom problem cannot be imported, or leaves a method out.
+        ProblemError: A custom problem cannot be imported, leaves a method out, or raised an error.
         MissingExtraError: The problem needs a package that is not installed.
 
     Example:
@@ -151,7 +153,7 @@ def create(name: str, **options: Any) -> Problem:
                 f"{name} has no option {', '.join(map(repr, unknown))}; it takes: "
                 f"{', '.join(accepted) or 'none'}"
             )
-    problem: Problem = factory(**options)
+    problem = _made(name, factory, options)
     problem.created_with = {
         key: str(Path(value).expanduser().absolute())
         if isinstance(value, Path) or (key in _PATHS and isinstance(value, str))
@@ -159,6 +161,18 @@ def create(name: str, **options: Any) -> Problem:
         for key, value in options.items()
     }
     return problem
+
+
+def _made(name: str, factory: Callable[..., Problem], options: Mapping[str, Any]) -> Problem:
+    try:
+        return factory(**options)
+    except (Exception, SystemExit) as error:
+        # An error of a custom problem's own code, beyond what it refuses in words.
+        if ":" not in name or isinstance(
+            error, ValueError | TypeError | OSError | MissingExtraError
+        ):
+            raise
+        raise ProblemError(f"{type(error).__name__}{place_of(error)}: {error}") from error
 
 
 def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
@@ -182,7 +196,9 @@ def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
     target = load_target(name)
     by_name: dict[str, Recipe] = dict(getattr(target, "recipes", None) or {})
     if not by_name:
-        return getattr(target, "recipe", None)
+        usual = getattr(target, "recipe", None)
+        # A custom problem may have anything there: trying it out says so.
+        return usual if hasattr(usual, "batch_size") else None
     if recipe is None:
         recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)
     return by_name.get(str(recipe))

@@ -88,7 +88,7 @@ class _Check:
     def call(self, what: str, function: Callable[[], T]) -> T:
         try:
             return function()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if isinstance(error, ProblemError):
                 raise
             raise self.fail(
@@ -139,6 +139,10 @@ class _Check:
         repeated = [m.name for m in metrics if sum(n.name == m.name for n in metrics) > 1]
         if repeated:
             raise self.fail(f"two metrics are named {repeated[0]!r}.")
+        for said in ("notice", "describe"):
+            text = self.call(f"{said}()", getattr(problem, said))
+            if not isinstance(text, str):
+                raise self.fail(f"{said}() must return a string. Found {_say(text)}.")
         options = self.call("options", lambda: problem.options)
         if not isinstance(options, Mapping):
             raise self.fail(f"options must be a dict. Found {_say(options)}.")

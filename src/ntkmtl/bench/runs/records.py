@@ -132,6 +132,9 @@ def _explain(message: str, value: Any) -> str:
     for step in steps:
         value = value[step]
     subject = f"key '{_key(steps)}'" if steps else "the file"
+    least = re.search(r"`int` >= (\d+)", said)
+    if least:
+        return f"{subject} must be a whole number from {least[1]}, found {shown(value)}"
     if "out of range" in said or "finite" in said or re.search(r"[<>]= -?1\.79", said):
         return f"{subject} must be a finite number, found {shown(value)}"
     wanted = re.match(r"Expected `([^`]+)`", said)
@@ -387,19 +390,24 @@ class RunResult:
 # Files
 
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Recipe(msgspec.Struct):
-    epochs: int
-    batch_size: int
+    epochs: Positive
+    batch_size: Positive
     learning_rate: Finite
-    minibatches: int
+    minibatches: Positive
     reduced: bool
     description: str
+    tested_epochs: Positive = 1
 
 
 class _Sizes(msgspec.Struct):
-    train: int
-    val: int
-    test: int
+    train: Count
+    val: Count
+    test: Count
 
 
 class _Metric(msgspec.Struct):
@@ -434,6 +442,13 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
     convert(path, found, _Required)
     if not config.tasks:
         raise RunFileError(path, "key 'tasks' must name at least one task, found none")
+    for number, metric in enumerate(config.metrics):
+        if metric.task not in config.tasks:
+            raise RunFileError(
+                path,
+                f"key 'metrics[{number}].task' must be one of the tasks "
+                f"{', '.join(config.tasks)}, found {shown(metric.task)}",
+            )
     if config.baseline is not None:
         require_length(path, "baseline", config.baseline, len(config.metrics))
     return config

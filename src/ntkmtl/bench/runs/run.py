@@ -88,6 +88,9 @@ def load_run(path: str | os.PathLike[str]) -> Run:
         RunFileError: The run is incomplete, or a file is damaged, foreign or of another version.
     """
     path = Path(path)
+    if not (path / CONFIG).exists():
+        why = "cannot be read: there is no such file; give the folder of a run, as .../seed-0"
+        raise RunFileError(path / CONFIG, why)
     config = read_config(path / CONFIG)
     if not (path / RESULT).exists():
         raise RunFileError(path / RESULT, "is not there: the run is not complete")
@@ -124,6 +127,8 @@ def load_runs(
             continue
         folders.sort()
         if CONFIG not in files:
+            if RESULT in files and HISTORY in files:
+                raise RunFileError(Path(place) / CONFIG, f"is not there, and {RESULT} is")
             continue
         if RESULT in files:
             runs.append(load_run(place))

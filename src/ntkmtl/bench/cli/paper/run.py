@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ntkmtl.bench.cli.console import FAILED, refuse, refusing
+from ntkmtl.bench.cli.console import FAILED, refuse, refusing, write_result
 from ntkmtl.bench.cli.options import Json, Overwrite, grouped
 from ntkmtl.bench.cli.paper.common import RequestOptions, named, prepared, read
 from ntkmtl.bench.cli.registered import train_registered
@@ -59,7 +58,7 @@ def run(
     with refusing(ValueError):
         from ntkmtl.bench.paper._sidebyside import render, side_by_side
 
-        sys.stdout.write(render(side_by_side(result, found), layout))
+        write_result(render(side_by_side(result, found), layout))
 
 
 def _run_agents(
@@ -91,6 +90,6 @@ def _run_agents(
         from ntkmtl.bench.paper._reinforce import success_of
         from ntkmtl.bench.paper._sidebyside import render
 
-        sys.stdout.write(render(success_of(comparison), layout))
+        write_result(render(success_of(comparison), layout))
     if failed:
         raise typer.Exit(FAILED)

@@ -175,9 +175,13 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     if not found.features:
         reasons = "; ".join(f"{c.name}: {c.note}" for c in found.shown if c.role != "target")
         raise TableError(
-            f"{table.path} has no column left to predict {', '.join(roles.targets)} from"
-            f"{'' if not reasons else ' (' + reasons[:300] + ')'}. "
-            "Bring one back with types NAME=number or NAME=category."
+            f"{table.path} has no column {'left ' if reasons else ''}to predict "
+            f"{', '.join(roles.targets)} from"
+            + (
+                f" ({reasons[:300]}). Bring one back with types NAME=number or NAME=category."
+                if reasons
+                else ": all of its columns are targets."
+            )
         )
     found.shown.sort(key=lambda column: _ORDER[column.role])
     return Typed(
@@ -483,7 +487,9 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     values.require_finite()
     known = values.numbers[~values.absent]
     if known.min() == known.max() and not values.missing:
-        return without("left out", "number", f"{known[0]:.4g}", "constant")
+        same = values.texts is None or len(values.levels) == 1
+        note = "constant" if same else f"constant as a float64 (types {name}=id keeps its strings)"
+        return without("left out", "number", f"{known[0]:.4g}", note)
     if not wanted and _running(values):
         note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
         return without("id", "number", values.range(), note)
@@ -492,6 +498,8 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
         "date": f"trend, year, week and time of day (types {name}=ignore)",
         "yes/no": f"0 and 1 (types {name}=category)",
     }.get(kind, "")
+    if values.padded:
+        note = f"its leading zeros are dropped (types {name}=category keeps them)"
     if values.missing:
         note = f"{note}; " if note else ""
         note += "mean for missing, and an indicator"

@@ -12,7 +12,7 @@ import torch
 from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
 from ntkmtl.bench.problems.table._columns import Feature
 from ntkmtl.bench.problems.table._encode import FeatureEncoder
-from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
+from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, number_text, shorten
 from ntkmtl.bench.problems.table._read import read_any
 
 __all__ = ["FittedTable", "FittedTarget"]
@@ -152,7 +152,7 @@ def _rows(count: int) -> str:
 def _as_strings(column: RawColumn) -> list[str]:
     if column.numbers is None:
         return [str(text) for text in column.texts.fillna("")]
-    return ["" if np.isnan(v) else f"{v:.15g}" for v in column.numbers]
+    return ["" if np.isnan(v) else number_text(v) for v in column.numbers]
 
 
 def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]]:
@@ -201,7 +201,7 @@ def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, lis
     # 1 and 1.0 are one level of a category of numbers; what is no number is a new level.
     numbers = encoder.form.numbers(levels) if levels else np.zeros(0)
     names = [
-        level if np.isnan(number) else f"{number:.15g}"
+        level if np.isnan(number) else number_text(number)
         for level, number in zip(levels, numbers, strict=True)
     ]
     unique = list(dict.fromkeys(names))

@@ -76,9 +76,10 @@ def _pattern(form: NumberFormat) -> re.Pattern[str]:
     decimal, whole = re.escape(form.decimal), "[0-9]+"
     if form.thousands:
         gap = re.escape(form.thousands)
-        # Groups of three, or of two before the last one, as in India.
+        # Groups of three, or of two before the last one, as in India. No number of thousands begins
+        # with 0: 0,739 has a decimal comma.
         whole += (
-            f"|[0-9]{{1,3}}(?:{gap}[0-9]{{3}})+|[0-9]{{1,2}}(?:{gap}[0-9]{{2}})+{gap}[0-9]{{3}}"
+            f"|[1-9][0-9]{{0,2}}(?:{gap}[0-9]{{3}})+|[1-9][0-9]?(?:{gap}[0-9]{{2}})+{gap}[0-9]{{3}}"
         )
     return re.compile(f"(?:(?:{whole})(?:{decimal}[0-9]*)?|{decimal}[0-9]+)")
 

@@ -42,7 +42,8 @@ class Asked(NamedTuple):
 def names_in(given: Any) -> tuple[str, ...]:
     """Return names that are given as a list, or with commas between them.
 
-    A name that has a comma stands in double quotes, or in a JSON list.
+    A name that has a comma stands in double quotes, or in a JSON list. A line break within a name
+    is a space, as in the names of columns.
 
     Example:
         >>> names_in("a, b")
@@ -56,7 +57,13 @@ def names_in(given: Any) -> tuple[str, ...]:
                 return tuple(str(name) for name in json.loads(given))
             except (ValueError, TypeError, RecursionError):
                 pass  # a name may begin with a bracket
-        cells = next(csv.reader([given], skipinitialspace=True), []) if given.strip() else []
+        line = " ".join(given.splitlines())
+        try:
+            cells = next(csv.reader([line], skipinitialspace=True), [])
+        except csv.Error as error:
+            raise TableError(
+                f"names are no list with commas: {error}. Found {shorten(given)}."
+            ) from error
         return tuple(cell.strip() for cell in cells if cell.strip())
     if not isinstance(given, Sequence):
         # The command line reads 5 as a number: a column may be named 5.

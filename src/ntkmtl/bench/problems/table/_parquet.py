@@ -82,8 +82,11 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             wide = kinds.is_duration(kind) or kinds.is_time64(kind)
             column = column.cast(pa.int64() if wide else pa.int32()).cast(pa.float64())
         numeric = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
+        if kinds.is_integer(kind) and _long(column):
+            # Ids, most likely: as strings they are kept whole.
+            texts = column.cast(pa.string()).to_pandas().astype(pd.StringDtype("pyarrow"))
+            return RawColumn(name, texts=texts, declared=declared)
         if (numeric and declared != "category") or column.type == pa.float64():
-            # Whole numbers above 2 ** 53 are rounded, as they are in any network.
             column = column.cast(pa.float64(), safe=False)
             numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
             return RawColumn(name, numbers=numbers, declared="number")
@@ -101,3 +104,12 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             f"{path}, column {name!r} of type {kind}: {shorten(str(error), 200)}"
         ) from error
     return RawColumn(name, numbers=np.full(len(column), np.nan), declared="nested")
+
+
+def _long(column: Any) -> bool:
+    """Return whether whole numbers have more digits than a float64."""
+    from pyarrow import compute
+
+    ends = compute.min_max(column)
+    known = [end for end in (ends["min"].as_py(), ends["max"].as_py()) if end is not None]
+    return any(abs(end) > 2**53 for end in known)

@@ -25,6 +25,7 @@ __all__ = [
     "TableError",
     "check_names",
     "clean_name",
+    "number_text",
     "require_memory",
     "rows_as_columns",
     "shorten",
@@ -79,6 +80,19 @@ class RawTable:
     sha256: str
     notes: tuple[str, ...] = ()
     doubt: str = ""
+
+
+def number_text(value: float) -> str:
+    """Return a number as a string that gives it back, in as few digits as that takes.
+
+    Example:
+        >>> number_text(3.0), number_text(0.1), number_text(1234567890123456.0)
+        ('3', '0.1', '1234567890123456')
+    """
+    if float(value).is_integer() and abs(value) < 2**53:
+        return str(int(value))
+    short = f"{value:.15g}"
+    return short if float(short) == value else repr(float(value))
 
 
 def shorten(text: object, length: int = 60) -> str:

@@ -19,7 +19,7 @@ from ntkmtl.bench.problems.table._numbers import (
     common_decimal,
     read_numbers,
 )
-from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
+from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, number_text, shorten
 
 __all__ = [
     "PLAIN",
@@ -151,7 +151,7 @@ class ColumnFormat:
         """Return codes, -1 where missing, the distinct strings, and what is missing."""
         if column.numbers is not None:
             codes, found = pd.factorize(column.numbers)
-            return codes.astype(np.int64), [f"{v:.15g}" for v in found], codes < 0
+            return codes.astype(np.int64), [number_text(v) for v in found], codes < 0
         texts = column.texts.str.strip()
         low = texts.str.lower()
         absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
@@ -445,10 +445,10 @@ class ColumnValues:
         """Return codes, -1 where missing, and levels in order; those equal but for case are one."""
         if not self.present:
             return np.full(len(self.absent), -1, dtype=np.int64), ()
-        if self.texts is None or self.form.kind == "number":
+        if self.texts is None or (self.form.kind == "number" and not self._codes_of_digits()):
             self.require_finite()
             codes, values = pd.factorize(self.numbers, sort=True)
-            return codes.astype(np.int64), tuple(f"{v:.15g}" for v in values)
+            return codes.astype(np.int64), tuple(number_text(v) for v in values)
         if self.form.kind != "date":
             self.form = replace(self.form, kind="text")
         counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.levels))
@@ -470,6 +470,28 @@ class ColumnValues:
             more = ", ..." if len(told) > 3 else ""
             self.notes.append(f"{'; '.join(told[:3])}{more} (case_sensitive=true keeps them apart)")
         return to[self.codes], tuple(order)
+
+    def _codes_of_digits(self) -> bool:
+        """Return whether strings are more than their numbers: ``007``, or an id of 18 digits."""
+        digits = [level for level in self.levels if level.isdecimal()]
+        padded = any(level[0] == "0" and len(level) > 1 for level in digits)
+        long = any(len(level) > 15 for level in digits)
+        if long:
+            return True
+        # Where both 01 and 1 occur, they are one level.
+        return padded and len(set(read_numbers(self.levels, self.form.number))) == len(self.levels)
+
+    @property
+    def padded(self) -> bool:
+        """Whether numbers of one length begin with zeros, as postal codes do."""
+        if self.texts is None or self.form.kind != "number":
+            return False
+        return (
+            len({len(level) for level in self.levels}) == 1
+            and all(level.isdecimal() for level in self.levels)
+            and any(level[0] == "0" for level in self.levels)
+            and len(self.levels[0]) > 1
+        )
 
     @property
     def whole(self) -> bool:
