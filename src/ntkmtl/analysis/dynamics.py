@@ -602,7 +602,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class WeightingEffect:
-    """A problem before (all weights 1) and after it was given weights."""
+    """A problem before and after it was given weights.
+
+    Attributes:
+        before: With all weights 1.
+        after: With the weights.
+    """
 
     before: Conditioning
     after: Conditioning

@@ -34,6 +34,9 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
 
     Rounding below zero is cut off. The first column is :meth:`ExtendedNTK.max_eigenvalues`.
 
+    Args:
+        kernel: The extended NTK of k tasks and n mini-batches.
+
     Example:
         >>> import torch
         >>> K = ExtendedNTK(blocks=torch.tensor([[[2.0, 1.0], [1.0, 2.0]]]))
@@ -47,6 +50,9 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
 
 def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
     """Return the eigenvalues of the whole (kn, kn) matrix of Eq. 9, float64, falling.
+
+    Args:
+        kernel: The extended NTK of k tasks and n mini-batches.
 
     Raises:
         ValueError: Only the diagonal blocks exist.

@@ -277,6 +277,16 @@ class LossWeighting(Weighting):
     """A weighting that reads the losses only.
 
     Its weights are the effective ones, the derivatives of its total with respect to each loss.
+
+    Example:
+        >>> import torch
+        >>> from ntkmtl import Balancer
+        >>> class Inverse(LossWeighting):
+        ...     def of_losses(self, losses, tasks):
+        ...         return 1 / losses
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> Balancer(Inverse()).backward([2 * x.sum(), 4 * x.sum()]).weights
+        tensor([0.5000, 0.2500])
     """
 
     requires: ClassVar[Requires] = "losses"
