@@ -140,7 +140,7 @@ def test_every_page_in_a_browser(site: Path, pages: dict[str, BeautifulSoup]) ->
           const page = inner.document;
           for (const image of page.images) {{ image.loading = "eager"; await image.decode()
             .catch(() => errors.push("image " + image.src)); }}
-          const wide = page.documentElement.scrollWidth - inner.innerWidth;
+          const wide = page.documentElement.scrollWidth - page.documentElement.clientWidth;
           let weight = inner.performance.getEntriesByType("navigation")[0].decodedBodySize;
           for (const entry of inner.performance.getEntriesByType("resource"))
             weight += entry.decodedBodySize;
