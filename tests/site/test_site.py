@@ -96,12 +96,14 @@ def test_each_example_is_one_click_from_the_landing_page(
         .find("meta", attrs={"http-equiv": "refresh"})["content"]
         .endswith("url=docs/index.html")
     )
-    links = {tag["href"] for tag in pages["docs/index.html"].select("article table a[href]")}
+    tags = pages["docs/index.html"].select("article table a[href]")
+    links = {os.path.normpath(f"docs/{tag['href']}") for tag in tags}
     examples = sorted((ROOT / "docs" / "gallery").glob("plot_*.py"))
     assert len(examples) >= 12
     for example in examples:
-        assert f"examples/{example.stem}.html" in links
-        page = pages[f"docs/examples/{example.stem}.html"]
+        name = f"docs/examples/{example.stem}.html"
+        assert name in links
+        page = pages[name]
         assert page.select(".highlight-Python pre")
         downloads = [tag["href"] for tag in page.select("a.download[href$='.py']")]
         texts = [(site / "docs" / "examples" / href).read_text("utf-8") for href in downloads]
