@@ -49,6 +49,7 @@ extensions = [
     "math_as_mathml",
     "returns_without_types",
     "source_pages",
+    "folder_archives",
     "llms",
 ]
 

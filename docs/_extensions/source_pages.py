@@ -34,6 +34,8 @@ class LinksToSource(SphinxTransform):
                 path = (root / node["reftarget"].lstrip("/")).resolve()
             if path.suffix not in SHOWN or not path.is_relative_to(root) or not path.is_file():
                 continue
+            if path.parent == root / "docs" / "examples":
+                continue  # a page of the gallery offers its own script as a file
             up = "../" * self.env.docname.count("/")
             if path.parent == root / "docs" / "gallery":
                 uri = f"{up}docs/examples/{path.stem}.html"

@@ -104,7 +104,7 @@ const Toy = (() => {
     const context = element.getContext("2d");
     context.clearRect(0, 0, element.width, element.height);
     context.fillStyle = getComputedStyle(root).color;
-    context.font = "16px sans-serif";
+    context.font = "26px sans-serif";  // a canvas is shown at half its size or less
     return context;
   };
   const curves = (element, series) => {
@@ -112,12 +112,12 @@ const Toy = (() => {
     const all = series.flatMap((s) => s.values).filter((v) => v > 0).map(Math.log10);
     const low = Math.floor(Math.max(Math.min(...all), -12)), high = Math.ceil(Math.max(...all)) || 1;
     const place = (v, i, n) => [
-      60 + (i / (n - 1)) * 480,
+      80 + (i / (n - 1)) * 465,
       390 - ((Math.max(Math.log10(v || 1e-300), low) - low) / Math.max(high - low, 1)) * 370,
     ];
     context.fillText(`1e${high}`, 4, 26);
-    context.fillText(`1e${low}`, 4, 390);
-    context.fillText("step", 290, 414);
+    context.fillText(`1e${low}`, 4, 396);
+    context.fillText("step", 290, 416);
     for (const s of series)
       line(context, s.values.map((v, i) => place(v, i, s.values.length)), s.color, s.dashed);
   };
@@ -138,10 +138,12 @@ const Toy = (() => {
         context.fillStyle = `rgba(28, 126, 214, ${0.35 / (1 + 40 * second)})`;
         context.fillRect(x, y, 8, 8);
       }
+    context.fillStyle = getComputedStyle(document.body).backgroundColor;
+    context.fillRect(412, 282, 148, 138);
     Toy.METHODS.forEach((name, i) => {
       line(context, runs[name].map((row) => to(row.theta)), COLORS[name], false);
       context.fillStyle = COLORS[name];
-      context.fillText(NAMES[name], 440, 300 + 22 * i);
+      context.fillText(NAMES[name], 422, 310 + 32 * i);
     });
     curves(losses, Toy.METHODS.flatMap((name) => [0, 1].map((i) => ({
       values: runs[name].map((row) => row.losses[i] / (i ? settings.scale : 1)),

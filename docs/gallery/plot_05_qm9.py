@@ -52,7 +52,7 @@ figure.tight_layout()
 steps = runs["ntkmtl-sr"].steps
 figure, axis = plt.subplots(figsize=(9, 3.4))
 for i, task in enumerate(runs["ntkmtl-sr"].config.tasks):
-    axis.semilogy(steps.step, steps.eigenvalues[:, i], label=task)
+    axis.semilogy(steps.step, steps.eigenvalues[:, i], label=task, color=plt.cm.tab20(i))
 axis.set(xlabel="step", ylabel="largest eigenvalue")
 axis.legend(ncols=6, fontsize="small")
 figure.tight_layout()

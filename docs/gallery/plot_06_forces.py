@@ -92,7 +92,7 @@ for label, (history, _) in runs.items():
         axis.semilogy(smooth[:, i], label=label)
 axes[0].set(title="energy (standardized)", xlabel="step")
 axes[1].set(title="forces ((eV / Å)²)", xlabel="step")
-axes[1].legend(fontsize="small")
+axes[0].legend(fontsize="small")
 figure.tight_layout()
 for label, (_, error) in runs.items():
     print(f"{label:26} mean absolute error of test forces {error:.3f} eV/Å")

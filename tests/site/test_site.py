@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
+from zipfile import ZipFile
 
 import pytest
 from bs4 import BeautifulSoup
@@ -87,6 +88,50 @@ def test_nothing_comes_from_another_host(pages: dict[str, BeautifulSoup]) -> Non
     assert not loaded
 
 
+def test_each_example_is_one_click_from_the_landing_page(
+    site: Path, pages: dict[str, BeautifulSoup]
+) -> None:
+    assert (
+        pages["index.html"]
+        .find("meta", attrs={"http-equiv": "refresh"})["content"]
+        .endswith("url=docs/index.html")
+    )
+    tags = pages["docs/index.html"].select("article table a[href]")
+    links = {os.path.normpath(f"docs/{tag['href']}") for tag in tags}
+    examples = sorted((ROOT / "docs" / "gallery").glob("plot_*.py"))
+    assert len(examples) >= 12
+    for example in examples:
+        name = f"docs/examples/{example.stem}.html"
+        assert name in links
+        page = pages[name]
+        assert page.select(".highlight-Python pre")
+        downloads = [tag["href"] for tag in page.select("a.download[href$='.py']")]
+        texts = [(site / "docs" / "examples" / href).read_text("utf-8") for href in downloads]
+        assert texts == [example.read_text("utf-8")]
+
+
+def test_every_measured_number_can_be_downloaded(
+    site: Path, pages: dict[str, BeautifulSoup]
+) -> None:
+    contents = []
+    for tag in pages["docs/measurements.html"].select("article a[href]"):
+        file = site / "docs" / tag["href"]
+        if file.suffix == ".json":
+            contents.append(file.read_bytes())
+        elif file.suffix == ".zip":
+            with ZipFile(file) as archive:
+                for name in archive.namelist():
+                    contents.append(archive.read(name))
+                    assert contents[-1] == (ROOT / name).read_bytes()
+    measured = [
+        path
+        for path in (ROOT / "docs").rglob("*.json")
+        if not {"examples", "work"} & set(path.relative_to(ROOT).parts)
+    ]
+    assert len(measured) > 60
+    assert [path for path in measured if path.read_bytes() not in contents] == []
+
+
 def test_every_page_in_a_browser(site: Path, pages: dict[str, BeautifulSoup]) -> None:
     names = [name for name in pages if name != "index.html"]
     body = f"""
@@ -97,11 +142,14 @@ def test_every_page_in_a_browser(site: Path, pages: dict[str, BeautifulSoup]) ->
           const page = inner.document;
           for (const image of page.images) {{ image.loading = "eager"; await image.decode()
             .catch(() => errors.push("image " + image.src)); }}
-          const wide = page.documentElement.scrollWidth - inner.innerWidth;
+          const wide = page.documentElement.scrollWidth - page.documentElement.clientWidth;
           let weight = inner.performance.getEntriesByType("navigation")[0].decodedBodySize;
           for (const entry of inner.performance.getEntriesByType("resource"))
             weight += entry.decodedBodySize;
-          seen.push({{ name, width, wide, weight, errors }});
+          const broken = [...page.querySelectorAll("table.docutils code .pre")].filter((word) =>
+            /^\\w+$/.test(word.textContent) && word.getClientRects().length > 1);
+          const words = broken.map((word) => word.textContent);
+          seen.push({{ name, width, wide, weight, errors, words }});
         }}
       return seen;
     """
@@ -110,6 +158,7 @@ def test_every_page_in_a_browser(site: Path, pages: dict[str, BeautifulSoup]) ->
     assert len(asked) > len(names)
     assert [page for page in seen if page["errors"]] == []
     assert [page for page in seen if page["wide"] > 0] == []
+    assert [page for page in seen if page["words"]] == []
     heavy = [page for page in seen if page["weight"] > MIB and "/examples/" not in page["name"]]
     assert heavy == []
 

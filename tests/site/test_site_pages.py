@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -42,3 +43,16 @@ def test_the_plan_shows_every_package(script: ModuleType) -> None:
         for path in source.glob(pattern)
     }
     assert shown == found - {"ntkmtl.bench"}
+
+
+def test_every_file_of_measurements_is_listed() -> None:
+    docs = ROOT / "docs"
+    text = (docs / "measurements.md").read_text("utf-8")
+    listed = {docs / target for target in re.findall(r"\]\(([^)#]+)", text)}
+    measured = [
+        path
+        for path in docs.rglob("*.json")
+        if not {"examples", "work"} & set(path.relative_to(ROOT).parts)
+    ]
+    assert len(measured) > 60
+    assert [path for path in measured if not listed & {path, *path.parents}] == []

@@ -192,7 +192,12 @@ class Conditioning:
 
 @dataclass(frozen=True)
 class WeightingEffect:
-    """A problem with all weights 1 (``before``) and with task weights (``after``)."""
+    """A problem before and after it was given weights.
+
+    Attributes:
+        before: With all weights 1.
+        after: With the weights.
+    """
 
     before: Conditioning
     after: Conditioning

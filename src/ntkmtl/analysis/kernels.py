@@ -39,6 +39,9 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
         TypeError: ``kernel`` is none.
         ValueError: It is not finite.
 
+    Args:
+        kernel: The extended NTK of k tasks and n mini-batches.
+
     Example:
         >>> import torch
         >>> K = ExtendedNTK(blocks=torch.tensor([[[2.0, 1.0], [1.0, 2.0]]]))
@@ -52,6 +55,9 @@ def task_spectra(kernel: ExtendedNTK) -> Tensor:
 
 def extended_spectrum(kernel: ExtendedNTK) -> Tensor:
     """Return the eigenvalues of the (kn, kn) matrix of Eq. 9, descending, float64 of shape (kn,).
+
+    Args:
+        kernel: The extended NTK of k tasks and n mini-batches.
 
     Raises:
         TypeError: ``kernel`` is none.

@@ -103,6 +103,9 @@ def _probe(size: int, generator: torch.Generator) -> Tensor:
 def linear_operator(operator: SymmetricOperator) -> Any:
     """Return the operator as a :class:`scipy.sparse.linalg.LinearOperator` of float64.
 
+    Args:
+        operator: A square matrix, or what multiplies by one.
+
     Raises:
         ValueError: The operator is not square.
         MissingExtraError: SciPy is not installed.

@@ -12,7 +12,12 @@ __all__ = ["Branches", "Features", "FeaturesLike", "branch"]
 
 
 class Branches(Sequence[Tensor]):
-    """Views of one shared representation, one for each head. Made by :func:`branch`."""
+    """Views of one shared representation, one for each head. Made by :func:`branch`.
+
+    Args:
+        root: The representation.
+        views: The views, as many as there are heads.
+    """
 
     def __init__(self, root: Tensor, views: tuple[Tensor, ...]) -> None:
         self.root = root

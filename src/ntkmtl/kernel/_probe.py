@@ -381,6 +381,7 @@ class Probe:
 
     Raises:
         ValueError: ``probes`` or ``mode`` is out of range.
+        TypeError: ``trunk`` is not a module, or ``corrected`` is neither True nor False.
 
     Example:
         >>> import torch

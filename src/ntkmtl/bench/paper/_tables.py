@@ -205,6 +205,9 @@ class PaperTable:
 def table(number: int) -> PaperTable:
     """Return a table of the paper by its number there.
 
+    Args:
+        number: The number.
+
     Raises:
         KeyError: If the table is not among those that are kept as data.
 

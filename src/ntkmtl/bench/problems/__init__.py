@@ -85,6 +85,9 @@ def specs() -> tuple[ProblemSpec, ...]:
 def spec(name: str) -> ProblemSpec | None:
     """Return what is registered under a name, None for a custom problem or an unknown name.
 
+    Args:
+        name: As :func:`create` takes it.
+
     Example:
         >>> spec("mt10").plain
         'mtl-sac'
@@ -101,6 +104,10 @@ def load_target(name: str) -> Any:
     Raises:
         ValueError: There is no problem of that name.
         ProblemError: A custom problem cannot be imported.
+
+    Example:
+        >>> load_target("qm9-mini").__name__
+        'QM9Mini'
     """
     if ":" in name or name.endswith(".py"):
         return load_class(name)

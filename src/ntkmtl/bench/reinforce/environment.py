@@ -351,6 +351,9 @@ class MetaWorld:
 def expert(task: str) -> Callable[[Tensor], Tensor]:
     """Return Meta-World's scripted policy of a task: from an observation (39,) to an action (4,).
 
+    Args:
+        task: Name of the task, such as ``"reach"``.
+
     Raises:
         MissingExtraError: Meta-World is not installed.
         ValueError: The task is unknown.

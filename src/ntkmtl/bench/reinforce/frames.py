@@ -83,6 +83,10 @@ def film(
 def film_run(run: Run, *, count: int = 6) -> Film:
     """Film the trained agent of a run, at the first of its goals.
 
+    Args:
+        run: A complete run, with ``agent.pt`` in its folder.
+        count: Number of pictures; see :func:`film`.
+
     Raises:
         DrawingError: MuJoCo cannot draw here.
         CheckpointError: ``agent.pt`` of the run is damaged.
@@ -120,6 +124,15 @@ def save_strip(films: Sequence[Film], path: str | os.PathLike[str], title: str =
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> black = np.zeros((1, 2, 8, 8, 3), dtype=np.uint8)
+        >>> path = Path(tempfile.mkdtemp()) / "strip.png"
+        >>> save_strip([Film(("reach",), (0, 500), black, (120,))], path)
+        >>> path.exists()
+        True
     """
     try:
         from matplotlib.figure import Figure

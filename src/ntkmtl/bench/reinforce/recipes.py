@@ -225,6 +225,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 def recipe_named(name: str) -> ReinforceRecipe:
     """Return a recipe.
 
+    Args:
+        name: A key of ``RECIPES``.
+
     Raises:
         ValueError: There is none of that name.
 
@@ -243,6 +246,9 @@ def variant_named(name: str) -> Variant:
     Methods outside the package are named ``module.path:ClassName`` or ``path/file.py:ClassName``.
 
     ``"ls"``, the plain sum, is the variant ``"mtl-sac"``.
+
+    Args:
+        name: A key of ``VARIANTS``, or a method.
 
     Raises:
         ValueError: There is no such variant or method, or it does not suit.

@@ -45,6 +45,12 @@ class Success:
         steps: Vector steps at the T evaluations.
         curves: Success per seed, evaluation and task, shape (seeds, T, k).
         reduced: Whether the recipe was a reduced one.
+
+    Example:
+        >>> curves = np.array([[[0.0, 0.0], [100.0, 50.0]]])  # one seed, two evaluations, two tasks
+        >>> success = Success("mtl-sac", (0,), ("reach", "push"), (500, 1000), curves, True)
+        >>> success.best
+        75.0
     """
 
     variant: str
@@ -294,6 +300,16 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
 
     Raises:
         MissingExtraError: Matplotlib is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> curves = np.array([[[0.0, 0.0], [100.0, 50.0]]])
+        >>> success = Success("mtl-sac", (0,), ("reach", "push"), (500, 1000), curves, True)
+        >>> path = Path(tempfile.mkdtemp()) / "success.svg"
+        >>> save_curves([success], path)
+        >>> path.exists()
+        True
     """
     try:
         from matplotlib.figure import Figure

@@ -9,6 +9,40 @@ A comparison is a folder as ``ntkmtl compare`` writes it. From it come
 - :func:`save_figures`: figures as PNG and SVG files.
 
 The names are loaded on first use: importing this package imports neither torch nor plotly.
+
+Example:
+    >>> from ntkmtl.bench import report, training
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import pandas as pd
+    >>> folder = Path(mkdtemp())
+    >>> table = pd.DataFrame({"age": range(60), "rooms": [i % 7 for i in range(60)]})
+    >>> table["price"], table["rent"] = 3 * table["rooms"] - table["age"] / 9, 2.0 * table["rooms"]
+    >>> table.to_csv(folder / "houses.csv", index=False)
+    >>> comparison = training.Comparison(
+    ...     problem="table",
+    ...     problem_options={"csv": str(folder / "houses.csv"), "targets": "price,rent"},
+    ...     methods=("ls", "si"),
+    ...     seeds=(0,),
+    ...     epochs=1,
+    ...     single_task_baselines=False,
+    ...     jobs=1,
+    ...     out=folder / "runs",
+    ... )
+    >>> sweep = training.compare(comparison)
+    >>> table = report.build_table(folder / "runs")
+    >>> [row.method for row in table.rows]
+    ['ls', 'si']
+    >>> report.build_tables(folder / "runs").keys()
+    dict_keys(['table'])
+    >>> report.render(table, "markdown").splitlines()[2][:6]
+    '| ls |'
+    >>> type(report.rich_table(table))  # of Rich, for a terminal
+    <class 'rich.table.Table'>
+    >>> report.write_html(folder / "runs").name
+    'report.html'
+    >>> report.save_figures(folder / "runs", folder)  # neither baselines nor eigenvalues here
+    []
 """
 
 from __future__ import annotations

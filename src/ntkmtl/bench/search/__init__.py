@@ -6,6 +6,37 @@
 * :func:`read_tuning` reads what a search found; it needs neither torch nor Optuna.
 
 The names are loaded on first use, so that reading does not import torch.
+
+Example:
+    >>> from ntkmtl.bench import search, training
+    >>> from ntkmtl.bench.training.baselines import BaselineCache
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import pandas as pd
+    >>> folder = Path(mkdtemp())
+    >>> table = pd.DataFrame({"age": range(60), "rooms": [i % 7 for i in range(60)]})
+    >>> table["price"], table["rent"] = 3 * table["rooms"] - table["age"] / 9, 2.0 * table["rooms"]
+    >>> table.to_csv(folder / "houses.csv", index=False)
+    >>> comparison = training.Comparison(
+    ...     problem="table",
+    ...     problem_options={"csv": str(folder / "houses.csv"), "targets": "price,rent"},
+    ...     methods=("si",),
+    ...     seeds=(0,),
+    ...     epochs=1,
+    ...     single_task_baselines=False,
+    ...     jobs=1,
+    ...     out=folder / "runs",
+    ... )
+    >>> asked = search.Search(comparison, trials=2)
+    >>> cache = BaselineCache(folder / "cache")
+    >>> sweep, found = search.search_settings(asked, cache=cache)
+    >>> found["si"].trials
+    2
+    >>> search.tune(asked, cache=cache).failures  # trials are there; the final run is trained
+    ()
+    >>> method = next(folder.rglob("best.json")).parents[1]
+    >>> search.read_tuning(method).parameters == found["si"].parameters
+    True
 """
 
 from __future__ import annotations

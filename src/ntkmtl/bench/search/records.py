@@ -46,6 +46,10 @@ class Trial:
         wall_seconds: Time taken, in seconds.
         recipe: The changes of the recipe that the parameters stand for.
         error: Message of the error with which it diverged.
+
+    Example:
+        >>> Trial(3, "complete", {"learning_rate": 0.01}, {}, -3.2, 4.0, {}).parameters
+        {'learning_rate': 0.01}
     """
 
     number: int

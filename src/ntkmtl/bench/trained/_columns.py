@@ -79,6 +79,9 @@ def _cells(values: Tensor, classes: Sequence[str]) -> list[Any]:
 def csv_text(columns: Mapping[str, Sequence[Any]]) -> str:
     """Return columns as CSV, numbers with all their digits, None as an empty cell.
 
+    Args:
+        columns: Columns of one length, by name.
+
     Example:
         >>> csv_text({"a": [0.1, None], "b": ["x, y", "z"]}).splitlines()
         ['a,b', '0.1,"x, y"', ',z']
@@ -110,6 +113,15 @@ def write_arrays(
 
     Raises:
         OSError: The file cannot be written.
+
+    Example:
+        >>> import numpy, tempfile, torch
+        >>> from pathlib import Path
+        >>> from ntkmtl.bench.problems import Prediction
+        >>> path = Path(tempfile.mkdtemp()) / "predicted.npz"
+        >>> write_arrays(path, {"price": Prediction(torch.tensor([1.5, 2.0]))})
+        >>> numpy.load(path, allow_pickle=False)["price"]
+        array([1.5, 2. ], dtype=float32)
     """
     import numpy as np
 

@@ -5,6 +5,42 @@
 * :func:`load_run` and :func:`load_runs` read runs back; they need no torch.
 
 The names are loaded on first use, so that reading runs does not import torch.
+
+Example:
+    >>> from ntkmtl.bench import training
+    >>> from pathlib import Path
+    >>> from tempfile import mkdtemp
+    >>> import pandas as pd
+    >>> folder = Path(mkdtemp())
+    >>> table = pd.DataFrame({"age": range(60), "rooms": [i % 7 for i in range(60)]})
+    >>> table["price"], table["rent"] = 3 * table["rooms"] - table["age"] / 9, 2.0 * table["rooms"]
+    >>> table.to_csv(folder / "houses.csv", index=False)
+    >>> comparison = training.Comparison(
+    ...     problem="table",
+    ...     problem_options={"csv": str(folder / "houses.csv"), "targets": "price,rent"},
+    ...     methods=("ls", "si"),
+    ...     seeds=(0,),
+    ...     epochs=1,
+    ...     single_task_baselines=False,
+    ...     jobs=1,
+    ...     out=folder / "runs",
+    ... )
+    >>> len(training.plan(comparison).jobs)
+    2
+    >>> training.compare(comparison).failures
+    ()
+    >>> runs, unfinished = training.load_runs(folder / "runs")
+    >>> [run.config.method for run in runs], unfinished
+    (['ls', 'si'], [])
+
+    One run at a time, the same numbers:
+
+    >>> problem = training.find_problem("table", comparison.problem_options)
+    >>> recipe = training.changed_recipe(problem.recipe, epochs=1)
+    >>> spec = training.RunSpec(method="ls", seed=0, recipe=recipe, threads=1)
+    >>> run = training.train_spec(problem, spec, folder / "one")
+    >>> training.load_run(folder / "one").result.test == run.result.test
+    True
 """
 
 from __future__ import annotations

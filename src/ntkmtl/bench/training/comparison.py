@@ -402,6 +402,10 @@ def method_names(asked: Sequence[MethodLike]) -> list[str]:
 
     Raises:
         SweepError: A method is unknown.
+
+    Example:
+        >>> method_names(["ntkmtl-sr", "ls", "ntkmtl-sr"])
+        ['ntkmtl-sr', 'ls']
     """
     return _named(asked, {})[0]
 

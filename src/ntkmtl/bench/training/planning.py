@@ -74,6 +74,9 @@ class Plan:
 def plan(comparison: Comparison) -> Plan:
     """Work out what a comparison has to train, and refuse at once what cannot be done.
 
+    Args:
+        comparison: What is asked for.
+
     Raises:
         SweepError: An unknown method, a wrong option, an impossible recipe.
         ProblemNotFoundError: There is no such problem, or it refuses its options.

@@ -118,7 +118,19 @@ def train_spec(
     should_stop: Callable[[], bool] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Run:
-    """Train what a :class:`~ntkmtl.bench.training.RunSpec` asks for. See :func:`train`."""
+    """Train what a :class:`~ntkmtl.bench.training.RunSpec` asks for, as :func:`train` does.
+
+    Args:
+        problem: What is trained.
+        spec: How.
+        out_dir: The run's folder.
+        progress: As for :func:`train`, like the next two.
+        should_stop: See there.
+        note: See there.
+
+    Returns:
+        The run. The errors raised are those of :func:`train`.
+    """
     check_tracker(spec.tracker)
     device = choose_device(spec.device)
     with (
