@@ -220,7 +220,7 @@ def table(report: Mapping[str, Any]) -> str:
     heads = [f"{rule}, {stage}" for stage in stages for rule in ("two", "all")]
     lines = [
         f"Measured on {facts['date']}, torch {facts['torch']}: {len(report['graphs'])} networks, "
-        f"{facts['seeds']} seeds. Columns: the rule, and after how many steps of plain training. "
+        f"{facts['seeds']} seeds. Columns: the rule and the steps of plain training before. "
         "Numbers: root mean squares over tasks and seeds.",
         "",
         f"| network | k | {' | '.join(heads)} |",
@@ -240,8 +240,8 @@ def _summary_lines(report: Mapping[str, Any], stages: Sequence[str]) -> list[str
         "networks on which both rules exist": "both",
         "of these, on which they differ": "differ",
         "of these, on which two or more is nearer": "nearer",
-        "networks on which two or more alone exists": "two alone",
-        "networks on which all alone exists": "all alone",
+        "networks on which only two or more exists": "two alone",
+        "networks on which only all exists": "all alone",
         "networks on which neither exists": "neither",
     }
     lines = [

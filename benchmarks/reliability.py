@@ -96,14 +96,15 @@ def faults(fuzzed: int, steps: int) -> list[Fault]:
             "stops",
             "a worker process dies",
             "SIGKILL to one of two workers",
-            "exit status 1, the signal named, the other run whole; the same command completes it",
+            "exit status 1, the signal named, the other run complete; the same command completes "
+            "it",
             partial(kills.worker_dies, 2),
         ),
         Fault(
             "stops",
             "two processes, one folder",
-            "the same comparison twice at once, and the same training twice at once",
-            "one is refused, or waits and finds the run complete; the numbers are right",
+            "the same comparison twice at once, and the same run twice at once",
+            "one gets an error, or waits and finds the run complete; the numbers are right",
             partial(kills.two_at_once, 2),
         ),
         Fault(
@@ -154,8 +155,8 @@ def faults(fuzzed: int, steps: int) -> list[Fault]:
             "damaged checkpoint",
             "the last one cut, emptied, zeroed from a place on, or with 1 to 3 bits flipped; in "
             "every fifth case the one before it too",
-            "said, with both names; the one before is used, else the run starts again; the numbers "
-            "of the undisturbed run",
+            "a message with both names; the previous one is used, or the run starts again; the "
+            "numbers of the undisturbed run",
             partial(inputs.damaged_checkpoint, 60),
         ),
         Fault(

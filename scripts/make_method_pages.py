@@ -37,20 +37,21 @@ REQUIRES = {
     "jacobian": "the k gradients, entry by entry",
 }
 COSTS = {
-    ("losses", ""): "Nothing to speak of on top of plain training.",
+    ("losses", ""): "Hardly more than plain training.",
     ("exact", "jacobian"): (
         "One pass over the trunk per task; the k gradients are kept. With "
-        '`source="representation"` next to nothing, but for the method\'s own arithmetic.'
+        '`source="representation"` only the method\'s own arithmetic.'
     ),
     ("exact", "other"): (
         "One pass over the trunk per task and mini-batch, plus the method's own solve. With "
-        '`source="representation"` next to nothing but the solve.'
+        '`source="representation"` hardly more than the solve.'
     ),
     ("auto", "other"): (
-        "One more run of the trunk in ten steps where exact kernels do not fit the budget and the "
-        "trunk is given; see [estimators](../estimators.md)."
+        "One pass over the trunk per task and mini-batch, but only in few steps, as `budget` says "
+        "([measured](../auto.md)). If a trunk is given and exact kernels are rare, also one more "
+        "run of it in ten steps ([estimators](../estimators.md))."
     ),
-    ("representation", "other"): "Next to nothing on top of plain training, for any k and n.",
+    ("representation", "other"): "Hardly more than plain training, for any k and n.",
 }
 
 
@@ -106,13 +107,13 @@ def page(spec: MethodSpec) -> str:
         f"| requires | {REQUIRES[spec.requires]} |",
         f"| costs | {cost(spec, loaded.needs_after_step, loaded.tracks_gradients)} |",
         f"| settings | {f'`{signature}`' if signature else 'none'} |",
-        f"| in `Balancer`, by default | {f'`{defaults}`' if defaults else 'nothing of its own'} |",
-        f"| needs | {'; '.join(needs(spec)) or 'nothing but calls of `backward`'} |",
+        f"| defaults in `Balancer` | {f'`{defaults}`' if defaults else 'those of `Balancer`'} |",
+        f"| needs | {'; '.join(needs(spec)) or 'only calls of `backward`'} |",
         "",
         markdown(loaded.__doc__ or "").replace(
             "## Example\n",
-            f"## Example\n\n`{loaded.__name__}` is the class of what "
-            f'`ntkmtl.weighting.create("{spec.name}")` makes.\n',
+            f'## Example\n\n`ntkmtl.weighting.create("{spec.name}")` returns an object of class '
+            f"`{loaded.__name__}`.\n",
         ),
         "",
     ]
@@ -120,7 +121,7 @@ def page(spec: MethodSpec) -> str:
 
 
 def needs(spec: MethodSpec) -> Iterator[str]:
-    """Yield what a method has to be told besides calls of ``backward``."""
+    """Yield what a method needs besides calls of ``backward``."""
     made = create(spec.name)
     for what, advice in made.needs():
         yield f"`{what}`: {advice}"
@@ -146,9 +147,10 @@ Of the scaling by gradient norms there was the abstract, and one reader's notes 
 w_i = |sum_j g_j| / |g_i| at the last shared layer; no second source said so. But for the factor
 common to all tasks, that is `lra` with `alpha=0`.
 
-Numbers are those of arXiv. SAMO (2507.07883) perturbs parameters rather than weighing
-losses: [a recipe](../recipes/sharpness.md). NTKMTL with the kernel of outputs needs the
-network: [a recipe](../analysis/output-kernels.md#ntkmtl-with-the-kernel-of-outputs)."""
+Numbers are those of arXiv. Two methods that need more than losses are recipes: SAMO
+(2507.07883), which [perturbs parameters](../recipes/sharpness.md), and NTKMTL with
+[the kernel of outputs](../analysis/output-kernels.md#ntkmtl-with-the-kernel-of-outputs), which
+needs the network."""
 
 
 def index() -> str:
@@ -156,7 +158,17 @@ def index() -> str:
     lines = [
         "# Methods",
         "",
-        "[A method of your own](custom.md) can stand wherever a name can.",
+        "All methods of the package, each with a page; pass the name to `Balancer` or to "
+        "`--methods`.",
+        "[The decision guide](../decide.md) helps to choose one, [the study](../study.md) and "
+        "[a table of all](../comparison.md)",
+        "compare them, and [a method of your own](custom.md) can be used in place of any name.",
+        "",
+        "`requires` says what a method computes its weights from: `losses` alone; the `gramian`, "
+        "the k x k products of the",
+        "tasks' gradients; the `jacobian`, these gradients entry by entry; the `kernel` or its "
+        "`eigenvalues`, the extended NTK",
+        "of all tasks and mini-batches ([sources](../guide.md#where-the-kernel-comes-from)).",
         "",
     ]
     for family, title in FAMILIES.items():

@@ -87,7 +87,7 @@ def problem_table(found: StudyJudgement, column: str) -> str:
         own = [p.of(entry.method) for p in found.problems]
         rows.append([entry.method, *(spread(getattr(r, column)) if r else "" for r in own)])
     if column == "tuned":
-        head += ["less `ls`, 95 % interval", "step (× `ls`)", "search (× `ls`)"]
+        head += ["minus `ls`, 95 % interval", "step (× `ls`)", "search (× `ls`)"]
         for row, entry in zip(rows, found.overall, strict=True):
             row += [difference(entry), ratio(entry.step_ratio), ratio(entry.tuning_ratio)]
     return table(head, rows)
@@ -132,8 +132,8 @@ def study_text(results: list[MethodResult], found: StudyJudgement) -> str:
     """Return the part of docs/study.md."""
     parts = [
         "\n".join(f"- {sentence}" for sentence in found.words),
-        "![Mean ranks of the methods named before; a bar joins those that cannot be told "
-        "apart](images/study-ranks.svg)"
+        "![Mean ranks of the methods named in advance; a bar joins methods that cannot be "
+        "distinguished](images/study-ranks.svg)"
         if found.ranking
         else "",
         "![Difference to the plain sum against the time of a step, of methods trained on all "
@@ -161,16 +161,19 @@ def pages() -> dict[Path, str]:
     count = len(found.problems)
     what = f"{count} problems, {budget} trials for every method, {seeds} fresh seeds"
     readme = (
-        f"One of {what}: `qm9-mini`, settings as published and tuned.\n\n"
+        f"{what}. First the problem `qm9-mini`: *rate found* is the tuned learning rate, *p* that "
+        "of a\npaired t-test of the tuned runs against `ls` (Holm's correction), *step* the time "
+        "of a training step.\n\n"
         f"{one_problem(found, 'qm9-mini')}\n\n"
-        f"All {count} problems, tuned; the last columns are means over the problems of a row.\n\n"
+        f"All {count} problems, tuned; the last columns are means over the problems that a row "
+        "has,\nand *search* is the time of the whole search.\n\n"
         f"{problem_table(found, 'tuned')}"
     )
     image = (
         "![Difference of each method to the plain sum, after the same search for both, against "
         "the time of a step](images/study-costs.svg)"
     )
-    methods = "methods of all problems, 95 % intervals"
+    methods = "methods that were trained on all problems, 95 % intervals"
     landing = f"{image}\n\n{what[0].upper()}{what[1:]}; {methods}: [the study](study.md)."
     study = ROOT / "docs" / "study.md"
     index = ROOT / "docs" / "index.md"

@@ -128,7 +128,7 @@ def damaged_results(times: int, work: Path, seed: int = 0) -> Outcome:
             outcome.broken.append(f"{name}: {type(error).__name__}: {error}")
         finally:
             path.write_bytes(content)
-    outcome.notes.append(f"{told} told; the others still hold a run")
+    outcome.notes.append(f"{told} noticed; the others still hold a valid run")
     return outcome
 
 

@@ -111,7 +111,7 @@ class Training:
         )
 
 
-OWN = Training("a problem of one's own", f"{OWN_PROBLEM}:MyProblem", "ntkmtl-sr", 4, 32)
+OWN = Training("a custom problem", f"{OWN_PROBLEM}:MyProblem", "ntkmtl-sr", 4, 32)
 MOLECULES = Training("qm9-mini", "qm9-mini", "ntkmtl-sr", 2, 250)
 COMPARISON = Training("a comparison", f"{OWN_PROBLEM}:MyProblem", "", 2, 64)
 

@@ -2,10 +2,10 @@
 A variational autoencoder
 =========================
 
-Reconstruction and KL term have no trunk and heads, and their ratio is usually tuned by hand (the
-beta), anew for each size of image and each way of averaging. The balancer finds where the two meet,
-and a priority takes the place of the beta: it says how much the KL term is to matter *after* both
-are on one scale.
+A VAE has no trunk with heads, and the ratio of KL term and reconstruction (the beta) is usually
+tuned by hand for each image size and each way of averaging. The balancer finds what the two losses
+share, and a priority replaces the beta: it says how much the KL term should matter *after* both
+have been brought to the same scale.
 """
 
 import matplotlib.pyplot as plt
@@ -65,9 +65,9 @@ def train(balancer, steps=800):
 
 
 # %%
-# With a mean over pixels, as many implementations have it, the KL term wins the plain sum: the code
-# is ignored, and every reconstruction is the mean image (posterior collapse). Equal weight on one
-# scale is still too much of it. A priority of a tenth is not.
+# With a mean over pixels, as in many implementations, the KL term dominates the plain sum: the code
+# is ignored, and every reconstruction is the mean image (posterior collapse). Equal weights on the
+# same scale still give the KL term too much weight. A priority of a tenth works.
 
 models = {
     "plain sum": train(None),
@@ -90,7 +90,7 @@ for row, (label, pictures) in zip(axes, rows, strict=True):
 figure.tight_layout()
 
 # %%
-# What the two losses share, as the balancer sees it:
+# What the balancer finds that the two losses share:
 
 _, losses = models["Balancer()"](shown)
 Balancer().explain(losses, model=models["Balancer()"])

@@ -2,8 +2,8 @@
 Dense tasks on a feature pyramid
 ================================
 
-Segmentation, depth and a coarse heat map of the same image, each read off another level. No single
-tensor is "the shared representation", so methods that want one named cannot be used as they are;
+Segmentation, depth and a coarse heat map of the same image, each predicted from a different level.
+No single tensor is "the shared representation", so methods that need you to name one do not fit;
 the balancer finds the levels from the losses.
 """
 

@@ -46,8 +46,8 @@ axis.legend(ncols=4)
 figure.tight_layout()
 
 # %%
-# The largest eigenvalue of each task under ``ntkmtl-sr``: those with small ones are what the plain
-# sum starves.
+# The largest eigenvalue of each task under ``ntkmtl-sr``: the plain sum starves the tasks with
+# small ones.
 
 steps = runs["ntkmtl-sr"].steps
 figure, axis = plt.subplots(figsize=(9, 3.4))

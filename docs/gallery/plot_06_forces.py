@@ -4,7 +4,7 @@ Energies and forces
 
 A potential is trained on energies and on forces, which are its gradient. The force loss is
 differentiated twice and reaches every layer directly, so no tensor carries all of its gradient, and
-its ratio to the energy loss is a famous thing to tune. ``priorities`` says how much forces matter
+its ratio to the energy loss usually has to be tuned. ``priorities`` says how much forces matter
 once both learn equally fast.
 """
 
@@ -98,8 +98,8 @@ for label, (_, error) in runs.items():
     print(f"{label:26} mean absolute error of test forces {error:.3f} eV/Å")
 
 # %%
-# What the balancer sees: everything is reached around the representation, so a kernel read at a
-# tensor would mean nothing. ``Balancer()`` measures exactly, now and then.
+# What the balancer finds: both losses bypass any representation, so a kernel computed at a tensor
+# would be meaningless. ``Balancer()`` computes exact kernels every few steps.
 
 model = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 1))
 energy, force = predict(model, molecules[:16])

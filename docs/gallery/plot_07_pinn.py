@@ -3,10 +3,10 @@ A PINN
 ======
 
 A heat equation whose solution is known: residual, initial values and boundary are three losses with
-points of their own, and no tensor in common. Balancing is no cure-all: on this equation the plain
-sum ends ahead of ``Balancer()``, as the pictures show, for one seed and one learning rate. Whether
-your equation gains is quickly measured, and :ref:`the last example
-<sphx_glr_docs_examples_plot_12_worth_it.py>` says how.
+their own points, and no tensor in common. Balancing does not always help: on this equation, with
+one seed and one learning rate, the plain sum ends ahead of ``Balancer()``, as the pictures show.
+:ref:`The last example <sphx_glr_docs_examples_plot_12_worth_it.py>` shows how to measure quickly
+whether it helps on yours.
 """
 
 import math

@@ -2,8 +2,8 @@
 A recommender with two towers
 =============================
 
-Clicks are plenty, conversions are known for clicked items only. The second loss is given for single
-samples with a mask, ``(values, mask)``: its mean is taken over the items that were clicked.
+There are many clicks, but conversions are known for clicked items only. The second loss is passed
+per sample with a mask, ``(values, mask)``: its mean is taken over the items that were clicked.
 """
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Spectra and affinity
 ====================
 
-What the kernel says about a network before and while it trains: which tasks have large eigenvalues
-and will win, which pull together, and how to group them.
+What the kernel shows about a network before and during training: which tasks have large eigenvalues
+and will dominate, which tasks' gradients agree, and how to group the tasks.
 """
 
 import matplotlib.pyplot as plt
@@ -61,8 +61,8 @@ figure.tight_layout()
 print(group_tasks(affinity).names(list(targets)))
 
 # %%
-# Weighting brings the largest eigenvalues of the blocks together (Eq. 15). It mends the imbalance
-# between tasks, not the spectrum within each: the whole matrix looks much as before.
+# Weighting makes the largest eigenvalues of the blocks equal (Eq. 15). It removes the imbalance
+# between tasks, but does not change the spectrum within each: the matrix looks much as before.
 
 weights = (largest.mean() / largest).sqrt()
 figure, axis = plt.subplots(figsize=(6, 3.2))

@@ -2,8 +2,8 @@
 Is balancing worth it for my run?
 =================================
 
-Three looks before you change a run: are the eigenvalues far apart, does that last, and does the
-metric that you care about gain over a few seeds? If the first answer is no, stay with the sum.
+Three questions before you change a run: are the eigenvalues far apart, does that last, and does the
+metric that you care about improve over a few seeds? If the first answer is no, keep the plain sum.
 """
 
 import matplotlib.pyplot as plt
@@ -78,9 +78,9 @@ axes[1].set_ylim(bottom=0)
 figure.tight_layout()
 
 # %%
-# Where the ratio stays within a factor of ten or so there is little to balance; where it is a
-# thousand and stays there, the weights are worth their tenth of time. Spread over seeds tells
-# whether a difference is one. Then ask for the line of code:
+# If the ratio stays within a factor of ten or so, there is little to balance; if it is a thousand
+# and stays there, the weights are worth the tenth of extra time. The spread over seeds shows
+# whether a difference is real. Then ask for the lines of code:
 
 trunk, heads = nn.Sequential(nn.Linear(5, 8), nn.Tanh()), [nn.Linear(8, 1) for _ in range(2)]
 advice = ntkmtl.advise(losses_of(trunk, heads, x, labels(x, 50)), keep_learning_rate=True)

@@ -81,7 +81,7 @@ def test_a_difference_is_found_and_an_equal_is_not_called_better() -> None:
     words = "\n".join(found.words)
     mean = overall["good"].difference.mean
     assert f"Better than the plain sum here: good ({mean:+.1f} points" in words
-    assert "Cannot be told from the plain sum here: same (" in words
+    assert "Cannot be distinguished from the plain sum here: same (" in words
     assert "Worse than the plain sum here: slow (+" in words
     assert "a step takes 2.00 times as long" in words
     assert "intervals are too narrow" not in words

@@ -39,7 +39,9 @@ def sentences(
     better = [o for o in others if o.difference and o.difference.high < 0]
     worse = [o for o in others if o.difference and o.difference.low > 0]
     if same:
-        found.append(f"Cannot be told from the plain sum here: {_listed(same, len(problems))}.")
+        found.append(
+            f"Cannot be distinguished from the plain sum here: {_listed(same, len(problems))}."
+        )
     for side, entries in (("Better", better), ("Worse", worse)):
         sure = [o for o in entries if o.seeds >= FEW_SEEDS]
         few = [o for o in entries if o.seeds < FEW_SEEDS]
@@ -80,7 +82,7 @@ def _limits(sources: int, others: Sequence[Overall], ranking: Ranking | None) ->
             "all of them."
         )
     else:
-        verdict = "differ" if ranking.p_value < 0.05 else "cannot be told apart"
+        verdict = "differ" if ranking.p_value < 0.05 else "cannot be distinguished"
         found.append(
             f"By ranks over {ranking.problems} problems, the {len(ranking.methods)} methods of "
             f"the diagram {verdict} (Friedman's test, p = {ranking.p_value:.2g})."
