@@ -70,8 +70,8 @@ def handlers_kept() -> Iterator[None]:
 def without_interrupts() -> Iterator[None]:
     """Block Ctrl-C while processes are started, so that they ignore it from the start.
 
-    A terminal sends Ctrl-C to every process of the group; their parent stops workers,
-    not in the middle of importing torch. The signal mask is inherited.
+    A terminal sends Ctrl-C to every process of the group, but workers are stopped by their parent,
+    and not in the middle of importing torch. The signal mask is inherited.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

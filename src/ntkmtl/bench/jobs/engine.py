@@ -414,7 +414,7 @@ def run_jobs(
     Ctrl-C and SIGTERM stop every job at a step boundary.
 
     Args:
-        jobs: In the order in which they are to begin, but for those that must wait for others.
+        jobs: In the order in which they begin, except those that wait for others.
         runner: A started engine.
         reporter: Receives the progress; closed at the end.
         on_ended: See :class:`JobLog`.

@@ -50,7 +50,7 @@ def _join(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         if address != "auto":
-            # Where nobody answers Ray would try for minutes.
+            # Without an answer Ray would try for minutes.
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         _initialize(LOOPBACK if _is_loopback(host) else {}, address=address)
     except Exception as error:
