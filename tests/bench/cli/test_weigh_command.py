@@ -44,6 +44,7 @@ def test_json() -> None:
         (["--priority", "mu"], "--priority must be TASK=P"),
         (["--priority", "mass=2"], "unknown tasks"),
         (["--minibatches", "2"], "--minibatches is for methods in training"),
+        (["--problem-option", "shape=round"], "qm9-mini has no option 'shape'"),
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from ntkmtl.bench import reinforce
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.jobs.engine import EngineError
-from ntkmtl.bench.jobs.ray_engine import LOOPBACK, RayEngine
+from ntkmtl.bench.jobs.ray_engine import RayEngine
+from ntkmtl.bench.jobs.ray_session import LOOPBACK
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.reinforce import ReinforceRecipe
 from ntkmtl.bench.runs.folder import read_checkpoint

@@ -23,13 +23,13 @@ from ntkmtl.bench.cli.options import (
     SeedList,
     Seeds,
     grouped,
-    planned,
 )
 from ntkmtl.bench.cli.sweeps import trained
 from ntkmtl.bench.cli.values import (
     check_output,
     method_settings,
     names_in,
+    planned,
     refuse_others,
     seeds_of,
 )
@@ -144,9 +144,9 @@ def analyze(
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
-            changed=changed,
-            settings=method_settings(settings or []),
-            made_with=made_with,
+            **changed.changes(),
+            method_options=method_settings(settings or []),
+            problem_options=made_with.options(),
             single_task_baselines=False,
             record={"every": recorded.every, "source": recorded.source.value},
             device=device,

@@ -26,14 +26,30 @@ from ntkmtl.bench.cli.options import (
     TrainingOptions,
     WatchOptions,
     grouped,
-    planned,
 )
 from ntkmtl.bench.cli.registered import compare_registered
 from ntkmtl.bench.cli.sweeps import exit_as, show_sweep, train_sweep
-from ntkmtl.bench.cli.values import method_settings, names_in, seeds_of
+from ntkmtl.bench.cli.values import method_settings, names_in, planned, seeds_of
 from ntkmtl.bench.problems import spec as registered
 
 __all__ = ["compare"]
+
+
+Baselines = Annotated[
+    bool,
+    typer.Option(
+        "--stl/--no-stl",
+        help="Train the baselines that Delta-m needs. Methods that read scores during "
+        "training (pivrg) train theirs in any case.",
+    ),
+]
+References = Annotated[
+    bool,
+    typer.Option(
+        "--reference/--no-reference",
+        help="For table: compute the rows of mean, ridge and forest.",
+    ),
+]
 
 
 @grouped
@@ -50,21 +66,8 @@ def compare(
     changed: RecipeOptions,
     settings: MethodSettings = None,
     made_with: DataOptions,
-    stl: Annotated[
-        bool,
-        typer.Option(
-            "--stl/--no-stl",
-            help="Train the baselines that Delta-m needs. Methods that read scores during "
-            "training (pivrg) train theirs in any case.",
-        ),
-    ] = True,
-    reference: Annotated[
-        bool,
-        typer.Option(
-            "--reference/--no-reference",
-            help="For table: compute the rows of mean, ridge and forest.",
-        ),
-    ] = True,
+    stl: Baselines = True,
+    reference: References = True,
     watch: WatchOptions,
     device: Device = "cpu",
     training: TrainingOptions,
@@ -76,13 +79,14 @@ def compare(
 
     Called again, it resumes where it stopped, and trains nothing twice.
     """
-    numbers = seeds_of(seeds, seed_list)
+    numbers, names = seeds_of(seeds, seed_list), names_in(methods)
+    chosen = method_settings(settings or [])
     entry = registered(problem)
     if entry is not None and not entry.supervised:
         compare_registered(
             context,
             entry,
-            names_in(methods),
+            names,
             numbers,
             out,
             jobs=jobs,
@@ -99,22 +103,23 @@ def compare(
         from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.compute.processes import launched
 
+        engine = engines.made(jobs)
         comparison = planned(
             problem,
-            names_in(methods),
+            names,
             seeds=numbers,
             out=out,
             jobs=jobs or (cores() if launched() == 1 else 1),
             threads=threads,
-            changed=changed,
-            settings=method_settings(settings or []),
-            made_with=made_with,
-            single_task_baselines=stl,
-            references=reference,
+            **changed.changes(),
             **watch.arguments(),
             training=training.changes(),
+            method_options=chosen,
+            problem_options=made_with.options(),
+            single_task_baselines=stl,
+            references=reference,
             device=device,
         )
-        sweep = train_sweep(comparison, overwrite=overwrite, engine=engines.made(jobs))
+        sweep = train_sweep(comparison, overwrite=overwrite, engine=engine)
         shown = show_sweep(sweep, as_json, problem)
     exit_as(sweep, shown)

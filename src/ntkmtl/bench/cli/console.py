@@ -46,13 +46,12 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
     except kinds as error:
         refuse(str(error))
     except ValueError as error:
-        from ntkmtl.bench.jobs.engine import EngineError
         from ntkmtl.bench.problems import ProblemNotFoundError
         from ntkmtl.bench.runs import RunFileError
         from ntkmtl.bench.runs.locks import RunBusyError
         from ntkmtl.bench.training import SweepError
 
-        known = EngineError | ProblemNotFoundError | RunBusyError | RunFileError | SweepError
+        known = ProblemNotFoundError | RunBusyError | RunFileError | SweepError
         if not isinstance(error, known):
             raise
         refuse(str(error))

@@ -17,18 +17,14 @@ from ntkmtl.bench.cli.values import (
     check_files,
     check_finite,
     check_folder,
-    check_methods,
     check_positive,
-    check_settings,
-    find_modules_here,
     options_in,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.training import Comparison
 
 __all__ = [
     "BatchSize",
@@ -57,7 +53,6 @@ __all__ = [
     "TrainingOptions",
     "WatchOptions",
     "grouped",
-    "planned",
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -463,54 +458,3 @@ def grouped(command: _Command) -> _Command:
     flat.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     flat.__annotations__ = {option.name: option.annotation for option in options}
     return cast("_Command", flat)
-
-
-def planned(
-    problem: str,
-    methods: Sequence[str],
-    *,
-    changed: RecipeOptions,
-    settings: Mapping[str, Mapping[str, Any]],
-    made_with: DataOptions,
-    **more: Any,
-) -> Comparison:
-    """Return a comparison whose names and settings are checked before data are read.
-
-    Args:
-        problem: As typed.
-        methods: As typed.
-        changed: Changes of the recipe.
-        settings: Settings by method.
-        made_with: What the problem is made with.
-        **more: Further arguments of :class:`~ntkmtl.bench.training.Comparison`.
-
-    Raises:
-        SweepError: A method is unknown.
-        ProblemNotFoundError: There is no such problem.
-    """
-    from ntkmtl.bench import problems
-    from ntkmtl.bench.problems import ProblemNotFoundError
-    from ntkmtl.bench.training import Comparison
-
-    find_modules_here(problem, *methods)
-    check_methods(methods)
-    options = made_with.options()
-    try:
-        recipe = problems.known_recipe(problem, options.get("recipe"))
-    except ValueError as error:
-        raise ProblemNotFoundError(str(error)) from error
-    batch_size = changed.batch_size or (None if recipe is None else recipe.batch_size)
-    check_settings(settings, batch_size)
-    if batch_size is not None and (changed.minibatches or 1) > batch_size:
-        refuse(
-            f"--minibatches must be at most the batch size, {batch_size}, found "
-            f"{changed.minibatches}"
-        )
-    return Comparison(
-        problem=problem,
-        methods=list(methods),
-        problem_options=options,
-        method_options=settings,
-        **changed.changes(),
-        **more,
-    )

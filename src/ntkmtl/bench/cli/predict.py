@@ -33,47 +33,55 @@ class SplitName(str, Enum):
     test = "test"
 
 
+RunFolderName = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
+]
+Split = Annotated[
+    SplitName | None,
+    typer.Option("--split", help="Predict the samples of a split.", show_default=False),
+]
+NewFile = Annotated[
+    Path | None,
+    typer.Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="Where to write: .csv, or .npz, which holds images too.",
+        show_default="CSV on standard output",
+    ),
+]
+Exported = Annotated[
+    Path | None,
+    typer.Option(
+        "--export",
+        metavar="FILE.pt2",
+        help="Write the network by torch.export instead of predicting.",
+        show_default=False,
+    ),
+]
+OwnProblem = Annotated[
+    str | None,
+    typer.Option(
+        "--problem",
+        metavar="PROBLEM",
+        help="The run's problem if it is your own, whose code is run: module.path:ClassName "
+        "or path/file.py:ClassName.",
+    ),
+]
+
+
 def predict(
-    run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
-    ],
-    split: Annotated[
-        SplitName | None,
-        typer.Option("--split", help="Predict the samples of a split.", show_default=False),
-    ] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Where to write: .csv, or .npz, which holds images too.",
-            show_default="CSV on standard output",
-        ),
-    ] = None,
-    export: Annotated[
-        Path | None,
-        typer.Option(
-            "--export",
-            metavar="FILE.pt2",
-            help="Write the network by torch.export instead of predicting.",
-            show_default=False,
-        ),
-    ] = None,
-    problem: Annotated[
-        str | None,
-        typer.Option(
-            "--problem",
-            metavar="PROBLEM",
-            help="The run's problem if it is your own, whose code is run: module.path:ClassName "
-            "or path/file.py:ClassName.",
-        ),
-    ] = None,
+    run: RunFolderName,
+    split: Split = None,
+    csv: NewFile = None,
+    output: Output = None,
+    export: Exported = None,
+    problem: OwnProblem = None,
     as_json: Json = False,
 ) -> None:
     """Predict with the trained network of a run, in the units that people know.

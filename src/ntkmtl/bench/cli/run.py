@@ -22,10 +22,9 @@ from ntkmtl.bench.cli.options import (
     TrainingOptions,
     WatchOptions,
     grouped,
-    planned,
 )
 from ntkmtl.bench.cli.sweeps import exit_as, model_note, say_use, train_sweep
-from ntkmtl.bench.cli.values import options_in
+from ntkmtl.bench.cli.values import options_in, planned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,30 +34,35 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 
+Method = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
+        "path/file.py:ClassName.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="For --method stl: one task instead of each in turn."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
+]
+
+
 @grouped
 def run(
     problem: ProblemName,
     *,
-    method: Annotated[
-        str,
-        typer.Option(
-            "--method",
-            help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
-            "path/file.py:ClassName.",
-        ),
-    ],
+    method: Method,
     seed: Seed = 0,
-    task: Annotated[
-        str | None,
-        typer.Option("--task", help="For --method stl: one task instead of each in turn."),
-    ] = None,
+    task: Task = None,
     out: Out = Path("runs"),
     threads: Threads = None,
     changed: RecipeOptions,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
-    ] = None,
+    settings: Settings = None,
     made_with: DataOptions,
     watch: WatchOptions,
     device: Device = "cpu",
@@ -83,7 +87,6 @@ def run(
             raise SweepError("--record is for several tasks; single-task networks have none")
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
-        chosen = options_in(settings or [])
         comparison = planned(
             problem,
             [method],
@@ -91,12 +94,12 @@ def run(
             out=out,
             jobs=1,
             threads=threads,
-            changed=changed,
-            settings={method: chosen} if chosen else {},
-            made_with=made_with,
-            single_task_baselines=False,
+            **changed.changes(),
             **watch.arguments(),
             training=training.changes(),
+            method_options={method: options_in(settings)} if settings else {},
+            problem_options=made_with.options(),
+            single_task_baselines=False,
             device=device,
             tasks=None if task is None else [task],
         )

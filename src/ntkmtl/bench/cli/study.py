@@ -30,29 +30,33 @@ if TYPE_CHECKING:
 __all__ = ["study"]
 
 
+PlanFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
+]
+StudyFolder = Annotated[
+    Path,
+    typer.Option(
+        "--out", help="Folder for results and runs.", file_okay=False, callback=check_folder
+    ),
+]
+Judged = Annotated[
+    Path | None,
+    typer.Option(
+        "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how long it would take, and end.")]
+
+
 @grouped
 def study(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
-    ] = None,
+    file: PlanFile = None,
     *,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", help="Folder for results and runs.", file_okay=False, callback=check_folder
-        ),
-    ] = Path("study"),
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
-        ),
-    ] = None,
+    out: StudyFolder = Path("study"),
+    report: Judged = None,
     yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how long it would take, and end.")
-    ] = False,
+    dry_run: DryRun = False,
     jobs: Jobs = None,
     threads: Threads = None,
     device: Device = "cpu",

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -24,9 +24,10 @@ from ntkmtl.bench.cli.console import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from ntkmtl.bench.jobs.engine import Engine, Failure
-    from ntkmtl.bench.jobs.reporters import Reporter
+    from ntkmtl.bench.report import ResultTable
     from ntkmtl.bench.runs import Run
     from ntkmtl.bench.training import Comparison, Sweep
 
@@ -61,14 +62,13 @@ def train_sweep(
     from rich.console import Console
 
     from ntkmtl.bench.jobs.reporters import reporter_for
-    from ntkmtl.bench.training import compare as train_all
+    from ntkmtl.bench.training.sweep import compare as train_all
 
-    reporter: Reporter = reporter_for(Console(stderr=True))
     with _together(comparison.device):
         return train_all(
             comparison,
             overwrite=overwrite,
-            reporter=reporter,
+            reporter=reporter_for(Console(stderr=True)),
             keep_request=keep_request,
             share_folder=share_folder,
             engine=engine,
@@ -106,48 +106,24 @@ def show_sweep(sweep: Sweep, as_json: bool, source: str) -> bool:
         source: The problem, as it was typed.
 
     Returns:
-        False if one of them could not be made though it was asked for.
+        False if the table or the report could not be made.
     """
-    from ntkmtl.bench import report
+    from ntkmtl.bench.report import build_table, write_html
 
     table, page, why = None, None, ""
     if not sweep.interrupted:
         try:
-            table = report.build_table(sweep.out, sweep.problem)
+            table = build_table(sweep.out, sweep.problem)
         except ValueError as error:
             why = f"No table: {error}"
     if table is not None:
         try:
-            page = report.write_html(sweep.out, sweep.out / "report.html")
+            page = write_html(sweep.out, sweep.out / "report.html")
         except (ValueError, OSError) as error:
             why = f"No report: {error}"
     kept = None if table is None else _Kept.below(sweep)
     if as_json:
-        print_json(
-            {
-                "problem": sweep.problem,
-                "out": str(sweep.out),
-                "report": None if page is None else str(page),
-                "trained": sweep.trained,
-                "complete_before": sweep.complete,
-                "cached": sweep.cached,
-                "unfinished": sweep.unfinished,
-                "interrupted": sweep.interrupted,
-                "failures": [
-                    {
-                        "run": f.label,
-                        "folder": str(f.folder),
-                        "error": f.error,
-                        "message": f.message,
-                    }
-                    for f in sweep.failures
-                ],
-                "seconds": sweep.seconds,
-                "model_bytes": 0 if kept is None else kept.bytes,
-                "best_run": None if kept is None or kept.best is None else str(kept.best.path),
-                "table": None if table is None else json.loads(report.render(table, "json")),
-            }
-        )
+        print_json(_as_json(sweep, table, page, kept))
     elif table is not None:
         print_table(table)
     if why:
@@ -162,6 +138,31 @@ def show_sweep(sweep: Sweep, as_json: bool, source: str) -> bool:
         )
         say_use(kept.best, source)
     return not why
+
+
+def _as_json(
+    sweep: Sweep, table: ResultTable | None, page: Path | None, kept: _Kept | None
+) -> dict[str, Any]:
+    from ntkmtl.bench.report import render
+
+    return {
+        "problem": sweep.problem,
+        "out": str(sweep.out),
+        "report": None if page is None else str(page),
+        "trained": sweep.trained,
+        "complete_before": sweep.complete,
+        "cached": sweep.cached,
+        "unfinished": sweep.unfinished,
+        "interrupted": sweep.interrupted,
+        "failures": [
+            {"run": f.label, "folder": str(f.folder), "error": f.error, "message": f.message}
+            for f in sweep.failures
+        ],
+        "seconds": sweep.seconds,
+        "model_bytes": 0 if kept is None else kept.bytes,
+        "best_run": None if kept is None or kept.best is None else str(kept.best.path),
+        "table": None if table is None else json.loads(render(table, "json")),
+    }
 
 
 @dataclass(frozen=True)

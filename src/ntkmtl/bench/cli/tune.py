@@ -23,10 +23,16 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     Threads,
     grouped,
-    planned,
 )
 from ntkmtl.bench.cli.sweeps import exit_as, show_sweep
-from ntkmtl.bench.cli.values import LAST_SEED, check_positive, method_settings, names_in, seeds_of
+from ntkmtl.bench.cli.values import (
+    LAST_SEED,
+    check_positive,
+    method_settings,
+    names_in,
+    planned,
+    seeds_of,
+)
 
 __all__ = ["tune"]
 
@@ -109,9 +115,9 @@ def tune(
             out=out,
             jobs=jobs or cores(),
             threads=threads,
-            changed=changed,
-            settings=method_settings(settings or []),
-            made_with=made_with,
+            **changed.changes(),
+            method_options=method_settings(settings or []),
+            problem_options=made_with.options(),
             device=device,
         )
         sweep = search(

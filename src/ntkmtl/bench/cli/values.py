@@ -18,6 +18,8 @@ from ntkmtl.files import parse_json, require_regular
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from ntkmtl.bench.training import Comparison
+
 __all__ = [
     "LAST_SEED",
     "check_files",
@@ -26,11 +28,11 @@ __all__ = [
     "check_methods",
     "check_output",
     "check_positive",
-    "check_settings",
     "find_modules_here",
     "method_settings",
     "names_in",
     "options_in",
+    "planned",
     "refuse_others",
     "seeds_of",
 ]
@@ -40,7 +42,7 @@ LAST_SEED = 2**64 - 1
 
 
 def check_files(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse what is no regular file, which might never end, before anything is read.
+    """Refuse what is not a regular file, as reading it might never end.
 
     Args:
         options: Options of a problem.
@@ -146,10 +148,6 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "tasks", "trunk")
-"""Arguments of a Balancer that are not settings: the run gives them."""
-
-
 def check_methods(names: Sequence[str]) -> None:
     """Refuse unknown methods before data are read.
 
@@ -159,26 +157,6 @@ def check_methods(names: Sequence[str]) -> None:
     from ntkmtl.bench.training import method_names
 
     method_names(names)
-
-
-def check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
-    """Refuse settings of methods that can be seen to be wrong before data are read.
-
-    Args:
-        settings: By method.
-        batch_size: Samples per step, None if not known.
-    """
-    for method, chosen in settings.items():
-        for key in GIVEN:
-            if key in chosen:
-                refuse(f"--set cannot change {key} of {method}: the run gives it")
-        n = chosen.get("minibatches")
-        if n is not None and (type(n) is not int or n < 1):
-            refuse(f"minibatches of {method} must be a whole number from 1, found {n!r}")
-        if n is not None and batch_size is not None and n > batch_size:
-            refuse(
-                f"minibatches of {method} must be at most the batch size, {batch_size}, found {n}"
-            )
 
 
 def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
@@ -201,3 +179,58 @@ def find_modules_here(*names: str) -> None:
     here = os.getcwd()  # noqa: PTH109  (entries of sys.path are strings)
     if here not in sys.path and any(":" in name for name in names):
         sys.path.insert(0, here)
+
+
+def planned(problem: str, methods: Sequence[str], **arguments: Any) -> Comparison:
+    """Return a comparison whose names and settings are checked before data are read.
+
+    Args:
+        problem: As typed.
+        methods: As typed.
+        **arguments: Further arguments of :class:`~ntkmtl.bench.training.Comparison`.
+
+    Raises:
+        SweepError: A method is unknown.
+        ProblemNotFoundError: There is no such problem.
+    """
+    from ntkmtl.bench import problems
+    from ntkmtl.bench.training.comparison import Comparison
+
+    find_modules_here(problem, *methods)
+    comparison = Comparison(problem, list(methods), **arguments)
+    try:
+        recipe = problems.known_recipe(problem, comparison.problem_options.get("recipe"))
+    except ValueError as error:
+        raise problems.ProblemNotFoundError(str(error)) from error
+    batch_size = comparison.batch_size or (None if recipe is None else recipe.batch_size)
+    _check_settings(arguments["method_options"], batch_size)
+    if batch_size is not None and (comparison.minibatches or 1) > batch_size:
+        refuse(
+            f"--minibatches must be at most the batch size, {batch_size}, found "
+            f"{comparison.minibatches}"
+        )
+    return comparison
+
+
+GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "tasks", "trunk")
+"""Arguments of a Balancer that are not settings: the run gives them."""
+
+
+def _check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
+    """Refuse settings of methods that can be seen to be wrong before data are read.
+
+    Args:
+        settings: By method.
+        batch_size: Samples per step, None if not known.
+    """
+    for method, chosen in settings.items():
+        for key in GIVEN:
+            if key in chosen:
+                refuse(f"--set cannot change {key} of {method}: the run gives it")
+        n = chosen.get("minibatches")
+        if n is not None and (type(n) is not int or n < 1):
+            refuse(f"minibatches of {method} must be a whole number from 1, found {n!r}")
+        if n is not None and batch_size is not None and n > batch_size:
+            refuse(
+                f"minibatches of {method} must be at most the batch size, {batch_size}, found {n}"
+            )

@@ -22,33 +22,37 @@ from ntkmtl.bench.cli.values import check_methods, find_modules_here
 __all__ = ["weigh"]
 
 
+Percent = Annotated[
+    float,
+    typer.Option("--percent", help="How much of the run is watched; 50 steps at least."),
+]
+Method = Annotated[
+    str,
+    typer.Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
+]
+Priorities = Annotated[
+    list[str] | None,
+    typer.Option("--priority", metavar="TASK=P", help="How much a task matters; may be repeated."),
+]
+LineFormat = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "
+        "ultralytics or key=value.",
+    ),
+]
+
+
 @grouped
 def weigh(
     problem: ProblemName,
     *,
-    percent: Annotated[
-        float,
-        typer.Option("--percent", help="How much of the run is watched; 50 steps at least."),
-    ] = 2.0,
-    method: Annotated[
-        str,
-        typer.Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
-    ] = "ntkmtl",
-    priority: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--priority", metavar="TASK=P", help="How much a task matters; may be repeated."
-        ),
-    ] = None,
-    form: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            metavar="NAME",
-            help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "
-            "ultralytics or key=value.",
-        ),
-    ] = "python",
+    percent: Percent = 2.0,
+    method: Method = "ntkmtl",
+    priority: Priorities = None,
+    form: LineFormat = "python",
     seed: Seed = 0,
     threads: Threads = None,
     changed: RecipeOptions,
@@ -71,13 +75,8 @@ def weigh(
         from ntkmtl.bench.training import changed_recipe, find_problem
         from ntkmtl.bench.training.weigh import weigh_problem
 
-        found = find_problem(problem, **made_with.options())
-        recipe = changed_recipe(
-            found.recipe,
-            epochs=changed.epochs,
-            batch_size=changed.batch_size,
-            learning_rate=changed.lr,
-        )
+        found = find_problem(problem, made_with.options())
+        recipe = changed_recipe(found.recipe, **changed.changes())
         constants = weigh_problem(
             found,
             percent=percent,
@@ -99,7 +98,7 @@ def _priorities(given: list[str]) -> dict[str, float] | None:
     """Read TASK=P pairs.
 
     Raises:
-        ValueError: One is none.
+        ValueError: A pair is malformed.
     """
     found = {}
     for pair in given:

@@ -60,7 +60,7 @@ def check_tracker(name: str | None) -> None:
         )
 
 
-def _told(key: str) -> bool:
+def _is_true(key: str) -> bool:
     return os.environ.get(key, "false").lower() in ("true", "1")
 
 
@@ -78,7 +78,7 @@ def check_launch(precision: str | None = None) -> None:
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
     ):
-        if _told(key):
+        if _is_true(key):
             raise ValueError(
                 f"accelerate was told to use {what}, which ntkmtl's trainer does not: it trains "
                 "with DDP. Launch without it; in your own training loop, Balancer works with any "

@@ -56,7 +56,7 @@ def reproducible(threads: int, device: torch.device | None = None) -> Iterator[N
 
 
 def default_threads(jobs: int) -> int:
-    """Return the threads of a run that nobody chose a number for.
+    """Return the default number of threads of a run.
 
     ``OMP_NUM_THREADS`` where it is set; otherwise 1 where runs are trained side by side, as their
     times would depend on each other, and all cores for a run alone.

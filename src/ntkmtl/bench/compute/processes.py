@@ -65,20 +65,17 @@ class ProcessGroup:
 
     Attributes:
         rank: Number of this process, from 0.
+        first: Whether this process writes the files: the one of rank 0.
         size: Number of processes.
         device: Device of this process.
     """
 
     rank = 0
+    first = True
     size = 1
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-
-    @property
-    def first(self) -> bool:
-        """Whether this process writes the files."""
-        return self.rank == 0
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
         """Call a function on the first process, and return or raise its outcome on every process.
@@ -146,6 +143,7 @@ class _Distributed(ProcessGroup):
         super().__init__(device)
         self.accelerate = accelerate
         self.rank = int(accelerate.process_index)
+        self.first = self.rank == 0
         self.size = int(accelerate.num_processes)
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
@@ -222,7 +220,7 @@ def _portable(error: BaseException) -> BaseException:
 
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301  (of our own making)
-    except Exception:  # noqa: BLE001  (whatever keeps it from being sent)
+    except Exception:  # noqa: BLE001  (any reason that it cannot be sent)
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
@@ -325,8 +323,8 @@ def leading(device: torch.device) -> Iterator[None]:
     if launched() == 1:
         yield
         return
-    with processes(device) as team:
-        _leader, _broken = team, False
+    with processes(device) as group:
+        _leader, _broken = group, False
         try:
             yield
         finally:
@@ -336,17 +334,17 @@ def leading(device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def announced(work: object) -> Iterator[None]:
-    """Tell the processes that follow what is trained within; without any, do nothing.
+def announced(job: object) -> Iterator[None]:
+    """Send the job that is run within to the processes that follow; without any, do nothing.
 
     Args:
-        work: Something that can be pickled.
+        job: It can be pickled.
     """
     global _broken
     if _leader is None:
         yield
         return
-    dist.broadcast_object_list([work], src=0)
+    dist.broadcast_object_list([job], src=0)
     try:
         yield
     except BaseException as error:

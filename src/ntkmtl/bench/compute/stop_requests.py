@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import FrameType
 
-__all__ = ["stop_requests", "without_interrupts"]
+__all__ = ["handlers_kept", "stop_requests", "without_interrupts"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ACTIVE: list[list[int]] = []
 """The signals that each block around the code that runs now has seen."""
@@ -42,22 +44,34 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             seen.append(number)
 
     _ACTIVE.append(requests)
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(requests)
+        with handlers_kept():
+            for number in _SIGNALS:
+                signal.signal(number, note)
+            yield lambda: bool(requests)
     finally:
-        for number, handler in previous.items():
-            # None means a handler that was not installed from Python; it cannot be restored.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
         _ACTIVE.pop()
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM afterwards, if others are set in between."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                # None means a handler that was not installed from Python; it cannot be restored.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @contextlib.contextmanager
 def without_interrupts() -> Iterator[None]:
     """Block Ctrl-C while processes are started, so that they ignore it from the start.
 
-    A terminal sends Ctrl-C to every process of the group; their parent stops workers,
-    not in the middle of importing torch. The signal mask is inherited.
+    A terminal sends Ctrl-C to every process of the group, but workers are stopped by their parent,
+    and not in the middle of importing torch. The signal mask is inherited.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield

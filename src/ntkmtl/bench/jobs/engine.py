@@ -6,6 +6,7 @@ as a run computes with the same number of threads.
 
 from __future__ import annotations
 
+import functools
 import time
 import traceback
 import warnings
@@ -40,9 +41,9 @@ __all__ = [
     "JobT",
     "Message",
     "Outcome",
-    "ProgressChannel",
     "RunnableJob",
     "Runner",
+    "SweepError",
     "follow_jobs",
     "run_here",
     "run_job",
@@ -268,23 +269,19 @@ POLL_SECONDS = 0.2
 """Time between two looks at the messages of jobs, in seconds."""
 
 
-class ProgressChannel(Protocol):
-    """Connects a job to the process that started it."""
-
-    def send(self, message: Message) -> None:
-        """Send a message."""
-
-    def should_stop(self) -> bool:
-        """Return whether the job is to stop."""
-
-
-def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) -> None:
-    """Run one job and send what happens; its last message is finished, stopped or failed.
+def run_job(
+    job: RunnableJob,
+    shared: dict[str, Any],
+    send: Callable[[Message], object],
+    should_stop: Callable[[], bool],
+) -> Message:
+    """Run one job, send its progress, and return its last message: finished, stopped or failed.
 
     Args:
         job: The job.
         shared: See :meth:`RunnableJob.run`.
-        channel: Where messages go.
+        send: Called with each message but the last.
+        should_stop: See :meth:`RunnableJob.run`.
     """
     started = time.monotonic()
     last_sent = 0.0
@@ -294,7 +291,7 @@ def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) 
         nonlocal words_sent
         if last_words != words_sent:
             words_sent = last_words
-            channel.send(("note", last_words))
+            send(("note", last_words))
 
     def show(done: int, words: str) -> None:
         nonlocal last_sent, last_words
@@ -303,22 +300,20 @@ def run_job(job: RunnableJob, shared: dict[str, Any], channel: ProgressChannel) 
         if now - last_sent >= POLL_SECONDS / 2:
             last_sent = now
             send_words()
-            channel.send(("step", done))
+            send(("step", done))
 
     try:
-        with _warnings_sent(channel.send), announced(job):
-            complete = job.run(shared, show, channel.should_stop)
+        with _warnings_sent(send), announced(job):
+            complete = job.run(shared, show, should_stop)
     except (Exception, SystemExit) as error:  # sys.exit() in a user's own code
         if launched() > 1 and not is_raised_on_all_ranks(error):
             # The other processes know nothing of it and would wait forever.
             raise
         # The failure of one job must not stop the others.
         seconds = time.monotonic() - started
-        name = type(error).__name__
-        channel.send(("failed", name, str(error), traceback.format_exc(), seconds))
-    else:
-        send_words()
-        channel.send(("finished", time.monotonic() - started) if complete else ("stopped",))
+        return ("failed", type(error).__name__, str(error), traceback.format_exc(), seconds)
+    send_words()
+    return ("finished", time.monotonic() - started) if complete else ("stopped",)
 
 
 def follow_jobs(device: torch.device) -> None:
@@ -333,7 +328,7 @@ def follow_jobs(device: torch.device) -> None:
 
 
 @contextmanager
-def _warnings_sent(send: Callable[[Message], None]) -> Iterator[None]:
+def _warnings_sent(send: Callable[[Message], object]) -> Iterator[None]:
     """Send warnings as messages instead of printing them across the progress bars."""
 
     def show(message: Warning | str, category: type[Warning], filename: str, *rest: object) -> None:
@@ -344,8 +339,12 @@ def _warnings_sent(send: Callable[[Message], None]) -> Iterator[None]:
         yield
 
 
-class EngineError(ValueError):
-    """An engine cannot be started, or has no room for a run; nothing was trained."""
+class SweepError(ValueError):
+    """A comparison cannot be done as asked for; nothing was trained or changed."""
+
+
+class EngineError(SweepError):
+    """An engine cannot be started, or has no room for a run."""
 
 
 class Runner(Protocol):
@@ -385,21 +384,6 @@ class Engine(Protocol):
         """
 
 
-class _DirectChannel:
-    """Connects a job in this process to the log."""
-
-    def __init__(
-        self, log: JobLog[Any], number: int, job: Any, should_stop: Callable[[], bool]
-    ) -> None:
-        self.log, self.number, self.job = log, number, job
-        self.should_stop = should_stop
-        self.last: str = ""
-
-    def send(self, message: Message) -> None:
-        if self.log.take(self.number, self.job, message):
-            self.last = message[0]
-
-
 def run_here(queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[], bool], /) -> bool:
     """Run the jobs of a queue in this process, one after another; see :class:`Runner`."""
     shared: dict[str, Any] = {}
@@ -409,9 +393,10 @@ def run_here(queue: JobQueue[Any], log: JobLog[Any], stop_requested: Callable[[]
         found = queue.next()
         if found is None:
             return False
-        channel = _DirectChannel(log, *found, stop_requested)
-        run_job(found[1], shared, channel)
-        if channel.last == "stopped":
+        take = functools.partial(log.take, *found)
+        last = run_job(found[1], shared, take, stop_requested)
+        take(last)
+        if last[0] == "stopped":
             return True
     return False
 
@@ -429,7 +414,7 @@ def run_jobs(
     Ctrl-C and SIGTERM stop every job at a step boundary.
 
     Args:
-        jobs: In the order in which they are to begin, but for those that must wait for others.
+        jobs: In the order in which they begin, except those that wait for others.
         runner: A started engine.
         reporter: Receives the progress; closed at the end.
         on_ended: See :class:`JobLog`.

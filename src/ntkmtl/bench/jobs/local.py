@@ -88,7 +88,7 @@ def serve(connection: Connection) -> None:
             return
         if job == STOP:
             return
-        run_job(job, shared, channel)
+        channel.send(run_job(job, shared, channel.send, channel.should_stop))
 
 
 class _Worker:

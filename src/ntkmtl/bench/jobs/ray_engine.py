@@ -9,14 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import ipaddress
-import os
-import secrets
-import signal
-import socket
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,22 +18,15 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.bench.compute.environment import cores
 from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.jobs.engine import POLL_SECONDS, EngineError, run_job
-from ntkmtl.bench.jobs.surroundings import Surroundings
+from ntkmtl.bench.jobs.ray_session import first_line, ray_session
+from ntkmtl.bench.jobs.surroundings import Surroundings, shared_surroundings
 from ntkmtl.bench.runs import RunBusyError
 from ntkmtl.errors import missing_extra
-from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import JobLog, JobQueue, Message, RunnableJob, Runner
 
-__all__ = ["LOOPBACK", "RayEngine"]
-
-# Without clusters, which Ray leaves out on Windows and macOS, it binds to 127.0.0.1 only. It reads
-# the first variable when it is imported.
-LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-
-_STARTS = 3
-"""Attempts to start a local Ray: each component has 15 s, too little on a busy machine."""
+__all__ = ["RayEngine"]
 
 _BEGUN: Message = ("begun",)
 """A task's first message."""
@@ -96,12 +83,9 @@ class RayEngine:
     @contextlib.contextmanager
     def start(self, out: Path, say: Callable[[str], None]) -> Iterator[Runner]:
         """See :meth:`ntkmtl.bench.jobs.engine.Engine.start`."""
-        mark = out.resolve() / f".ntkmtl-ray-{secrets.token_hex(8)}"
         with contextlib.ExitStack() as stack:
-            # One that is in use already is used, and left alone.
-            if "ray" not in sys.modules or not sys.modules["ray"].is_initialized():
-                _join(self.address) if self.address else self._start_local(stack, say)
-                stack.callback(sys.modules["ray"].shutdown)
+            cpus = (self.jobs or max(1, cores() // self.cpus)) * self.cpus
+            stack.enter_context(ray_session(self.address, cpus, say))
             if self.room() == 0:
                 nodes = [
                     f"{n.get('CPU', 0):g} processors and {n.get('GPU', 0):g} GPUs" for n in _nodes()
@@ -110,34 +94,10 @@ class RayEngine:
                     f"no node has {self.cpus} processors and {self.gpus:g} GPUs for a run, found "
                     f"{len(nodes)} nodes: {', '.join(nodes)}"
                 )
-            write_text(mark, mark.name)
-            stack.callback(mark.unlink, missing_ok=True)
+            surroundings = stack.enter_context(shared_surroundings(out))
             # Ray prints its own warnings, of a worker that died for one, to standard output.
             stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-            yield _Tasks(self, Surroundings.here(mark)).run
-
-    def _start_local(self, stack: contextlib.ExitStack, say: Callable[[str], None]) -> None:
-        # Not below TMPDIR: paths of sockets must be short.
-        place = "/tmp" if os.name == "posix" else None
-        folder = tempfile.TemporaryDirectory(None, "ntkmtl-ray-", place, ignore_cleanup_errors=True)
-        # The token is in no file; Ray would write one into the user's home.
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        variables = {**LOOPBACK, **token, "RAY_TMPDIR": stack.enter_context(folder)}
-        settings = {
-            "num_cpus": (self.jobs or max(1, cores() // self.cpus)) * self.cpus,
-            # Just above the least that Ray allows: nothing large goes through it.
-            "object_store_memory": 80 * 2**20,
-            "include_dashboard": False,
-        }
-        for left in reversed(range(_STARTS)):
-            try:
-                _initialize(variables, address="local", **settings)
-                break
-            # Ray raises a bare Exception if a node was not up in time.
-            except Exception as error:
-                if not left or isinstance(error, EngineError):
-                    raise EngineError(f"Ray cannot be started: {error}") from error
-                say(f"Ray did not start, trying again: {_first_line(error)}")
+            yield _Tasks(self, surroundings).run
 
     def room(self) -> int:
         """Return how many runs the living nodes can hold at a time."""
@@ -151,93 +111,27 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in sys.modules["ray"].nodes() if node["Alive"]]
 
 
-def _join(address: str) -> None:
-    host, _, port = address.rpartition(":")
-    try:
-        if address != "auto":
-            # Where nobody answers Ray would try for minutes.
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-        _initialize(LOOPBACK if _is_loopback(host) else {}, address=address)
-    except Exception as error:
-        raise EngineError(f"Ray cannot be joined at {address}: {error}") from error
-
-
-def _initialize(environment: Mapping[str, str], **settings: Any) -> None:
-    """Start or join Ray, with variables that are set meanwhile, and keep the signals' handlers.
-
-    Raises:
-        EngineError: A Ray that was imported earlier does not bind to 127.0.0.1 only.
-    """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        ray: Any = importlib.import_module("ray")
-        ray.init(log_to_driver=False, logging_level="ERROR", **settings)
-    finally:
-        # Ray sets variables of its own where it finds a token.
-        for name in (*environment, "RAY_AUTH_MODE"):
-            os.environ.pop(name, None)
-        os.environ.update(before)
-        for number, handler in handlers.items():
-            # None stands for a handler that was not installed from Python and cannot be put back.
-            if handler is not None and signal.getsignal(number) is not handler:
-                signal.signal(number, handler)
-    hosts = [node["NodeManagerAddress"] for node in ray.nodes()]
-    if LOOPBACK.items() <= environment.items() and not all(map(_is_loopback, hosts)):
-        ray.shutdown()
-        raise EngineError(
-            f"Ray was imported before and listens at {', '.join(hosts)}; set "
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before Python starts, or do not import Ray first"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    return host == "localhost"
-
-
-def _first_line(error: Exception) -> str:
-    """Return the name of an error and the first line of its message."""
-    text = str(error).strip().partition("\n")[0].rstrip(".:")[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
 _shared: dict[str, Any] = {}
 """What this worker keeps from one job to the next, as problems and their data."""
 
 
-@dataclass
-class _QueueChannel:
-    """Connects a task to the comparison by a queue of Ray's."""
-
-    queue: Any
-    number: int
-    should_stop: Callable[[], bool]
-    last: Message = ("stopped",)
-
-    def send(self, message: Message) -> None:
-        if message[0] in ("finished", "stopped", "failed"):
-            # It goes back as the task's result, which no message overtakes.
-            self.last = message
-        else:
-            self.queue.put_nowait((self.number, message))
-
-
 def _task(job: RunnableJob, surroundings: Surroundings, queue: Any, number: int) -> Message:
-    """Run one job on a node; return its last message."""
+    """Run one job on a node; return its last message, which so overtakes none in the queue."""
+
+    def send(message: Message) -> None:
+        queue.put_nowait((number, message))
+
     # Ray cancels a task by an interrupt in its main thread, as Ctrl-C does.
     with stop_requests() as requested:
-        channel = _QueueChannel(queue, number, requested)
-        channel.send(_BEGUN)
+        send(_BEGUN)
         surroundings.adopt()
+        last: Message = ("stopped",)
         if not requested():
-            run_job(job, _shared, channel)
-    if channel.last[:2] == ("failed", RunBusyError.__name__):
+            last = run_job(job, _shared, send, requested)
+    if last[:2] == ("failed", RunBusyError.__name__):
         # A worker that Ray has given up may still hold the run: Ray begins this task again.
-        raise RunBusyError(channel.last[2])
-    return channel.last
+        raise RunBusyError(last[2])
+    return last
 
 
 class _Tasks:
@@ -325,5 +219,5 @@ class _Tasks:
         except errors.RayError as error:
             if stopping:
                 return ("stopped",)
-            why = f"its worker died, {self.engine.retries} retries included: {_first_line(error)}"
+            why = f"its worker died, {self.engine.retries} retries included: {first_line(error)}"
             return ("failed", "WorkerDied", why, str(error), 0.0)

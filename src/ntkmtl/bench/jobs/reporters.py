@@ -22,16 +22,16 @@ class Reporter:
     """
 
     def start(self, runs: int, steps: int) -> None:
-        """The sweep begins: so many runs are to be trained, of so many steps in all."""
+        """The sweep begins, with this number of runs and of steps to be trained."""
 
     def run_started(self, run: int, label: str, steps: int) -> None:
         """A run begins."""
 
     def run_progress(self, run: int, done: int) -> None:
-        """So many steps of a run are done, those before a resume among them."""
+        """This number of steps of a run are done, including those before a resume."""
 
     def run_note(self, run: int, words: str) -> None:
-        """What a run has come to so far, in a few words."""
+        """The state of a run changes, described in a few words."""
 
     def run_finished(self, run: int, seconds: float) -> None:
         """A run is complete."""
@@ -89,7 +89,7 @@ class PlainReporter(Reporter):
         """See :meth:`Reporter.run_progress`."""
         clock = self.clocks[run]
         if clock.behind is None and self.clock.behind is not None:
-            # What a resumed run has behind it was not done now.
+            # Steps from before a resume took no time now.
             self.clock.skip(done)
         self.done[run] = done
         now = time.monotonic()
@@ -120,7 +120,7 @@ class PlainReporter(Reporter):
 
     def run_failed(self, run: int, why: str) -> None:
         """See :meth:`Reporter.run_failed`."""
-        # It has no steps left to do either, which is no speed.
+        # Its remaining steps will not be done: leave them out of the speed.
         self.clock.skip(self.totals[run] - self.done.get(run, 0))
         self._ended(run, f"FAILED: {why}")
 
@@ -231,7 +231,7 @@ class RichReporter(Reporter):
         """See :meth:`Reporter.run_progress`."""
         bar = self.bars[run]
         if run not in self.done:
-            # What a resumed run has behind it was not done now: the clock starts after it.
+            # Steps from before a resume took no time now: the clock starts after them.
             self.progress.reset(bar, completed=done)
         self.progress.update(bar, completed=done, note=self.notes.get(run, ""))
         self._advance(run, done)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from ntkmtl.bench.jobs.engine import EngineError
 from ntkmtl.bench.runs.provenance import versions
+from ntkmtl.files import write_text
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "shared_surroundings"]
 
 
 @dataclass(frozen=True)
@@ -33,16 +36,6 @@ class Surroundings:
     path: tuple[str, ...]
     environment: Mapping[str, str]
     versions: Mapping[str, str]
-
-    @classmethod
-    def here(cls, mark: Path) -> Surroundings:
-        """Return those of this process.
-
-        Args:
-            mark: See the attribute.
-        """
-        own = {name: value for name, value in os.environ.items() if name.startswith("NTKMTL_")}
-        return cls(mark, Path.cwd(), tuple(sys.path), own, versions())
 
     def adopt(self) -> None:
         """Make this process like the one that started the comparison.
@@ -65,3 +58,22 @@ class Surroundings:
             os.chdir(self.folder)
         sys.path.extend(entry for entry in self.path if entry not in sys.path)
         os.environ.update(self.environment)
+
+
+@contextlib.contextmanager
+def shared_surroundings(out: Path) -> Iterator[Surroundings]:
+    """Mark the folder of the runs, and yield the surroundings of this process.
+
+    Args:
+        out: The folder, which exists.
+
+    Raises:
+        OSError: The mark cannot be written.
+    """
+    own = {name: value for name, value in os.environ.items() if name.startswith("NTKMTL_")}
+    mark = out.resolve() / f".ntkmtl-ray-{secrets.token_hex(8)}"
+    write_text(mark, mark.name)
+    try:
+        yield Surroundings(mark, Path.cwd(), tuple(sys.path), own, versions())
+    finally:
+        mark.unlink(missing_ok=True)

@@ -132,8 +132,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         FileNotFoundError: There is no checkpoint.
         CheckpointError: It is truncated, has flipped bits, or holds something else.
-        OSError: It is no regular file, or cannot be opened or read, which says nothing of what it
-            holds.
+        OSError: It is not a regular file, or cannot be opened or read; its content may be fine.
         MemoryError: There is not enough memory for it.
     """
     path = Path(path)
@@ -343,9 +342,9 @@ class RunFolder:
         return f"was written by another version or for another run ({written[1]})"
 
     def start(self, config: RunConfig) -> None:
-        """Write ``config.json``, the first file of a run."""
-        write_json(self.file(CONFIG), config.to_json())
+        """Write ``config.json``, the first file of a run; the folder is locked, so it exists."""
         self._note_place()
+        write_json(self.file(CONFIG), config.to_json())
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint, and keep the previous one; the run's identity is added to it.
@@ -401,8 +400,9 @@ class RunFolder:
             OSError: A file cannot be written.
         """
         self.require_present()
+        content = result.to_json()
         write_history(self.file(HISTORY), history)
         write_steps(self.file(STEPS), steps)
         others()
-        write_json(self.file(RESULT), result.to_json())
+        write_json(self.file(RESULT), content)
         remove_checkpoints(self.file(CHECKPOINT))

@@ -51,7 +51,7 @@ MODEL = "model.safetensors"
 STUDY, TRIAL, BEST = "study.json", "trial.json", "best.json"
 REQUEST = "compare.json"
 REFERENCES = "references.json"
-"""What models that are no networks make of a problem, in the problem's folder."""
+"""Metrics of reference models, which are not networks, in the problem's folder."""
 AGENT = "agent.pt"
 """The trained agent of a reinforcement-learning run."""
 FILES = (

@@ -101,7 +101,7 @@ def sweep_lock(out: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what killed processes left, but for runs that another launcher is training."""
+    """Remove files of killed processes, except in runs that another process is training."""
     for path in _leftovers(out):
         lock = FileLock(path.parent / LOCK)
         if path.parent != out:

@@ -44,9 +44,9 @@ def source_digest(kind: type) -> str:
     """Return a digest of the Python files that a problem's class is made of.
 
     These are the file that defines it and all files of the package that it is in, the files of its
-    base classes, and whatever any of them imports from the same package or from beside it, within
-    functions too. Imports are read and not watched, so it does not matter what has been imported
-    so far, nor in which process. Libraries are left out, as they have versions.
+    base classes, and everything that any of them imports from the same package or from beside it,
+    within functions too. Imports are read and not watched, so it does not matter what has been
+    imported so far, nor in which process. Libraries are left out, as they have versions.
 
     Args:
         kind: The class.

@@ -1,4 +1,4 @@
-"""The metrics of models that are no networks, kept beside the runs of a problem."""
+"""Metrics of reference models, which are not networks, kept beside the runs of a problem."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def save_references(
 def read_references(
     folder: str | os.PathLike[str], problem_options: Mapping[str, Any], metrics: int
 ) -> tuple[Reference, ...]:
-    """Read the references of a problem; none where there are none, or those of other data.
+    """Read the references of a problem; empty if there are none, or they are of other data.
 
     Args:
         folder: The problem's folder below that of the comparison.

@@ -100,7 +100,7 @@ def load_run(path: str | os.PathLike[str]) -> Run:
 def load_runs(
     folder: str | os.PathLike[str],
 ) -> tuple[list[Run], list[IncompleteRun]]:
-    """Read every run below a folder, but for the trials of a tuning.
+    """Read every run below a folder, except the trials of a search.
 
     Args:
         folder: The folder of a comparison, or one above or below it.
@@ -119,10 +119,10 @@ def load_runs(
     runs: list[Run] = []
     incomplete: list[IncompleteRun] = []
     for place, folders, files in os.walk(folder):
-        # A folder in a file's place is told when it is read.
+        # A folder with a file's name is reported when it is read.
         files = [*files, *folders]
         if STUDY in files:
-            # Trials have the seed and the method of a run of the comparison, and are none.
+            # Trials look like runs of the comparison (same method and seed), but are not.
             folders.clear()
             continue
         folders.sort()
@@ -158,7 +158,7 @@ def best_run(runs: Sequence[Run]) -> Run | None:
         runs: Complete runs of one problem.
 
     Returns:
-        The run, the first of equals; None where there is none to choose.
+        The run, the first of equals; None if no run qualifies.
     """
     chosen = [run for run in runs if run.config.single_task is None and run.result.model]
     if not chosen:

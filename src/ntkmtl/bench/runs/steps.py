@@ -74,8 +74,8 @@ def read_steps(path: Path, k: int) -> Steps:
     except OSError as error:
         raise RunFileError(path, error.strerror or str(error)) from error
     try:
-        # np.load would read the archive's list of members a second time for each of a thousand
-        # runs; and of a file that is no archive it makes an array or an error, by what it holds.
+        # Not np.load: it reads the archive's index twice, which adds up over a thousand runs, and
+        # it accepts some files that are not archives.
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
             if not {"step.npy", "weights.npy"} <= names:

@@ -43,7 +43,7 @@ from ntkmtl.bench.training.comparison import (
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
 from ntkmtl.bench.training.scores import read_baseline
-from ntkmtl.bench.training.sweep import compare, started, with_threads
+from ntkmtl.bench.training.sweep import checked, compare
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
 
@@ -117,7 +117,7 @@ def tune(
         ProblemNotFoundError: There is no such problem, or it refuses its options.
         RunFileError: A file of an earlier run is damaged.
     """
-    asked = with_threads(search.comparison, engine)
+    asked = checked(search.comparison, engine)
     sweep, found = search_settings(
         search, overwrite=overwrite, cache=cache, reporter=reporter, engine=engine
     )
@@ -167,7 +167,7 @@ def search_settings(
     """
     optuna_module()
     reporter = reporter or Reporter
-    asked = with_threads(search.comparison, engine)
+    asked = checked(search.comparison, engine)
     search = replace(search, comparison=asked)
     problem = find_problem(asked.problem, asked.problem_options, try_out=True)
     studies = _studies(search, problem)
@@ -177,7 +177,7 @@ def search_settings(
     train = functools.partial(compare, overwrite=overwrite, cache=cache, engine=engine)
     with contextlib.ExitStack() as stack:
         chosen = engine or LocalEngine(asked.jobs)
-        runner = stack.enter_context(started(chosen, out, reporter()))
+        runner = stack.enter_context(chosen.start(out, reporter().message))
         baselines = _baselines(search, problem)
         sweep = train(baselines, keep_request=False, reporter=reporter())
         if sweep.interrupted or sweep.failures:
@@ -409,7 +409,7 @@ class _Trials:
     def _job(self, study: OptunaStudy, number: int) -> TrainingJob:
         after = (study.place(number - 1),) if number > len(study.trials) else ()
         job = self.planner.job(
-            study.place(number), study.method, study.seed, after=after, trial=number
+            study.method, study.seed, folder=study.place(number), after=after, trial=number
         )
         return replace(job, spec=replace(job.spec, baseline=self.baseline))
 

@@ -143,7 +143,7 @@ def _epoch_seconds(study: StudyPart, method: str, task: str | None, threads: int
         step = (time.perf_counter() - started) / TIMED
         started = time.perf_counter()
         with torch.no_grad():
-            problem.evaluate(learner.model, "val", spec.chosen_tasks)
+            problem.evaluate(learner.model, "val", learner.chosen_tasks)
         return step * learner.steps_per_epoch + time.perf_counter() - started
     except (TypeError, ValueError) as error:
         raise SweepError(f"{study.asked.name}, {method}: {error}") from error

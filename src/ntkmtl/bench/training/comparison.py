@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
+from ntkmtl.bench.jobs.engine import SweepError
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.runs.provenance import source_digest
 from ntkmtl.weighting import Weighting
@@ -47,8 +48,8 @@ MethodLike = str | Weighting
 def named(method: MethodLike) -> tuple[str, dict[str, Any]]:
     """Return the name under which runs keep a method, and the settings of a weighting.
 
-    A run makes its own weighting from the two, whatever process it is in: of a weighting the
-    settings count, not its state.
+    Each run creates its own weighting from the two, in any process: the settings of a weighting
+    count, its state does not.
 
     Args:
         method: The method.
@@ -286,10 +287,6 @@ def recipes_by_method(
                     f"{', '.join(_CHANGES)}"
                 )
     return {name: changed_recipe(recipe, **changes) for name, changes in asked.items()}
-
-
-class SweepError(ValueError):
-    """A comparison cannot be done as asked for; nothing was trained or changed."""
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 __all__ = [
-    "check_processes",
     "check_recipe",
     "check_schedule",
+    "combines_entries",
     "reruns_trunk",
     "run_identity",
-    "share_of_minibatches",
     "steps_per_epoch",
     "total_steps",
 ]
@@ -225,7 +224,7 @@ def _require_consistent(
             f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
         )
     steps_per_epoch(problem, recipe)
-    if recipe.lbfgs_steps and _combines_entries(method):
+    if recipe.lbfgs_steps and combines_entries(method):
         raise ValueError(
             f"{method} does more than weigh whole gradients, so there is no weighted loss that "
             "L-BFGS could compare in its line search; train it with lbfgs_steps=0"
@@ -237,7 +236,7 @@ def _require_consistent(
         )
 
 
-def _combines_entries(method: str) -> bool:
+def combines_entries(method: str) -> bool:
     """Return whether a method does more than weigh whole gradients."""
     return spec(method).requires == "jacobian" or create(method).has_head_objective
 
@@ -246,62 +245,3 @@ def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:
     """Return whether a Balancer with these options needs to be given the trunk."""
     source = options.get("source", spec(method).defaults.get("source"))
     return source in ("probe", "auto")
-
-
-def check_processes(
-    size: int, identity: Mapping[str, Any], record: Mapping[str, Any] | None
-) -> None:
-    """Refuse what several processes cannot share.
-
-    Raises:
-        ValueError: The batch cannot be cut into equal slices, the method works in one process only,
-            or a record is asked for.
-    """
-    recipe, method = Recipe(**identity["recipe"]), identity["method"]
-    if recipe.lbfgs_steps:
-        raise ValueError(f"L-BFGS works in a single process only; {size} were launched")
-    pieces = size * recipe.accumulate
-    if recipe.batch_size % pieces:
-        raise ValueError(
-            f"the {recipe.batch_size} samples of a step cannot be cut into {pieces} equal slices, "
-            f"one for each of {size} processes"
-            + (f" and {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
-            + "; change batch_size or the number of processes"
-        )
-    if _combines_entries(method):
-        raise ValueError(
-            f"{method} works on the gradients entry by entry, or on those of the heads, in a "
-            f"single process only; {size} were launched"
-        )
-    if record is not None:
-        raise ValueError(f"the kernel is recorded in a single process only; {size} were launched")
-    share_of_minibatches(method, identity["method_options"], size)
-
-
-def share_of_minibatches(
-    method: str, options: Mapping[str, Any], size: int
-) -> tuple[dict[str, Any], int | None]:
-    """Return a method's options with the mini-batches that one process takes.
-
-    The kernel counts the mini-batches of every process. Methods that read the Gramian take the
-    mean over them, whatever their number.
-
-    Returns:
-        The options, and the number of mini-batches that all of them are to be joined to where each
-        process has a part of one; else None.
-
-    Raises:
-        ValueError: They cannot be shared out.
-    """
-    own = dict(options)
-    if size == 1 or spec(method).requires not in ("eigenvalues", "kernel"):
-        return own, None
-    n = own.get("minibatches", spec(method).defaults.get("minibatches", 1))
-    if n % size == 0:
-        return {**own, "minibatches": n // size}, None
-    if size % n == 0:
-        return {**own, "minibatches": 1}, n
-    raise ValueError(
-        f"the kernel of {n} mini-batches cannot be shared out to {size} processes: one number must "
-        "be a multiple of the other; change minibatches or the number of processes"
-    )

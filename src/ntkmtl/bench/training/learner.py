@@ -22,16 +22,12 @@ from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
 from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
 from ntkmtl.bench.runs.provenance import hardware, problem_version, versions
-from ntkmtl.bench.training.identity import (
-    reruns_trunk,
-    share_of_minibatches,
-    steps_per_epoch,
-    total_steps,
-)
+from ntkmtl.bench.training.identity import reruns_trunk, steps_per_epoch, total_steps
 from ntkmtl.bench.training.scores import check_baseline
 from ntkmtl.bench.training.spec import record_settings
 from ntkmtl.kernel import RememberInputs, branch
 from ntkmtl.metrics import delta_m
+from ntkmtl.weighting import spec as method_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +115,12 @@ class LearningRate:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
+    @property
+    def last(self) -> float:
+        """The learning rate of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
     def end_epoch(self, validation: Sequence[float]) -> None:
         """Adapt to an epoch's metrics on the validation split."""
         if self.plateau is not None:
@@ -184,7 +186,7 @@ class Learner:
         group: The processes that train together; this one alone if None.
 
     Attributes:
-        forward: From a batch to the outputs, with whatever joins the processes.
+        forward: From a batch to the outputs; wrapped by DDP where several processes train.
         evaluated: The network as problems evaluate it, on batches from the CPU.
         recorder: Records the kernel, None if that was not asked for.
         baseline: The baseline of a method that learns from scores, None for the others.
@@ -207,7 +209,8 @@ class Learner:
         self.spec = spec
         self.identity = identity
         self.recipe = Recipe(**identity["recipe"])
-        self.chosen_tasks = spec.chosen_tasks
+        # None for all, which the problem may treat faster.
+        self.chosen_tasks = None if spec.single_task is None else (spec.single_task,)
         self.tasks: tuple[str, ...] = tuple(identity["tasks"])
         self.metrics = tuple(RunMetric(**metric) for metric in identity["metrics"])
         self.split = validation_split(problem)
@@ -300,22 +303,13 @@ class Learner:
             self.problem.reference if self.chosen_tasks is None else None,
         )
 
-    def join_processes(self) -> None:
-        """Join the processes, once the network has the values that it begins with."""
-        self.forward = self.group.prepare(self.forward)
-
     def losses(self, outputs: Sequence[Tensor], batch: Any) -> dict[str, Tensor | None]:
         """Return the losses of the tasks, in fp32; None for a task without labels."""
         return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen_tasks)
 
-    def record_residuals(self, known: int) -> None:
-        """Add the kernels of the problem's residuals to a step that was recorded just now.
-
-        Args:
-            known: Number of steps that were recorded before.
-        """
-        has_some = type(self.problem).task_residuals is not Problem.task_residuals
-        if self.recorder is None or len(self.recorder) == known or not has_some:
+    def record_residuals(self, recorder: Recorder) -> None:
+        """Add the kernels of the problem's residuals, if it has any, to the step last recorded."""
+        if type(self.problem).task_residuals is Problem.task_residuals:
             return
         count = min(self.problem.residual_samples, self.problem.size("train"))
         rows = torch.randperm(
@@ -328,7 +322,7 @@ class Learner:
             outputs = self.model.predict(self.model.represent(batch))
         residuals = self.problem.task_residuals(outputs, batch, self.chosen_tasks)
         if residuals:
-            self.recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
+            recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
         with torch.no_grad():  # running means of batch norm
             for buffer, value in zip(self.model.buffers(), buffers, strict=True):
                 buffer.copy_(value)
@@ -343,36 +337,23 @@ class Learner:
         """Whether a step, counted from 0, is one of L-BFGS."""
         return self.recipe.lbfgs_steps > 0 and step >= self.adam_steps
 
-    @property
-    def rate(self) -> float:
-        """The learning rate of the last step."""
-        rate: float = self.optimizer.param_groups[0]["lr"]
-        return rate
-
-    def cuda_random(self) -> Tensor | None:
-        """Return the state of the GPU's generator, None without one."""
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-
     def config(self, threads: int) -> RunConfig:
         """Return the content of ``config.json``."""
         known = {key: value for key, value in self.identity.items() if key != "schema"}
+        created_with = self.problem.created_with
+        try:
+            canonical_json(created_with)
+        except (TypeError, ValueError):
+            # The problem was given something that JSON cannot hold.
+            created_with = None
         return RunConfig(
             **{**known, "tasks": self.tasks, "metrics": self.metrics},
             parameters=sum(p.numel() for p in self.model.parameters() if p.requires_grad),
             versions=versions() | problem_version(type(self.problem)),
             hardware=hardware(threads, self.device, self.group.size),
             baseline=self.baseline,
-            created_with=json_or_none(self.problem.created_with),
+            created_with=created_with,
         )
-
-
-def json_or_none(value: Any) -> Any:
-    """Return a value if JSON can hold it, else None."""
-    try:
-        canonical_json(value)
-    except (TypeError, ValueError):
-        return None
-    return value
 
 
 def text_seed(text: str) -> int:
@@ -383,3 +364,32 @@ def text_seed(text: str) -> int:
 def validation_split(problem: Problem) -> Split:
     """Return the split that a run is evaluated on after each epoch: ``val``, or ``train``."""
     return "val" if problem.size("val") > 0 else "train"
+
+
+def share_of_minibatches(
+    method: str, options: Mapping[str, Any], size: int
+) -> tuple[dict[str, Any], int | None]:
+    """Return a method's options with the mini-batches that one process takes.
+
+    The kernel counts the mini-batches of every process. Methods that read the Gramian take the
+    mean over them, however many there are.
+
+    Returns:
+        The options, and the number of mini-batches that all of them are to be joined to where each
+        process has a part of one; else None.
+
+    Raises:
+        ValueError: They cannot be shared out.
+    """
+    own = dict(options)
+    if size == 1 or method_spec(method).requires not in ("eigenvalues", "kernel"):
+        return own, None
+    n = own.get("minibatches", method_spec(method).defaults.get("minibatches", 1))
+    if n % size == 0:
+        return {**own, "minibatches": n // size}, None
+    if size % n == 0:
+        return {**own, "minibatches": 1}, n
+    raise ValueError(
+        f"the kernel of {n} mini-batches cannot be shared out to {size} processes: one number must "
+        "be a multiple of the other; change minibatches or the number of processes"
+    )

@@ -28,18 +28,20 @@ __all__ = ["TrainingLog"]
 class TrainingLog:
     """Keeps the mean losses of an epoch, rows of weights and eigenvalues, and finished epochs.
 
+    Of the steps at most :data:`MAX_STEP_ROWS` rows are kept.
+
     Args:
-        tasks: Names of the k tasks.
-        total_steps: Number of steps of the run; at most :data:`MAX_STEP_ROWS` rows are kept.
+        learner: What is trained.
 
     Attributes:
         history: The epochs so far.
         tested: Test metrics of the epochs that count.
     """
 
-    def __init__(self, tasks: Sequence[str], total_steps: int) -> None:
-        self.tasks = tuple(tasks)
-        self.stride = math.ceil(total_steps / MAX_STEP_ROWS)
+    def __init__(self, learner: Learner) -> None:
+        self.learner = learner
+        self.tasks = learner.tasks
+        self.stride = math.ceil(learner.total_steps / MAX_STEP_ROWS)
         self.history: list[Epoch] = []
         self.tested: list[tuple[float, ...]] = []
         self.epoch_seconds = self.epoch_cpu_seconds = 0.0
@@ -53,30 +55,25 @@ class TrainingLog:
         self.loss_sums = [0.0] * len(self.tasks)
         self.loss_counts = [0] * len(self.tasks)
 
-    def track(self, name: str, folder: Path, learner: Learner, *, resumed: bool) -> None:
+    def track(self, name: str, folder: Path, *, resumed: bool) -> None:
         """Log by a tracker from now on.
 
         Args:
             name: Its name.
             folder: The run's folder.
-            learner: What is trained.
             resumed: Whether the run was begun before.
         """
         if not resumed:
             # Logs of a run that was replaced would be mixed with this one's.
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        about = {key: learner.identity[key] for key in ("problem", "method", "seed")}
+        identity = self.learner.identity
+        about = {key: identity[key] for key in ("problem", "method", "seed")}
         title = " ".join(map(str, about.values()))
-        self.tracker = Tracker(name, folder, {**about, **learner.identity["recipe"]}, title)
-
-    def close(self) -> None:
-        """Close the tracker."""
-        if self.tracker is not None:
-            self.tracker.finish()
+        self.tracker = Tracker(name, folder, {**about, **identity["recipe"]}, title)
 
     # ------------------------------------------------------------------ steps
 
-    def add_step(self, number: int, parts: Sequence[StepPart], learning_rate: float) -> None:
+    def add_step(self, number: int, parts: Sequence[StepPart]) -> None:
         """Add a step; one that was skipped has no parts."""
         means = self._add_losses(parts)
         if number % self.stride:
@@ -87,7 +84,7 @@ class TrainingLog:
         self.row_weights.append(torch.zeros(len(self.tasks)) if weights is None else weights)
         self.row_eigenvalues.append(_mean_row(read))
         if self.tracker is not None:
-            self._track_step(number, means, learning_rate)
+            self._track_step(self.tracker, number, means)
 
     def _add_losses(self, parts: Sequence[StepPart]) -> list[float | None]:
         """Add the losses of a step to the epoch's; return their means over its parts."""
@@ -106,10 +103,7 @@ class TrainingLog:
                 self.loss_counts[position] += 1
         return means
 
-    def _track_step(
-        self, number: int, losses: Sequence[float | None], learning_rate: float
-    ) -> None:
-        assert self.tracker is not None
+    def _track_step(self, tracker: Tracker, number: int, losses: Sequence[float | None]) -> None:
         values = {f"loss/{t}": loss for t, loss in zip(self.tasks, losses, strict=True)}
         for kind, row in (
             ("weight", self.row_weights[-1]),
@@ -118,23 +112,21 @@ class TrainingLog:
             if row is not None:
                 for task, value in zip(self.tasks, row.tolist(), strict=True):
                     values[f"{kind}/{task}"] = value
-        values["learning_rate"] = learning_rate
+        values["learning_rate"] = self.learner.learning_rate.last
         known = {key: value for key, value in values.items() if value is not None}
-        self.tracker.log({k: value for k, value in known.items() if math.isfinite(value)}, number)
+        tracker.log({k: value for k, value in known.items() if math.isfinite(value)}, number)
 
     # ------------------------------------------------------------------ epochs
 
-    def end_epoch(
-        self, learner: Learner, val: Sequence[float], eval_seconds: float, step: int
-    ) -> None:
+    def end_epoch(self, val: Sequence[float], eval_seconds: float, step: int) -> None:
         """Close an epoch; every process calls it.
 
         Args:
-            learner: What is trained.
             val: Metrics after the epoch.
             eval_seconds: Time of their evaluation.
             step: Number of the epoch's last step.
         """
+        learner = self.learner
         sums, counts = learner.group.sums(self.loss_sums), learner.group.sums(self.loss_counts)
         means = [
             total / count if count else None for total, count in zip(sums, counts, strict=True)
@@ -144,7 +136,7 @@ class TrainingLog:
                 epoch=len(self.history),
                 train_losses=tuple(means),
                 val=tuple(val),
-                learning_rate=learner.rate,
+                learning_rate=learner.learning_rate.last,
                 train_seconds=self.epoch_seconds,
                 eval_seconds=eval_seconds,
                 # Elsewhere the main thread waits for the device or for other processes.

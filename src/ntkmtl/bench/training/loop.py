@@ -18,7 +18,7 @@ from ntkmtl.bench.runs.model_file import write_model
 from ntkmtl.bench.training.learner import text_seed
 from ntkmtl.bench.training.log import TrainingLog
 from ntkmtl.bench.training.scores import task_scores
-from ntkmtl.bench.training.step import Stepper
+from ntkmtl.bench.training.step import Stepper, cuda_random
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.metrics import delta_m
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ntkmtl.bench.problems.base import Split
-    from ntkmtl.bench.runs import Epoch, KeptModel, RunMetric
+    from ntkmtl.bench.runs import Epoch, RunMetric
     from ntkmtl.bench.runs.folder import RunFolder
     from ntkmtl.bench.training.learner import Learner
     from ntkmtl.bench.training.step import StepSnapshot
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainingLoop", "progress_words"]
 
 LOOK_SECONDS = 1.0
-"""Time after which the loop looks whether the run's folder is still there."""
+"""Time between two checks that the run's folder is still there, in seconds."""
 
 
 class BestEpoch(NamedTuple):
@@ -64,7 +64,7 @@ class TrainingLoop:
         self.group = learner.group
         self.threads = threads
         self.stepper = Stepper(learner)
-        self.log = TrainingLog(learner.tasks, learner.total_steps)
+        self.log = TrainingLog(learner)
         self.step = 0
         self.wall_seconds = 0.0
         self.best: BestEpoch | None = None
@@ -137,7 +137,7 @@ class TrainingLoop:
         """
         started, had = time.perf_counter(), time.thread_time()
         parts = self.stepper.take(indices, self.step)
-        self.log.add_step(self.step, parts, self.learner.rate)
+        self.log.add_step(self.step, parts)
         self.step += 1
         self.log.epoch_seconds += time.perf_counter() - started
         self.log.epoch_cpu_seconds += time.thread_time() - had
@@ -172,7 +172,7 @@ class TrainingLoop:
             scores = task_scores(val, learner.baseline, learner.metrics, learner.tasks)
             learner.balancer.weighting.observe(scores)
         learner.balancer.end_epoch()
-        self.log.end_epoch(learner, val, time.perf_counter() - started, self.step - 1)
+        self.log.end_epoch(val, time.perf_counter() - started, self.step - 1)
         learner.learning_rate.end_epoch(val)
         if learner.recipe.chosen_epoch == "validation":
             self._keep_if_best(epoch)
@@ -233,34 +233,29 @@ class TrainingLoop:
             )
         seconds = [epoch.train_seconds for epoch in log.history]
         skips = learner.recipe.on_nonfinite == "skip"
+        wall_seconds = clock.wall_seconds()
         folder.require_present()
+        model = None
+        if learner.spec.keep_model:
+            weights = learner.model.state_dict()
+            model = write_model(folder.file(MODEL), weights, *learner.problem.fitted())
+        if learner.recorder is not None:
+            learner.recorder.save(folder.file(RECORD))
         result = RunResult(
             test=tuple(statistics.fmean(values) for values in zip(*log.tested, strict=True)),
             val=log.history[-1 if self.best is None else self.best.epoch].val,
             epoch=None if self.best is None else self.best.epoch,
             seconds_per_epoch=statistics.median(seconds),
             train_seconds=sum(seconds),
-            wall_seconds=clock.wall_seconds(),
+            wall_seconds=wall_seconds,
             steps=self.step,
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             skipped_steps=stepper.skipped if skips else None,
             overflowed_steps=stepper.overflowed if learner.recipe.precision == "fp16" else None,
             cpu_share=log.cpu_share(),
-            model=self._write_model(folder),
+            model=model,
         )
-        if learner.recorder is not None:
-            learner.recorder.save(folder.file(RECORD))
         folder.finish(log.history, log.steps(), result)
-
-    def final_weights(self) -> Mapping[str, Tensor]:
-        """Return the state of the network whose metrics are reported: of the chosen epoch."""
-        return self.learner.model.state_dict()
-
-    def _write_model(self, folder: RunFolder) -> KeptModel | None:
-        if not self.learner.spec.keep_model:
-            return None
-        values, tensors = self.learner.problem.fitted()
-        return write_model(folder.file(MODEL), self.final_weights(), values, tensors)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -293,7 +288,7 @@ class TrainingLoop:
         learner = self.learner
         own = {
             "random": torch.get_rng_state() if before is None else before.random,
-            "cuda_random": learner.cuda_random() if before is None else before.cuda,
+            "cuda_random": cuda_random(learner.device) if before is None else before.cuda,
             "balancer": learner.balancer.state_dict() if before is None else before.balancer,
             "loss_sums": self.log.loss_sums,
             "loss_counts": self.log.loss_counts,

@@ -26,7 +26,7 @@ from ntkmtl.bench.runs import (
     run_folder,
 )
 from ntkmtl.bench.training.baselines import baseline_key
-from ntkmtl.bench.training.comparison import SweepError, method_names, recipe_of, recipes_by_method
+from ntkmtl.bench.training.comparison import SweepError, recipe_of, recipes_by_method
 from ntkmtl.bench.training.identity import reruns_trunk, run_identity, total_steps
 from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
 from ntkmtl.bench.training.trainer import TrainingJob
@@ -94,16 +94,15 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
         problem: Its problem.
     """
     _check_numbers(asked)
-    names = method_names(asked.methods)
-    baselines = asked.single_task_baselines or SINGLE_TASK in names
-    names = [name for name in names if name != SINGLE_TASK]
+    baselines = asked.single_task_baselines or SINGLE_TASK in asked.names
+    names = [name for name in asked.names if name != SINGLE_TASK]
     recipe = recipe_of(asked, problem)
-    options, scored = options_by_method(problem, names, asked.method_options, recipe)
     recipes = recipes_by_method(names, asked.method_recipes, recipe)
+    options, scored = options_by_method(problem, names, asked.method_options, recipe)
     seeds = list(dict.fromkeys(asked.seeds))
     every, chosen = judged_tasks(problem, None), judged_tasks(problem, asked.tasks)
     if not problem.has_baselines:
-        if scored or SINGLE_TASK in method_names(asked.methods):
+        if scored or SINGLE_TASK in asked.names:
             raise SweepError(
                 f"the tasks of {problem.name} cannot be trained alone, which "
                 f"{', '.join(sorted(scored)) or SINGLE_TASK} needs; leave it out"
@@ -244,10 +243,6 @@ class Planner:
         self.complete = 0
         self.conflicts: dict[Path, Sequence[str]] = {}
 
-    def folder(self, method: str, seed: int, task: str | None = None) -> Path:
-        """Return the folder of a run."""
-        return run_folder(self.asked.out, self.problem.name, method, seed, task)
-
     def add_seed(
         self, seed: int, names: Sequence[str], single: Sequence[str], scored: set[str]
     ) -> None:
@@ -267,7 +262,8 @@ class Planner:
                 self.add(name, seed)
         for task in single:
             self.add(SINGLE_TASK, seed, task)
-        after = tuple(self.folder(SINGLE_TASK, seed, task) for task in single)
+        out, problem = self.asked.out, self.problem.name
+        after = tuple(run_folder(out, problem, SINGLE_TASK, seed, task) for task in single)
         for name in names:
             if name in scored:
                 self.add(name, seed, after=after, scored=True)
@@ -278,7 +274,7 @@ class Planner:
         Raises:
             ValueError: The parts of the run do not fit each other.
         """
-        job = self.job(self.folder(method, seed, task), method, seed, task=task, **more)
+        job = self.job(method, seed, task=task, **more)
         if (job.folder / CONFIG).exists():
             try:
                 if self._is_complete(job):
@@ -307,15 +303,21 @@ class Planner:
         return complete
 
     def job(
-        self, folder: Path, method: str, seed: int, *, task: str | None = None, **more: Any
+        self,
+        method: str,
+        seed: int,
+        *,
+        task: str | None = None,
+        folder: Path | None = None,
+        **more: Any,
     ) -> TrainingJob:
         """Return the job of one run.
 
         Args:
-            folder: The run's folder.
             method: The method.
             seed: The seed.
             task: The task of a single-task baseline.
+            folder: The run's folder; that of a run of the comparison if None.
             **more: Other fields of the job.
 
         Raises:
@@ -343,7 +345,7 @@ class Planner:
             problem=asked.problem,
             problem_options=dict(asked.problem_options),
             spec=spec,
-            folder=folder,
+            folder=folder or run_folder(asked.out, self.problem.name, method, seed, task),
             steps=total_steps(self.problem, recipe),
             identity=identity,
             key="" if task is None else self._cache_key(identity),

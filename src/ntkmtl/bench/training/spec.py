@@ -63,14 +63,9 @@ class RunSpec:
     tracker: str | None = None
     keep_model: bool = True
 
-    @property
-    def chosen_tasks(self) -> tuple[str, ...] | None:
-        """The tasks that the problem is asked for; None for all, which it may treat faster."""
-        return None if self.single_task is None else (self.single_task,)
-
 
 def record_settings(record: Mapping[str, Any] | None, recipe: Recipe) -> dict[str, Any] | None:
-    """Return the settings of a run's recorder, the same whatever the method.
+    """Return the settings of a run's recorder, the same for every method.
 
     A Balancer would read its own method's kernel, so that records of two methods could not be
     compared. Here all are of one kind: of the features joined with the features' own kernel, which

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ntkmtl.balance import BalanceResult
     from ntkmtl.bench.training.learner import Learner
 
-__all__ = ["StepPart", "StepSnapshot", "Stepper"]
+__all__ = ["StepPart", "StepSnapshot", "Stepper", "cuda_random"]
 
 LBFGS_ITERATIONS = 20
 """Iterations of a step of L-BFGS, each with a line search."""
@@ -61,6 +61,11 @@ class StepSnapshot:
     cuda: Tensor | None
     buffers: list[Tensor]
     balancer: dict[str, Tensor] | None
+
+
+def cuda_random(device: torch.device) -> Tensor | None:
+    """Return the state of a GPU's generator, None without one."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
 
 class Stepper:
@@ -126,7 +131,7 @@ class Stepper:
         """Return what there was before the step that was rejected, None if it is lost.
 
         It is lost where the state of the method has changed and is too large to be copied before
-        every step. A state that has not changed is as before but for its number of calls.
+        every step. A state that has not changed differs only in its number of calls.
         """
         snapshot = self.snapshot
         if snapshot is None or snapshot.balancer is not None:
@@ -164,7 +169,8 @@ class Stepper:
         unreached = _unreached(outputs, known) if self.group.size > 1 else None
         recorded = len(learner.recorder or ())
         balanced = self._balance(losses, batch, scale)
-        learner.record_residuals(recorded)
+        if learner.recorder is not None and len(learner.recorder) > recorded:
+            learner.record_residuals(learner.recorder)
         if unreached is not None:
             roots, parameters = unreached
             torch.autograd.backward(roots, [torch.zeros_like(r) for r in roots], inputs=parameters)
@@ -318,7 +324,7 @@ class Stepper:
             self._large_state = size > SNAPSHOT_BYTES
         return StepSnapshot(
             random=torch.get_rng_state(),
-            cuda=self.learner.cuda_random(),
+            cuda=cuda_random(self.learner.device),
             buffers=self._buffers(),
             balancer=balancer,
         )

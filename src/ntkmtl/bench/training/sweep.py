@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ntkmtl.bench.compute.accelerate_ import check_tracker
 from ntkmtl.bench.compute.device import Arithmetic, choose_device
 from ntkmtl.bench.compute.processes import launched
-from ntkmtl.bench.jobs.engine import EngineError, run_jobs
+from ntkmtl.bench.jobs.engine import run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
@@ -28,14 +28,12 @@ from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ntkmtl.bench.jobs.engine import Engine, Runner
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.training.planning import Plan
     from ntkmtl.bench.training.trainer import TrainingJob
 
-__all__ = ["compare", "started", "with_threads", "write_references"]
+__all__ = ["checked", "compare"]
 
 
 def compare(
@@ -79,8 +77,7 @@ def compare(
     """
     begun = time.monotonic()
     reporter = reporter or Reporter()
-    _check_place(comparison, engine)
-    comparison = with_threads(comparison, engine)
+    comparison = checked(comparison, engine)
     problem = find_problem(comparison.problem, comparison.problem_options, try_out=True)
     # Planned before the folder is made as well, so that a mistyped name leaves nothing behind.
     plan_runs(comparison, problem)
@@ -93,7 +90,7 @@ def compare(
         if todo.conflicts and not overwrite:
             raise SweepError(conflict_message(todo.conflicts))
         chosen = LocalEngine(comparison.jobs) if engine is None or not todo.jobs else engine
-        runner = stack.enter_context(started(chosen, out, reporter))
+        runner = stack.enter_context(chosen.start(out, reporter.message))
         for folder in todo.conflicts:
             with run_lock(folder):
                 clear_run(folder)
@@ -101,16 +98,8 @@ def compare(
             write_json(out / "compare.json", todo.asked)
         sweep = _train(todo, problem, runner, reporter, cache or BaselineCache(), begun)
         if comparison.references and keep_request and not sweep.interrupted:
-            _refer(problem, out, reporter)
+            _write_references(problem, out, reporter)
         return replace(sweep, seconds=time.monotonic() - begun)
-
-
-def _refer(problem: Problem, out: Path, reporter: Reporter) -> None:
-    """Compute the models that are no networks; say so where a package for it is missing."""
-    try:
-        write_references(problem, out)
-    except MissingExtraError as error:
-        reporter.message(f"The table has no reference rows: {error}")
 
 
 def _train(
@@ -160,65 +149,34 @@ def _train(
     )
 
 
-def with_threads(comparison: Comparison, engine: Engine | None) -> Comparison:
-    """Return a comparison that says how many threads a run computes with.
+def checked(comparison: Comparison, engine: Engine | None) -> Comparison:
+    """Return a comparison that can be trained where it is asked for, its number of threads chosen.
 
     Args:
         comparison: The comparison.
         engine: The engine, None for processes on this machine.
 
     Raises:
-        SweepError: ``OMP_NUM_THREADS`` is no number.
-    """
-    if comparison.threads is not None:
-        return comparison
-    try:
-        return replace(comparison, threads=(engine or LocalEngine(comparison.jobs)).threads)
-    except ValueError as error:
-        raise SweepError(str(error)) from error
-
-
-@contextlib.contextmanager
-def started(engine: Engine, out: Path, reporter: Reporter) -> Iterator[Runner]:
-    """Start an engine, and end it.
-
-    Args:
-        engine: The engine.
-        out: Folder of the comparison, which exists.
-        reporter: Receives lines for the user.
-
-    Raises:
-        SweepError: It cannot be started.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            runner = stack.enter_context(engine.start(out, reporter.message))
-        except EngineError as error:
-            raise SweepError(str(error)) from error
-        yield runner
-
-
-def _check_place(asked: Comparison, engine: Engine | None) -> None:
-    """Refuse a device, a precision or a tracker that is missing, before anything is trained.
-
-    Raises:
-        SweepError: The device is missing or lacks the precision, or there is no such tracker.
+        SweepError: The device is missing or lacks the precision, there is no such tracker,
+            ``OMP_NUM_THREADS`` is no number, or launched processes do not go with the engine.
         MissingExtraError: The tracker is not installed.
     """
-    if launched() > 1 and (asked.jobs > 1 or engine is not None):
+    if launched() > 1 and (comparison.jobs > 1 or engine is not None):
         raise SweepError(
             f"the {launched()} processes that were launched train one run together, and the runs "
             "one after another: jobs must be 1, and there can be no engine"
         )
     try:
-        check_tracker(asked.tracker)
+        check_tracker(comparison.tracker)
         if engine is None:
-            place = choose_device(asked.device)
-            Arithmetic(asked.training.get("precision", "fp32"), place)
-    except MissingExtraError:
-        raise
+            place = choose_device(comparison.device)
+            Arithmetic(comparison.training.get("precision", "fp32"), place)
+        if comparison.threads is None:
+            engine = engine or LocalEngine(comparison.jobs)
+            comparison = replace(comparison, threads=engine.threads)
     except ValueError as error:
         raise SweepError(str(error)) from error
+    return comparison
 
 
 def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> bool:
@@ -240,15 +198,15 @@ def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> b
     return found
 
 
-def write_references(problem: Problem, out: Path) -> None:
+def _write_references(problem: Problem, out: Path, reporter: Reporter) -> None:
     """Compute the references of a problem and keep them beside its runs, once.
 
     Args:
         problem: The problem.
         out: The comparison's folder.
+        reporter: Is told if there are none as a package for them is not installed.
 
     Raises:
-        MissingExtraError: A package that they need is not installed.
         RunFileError: The file of an earlier comparison is damaged.
         OSError: The file cannot be written.
     """
@@ -256,7 +214,11 @@ def write_references(problem: Problem, out: Path) -> None:
     if read_references(folder, problem.options, len(problem.metrics)):
         return
     begun = time.monotonic()
-    found = problem.references()
+    try:
+        found = problem.references()
+    except MissingExtraError as error:
+        reporter.message(f"The table has no reference rows: {error}")
+        return
     if not found:
         return
     seconds = (time.monotonic() - begun) / len(found)

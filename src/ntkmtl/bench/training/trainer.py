@@ -30,8 +30,8 @@ from ntkmtl.bench.runs.folder import RunFolder
 from ntkmtl.bench.runs.model_file import check_weights
 from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.comparison import named
-from ntkmtl.bench.training.identity import check_processes, run_identity
-from ntkmtl.bench.training.learner import Learner
+from ntkmtl.bench.training.identity import combines_entries, run_identity
+from ntkmtl.bench.training.learner import Learner, share_of_minibatches
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
 
@@ -64,9 +64,8 @@ def train(
     with, and ends with the numbers of one that never was. A complete run is not trained again.
 
     Launched in several processes, by ``torchrun`` or ``accelerate launch``, each calls this with
-    the same arguments and takes its slice of every batch; the first one writes the files. The
-    numbers are those of one process, but for rounding, dropout and batch norm: see
-    ``docs/training.md``.
+    the same arguments and takes its slice of every batch; the first one writes the files. Numbers
+    are those of one process except for rounding, dropout, batch norm: see ``docs/training.md``.
 
     The network of the last epoch is the one that is tested, or the means over the last few epochs
     are taken if the recipe says so: nothing is chosen by its results.
@@ -150,14 +149,14 @@ def train_spec(
             buffers_kept(compiles),
         ):
             loop = group.everyone(lambda: _prepare(problem, spec, folder, group, state))
-            loop.learner.join_processes()
-            with contextlib.ExitStack() as signals:
+            # Joined once the network has the values that it begins with.
+            loop.learner.forward = group.prepare(loop.learner.forward)
+            with contextlib.ExitStack() as stack:
                 if should_stop is None:
-                    should_stop = signals.enter_context(stop_requests())
-                try:
-                    loop.run(folder, progress, should_stop, note)
-                finally:
-                    loop.log.close()
+                    should_stop = stack.enter_context(stop_requests())
+                if loop.log.tracker is not None:
+                    stack.callback(loop.log.tracker.finish)
+                loop.run(folder, progress, should_stop, note)
         return group.from_first(lambda: load_run(folder.path))
 
 
@@ -178,9 +177,39 @@ def _checked_identity(problem: Problem, spec: RunSpec, group: ProcessGroup) -> d
     recipe = Recipe(**identity["recipe"])
     if group.size > 1:
         check_launch(recipe.precision)
-        check_processes(group.size, identity, spec.record)
+        _check_processes(group.size, identity, spec.record)
     record_settings(spec.record, recipe)
     return identity
+
+
+def _check_processes(
+    size: int, identity: Mapping[str, Any], record: Mapping[str, Any] | None
+) -> None:
+    """Refuse what several processes cannot share.
+
+    Raises:
+        ValueError: The batch cannot be cut into equal slices, the method works in one process only,
+            or a record is asked for.
+    """
+    recipe, method = Recipe(**identity["recipe"]), identity["method"]
+    if recipe.lbfgs_steps:
+        raise ValueError(f"L-BFGS works in a single process only; {size} were launched")
+    pieces = size * recipe.accumulate
+    if recipe.batch_size % pieces:
+        raise ValueError(
+            f"the {recipe.batch_size} samples of a step cannot be cut into {pieces} equal slices, "
+            f"one for each of {size} processes"
+            + (f" and {recipe.accumulate} parts" if recipe.accumulate > 1 else "")
+            + "; change batch_size or the number of processes"
+        )
+    if combines_entries(method):
+        raise ValueError(
+            f"{method} works on the gradients entry by entry, or on those of the heads, in a "
+            f"single process only; {size} were launched"
+        )
+    if record is not None:
+        raise ValueError(f"the kernel is recorded in a single process only; {size} were launched")
+    share_of_minibatches(method, identity["method_options"], size)
 
 
 def _begin(
@@ -247,7 +276,7 @@ def _prepare(
     elif group.first:
         folder.start(config)
     if spec.tracker is not None and group.first:
-        loop.log.track(spec.tracker, folder.path, learner, resumed=state is not None)
+        loop.log.track(spec.tracker, folder.path, resumed=state is not None)
     return loop
 
 
