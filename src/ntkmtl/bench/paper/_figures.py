@@ -21,7 +21,7 @@ from ntkmtl.bench.report.figures import (
     _plain,
     _write,
 )
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
@@ -279,10 +279,8 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
         ValueError: ``path`` ends in ``.json``.
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("figures as files"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("figures as files", "bench", error) from error
     numbers = numbers_beside(path)
     make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.result.number]
     with mpl.rc_context(_STYLE):

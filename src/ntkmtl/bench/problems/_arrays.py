@@ -15,13 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
-try:
+with imports_for("prepared data"):
     import numpy as np
-except ImportError as error:
-    raise missing_extra("prepared data", "bench", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -73,10 +71,8 @@ def data_folder(name: str, chosen: str | os.PathLike[str] | None = None) -> Path
         value = os.environ.get(variable)
         if value:
             return Path(value, *below, name)
-    try:
+    with imports_for("the folder of prepared data"):
         import platformdirs
-    except ImportError as error:
-        raise missing_extra("the folder of prepared data", "bench", error) from error
     return platformdirs.user_cache_path("ntkmtl") / "data" / name
 
 

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = [
     "MT10",
@@ -400,12 +401,8 @@ def _choose_drawing() -> None:
 
 
 def _metaworld(module: str = "metaworld") -> Any:
-    from importlib import import_module
-
-    try:
+    with imports_for("a Meta-World environment", "rl"):
         return import_module(module)
-    except ImportError as error:
-        raise missing_extra("a Meta-World environment", "rl", error) from error
 
 
 def _plain(name: str) -> str:

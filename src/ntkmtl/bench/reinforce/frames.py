@@ -17,7 +17,7 @@ from ntkmtl.bench.reinforce.recipes import VARIANTS, ReinforceRecipe, variant_na
 from ntkmtl.bench.reinforce.training import agent_for, products_of
 from ntkmtl.bench.runs import AGENT, SINGLE_TASK
 from ntkmtl.bench.runs.folder import read_checkpoint
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
@@ -121,10 +121,8 @@ def save_strip(films: Sequence[Film], path: str | os.PathLike[str], title: str =
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("a strip of pictures"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("a strip of pictures", "bench", error) from error
     lines = [
         (task, solved, one.pictures[place], one.steps)
         for one in films

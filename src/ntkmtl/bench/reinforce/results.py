@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ntkmtl.bench.reinforce.training import PROBLEM
 from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name, load_runs
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 __all__ = [
@@ -130,10 +130,8 @@ def interquartile_mean(values: Array) -> float:
         >>> interquartile_mean(np.array([1.0, 2.0, 6.0]))
         3.0
     """
-    try:
+    with imports_for("an interquartile mean"):
         from scipy.stats import trim_mean
-    except ImportError as error:
-        raise missing_extra("an interquartile mean", "bench", error) from error
     return float(trim_mean(values.reshape(-1), 0.25))
 
 
@@ -158,10 +156,8 @@ def bootstrap(
     """
     if len(values) < 2:
         return None
-    try:
+    with imports_for("a bootstrap interval"):
         from scipy import stats
-    except ImportError as error:
-        raise missing_extra("a bootstrap interval", "bench", error) from error
     # Positions are drawn, so that a statistic of several columns sees whole seeds.
     interval = stats.bootstrap(
         (np.arange(len(values)),),
@@ -295,11 +291,9 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
     Raises:
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("a figure"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
-    except ImportError as error:
-        raise missing_extra("a figure", "bench", error) from error
     tasks = found[0].tasks
     wide = min(len(tasks), 5)
     deep = math.ceil(len(tasks) / wide)

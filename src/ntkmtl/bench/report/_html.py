@@ -15,7 +15,7 @@ from ntkmtl.bench.report._page import page_of, section_of
 from ntkmtl.bench.report._page_data import data_of
 from ntkmtl.bench.report._render import finite
 from ntkmtl.bench.report._runs import load
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -110,11 +110,9 @@ def page_text(name: str, data: Any, **context: Any) -> str:
     Raises:
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    try:
+    with imports_for("the HTML report"):
         import jinja2
         from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise missing_extra("the HTML report", "bench", error) from error
 
     drawing = "\n".join(_read(_TEMPLATES / script) for script in _SCRIPTS[name])
     # HTML parsers turn CR LF into LF before the hash of a script is compared.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -96,10 +96,8 @@ def molecule_picture(numbers: NDArray[np.int64], places: Array) -> str:
 
 def _png(colors: Array) -> str:
     """Return the address of a picture of shape (H, W, 3), from 0 to 1."""
-    try:
+    with imports_for("a gallery of pictures"):
         from matplotlib.image import imsave
-    except ImportError as error:
-        raise missing_extra("a gallery of pictures", "bench", error) from error
     step = max(1, -(-colors.shape[1] // _WIDEST))
     buffer = io.BytesIO()
     imsave(buffer, np.clip(colors[::step, ::step], 0, 1), format="png")
@@ -107,8 +105,6 @@ def _png(colors: Array) -> str:
 
 
 def _colormap(name: str) -> Any:
-    try:
+    with imports_for("a gallery of pictures"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("a gallery of pictures", "bench", error) from error
     return mpl.colormaps[name]

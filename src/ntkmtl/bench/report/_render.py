@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
 from ntkmtl.bench.report._words import plain_label
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -442,10 +442,8 @@ def print_table(table: ResultTable, console: rich.console.Console | None = None)
 
 
 def _need_rich() -> None:
-    try:
+    with imports_for("a table for terminals"):
         import rich.table  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("a table for terminals", "bench", error) from error
 
 
 def _rich_block(

@@ -14,7 +14,7 @@ from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import eigenvalues
 from ntkmtl.bench.runs import folder_name
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
@@ -82,10 +82,8 @@ def save_figures(
             eigenvalues.
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("figures as files"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("figures as files", "bench", error) from error
 
     written = []
     with mpl.rc_context(_STYLE):

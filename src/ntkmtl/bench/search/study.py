@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.runs import BEST, STUDY, TRIAL, RunFileError, differences
 from ntkmtl.bench.search.records import Trial, Tuning, exported, read_study, read_tuning
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular, write_json
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def optuna_module() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with imports_for("tuning"):
         import optuna
-    except ImportError as error:
-        raise missing_extra("tuning", "bench", error) from error
     # Lines for each trial would cross the progress bars.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

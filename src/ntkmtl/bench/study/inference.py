@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = ["Interval", "Ranking", "bootstrap", "paired_p_values", "posthocs", "rank_test"]
 
@@ -120,10 +120,8 @@ def posthocs() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with imports_for("ranking methods", "study"):
         import scikit_posthocs
-    except ImportError as error:
-        raise missing_extra("ranking methods", "study", error) from error
     return scikit_posthocs
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl._version import __version__
 from ntkmtl.bench.study.drawings import cost_figure, rank_figure, rate_figure, trade_figure
 from ntkmtl.bench.study.judgement import mean_of
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ def write_page(judgement: StudyJudgement, output: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
-    try:
+    with imports_for("the page of a study"):
         import jinja2
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("the page of a study", "bench", error) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,

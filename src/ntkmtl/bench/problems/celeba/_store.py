@@ -27,7 +27,7 @@ from ntkmtl.bench.problems.celeba._source import (
     open_images,
     read_annotations,
 )
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,10 +249,8 @@ def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uin
     Raises:
         ValueError: It is damaged, or of a shape that no face of CelebA has.
     """
-    try:
+    with imports_for("decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("decoding images", "bench", error) from error
     content = images.read(name)
     try:
         with Image.open(io.BytesIO(content)) as image:

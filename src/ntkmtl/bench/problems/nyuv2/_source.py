@@ -21,7 +21,7 @@ from ntkmtl.bench.problems.dense._store import (
     released,
 )
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
 
 if TYPE_CHECKING:
@@ -194,10 +194,8 @@ def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
 
 
 def _decoded(content: bytes, name: str, colour: bool) -> NDArray[np.uint8]:
-    try:
+    with imports_for("decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("decoding images", "bench", error) from error
     mode = "RGB" if colour else "L"
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.pinn._network import gradient
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = ["AllenCahn"]
 
@@ -70,11 +70,9 @@ class AllenCahn(PINN):
 @functools.lru_cache(maxsize=1)
 def _reference() -> Any:
     """Return the solution as a function of t and x."""
-    try:
+    with imports_for("pinn-allen-cahn"):
         from scipy.integrate import solve_ivp
         from scipy.interpolate import RectBivariateSpline
-    except ImportError as error:
-        raise missing_extra("pinn-allen-cahn", "bench", error) from error
     x = -1 + 2 * np.arange(MODES) / MODES
     square = (np.pi * np.fft.rfftfreq(MODES, 1 / MODES)) ** 2
 

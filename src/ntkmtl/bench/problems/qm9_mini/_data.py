@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
+with imports_for("qm9-mini"):
     import numpy as np
-except ImportError as error:
-    raise missing_extra("qm9-mini", "bench", error) from error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

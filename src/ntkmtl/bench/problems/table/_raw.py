@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
+with imports_for("table"):
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
     import psutil
-except ImportError as error:
-    raise missing_extra("table", "bench", error) from error
 
 __all__ = [
     "MAX_CELL",

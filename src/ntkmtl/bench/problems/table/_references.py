@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems.table._metrics import score
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,10 +41,8 @@ def references(data: PreparedTable, split: Split = "test") -> dict[str, Tensor]:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
+    with imports_for("the rows of ridge and forest"):
         from sklearn import ensemble, linear_model
-    except ImportError as error:
-        raise missing_extra("the rows of ridge and forest", "bench", error) from error
 
     def ridge(classes: bool) -> Any:
         if classes:

@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
+with imports_for("xtb"):
     import numpy as np
-except ImportError as error:
-    raise missing_extra("xtb", "bench", error) from error
 
 __all__ = ["DATA", "ELEMENTS", "GROUPS", "ForceBatch", "Geometries", "read"]
 
