@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +14,6 @@ from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing
 from ntkmtl.bench.cli.options import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ntkmtl.bench.problems import ProblemSpec
 
 __all__ = ["data"]

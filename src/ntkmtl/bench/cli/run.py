@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,8 +29,6 @@ from ntkmtl.bench.cli.sweeps import exit_as, model_note, say_use, train_sweep
 from ntkmtl.bench.cli.values import options_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.runs import Run
 
 __all__ = ["run"]

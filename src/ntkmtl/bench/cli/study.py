@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +23,6 @@ from ntkmtl.bench.cli.sweeps import say_failures
 from ntkmtl.bench.cli.values import check_folder, find_modules_here
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.study.estimate import StudyEstimate
 
 __all__ = ["study"]

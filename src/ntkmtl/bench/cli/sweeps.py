@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ from ntkmtl.bench.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from ntkmtl.bench.jobs.engine import Engine, Failure
     from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.runs import Run

@@ -6,17 +6,15 @@ import math
 import os
 import stat
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 from typer import CallbackParam
 
 from ntkmtl.bench.cli.console import refuse, refusing
 from ntkmtl.files import parse_json, require_regular
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
 
 __all__ = [
     "LAST_SEED",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ntkmtl.bench.paper._tables import PaperColumn, PaperTable, Row, table, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from ntkmtl.metrics import Ties
 
 __all__ = ["Check", "Verdict", "checks", "discrepancies", "report"]

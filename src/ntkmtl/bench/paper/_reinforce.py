@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._results import find_result
@@ -11,9 +12,6 @@ from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
 from ntkmtl.bench.paper._tables import PaperColumn, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
     from ntkmtl.bench.reinforce import ReinforceRecipe, Success
     from ntkmtl.bench.reinforce.comparison import AgentComparison
     from ntkmtl.bench.runs import Run

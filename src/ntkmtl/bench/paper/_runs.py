@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,8 +19,6 @@ from ntkmtl.bench.training import Comparison, method_names
 from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from ntkmtl.bench.paper._results import PaperResult, ResultPart
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import MethodRow, ResultTable

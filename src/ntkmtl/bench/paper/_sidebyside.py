@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.metrics import mean_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable

@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,6 @@ from ntkmtl.bench.training.spec import RunSpec
 from ntkmtl.files import parse_json, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ntkmtl.bench.paper._runs import PreparedRuns
     from ntkmtl.bench.problems.base import Problem, Recipe
 

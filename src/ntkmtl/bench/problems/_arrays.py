@@ -20,10 +20,9 @@ from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
 with imports_for("prepared data"):
     import numpy as np
+from collections.abc import Iterator, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from numpy.typing import NDArray
 
 __all__ = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +11,6 @@ from torch import Tensor
 from ntkmtl.bench.reinforce.networks import squash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ntkmtl.bench.reinforce.networks import Actor, TwinCritic
     from ntkmtl.bench.reinforce.replay import ReplayBatch
 

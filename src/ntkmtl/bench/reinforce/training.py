@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,6 @@ from ntkmtl.bench.runs.folder import RunFolder, write_checkpoint
 from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.weighting import spec
-
-if TYPE_CHECKING:
-    import os
 
 __all__ = ["PROBLEM", "Progress", "agent_for", "evaluate", "train"]
 

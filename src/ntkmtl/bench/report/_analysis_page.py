@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import printable
-from ntkmtl.bench.report._study import FRACTION
+from ntkmtl.bench.report._study import FRACTION, MethodRecord, Study
 from ntkmtl.bench.report._words import seeds_text
 from ntkmtl.files import write_text
-
-if TYPE_CHECKING:
-    import os
-
-    from ntkmtl.bench.report._study import MethodRecord, Study
 
 __all__ = ["write_page"]
 

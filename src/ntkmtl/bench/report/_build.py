@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.references import read_references
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 __all__ = ["build_table", "build_tables", "table_of"]
 

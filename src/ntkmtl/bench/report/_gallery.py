@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,6 @@ from ntkmtl.bench.runs.run import best_run
 from ntkmtl.bench.trained import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ntkmtl.bench.problems.base import Prediction, Sample
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.trained import TrainedModel

@@ -5,23 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl._version import __version__
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._page import page_of, section_of
 from ntkmtl.bench.report._page_data import data_of
 from ntkmtl.bench.report._render import finite
-from ntkmtl.bench.report._runs import load
+from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
-
-if TYPE_CHECKING:
-    import os
-
-    from ntkmtl.bench.report._runs import ProblemRuns
 
 __all__ = ["embed", "page_text", "write_html"]
 

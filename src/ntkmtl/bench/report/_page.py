@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,6 @@ from ntkmtl.bench.runs.durations import duration
 from ntkmtl.bench.runs.run import best_run, use_command
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     from ntkmtl.bench.report._render import Head, TableCell
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import MethodRow, ResultTable

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,6 @@ from ntkmtl.bench.report._words import plain_label
 from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import rich.console
     import rich.table
     from rich.text import Text

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ntkmtl.bench.report._words import listing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.report._table import MethodRow, MetricColumn, SeedMean
 
 __all__ = ["sharing_note"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +15,7 @@ from torch import Tensor
 from ntkmtl.analysis._record import Recorder
 from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
-from ntkmtl.bench.runs import RECORD, SINGLE_TASK, load_runs, method_labels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.runs import RunConfig
+from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
 
 __all__ = ["FRACTION", "MethodRecord", "Study", "StudyError", "read_study", "study_of"]
 

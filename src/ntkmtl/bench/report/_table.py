@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,6 @@ from ntkmtl.bench.report._words import count
 from ntkmtl.bench.runs import SINGLE_TASK, RunMetric
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.search.records import Tuning
 
 __all__ = ["MethodRow", "MetricColumn", "ResultTable", "SeedMean"]

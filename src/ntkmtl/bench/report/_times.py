@@ -5,15 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 from ntkmtl.bench.report._table import SeedMean
-from ntkmtl.bench.runs import SINGLE_TASK
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from ntkmtl.bench.runs import Run
+from ntkmtl.bench.runs import SINGLE_TASK, Run
 
 __all__ = ["LEAST_CPU_SHARE", "RunTimes", "is_busy"]
 

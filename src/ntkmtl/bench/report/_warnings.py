@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.report._tuned import tuning_of
@@ -11,8 +12,6 @@ from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.search.records import read_tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from ntkmtl.bench import problems
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 __all__ = ["count", "listing", "plain_label", "plain_method", "seeds_text"]
 

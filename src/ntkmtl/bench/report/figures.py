@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +20,6 @@ from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl.bench.compute.environment import default_threads
-from ntkmtl.bench.jobs.engine import Failure
+from ntkmtl.bench.jobs.engine import Engine, Failure
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
+from ntkmtl.bench.problems.base import Problem
 from ntkmtl.bench.runs import (
     RESULT,
     SINGLE_TASK,
@@ -20,15 +21,11 @@ from ntkmtl.bench.runs import (
     run_folder,
 )
 from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
 from ntkmtl.bench.training import Comparison, Sweep, compare
 from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import recipe_of
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 
 __all__ = ["DIVERGED", "StudyOutcome", "StudyPart", "Trainer"]
 

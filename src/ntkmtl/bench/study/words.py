@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from ntkmtl.bench.study.inference import Ranking
+from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
 from ntkmtl.bench.study.plan import REFERENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.study.inference import Ranking
-    from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
 
 __all__ = ["sentences"]
 

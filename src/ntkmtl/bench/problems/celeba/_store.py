@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,6 @@ from ntkmtl.bench.problems.celeba._source import (
 from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
 __all__ = ["HOW", "KIND", "SIDE", "Faces", "load", "prepare"]

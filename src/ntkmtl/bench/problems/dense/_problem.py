@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,7 @@ from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recip
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.dense._store import Frames, Layout
+from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
 

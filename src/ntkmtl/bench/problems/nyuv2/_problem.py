@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
+from ntkmtl.bench.problems.dense._store import Frames, Layout
 from ntkmtl.bench.problems.nyuv2 import _source
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 __all__ = ["NYUv2"]
 

@@ -8,6 +8,7 @@ is bonded to the heavy atom next to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,8 +16,6 @@ import numpy as np
 from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 __all__ = ["Skeleton", "bonds_of", "read_smiles"]

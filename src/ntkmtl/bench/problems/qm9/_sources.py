@@ -12,6 +12,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,6 @@ from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTRE
 from ntkmtl.files import read_bytes, require_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from numpy.typing import NDArray
 
 __all__ = ["read_source"]

@@ -6,6 +6,7 @@ in a molecule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,8 +15,6 @@ import numpy as np
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, MiniMolecules
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
 __all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]

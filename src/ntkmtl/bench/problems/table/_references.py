@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ntkmtl.bench.problems.base import Split
+from ntkmtl.bench.problems.table._data import PreparedTable
+from ntkmtl.bench.problems.table._fitted import FittedTarget
 from ntkmtl.bench.problems.table._metrics import score
 from ntkmtl.errors import imports_for
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ntkmtl.bench.problems.base import Split
-    from ntkmtl.bench.problems.table._data import PreparedTable
-    from ntkmtl.bench.problems.table._fitted import FittedTarget
 
 __all__ = ["REFERENCES", "references"]
 
