@@ -11,8 +11,6 @@ from ntkmtl.bench.paper._tables import PaperColumn, PaperTable, Row, table, tabl
 if TYPE_CHECKING:
     from ntkmtl.metrics import Ties
 
-__all__ = ["Check", "Verdict", "checks", "discrepancies", "report"]
-
 Verdict = Literal["exact", "within rounding", "differs", "not printed"]
 
 # Kept off half a unit by a hair, so that 27.60 and 27.61 never meet at 27.605.

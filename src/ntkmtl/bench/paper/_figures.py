@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._timing import Timed
     from ntkmtl.bench.report._study import Study
 
-__all__ = ["Drawn", "ablation", "draw", "eigenvalues", "times"]
-
 
 @dataclass(frozen=True)
 class Drawn:

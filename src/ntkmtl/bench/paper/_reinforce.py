@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.comparison import AgentComparison
     from ntkmtl.bench.runs import Run
 
-__all__ = ["PUBLISHED", "success_of", "success_side_by_side"]
-
 PUBLISHED: dict[str, tuple[Any, bool]] = {
     "tasks": ("the 10 of MT10", True),
     "simulator": ("Meta-World V1 tasks and their rewards", False),

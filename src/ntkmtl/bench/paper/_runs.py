@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report import MethodRow, ResultTable
     from ntkmtl.bench.report._runs import ProblemRuns
 
-__all__ = ["Baseline", "Measured", "PreparedRuns", "Request", "RequestError", "measured", "prepare"]
-
 Baseline = Literal["trained", "published", "none"]
 """Where the STL row of Δm% is from."""
 

@@ -7,18 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "PUBLISHED",
-    "PaperDifference",
-    "Published",
-    "differences",
-    "listing",
-    "schedule_text",
-    "settings",
-    "summary",
-]
-
-
 BY_CODE = "†"
 BY_CODE_SAID = f"{BY_CODE} by the published code; the paper does not say"
 

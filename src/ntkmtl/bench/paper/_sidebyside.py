@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable
     from ntkmtl.bench.report._table import MethodRow, SeedMean
 
-__all__ = ["FORMATS", "Entry", "Number", "SideBySide", "render", "side_by_side"]
-
 FORMATS = ("text", "markdown", "json")
 
 MEASURED = "measured"

@@ -10,8 +10,6 @@ from importlib import resources
 from types import MappingProxyType
 from typing import Literal
 
-__all__ = ["Cell", "Kind", "PaperColumn", "PaperTable", "Row", "table", "tables"]
-
 Kind = Literal["metric", "mr", "delta_m"]
 
 _LABELS = ("method", "variant", "printed")

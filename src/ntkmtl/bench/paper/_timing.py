@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._runs import PreparedRuns
     from ntkmtl.bench.problems.base import Problem, Recipe
 
-__all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
-
 REFERENCE = "ls"
 """The method that the others are compared with."""
 

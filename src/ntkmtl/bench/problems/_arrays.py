@@ -25,20 +25,6 @@ from collections.abc import Iterator, Mapping
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "MANIFEST",
-    "DataMissingError",
-    "PreparedData",
-    "beside",
-    "data_folder",
-    "last_change",
-    "publish",
-    "refuse_foreign",
-    "replacing",
-    "write_array",
-    "write_manifest",
-]
-
 MANIFEST = "manifest.json"
 SCHEMA = 1
 _CHUNK = 1 << 24

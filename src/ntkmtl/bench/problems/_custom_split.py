@@ -16,8 +16,6 @@ from torch import Tensor
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.files import parse_json, read_bytes
 
-__all__ = ["CustomSplit", "custom_split"]
-
 _NAMES: tuple[Split, ...] = ("train", "val", "test")
 _FORM = 'JSON {"train": [...], "val": [...], "test": [...]}, or CSV with the columns id and split'
 

@@ -13,8 +13,6 @@ import numpy as np
 
 from ntkmtl.files import parse_json, read_bytes, write_json
 
-__all__ = ["NOTE", "ArrayLayout", "decode_samples"]
-
 NOTE = "progress.json"
 """Name of the file that says how many samples are decoded."""
 

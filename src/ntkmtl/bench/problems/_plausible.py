@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ACCEPTED", "OVERRULE", "accepted_notice", "refuse_implausible"]
-
 OVERRULE = "If the data are really so, pass --accept-implausible."
 ACCEPTED = "accepted_as_implausible"
 """The fact in a manifest that holds what was found and accepted."""

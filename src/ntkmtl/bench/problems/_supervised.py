@@ -15,23 +15,6 @@ from torch import Tensor
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe, Split
 
-__all__ = [
-    "LEAST",
-    "SPLITS",
-    "ColumnsProblem",
-    "RowsProblem",
-    "chosen_recipe",
-    "enough",
-    "evaluating",
-    "fewer",
-    "fitted",
-    "moved",
-    "one_output_per_task",
-    "positions",
-    "shares",
-    "shuffled",
-]
-
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _Item = TypeVar("_Item")

@@ -14,16 +14,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.networks import Actor, TwinCritic
     from ntkmtl.bench.reinforce.replay import ReplayBatch
 
-__all__ = [
-    "TaskView",
-    "actor_rows",
-    "critic_rows",
-    "errors",
-    "judged",
-    "of_each",
-    "target_rows",
-]
-
 
 def target_rows(
     actor: Actor,

@@ -16,8 +16,6 @@ from ntkmtl.bench.report._study import FRACTION, MethodRecord, Study
 from ntkmtl.bench.report._words import seeds_text
 from ntkmtl.files import write_text
 
-__all__ = ["write_page"]
-
 _POINTS = 400
 """Points of a line; longer trainings are averaged over windows of steps."""
 _WINDOWS = 8

@@ -19,8 +19,6 @@ from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.references import read_references
 
-__all__ = ["build_table", "build_tables", "table_of"]
-
 
 def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
     """Build the table of each problem in a comparison's folder.

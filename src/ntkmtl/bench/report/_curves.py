@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._table import ResultTable
     from ntkmtl.bench.runs import Run
 
-__all__ = ["Curve", "LearningCurves", "learning_curves"]
-
 _MOST_SEEDS = 8
 """Seeds whose curves a page holds one by one; means are over all."""
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run, RunConfig
 
-__all__ = ["Difference", "differing_settings"]
-
 
 @dataclass(frozen=True)
 class Difference:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._table import MethodRow
     from ntkmtl.bench.runs import Run
 
-__all__ = ["custom_notes", "facts_of", "notes_of"]
-
 
 def facts_of(runs: ProblemRuns) -> dict[str, Any]:
     multi = [run for group in runs.multi.values() for run in group.values()]

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.trained import TrainedModel
 
-__all__ = ["gallery_of"]
-
 LOOKED_AT = 1_000
 """Samples of the test split, from its start, of which the worst are shown."""
 

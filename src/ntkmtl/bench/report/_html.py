@@ -19,8 +19,6 @@ from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
 
-__all__ = ["embed", "page_text", "write_html"]
-
 _TEMPLATES = Path(__file__).parent / "templates"
 
 _COMMON = ("common/charts.js", "common/export.js")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import MethodRow, ResultTable
 
-__all__ = ["page_of", "section_of"]
-
 _PINNED = ("mean_rank", "delta_m")
 """Columns that stay in sight while the others are scrolled."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._series import Series
     from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
 
-__all__ = ["data_of"]
-
 
 def data_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     """Return what the charts of one problem draw, and the table as files to save.

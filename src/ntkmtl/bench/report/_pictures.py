@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["class_picture", "molecule_picture", "normal_picture", "rgb_picture", "value_picture"]
-
 _WIDEST = 220
 """Pixels; larger pictures are thinned."""
 

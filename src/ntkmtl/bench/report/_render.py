@@ -20,18 +20,6 @@ if TYPE_CHECKING:
     import rich.table
     from rich.text import Text
 
-__all__ = [
-    "FORMATS",
-    "Head",
-    "TableCell",
-    "finite",
-    "layout",
-    "print_table",
-    "printable",
-    "render",
-    "rich_table",
-]
-
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 """The formats of :func:`render`."""
 

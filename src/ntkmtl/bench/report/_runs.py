@@ -17,8 +17,6 @@ from ntkmtl.bench.runs import (
     read_json,
 )
 
-__all__ = ["ProblemRuns", "load"]
-
 
 @dataclass(frozen=True)
 class ProblemRuns:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run, Steps
 
-__all__ = ["Series", "eigenvalues", "points_for", "weights"]
-
 _BUDGET = 60_000
 """Numbers that one kind of chart may embed in a page."""
 

@@ -11,8 +11,6 @@ from ntkmtl.bench.report._words import listing
 if TYPE_CHECKING:
     from ntkmtl.bench.report._table import MethodRow, MetricColumn, SeedMean
 
-__all__ = ["sharing_note"]
-
 
 def sharing_note(columns: Sequence[MetricColumn], rows: Sequence[MethodRow]) -> str:
     """Return in which metrics the method of lowest mean rank beats the single-task networks.

@@ -17,8 +17,6 @@ from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
 from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
 
-__all__ = ["FRACTION", "MethodRecord", "Study", "StudyError", "read_study", "study_of"]
-
 FRACTION = 0.1
 """What part of a task's loss is to be left after the predicted number of steps."""
 

@@ -14,8 +14,6 @@ from ntkmtl.bench.runs import SINGLE_TASK, RunMetric
 if TYPE_CHECKING:
     from ntkmtl.bench.search.records import Tuning
 
-__all__ = ["MethodRow", "MetricColumn", "ResultTable", "SeedMean"]
-
 
 @dataclass(frozen=True)
 class MetricColumn:

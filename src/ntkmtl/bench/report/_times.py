@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from ntkmtl.bench.report._table import SeedMean
 from ntkmtl.bench.runs import SINGLE_TASK, Run
 
-__all__ = ["LEAST_CPU_SHARE", "RunTimes", "is_busy"]
-
 LEAST_CPU_SHARE = 0.9
 """Least share of its training time with a processor core for a run's time to count."""
 

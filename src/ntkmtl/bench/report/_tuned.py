@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from ntkmtl.bench.runs import Run
 from ntkmtl.bench.search.records import Tuning, read_tuning
 
-__all__ = ["tuning_of"]
-
 
 def tuning_of(group: Sequence[Run]) -> Tuning | None:
     """Return the search that found the settings of all these runs of one method.

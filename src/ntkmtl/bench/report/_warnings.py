@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run
 
-__all__ = ["warnings_of"]
-
 
 def warnings_of(runs: ProblemRuns, why_no_delta: str) -> list[str]:
     """Return what makes the numbers less comparable than they look."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from ntkmtl.bench import problems
 
-__all__ = ["count", "listing", "plain_label", "plain_method", "seeds_text"]
-
 
 def plain_method(problem: str) -> str:
     """Return the method whose time per epoch is 1: the plain sum of losses."""

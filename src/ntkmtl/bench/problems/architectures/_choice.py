@@ -14,8 +14,6 @@ from ntkmtl.bench.problems.architectures._dselect import DSelectK
 from ntkmtl.bench.problems.architectures._experts import CGC, PLE, MMoE
 from ntkmtl.bench.problems.architectures._hard import HardSharing
 
-__all__ = ["ARCHITECTURES", "Choice", "choose", "names"]
-
 ARCHITECTURES: Mapping[str, type[Architecture]] = MappingProxyType(
     {
         "hard": HardSharing,

@@ -33,8 +33,6 @@ from ntkmtl.errors import imports_for
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HOW", "KIND", "SIDE", "Faces", "load", "prepare"]
-
 KIND = "celeba 1"
 SIDE = 64
 SMALLEST_SIDE = 32

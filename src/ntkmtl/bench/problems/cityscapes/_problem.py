@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
 from ntkmtl.bench.problems.dense._store import Frames, Layout
 
-__all__ = ["Cityscapes"]
-
 
 class Cityscapes(DenseProblem):
     """Seven classes and disparity of street scenes.

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames, prepare_frames, released
 
-__all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
-
 SIZE = (128, 256)
 CLASSES = 7
 FRAMES = {"train": 2975, "test": 500}

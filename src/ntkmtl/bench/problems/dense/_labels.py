@@ -16,24 +16,6 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.base import Metric
 
-__all__ = [
-    "BIN",
-    "IGNORED",
-    "METRICS",
-    "SCALES",
-    "DepthMeter",
-    "ImageBatch",
-    "Kind",
-    "Meter",
-    "NormalsMeter",
-    "SegmentationMeter",
-    "augment",
-    "loss",
-    "meter",
-    "metrics_of",
-    "valid",
-]
-
 Kind = Literal["segmentation", "depth", "normals"]
 
 IGNORED = -1

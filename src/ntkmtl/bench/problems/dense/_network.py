@@ -16,16 +16,6 @@ from ntkmtl.bench.problems.architectures import Backbone, Head
 from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 
-__all__ = [
-    "ARCHITECTURES",
-    "DEPTHS",
-    "WIDTHS",
-    "MTANNetwork",
-    "SegNetNetwork",
-    "backbone",
-    "heads",
-]
-
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of SegNet's five stages."""
 

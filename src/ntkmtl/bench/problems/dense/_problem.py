@@ -34,8 +34,6 @@ from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
 from ntkmtl.bench.problems.dense._store import Frames, Layout
 
-__all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
-
 MODEL_VERSION = "dense 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
 

@@ -23,8 +23,6 @@ from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Frame", "Frames", "Layout", "Source", "load_frames", "prepare_frames", "released"]
-
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
 

@@ -9,8 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["INTRINSICS", "WINDOW", "normals_from_depth"]
-
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
 """Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""
 

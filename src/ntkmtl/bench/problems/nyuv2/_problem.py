@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, reci
 from ntkmtl.bench.problems.dense._store import Frames, Layout
 from ntkmtl.bench.problems.nyuv2 import _source
 
-__all__ = ["NYUv2"]
-
 
 class NYUv2(DenseProblem):
     """Semantic classes, depth and surface normals of indoor scenes.

@@ -27,8 +27,6 @@ from ntkmtl.files import require_regular
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
-
 SIZE = (288, 384)
 CLASSES = 13
 FRAMES = {"train": 795, "test": 654}

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Field", "gradient"]
-
 
 class Field(nn.Module):
     """A network of tanh layers from points to values of the solution.

@@ -14,8 +14,6 @@ from ntkmtl.bench.problems._supervised import moved, one_output_per_task, positi
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split, WholeModel
 from ntkmtl.bench.problems.pinn._network import Field
 
-__all__ = ["PINN", "Equation"]
-
 POINTS: dict[Split, int] = {"train": 16384, "val": 1024, "test": 4096}
 SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
 

@@ -18,8 +18,6 @@ from ntkmtl.errors import imports_for
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Skeleton", "bonds_of", "read_smiles"]
-
 _SYMBOL = {6: "C", 7: "N", 8: "O", 9: "F"}
 
 # Covalent radii in Angstrom (Cordero et al. 2008); two atoms can be bonded if they are closer than

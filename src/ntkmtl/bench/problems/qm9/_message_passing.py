@@ -11,14 +11,6 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = [
-    "AtomStates",
-    "Graphs",
-    "MessagePassingNetwork",
-    "MoleculeReadout",
-    "random_molecules",
-]
-
 
 class Graphs(NamedTuple):
     """A batch of molecules, padded to the same number of atoms N.

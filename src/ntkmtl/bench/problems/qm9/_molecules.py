@@ -12,16 +12,6 @@ from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "COLUMNS",
-    "LAST_INDEX",
-    "MOLECULES",
-    "MOST_ATOMS",
-    "MOST_BONDS",
-    "UNCHARACTERIZED",
-    "Molecules",
-]
-
 MOLECULES = 130_831
 """Molecules of QM9 without those that are left out."""
 

@@ -34,8 +34,6 @@ from ntkmtl.files import read_bytes, require_regular
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["read_source"]
-
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
 

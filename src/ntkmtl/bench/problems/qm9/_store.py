@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.qm9._molecules import MOLECULES, Molecules
 from ntkmtl.bench.problems.qm9._sources import read_source
 from ntkmtl.bench.problems.qm9._units import wrong_units
 
-__all__ = ["HOW", "KIND", "load", "load_said", "prepare"]
-
 KIND = "qm9 1"
 HOW = (
     "`ntkmtl data qm9 --source PATH` prepares the data from the wheel of qm9pack 1.0.3 "

@@ -11,8 +11,6 @@ from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["wrong_units"]
-
 BOHR = 0.529177210903
 """Angstrom."""
 

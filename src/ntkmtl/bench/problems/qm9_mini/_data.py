@@ -18,8 +18,6 @@ with imports_for("qm9-mini"):
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DATA", "ELEMENTS", "SPLITS", "TARGETS", "MiniMolecules", "MoleculeTarget", "read"]
-
 DATA = Path(__file__).parent / "data" / "qm9_mini.npz"
 
 ELEMENTS = (1, 6, 7, 8, 9)

@@ -17,8 +17,6 @@ from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, MiniMolecules
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]
-
 HEAVY = 9
 """Most heavy atoms in a molecule."""
 

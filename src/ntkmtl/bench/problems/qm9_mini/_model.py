@@ -14,8 +14,6 @@ from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
 
-__all__ = ["MoleculeNet", "backbone"]
-
 REPRESENTATION = 96
 """Size d of the shared representation z."""
 

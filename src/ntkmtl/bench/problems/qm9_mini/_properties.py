@@ -13,8 +13,6 @@ from ntkmtl.bench.problems._supervised import ColumnsProblem, positions
 from ntkmtl.bench.problems.base import Metric, Prediction, Split
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 
-__all__ = ["PropertiesProblem", "Targets"]
-
 Targets = Literal["standardised", "raw"]
 
 

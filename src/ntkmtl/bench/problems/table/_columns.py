@@ -20,18 +20,6 @@ from ntkmtl.bench.problems.table._values import (
     find_hints,
 )
 
-__all__ = [
-    "COUNTS",
-    "FEATURE_TYPES",
-    "TARGET_TYPES",
-    "Column",
-    "Feature",
-    "Roles",
-    "Target",
-    "Typed",
-    "type_columns",
-]
-
 Array = npt.NDArray[Any]
 
 FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")

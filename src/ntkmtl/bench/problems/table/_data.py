@@ -30,8 +30,6 @@ from ntkmtl.bench.problems.table._raw import TableError, require_memory
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.problems.table._splits import split_rows
 
-__all__ = ["PreparedTable", "prepare"]
-
 Array = npt.NDArray[Any]
 
 MIN_ROWS = 20

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["ISO", "choose_date", "date_formats", "date_text", "read_dates"]
-
 Array = npt.NDArray[Any]
 
 ISO = "ISO8601"

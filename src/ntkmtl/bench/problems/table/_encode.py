@@ -12,8 +12,6 @@ import numpy.typing as npt
 from ntkmtl.bench.problems.table._columns import Feature
 from ntkmtl.bench.problems.table._values import ColumnFormat
 
-__all__ = ["CLIP", "FeatureEncoder", "fit_encoder", "standardization", "standardized"]
-
 Array = npt.NDArray[Any]
 
 CLIP = 10.0

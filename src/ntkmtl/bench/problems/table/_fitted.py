@@ -15,8 +15,6 @@ from ntkmtl.bench.problems.table._encode import FeatureEncoder
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
 from ntkmtl.bench.problems.table._read import read_any
 
-__all__ = ["FittedTable", "FittedTarget"]
-
 
 @dataclass(frozen=True)
 class FittedTarget:

@@ -10,8 +10,6 @@ import numpy.typing as npt
 
 from ntkmtl.bench.problems.table._columns import Feature, Target
 
-__all__ = ["leaks"]
-
 Array = npt.NDArray[Any]
 
 ROWS = 20_000

@@ -11,8 +11,6 @@ from ntkmtl.bench.problems.architectures import Backbone
 from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.table._batch import RowBatch
 
-__all__ = ["TableNet", "backbone", "layers"]
-
 
 class ResidualBlock(nn.Module):
     """z plus a perceptron of z with one hidden layer: what is linear passes by."""

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["NumberFormat", "choose_numbers", "common_decimal", "number_formats", "read_numbers"]
-
 Array = npt.NDArray[Any]
 
 MAX_LENGTH = 100

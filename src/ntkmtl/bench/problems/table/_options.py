@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.table._raw import TableError, shorten
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
 
-__all__ = ["Asked", "check_ranges", "check_shares", "names_in", "types_in"]
-
 
 class Asked(NamedTuple):
     """What determines the data; all of it is hashable so that a table is read once."""

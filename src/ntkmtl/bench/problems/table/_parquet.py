@@ -17,8 +17,6 @@ from ntkmtl.bench.problems.table._raw import (
 )
 from ntkmtl.errors import imports_for
 
-__all__ = ["read_frame", "read_parquet"]
-
 
 def read_parquet(path: Path) -> list[RawColumn]:
     """Read a Parquet file.

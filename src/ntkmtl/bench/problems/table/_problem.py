@@ -35,8 +35,6 @@ from ntkmtl.bench.problems.table._shown import shown_columns, unused
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
 
-__all__ = ["Table"]
-
 DROPOUT = 0.1
 
 VERSION = "table 2"

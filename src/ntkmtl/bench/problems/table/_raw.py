@@ -16,18 +16,6 @@ with imports_for("table"):
     import pandas as pd
     import psutil
 
-__all__ = [
-    "MAX_CELL",
-    "RawColumn",
-    "RawTable",
-    "TableError",
-    "check_names",
-    "clean_name",
-    "require_memory",
-    "rows_as_columns",
-    "shorten",
-]
-
 CHUNK = 50_000
 """Rows that are held as Python strings at a time."""
 MAX_CELL = 131_072

@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.table._csv import CsvTable, read_csv
 from ntkmtl.bench.problems.table._parquet import read_frame, read_parquet
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, require_memory
 
-__all__ = ["check_reading", "read_any", "read_table"]
-
 CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 
 

@@ -16,8 +16,6 @@ from ntkmtl.bench.problems.table._fitted import FittedTarget
 from ntkmtl.bench.problems.table._metrics import score
 from ntkmtl.errors import imports_for
 
-__all__ = ["REFERENCES", "references"]
-
 REFERENCES = {
     "mean": "the mean of the training rows, or their most frequent class",
     "ridge": "ridge regression or classification of each target, its penalty chosen by "

@@ -14,8 +14,6 @@ from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
 from ntkmtl.bench.problems.table._raw import TableError
 
-__all__ = ["SPLITS", "Shares", "split_rows"]
-
 Array = npt.NDArray[Any]
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

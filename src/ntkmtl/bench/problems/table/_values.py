@@ -21,16 +21,6 @@ from ntkmtl.bench.problems.table._numbers import (
 )
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
 
-__all__ = [
-    "PLAIN",
-    "ColumnFormat",
-    "ColumnValues",
-    "Hints",
-    "Reading",
-    "find_hints",
-    "numbers_among",
-]
-
 Array = npt.NDArray[Any]
 
 MISSING = frozenset(("", "?", "nan", "<na>", "#n/a"))

@@ -19,8 +19,6 @@ from ntkmtl.errors import imports_for
 with imports_for("xtb"):
     import numpy as np
 
-__all__ = ["DATA", "ELEMENTS", "GROUPS", "ForceBatch", "Geometries", "read"]
-
 DATA = Path(__file__).parent / "data" / "xtb.npz"
 ELEMENTS = (1, 6, 7, 8, 9)
 GROUPS = ("ethanol", "aspirin", "small molecules")

@@ -14,8 +14,6 @@ from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split
 from ntkmtl.bench.problems.xtb._data import ForceBatch, read
 from ntkmtl.bench.problems.xtb._network import Potential
 
-__all__ = ["XTB"]
-
 MODEL_VERSION = "potential 1"
 TASKS = ("energy", "forces", "dipole", "charges")
 DEBYE = 4.80320471
