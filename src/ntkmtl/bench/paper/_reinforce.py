@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._results import find_result
 from ntkmtl.bench.paper._settings import PaperDifference
-from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
+from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide, orders_of
 from ntkmtl.bench.paper._tables import PaperColumn, table
 
 if TYPE_CHECKING:
@@ -220,18 +220,9 @@ def _orders(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         }
         for source in ("published", MEASURED)
     }
-    both = list(values["published"])
-    pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :]]
-    if pairs:
-        one, two = values["published"], values[MEASURED]
-        yield {
-            "column": "success_rate",
-            "label": "Success rate",
-            "published": sorted(both, key=one.__getitem__, reverse=True),
-            "measured": sorted(both, key=two.__getitem__, reverse=True),
-            "agree": sum((one[a] - one[b]) * (two[a] - two[b]) > 0 for a, b in pairs),
-            "pairs": len(pairs),
-        }
+    return orders_of(
+        "success_rate", "Success rate", values["published"], values[MEASURED], higher_is_better=True
+    )
 
 
 def _facts(

@@ -20,6 +20,17 @@ _POINTS = 400
 """Points of a line; longer trainings are averaged over windows of steps."""
 _WINDOWS = 8
 """Parts of the training that the affinity can be looked at in."""
+_PER_TASK = {
+    "eigenvalues": "max_eigenvalues",
+    "weighted": "weighted_eigenvalues",
+    "entropy": "effective_ranks",
+    "participation": "participation_ratios",
+    **{name: name for name in ("residual_traces", "residual_eigenvalues", "convergence")},
+    **{name: name for name in ("weights", "losses")},
+}
+"""Lines of each task by their name in the page's script, from a record's attribute."""
+_PAIRS = ("condition", "rank", "imbalance")
+"""Lines before and after weighting."""
 _SOURCES = {"exact": "shared parameters (exact)", "representation": "shared representation"}
 
 
@@ -85,9 +96,7 @@ def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, An
     return {
         "method": printable(record.label),
         "kernel": f"{_SOURCES.get(record.source, 'not said')}, {every}",
-        "imbalance": [_median(record.imbalance[:, side]) for side in (0, 1)],
-        "condition": [_median(record.condition[:, side]) for side in (0, 1)],
-        "rank": [_median(record.rank[:, side]) for side in (0, 1)],
+        **{name: [_median(side) for side in getattr(record, name).T] for name in _PAIRS},
         "groups": None
         if found is None
         else [
@@ -134,22 +143,8 @@ def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
     return {
         "name": printable(record.label),
         "step": [round(value) for value in step.tolist()],
-        "tasks": {
-            "eigenvalues": lines(record.max_eigenvalues),
-            "weighted": lines(record.weighted_eigenvalues),
-            "entropy": lines(record.effective_ranks),
-            "participation": lines(record.participation_ratios),
-            "residual_traces": lines(record.residual_traces),
-            "residual_eigenvalues": lines(record.residual_eigenvalues),
-            "convergence": lines(record.convergence),
-            "weights": lines(record.weights),
-            "losses": lines(record.losses),
-        },
-        "pairs": {
-            "condition": lines(record.condition),
-            "rank": lines(record.rank),
-            "imbalance": lines(record.imbalance),
-        },
+        "tasks": {name: lines(getattr(record, own)) for name, own in _PER_TASK.items()},
+        "pairs": {name: lines(getattr(record, name)) for name in _PAIRS},
         "affinity": _affinity(record),
         "order": list(range(record.affinity.shape[1]) if grouping is None else grouping.order),
     }

@@ -100,11 +100,8 @@ def table_of(runs: ProblemRuns) -> ResultTable:
                 method=SINGLE_TASK,
                 seeds=tuple(sorted({seed for group in runs.single.values() for seed in group})),
                 estimates=tuple(baseline),
-                mean_rank=None,
-                delta_m=None,
                 seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
                 relative_time=times.relative(SINGLE_TASK) if whole else None,
-                options={},
             )
         )
     rows += [
@@ -154,11 +151,6 @@ def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
             method=each.name,
             seeds=(),
             estimates=tuple(SeedMean(value, None, 1) for value in each.test),
-            mean_rank=None,
-            delta_m=None,
-            seconds_per_epoch=None,
-            relative_time=None,
-            options={},
             reference=each.description,
         )
         for each in found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,11 +107,11 @@ class MethodRow:
     method: str
     seeds: tuple[int, ...]
     estimates: tuple[SeedMean | None, ...]
-    mean_rank: float | None
-    delta_m: SeedMean | None
-    seconds_per_epoch: float | None
-    relative_time: SeedMean | None
-    options: dict[str, Any]
+    mean_rank: float | None = None
+    delta_m: SeedMean | None = None
+    seconds_per_epoch: float | None = None
+    relative_time: SeedMean | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
     short: str = ""
     reference: str = ""

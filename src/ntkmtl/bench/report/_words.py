@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ntkmtl.bench import problems
 
@@ -26,6 +27,29 @@ def listing(names: Sequence[str], most: int = 6) -> str:
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def aligned(grid: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return rows of cells as lines, the first columns to the left and the others to the right.
+
+    Example:
+        >>> aligned([["a", "100"], ["bc", "1"]])
+        ['a   100', 'bc    1']
+    """
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in grid
+    ]
+
+
+def run_text(problem: str, facts: Mapping[str, Any]) -> str:
+    """Return the problem of a table, its seeds and its epochs, as the title of a figure."""
+    parts = [count(len(facts["seeds"]), "seed"), count(facts["recipe"]["epochs"], "epoch")]
+    return f"{problem}: {', '.join(parts)}{', reduced recipe' if facts['reduced'] else ''}"
 
 
 def seeds_text(seeds: Sequence[int], most: int = 10) -> str:
