@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import refusing
 from ntkmtl.bench.cli.options import (
@@ -52,7 +53,7 @@ def compare(
     made_with: DataOptions,
     stl: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--stl/--no-stl",
             help="Train the baselines that Delta-m needs. Methods that read scores during "
             "training (pivrg) train theirs in any case.",
@@ -60,7 +61,7 @@ def compare(
     ] = True,
     reference: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--reference/--no-reference",
             help="For table: compute the rows of mean, ridge and forest.",
         ),

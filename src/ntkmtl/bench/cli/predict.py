@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import Json
@@ -34,20 +34,19 @@ class SplitName(str, Enum):
 
 def predict(
     run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
+        Path, Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0.")
     ],
     split: Annotated[
         SplitName | None,
-        typer.Option("--split", help="Predict the samples of a split.", show_default=False),
+        Option("--split", help="Predict the samples of a split.", show_default=False),
     ] = None,
     csv: Annotated[
         Path | None,
-        typer.Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
+        Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             metavar="FILE",
@@ -57,7 +56,7 @@ def predict(
     ] = None,
     export: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--export",
             metavar="FILE.pt2",
             help="Write the network by torch.export instead of predicting.",
@@ -66,7 +65,7 @@ def predict(
     ] = None,
     problem: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--problem",
             metavar="PROBLEM",
             help="The run's problem if it is your own, whose code is run: module.path:ClassName "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -40,7 +40,7 @@ def run(
     *,
     method: Annotated[
         str,
-        typer.Option(
+        Option(
             "--method",
             help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
             "path/file.py:ClassName.",
@@ -48,15 +48,13 @@ def run(
     ],
     seed: Seed = 0,
     task: Annotated[
-        str | None,
-        typer.Option("--task", help="For --method stl: one task instead of each in turn."),
+        str | None, Option("--task", help="For --method stl: one task instead of each in turn.")
     ] = None,
     out: Out = Path("runs"),
     threads: Threads = None,
     changed: RecipeOptions,
     settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Setting of the method.")
     ] = None,
     made_with: DataOptions,
     watch: WatchOptions,

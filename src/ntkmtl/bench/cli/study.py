@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import (
     FAILED,
@@ -32,24 +33,24 @@ __all__ = ["study"]
 def study(
     file: Annotated[
         Path | None,
-        typer.Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
+        Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
     ] = None,
     *,
     out: Annotated[
         Path,
-        typer.Option(
+        Option(
             "--out", help="Folder for results and runs.", file_okay=False, callback=check_folder
         ),
     ] = Path("study"),
     report: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
         ),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Start without asking.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how long it would take, and end.")
+        bool, Option("--dry-run", help="Say how long it would take, and end.")
     ] = False,
     jobs: Jobs = None,
     threads: Threads = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -27,22 +27,18 @@ def weigh(
     problem: ProblemName,
     *,
     percent: Annotated[
-        float,
-        typer.Option("--percent", help="How much of the run is watched; 50 steps at least."),
+        float, Option("--percent", help="How much of the run is watched; 50 steps at least.")
     ] = 2.0,
     method: Annotated[
-        str,
-        typer.Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
+        str, Option("--method", help="What balances: a name that `ntkmtl methods` lists.")
     ] = "ntkmtl",
     priority: Annotated[
         list[str] | None,
-        typer.Option(
-            "--priority", metavar="TASK=P", help="How much a task matters; may be repeated."
-        ),
+        Option("--priority", metavar="TASK=P", help="How much a task matters; may be repeated."),
     ] = None,
     form: Annotated[
         str,
-        typer.Option(
+        Option(
             "--format",
             metavar="NAME",
             help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "

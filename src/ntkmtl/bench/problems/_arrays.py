@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,10 @@ _CHUNK = 1 << 24
 
 TRUSTED = 1 << 28
 """Arrays of more bytes are not read again for their digest while their time of change stays."""
+
+
+ArrayLayout = dict[str, tuple[type[np.generic], tuple[int, ...]]]
+"""Type and shape of each array."""
 
 
 class DataMissingError(FileNotFoundError):
@@ -102,6 +109,48 @@ def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str
         folder / MANIFEST,
         {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)},
     )
+
+
+def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> None:
+    """Check the type and the shape of arrays.
+
+    Raises:
+        ValueError: One has another.
+    """
+    for name, (dtype, shape) in wanted.items():
+        array = found[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of shape "
+                f"{shape}"
+            )
+
+
+@contextmanager
+def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDArray[Any]], str]]:
+    """Give the arrays of a data file of the package, and its SHA-256; the body may refuse them.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        ValueError: It is damaged, or the body raised a KeyError or a ValueError.
+    """
+    advice = f"Install the package again, or make the file with {script}."
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the data of {name} is missing: {path}. {advice}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            arrays = {
+                member.removesuffix(".npy"): np.load(
+                    io.BytesIO(archive.read(member)), allow_pickle=False
+                )
+                for member in archive.namelist()
+            }
+        yield arrays, hashlib.sha256(content).hexdigest()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
+        what = f"no array {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the data of {name} cannot be read: {path}: {what}. {advice}") from error
 
 
 @contextmanager

@@ -59,6 +59,25 @@ def positions(known: Sequence[str], asked: Sequence[str] | None) -> list[int]:
     return [known.index(task) for task in asked]
 
 
+def paired(
+    known: Sequence[str], outputs: Sequence[_Item], asked: Sequence[str] | None
+) -> list[tuple[int, _Item]]:
+    """Return each head's output behind the position of its task; see :func:`positions`.
+
+    Raises:
+        ValueError: A task is unknown, or there are not as many outputs as tasks.
+    """
+    places = positions(known, asked)
+    one_output_per_task(outputs, places)
+    return list(zip(places, outputs, strict=True))
+
+
+def refuse_unfit(problem: Problem) -> None:
+    """Build the network without memory, so that settings that do not fit are refused at once."""
+    with torch.device("meta"):
+        problem.model()
+
+
 def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
     """Refuse a network that has not as many heads as there are tasks.
 
@@ -260,12 +279,10 @@ class ColumnsProblem(RowsProblem):
         self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return the loss of each task."""
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
         labels = self.labels(batch).unbind(dim=1)
         return {
             self.tasks[column]: self.loss(output, labels[column])
-            for column, output in zip(columns, outputs, strict=True)
+            for column, output in paired(self.tasks, outputs, tasks)
         }
 
     def _predicted(

@@ -70,6 +70,11 @@ class Choice:
             f" ({settings})" if settings else ""
         )
 
+    @property
+    def sentence(self) -> str:
+        """A sentence for a problem's description with a space behind it, ``""`` for ``hard``."""
+        return "" if self.name == "hard" else f"Architecture {self.describe()}. "
+
 
 def choose(name: str, settings: Mapping[str, Any] | None = None) -> Choice:
     """Return an architecture with its settings checked and complete.

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ntkmtl.bench.problems._arrays import (
+    ArrayLayout,
     PreparedData,
     beside,
     publish,
+    require_layout,
     write_array,
     write_manifest,
 )
@@ -83,18 +85,13 @@ class Faces:
             ValueError: Something does not fit.
         """
         m = len(self)
-        for name, dtype, shape in (
-            ("images", np.uint8, (m, SIDE, SIDE, 3)),
-            ("labels", np.uint8, (m, len(ATTRIBUTES))),
-            ("partition", np.uint8, (m,)),
-            ("numbers", np.int32, (m,)),
-        ):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of "
-                    f"shape {shape}"
-                )
+        layout: ArrayLayout = {
+            "images": (np.uint8, (m, SIDE, SIDE, 3)),
+            "labels": (np.uint8, (m, len(ATTRIBUTES))),
+            "partition": (np.uint8, (m,)),
+            "numbers": (np.int32, (m,)),
+        }
+        require_layout(vars(self), layout)
         if m == 0 or (np.diff(self.numbers) <= 0).any():
             raise ValueError("the numbers of the images must rise, at least one")
         if self.labels.max() > 1 or self.partition.max() > 2:

@@ -52,6 +52,13 @@ def _initialize(network: nn.Module) -> None:
             nn.init.zeros_(cast("Tensor", module.bias))
 
 
+def _require_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+    if len(widths) != len(depths) or not widths:
+        raise ValueError(
+            f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
+        )
+
+
 def _fitting(images: Tensor, stages: int) -> Tensor:
     """Return the images.
 
@@ -116,11 +123,7 @@ class SegNetNetwork(MultiTaskModel):
         super().__init__()
         if not outputs:
             raise ValueError("a network needs at least one task")
-        if len(widths) != len(depths) or not widths:
-            raise ValueError(
-                "widths and depths must name the same stages. Found "
-                f"{len(widths)} and {len(depths)}."
-            )
+        _require_stages(widths, depths)
         self.kinds: tuple[Kind, ...] = tuple(outputs)
         self.encoder = nn.ModuleList(
             _Stage(before, after, depth)
@@ -349,10 +352,7 @@ def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> 
         >>> segnet.encoder()(segnet.read(torch.zeros(2, 3, 8, 12))).shape
         torch.Size([2, 4, 8, 12])
     """
-    if len(widths) != len(depths) or not widths:
-        raise ValueError(
-            f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
-        )
+    _require_stages(widths, depths)
     return Backbone(
         partial(_stages, tuple(widths), tuple(depths)),
         widths=(*widths, *reversed((widths[0], *widths[:-1]))),

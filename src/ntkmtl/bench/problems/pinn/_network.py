@@ -69,3 +69,10 @@ def gradient(values: Tensor, points: Tensor) -> Tensor:
     """
     (found,) = torch.autograd.grad(values.sum(), points, create_graph=True)
     return found
+
+
+def sloped(field: nn.Module, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points (b, d) that can be differentiated by, u there (b,), and its slope (b, d)."""
+    inside = points.detach().requires_grad_()
+    u = field(inside)[:, 0]
+    return inside, u, gradient(u, inside)

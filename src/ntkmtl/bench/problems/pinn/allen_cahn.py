@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
+from ntkmtl.bench.problems.pinn._network import gradient, sloped
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
 from ntkmtl.errors import imports_for
 
@@ -50,9 +50,7 @@ class AllenCahn(PINN):
         """Return the residuals of the conditions."""
         found: dict[int, Tensor] = {}
         if 0 in wanted:
-            inside = batch[0].detach().requires_grad_()
-            u = field(inside)[:, 0]
-            slope = gradient(u, inside)
+            inside, u, slope = sloped(field, batch[0])
             bend = gradient(slope[:, 1], inside)[:, 1]
             found[0] = slope[:, 0] - DIFFUSION * bend - 5 * (u - u**3)
         if 1 in wanted:

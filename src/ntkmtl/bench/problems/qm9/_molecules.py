@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkmtl.bench.problems._arrays import ArrayLayout, require_layout
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS
 
 if TYPE_CHECKING:
@@ -59,21 +60,16 @@ class Molecules:
             ValueError: Something does not fit, with what was found.
         """
         m, a, b = len(self), int(self.atoms.sum()), int(self.bond_counts.sum())
-        for name, dtype, shape in (
-            ("index", np.int32, (m,)),
-            ("atoms", np.uint8, (m,)),
-            ("numbers", np.uint8, (a,)),
-            ("positions", np.float32, (a, 3)),
-            ("bond_counts", np.uint8, (m,)),
-            ("bonds", np.uint8, (b, 3)),
-            ("targets", np.float64, (m, len(COLUMNS))),
-        ):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of "
-                    f"shape {shape}"
-                )
+        layout: ArrayLayout = {
+            "index": (np.int32, (m,)),
+            "atoms": (np.uint8, (m,)),
+            "numbers": (np.uint8, (a,)),
+            "positions": (np.float32, (a, 3)),
+            "bond_counts": (np.uint8, (m,)),
+            "bonds": (np.uint8, (b, 3)),
+            "targets": (np.float64, (m, len(COLUMNS))),
+        }
+        require_layout(vars(self), layout)
         if m == 0:
             raise ValueError("there are no molecules")
         if (np.diff(self.index) <= 0).any() or self.index[0] < 1 or self.index[-1] > LAST_INDEX:

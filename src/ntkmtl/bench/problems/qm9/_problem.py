@@ -24,6 +24,7 @@ from ntkmtl.bench.problems._supervised import (
     fewer,
     fitted,
     positions,
+    refuse_unfit,
     shares,
     shuffled,
 )
@@ -231,9 +232,7 @@ class QM9(PropertiesProblem):
         self._rows, self._split_said = self._split(order, recipe, folder, split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._labels = self._scaled(torch.from_numpy(np.array(self._molecules.targets)))
-        # Settings that do not fit are refused now, at no cost.
-        with torch.device("meta"):
-            self.model()
+        refuse_unfit(self)
 
     def _split(
         self, order: Tensor, recipe: str, folder: Path, split: str | None
@@ -316,8 +315,7 @@ class QM9(PropertiesProblem):
         """Return one paragraph on data and network."""
         sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
-        hard = self._architecture.name == "hard"
-        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        said = self._architecture.sentence
         return (
             f"Molecules of QM9 ({sizes[0]} for training, {sizes[1]} for validation, {sizes[2]} for "
             "testing) and the 11 properties of the literature's benchmark, "

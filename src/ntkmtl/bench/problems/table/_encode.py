@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,7 @@ class FeatureEncoder:
     own: tuple[str, ...] = ()
     means: tuple[tuple[float, ...], ...] = ()
     prior: tuple[float, ...] = ()
-    keep: tuple[int, ...] = field(default=())
+    keep: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -183,13 +183,9 @@ YEAR = 365.2425
 
 
 def _calendar(days: Array) -> Array:
-    """Return the season of dates: two harmonics of year and week, one of the day; 0 where missing.
+    """Return the season of days since 1970, float64 of shape (10, rows), 0 where missing.
 
-    Args:
-        days: Days since 1970, shape (rows,).
-
-    Returns:
-        float64 of shape (10, rows).
+    These are two harmonics of year and week, and one of the day.
     """
     turns = 2 * np.pi * np.nan_to_num(days)
     angles = [turns / YEAR, 2 * turns / YEAR, turns / 7, 2 * turns / 7, turns]

@@ -74,9 +74,9 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
         >>> types_in('"a, b=number"')
         (('a, b', 'number'),)
     """
-    found: dict[str, str] = {}
     if given is None:
         return ()
+    found: dict[str, str] = {}
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)

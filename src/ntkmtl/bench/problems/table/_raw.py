@@ -45,6 +45,9 @@ class RawColumn:
     declared: str = ""
     levels: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        return len(self.texts) if self.numbers is None else len(self.numbers)
+
 
 @dataclass(frozen=True)
 class RawTable:

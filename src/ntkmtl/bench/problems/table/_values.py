@@ -13,12 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ntkmtl.bench.problems.table._dates import choose_date, date_text, read_dates
-from ntkmtl.bench.problems.table._numbers import (
-    NumberFormat,
-    choose_numbers,
-    common_decimal,
-    read_numbers,
-)
+from ntkmtl.bench.problems.table._numbers import NumberFormat, choose_numbers, read_numbers
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
 
 Array = npt.NDArray[Any]
@@ -177,7 +172,7 @@ def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
 
 def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
     """Look at the first rows of all columns for what they tell about each other."""
-    votes, orders, markers = [], set(), set()
+    decimals, orders, markers = set(), set(), set()
     for column in table.columns.values():
         if column.texts is None or column.declared == "category":
             continue
@@ -191,13 +186,14 @@ def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
             markers |= {text for text in some if text.lower() in WORDS}
             signs = (form.decimal, form.thousands or form.decimal)
             if not unsure and any(sign in text for text in levels for sign in signs):
-                votes.append(form.decimal)
+                decimals.add(form.decimal)
         elif readable == 0:
             date, rival = choose_date(levels, ())
             if date is not None and not rival and "%d" in date and "%m" in date:
                 orders.add(date.index("%d") < date.index("%m"))
+    decimal = decimals.pop() if len(decimals) == 1 else ""
     day_first = orders.pop() if len(orders) == 1 else None
-    return Hints(common_decimal(votes), day_first, frozenset(markers))
+    return Hints(decimal, day_first, frozenset(markers))
 
 
 class ColumnValues:
@@ -386,9 +382,9 @@ class ColumnValues:
             return blank
         self._found("number" if not np.isnan(read).any() else "text", number=number)
         if unsure and number is not None and self.form.kind == "number":
-            other = "," if number.decimal == "." else "."
+            other, word = (",", "comma") if number.decimal == "." else (".", "point")
             self.warnings.append(
-                f"{self.name!r}: {plain[0]} may have a decimal {_sign(other)}; read as "
+                f"{self.name!r}: {plain[0]} may have a decimal {word}; read as "
                 f"{read[0]:.10g} (decimal={other} reads it the other way)"
             )
         return read
@@ -474,7 +470,3 @@ class ColumnValues:
         if self.declared == "date":
             return f"{date_text(low)} to {date_text(high)}"
         return f"{low:.4g} to {high:.4g}"
-
-
-def _sign(sign: str) -> str:
-    return "comma" if sign == "," else "point"
