@@ -74,11 +74,7 @@ ALWAYS = (
     ("initial weights", "uniform, as PyTorch's layers", "Xavier, biases 0"),
     ("heads of mh-sac", "one layer", "two layers of 400, in actor and critics"),
     ("task encoder of mtl-sac-te", "one for the actor, one for the critics", "one for both"),
-    (
-        "gradient of the temperature",
-        "the plain mean",
-        "that of the method in CAGrad and FairGrad",
-    ),
+    ("gradient of the temperature", "the plain mean", "that of the method in CAGrad and FairGrad"),
 )
 """What differs under every recipe: setting, here, in the published code."""
 

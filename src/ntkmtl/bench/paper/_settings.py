@@ -98,7 +98,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
 
 SUMMARIES = {
     "mt10": "published with 2,000,000 vector steps, 10 seeds, Meta-World V1; today's V3 tasks are "
-    "not comparable",
+    "not comparable"
 }
 """One line on what the paper trained, by problem without :data:`PUBLISHED` settings."""
 

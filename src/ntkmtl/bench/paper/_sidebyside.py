@@ -151,12 +151,7 @@ def _better(column: PaperColumn) -> str:
 
 
 def side_by_side(result: PaperResult, found: Sequence[Measured]) -> SideBySide:
-    """Put a table of the paper beside what was measured for it.
-
-    Args:
-        result: The table.
-        found: What was measured, one entry per problem that was run.
-    """
+    """Put a table of the paper beside what was measured for it, one entry per problem."""
     source = table(result.number)
     columns = _columns(source, found)
     measured = _measured_entries(source, columns, found)

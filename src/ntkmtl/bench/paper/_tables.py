@@ -352,11 +352,7 @@ _HEADS: Mapping[int, tuple[str, tuple[PaperColumn, ...], tuple[str, ...]]] = {
             _RANKED + " Only reproduced rows are ranked. Δm% takes STL of the same kind of row.",
         ),
     ),
-    7: (
-        "CityScapes, 2 tasks",
-        (*_SEGMENTATION_AND_DEPTH, _MR, _DELTA_M),
-        (_THREE_SEEDS, _RANKED),
-    ),
+    7: ("CityScapes, 2 tasks", (*_SEGMENTATION_AND_DEPTH, _MR, _DELTA_M), (_THREE_SEEDS, _RANKED)),
     8: (
         "CityScapes and CelebA with standard errors",
         (*_SEGMENTATION_AND_DEPTH, _CITYSCAPES_DELTA_M, _CELEBA_DELTA_M),

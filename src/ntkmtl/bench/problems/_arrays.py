@@ -106,8 +106,7 @@ def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str
             "sha256": file_digest(path),
         }
     write_json(
-        folder / MANIFEST,
-        {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)},
+        folder / MANIFEST, {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)}
     )
 
 

@@ -428,11 +428,8 @@ def _picture(simulator: Any) -> Any:
 
 def _simulator(name: str, render: int) -> Any:
     kinds = _metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS
-    shown = (
-        {"render_mode": "rgb_array", "camera_name": "corner2", "width": render} if render else {}
-    )
-    if render:
-        shown["height"] = render
+    shown = {"render_mode": "rgb_array", "camera_name": "corner2", "width": render}
+    shown = {**shown, "height": render} if render else {}
     return kinds[f"{_known(name)}-v3"](reward_function_version="v2", **shown)
 
 

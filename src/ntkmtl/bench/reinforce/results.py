@@ -208,31 +208,22 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
             by_task = {task: run for run in own for task in run.config.tasks}
             if set(by_task) != set(tasks):
                 continue
-            columns = [
-                [epoch.val[by_task[task].config.tasks.index(task)] for epoch in run_history]
-                for task in tasks
-                for run_history in (by_task[task].history,)
-            ]
+            columns = [_curve(by_task[task], task) for task in tasks]
             curves.append(np.array(columns, dtype=np.float64).T)
             seeds.append(seed)
         if not curves:
             continue
-        steps = tuple(
-            first["evaluate_every"] * (number + 1) for number in range(curves[0].shape[0])
-        )
-        found.append(
-            Success(
-                variant,
-                tuple(seeds),
-                tasks,
-                steps,
-                np.stack(curves),
-                runs[0].config.recipe["reduced"],
-            )
-        )
+        every, reduced = first["evaluate_every"], runs[0].config.recipe["reduced"]
+        steps = tuple(every * (number + 1) for number in range(len(curves[0])))
+        found.append(Success(variant, tuple(seeds), tasks, steps, np.stack(curves), reduced))
     if not found:
         raise ValueError(f"{folder} holds no seed with all {SINGLE_TASK} runs complete")
     return found
+
+
+def _curve(run: Run, task: str) -> list[float]:
+    place = run.config.tasks.index(task)
+    return [epoch.val[place] for epoch in run.history]
 
 
 HEADS = (

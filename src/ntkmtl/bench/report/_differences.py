@@ -32,9 +32,6 @@ def differing_settings(runs: ProblemRuns) -> list[Difference]:
 
     What tells runs apart by design is left out: method, seed, and the task of a single-task
     network. The options of a method are compared between its own runs only.
-
-    Args:
-        runs: The problem's runs.
     """
     entries = [(run, dict(_settings(run.config))) for run in runs.done]
     totals = Counter(run.config.method for run, _ in entries)

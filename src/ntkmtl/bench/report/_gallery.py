@@ -42,9 +42,6 @@ def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
     Of numbers and classes the samples that are furthest off are shown, of images of pixels frames
     evenly spaced over the split.
 
-    Args:
-        runs: The problem's runs.
-
     Raises:
         ValueError: No run kept its network, the problem cannot be created, or says no labels.
     """

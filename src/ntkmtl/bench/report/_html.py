@@ -75,12 +75,7 @@ def write_html(
         page["gallery"] = _gallery(runs) if gallery else None
         pages.append(page)
         data.append(data_of(runs, table))
-    text = page_text(
-        "report",
-        data,
-        pages=pages,
-        title=" · ".join(page["name"] for page in pages),
-    )
+    text = page_text("report", data, pages=pages, title=" · ".join(p["name"] for p in pages))
     path = Path(output) if output is not None else Path(runs_dir) / "report.html"
     write_text(path, text)
     return path
@@ -105,7 +100,7 @@ def page_text(name: str, data: Any, **context: Any) -> str:
         MissingExtraError: plotly or jinja2 is not installed.
     """
     with imports_for("the HTML report"):
-        import jinja2
+        import jinja2  # noqa: F401
         from plotly.offline import get_plotlyjs
 
     drawing = "\n".join(_read(_TEMPLATES / script) for script in _SCRIPTS[name])
@@ -113,22 +108,30 @@ def page_text(name: str, data: Any, **context: Any) -> str:
     scripts = [
         script.replace("\r\n", "\n").replace("\r", "\n") for script in (get_plotlyjs(), drawing)
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"{name}.html.jinja").render(
-        version=__version__,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    return rendered(
+        _TEMPLATES / f"{name}.html.jinja",
         css=_read(_TEMPLATES / "report.css"),
         scripts=scripts,
         hashes=[_hash(script) for script in scripts],
         data=embed(data),
         **context,
     )
+
+
+def rendered(template: Path, **context: Any) -> str:
+    """Return a template of jinja2 with this version, the time and ``context``, all escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    page = environment.get_template(template.name)
+    return page.render(version=__version__, written=written, **context)
 
 
 def _read(path: Path) -> str:

@@ -28,12 +28,7 @@ _PINNED = ("mean_rank", "delta_m")
 
 
 def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
-    """Return what the template shows of one problem.
-
-    Args:
-        runs: The problem's runs.
-        table: Their table.
-    """
+    """Return what the template shows of one problem."""
     heads, rows = layout(table)
     # Metrics come last, as there may be many: MR, Delta-m and time would be far out of sight.
     heads = heads[-3:] + heads[:-3]

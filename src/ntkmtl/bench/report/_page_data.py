@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 def data_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     """Return what the charts of one problem draw, and the table as files to save.
 
-    Args:
-        runs: The problem's runs.
-        table: Their table.
-
     Raises:
         RunFileError: A history or the steps of a run cannot be read.
     """

@@ -8,14 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntkmtl.bench.runs import (
-    REQUEST,
-    IncompleteRun,
-    Run,
-    RunFileError,
-    load_runs,
-    read_json,
-)
+from ntkmtl.bench.runs import REQUEST, IncompleteRun, Run, RunFileError, load_runs, read_json
 
 
 @dataclass(frozen=True)
@@ -109,11 +102,7 @@ def _data_key(run: Run) -> tuple[str, str]:
 
 
 def _names(complete: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """Return the name of each table: its problem's, with its file or folder where several share it.
-
-    Args:
-        complete: Complete runs.
-    """
+    """Return each table's name: its problem's, with its file or folder where several share it."""
     first: dict[tuple[str, str], Run] = {}
     for run in complete:
         first.setdefault(_data_key(run), run)

@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 def sharing_note(columns: Sequence[MetricColumn], rows: Sequence[MethodRow]) -> str:
     """Return in which metrics the method of lowest mean rank beats the single-task networks.
 
-    A difference counts where it is more than two standard errors of itself.
-
-    Args:
-        columns: The metrics.
-        rows: The rows of the table; ``""`` is returned where there are no single-task networks.
+    A difference counts where it is more than two standard errors of itself. Without rows of
+    single-task networks the sentence is ``""``.
     """
     alone = next((row for row in rows if row.is_baseline), None)
     ranked = [row for row in rows if row.mean_rank is not None]

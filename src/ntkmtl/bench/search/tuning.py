@@ -17,15 +17,7 @@ from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Problem
-from ntkmtl.bench.runs import (
-    CHECKPOINT,
-    CONFIG,
-    SCHEMA,
-    SINGLE_TASK,
-    STUDY,
-    load_run,
-    run_folder,
-)
+from ntkmtl.bench.runs import CHECKPOINT, CONFIG, SCHEMA, SINGLE_TASK, STUDY, load_run, run_folder
 from ntkmtl.bench.runs.folder import remove_checkpoints
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.search.parameters import RATE, Value, method_options_of, option_of, parameters_of
@@ -218,12 +210,7 @@ def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
         given = asked.method_options.get(name, {})
         scales = search.scales if name == "fixed" else None
         parameters = parameters_of(
-            name,
-            problem.tasks,
-            recipe,
-            length=search.length,
-            given=given,
-            wide=scales is not None,
+            name, problem.tasks, recipe, length=search.length, given=given, wide=scales is not None
         )
         for option in dict.fromkeys(map(option_of, parameters)):
             if option in given:

@@ -12,14 +12,7 @@ from ntkmtl.bench.jobs.engine import Engine, Failure
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Problem
-from ntkmtl.bench.runs import (
-    RESULT,
-    SINGLE_TASK,
-    RunInterrupted,
-    RunMetric,
-    load_run,
-    run_folder,
-)
+from ntkmtl.bench.runs import RESULT, SINGLE_TASK, RunInterrupted, RunMetric, load_run, run_folder
 from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished

@@ -54,10 +54,7 @@ class Cityscapes(DenseProblem):
     layout: ClassVar[Layout] = _source.LAYOUT
     load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=2, training=400, testing=100)
-    frames_needed: ClassVar[tuple[int, int]] = (
-        _source.FRAMES["train"],
-        _source.FRAMES["test"],
-    )
+    frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = "Street scenes of CityScapes with 7 classes and disparity"
     augmentations: ClassVar[Mapping[str, int | None]] = {
         "published": -1,

@@ -53,10 +53,7 @@ class NYUv2(DenseProblem):
     layout: ClassVar[Layout] = _source.LAYOUT
     load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=4, training=199, testing=164)
-    frames_needed: ClassVar[tuple[int, int]] = (
-        _source.FRAMES["train"],
-        _source.FRAMES["test"],
-    )
+    frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = (
         "Indoor frames of NYUv2 with 13 classes, depth in meters and surface normals"
     )

@@ -141,11 +141,7 @@ class MoleculeReadout(nn.Module):
 
 
 def _passed(
-    batch: Graphs,
-    embed: nn.Linear,
-    convolve: _EdgeConvolution,
-    update: nn.GRUCell,
-    rounds: int,
+    batch: Graphs, embed: nn.Linear, convolve: _EdgeConvolution, update: nn.GRUCell, rounds: int
 ) -> Tensor:
     present = batch.present[:, :, None]
     state = torch.relu(embed(batch.nodes)) * present

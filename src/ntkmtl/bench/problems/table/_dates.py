@@ -9,10 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array
 
 ISO = "ISO8601"
 """Dates as 2024-12-31, with or without a time."""

@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ntkmtl.bench.problems.table._columns import Feature
+from ntkmtl.bench.problems.table._raw import Array
 from ntkmtl.bench.problems.table._values import ColumnFormat
-
-Array = npt.NDArray[Any]
 
 CLIP = 10.0
 """Standardized inputs are cut off at so many standard deviations from the training mean."""

@@ -29,10 +29,7 @@ class ResidualBlock(nn.Module):
 
 def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Module]:
     """Make the layers of the trunk: a linear one, and residual blocks."""
-    return [
-        nn.Linear(inputs, width),
-        *(ResidualBlock(width, dropout) for _ in range(depth - 1)),
-    ]
+    return [nn.Linear(inputs, width), *(ResidualBlock(width, dropout) for _ in range(depth - 1))]
 
 
 def _inputs(batch: RowBatch) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array
 
 MAX_LENGTH = 100
 """Most characters of a number with its signs."""

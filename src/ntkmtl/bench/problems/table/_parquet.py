@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ntkmtl.bench.problems.table._raw import (
-    RawColumn,
-    TableError,
-    check_names,
-    clean_name,
-    shorten,
-)
+from ntkmtl.bench.problems.table._raw import RawColumn, TableError, check_names, clean_name, shorten
 from ntkmtl.errors import imports_for
 
 

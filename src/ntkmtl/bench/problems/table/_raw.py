@@ -16,6 +16,8 @@ with imports_for("table"):
     import pandas as pd
     import psutil
 
+Array = npt.NDArray[Any]
+
 CHUNK = 50_000
 """Rows that are held as Python strings at a time."""
 MAX_CELL = 131_072

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
-from ntkmtl.bench.problems.table._raw import TableError
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array, TableError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = 0, 1, 2

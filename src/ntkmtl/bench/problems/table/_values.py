@@ -14,9 +14,7 @@ import pandas as pd
 
 from ntkmtl.bench.problems.table._dates import choose_date, date_text, read_dates
 from ntkmtl.bench.problems.table._numbers import NumberFormat, choose_numbers, read_numbers
-from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, shorten
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array, RawColumn, RawTable, TableError, shorten
 
 MISSING = frozenset(("", "?", "nan", "<na>", "#n/a"))
 """Strings that stand for a missing value, in small letters."""
