@@ -68,12 +68,7 @@ def weigh(
         from ntkmtl.bench.training.weigh import weigh_problem
 
         found = find_problem(problem, **made_with.options())
-        recipe = changed_recipe(
-            found.recipe,
-            epochs=changed.epochs,
-            batch_size=changed.batch_size,
-            learning_rate=changed.lr,
-        )
+        recipe = changed_recipe(found.recipe, **changed.changes())
         constants = weigh_problem(
             found,
             percent=percent,

@@ -13,7 +13,7 @@ from torch import Tensor
 from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._study import FRACTION, MethodRecord, Study
-from ntkmtl.bench.report._words import seeds_text
+from ntkmtl.bench.report._words import seeds_text, short
 from ntkmtl.files import write_text
 
 _POINTS = 400
@@ -137,7 +137,7 @@ def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
 
     def lines(values: Tensor) -> list[list[float | None]]:
         means = torch.stack([values[window].nanmean(dim=0) for window in windows])
-        return [[_short(value) for value in column] for column in means.T.tolist()]
+        return [[short(value) for value in column] for column in means.T.tolist()]
 
     grouping = record.grouping(groups)
     return {
@@ -159,14 +159,9 @@ def _affinity(record: MethodRecord) -> list[dict[str, Any]]:
             "first": int(record.step[window[0]]),
             "last": int(record.step[window[-1]]),
             "values": [
-                [_short(value) for value in row]
+                [short(value) for value in row]
                 for row in record.affinity[window].nanmean(dim=0).tolist()
             ],
         }
         for window in windows
     ]
-
-
-def _short(value: float) -> float | None:
-    """Return a number with as many digits as a chart can show."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,3 +62,8 @@ def seeds_text(seeds: Sequence[int], most: int = 10) -> str:
     """
     more = [*map(str, seeds[:most]), *(["…"] if len(seeds) > most else [])]
     return f"{count(len(seeds), 'seed')}: {', '.join(more)}"
+
+
+def short(value: float | None) -> float | None:
+    """Return a number with as many digits as a chart can show, None where it is not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

@@ -151,15 +151,10 @@ def _eigenvalues(
     with refusing(ValueError):
         from dataclasses import replace
 
-        from ntkmtl.bench.training import changed_recipe
+        from ntkmtl.bench.training.comparison import recipe_of
         from ntkmtl.bench.training.identity import steps_per_epoch
 
-        recipe = changed_recipe(
-            prepared.problem.recipe,
-            epochs=comparison.epochs,
-            batch_size=comparison.batch_size,
-            learning_rate=comparison.learning_rate,
-        )
+        recipe = recipe_of(comparison, prepared.problem)
         total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
         record = {"every": every or max(1, total // 60), "source": "exact"}
         comparison = replace(comparison, record=record)
