@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Verdict = Literal["exact", "within rounding", "differs", "not printed"]
 
-# Kept off half a unit by a hair, so that 27.60 and 27.61 never meet at 27.605.
+# A little less than half a unit, so that 27.60 and 27.61 never meet at 27.605.
 _ALMOST = 1 - 1e-6
 
 

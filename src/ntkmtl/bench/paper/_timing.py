@@ -113,8 +113,8 @@ def measure(
 ) -> tuple[list[Timed], dict[str, Any]]:
     """Time training steps of several methods, as :func:`ntkmtl.bench.training.train` does them.
 
-    The methods take turns of a few steps, LS just before each: what else the machine does meets
-    both, and the ratio is of the two.
+    The methods take turns of a few steps, LS just before each: other load on the machine slows
+    both, and the ratio compares the two.
 
     Args:
         prepared: The problem and the methods.
@@ -213,7 +213,7 @@ def _warmed_up(
 def _take_turns(
     loops: Sequence[_Loop], steps: int, turns: int, progress: Callable[[str], None]
 ) -> None:
-    """Time a few steps of each method in turn, LS just before each: noise meets both alike."""
+    """Time a few steps of each method in turn, LS just before each, so that load slows both."""
     reference = loops[0]
     for turn in range(turns):
         progress(f"turn {turn + 1} of {turns}")

@@ -79,10 +79,10 @@ def refuse_unfit(problem: Problem) -> None:
 
 
 def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
-    """Refuse a network that has not as many heads as there are tasks.
+    """Check that a network has one head per task.
 
     Raises:
-        ValueError: It has not.
+        ValueError: It has more or fewer.
     """
     if len(outputs) != len(tasks):
         raise ValueError(f"{len(outputs)} outputs for {len(tasks)} tasks")
@@ -131,7 +131,7 @@ def shuffled(label: str, numbers: Iterable[int]) -> Tensor:
     of ``"LABEL NUMBER"``.
 
     Args:
-        label: A text of the problem's own.
+        label: A string that no other problem uses.
         numbers: One per sample.
 
     Returns:

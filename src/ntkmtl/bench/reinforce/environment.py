@@ -106,7 +106,7 @@ class Simulator(Protocol):
         """Take over what :meth:`state_dict` returned."""
 
     def close(self) -> None:
-        """Let go of the simulators."""
+        """Close the simulators."""
 
 
 class RewardScale:
@@ -344,7 +344,7 @@ class MetaWorld:
         self._clock = None
 
     def close(self) -> None:
-        """Let go of the simulators."""
+        """Close the simulators."""
         for simulator in self._made:
             simulator.close()
 

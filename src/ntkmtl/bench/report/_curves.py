@@ -1,4 +1,4 @@
-"""Learning curves: what each epoch came to, over seeds and by single seeds, thinned."""
+"""Learning curves: means over seeds and single seeds by epoch, thinned."""
 
 from __future__ import annotations
 

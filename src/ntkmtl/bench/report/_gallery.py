@@ -33,7 +33,7 @@ LOOKED_AT = 1_000
 _WORST = 8
 _FRAMES = 4
 _TASKS = 4
-"""Tasks told of a sample: those that are furthest off."""
+"""Tasks shown of a sample: those with the largest errors."""
 
 
 def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _number(value: float) -> str:
 
 
 def _seen(sample: Sample) -> list[tuple[str, str]]:
-    """Return pictures of a sample as addresses with captions, "" for the sample itself."""
+    """Return pictures of a sample as data URLs with captions, "" for the sample itself."""
     if sample.image is not None:
         return [(rgb_picture(_array(sample.image)), "")]
     if sample.atoms is not None:

@@ -19,7 +19,7 @@ class ProblemRuns:
         problem: Its name.
         multi: Complete runs by method and seed.
         single: Complete runs of the single-task baselines by task and seed.
-        open: ProblemRuns without a result.
+        open: Runs without a result.
         asked: Methods in the order to show them.
         data_file: Name of the file that the data are from, where that is known.
     """

@@ -85,7 +85,7 @@ def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dic
 
 
 def _key(item: Any) -> str:
-    """Return a text that equal JSON values share; most are plain ones, in a thousand runs each."""
+    """Return a key that equal JSON values share; the many plain values do without JSON."""
     return repr(item) if type(item) in (int, str, bool) else json.dumps(item, sort_keys=True)
 
 

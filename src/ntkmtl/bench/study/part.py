@@ -1,4 +1,4 @@
-"""What all parts of one problem's share of a study have in common."""
+"""One problem's part of a study: what single-task networks and methods share."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ DIVERGED = ("NonFiniteError", "FloatingPointError")
 
 @dataclass
 class StudyOutcome:
-    """The outcome of a sitting.
+    """The outcome of one call.
 
     Attributes:
-        written: Results that were written now, as ``problem/method``.
+        written: Results that this call wrote, as ``problem/method``.
         known: Number of results that were there before.
         failures: Runs that failed, without those that diverged.
         interrupted: Whether it was stopped.

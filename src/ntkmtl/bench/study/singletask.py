@@ -19,7 +19,7 @@ __all__ = ["SingleTasks", "rates"]
 
 
 FINAL_RATES = 3
-"""Learning rates that final runs are trained with at most, until one keeps what its trial said."""
+"""Most learning rates of final runs, tried in turn until one does as well as its trial."""
 
 
 def rates(start: float, trials: int) -> list[float]:

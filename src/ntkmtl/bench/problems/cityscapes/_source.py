@@ -52,8 +52,8 @@ def prepare(
 ) -> str:
     """Bring the released files of CityScapes into prepared arrays.
 
-    Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call goes
-    on where it was.
+    Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call
+    continues from there.
 
     Args:
         source: The released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and

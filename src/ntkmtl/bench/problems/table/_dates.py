@@ -74,7 +74,7 @@ def choose_date(
     """Return the format of dates, and another one that the strings do not rule out.
 
     Where day and month could change places, the file's other columns decide; then the rows, if they
-    are in the order of one reading alone; then custom: days first with dots and dashes, months
+    are in the order of one reading alone; then convention: days first with dots and dashes, months
     first with slashes.
 
     Args:

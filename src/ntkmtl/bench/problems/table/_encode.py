@@ -85,7 +85,7 @@ class FeatureEncoder:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FeatureEncoder:
-        """Return what :meth:`to_json` was called on."""
+        """Recreate the encoder from :meth:`to_json`."""
         found: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
         }

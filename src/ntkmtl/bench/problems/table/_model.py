@@ -13,7 +13,7 @@ from ntkmtl.bench.problems.table._batch import RowBatch
 
 
 class ResidualBlock(nn.Module):
-    """z plus a perceptron of z with one hidden layer: what is linear passes by."""
+    """z plus a perceptron of z with one hidden layer."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TableNet(MultiTaskModel):
 
     Args:
         inputs: Numbers that describe a row.
-        outputs: Numbers that each head says: 1 for regression, the number of classes otherwise.
+        outputs: Outputs of each head: 1 for regression, the number of classes otherwise.
         width: Width of every layer, and so size d of the shared representation z.
         depth: Number of layers of the trunk, the linear one included.
         dropout: Probability of dropping an entry of a block's hidden layer.

@@ -102,10 +102,10 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
 
 
 def check_ranges(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
-    """Refuse what is no whole number in its range.
+    """Check whole numbers against their ranges.
 
     Raises:
-        TableError: One is none.
+        TableError: One is no whole number, or out of its range.
     """
     for key, (value, low, high) in ranges.items():
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -113,10 +113,10 @@ def check_ranges(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
 
 
 def check_shares(val: Any, test: Any, dropout: Any) -> None:
-    """Refuse shares that are none, or leave nothing to train on.
+    """Check the shares of rows for validation and testing, and the dropout.
 
     Raises:
-        TableError: They are so.
+        TableError: One is out of range, or no row is left to train on.
     """
     for key, share in (("val", val), ("test", test), ("dropout", dropout)):
         low_open = key != "dropout"

@@ -23,10 +23,10 @@ def check_reading(
     decimal: str | None = None,
     thousands: str | None = None,
 ) -> None:
-    """Refuse options of reading that make no sense, before anything is read.
+    """Check the options of reading before anything is read.
 
     Raises:
-        TableError: One makes none.
+        TableError: One is invalid.
     """
     suffix = path.suffix.lower()
     if suffix not in (*CSV, *PARQUET, *ARFF):

@@ -88,7 +88,7 @@ class ColumnFormat:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ColumnFormat:
-        """Return what :meth:`to_json` was called on."""
+        """Recreate the format from :meth:`to_json`."""
         return cls(
             **{
                 **content,
@@ -105,7 +105,7 @@ class ColumnFormat:
         return f"written {self.date}" if self.kind == "date" and self.date[:1] == "%" else ""
 
     def key(self, level: str) -> str:
-        """Return what equal levels share."""
+        """Return a key that equal levels share."""
         return level if self.case_sensitive else folded(level)
 
     def numbers(self, levels: Sequence[str]) -> Array:
@@ -153,7 +153,7 @@ PLAIN = ColumnFormat("number")
 
 
 def folded(level: str) -> str:
-    """Return what strings share that are equal but for case and for how accents are stored."""
+    """Return a key for strings that are equal but for case and how accents are encoded."""
     return unicodedata.normalize("NFC", level).casefold()
 
 
