@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -202,8 +202,7 @@ def _decoded(content: bytes, name: str, colour: bool) -> NDArray[np.uint8]:
                     f"it is {image.mode} of {image.size[1]} x {image.size[0]}, not {mode} of "
                     f"{SIZE[0]} x {SIZE[1]}"
                 )
-            pixels: Any = np.asarray(image)
+            decoded: NDArray[np.uint8] = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
-    decoded: NDArray[np.uint8] = pixels
     return decoded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,6 +54,16 @@ class Molecules:
     def __len__(self) -> int:
         return len(self.index)
 
+    @cached_property
+    def first_atoms(self) -> NDArray[np.int64]:
+        """First atom of each molecule, shape (m,)."""
+        return _firsts(self.atoms)
+
+    @cached_property
+    def first_bonds(self) -> NDArray[np.int64]:
+        """First bond of each molecule, shape (m,)."""
+        return _firsts(self.bond_counts)
+
     def check(self) -> None:
         """Check counts, shapes and ranges.
 
@@ -99,13 +110,8 @@ class Molecules:
 
     def take(self, rows: NDArray[np.int64]) -> Molecules:
         """Return the molecules at ``rows``, in that order."""
-
-        def parts(counts: NDArray[np.uint8]) -> NDArray[np.int64]:
-            ends = np.cumsum(counts.astype(np.int64))
-            starts = ends - counts
-            return np.concatenate([np.arange(starts[row], ends[row]) for row in rows])
-
-        atoms, bonds = parts(self.atoms), parts(self.bond_counts)
+        atoms = _ranges(self.first_atoms[rows], self.atoms[rows])
+        bonds = _ranges(self.first_bonds[rows], self.bond_counts[rows])
         return Molecules(
             self.index[rows],
             self.atoms[rows],
@@ -115,3 +121,11 @@ class Molecules:
             self.bonds[bonds],
             self.targets[rows],
         )
+
+
+def _firsts(counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.cumsum(counts, dtype=np.int64) - counts
+
+
+def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(i, i + n) for i, n in zip(firsts, counts, strict=True)])

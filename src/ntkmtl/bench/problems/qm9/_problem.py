@@ -85,18 +85,19 @@ def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
         rows: Which of them, int64 of shape (b,).
     """
     picked = rows.numpy()
-    starts = _starts(molecules)
     sizes = molecules.atoms[picked].astype(np.int64)
     most = int(sizes.max())
     inside = np.arange(most) < sizes[:, None]
-    atoms = np.where(inside, starts.atoms[picked][:, None] + np.arange(most), 0)
+    atoms = np.where(inside, molecules.first_atoms[picked][:, None] + np.arange(most), 0)
     numbers = torch.from_numpy(np.where(inside, molecules.numbers[atoms], 0).astype(np.int64))
     places = torch.from_numpy(molecules.positions[atoms])
 
     counts = molecules.bond_counts[picked].astype(np.int64)
     molecule = np.repeat(np.arange(len(picked)), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    bonds = molecules.bonds[np.repeat(starts.bonds[picked], counts) + within].astype(np.int64)
+    bonds = molecules.bonds[np.repeat(molecules.first_bonds[picked], counts) + within].astype(
+        np.int64
+    )
     first, second, order = (torch.from_numpy(column.copy()) for column in bonds.T)
     order_of = torch.zeros(len(picked), most, most, dtype=torch.int64)
     at = torch.from_numpy(molecule)
@@ -120,24 +121,6 @@ def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
     )
     edges = torch.cat([kinds.float(), distance[..., None]], dim=-1)
     return Graphs(nodes, edges, linked, present)
-
-
-class _Starts(NamedTuple):
-    atoms: np.ndarray[Any, np.dtype[np.int64]]
-    bonds: np.ndarray[Any, np.dtype[np.int64]]
-
-
-def _starts(molecules: Molecules) -> _Starts:
-    found: _Starts | None = molecules.__dict__.get("_starts")
-    if found is None:
-        counted = [
-            np.cumsum(counts, dtype=np.int64) - counts
-            for counts in (molecules.atoms, molecules.bond_counts)
-        ]
-        found = _Starts(*counted)
-        # Kept with the molecules, which never change.
-        molecules.__dict__["_starts"] = found
-    return found
 
 
 class _Loaded(NamedTuple):
@@ -305,7 +288,7 @@ class QM9(PropertiesProblem):
     def sample(self, split: Split, index: int) -> Sample:
         """Return a molecule, called by its GDB index."""
         row = int(self._rows[split][index])
-        start, count = int(_starts(self._molecules).atoms[row]), int(self._molecules.atoms[row])
+        start, count = int(self._molecules.first_atoms[row]), int(self._molecules.atoms[row])
         numbers = self._molecules.numbers[start : start + count].astype(np.int64)
         places = np.array(self._molecules.positions[start : start + count])
         name = f"molecule {self._molecules.index[row]}"
