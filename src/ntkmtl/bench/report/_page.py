@@ -157,15 +157,15 @@ def section_of(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str,
 def _lead(table: ResultTable) -> list[tuple[str, str, str]]:
     """Return who leads in Delta-m and in MR: what, the method, its number."""
     ranked = [row for row in table.rows if not row.is_baseline]
-    found = []
-    known = [row for row in ranked if row.delta_m is not None and math.isfinite(row.delta_m.mean)]
     if len(ranked) < 2:
         return []
+    found = []
+    known = [(row.delta_m, row.label) for row in ranked if row.delta_m is not None]
+    known = [(delta, label) for delta, label in known if math.isfinite(delta.mean)]
     if known:
-        best = min(known, key=lambda row: row.delta_m.mean if row.delta_m else math.inf)
-        assert best.delta_m is not None
-        spread = "" if best.delta_m.stderr is None else f" ± {best.delta_m.stderr:.2f}"
-        found.append(("Lowest Δm", best.label, _minus(f"{best.delta_m.mean:.2f}{spread} %")))
+        delta, label = min(known, key=lambda pair: pair[0].mean)
+        spread = "" if delta.stderr is None else f" ± {delta.stderr:.2f}"
+        found.append(("Lowest Δm", label, _minus(f"{delta.mean:.2f}{spread} %")))
     best = min(ranked, key=lambda row: row.mean_rank or math.inf)
     found.append(("Lowest mean rank", best.label, f"{best.mean_rank or 0:.2f}"))
     return [(what, printable(method), number) for what, method, number in found]

@@ -147,8 +147,8 @@ def rank_test(methods: Sequence[str], means: Sequence[Sequence[float]]) -> Ranki
     pairs = posthocs().posthoc_nemenyi_friedman(table).to_numpy()
     return Ranking(
         methods=list(methods),
-        ranks=[float(rank) for rank in ranks],
+        ranks=ranks.tolist(),
         p_value=float(friedmanchisquare(*table.T).pvalue),
-        pairs=[[float(p) for p in row] for row in pairs],
+        pairs=pairs.tolist(),
         problems=len(table),
     )

@@ -24,14 +24,11 @@ class Cityscapes(DenseProblem):
         recipe: ``"paper"``: 2,975 and 500 frames of 128 x 256 and the network at its published
             width. ``"small"``: at most 400 and 100 of them at 64 x 128, and three stages of 8 to
             32 channels.
-        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
-        architecture: There.
-        protocol: There.
         augmentation: ``"published"``: random crops, enlarged by s of 1, 1.2 or 1.5, whose
             disparity is divided by s, and mirroring. ``"geometric"``: disparity is multiplied by s
             instead, as it grows where things come nearer. ``"none"``.
-        architecture_options: There.
-        split: There.
+
+    The other arguments are those of :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.

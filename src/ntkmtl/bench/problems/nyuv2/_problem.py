@@ -24,13 +24,10 @@ class NYUv2(DenseProblem):
         recipe: ``"paper"``: 795 and 654 frames of 288 x 384 and the network at its published width.
             ``"small"``: at most 199 and 164 of them at 72 x 96, and three stages of 8 to 32
             channels.
-        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
-        architecture: There.
-        protocol: There.
         augmentation: ``"geometric"``: random crops, enlarged by 1, 1.2 or 1.5, and mirroring, see
             :func:`ntkmtl.bench.problems.dense._labels.augment`. ``"none"``.
-        architecture_options: There.
-        split: There.
+
+    The other arguments are those of :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.
