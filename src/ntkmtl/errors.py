@@ -5,11 +5,13 @@ This module does not import torch, as the command line uses it before torch is n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["MissingExtraError", "NonFiniteError", "missing_extra"]
+__all__ = ["MissingExtraError", "NonFiniteError", "imports_for", "missing_extra"]
 
 
 class NonFiniteError(FloatingPointError):
@@ -109,3 +111,24 @@ def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraErro
         f"Install it with: pip install 'ntkmtl[{extra}]'",
         name=error.name,
     )
+
+
+@contextlib.contextmanager
+def imports_for(what: str, extra: str = "bench") -> Iterator[None]:
+    """Import optional dependencies in the body; see :func:`missing_extra`.
+
+    Raises:
+        MissingExtraError: One is not installed.
+
+    Example:
+        >>> with imports_for("a page"):
+        ...     import no_such_module
+        Traceback (most recent call last):
+        ...
+        ntkmtl.errors.MissingExtraError: a page needs no_such_module, which is not installed. \
+Install it with: pip install 'ntkmtl[bench]'
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise missing_extra(what, extra, error) from error

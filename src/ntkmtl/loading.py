@@ -1,4 +1,4 @@
-"""Importing a class that a user names by module or by file.
+"""Importing a class that a user names by module or by file, and names on their first use.
 
 This module does not import torch.
 """
@@ -10,11 +10,12 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-__all__ = ["LoadError", "load_class", "place_of"]
+__all__ = ["LoadError", "load_class", "on_first_use", "place_of"]
 
 _Class = TypeVar("_Class", bound=type[Any])
 
@@ -154,3 +155,31 @@ def place_of(error: BaseException) -> str:
     own = [f for f in frames if not f.filename.startswith(libraries)]
     own = [f for f in own if "site-packages" not in f.filename] or own
     return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
+def on_first_use(
+    package: str, homes: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` of a package that imports its names on first use.
+
+    Args:
+        package: Its ``__name__``.
+        homes: Names by the module that defines them, which is relative to the package; its own
+            last name stands for itself.
+
+    Example:
+        >>> __getattr__, __dir__ = on_first_use("ntkmtl", {".metrics": ["delta_m", "mean_rank"]})
+        >>> __getattr__("delta_m").__module__, __dir__()
+        ('ntkmtl.metrics', ['delta_m', 'mean_rank'])
+    """
+    home_of = {name: module for module, names in homes.items() for name in names}
+
+    def find(name: str) -> Any:
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = importlib.import_module(home_of[name], package)
+        value = home if home_of[name].endswith(f".{name}") else getattr(home, name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return find, lambda: sorted(home_of)

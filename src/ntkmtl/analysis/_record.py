@@ -96,7 +96,8 @@ class Recorder:
         minibatches: int | None = None,
         pooling: Pooling | None = None,
     ) -> None:
-        for name, value in (("every", every), ("minibatches", minibatches)):
+        given: tuple[tuple[str, Any], ...] = (("every", every), ("minibatches", minibatches))
+        for name, value in given:
             if name == "minibatches" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral):

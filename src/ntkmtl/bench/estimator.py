@@ -275,7 +275,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             )
         for name in ("validation_fraction", "learning_rate"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
+            if isinstance(value, bool) or not isinstance(value, Real):
                 raise ValueError(f"{name} must be a number. Found {value!r}.")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
@@ -533,7 +533,7 @@ def _standardized(values: Array, center: Array, scale: Array) -> Array:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
 
 
 def _kind_of(column: Array) -> Kind:

@@ -368,7 +368,8 @@ def extended_ntk(
     k = len(values)
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, found {pooling!r}")
-    for name, number in (("minibatches", minibatches), ("batch_dim", batch_dim)):
+    whole: tuple[tuple[str, Any], ...] = (("minibatches", minibatches), ("batch_dim", batch_dim))
+    for name, number in whole:
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise TypeError(f"{name} must be a whole number, found {number!r}")
     shared = None if parameters is None else read_parameters(parameters, "parameters")

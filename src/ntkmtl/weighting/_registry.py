@@ -90,7 +90,12 @@ def load(name: str) -> type[Weighting]:
     from ntkmtl.weighting._base import Weighting, require_known_input
 
     if _is_reference(name):
-        found = load_class(name, Weighting, "method", "docs/methods/custom.md")
+        found: type[Weighting] = load_class(
+            name,
+            Weighting,  # type: ignore[type-abstract]
+            "method",
+            "docs/methods/custom.md",
+        )
         require_known_input(found)
         return found
     module, _, attribute = spec(name).home.partition(":")

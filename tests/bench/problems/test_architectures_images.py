@@ -16,12 +16,11 @@ import numpy as np
 import pytest
 import torch
 from architecture_gates import selecting_gate, softmax_gate, weighted
+from architecture_runs import check_command, check_exact_kernel
 from torch import Tensor, nn
 from torch.nn import functional
-from typer.testing import CliRunner
 
 from ntkmtl import Balancer
-from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._settings import differences, settings
 from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems._arrays import write_array, write_manifest
@@ -630,49 +629,11 @@ def test_gramian_methods_read_the_shared_representation_where_there_is_one(
 def test_the_trainers_exact_kernel_is_that_of_the_shared_parameters(
     folders: Path, tmp_path: Path, problem: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = create(folders, problem, name)
-    seen: list[Any] = []
-    batch_of = type(made).batch
-
-    def watched(self: Any, split: Split, indices: Tensor) -> Any:
-        seen.append(batch_of(self, split, indices))
-        return seen[-1]
-
-    monkeypatch.setattr(type(made), "batch", watched)
-    recipe = dataclasses.replace(made.recipe, epochs=1, batch_size=8, tested_epochs=1)
-    done = train(
-        made,
-        "ntkmtl",
-        5,
-        tmp_path / "run",
-        recipe=recipe,
-        method_options={"minibatches": 1},
-        threads=1,
-    )
-    torch.manual_seed(5)
-    model = made.model()
-    losses = made.losses(model.predict(model.represent(seen[0])), seen[0])
-    shared = list(model.shared_parameters())
-    expected = []
-    for loss in losses.values():
-        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-        expected.append(sum(float(g.double().square().sum()) for g in found if g is not None))
-    assert done.steps.eigenvalues is not None
-    assert done.steps.eigenvalues[0].tolist() == pytest.approx(expected, rel=1e-4)
+    check_exact_kernel(create(folders, problem, name), tmp_path / "run", monkeypatch, 8)
 
 
 def test_the_command_line_takes_an_architecture(folders: Path, tmp_path: Path) -> None:
-    command = [
-        *("run", "celeba", "--recipe", "small", "--data", str(folders / "celeba")),
-        *("--method", "ntkmtl-sr", "--problem-option", "architecture=mmoe"),
-        *("--problem-option", 'architecture_options={"experts": 2}'),
-        *("--epochs", "1", "--batch-size", "8", "--out", str(tmp_path / "runs"), "--json"),
-    ]
-    found = CliRunner().invoke(app, command)
-    assert found.exit_code == 0, found.output
-    (config,) = (tmp_path / "runs").rglob("config.json")
-    written = json.loads(config.read_text())["problem_options"]["architecture"]
-    assert written == {"name": "mmoe", "experts": 2}
+    check_command("celeba", folders / "celeba", tmp_path / "runs", 8)
 
 
 def test_comparisons_with_the_paper_name_the_architecture(folders: Path) -> None:

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 import torch
 from architecture_gates import selecting_gate, softmax_gate, weighted
+from architecture_runs import check_command, check_exact_kernel
 from torch import Tensor
-from typer.testing import CliRunner
 
 from ntkmtl import Balancer
-from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._settings import differences
 from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
-from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.qm9 import QM9, Graphs, MoleculeBatch, prepare, random_molecules
 from ntkmtl.bench.problems.qm9 import _problem as qm9
 from ntkmtl.bench.problems.qm9._network import MoleculeNetwork, backbone, head
@@ -450,47 +448,8 @@ def test_gramian_methods_have_no_common_representation(folder: Path, name: str) 
 def test_the_trainers_exact_kernel_is_that_of_the_shared_parameters(
     folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = create(folder, name)
-    seen: list[MoleculeBatch] = []
-    batch_of = QM9.batch
-
-    def watched(self: QM9, split: Split, indices: Tensor) -> Any:
-        seen.append(batch_of(self, split, indices))
-        return seen[-1]
-
-    monkeypatch.setattr(QM9, "batch", watched)
-    recipe = dataclasses.replace(problem.recipe, epochs=1, batch_size=32)
-    done = train(
-        problem,
-        "ntkmtl",
-        5,
-        tmp_path / "run",
-        recipe=recipe,
-        method_options={"minibatches": 1},
-        threads=1,
-    )
-    torch.manual_seed(5)
-    model = problem.model()
-    losses = problem.losses(model.predict(model.represent(seen[0])), seen[0])
-    shared = list(model.shared_parameters())
-    expected = []
-    for loss in losses.values():
-        assert loss is not None
-        found = torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)
-        expected.append(sum(float(g.double().square().sum()) for g in found if g is not None))
-    assert done.steps.eigenvalues is not None
-    assert done.steps.eigenvalues[0].tolist() == pytest.approx(expected, rel=1e-4)
+    check_exact_kernel(create(folder, name), tmp_path / "run", monkeypatch, 32)
 
 
 def test_the_command_line_takes_an_architecture(folder: Path, tmp_path: Path) -> None:
-    command = [
-        *("run", "qm9", "--recipe", "small", "--data", str(folder), "--method", "ntkmtl-sr"),
-        *("--problem-option", "architecture=mmoe"),
-        *("--problem-option", 'architecture_options={"experts": 2}'),
-        *("--epochs", "1", "--batch-size", "16", "--out", str(tmp_path / "runs"), "--json"),
-    ]
-    found = CliRunner().invoke(app, command)
-    assert found.exit_code == 0, found.output
-    (config,) = (tmp_path / "runs").rglob("config.json")
-    written = json.loads(config.read_text())["problem_options"]["architecture"]
-    assert written == {"name": "mmoe", "experts": 2}
+    check_command("qm9", folder, tmp_path / "runs", 16)

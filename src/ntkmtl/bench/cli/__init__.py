@@ -24,7 +24,7 @@ def main() -> None:
     """
     # Before torch is imported. Threads that spin for long while they wait for each other take the
     # core that one of them needs where other work runs beside: a small network is then many times
-    # slower. Threads that do not spin at all make every step dearer on an idle machine.
+    # slower. Threads that do not spin at all make every step slower on an idle machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -56,12 +57,10 @@ _OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
 class KernelOptions:
     """How the kernel is recorded."""
 
-    every: Annotated[
-        int, typer.Option("--every", min=1, help="Record the kernel every N steps.")
-    ] = 10
+    every: Annotated[int, Option("--every", min=1, help="Record the kernel every N steps.")] = 10
     source: Annotated[
         RecordSource,
-        typer.Option(
+        Option(
             "--source",
             help="The kernel of the shared parameters, at one pass over the trunk per task and "
             "mini-batch, or of the shared features, at next to no cost.",
@@ -75,7 +74,7 @@ class PageOptions:
 
     groups: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--groups",
             min=1,
             help="Number of groups of tasks.",
@@ -84,7 +83,7 @@ class PageOptions:
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             help="Where to write the page; the numbers go beside it as .json.",
@@ -99,14 +98,14 @@ def analyze(
     context: typer.Context,
     target: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="PROBLEM|DIR",
             help="A problem to train and record, or a folder of runs made with --record.",
         ),
     ],
     *,
     methods: Annotated[
-        str, typer.Option("--methods", help="Methods to train, with commas between them.")
+        str, Option("--methods", help="Methods to train, with commas between them.")
     ] = "ls,ntkmtl-sr",
     seeds: Seeds = 1,
     seed_list: SeedList = None,

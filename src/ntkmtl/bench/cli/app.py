@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
@@ -61,7 +62,7 @@ def _print_version(asked: bool) -> None:
 def _main(
     version: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
         ),
     ] = False,

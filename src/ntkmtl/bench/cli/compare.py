@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import refusing
 from ntkmtl.bench.cli.options import (
@@ -37,7 +38,7 @@ __all__ = ["compare"]
 
 Baselines = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--stl/--no-stl",
         help="Train the baselines that Delta-m needs. Methods that read scores during "
         "training (pivrg) train theirs in any case.",
@@ -45,7 +46,7 @@ Baselines = Annotated[
 ]
 References = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--reference/--no-reference",
         help="For table: compute the rows of mean, ridge and forest.",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
@@ -13,8 +14,6 @@ from typer.core import TyperGroup
 from ntkmtl.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from ntkmtl.bench.report import ResultTable
 
 __all__ = [

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ntkmtl.bench.problems import ProblemSpec
 
 __all__ = ["data"]
@@ -22,16 +21,14 @@ __all__ = ["data"]
 
 def data(
     problem: Annotated[
-        str | None,
-        typer.Argument(metavar="[PROBLEM]", help="The problem to prepare the data of."),
+        str | None, Argument(metavar="[PROBLEM]", help="The problem to prepare the data of.")
     ] = None,
     source: Annotated[
-        Path | None,
-        typer.Option("--source", help="What was downloaded: a file or a folder."),
+        Path | None, Option("--source", help="What was downloaded: a file or a folder.")
     ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--data",
             help="Where the prepared data go.",
             show_default="$NTKMTL_DATA/PROBLEM, or in the user's cache folder",
@@ -39,7 +36,7 @@ def data(
     ] = None,
     accept_implausible: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--accept-implausible",
             help="Take values that look wrong, as depth in another unit, for what they are.",
         ),

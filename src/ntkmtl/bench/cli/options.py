@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
 
-import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import refuse
 from ntkmtl.bench.cli.values import (
@@ -55,10 +56,10 @@ __all__ = [
     "grouped",
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, Option("--json", help="Print JSON.")]
 ProblemName = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="PROBLEM",
         help="A name that `ntkmtl problems` lists, or your own as module.path:ClassName or "
         "path/file.py:ClassName.",
@@ -66,59 +67,52 @@ ProblemName = Annotated[
 ]
 Methods = Annotated[
     str,
-    typer.Option(
+    Option(
         "--methods",
         help="Names that `ntkmtl methods` lists, with commas between them, or all; your own as "
         "module.path:ClassName or path/file.py:ClassName.",
     ),
 ]
 Out = Annotated[
-    Path,
-    typer.Option("--out", help="Folder for the runs.", file_okay=False, callback=check_folder),
+    Path, Option("--out", help="Folder for the runs.", file_okay=False, callback=check_folder)
 ]
 Directory = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
+    Path, Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
 ]
-Seeds = Annotated[int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1.")]
-SeedList = Annotated[
-    str | None, typer.Option("--seed-list", help="Seeds with commas between them.")
-]
+Seeds = Annotated[int, Option("--seeds", min=1, help="Use seeds 0 to N - 1.")]
+SeedList = Annotated[str | None, Option("--seed-list", help="Seeds with commas between them.")]
 Jobs = Annotated[
-    int | None,
-    typer.Option("--jobs", min=1, help="Runs at a time.", show_default="one per core"),
+    int | None, Option("--jobs", min=1, help="Runs at a time.", show_default="one per core")
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--threads",
         min=1,
         help="Threads of a run.",
         show_default="OMP_NUM_THREADS, or else 1 if runs are trained side by side, or all cores",
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")]
+Epochs = Annotated[int | None, Option(min=1, help="Instead of the recipe's.")]
+BatchSize = Annotated[int | None, Option(min=1, help="Instead of the recipe's.")]
 LearningRate = Annotated[
     float | None,
-    typer.Option(
-        "--lr", help="Peak learning rate instead of the recipe's.", callback=check_positive
-    ),
+    Option("--lr", help="Peak learning rate instead of the recipe's.", callback=check_positive),
 ]
 MethodSettings = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--set",
         metavar="METHOD.KEY=VALUE",
         help="Setting of a method, as ntkmtl-sr.minibatches=8; may be repeated.",
     ),
 ]
 ProblemOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated."),
+    list[str] | None, Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated.")
 ]
 Record = Annotated[
     int | None,
-    typer.Option(
+    Option(
         "--record",
         metavar="N",
         min=1,
@@ -127,12 +121,11 @@ Record = Annotated[
     ),
 ]
 Device = Annotated[
-    str,
-    typer.Option("--device", metavar="auto|cpu|cuda", help="Where to train; auto takes a GPU."),
+    str, Option("--device", metavar="auto|cpu|cuda", help="Where to train; auto takes a GPU.")
 ]
 TrackerName = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--tracker",
         metavar="NAME",
         help="Log while it trains: tensorboard, wandb, mlflow or trackio.",
@@ -140,11 +133,11 @@ TrackerName = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace runs that were made with other settings.")
+    bool, Option("--overwrite", help="Replace runs that were made with other settings.")
 ]
 
 
-Seed = Annotated[int, typer.Option("--seed", min=0, max=LAST_SEED)]
+Seed = Annotated[int, Option("--seed", min=0, max=LAST_SEED)]
 
 
 class EngineName(str, Enum):
@@ -166,7 +159,7 @@ class RecipeOptions:
     batch_size: BatchSize = None
     lr: LearningRate = None
     minibatches: Annotated[
-        int | None, typer.Option(min=1, help="The paper's n, for ntkmtl-sr and its like.")
+        int | None, Option(min=1, help="The paper's n, for ntkmtl-sr and its like.")
     ] = None
 
     def changes(self) -> dict[str, Any]:
@@ -186,25 +179,22 @@ class DataOptions:
     problem_option: ProblemOption = None
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe", metavar="NAME", help="For problems with several recipes: paper, small."
-        ),
+        Option("--recipe", metavar="NAME", help="For problems with several recipes: paper, small."),
     ] = None
     data_dir: Annotated[
         str | None,
-        typer.Option("--data", metavar="DIR", help="Prepared data, as `ntkmtl data` made them."),
+        Option("--data", metavar="DIR", help="Prepared data, as `ntkmtl data` made them."),
     ] = None
     csv: Annotated[
-        str | None,
-        typer.Option("--csv", metavar="FILE", help="For table: a CSV, Parquet or ARFF file."),
+        str | None, Option("--csv", metavar="FILE", help="For table: a CSV, Parquet or ARFF file.")
     ] = None
     targets: Annotated[
         str | None,
-        typer.Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
+        Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
     ] = None
     target_column: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--target",
             metavar="COLUMN",
             help="For table: one column to predict, whatever its name; may be repeated.",
@@ -212,7 +202,7 @@ class DataOptions:
     ] = None
     types: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--types",
             metavar="A=TYPE,...",
             help="For table: regression or classification for targets; number, category, date, "
@@ -222,7 +212,7 @@ class DataOptions:
     ] = None
     split_column: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--split-column",
             metavar="COLUMN",
             help="For table: the column that says train, val or test.",
@@ -231,7 +221,7 @@ class DataOptions:
     ] = None
     group: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--group",
             metavar="COLUMN",
             help="For table: rows of one value of it stay on one side of the split.",
@@ -239,7 +229,7 @@ class DataOptions:
     ] = None
     time: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--time",
             metavar="COLUMN",
             help="For table: rows are split in its order, the latest are for testing.",
@@ -275,7 +265,7 @@ class TrainingOptions:
 
     precision: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--precision",
             metavar="fp32|bf16|fp16",
             help="What forward passes compute in.",
@@ -284,7 +274,7 @@ class TrainingOptions:
     ] = None
     accumulate: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--accumulate",
             metavar="M",
             min=1,
@@ -294,7 +284,7 @@ class TrainingOptions:
     ] = None
     clip: Annotated[
         float | None,
-        typer.Option(
+        Option(
             "--clip",
             metavar="NORM",
             min=0.0,
@@ -305,7 +295,7 @@ class TrainingOptions:
     ] = None
     compile: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--compile/--no-compile",
             help="Compile the trunk and each head by torch.compile.",
             show_default="the recipe's",
@@ -313,7 +303,7 @@ class TrainingOptions:
     ] = None
     on_nonfinite: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--on-nonfinite",
             metavar="stop|skip",
             help="At a NaN or an infinity, end the run, or leave the step out and count it.",
@@ -322,7 +312,7 @@ class TrainingOptions:
     ] = None
     lbfgs_steps: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--lbfgs-steps",
             metavar="N",
             min=0,
@@ -344,8 +334,7 @@ class WatchOptions:
     record: Record = None
     tracker: TrackerName = None
     model: Annotated[
-        bool,
-        typer.Option("--model/--no-model", help="Keep the trained networks, for `ntkmtl predict`."),
+        bool, Option("--model/--no-model", help="Keep the trained networks, for `ntkmtl predict`.")
     ] = True
 
     def arguments(self) -> dict[str, Any]:
@@ -359,12 +348,11 @@ class EngineOptions:
     """Where the runs are trained."""
 
     engine: Annotated[
-        EngineName,
-        typer.Option("--engine", help="What trains the runs: processes here, or Ray tasks."),
+        EngineName, Option("--engine", help="What trains the runs: processes here, or Ray tasks.")
     ] = EngineName.local
     ray_address: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--ray-address",
             metavar="HOST:PORT",
             help="With --engine ray: the head of a cluster to join, or auto.",
@@ -373,7 +361,7 @@ class EngineOptions:
     ] = None
     ray_cpus: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--ray-cpus",
             min=1,
             help="With --engine ray: processors of a run, and threads unless --threads is given.",
@@ -382,7 +370,7 @@ class EngineOptions:
     ] = None
     ray_gpus: Annotated[
         float | None,
-        typer.Option(
+        Option(
             "--ray-gpus",
             min=0,
             help="With --engine ray: GPUs of a run; 0.5 lets two share one.",

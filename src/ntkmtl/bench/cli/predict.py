@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import Json
@@ -15,8 +16,6 @@ from ntkmtl.bench.cli.values import find_modules_here
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from torch import Tensor
 
     from ntkmtl.bench.problems.base import Prediction
@@ -35,19 +34,19 @@ class SplitName(str, Enum):
 
 RunFolderName = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
+    Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
 ]
 Split = Annotated[
     SplitName | None,
-    typer.Option("--split", help="Predict the samples of a split.", show_default=False),
+    Option("--split", help="Predict the samples of a split.", show_default=False),
 ]
 NewFile = Annotated[
     Path | None,
-    typer.Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
+    Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--output",
         "-o",
         metavar="FILE",
@@ -57,7 +56,7 @@ Output = Annotated[
 ]
 Exported = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--export",
         metavar="FILE.pt2",
         help="Write the network by torch.export instead of predicting.",
@@ -66,7 +65,7 @@ Exported = Annotated[
 ]
 OwnProblem = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--problem",
         metavar="PROBLEM",
         help="The run's problem if it is your own, whose code is run: module.path:ClassName "

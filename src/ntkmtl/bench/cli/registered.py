@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,9 +13,6 @@ from ntkmtl.bench.cli.sweeps import say_failures
 from ntkmtl.bench.cli.values import find_modules_here, refuse_others
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from ntkmtl.bench.cli.options import EngineOptions
     from ntkmtl.bench.jobs.engine import Engine
     from ntkmtl.bench.problems import ProblemSpec

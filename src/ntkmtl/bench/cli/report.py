@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_json, refusing
 from ntkmtl.bench.cli.options import Directory, Json
@@ -17,7 +17,7 @@ def report(
     directory: Directory,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             help="Where to write the page.",
@@ -27,7 +27,7 @@ def report(
     ] = None,
     gallery: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--gallery",
             help="Show predictions of the best network on single samples; reads the data.",
         ),

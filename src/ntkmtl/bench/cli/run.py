@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -27,8 +28,6 @@ from ntkmtl.bench.cli.sweeps import exit_as, model_note, say_use, train_sweep
 from ntkmtl.bench.cli.values import options_in, planned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.runs import Run
 
 __all__ = ["run"]
@@ -36,7 +35,7 @@ __all__ = ["run"]
 
 Method = Annotated[
     str,
-    typer.Option(
+    Option(
         "--method",
         help="A name that `ntkmtl methods` lists, or your own as module.path:ClassName or "
         "path/file.py:ClassName.",
@@ -44,11 +43,11 @@ Method = Annotated[
 ]
 Task = Annotated[
     str | None,
-    typer.Option("--task", help="For --method stl: one task instead of each in turn."),
+    Option("--task", help="For --method stl: one task instead of each in turn."),
 ]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
+    Option("--set", metavar="KEY=VALUE", help="Setting of the method."),
 ]
 
 

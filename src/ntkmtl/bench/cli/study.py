@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import (
     FAILED,
@@ -23,8 +25,6 @@ from ntkmtl.bench.cli.sweeps import say_failures
 from ntkmtl.bench.cli.values import check_folder, find_modules_here
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.study.estimate import StudyEstimate
 
 __all__ = ["study"]
@@ -32,21 +32,19 @@ __all__ = ["study"]
 
 PlanFile = Annotated[
     Path | None,
-    typer.Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
+    Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
 ]
 StudyFolder = Annotated[
     Path,
-    typer.Option(
-        "--out", help="Folder for results and runs.", file_okay=False, callback=check_folder
-    ),
+    Option("--out", help="Folder for results and runs.", file_okay=False, callback=check_folder),
 ]
 Judged = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
     ),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say how long it would take, and end.")]
+DryRun = Annotated[bool, Option("--dry-run", help="Say how long it would take, and end.")]
 
 
 @grouped
@@ -55,7 +53,7 @@ def study(
     *,
     out: StudyFolder = Path("study"),
     report: Judged = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Start without asking.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Start without asking.")] = False,
     dry_run: DryRun = False,
     jobs: Jobs = None,
     threads: Threads = None,

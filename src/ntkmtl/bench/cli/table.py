@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_table, refusing, write_result
 from ntkmtl.bench.cli.options import Directory, Json
@@ -25,9 +25,9 @@ class Format(str, Enum):
 
 def table(
     directory: Directory,
-    format: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.text,
+    format: Annotated[Format, Option("--format", help="What to print.")] = Format.text,
     problem: Annotated[
-        str | None, typer.Option("--problem", help="Needed where DIR holds several.")
+        str | None, Option("--problem", help="Needed where DIR holds several.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import refuse, refusing
 from ntkmtl.bench.cli.options import (
@@ -43,7 +43,7 @@ class StartOptions(RecipeOptions):
 
     lr: Annotated[
         float | None,
-        typer.Option(
+        Option(
             "--lr",
             help="Learning rate that the search begins with, instead of the recipe's.",
             callback=check_positive,
@@ -55,16 +55,16 @@ class StartOptions(RecipeOptions):
 class TrialOptions:
     """The trials of a search."""
 
-    trials: Annotated[int, typer.Option("--trials", min=1, help="Trials of each method.")] = 20
+    trials: Annotated[int, Option("--trials", min=1, help="Trials of each method.")] = 20
     trial_epochs: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--trial-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
         ),
     ] = None
     trial_seed: Annotated[
         int,
-        typer.Option(
+        Option(
             "--trial-seed", min=0, max=LAST_SEED, help="Seed of the trials, none of the final ones."
         ),
     ] = 1000
@@ -77,10 +77,10 @@ def tune(
     methods: Methods = "ls,ntkmtl,ntkmtl-sr",
     trial: TrialOptions,
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
+        int, Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
     ] = 3,
     seed_list: Annotated[
-        str | None, typer.Option("--seed-list", help="Final seeds with commas between them.")
+        str | None, Option("--seed-list", help="Final seeds with commas between them.")
     ] = None,
     jobs: Jobs = None,
     threads: Threads = None,

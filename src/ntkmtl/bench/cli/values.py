@@ -6,6 +6,7 @@ import math
 import os
 import stat
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,6 @@ from ntkmtl.bench.cli.console import refuse, refusing
 from ntkmtl.files import parse_json, require_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
     from ntkmtl.bench.training import Comparison
 
 __all__ = [

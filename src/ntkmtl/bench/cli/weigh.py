@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -24,19 +24,19 @@ __all__ = ["weigh"]
 
 Percent = Annotated[
     float,
-    typer.Option("--percent", help="How much of the run is watched; 50 steps at least."),
+    Option("--percent", help="How much of the run is watched; 50 steps at least."),
 ]
 Method = Annotated[
     str,
-    typer.Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
+    Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
 ]
 Priorities = Annotated[
     list[str] | None,
-    typer.Option("--priority", metavar="TASK=P", help="How much a task matters; may be repeated."),
+    Option("--priority", metavar="TASK=P", help="How much a task matters; may be repeated."),
 ]
 LineFormat = Annotated[
     str,
-    typer.Option(
+    Option(
         "--format",
         metavar="NAME",
         help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ntkmtl.bench.paper._tables import PaperColumn, PaperTable, Row, table, tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from ntkmtl.metrics import Ties
-
-__all__ = ["Check", "Verdict", "checks", "discrepancies", "report"]
 
 Verdict = Literal["exact", "within rounding", "differs", "not printed"]
 
-# Kept off half a unit by a hair, so that 27.60 and 27.61 never meet at 27.605.
+# A little less than half a unit, so that 27.60 and 27.61 never meet at 27.605.
 _ALMOST = 1 - 1e-6
 
 
@@ -160,36 +157,23 @@ def report(number: int | None = None) -> str:
     """
     every = checks(number)
     averaged = checks(number, ties="average")
-    wider = [check for check in every if check.verdict == "within rounding"]
-    return "\n".join(
-        [
-            "### How many follow",
-            "",
-            *_summary(every),
-            "",
-            "### Not explained by rounding",
-            "",
-            *_listing([check for check in every if check.verdict == "differs"]),
-            "",
-            "### Explained by the rounding of the metrics only",
-            "",
-            *_listing(wider),
-            "",
-            "### Mean ranks that change if ties are averaged",
-            "",
-            *_listing(
-                [
-                    after
-                    for before, after in zip(every, averaged, strict=True)
-                    if before.recomputed != after.recomputed
-                ]
-            ),
-            "",
-            "### Δm% that Table 1 lacks",
-            "",
-            *_listing([check for check in every if check.verdict == "not printed"]),
-        ]
-    )
+    changed = [
+        after
+        for before, after in zip(every, averaged, strict=True)
+        if before.recomputed != after.recomputed
+    ]
+    sections = {
+        "How many follow": _summary(every),
+        "Not explained by rounding": _listing(_of(every, "differs")),
+        "Explained by the rounding of the metrics only": _listing(_of(every, "within rounding")),
+        "Mean ranks that change if ties are averaged": _listing(changed),
+        "Δm% that Table 1 lacks": _listing(_of(every, "not printed")),
+    }
+    return "\n\n".join(f"### {head}\n\n" + "\n".join(body) for head, body in sections.items())
+
+
+def _of(found: Sequence[Check], verdict: Verdict) -> list[Check]:
+    return [check for check in found if check.verdict == verdict]
 
 
 def _check(of: PaperTable, origin: _Origin, ties: Ties) -> Iterator[Check]:
@@ -252,15 +236,13 @@ def _delta_ms(
     at = delta_m(
         [source.values(row) for row in rows], [baseline.cells[name].value for name in names], higher
     )
-    low = delta_m(
-        [_shifted(row, names, higher, worse=False) for row in rows],
-        _shifted(baseline, names, higher, worse=True),
-        higher,
-    )
-    high = delta_m(
-        [_shifted(row, names, higher, worse=True) for row in rows],
-        _shifted(baseline, names, higher, worse=False),
-        higher,
+    low, high = (
+        delta_m(
+            [_shifted(row, names, higher, worse=worse) for row in rows],
+            _shifted(baseline, names, higher, worse=not worse),
+            higher,
+        )
+        for worse in (False, True)
     )
     return list(zip(at.tolist(), low.tolist(), high.tolist(), strict=True))
 

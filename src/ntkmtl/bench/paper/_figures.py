@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,30 +12,28 @@ import numpy as np
 
 from ntkmtl.bench.paper._settings import differences, listing
 from ntkmtl.bench.report._render import finite, printable
+from ntkmtl.bench.report._words import aligned, run_text
 from ntkmtl.bench.report.figures import (
     _COLOURS,
-    _DASHES,
     _INK,
     _MUTED,
     _STYLE,
     _new,
     _plain,
+    _title,
     _write,
+    eigenvalue_figure,
 )
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from matplotlib.figure import Figure
 
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._timing import Timed
     from ntkmtl.bench.report._study import Study
-
-__all__ = ["Drawn", "ablation", "draw", "eigenvalues", "times"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
 
     Args:
         result: The figure.
-        found: What was measured, by n.
+        found: By n.
 
     Raises:
         ValueError: Δm% is not known, as baselines are missing.
@@ -171,7 +170,7 @@ def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
     return Drawn(
         result=result,
         problem=first.prepared.problem.name,
-        subtitle=_subtitle(first),
+        subtitle=run_text(first.table.problem, first.table.facts),
         heads=("n", "Δm%", "stderr", "seeds", "s per epoch"),
         rows=tuple(rows),
         lines=tuple(lines),
@@ -187,10 +186,7 @@ def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
 def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
     """Return the numbers of Figure 2: each task's largest eigenvalue over training.
 
-    Args:
-        result: The figure.
-        study: The records.
-        found: The comparison that they are of.
+    ``study`` is of the records of the comparison ``found``.
     """
     record = study.methods[0]
     values = record.max_eigenvalues.numpy()
@@ -215,7 +211,7 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
     return Drawn(
         result=result,
         problem=study.problem,
-        subtitle=f"{_subtitle(found)}, {record.method}",
+        subtitle=f"{run_text(found.table.problem, found.table.facts)}, {record.method}",
         heads=("task", "median eigenvalue", "smallest"),
         rows=tuple(rows),
         lines=tuple(lines),
@@ -229,17 +225,6 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
             "facts": found.table.facts,
         },
     )
-
-
-def _subtitle(found: Measured) -> str:
-    facts = found.table.facts
-    seeds, epochs = len(facts["seeds"]), facts["recipe"]["epochs"]
-    parts = [
-        f"{seeds} seed{'' if seeds == 1 else 's'}",
-        f"{epochs:,} epoch{'' if epochs == 1 else 's'}",
-        "reduced recipe" if facts["reduced"] else "",
-    ]
-    return f"{found.table.problem}: {', '.join(part for part in parts if part)}"
 
 
 def _notes_of(result: PaperResult, found: Measured) -> list[str]:
@@ -279,10 +264,8 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
         ValueError: ``path`` ends in ``.json``.
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("figures as files"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("figures as files", "bench", error) from error
     numbers = numbers_beside(path)
     make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.result.number]
     with mpl.rc_context(_STYLE):
@@ -290,11 +273,6 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
         _write(figure, path, "png")
     write_json(numbers, drawn.to_json())
     return path, numbers
-
-
-def _titled(figure: Figure, drawn: Drawn) -> None:
-    axes = figure.axes[0]
-    axes.set_title(_plain(drawn.subtitle, 80), loc="left", fontsize=9.5, color=_MUTED)
 
 
 def _bars(drawn: Drawn) -> Figure:
@@ -312,9 +290,7 @@ def _bars(drawn: Drawn) -> Figure:
         [(one["ratio_upper"] - one["ratio"]) * scale for one in entries],
     ]
     names = [
-        one["method"]
-        if one["minibatches"] is None
-        else f"{one['method']}, n = {one['minibatches']}"
+        one["method"] + ("" if one["minibatches"] is None else f", n = {one['minibatches']}")
         for one in entries
     ]
     methods = list(dict.fromkeys(one["method"] for one in entries))
@@ -346,7 +322,7 @@ def _bars(drawn: Drawn) -> Figure:
     axes.spines["left"].set_visible(False)
     what = "Training time per epoch (s)" if epochs else "Time per training step (ms)"
     axes.set_xlabel(f"{what}: ratio to LS, times the median of LS")
-    _titled(figure, drawn)
+    _title(axes, drawn.subtitle, 80)
     return figure
 
 
@@ -374,59 +350,25 @@ def _points(drawn: Drawn) -> Figure:
     axes.set_xlabel(f"Mini-batches n of {_plain(drawn.numbers['method'], 40)}")
     against = "the paper's STL row" if drawn.numbers["stl"] == "published" else "STL"
     axes.set_ylabel(f"Δm against {against} (%), lower is better")
-    _titled(figure, drawn)
+    _title(axes, drawn.subtitle, 80)
     return figure
 
 
 def _curves(drawn: Drawn) -> Figure:
-    """Draw the largest eigenvalue of each task over the steps."""
-    values = np.array(drawn.numbers["max_eigenvalues"], dtype=np.float64)
-    step = np.array(drawn.numbers["step"])
-    labels = [task["task"] for task in drawn.numbers["tasks"]]
-    columns = math.ceil(len(labels) / 16)
-    figure, axes = _new(5.6 + 1.2 * columns, 3.6)
-    handles = []
-    for task in range(len(labels)):
-        known = np.isfinite(values[:, task])
-        handles += axes.plot(
-            step[known],
-            values[known, task],
-            color=_COLOURS[task % len(_COLOURS)],
-            linestyle=_DASHES[task // len(_COLOURS) % len(_DASHES)],
-            linewidth=1.3,
-            marker="o" if known.sum() == 1 else "",
-        )
-    present = values[np.isfinite(values)]
-    if present.size and (present > 0).all():
-        axes.set_yscale("log")
-    axes.set_xlabel("Step")
-    axes.set_ylabel("Largest eigenvalue of the task's kernel")
-    axes.margins(x=0.01)
-    axes.grid(axis="y")
-    axes.legend(
-        handles=handles,
-        labels=[_plain(name, 24) for name in labels],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        frameon=False,
-        fontsize=8,
-        ncols=columns,
+    numbers = drawn.numbers
+    return eigenvalue_figure(
+        np.array(numbers["step"]),
+        np.array(numbers["max_eigenvalues"], dtype=np.float64),
+        [task["task"] for task in numbers["tasks"]],
+        title=printable(drawn.subtitle, 80),
+        ylabel="Largest eigenvalue of the task's kernel",
+        linewidth=1.3,
     )
-    _titled(figure, drawn)
-    return figure
 
 
 def text_of(drawn: Drawn) -> str:
     """Return the numbers as aligned text with what stands under them."""
-    grid = [drawn.heads, *drawn.rows]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    shown = [
-        "  ".join(
-            cell.ljust(width) if index == 0 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in grid
-    ]
+    shown = aligned([drawn.heads, *drawn.rows])
     head = f"{drawn.result.label}: {drawn.result.title}"
     below = [printable(line, 2000) for line in drawn.lines]
     parts = [head, drawn.subtitle, "", shown[0], "-" * max(map(len, shown)), *shown[1:], ""]

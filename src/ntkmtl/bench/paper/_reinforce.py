@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._results import find_result
 from ntkmtl.bench.paper._settings import PaperDifference
-from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide
+from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide, orders_of
 from ntkmtl.bench.paper._tables import PaperColumn, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
     from ntkmtl.bench.reinforce import ReinforceRecipe, Success
     from ntkmtl.bench.reinforce.comparison import AgentComparison
     from ntkmtl.bench.runs import Run
-
-__all__ = ["PUBLISHED", "success_of", "success_side_by_side"]
 
 PUBLISHED: dict[str, tuple[Any, bool]] = {
     "tasks": ("the 10 of MT10", True),
@@ -78,11 +74,7 @@ ALWAYS = (
     ("initial weights", "uniform, as PyTorch's layers", "Xavier, biases 0"),
     ("heads of mh-sac", "one layer", "two layers of 400, in actor and critics"),
     ("task encoder of mtl-sac-te", "one for the actor, one for the critics", "one for both"),
-    (
-        "gradient of the temperature",
-        "the plain mean",
-        "that of the method in CAGrad and FairGrad",
-    ),
+    ("gradient of the temperature", "the plain mean", "that of the method in CAGrad and FairGrad"),
 )
 """What differs under every recipe: setting, here, in the published code."""
 
@@ -224,18 +216,9 @@ def _orders(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
         }
         for source in ("published", MEASURED)
     }
-    both = list(values["published"])
-    pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :]]
-    if pairs:
-        one, two = values["published"], values[MEASURED]
-        yield {
-            "column": "success_rate",
-            "label": "Success rate",
-            "published": sorted(both, key=one.__getitem__, reverse=True),
-            "measured": sorted(both, key=two.__getitem__, reverse=True),
-            "agree": sum((one[a] - one[b]) * (two[a] - two[b]) > 0 for a, b in pairs),
-            "pairs": len(pairs),
-        }
+    return orders_of(
+        "success_rate", "Success rate", values["published"], values[MEASURED], higher_is_better=True
+    )
 
 
 def _facts(

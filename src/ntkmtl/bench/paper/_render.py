@@ -5,8 +5,6 @@ from __future__ import annotations
 from ntkmtl.bench.paper._checks import checks
 from ntkmtl.bench.paper._tables import table
 
-__all__ = ["render"]
-
 
 def render(number: int, *, recomputed: bool = False) -> tuple[list[str], list[list[str]]]:
     """Return a table's column heads and rows as text.

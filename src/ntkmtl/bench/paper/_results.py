@@ -9,8 +9,6 @@ from typing import Literal
 from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table, tables
 
-__all__ = ["PaperResult", "ResultPart", "find_result", "paper_results"]
-
 RECIPES = ("small", "paper")
 """Recipes of every supervised problem behind a table or figure, the smallest first."""
 

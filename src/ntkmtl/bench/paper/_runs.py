@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,19 +14,15 @@ from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._table import SeedMean
-from ntkmtl.bench.runs import SINGLE_TASK, folder_name
+from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name
 from ntkmtl.bench.training import Comparison, method_names
 from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from ntkmtl.bench.paper._results import PaperResult, ResultPart
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import MethodRow, ResultTable
     from ntkmtl.bench.report._runs import ProblemRuns
-
-__all__ = ["Baseline", "Measured", "PreparedRuns", "Request", "RequestError", "measured", "prepare"]
 
 Baseline = Literal["trained", "published", "none"]
 """Where the STL row of Δm% is from."""
@@ -268,20 +265,18 @@ def measured(prepared: PreparedRuns) -> Measured:
     asked = prepared.request
     seeds = set(asked.seeds)
     everything = load(prepared.folder)[prepared.problem.name]
-    multi = {
-        method: {seed: run for seed, run in group.items() if seed in seeds}
-        for method, group in everything.multi.items()
-        if method in prepared.methods
-    }
-    single = {
-        task: {seed: run for seed, run in group.items() if seed in seeds}
-        for task, group in everything.single.items()
-        if asked.stl == "trained"
-    }
+
+    def asked_for(groups: Mapping[str, Mapping[int, Run]]) -> dict[str, dict[int, Run]]:
+        found = {
+            name: {seed: run for seed, run in group.items() if seed in seeds}
+            for name, group in groups.items()
+        }
+        return {name: group for name, group in found.items() if group}
+
     runs = replace(
         everything,
-        multi={method: group for method, group in multi.items() if group},
-        single={task: group for task, group in single.items() if group},
+        multi=asked_for({m: g for m, g in everything.multi.items() if m in prepared.methods}),
+        single=asked_for(everything.single) if asked.stl == "trained" else {},
         asked=prepared.methods,
     )
     if not runs.multi:

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-__all__ = [
-    "PUBLISHED",
-    "PaperDifference",
-    "Published",
-    "differences",
-    "listing",
-    "schedule_text",
-    "settings",
-    "summary",
-]
-
+from typing import Any
 
 BY_CODE = "†"
 BY_CODE_SAID = f"{BY_CODE} by the published code; the paper does not say"
@@ -112,7 +98,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
 
 SUMMARIES = {
     "mt10": "published with 2,000,000 vector steps, 10 seeds, Meta-World V1; today's V3 tasks are "
-    "not comparable",
+    "not comparable"
 }
 """One line on what the paper trained, by problem without :data:`PUBLISHED` settings."""
 

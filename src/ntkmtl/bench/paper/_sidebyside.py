@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +13,15 @@ from ntkmtl.bench.paper._checks import checks
 from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.report._render import finite, printable
+from ntkmtl.bench.report._table import MethodRow, SeedMean
+from ntkmtl.bench.report._words import aligned, count
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.metrics import mean_rank
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable
-    from ntkmtl.bench.report._table import MethodRow, SeedMean
-
-__all__ = ["FORMATS", "Entry", "Number", "SideBySide", "render", "side_by_side"]
 
 FORMATS = ("text", "markdown", "json")
 
@@ -152,12 +151,7 @@ def _better(column: PaperColumn) -> str:
 
 
 def side_by_side(result: PaperResult, found: Sequence[Measured]) -> SideBySide:
-    """Put a table of the paper beside what was measured for it.
-
-    Args:
-        result: The table.
-        found: What was measured, one entry per problem that was run.
-    """
+    """Put a table of the paper beside what was measured for it, one entry per problem."""
     source = table(result.number)
     columns = _columns(source, found)
     measured = _measured_entries(source, columns, found)
@@ -245,16 +239,10 @@ def _estimates(each: Measured, row: MethodRow) -> dict[str, SeedMean]:
             if estimate is not None:
                 known[column.name] = estimate
     if row.mean_rank is not None and each.part.mr:
-        known[each.part.mr] = _exactly(row.mean_rank)
+        known[each.part.mr] = SeedMean(row.mean_rank, None, 1)
     if row.delta_m is not None and each.part.delta_m:
         known[each.part.delta_m] = row.delta_m
     return known
-
-
-def _exactly(value: float) -> SeedMean:
-    from ntkmtl.bench.report._table import SeedMean
-
-    return SeedMean(value, None, 1)
 
 
 def _decimals(source: PaperTable, column: PaperColumn) -> int:
@@ -289,19 +277,29 @@ def _orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterato
                 # Of Table 6 the rows that the paper's authors trained, which stand last.
                 kind = measured if entry.source == MEASURED else published
                 kind[entry.method] = entry.numbers[column.name].value
-        both = [method for method in measured if method in published]
-        pairs = [(a, b) for i, a in enumerate(both) for b in both[i + 1 :]]
-        if not pairs:
-            continue
-        agree = sum(
-            (published[a] - published[b]) * (measured[a] - measured[b]) > 0 for a, b in pairs
-        )
+        yield from orders_of(column.name, column.label, published, measured)
+
+
+def orders_of(
+    name: str,
+    label: str,
+    published: Mapping[str, float],
+    measured: Mapping[str, float],
+    *,
+    higher_is_better: bool = False,
+) -> Iterator[dict[str, Any]]:
+    """Yield how published and measured numbers of a column order the methods that have both."""
+    both = [method for method in measured if method in published]
+    pairs = list(itertools.combinations(both, 2))
+    if pairs:
         yield {
-            "column": column.name,
-            "label": column.label,
-            "published": sorted(both, key=published.__getitem__),
-            "measured": sorted(both, key=measured.__getitem__),
-            "agree": agree,
+            "column": name,
+            "label": label,
+            "published": sorted(both, key=published.__getitem__, reverse=higher_is_better),
+            "measured": sorted(both, key=measured.__getitem__, reverse=higher_is_better),
+            "agree": sum(
+                (published[a] - published[b]) * (measured[a] - measured[b]) > 0 for a, b in pairs
+            ),
             "pairs": len(pairs),
         }
 
@@ -324,11 +322,11 @@ def _notes(
         elif asked == "none":
             yield f"{name}: no STL baselines were asked for (--stl none), so Δm% is not known."
         else:
-            yield f"{name}: STL was trained here, {_count(len(stl_seeds), 'seed')}."
+            yield f"{name}: STL was trained here, {count(len(stl_seeds), 'seed')}."
         yield from _rank_notes(each, source)
         seeds = each.table.facts["seeds"]
         if result.seeds is not None and len(seeds) != result.seeds:
-            yield f"{name}: {_count(len(seeds), 'seed')} here, {result.seeds} published."
+            yield f"{name}: {count(len(seeds), 'seed')} here, {result.seeds} published."
         left = [m for m in result.all_methods if m not in {row.method for row in each.rows()}]
         if left:
             yield (
@@ -377,10 +375,6 @@ def _run_facts(each: Measured) -> dict[str, Any]:
         "facts": each.table.facts,
         "notes": list(each.table.notes),
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -447,15 +441,7 @@ def lines(found: SideBySide) -> dict[str, list[str]]:
 
 def _text(found: SideBySide) -> str:
     heads, rows = grid(found)
-    table_rows = [heads, *rows]
-    widths = [max(map(len, column)) for column in zip(*table_rows, strict=True)]
-    shown = [
-        "  ".join(
-            cell.ljust(width) if index < 2 else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table_rows
-    ]
+    shown = aligned([heads, *rows], left=2)
     rule = "-" * max(map(len, shown))
     out = [f"{found.result.label}: {found.result.title}", "", shown[0], rule, *shown[1:]]
     for head, body in lines(found).items():

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-__all__ = ["Cell", "Kind", "PaperColumn", "PaperTable", "Row", "table", "tables"]
+from typing import Literal
 
 Kind = Literal["metric", "mr", "delta_m"]
 
@@ -359,11 +355,7 @@ _HEADS: Mapping[int, tuple[str, tuple[PaperColumn, ...], tuple[str, ...]]] = {
             _RANKED + " Only reproduced rows are ranked. Δm% takes STL of the same kind of row.",
         ),
     ),
-    7: (
-        "CityScapes, 2 tasks",
-        (*_SEGMENTATION_AND_DEPTH, _MR, _DELTA_M),
-        (_THREE_SEEDS, _RANKED),
-    ),
+    7: ("CityScapes, 2 tasks", (*_SEGMENTATION_AND_DEPTH, _MR, _DELTA_M), (_THREE_SEEDS, _RANKED)),
     8: (
         "CityScapes and CelebA with standard errors",
         (*_SEGMENTATION_AND_DEPTH, _CITYSCAPES_DELTA_M, _CELEBA_DELTA_M),

@@ -6,6 +6,7 @@ import itertools
 import os
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,8 @@ from ntkmtl.bench.training.spec import RunSpec
 from ntkmtl.files import parse_json, read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ntkmtl.bench.paper._runs import PreparedRuns
     from ntkmtl.bench.problems.base import Problem, Recipe
-
-__all__ = ["REFERENCE", "Timed", "TimingError", "measure", "read_measured"]
 
 REFERENCE = "ls"
 """The method that the others are compared with."""
@@ -116,8 +113,8 @@ def measure(
 ) -> tuple[list[Timed], dict[str, Any]]:
     """Time training steps of several methods, as :func:`ntkmtl.bench.training.train` does them.
 
-    The methods take turns of a few steps, LS just before each: what else the machine does meets
-    both, and the ratio is of the two.
+    The methods take turns of a few steps, LS just before each: other load on the machine slows
+    both, and the ratio compares the two.
 
     Args:
         prepared: The problem and the methods.
@@ -216,7 +213,7 @@ def _warmed_up(
 def _take_turns(
     loops: Sequence[_Loop], steps: int, turns: int, progress: Callable[[str], None]
 ) -> None:
-    """Time a few steps of each method in turn, LS just before each: noise meets both alike."""
+    """Time a few steps of each method in turn, LS just before each, so that load slows both."""
     reference = loops[0]
     for turn in range(turns):
         progress(f"turn {turn + 1} of {turns}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.bench.problems._loading import ProblemError, check, load_class
 from ntkmtl.bench.problems._registry import PROBLEMS, ProblemSpec
 from ntkmtl.errors import MissingExtraError
-from ntkmtl.loading import place_of
+from ntkmtl.loading import on_first_use, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -55,8 +55,6 @@ __all__ = [
     "spec",
     "specs",
 ]
-
-_BASE = frozenset({"Metric", "MultiTaskModel", "Prediction", "Problem", "Recipe", "Split"})
 
 _PATHS = frozenset({"csv", "data", "split"})
 """Options that name a file or a folder: a run keeps their absolute paths."""
@@ -247,13 +245,10 @@ def find_problem(
     return problem
 
 
-def __getattr__(name: str) -> object:
-    if name in _BASE:
-        value = getattr(import_module("ntkmtl.bench.problems.base"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ntkmtl.bench.problems' has no attribute {name!r}")
+__getattr__, _base_names = on_first_use(
+    __name__, {".base": ("Metric", "MultiTaskModel", "Prediction", "Problem", "Recipe", "Split")}
+)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_BASE})
+    return sorted({*globals(), *_base_names()})

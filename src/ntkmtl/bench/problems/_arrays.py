@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
+import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
-try:
+with imports_for("prepared data"):
     import numpy as np
-except ImportError as error:
-    raise missing_extra("prepared data", "bench", error) from error
+from collections.abc import Iterator, Mapping
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from numpy.typing import NDArray
-
-__all__ = [
-    "MANIFEST",
-    "DataMissingError",
-    "PreparedData",
-    "beside",
-    "data_folder",
-    "last_change",
-    "publish",
-    "refuse_foreign",
-    "replacing",
-    "write_array",
-    "write_manifest",
-]
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -48,6 +34,10 @@ _CHUNK = 1 << 24
 
 TRUSTED = 1 << 28
 """Arrays of more bytes are not read again for their digest while their time of change stays."""
+
+
+ArrayLayout = dict[str, tuple[type[np.generic], tuple[int, ...]]]
+"""Type and shape of each array."""
 
 
 class DataMissingError(FileNotFoundError):
@@ -73,10 +63,8 @@ def data_folder(name: str, chosen: str | os.PathLike[str] | None = None) -> Path
         value = os.environ.get(variable)
         if value:
             return Path(value, *below, name)
-    try:
+    with imports_for("the folder of prepared data"):
         import platformdirs
-    except ImportError as error:
-        raise missing_extra("the folder of prepared data", "bench", error) from error
     return platformdirs.user_cache_path("ntkmtl") / "data" / name
 
 
@@ -118,9 +106,50 @@ def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str
             "sha256": file_digest(path),
         }
     write_json(
-        folder / MANIFEST,
-        {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)},
+        folder / MANIFEST, {"schema": SCHEMA, "kind": kind, "arrays": arrays, "facts": dict(facts)}
     )
+
+
+def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> None:
+    """Check the type and the shape of arrays.
+
+    Raises:
+        ValueError: One has another.
+    """
+    for name, (dtype, shape) in wanted.items():
+        array = found[name]
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of shape "
+                f"{shape}"
+            )
+
+
+@contextmanager
+def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDArray[Any]], str]]:
+    """Give the arrays of a data file of the package, and its SHA-256; the body may refuse them.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        ValueError: It is damaged, or the body raised a KeyError or a ValueError.
+    """
+    advice = f"Install the package again, or make the file with {script}."
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"the data of {name} is missing: {path}. {advice}") from None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            arrays = {
+                member.removesuffix(".npy"): np.load(
+                    io.BytesIO(archive.read(member)), allow_pickle=False
+                )
+                for member in archive.namelist()
+            }
+        yield arrays, hashlib.sha256(content).hexdigest()
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
+        what = f"no array {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"the data of {name} cannot be read: {path}: {what}. {advice}") from error
 
 
 @contextmanager

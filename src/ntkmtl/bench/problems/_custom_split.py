@@ -6,20 +6,15 @@ import csv
 import hashlib
 import io
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.files import parse_json, read_bytes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from torch import Tensor
-
-__all__ = ["CustomSplit", "custom_split"]
 
 _NAMES: tuple[Split, ...] = ("train", "val", "test")
 _FORM = 'JSON {"train": [...], "val": [...], "test": [...]}, or CSV with the columns id and split'

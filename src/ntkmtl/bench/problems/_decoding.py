@@ -5,23 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ntkmtl.bench.problems._arrays import ArrayLayout
 from ntkmtl.files import parse_json, read_bytes, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-__all__ = ["NOTE", "ArrayLayout", "decode_samples"]
 
 NOTE = "progress.json"
 """Name of the file that says how many samples are decoded."""
-
-ArrayLayout = dict[str, tuple[type[np.generic], tuple[int, ...]]]
-"""Type of each array, and its shape without the samples."""
 
 
 def decode_samples(
@@ -40,7 +34,7 @@ def decode_samples(
         folder: The folder, which is there.
         source: JSON values that change with what is decoded.
         names: The samples, in the order of the arrays' rows.
-        arrays: The arrays.
+        arrays: The arrays, their shapes without the samples.
         read: Returns a sample's part of each array.
         progress: Called with progress messages.
         samples: What the samples are called, as ``"images"``.

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.problems.base import MultiTaskModel, Problem
 
-__all__ = ["ProblemError", "check", "load_class"]
-
 T = TypeVar("T")
 
 PAGE = "docs/problems/own-problem.md"

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-__all__ = ["ACCEPTED", "OVERRULE", "accepted_notice", "refuse_implausible"]
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 OVERRULE = "If the data are really so, pass --accept-implausible."
 ACCEPTED = "accepted_as_implausible"

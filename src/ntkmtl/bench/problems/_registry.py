@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-__all__ = ["PROBLEMS", "ProblemSpec"]
-
 
 class ProblemSpec(NamedTuple):
     """Where a problem is, and what it is in one line.

@@ -15,23 +15,6 @@ from torch import Tensor
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe, Split
 
-__all__ = [
-    "LEAST",
-    "SPLITS",
-    "ColumnsProblem",
-    "RowsProblem",
-    "chosen_recipe",
-    "enough",
-    "evaluating",
-    "fewer",
-    "fitted",
-    "moved",
-    "one_output_per_task",
-    "positions",
-    "shares",
-    "shuffled",
-]
-
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _Item = TypeVar("_Item")
@@ -76,11 +59,30 @@ def positions(known: Sequence[str], asked: Sequence[str] | None) -> list[int]:
     return [known.index(task) for task in asked]
 
 
-def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
-    """Refuse a network that has not as many heads as there are tasks.
+def paired(
+    known: Sequence[str], outputs: Sequence[_Item], asked: Sequence[str] | None
+) -> list[tuple[int, _Item]]:
+    """Return each head's output behind the position of its task; see :func:`positions`.
 
     Raises:
-        ValueError: It has not.
+        ValueError: A task is unknown, or there are not as many outputs as tasks.
+    """
+    places = positions(known, asked)
+    one_output_per_task(outputs, places)
+    return list(zip(places, outputs, strict=True))
+
+
+def refuse_unfit(problem: Problem) -> None:
+    """Build the network without memory, so that settings that do not fit are refused at once."""
+    with torch.device("meta"):
+        problem.model()
+
+
+def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
+    """Check that a network has one head per task.
+
+    Raises:
+        ValueError: It has more or fewer.
     """
     if len(outputs) != len(tasks):
         raise ValueError(f"{len(outputs)} outputs for {len(tasks)} tasks")
@@ -129,7 +131,7 @@ def shuffled(label: str, numbers: Iterable[int]) -> Tensor:
     of ``"LABEL NUMBER"``.
 
     Args:
-        label: A text of the problem's own.
+        label: A string that no other problem uses.
         numbers: One per sample.
 
     Returns:
@@ -277,12 +279,10 @@ class ColumnsProblem(RowsProblem):
         self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return the loss of each task."""
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
         labels = self.labels(batch).unbind(dim=1)
         return {
             self.tasks[column]: self.loss(output, labels[column])
-            for column, output in zip(columns, outputs, strict=True)
+            for column, output in paired(self.tasks, outputs, tasks)
         }
 
     def _predicted(

@@ -12,8 +12,9 @@ The names are loaded on first use. Only :class:`MetaWorld` and what uses it need
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.environment import (
@@ -37,34 +38,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.sac import MultiTaskSAC, Update
     from ntkmtl.bench.reinforce.sweep import compare
     from ntkmtl.bench.reinforce.training import evaluate, train
-
-_HOMES = {
-    "DrawingError": "environment",
-    "EnvironmentStep": "environment",
-    "MetaWorld": "environment",
-    "Simulator": "environment",
-    "expert": "environment",
-    "Film": "frames",
-    "film": "frames",
-    "film_run": "frames",
-    "save_strip": "frames",
-    "RECIPES": "recipes",
-    "VARIANTS": "recipes",
-    "ReinforceRecipe": "recipes",
-    "Variant": "recipes",
-    "recipe_named": "recipes",
-    "variant_named": "recipes",
-    "ReplayBatch": "replay",
-    "Replay": "replay",
-    "Success": "results",
-    "save_curves": "results",
-    "summarize": "results",
-    "MultiTaskSAC": "sac",
-    "Update": "sac",
-    "compare": "sweep",
-    "evaluate": "training",
-    "train": "training",
-}
 
 __all__ = [
     "RECIPES",
@@ -94,14 +67,23 @@ __all__ = [
     "variant_named",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        value = getattr(import_module(f"ntkmtl.bench.reinforce.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ntkmtl.bench.reinforce' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        ".environment": ("DrawingError", "EnvironmentStep", "MetaWorld", "Simulator", "expert"),
+        ".frames": ("Film", "film", "film_run", "save_strip"),
+        ".recipes": (
+            "RECIPES",
+            "ReinforceRecipe",
+            "VARIANTS",
+            "Variant",
+            "recipe_named",
+            "variant_named",
+        ),
+        ".replay": ("Replay", "ReplayBatch"),
+        ".results": ("Success", "save_curves", "summarize"),
+        ".sac": ("MultiTaskSAC", "Update"),
+        ".sweep": ("compare",),
+        ".training": ("evaluate", "train"),
+    },
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,20 +11,8 @@ from torch import Tensor
 from ntkmtl.bench.reinforce.networks import squash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from ntkmtl.bench.reinforce.networks import Actor, TwinCritic
     from ntkmtl.bench.reinforce.replay import ReplayBatch
-
-__all__ = [
-    "TaskView",
-    "actor_rows",
-    "critic_rows",
-    "errors",
-    "judged",
-    "of_each",
-    "target_rows",
-]
 
 
 def target_rows(
@@ -35,7 +24,7 @@ def target_rows(
     alpha: Tensor,
     noise: Tensor,
 ) -> Tensor:
-    """Return what the target critics give for a new action in each row, less its surprise."""
+    """Return the target critics' value of a new action in each row, less alpha log pi."""
     action, log_probability = squash(actor(seen, index, sizes), noise)
     soft: Tensor = target(seen, action, index, sizes).amin(dim=0) - alpha * log_probability
     return soft
@@ -54,7 +43,7 @@ def critic_rows(
 
 
 def errors(values: Tensor, targets: Tensor) -> Tensor:
-    """Return that from what both critics say, shape (2, rows)."""
+    """Return the critics' loss in each row from their values, shape (2, rows)."""
     return (values - targets).square().sum(dim=0)
 
 
@@ -80,7 +69,7 @@ def judged(
     alpha: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Return that from what the actor gives."""
+    """Return the same as :func:`actor_rows` from the output of the actor."""
     action, log_probability = squash(output, noise)
     terms: Tensor = alpha * log_probability - critic(seen, action, index, sizes).amin(dim=0)
     return terms, log_probability.detach()

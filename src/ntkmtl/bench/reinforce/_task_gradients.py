@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.reinforce.networks import TwinLinear
 
-__all__ = ["Trace", "with_task_gradients"]
-
 Trace = list[tuple[nn.Module, Tensor, Tensor]]
 """Linear layers with what went in and what came out, in the order of the pass."""
 

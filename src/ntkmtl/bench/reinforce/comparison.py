@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from ntkmtl.bench.jobs.engine import Engine, Outcome
+from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.reinforce.environment import DrawingError
 from ntkmtl.bench.reinforce.frames import film_run, save_strip
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, recipe_named, variant_named
@@ -18,17 +21,10 @@ from ntkmtl.bench.reinforce.results import (
     save_curves,
     summarize,
 )
-from ntkmtl.bench.reinforce.sweep import compare
+from ntkmtl.bench.reinforce.sweep import AgentJob, compare
 from ntkmtl.bench.reinforce.training import PROBLEM
 from ntkmtl.bench.runs import AGENT, SINGLE_TASK, folder_name, load_runs
 from ntkmtl.bench.runs.folder import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from ntkmtl.bench.jobs.engine import Engine, Outcome
-    from ntkmtl.bench.jobs.reporters import Reporter
-    from ntkmtl.bench.reinforce.sweep import AgentJob
 
 __all__ = ["AgentComparison", "Shown"]
 

@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from ctypes.util import find_library
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = [
     "MT10",
@@ -105,7 +106,7 @@ class Simulator(Protocol):
         """Take over what :meth:`state_dict` returned."""
 
     def close(self) -> None:
-        """Let go of the simulators."""
+        """Close the simulators."""
 
 
 class RewardScale:
@@ -343,7 +344,7 @@ class MetaWorld:
         self._clock = None
 
     def close(self) -> None:
-        """Let go of the simulators."""
+        """Close the simulators."""
         for simulator in self._made:
             simulator.close()
 
@@ -403,12 +404,8 @@ def _choose_drawing() -> None:
 
 
 def _metaworld(module: str = "metaworld") -> Any:
-    from importlib import import_module
-
-    try:
+    with imports_for("a Meta-World environment", "rl"):
         return import_module(module)
-    except ImportError as error:
-        raise missing_extra("a Meta-World environment", "rl", error) from error
 
 
 def _plain(name: str) -> str:
@@ -434,11 +431,8 @@ def _picture(simulator: Any) -> Any:
 
 def _simulator(name: str, render: int) -> Any:
     kinds = _metaworld("metaworld.env_dict").ALL_V3_ENVIRONMENTS
-    shown = (
-        {"render_mode": "rgb_array", "camera_name": "corner2", "width": render} if render else {}
-    )
-    if render:
-        shown["height"] = render
+    shown = {"render_mode": "rgb_array", "camera_name": "corner2", "width": render}
+    shown = {**shown, "height": render} if render else {}
     return kinds[f"{_known(name)}-v3"](reward_function_version="v2", **shown)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,10 @@ from torch import Tensor
 from ntkmtl.bench.reinforce.environment import MetaWorld
 from ntkmtl.bench.reinforce.recipes import VARIANTS, ReinforceRecipe, variant_named
 from ntkmtl.bench.reinforce.training import agent_for, products_of
-from ntkmtl.bench.runs import AGENT, SINGLE_TASK
+from ntkmtl.bench.runs import AGENT, SINGLE_TASK, Run
 from ntkmtl.bench.runs.folder import read_checkpoint
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.runs import AGENT, Run
 
 __all__ = ["Film", "film", "film_run", "save_strip"]
 
@@ -134,10 +131,8 @@ def save_strip(films: Sequence[Film], path: str | os.PathLike[str], title: str =
         >>> path.exists()
         True
     """
-    try:
+    with imports_for("a strip of pictures"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise missing_extra("a strip of pictures", "bench", error) from error
     lines = [
         (task, solved, one.pictures[place], one.steps)
         for one in films

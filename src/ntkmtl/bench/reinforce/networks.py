@@ -122,11 +122,7 @@ class _Network(nn.Module):
     """
 
     def __init__(
-        self,
-        layer: Callable[[int, int], nn.Module],
-        inputs: int,
-        outputs: int,
-        shape: Shape,
+        self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int, shape: Shape
     ) -> None:
         super().__init__()
         self.encoder = TaskEncoder(shape.tasks, shape.encoding)

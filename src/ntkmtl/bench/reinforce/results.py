@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from ntkmtl.bench.reinforce.training import PROBLEM
 from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name, load_runs
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 __all__ = [
@@ -136,10 +136,8 @@ def interquartile_mean(values: Array) -> float:
         >>> interquartile_mean(np.array([1.0, 2.0, 6.0]))
         3.0
     """
-    try:
+    with imports_for("an interquartile mean"):
         from scipy.stats import trim_mean
-    except ImportError as error:
-        raise missing_extra("an interquartile mean", "bench", error) from error
     return float(trim_mean(values.reshape(-1), 0.25))
 
 
@@ -164,10 +162,8 @@ def bootstrap(
     """
     if len(values) < 2:
         return None
-    try:
+    with imports_for("a bootstrap interval"):
         from scipy import stats
-    except ImportError as error:
-        raise missing_extra("a bootstrap interval", "bench", error) from error
     # Positions are drawn, so that a statistic of several columns sees whole seeds.
     interval = stats.bootstrap(
         (np.arange(len(values)),),
@@ -218,31 +214,22 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
             by_task = {task: run for run in own for task in run.config.tasks}
             if set(by_task) != set(tasks):
                 continue
-            columns = [
-                [epoch.val[by_task[task].config.tasks.index(task)] for epoch in run_history]
-                for task in tasks
-                for run_history in (by_task[task].history,)
-            ]
+            columns = [_curve(by_task[task], task) for task in tasks]
             curves.append(np.array(columns, dtype=np.float64).T)
             seeds.append(seed)
         if not curves:
             continue
-        steps = tuple(
-            first["evaluate_every"] * (number + 1) for number in range(curves[0].shape[0])
-        )
-        found.append(
-            Success(
-                variant,
-                tuple(seeds),
-                tasks,
-                steps,
-                np.stack(curves),
-                runs[0].config.recipe["reduced"],
-            )
-        )
+        every, reduced = first["evaluate_every"], runs[0].config.recipe["reduced"]
+        steps = tuple(every * (number + 1) for number in range(len(curves[0])))
+        found.append(Success(variant, tuple(seeds), tasks, steps, np.stack(curves), reduced))
     if not found:
         raise ValueError(f"{folder} holds no seed with all {SINGLE_TASK} runs complete")
     return found
+
+
+def _curve(run: Run, task: str) -> list[float]:
+    place = run.config.tasks.index(task)
+    return [epoch.val[place] for epoch in run.history]
 
 
 HEADS = (
@@ -311,11 +298,9 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         >>> path.exists()
         True
     """
-    try:
+    with imports_for("a figure"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
-    except ImportError as error:
-        raise missing_extra("a figure", "bench", error) from error
     tasks = found[0].tasks
     wide = min(len(tasks), 5)
     deep = math.ceil(len(tasks) / wide)

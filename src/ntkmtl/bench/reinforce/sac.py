@@ -214,11 +214,7 @@ class MultiTaskSAC:
             ),
             # Adam moves each number by itself, so one optimizer does for both.
             "actor": _adam(
-                [
-                    *self.actor.parameters(),
-                    *self.actor_balancer.parameters(),
-                    self.log_temperature,
-                ],
+                [*self.actor.parameters(), *self.actor_balancer.parameters(), self.log_temperature],
                 learning_rate,
             ),
         }

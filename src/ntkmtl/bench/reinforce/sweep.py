@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ntkmtl.bench.jobs.engine import EngineError, run_jobs
+from ntkmtl.bench.jobs.engine import Engine, EngineError, Outcome, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, variant_named
@@ -26,9 +26,6 @@ from ntkmtl.bench.runs import (
 )
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.training.planning import conflict_message, damaged
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine, Outcome
 
 __all__ = ["AgentJob", "compare", "jobs_of"]
 

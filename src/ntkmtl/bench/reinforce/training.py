@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +42,6 @@ from ntkmtl.bench.runs.folder import RunFolder, write_checkpoint
 from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.weighting import spec
-
-if TYPE_CHECKING:
-    import os
 
 __all__ = ["PROBLEM", "Progress", "agent_for", "evaluate", "train"]
 
@@ -89,7 +88,7 @@ def config_of(
     return RunConfig(
         problem=PROBLEM,
         problem_class="ntkmtl.bench.reinforce:MetaWorld",
-        problem_options=_plain(asdict(recipe)),
+        problem_options=json.loads(json.dumps(asdict(recipe))),
         method=SINGLE_TASK if variant.single_task else variant.name,
         method_options=settings_of(recipe, variant),
         seed=seed,
@@ -315,8 +314,7 @@ class AgentTraining:
         self.world = make_simulator(recipe, self.tasks, seed)
         self.judge = make_simulator(recipe, self.tasks, seed)
         observation = self.world.observations.shape[1]
-        action = self.agent.actor.heads[0].out_features // 2  # type: ignore[operator]
-        self.action = int(action)
+        self.action = int(self.agent.actor.heads[0].out_features // 2)  # type: ignore[operator]
         self.batch_size = _batch_size(recipe, task)
         self.replay = Replay(
             k,
@@ -522,9 +520,3 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value

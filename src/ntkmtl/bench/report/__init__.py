@@ -47,34 +47,17 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ntkmtl.errors import MissingExtraError, missing_extra
+from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from ntkmtl.bench.report._build import build_table, build_tables
     from ntkmtl.bench.report._html import write_html
     from ntkmtl.bench.report._render import FORMATS, print_table, render, rich_table
     from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
     from ntkmtl.bench.report.figures import save_figures
-
-_HOMES = {
-    "MetricColumn": "_table",
-    "SeedMean": "_table",
-    "FORMATS": "_render",
-    "MethodRow": "_table",
-    "ResultTable": "_table",
-    "build_table": "_build",
-    "build_tables": "_build",
-    "print_table": "_render",
-    "render": "_render",
-    "rich_table": "_render",
-    "save_figures": "figures",
-    "write_html": "_html",
-}
 
 __all__ = [
     "FORMATS",
@@ -91,25 +74,22 @@ __all__ = [
     "write_html",
 ]
 
+_find, __dir__ = on_first_use(
+    __name__,
+    {
+        "._build": ("build_table", "build_tables"),
+        "._html": ("write_html",),
+        "._render": ("FORMATS", "print_table", "render", "rich_table"),
+        "._table": ("MethodRow", "MetricColumn", "ResultTable", "SeedMean"),
+        ".figures": ("figures", "save_figures"),
+    },
+)
 
-def _room(name: str) -> ModuleType:
+
+def __getattr__(name: str) -> object:
     try:
-        return import_module(f"ntkmtl.bench.report.{name}")
+        return _find(name)
     except ImportError as error:
         if isinstance(error, MissingExtraError) or (error.name or "ntkmtl").startswith("ntkmtl"):
             raise
         raise missing_extra("ntkmtl.bench.report", "bench", error) from error
-
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        value = getattr(_room(_HOMES[name]), name)
-        globals()[name] = value
-        return value
-    if name == "figures":
-        return _room(name)
-    raise AttributeError(f"module 'ntkmtl.bench.report' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, "figures"})

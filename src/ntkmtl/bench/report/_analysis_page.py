@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import printable
-from ntkmtl.bench.report._study import FRACTION
-from ntkmtl.bench.report._words import seeds_text
+from ntkmtl.bench.report._study import FRACTION, MethodRecord, Study
+from ntkmtl.bench.report._words import seeds_text, short
 from ntkmtl.files import write_text
-
-if TYPE_CHECKING:
-    import os
-
-    from ntkmtl.bench.report._study import MethodRecord, Study
-
-__all__ = ["write_page"]
 
 _POINTS = 400
 """Points of a line; longer trainings are averaged over windows of steps."""
 _WINDOWS = 8
 """Parts of the training that the affinity can be looked at in."""
+_PER_TASK = {
+    "eigenvalues": "max_eigenvalues",
+    "weighted": "weighted_eigenvalues",
+    "entropy": "effective_ranks",
+    "participation": "participation_ratios",
+    **{name: name for name in ("residual_traces", "residual_eigenvalues", "convergence")},
+    **{name: name for name in ("weights", "losses")},
+}
+"""Lines of each task by their name in the page's script, from a record's attribute."""
+_PAIRS = ("condition", "rank", "imbalance")
+"""Lines before and after weighting."""
 _SOURCES = {"exact": "shared parameters (exact)", "representation": "shared representation"}
 
 
@@ -91,9 +96,7 @@ def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, An
     return {
         "method": printable(record.label),
         "kernel": f"{_SOURCES.get(record.source, 'not said')}, {every}",
-        "imbalance": [_median(record.imbalance[:, side]) for side in (0, 1)],
-        "condition": [_median(record.condition[:, side]) for side in (0, 1)],
-        "rank": [_median(record.rank[:, side]) for side in (0, 1)],
+        **{name: [_median(side) for side in getattr(record, name).T] for name in _PAIRS},
         "groups": None
         if found is None
         else [
@@ -134,28 +137,14 @@ def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
 
     def lines(values: Tensor) -> list[list[float | None]]:
         means = torch.stack([values[window].nanmean(dim=0) for window in windows])
-        return [[_short(value) for value in column] for column in means.T.tolist()]
+        return [[short(value) for value in column] for column in means.T.tolist()]
 
     grouping = record.grouping(groups)
     return {
         "name": printable(record.label),
         "step": [round(value) for value in step.tolist()],
-        "tasks": {
-            "eigenvalues": lines(record.max_eigenvalues),
-            "weighted": lines(record.weighted_eigenvalues),
-            "entropy": lines(record.effective_ranks),
-            "participation": lines(record.participation_ratios),
-            "residual_traces": lines(record.residual_traces),
-            "residual_eigenvalues": lines(record.residual_eigenvalues),
-            "convergence": lines(record.convergence),
-            "weights": lines(record.weights),
-            "losses": lines(record.losses),
-        },
-        "pairs": {
-            "condition": lines(record.condition),
-            "rank": lines(record.rank),
-            "imbalance": lines(record.imbalance),
-        },
+        "tasks": {name: lines(getattr(record, own)) for name, own in _PER_TASK.items()},
+        "pairs": {name: lines(getattr(record, name)) for name in _PAIRS},
         "affinity": _affinity(record),
         "order": list(range(record.affinity.shape[1]) if grouping is None else grouping.order),
     }
@@ -170,14 +159,9 @@ def _affinity(record: MethodRecord) -> list[dict[str, Any]]:
             "first": int(record.step[window[0]]),
             "last": int(record.step[window[-1]]),
             "values": [
-                [_short(value) for value in row]
+                [short(value) for value in row]
                 for row in record.affinity[window].nanmean(dim=0).tolist()
             ],
         }
         for window in windows
     ]
-
-
-def _short(value: float) -> float | None:
-    """Return a number with as many digits as a chart can show."""
-    return float(f"{value:.4g}") if math.isfinite(value) else None

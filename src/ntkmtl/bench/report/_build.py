@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +18,6 @@ from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.references import read_references
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-__all__ = ["build_table", "build_tables", "table_of"]
 
 
 def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
@@ -105,11 +100,8 @@ def table_of(runs: ProblemRuns) -> ResultTable:
                 method=SINGLE_TASK,
                 seeds=tuple(sorted({seed for group in runs.single.values() for seed in group})),
                 estimates=tuple(baseline),
-                mean_rank=None,
-                delta_m=None,
                 seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
                 relative_time=times.relative(SINGLE_TASK) if whole else None,
-                options={},
             )
         )
     rows += [
@@ -159,11 +151,6 @@ def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
             method=each.name,
             seeds=(),
             estimates=tuple(SeedMean(value, None, 1) for value in each.test),
-            mean_rank=None,
-            delta_m=None,
-            seconds_per_epoch=None,
-            relative_time=None,
-            options={},
             reference=each.description,
         )
         for each in found

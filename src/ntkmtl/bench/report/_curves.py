@@ -1,8 +1,10 @@
-"""Learning curves: what each epoch came to, over seeds and by single seeds, thinned."""
+"""Learning curves: means over seeds and single seeds by epoch, thinned."""
 
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,15 +14,11 @@ from ntkmtl.bench.report._series import points_for
 from ntkmtl.files import read_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from numpy.typing import NDArray
 
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import ResultTable
     from ntkmtl.bench.runs import Run
-
-__all__ = ["Curve", "LearningCurves", "learning_curves"]
 
 _MOST_SEEDS = 8
 """Seeds whose curves a page holds one by one; means are over all."""
@@ -59,10 +57,6 @@ class LearningCurves:
 
 def learning_curves(runs: ProblemRuns, table: ResultTable) -> LearningCurves:
     """Return the learning curves of every method, STL among them.
-
-    Args:
-        runs: The problem's runs.
-        table: Their table, which gives the metrics and the order of the methods.
 
     Raises:
         RunFileError: A history cannot be read.
@@ -161,10 +155,10 @@ def _mean_and_stderr(
     values: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard error along axis 0, leaving out what is NaN."""
-    present = np.isfinite(values)
-    count = present.sum(axis=0)
-    with np.errstate(all="ignore"):
-        mean = np.where(present, values, 0).sum(axis=0) / count
-        squares = np.where(present, values - mean, 0) ** 2
-        stderr = np.sqrt(squares.sum(axis=0) / (count - 1) / count)
-    return np.where(count > 0, mean, np.nan), np.where(count > 1, stderr, np.nan)
+    values = np.where(np.isfinite(values), values, np.nan)
+    with warnings.catch_warnings():
+        # Where nothing, or one number only, is known.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        mean = np.nanmean(values, axis=0)
+        stderr = np.nanstd(values, axis=0, ddof=1) / np.sqrt(np.isfinite(values).sum(axis=0))
+    return mean, stderr

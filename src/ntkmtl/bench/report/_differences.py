@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run, RunConfig
-
-__all__ = ["Difference", "differing_settings"]
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,6 @@ def differing_settings(runs: ProblemRuns) -> list[Difference]:
 
     What tells runs apart by design is left out: method, seed, and the task of a single-task
     network. The options of a method are compared between its own runs only.
-
-    Args:
-        runs: The problem's runs.
     """
     entries = [(run, dict(_settings(run.config))) for run in runs.done]
     totals = Counter(run.config.method for run, _ in entries)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
@@ -13,13 +14,9 @@ from ntkmtl.bench.report._words import count, listing, plain_label, plain_method
 from ntkmtl.bench.runs.durations import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import MethodRow
     from ntkmtl.bench.runs import Run
-
-__all__ = ["custom_notes", "facts_of", "notes_of"]
 
 
 def facts_of(runs: ProblemRuns) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,9 @@ from ntkmtl.bench.runs.run import best_run
 from ntkmtl.bench.trained import load
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from ntkmtl.bench.problems.base import Prediction, Sample
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.trained import TrainedModel
-
-__all__ = ["gallery_of"]
 
 LOOKED_AT = 1_000
 """Samples of the test split, from its start, of which the worst are shown."""
@@ -36,7 +33,7 @@ LOOKED_AT = 1_000
 _WORST = 8
 _FRAMES = 4
 _TASKS = 4
-"""Tasks told of a sample: those that are furthest off."""
+"""Tasks shown of a sample: those with the largest errors."""
 
 
 def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
@@ -44,9 +41,6 @@ def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
 
     Of numbers and classes the samples that are furthest off are shown, of images of pixels frames
     evenly spaced over the split.
-
-    Args:
-        runs: The problem's runs.
 
     Raises:
         ValueError: No run kept its network, the problem cannot be created, or says no labels.
@@ -167,7 +161,7 @@ def _number(value: float) -> str:
 
 
 def _seen(sample: Sample) -> list[tuple[str, str]]:
-    """Return pictures of a sample as addresses with captions, "" for the sample itself."""
+    """Return pictures of a sample as data URLs with captions, "" for the sample itself."""
     if sample.image is not None:
         return [(rgb_picture(_array(sample.image)), "")]
     if sample.atoms is not None:

@@ -5,25 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl._version import __version__
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._page import page_of, section_of
 from ntkmtl.bench.report._page_data import data_of
 from ntkmtl.bench.report._render import finite
-from ntkmtl.bench.report._runs import load
-from ntkmtl.errors import missing_extra
+from ntkmtl.bench.report._runs import ProblemRuns, load
+from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
-
-if TYPE_CHECKING:
-    import os
-
-    from ntkmtl.bench.report._runs import ProblemRuns
-
-__all__ = ["embed", "page_text", "write_html"]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -81,12 +75,7 @@ def write_html(
         page["gallery"] = _gallery(runs) if gallery else None
         pages.append(page)
         data.append(data_of(runs, table))
-    text = page_text(
-        "report",
-        data,
-        pages=pages,
-        title=" · ".join(page["name"] for page in pages),
-    )
+    text = page_text("report", data, pages=pages, title=" · ".join(p["name"] for p in pages))
     path = Path(output) if output is not None else Path(runs_dir) / "report.html"
     write_text(path, text)
     return path
@@ -110,33 +99,39 @@ def page_text(name: str, data: Any, **context: Any) -> str:
     Raises:
         MissingExtraError: plotly or jinja2 is not installed.
     """
-    try:
-        import jinja2
+    with imports_for("the HTML report"):
+        import jinja2  # noqa: F401
         from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise missing_extra("the HTML report", "bench", error) from error
 
     drawing = "\n".join(_read(_TEMPLATES / script) for script in _SCRIPTS[name])
     # HTML parsers turn CR LF into LF before the hash of a script is compared.
     scripts = [
         script.replace("\r\n", "\n").replace("\r", "\n") for script in (get_plotlyjs(), drawing)
     ]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(f"{name}.html.jinja").render(
-        version=__version__,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    return rendered(
+        _TEMPLATES / f"{name}.html.jinja",
         css=_read(_TEMPLATES / "report.css"),
         scripts=scripts,
         hashes=[_hash(script) for script in scripts],
         data=embed(data),
         **context,
     )
+
+
+def rendered(template: Path, **context: Any) -> str:
+    """Return a template of jinja2 with this version, the time and ``context``, all escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    page = environment.get_template(template.name)
+    return page.render(version=__version__, written=written, **context)
 
 
 def _read(path: Path) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,26 +19,16 @@ from ntkmtl.bench.runs.durations import duration
 from ntkmtl.bench.runs.run import best_run, use_command
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Mapping, Sequence
-
     from ntkmtl.bench.report._render import Head, TableCell
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import MethodRow, ResultTable
-
-__all__ = ["page_of", "section_of"]
 
 _PINNED = ("mean_rank", "delta_m")
 """Columns that stay in sight while the others are scrolled."""
 
 
 def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
-    """Return what the template shows of one problem.
-
-    Args:
-        runs: The problem's runs.
-        table: Their table.
-    """
+    """Return what the template shows of one problem."""
     heads, rows = layout(table)
     # Metrics come last, as there may be many: MR, Delta-m and time would be far out of sight.
     heads = heads[-3:] + heads[:-3]
@@ -165,15 +157,15 @@ def section_of(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str,
 def _lead(table: ResultTable) -> list[tuple[str, str, str]]:
     """Return who leads in Delta-m and in MR: what, the method, its number."""
     ranked = [row for row in table.rows if not row.is_baseline]
-    found = []
-    known = [row for row in ranked if row.delta_m is not None and math.isfinite(row.delta_m.mean)]
     if len(ranked) < 2:
         return []
+    found = []
+    known = [(row.delta_m, row.label) for row in ranked if row.delta_m is not None]
+    known = [(delta, label) for delta, label in known if math.isfinite(delta.mean)]
     if known:
-        best = min(known, key=lambda row: row.delta_m.mean if row.delta_m else math.inf)
-        assert best.delta_m is not None
-        spread = "" if best.delta_m.stderr is None else f" ± {best.delta_m.stderr:.2f}"
-        found.append(("Lowest Δm", best.label, _minus(f"{best.delta_m.mean:.2f}{spread} %")))
+        delta, label = min(known, key=lambda pair: pair[0].mean)
+        spread = "" if delta.stderr is None else f" ± {delta.stderr:.2f}"
+        found.append(("Lowest Δm", label, _minus(f"{delta.mean:.2f}{spread} %")))
     best = min(ranked, key=lambda row: row.mean_rank or math.inf)
     found.append(("Lowest mean rank", best.label, f"{best.mean_rank or 0:.2f}"))
     return [(what, printable(method), number) for what, method, number in found]

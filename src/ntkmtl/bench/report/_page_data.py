@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,12 +11,10 @@ import numpy as np
 from ntkmtl.bench.report._curves import learning_curves
 from ntkmtl.bench.report._render import printable, render
 from ntkmtl.bench.report._series import eigenvalues, points_for, weights
-from ntkmtl.bench.report._words import plain_label, plain_method
+from ntkmtl.bench.report._words import plain_label, plain_method, short
 from ntkmtl.bench.runs import folder_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
     from ntkmtl.bench.report._curves import Curve
@@ -23,15 +22,9 @@ if TYPE_CHECKING:
     from ntkmtl.bench.report._series import Series
     from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
 
-__all__ = ["data_of"]
-
 
 def data_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     """Return what the charts of one problem draw, and the table as files to save.
-
-    Args:
-        runs: The problem's runs.
-        table: Their table.
 
     Raises:
         RunFileError: A history or the steps of a run cannot be read.
@@ -76,9 +69,9 @@ def _method(table: ResultTable, row: MethodRow) -> dict[str, Any]:
         "baseline": row.is_baseline,
         "plain": row.method == plain_method(table.problem),
         "delta": _pair(row.delta_m),
-        "rank": _short(row.mean_rank),
+        "rank": short(row.mean_rank),
         "time": _pair(row.relative_time),
-        "seconds": _short(row.seconds_per_epoch),
+        "seconds": short(row.seconds_per_epoch),
         "seeds": len(row.seeds),
     }
 
@@ -87,16 +80,11 @@ def _pair(known: SeedMean | None) -> list[float | None] | None:
     """Return a mean and its standard error, None where the mean is not known or not finite."""
     if known is None or not math.isfinite(known.mean):
         return None
-    return [_short(known.mean), _short(known.stderr)]
-
-
-def _short(value: float | None) -> float | None:
-    """Return a number with as many digits as a chart can show."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+    return [short(known.mean), short(known.stderr)]
 
 
 def _columns(values: NDArray[np.float64]) -> list[list[float | None]]:
-    return [[_short(value) for value in column] for column in values.T.tolist()]
+    return [[short(value) for value in column] for column in values.T.tolist()]
 
 
 def _curve(curve: Curve) -> dict[str, Any]:
@@ -115,5 +103,5 @@ def _series(series: Series) -> dict[str, Any]:
     return {
         "step": series.step.round().astype(np.int64).tolist(),
         "values": _columns(series.values),
-        "window": _short(max(series.window, 1.0)),
+        "window": short(max(series.window, 1.0)),
     }

@@ -1,4 +1,4 @@
-"""Pictures of samples and of predictions, as addresses that hold the picture themselves."""
+"""Pictures of samples and of predictions as data URLs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
-
-__all__ = ["class_picture", "molecule_picture", "normal_picture", "rgb_picture", "value_picture"]
 
 _WIDEST = 220
 """Pixels; larger pictures are thinned."""
@@ -30,19 +28,19 @@ _BONDED = 1.3
 
 
 def rgb_picture(values: Array) -> str:
-    """Return the address of an image of shape (3, H, W), from 0 to 1."""
+    """Return an image of shape (3, H, W), from 0 to 1."""
     return _png(np.moveaxis(values, 0, -1))
 
 
 def class_picture(classes: NDArray[np.int64]) -> str:
-    """Return the address of a mask of shape (H, W): a color per class, gray where it is -1."""
+    """Return a mask of shape (H, W): a color per class, gray where it is -1."""
     colors = _colormap("tab20")(classes % 20)[..., :3]
     colors[classes < 0] = _MISSING
     return _png(colors)
 
 
 def value_picture(values: Array, low: float, high: float) -> str:
-    """Return the address of a map of shape (H, W): dark is ``low``, bright ``high``, gray NaN."""
+    """Return a map of shape (H, W): dark is ``low``, bright ``high``, gray NaN."""
     known = np.isfinite(values)
     scaled = np.where(known, (values - low) / (high - low if high > low else 1.0), 0.0)
     colors = _colormap("viridis")(np.clip(scaled, 0, 1))[..., :3]
@@ -51,7 +49,7 @@ def value_picture(values: Array, low: float, high: float) -> str:
 
 
 def normal_picture(normals: Array) -> str:
-    """Return the address of surface normals of shape (3, H, W): x, y, z as red, green, blue."""
+    """Return surface normals of shape (3, H, W): x, y, z as red, green, blue."""
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = normals / np.sqrt((normals**2).sum(0, keepdims=True))
     colors = np.moveaxis((unit + 1) / 2, 0, -1)
@@ -60,7 +58,7 @@ def normal_picture(normals: Array) -> str:
 
 
 def molecule_picture(numbers: NDArray[np.int64], places: Array) -> str:
-    """Return the address of a drawing of a molecule, seen from where it is widest.
+    """Return a drawing of a molecule, seen from where it is widest.
 
     Args:
         numbers: Atomic numbers, shape (a,).
@@ -95,11 +93,9 @@ def molecule_picture(numbers: NDArray[np.int64], places: Array) -> str:
 
 
 def _png(colors: Array) -> str:
-    """Return the address of a picture of shape (H, W, 3), from 0 to 1."""
-    try:
+    """Return a picture of shape (H, W, 3), from 0 to 1, as PNG."""
+    with imports_for("a gallery of pictures"):
         from matplotlib.image import imsave
-    except ImportError as error:
-        raise missing_extra("a gallery of pictures", "bench", error) from error
     step = max(1, -(-colors.shape[1] // _WIDEST))
     buffer = io.BytesIO()
     imsave(buffer, np.clip(colors[::step, ::step], 0, 1), format="png")
@@ -107,8 +103,6 @@ def _png(colors: Array) -> str:
 
 
 def _colormap(name: str) -> Any:
-    try:
+    with imports_for("a gallery of pictures"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("a gallery of pictures", "bench", error) from error
     return mpl.colormaps[name]

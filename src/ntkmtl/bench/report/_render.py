@@ -7,31 +7,18 @@ import io
 import json
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
-from ntkmtl.bench.report._words import plain_label
-from ntkmtl.errors import missing_extra
+from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
+from ntkmtl.bench.report._words import aligned, plain_label
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     import rich.console
     import rich.table
     from rich.text import Text
-
-__all__ = [
-    "FORMATS",
-    "Head",
-    "TableCell",
-    "finite",
-    "layout",
-    "print_table",
-    "printable",
-    "render",
-    "rich_table",
-]
 
 FORMATS = ("text", "markdown", "latex", "csv", "json")
 """The formats of :func:`render`."""
@@ -95,9 +82,6 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
     The best cell of a column is the best among the multi-task methods as shown, so methods that
     cannot be told apart in the table are best together. Time has no best, as LS is the floor.
 
-    Args:
-        table: The table.
-
     Returns:
         One head per column, and one list of cells per line of the table.
     """
@@ -107,14 +91,14 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
         Head("delta_m", "Δm", "%", higher_is_better=False),
         Head("relative_time", "time", f"× {plain_label(table.problem)}"),
     ]
-    columns = [
-        _cells(table.lines, [row.estimates[index] for row in table.lines], column)
-        for index, column in enumerate(table.columns)
+    lines = [
+        (*row.estimates, _exact(row.mean_rank), row.delta_m, row.relative_time)
+        for row in table.lines
     ]
-    columns += [
-        _cells(table.lines, [_exact(row.mean_rank) for row in table.lines], heads[-3], decimals=2),
-        _cells(table.lines, [row.delta_m for row in table.lines], heads[-2], decimals=2),
-        _cells(table.lines, [row.relative_time for row in table.lines], heads[-1], decimals=2),
+    decimals = [*(None for _ in table.columns), 2, 2, 2]
+    columns = [
+        _cells(table.lines, [line[place] for line in lines], head, decimals[place])
+        for place, head in enumerate(heads)
     ]
     return heads, [list(cells) for cells in zip(*columns, strict=True)]
 
@@ -126,8 +110,8 @@ def _exact(value: float | None) -> SeedMean | None:
 def _cells(
     rows: Sequence[MethodRow],
     estimates: Sequence[SeedMean | None],
-    head: MetricColumn | Head,
-    decimals: int | None = None,
+    head: Head,
+    decimals: int | None,
 ) -> list[TableCell]:
     if decimals is None:
         decimals = _decimals([estimate.mean for estimate in estimates if estimate is not None])
@@ -148,7 +132,7 @@ def _cells(
         return shown
     best = _number(max(ranked) if head.higher_is_better else min(ranked), decimals)
     return [
-        TableCell(cell.text, cell.stderr, cell.value, not row.is_baseline and cell.text == best)
+        replace(cell, best=not row.is_baseline and cell.text == best)
         for row, cell in zip(rows, shown, strict=True)
     ]
 
@@ -225,13 +209,7 @@ def render(table: ResultTable, format: str = "text") -> str:
     Raises:
         ValueError: Unknown format.
     """
-    formats = {
-        "text": _text,
-        "markdown": _markdown,
-        "latex": _latex,
-        "csv": _csv,
-        "json": _json,
-    }
+    formats = {"text": _text, "markdown": _markdown, "latex": _latex, "csv": _csv, "json": _json}
     if format not in formats:
         raise ValueError(f"unknown format {format!r}; choose one of {', '.join(FORMATS)}")
     return formats[format](table)
@@ -248,14 +226,7 @@ def _text(table: ResultTable) -> str:
     grid = [["method", *(printable(head.text()) for head in heads)]]
     for row, cells in zip(table.lines, rows, strict=True):
         grid.append([printable(row.label), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = [
-        "  ".join(
-            text.ljust(width) if index == 0 else text.rjust(width)
-            for index, (text, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in grid
-    ]
+    lines = aligned(grid)
     rule = "-" * max(map(len, lines))
     below = ["* best of the multi-task methods.", *_lines(table)]
     return "\n".join([printable(table.problem), "", lines[0], rule, *lines[1:], "", *below]) + "\n"
@@ -369,15 +340,9 @@ def _csv(table: ResultTable) -> str:
         ]
         numbers[-4:-4] = [row.mean_rank]
         numbers.append(row.seconds_per_epoch)
-        writer.writerow(
-            [
-                table.problem,
-                row.method,
-                len(row.seeds),
-                *("" if number is None else repr(float(number)) for number in numbers),
-                0 if row.tuning is None else row.tuning.trials,
-            ]
-        )
+        texts = ("" if number is None else repr(float(number)) for number in numbers)
+        trials = 0 if row.tuning is None else row.tuning.trials
+        writer.writerow([table.problem, row.method, len(row.seeds), *texts, trials])
     return _encodable(out.getvalue())
 
 
@@ -442,10 +407,8 @@ def print_table(table: ResultTable, console: rich.console.Console | None = None)
 
 
 def _need_rich() -> None:
-    try:
+    with imports_for("a table for terminals"):
         import rich.table  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("a table for terminals", "bench", error) from error
 
 
 def _rich_block(

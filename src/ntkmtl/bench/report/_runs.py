@@ -8,16 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ntkmtl.bench.runs import (
-    REQUEST,
-    IncompleteRun,
-    Run,
-    RunFileError,
-    load_runs,
-    read_json,
-)
-
-__all__ = ["ProblemRuns", "load"]
+from ntkmtl.bench.runs import REQUEST, IncompleteRun, Run, RunFileError, load_runs, read_json
 
 
 @dataclass(frozen=True)
@@ -28,7 +19,7 @@ class ProblemRuns:
         problem: Its name.
         multi: Complete runs by method and seed.
         single: Complete runs of the single-task baselines by task and seed.
-        open: ProblemRuns without a result.
+        open: Runs without a result.
         asked: Methods in the order to show them.
         data_file: Name of the file that the data are from, where that is known.
     """
@@ -111,11 +102,7 @@ def _data_key(run: Run) -> tuple[str, str]:
 
 
 def _names(complete: Sequence[Run]) -> dict[tuple[str, str], str]:
-    """Return the name of each table: its problem's, with its file or folder where several share it.
-
-    Args:
-        complete: Complete runs.
-    """
+    """Return each table's name: its problem's, with its file or folder where several share it."""
     first: dict[tuple[str, str], Run] = {}
     for run in complete:
         first.setdefault(_data_key(run), run)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
     from numpy.typing import NDArray
 
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run, Steps
-
-__all__ = ["Series", "eigenvalues", "points_for", "weights"]
 
 _BUDGET = 60_000
 """Numbers that one kind of chart may embed in a page."""

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ntkmtl.bench.report._words import listing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.report._table import MethodRow, MetricColumn, SeedMean
-
-__all__ = ["sharing_note"]
 
 
 def sharing_note(columns: Sequence[MetricColumn], rows: Sequence[MethodRow]) -> str:
     """Return in which metrics the method of lowest mean rank beats the single-task networks.
 
-    A difference counts where it is more than two standard errors of itself.
-
-    Args:
-        columns: The metrics.
-        rows: The rows of the table; ``""`` is returned where there are no single-task networks.
+    A difference counts where it is more than two standard errors of itself. Without rows of
+    single-task networks the sentence is ``""``.
     """
     alone = next((row for row in rows if row.is_baseline), None)
     ranked = [row for row in rows if row.mean_rank is not None]

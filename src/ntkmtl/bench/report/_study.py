@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,29 +14,21 @@ from torch import Tensor
 from ntkmtl.analysis._record import Recorder
 from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
-from ntkmtl.bench.runs import RECORD, SINGLE_TASK, load_runs, method_labels
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.runs import RunConfig
-
-__all__ = ["FRACTION", "MethodRecord", "Study", "StudyError", "read_study", "study_of"]
+from ntkmtl.bench.report._render import finite
+from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
 
 FRACTION = 0.1
 """What part of a task's loss is to be left after the predicted number of steps."""
 
-_AVERAGED = (
-    "losses",
-    "weights",
-    "max_eigenvalues",
-    "effective_ranks",
-    "participation_ratios",
-    "residual_traces",
-    "residual_eigenvalues",
-    "affinity",
+_PER_TASK = (
+    *("losses", "weights", "max_eigenvalues", "weighted_eigenvalues", "effective_ranks"),
+    *("participation_ratios", "residual_traces", "residual_eigenvalues"),
 )
+"""Numbers of each task that are averaged over seeds."""
+_PAIRS = ("condition", "rank", "imbalance")
+"""Numbers before and after weighting."""
+_BY_LOGARITHM = frozenset({"convergence", "condition", "imbalance"})
+"""Numbers of which the geometric mean over seeds is taken."""
 
 
 class StudyError(ValueError):
@@ -147,48 +140,24 @@ class Study:
 
 def _method_json(study: Study, record: MethodRecord, groups: int | None) -> dict[str, Any]:
     grouping = record.grouping(groups)
-    affinity = record.mean_affinity()
-    pairs: dict[str, Any] = {
-        name: {"before": values[:, 0], "after": values[:, 1]}
-        for name, values in (
-            ("condition", record.condition),
-            ("rank", record.rank),
-            ("imbalance", record.imbalance),
-        )
-    }
+    numbers = {name: getattr(record, name).tolist() for name in ("step", *_PER_TASK)}
+    numbers["predicted_steps"] = record.convergence.tolist()
+    for name in _PAIRS:
+        before, after = getattr(record, name).T.tolist()
+        numbers[name] = {"before": before, "after": after}
     found: dict[str, Any] = {
         "method": record.method,
         "seeds": list(record.seeds),
         "every": record.every,
         "source": record.source or None,
-        "step": record.step,
-        "losses": record.losses,
-        "weights": record.weights,
-        "max_eigenvalues": record.max_eigenvalues,
-        "weighted_eigenvalues": record.weighted_eigenvalues,
-        "effective_ranks": record.effective_ranks,
-        "participation_ratios": record.participation_ratios,
-        "residual_traces": record.residual_traces,
-        "residual_eigenvalues": record.residual_eigenvalues,
-        "predicted_steps": record.convergence,
-        **pairs,
-        "mean_affinity": affinity,
+        **numbers,
+        "mean_affinity": record.mean_affinity().tolist(),
         "groups": None if grouping is None else grouping.names(study.tasks),
         "affinity_within_groups": None if grouping is None else list(grouping.within),
         "affinity_between_groups": None if grouping is None else grouping.between,
     }
-    plain: dict[str, Any] = _plain(found)
+    plain: dict[str, Any] = finite(found)
     return plain
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_study(
@@ -296,43 +265,8 @@ def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> Method
     if not common:
         raise StudyError(f"the seeds of {name} have no recorded step in common")
     step = torch.tensor(sorted(common), dtype=torch.int64)
-    columns: dict[str, list[Tensor]] = {}
-
-    def keep(key: str, values: Tensor) -> None:
-        columns.setdefault(key, []).append(values)
-
-    for config, record in entries:
-        at = torch.isin(record.steps, step)
-        rows = {key: record[key][at] for key in _AVERAGED}
-        for key in _AVERAGED:
-            keep(key, rows[key])
-        weighted = rows["weights"].square() * rows["max_eigenvalues"]
-        keep("weighted", weighted)
-        keep(
-            "convergence",
-            convergence_steps(
-                rows["max_eigenvalues"],
-                float(config.recipe["learning_rate"]),
-                losses=rows["losses"],
-                minibatches=record["kernel_minibatches"][at][:, None],
-                weights=rows["weights"],
-                fraction=FRACTION,
-            ),
-        )
-        for key in ("condition", "rank"):
-            keep(key, torch.stack([record[key][at], record[f"{key}_weighted"][at]], dim=1))
-        spread = [
-            [imbalance(before), imbalance(after)]
-            for before, after in zip(rows["max_eigenvalues"], weighted, strict=True)
-        ]
-        keep("imbalance", torch.tensor(spread, dtype=torch.float64))
-
-    def mean(key: str) -> Tensor:
-        return torch.stack(columns[key]).nanmean(dim=0)
-
-    def log_mean(key: str) -> Tensor:
-        return torch.stack(columns[key]).log().nanmean(dim=0).exp()
-
+    measured = [_columns(config, record, step) for config, record in entries]
+    means = {key: _mean(key, [columns[key] for columns in measured]) for key in measured[0]}
     record = entries[0][1]
     return MethodRecord(
         method=name,
@@ -341,17 +275,36 @@ def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> Method
         every=record.every,
         source=record.source or "",
         step=step,
-        losses=mean("losses"),
-        weights=mean("weights"),
-        max_eigenvalues=mean("max_eigenvalues"),
-        weighted_eigenvalues=mean("weighted"),
-        effective_ranks=mean("effective_ranks"),
-        participation_ratios=mean("participation_ratios"),
-        residual_traces=mean("residual_traces"),
-        residual_eigenvalues=mean("residual_eigenvalues"),
-        convergence=log_mean("convergence"),
-        condition=log_mean("condition"),
-        rank=mean("rank"),
-        imbalance=log_mean("imbalance"),
-        affinity=mean("affinity"),
+        **means,
     )
+
+
+def _columns(config: RunConfig, record: Recorder, step: Tensor) -> dict[str, Tensor]:
+    """Return one run's numbers at the steps, by the names that :class:`MethodRecord` has."""
+    at = torch.isin(record.steps, step)
+    weights, eigenvalues = record["weights"][at], record["max_eigenvalues"][at]
+    weighted = weights.square() * eigenvalues
+    found = {"weighted_eigenvalues": weighted, "affinity": record["affinity"][at]}
+    found |= {key: record[key][at] for key in _PER_TASK if key not in found}
+    found["convergence"] = convergence_steps(
+        eigenvalues,
+        float(config.recipe["learning_rate"]),
+        losses=found["losses"],
+        minibatches=record["kernel_minibatches"][at][:, None],
+        weights=weights,
+        fraction=FRACTION,
+    )
+    for key in ("condition", "rank"):
+        found[key] = torch.stack([record[key][at], record[f"{key}_weighted"][at]], dim=1)
+    spread = [
+        [imbalance(before), imbalance(after)]
+        for before, after in zip(eigenvalues, weighted, strict=True)
+    ]
+    found["imbalance"] = torch.tensor(spread, dtype=torch.float64)
+    return found
+
+
+def _mean(key: str, by_seed: Sequence[Tensor]) -> Tensor:
+    """Return the mean over seeds of what is known."""
+    values = torch.stack(list(by_seed))
+    return values.log().nanmean(dim=0).exp() if key in _BY_LOGARITHM else values.nanmean(dim=0)

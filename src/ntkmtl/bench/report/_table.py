@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,7 @@ from ntkmtl.bench.report._words import count
 from ntkmtl.bench.runs import SINGLE_TASK, RunMetric
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from ntkmtl.bench.search.records import Tuning
-
-__all__ = ["MethodRow", "MetricColumn", "ResultTable", "SeedMean"]
 
 
 @dataclass(frozen=True)
@@ -110,11 +107,11 @@ class MethodRow:
     method: str
     seeds: tuple[int, ...]
     estimates: tuple[SeedMean | None, ...]
-    mean_rank: float | None
-    delta_m: SeedMean | None
-    seconds_per_epoch: float | None
-    relative_time: SeedMean | None
-    options: dict[str, Any]
+    mean_rank: float | None = None
+    delta_m: SeedMean | None = None
+    seconds_per_epoch: float | None = None
+    relative_time: SeedMean | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
     short: str = ""
     reference: str = ""

@@ -5,17 +5,10 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
 
 from ntkmtl.bench.report._table import SeedMean
-from ntkmtl.bench.runs import SINGLE_TASK
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from ntkmtl.bench.runs import Run
-
-__all__ = ["LEAST_CPU_SHARE", "RunTimes", "is_busy"]
+from ntkmtl.bench.runs import SINGLE_TASK, Run
 
 LEAST_CPU_SHARE = 0.9
 """Least share of its training time with a processor core for a run's time to count."""

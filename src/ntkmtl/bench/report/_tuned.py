@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from ntkmtl.bench.runs import Run
 from ntkmtl.bench.search.records import Tuning, read_tuning
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.runs import Run
-
-__all__ = ["tuning_of"]
 
 
 def tuning_of(group: Sequence[Run]) -> Tuning | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.report._tuned import tuning_of
@@ -11,12 +12,8 @@ from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.search.records import read_tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.runs import Run
-
-__all__ = ["warnings_of"]
 
 
 def warnings_of(runs: ProblemRuns, why_no_delta: str) -> list[str]:
@@ -88,7 +85,7 @@ def _by_method(runs: Iterable[Run], section: str, key: str | None = None) -> dic
 
 
 def _key(item: Any) -> str:
-    """Return a text that equal JSON values share; most are plain ones, in a thousand runs each."""
+    """Return a key that equal JSON values share; the many plain values do without JSON."""
     return repr(item) if type(item) in (int, str, bool) else json.dumps(item, sort_keys=True)
 
 

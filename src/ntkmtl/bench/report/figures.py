@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +14,17 @@ import numpy as np
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._runs import load
-from ntkmtl.bench.report._series import eigenvalues
+from ntkmtl.bench.report._series import Series, eigenvalues
+from ntkmtl.bench.report._table import MethodRow, ResultTable
+from ntkmtl.bench.report._words import run_text
 from ntkmtl.bench.runs import folder_name
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterator, Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from ntkmtl.bench.report._series import Series
-    from ntkmtl.bench.report._table import MethodRow, ResultTable
+    from numpy.typing import NDArray
 
 __all__ = ["save_figures"]
 
@@ -82,10 +81,8 @@ def save_figures(
             eigenvalues.
         MissingExtraError: Matplotlib is not installed.
     """
-    try:
+    with imports_for("figures as files"):
         import matplotlib as mpl
-    except ImportError as error:
-        raise missing_extra("figures as files", "bench", error) from error
 
     written = []
     with mpl.rc_context(_STYLE):
@@ -149,16 +146,6 @@ def _new(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def _subtitle(table: ResultTable) -> str:
-    seeds, epochs = len(table.facts["seeds"]), table.facts["recipe"]["epochs"]
-    parts = [
-        f"{seeds} seed{'' if seeds == 1 else 's'}",
-        f"{epochs:,} epoch{'' if epochs == 1 else 's'}",
-        "reduced recipe" if table.facts["reduced"] else "",
-    ]
-    return f"{_plain(table.problem, 40)}: {', '.join(part for part in parts if part)}"
-
-
 def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
     """Draw bars of Delta-m, the best on top."""
     order = sorted(rows, key=_worth)
@@ -178,38 +165,56 @@ def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("Δm against single-task learning (%), lower is better")
-    axes.set_title(_subtitle(table), loc="left", fontsize=9.5, color=_MUTED)
+    _title(axes, run_text(printable(table.problem, 40), table.facts))
     return figure
 
 
 def _eigenvalues(table: ResultTable, series: Series, method: str) -> Figure:
-    """Draw the largest eigenvalue of each task's kernel over the steps."""
-    tasks = table.facts["tasks"]
+    window = round(series.window)
+    about = f"{run_text(printable(table.problem, 40), table.facts)}, {printable(method, 40)}"
+    return eigenvalue_figure(
+        series.step,
+        series.values,
+        table.facts["tasks"],
+        title=about,
+        xlabel=f"Step (means over windows of {window} steps)" if window > 1 else "Step",
+        ylabel="Largest eigenvalue",
+        linewidth=1.2,
+    )
+
+
+def eigenvalue_figure(
+    step: NDArray[Any],
+    values: NDArray[np.float64],
+    tasks: Sequence[str],
+    *,
+    title: str,
+    xlabel: str = "Step",
+    ylabel: str,
+    linewidth: float,
+) -> Figure:
+    """Draw the largest eigenvalue of each task's kernel, shape (T, k), over the steps, (T,)."""
     legend_columns = math.ceil(len(tasks) / 16)
     figure, axes = _new(5.6 + 1.2 * legend_columns, 3.6)
     lines = []
-    for task in range(len(tasks)):
-        values = series.values[:, task]
-        known = np.isfinite(values)
+    for task, own in enumerate(values.T):
+        known = np.isfinite(own)
         lines += axes.plot(
-            series.step[known],
-            values[known],
+            step[known],
+            own[known],
             color=_COLOURS[task % len(_COLOURS)],
             linestyle=_DASHES[task // len(_COLOURS) % len(_DASHES)],
-            linewidth=1.2,
+            linewidth=linewidth,
             marker="o" if known.sum() == 1 else "",
         )
-    present = series.values[np.isfinite(series.values)]
-    if (present > 0).all():
+    present = values[np.isfinite(values)]
+    if present.size and (present > 0).all():
         axes.set_yscale("log")
-    window = round(series.window)
-    axes.set_xlabel(f"Step (means over windows of {window} steps)" if window > 1 else "Step")
-    axes.set_ylabel("Largest eigenvalue")
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
     axes.margins(x=0.01)
     axes.grid(axis="y")
-    axes.set_title(
-        f"{_subtitle(table)}, {_plain(method, 40)}", loc="left", fontsize=9.5, color=_MUTED
-    )
+    _title(axes, title)
     # Given the lines, the legend keeps names that begin with an underscore.
     axes.legend(
         handles=lines,
@@ -221,3 +226,7 @@ def _eigenvalues(table: ResultTable, series: Series, method: str) -> Figure:
         ncols=legend_columns,
     )
     return figure
+
+
+def _title(axes: Axes, text: str, longest: int = 160) -> None:
+    axes.set_title(_plain(text, longest), loc="left", fontsize=9.5, color=_MUTED)

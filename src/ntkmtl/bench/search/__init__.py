@@ -41,24 +41,14 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
     from ntkmtl.bench.search.parameters import Parameter, parameters_of
     from ntkmtl.bench.search.records import Trial, Tuning, read_tuning
     from ntkmtl.bench.search.tuning import Search, search_settings, tune
-
-_HOMES = {
-    "Parameter": "parameters",
-    "parameters_of": "parameters",
-    "Trial": "records",
-    "Tuning": "records",
-    "read_tuning": "records",
-    "Search": "tuning",
-    "search_settings": "tuning",
-    "tune": "tuning",
-}
 
 __all__ = [
     "Parameter",
@@ -71,10 +61,11 @@ __all__ = [
     "tune",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        value = getattr(import_module(f"ntkmtl.bench.search.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ntkmtl.bench.search' has no attribute {name!r}")
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        ".parameters": ("Parameter", "parameters_of"),
+        ".records": ("Trial", "Tuning", "read_tuning"),
+        ".tuning": ("Search", "search_settings", "tune"),
+    },
+)

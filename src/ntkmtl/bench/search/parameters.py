@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.weighting import spec
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
     from ntkmtl.bench.problems.base import Recipe
 
 __all__ = ["RATE", "Parameter", "Value", "method_options_of", "option_of", "parameters_of"]

@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from ntkmtl.bench.runs import BEST, STUDY, TRIAL, RunFileError, differences
+from ntkmtl.bench.search.parameters import Parameter, Value
 from ntkmtl.bench.search.records import Trial, Tuning, exported, read_study, read_tuning
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from ntkmtl.bench.search.parameters import Parameter, Value
 
 __all__ = ["JOURNAL", "OptunaStudy", "optuna_module", "rounded"]
 
@@ -35,10 +32,8 @@ def optuna_module() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with imports_for("tuning"):
         import optuna
-    except ImportError as error:
-        raise missing_extra("tuning", "bench", error) from error
     # Lines for each trial would cross the progress bars.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

@@ -8,29 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ntkmtl.bench.jobs.engine import run_jobs
+from ntkmtl.bench.jobs.engine import Engine, Outcome, Runner, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
-from ntkmtl.bench.runs import (
-    CHECKPOINT,
-    CONFIG,
-    SCHEMA,
-    SINGLE_TASK,
-    STUDY,
-    load_run,
-    run_folder,
-)
+from ntkmtl.bench.problems.base import Problem
+from ntkmtl.bench.runs import CHECKPOINT, CONFIG, SCHEMA, SINGLE_TASK, STUDY, load_run, run_folder
 from ntkmtl.bench.runs.folder import remove_checkpoints
 from ntkmtl.bench.runs.locks import sweep_lock
-from ntkmtl.bench.search.parameters import RATE, method_options_of, option_of, parameters_of
-from ntkmtl.bench.search.records import TUNING, Trial, study_request
+from ntkmtl.bench.search.parameters import RATE, Value, method_options_of, option_of, parameters_of
+from ntkmtl.bench.search.records import TUNING, Trial, Tuning, study_request
 from ntkmtl.bench.search.study import OptunaStudy, optuna_module
 from ntkmtl.bench.search.weights import WeightSearch
+from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import (
     Comparison,
     Sweep,
@@ -44,18 +38,9 @@ from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.bench.training.sweep import checked, compare
+from ntkmtl.bench.training.trainer import TrainingJob
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from ntkmtl.bench.jobs.engine import Engine, Outcome, Runner
-    from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.search.parameters import Value
-    from ntkmtl.bench.search.records import Tuning
-    from ntkmtl.bench.training.baselines import BaselineCache
-    from ntkmtl.bench.training.trainer import TrainingJob
 
 __all__ = ["TUNING_SEED", "Search", "search_settings", "tune"]
 
@@ -225,12 +210,7 @@ def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
         given = asked.method_options.get(name, {})
         scales = search.scales if name == "fixed" else None
         parameters = parameters_of(
-            name,
-            problem.tasks,
-            recipe,
-            length=search.length,
-            given=given,
-            wide=scales is not None,
+            name, problem.tasks, recipe, length=search.length, given=given, wide=scales is not None
         )
         for option in dict.fromkeys(map(option_of, parameters)):
             if option in given:

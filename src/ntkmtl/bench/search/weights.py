@@ -8,16 +8,12 @@ find is local.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-from ntkmtl.bench.search.parameters import RATE, WIDE
+from ntkmtl.bench.search.parameters import RATE, WIDE, Parameter, Value
 from ntkmtl.bench.search.study import OptunaStudy, rounded
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from ntkmtl.bench.search.parameters import Parameter, Value
 
 __all__ = ["POWERS", "WeightSearch", "power_weights"]
 

@@ -42,12 +42,4 @@ from ntkmtl.bench.study.page import write_page
 from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan, read_plan
 from ntkmtl.bench.study.runner import run_study
 
-__all__ = [
-    "ProblemPlan",
-    "StudyPlan",
-    "estimate",
-    "judge",
-    "read_plan",
-    "run_study",
-    "write_page",
-]
+__all__ = ["ProblemPlan", "StudyPlan", "estimate", "judge", "read_plan", "run_study", "write_page"]

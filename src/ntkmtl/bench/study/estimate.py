@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from ntkmtl.bench.compute.environment import default_threads, reproducible
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
+from ntkmtl.bench.study.plan import StudyPlan
 from ntkmtl.bench.training import RunSpec, SweepError
 from ntkmtl.bench.training.comparison import recipe_of
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.planning import judged_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.study.plan import StudyPlan
 
 __all__ = ["StudyEstimate", "estimate"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = ["Interval", "Ranking", "bootstrap", "paired_p_values", "posthocs", "rank_test"]
 
@@ -120,10 +120,8 @@ def posthocs() -> Any:
     Raises:
         MissingExtraError: It is not installed.
     """
-    try:
+    with imports_for("ranking methods", "study"):
         import scikit_posthocs
-    except ImportError as error:
-        raise missing_extra("ranking methods", "study", error) from error
     return scikit_posthocs
 
 
@@ -149,8 +147,8 @@ def rank_test(methods: Sequence[str], means: Sequence[Sequence[float]]) -> Ranki
     pairs = posthocs().posthoc_nemenyi_friedman(table).to_numpy()
     return Ranking(
         methods=list(methods),
-        ranks=[float(rank) for rank in ranks],
+        ranks=ranks.tolist(),
         p_value=float(friedmanchisquare(*table.T).pvalue),
-        pairs=[[float(p) for p in row] for row in pairs],
+        pairs=pairs.tolist(),
         problems=len(table),
     )

@@ -75,7 +75,7 @@ def _problem(found: Mapping[str, MethodResult]) -> ProblemJudgement:
 
     names = [REFERENCE, *sorted(set(found) - {SINGLE_TASK, REFERENCE})]
     tuned = {name: of(_runs(found[name].tuned)) for name in names}
-    p_values = paired_p_values({name: tuned[name] for name in names}, REFERENCE)
+    p_values = paired_p_values(tuned, REFERENCE)
     rows = []
     for name in names:
         result = found[name]

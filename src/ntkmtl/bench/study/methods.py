@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from ntkmtl.bench.jobs.engine import Failure
 from ntkmtl.bench.runs import TRIAL, convert, load_run, read_json, run_folder
-from ntkmtl.bench.search.records import TUNING, Trial
+from ntkmtl.bench.search.records import TUNING, Trial, Tuning
 from ntkmtl.bench.search.tuning import Search, search_settings
 from ntkmtl.bench.study.part import StudyPart
 from ntkmtl.bench.study.results import MethodResult, Setting, TriedSettings
 from ntkmtl.bench.training import Sweep, SweepError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ntkmtl.bench.search.records import Tuning
 
 __all__ = ["Methods"]
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timezone
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl._version import __version__
+from ntkmtl.bench.report._html import rendered
 from ntkmtl.bench.study.drawings import cost_figure, rank_figure, rate_figure, trade_figure
 from ntkmtl.bench.study.judgement import mean_of
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.study.judgement import MethodOnProblem, ProblemJudgement, StudyJudgement
 
 __all__ = ["write_page"]
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_page(judgement: StudyJudgement, output: Path) -> Path:
@@ -36,21 +34,11 @@ def write_page(judgement: StudyJudgement, output: Path) -> Path:
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
-    try:
-        import jinja2
+    with imports_for("the page of a study"):
+        import jinja2  # noqa: F401
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise missing_extra("the page of a study", "bench", error) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("study.html.jinja").render(
-        version=__version__,
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    text = rendered(
+        Path(__file__).parent / "templates" / "study.html.jinja",
         words=judgement.words,
         ranks=None if judgement.ranking is None else _svg(rank_figure(judgement.ranking)),
         costs=_svg(cost_figure(judgement.overall)),
@@ -62,7 +50,7 @@ def write_page(judgement: StudyJudgement, output: Path) -> Path:
 
 def _problem(problem: ProblemJudgement) -> dict[str, Any]:
     trades = len(problem.metrics) == 2 and any(len(row.tasks) == 2 for row in problem.methods)
-    rows = sorted(problem.methods, key=lambda row: _order(row.mean))
+    rows = sorted(problem.methods, key=lambda row: math.inf if row.mean is None else row.mean)
     return {
         "name": problem.problem,
         "rates": ", ".join(f"{t} {rate:g}" for t, rate in problem.single_task_rates.items()),
@@ -70,10 +58,6 @@ def _problem(problem: ProblemJudgement) -> dict[str, Any]:
         "sensitivity": _svg(rate_figure(problem)),
         "trades": _svg(trade_figure(problem)) if trades else None,
     }
-
-
-def _order(value: float | None) -> float:
-    return float("inf") if value is None else value
 
 
 def _row(row: MethodOnProblem) -> list[str]:

@@ -1,34 +1,24 @@
-"""What all parts of one problem's share of a study have in common."""
+"""One problem's part of a study: what single-task networks and methods share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl.bench.compute.environment import default_threads
-from ntkmtl.bench.jobs.engine import Failure
+from ntkmtl.bench.jobs.engine import Engine, Failure
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
-from ntkmtl.bench.runs import (
-    RESULT,
-    SINGLE_TASK,
-    RunInterrupted,
-    RunMetric,
-    load_run,
-    run_folder,
-)
+from ntkmtl.bench.problems.base import Problem
+from ntkmtl.bench.runs import RESULT, SINGLE_TASK, RunInterrupted, RunMetric, load_run, run_folder
 from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
 from ntkmtl.bench.training import Comparison, Sweep, compare
 from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import recipe_of
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.problems.base import Problem
-    from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 
 __all__ = ["DIVERGED", "StudyOutcome", "StudyPart", "Trainer"]
 
@@ -41,10 +31,10 @@ DIVERGED = ("NonFiniteError", "FloatingPointError")
 
 @dataclass
 class StudyOutcome:
-    """The outcome of a sitting.
+    """The outcome of one call.
 
     Attributes:
-        written: Results that were written now, as ``problem/method``.
+        written: Results that this call wrote, as ``problem/method``.
         known: Number of results that were there before.
         failures: Runs that failed, without those that diverged.
         interrupted: Whether it was stopped.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,9 +12,6 @@ from ntkmtl.bench.runs import SINGLE_TASK, convert, read_json
 from ntkmtl.bench.search.tuning import TUNING_SEED
 from ntkmtl.bench.training import Comparison, SweepError, method_names
 from ntkmtl.files import read_bytes
-
-if TYPE_CHECKING:
-    import os
 
 __all__ = ["PLAN", "REFERENCE", "ProblemPlan", "StudyPlan", "read_plan", "stored_plan"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 
@@ -11,14 +11,9 @@ from ntkmtl.bench.runs import SINGLE_TASK, RunInterrupted
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.study.methods import Methods
 from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
-from ntkmtl.bench.study.plan import PLAN
+from ntkmtl.bench.study.plan import PLAN, StudyPlan
 from ntkmtl.bench.study.singletask import SingleTasks
 from ntkmtl.files import write_json
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ntkmtl.bench.study.plan import StudyPlan
 
 __all__ = ["run_study"]
 

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
 from ntkmtl.bench.search.parameters import LEARNING_RATE_FACTOR, RATE
+from ntkmtl.bench.study.part import StudyPart
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings
-from ntkmtl.bench.training import SweepError
+from ntkmtl.bench.training import Sweep, SweepError
 from ntkmtl.bench.training.comparison import recipe_of
 from ntkmtl.bench.training.planning import judged_tasks
 from ntkmtl.metrics import delta_m
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.study.part import StudyPart
-    from ntkmtl.bench.training import Sweep
 
 __all__ = ["SingleTasks", "rates"]
 
 
 FINAL_RATES = 3
-"""Learning rates that final runs are trained with at most, until one keeps what its trial said."""
+"""Most learning rates of final runs, tried in turn until one does as well as its trial."""
 
 
 def rates(start: float, trials: int) -> list[float]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from ntkmtl.bench.report._words import count
+from ntkmtl.bench.study.inference import Ranking
+from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
 from ntkmtl.bench.study.plan import REFERENCE
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ntkmtl.bench.study.inference import Ranking
-    from ntkmtl.bench.study.judgement import Overall, ProblemJudgement
 
 __all__ = ["sentences"]
 
@@ -30,7 +27,7 @@ def sentences(
     """
     sources = sorted({problem.source for problem in problems})
     found = [
-        f"{_count(len(problems), 'problem')} from {_count(len(sources), 'source')} of data: "
+        f"{count(len(problems), 'problem')} from {count(len(sources), 'source')} of data: "
         f"{', '.join(problem.problem for problem in problems)}. Tuned methods are compared with "
         "the tuned plain sum of the losses, paired by seed, by 95 % intervals."
     ]
@@ -69,12 +66,12 @@ def _limits(sources: int, others: Sequence[Overall], ranking: Ranking | None) ->
     seeds = min((o.seeds for o in others), default=0)
     if others and seeds < FEW_SEEDS:
         found.append(
-            f"With {_count(seeds, 'seed')} intervals are too narrow: take {FEW_SEEDS} or more "
+            f"With {count(seeds, 'seed')} intervals are too narrow: take {FEW_SEEDS} or more "
             "before you call a method a winner."
         )
     if sources < FEW_SOURCES:
         found.append(
-            f"With {_count(sources, 'source')} of data this says little about other problems."
+            f"With {count(sources, 'source')} of data this says little about other problems."
         )
     if ranking is None:
         found.append(
@@ -108,7 +105,3 @@ def _with_cost(entry: Overall, problems: int) -> str:
     if entry.tuning_ratio:
         words += f", its search {entry.tuning_ratio:.2f} times"
     return words + ")"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

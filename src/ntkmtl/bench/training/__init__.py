@@ -45,8 +45,9 @@ Example:
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Failure
@@ -78,36 +79,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.training.sweep import compare
     from ntkmtl.bench.training.trainer import train, train_spec
 
-_HOMES = {
-    "Comparison": "training.comparison",
-    "Sweep": "training.comparison",
-    "SweepError": "training.comparison",
-    "method_names": "training.comparison",
-    "Plan": "training.planning",
-    "plan": "training.planning",
-    "changed_recipe": "training.comparison",
-    "compare": "training.sweep",
-    "Failure": "jobs.engine",
-    "ProblemNotFoundError": "problems",
-    "find_problem": "problems",
-    "Epoch": "runs",
-    "IncompleteRun": "runs",
-    "Run": "runs",
-    "RunBusyError": "runs",
-    "RunConfig": "runs",
-    "RunConflictError": "runs",
-    "RunFileError": "runs",
-    "RunFolderLostError": "runs",
-    "RunInterrupted": "runs",
-    "RunResult": "runs",
-    "Steps": "runs",
-    "load_run": "runs",
-    "load_runs": "runs",
-    "RunSpec": "training.spec",
-    "train": "training.trainer",
-    "train_spec": "training.trainer",
-}
-
 __all__ = [
     "Comparison",
     "Epoch",
@@ -138,14 +109,30 @@ __all__ = [
     "train_spec",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        value = getattr(import_module(f"ntkmtl.bench.{_HOMES[name]}"), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'ntkmtl.bench.training' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = on_first_use(
+    __name__,
+    {
+        "..jobs.engine": ("Failure",),
+        "..problems": ("ProblemNotFoundError", "find_problem"),
+        "..runs": (
+            "Epoch",
+            "IncompleteRun",
+            "Run",
+            "RunBusyError",
+            "RunConfig",
+            "RunConflictError",
+            "RunFileError",
+            "RunFolderLostError",
+            "RunInterrupted",
+            "RunResult",
+            "Steps",
+            "load_run",
+            "load_runs",
+        ),
+        ".comparison": ("Comparison", "Sweep", "SweepError", "changed_recipe", "method_names"),
+        ".planning": ("Plan", "plan"),
+        ".spec": ("RunSpec",),
+        ".sweep": ("compare",),
+        ".trainer": ("train", "train_spec"),
+    },
+)

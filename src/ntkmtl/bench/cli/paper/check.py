@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Argument
 
 from ntkmtl.bench.cli.console import print_json, refuse
 from ntkmtl.bench.cli.options import Json
@@ -16,7 +16,7 @@ __all__ = ["check"]
 def check(
     table: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[TABLE]", help="One table of the paper, as table3 (or 3).", show_default="all"
         ),
     ] = None,

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from ntkmtl.bench.cli.console import refuse, refusing
 from ntkmtl.bench.cli.options import (
@@ -49,13 +49,11 @@ class RequestOptions:
 
     recipe: Annotated[
         str | None,
-        typer.Option(
-            "--recipe", metavar="NAME", help="small (reduced, for a CPU) or paper (for a GPU)."
-        ),
+        Option("--recipe", metavar="NAME", help="small (reduced, for a CPU) or paper (for a GPU)."),
     ] = None
     problem: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--problem",
             metavar="NAME",
             help="One of its problems only, or another problem in its place, as qm9-mini.",
@@ -63,7 +61,7 @@ class RequestOptions:
     ] = None
     methods: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--methods",
             help="Names with commas between them, or all: those of the published table.",
             show_default="ls,ntkmtl,ntkmtl-sr",
@@ -73,14 +71,14 @@ class RequestOptions:
     seed_list: SeedList = None
     stl: Annotated[
         Baselines,
-        typer.Option(
+        Option(
             "--stl", help="The baselines of Delta-m: trained here, the paper's STL row, or none."
         ),
     ] = Baselines.trained
     jobs: Jobs = None
     out: Annotated[
         Path,
-        typer.Option(
+        Option(
             "--out",
             help="Folder of the comparisons, one folder per problem and recipe.",
             file_okay=False,
@@ -89,7 +87,7 @@ class RequestOptions:
     ] = Path("paper-runs")
     data_dir: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--data",
             metavar="DIR",
             help="Prepared data; where a table has two problems, the folder that holds one folder "

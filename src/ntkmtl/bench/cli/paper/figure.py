@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import Json, Overwrite, grouped
@@ -26,9 +27,7 @@ _ALWAYS = frozenset({"figure", "output", "as_json"})
 _PROBLEM = frozenset(
     {"recipe", "problem", "methods", "out", "data_dir", "batch_size", "problem_option"}
 )
-_TRAINED = _PROBLEM | {
-    *("seeds", "seed_list", "stl", "jobs", "epochs", "lr", "overwrite"),
-}
+_TRAINED = _PROBLEM | {*("seeds", "seed_list", "stl", "jobs", "epochs", "lr", "overwrite")}
 _TAKES = {
     1: _PROBLEM | {"ns", "steps", "turns", "measured"},
     2: _TRAINED | {"every"},
@@ -44,7 +43,7 @@ class FigureOptions:
 
     ns: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--ns",
             metavar="1,2,...",
             help="For figures 1, 3 and 4: numbers of mini-batches n.",
@@ -53,7 +52,7 @@ class FigureOptions:
     ] = None
     every: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--every",
             min=1,
             help="For figure 2: record the kernel every N steps.",
@@ -61,14 +60,14 @@ class FigureOptions:
         ),
     ] = None
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="For figures 1 and 4: steps of a turn.")
+        int, Option("--steps", min=1, help="For figures 1 and 4: steps of a turn.")
     ] = 5
     turns: Annotated[
-        int, typer.Option("--turns", min=1, help="For figures 1 and 4: turns per method.")
+        int, Option("--turns", min=1, help="For figures 1 and 4: turns per method.")
     ] = 7
     measured: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--measured",
             metavar="FILE",
             help="For figures 1 and 4: draw the times that benchmarks/peers.py wrote.",
@@ -77,7 +76,7 @@ class FigureOptions:
     ] = None
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
             help="Where to write the PNG; the numbers go beside it as .json.",
@@ -90,9 +89,7 @@ class FigureOptions:
 @grouped
 def figure(
     context: typer.Context,
-    figure: Annotated[
-        str, typer.Argument(metavar="FIGURE", help="A figure of the paper, as figure3.")
-    ],
+    figure: Annotated[str, Argument(metavar="FIGURE", help="A figure of the paper, as figure3.")],
     *,
     how: RequestOptions,
     overwrite: Overwrite = False,
@@ -154,15 +151,10 @@ def _eigenvalues(
     with refusing(ValueError):
         from dataclasses import replace
 
-        from ntkmtl.bench.training import changed_recipe
+        from ntkmtl.bench.training.comparison import recipe_of
         from ntkmtl.bench.training.identity import steps_per_epoch
 
-        recipe = changed_recipe(
-            prepared.problem.recipe,
-            epochs=comparison.epochs,
-            batch_size=comparison.batch_size,
-            learning_rate=comparison.learning_rate,
-        )
+        recipe = recipe_of(comparison, prepared.problem)
         total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
         record = {"every": every or max(1, total // 60), "source": "exact"}
         comparison = replace(comparison, record=record)

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import FAILED, refuse, refusing, write_result
 from ntkmtl.bench.cli.options import Json, Overwrite, grouped
@@ -32,12 +33,12 @@ class RowLayout(str, Enum):
 def run(
     context: typer.Context,
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="A table of the paper, as table3 (or 3).")
+        str, Argument(metavar="TABLE", help="A table of the paper, as table3 (or 3).")
     ],
     *,
     how: RequestOptions,
     overwrite: Overwrite = False,
-    format: Annotated[RowLayout, typer.Option("--format", help="What to print.")] = RowLayout.text,
+    format: Annotated[RowLayout, Option("--format", help="What to print.")] = RowLayout.text,
     as_json: Json = False,
 ) -> None:
     """Train what is behind a table; print published and measured numbers side by side.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_columns, print_grid, print_json, refuse, refusing
 from ntkmtl.bench.cli.data import describe, list_data
@@ -20,15 +20,14 @@ __all__ = ["show"]
 def show(
     what: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[WHAT]",
             help="A table or figure of the paper: table3 (or 3), figure3.",
             show_default="list them all",
         ),
     ] = None,
     recomputed: Annotated[
-        bool,
-        typer.Option("--recomputed", help="Add what the printed metrics give for MR and Delta-m."),
+        bool, Option("--recomputed", help="Add what the printed metrics give for MR and Delta-m.")
     ] = False,
     as_json: Json = False,
 ) -> None:

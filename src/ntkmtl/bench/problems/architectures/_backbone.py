@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems.base import MultiTaskModel
 
-__all__ = ["Architecture", "Backbone", "Head", "Represent", "pooled"]
-
 Head = Callable[[], nn.Module]
 """Makes a fresh head, which maps a representation to a task's output."""
 

@@ -14,8 +14,6 @@ from ntkmtl.bench.problems.architectures._dselect import DSelectK
 from ntkmtl.bench.problems.architectures._experts import CGC, PLE, MMoE
 from ntkmtl.bench.problems.architectures._hard import HardSharing
 
-__all__ = ["ARCHITECTURES", "Choice", "choose", "names"]
-
 ARCHITECTURES: Mapping[str, type[Architecture]] = MappingProxyType(
     {
         "hard": HardSharing,
@@ -71,6 +69,11 @@ class Choice:
         return f"{self.name}: {ARCHITECTURES[self.name].summary}" + (
             f" ({settings})" if settings else ""
         )
+
+    @property
+    def sentence(self) -> str:
+        """A sentence for a problem's description with a space behind it, ``""`` for ``hard``."""
+        return "" if self.name == "hard" else f"Architecture {self.describe()}. "
 
 
 def choose(name: str, settings: Mapping[str, Any] | None = None) -> Choice:

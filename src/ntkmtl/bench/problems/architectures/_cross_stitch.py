@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone, Head
 
-__all__ = ["CrossStitch"]
-
 
 class CrossStitch(Architecture):
     r"""An encoder per task, and after each stage a unit that mixes what the encoders say.

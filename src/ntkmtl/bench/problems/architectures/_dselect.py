@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ntkmtl.bench.problems.architectures._backbone import Backbone, Head
 from ntkmtl.bench.problems.architectures._experts import MMoE, at_least
 
-__all__ = ["DSelectK", "DSelectKGate", "smooth_step"]
-
 
 def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
     r"""Return the cubic smooth-step of each entry.

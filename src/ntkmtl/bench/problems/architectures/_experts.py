@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone, Head, pooled
 
-__all__ = ["CGC", "PLE", "MMoE", "SoftmaxGate", "at_least", "mixed"]
-
 
 def at_least(least: int, **counts: int) -> None:
     """Require whole numbers that are not below ``least``.

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone
 
-__all__ = ["HardSharing"]
-
 
 class HardSharing(Architecture):
     """One encoder that all heads read: y_i = h_i(f(x)).

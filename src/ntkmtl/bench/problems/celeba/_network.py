@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from ntkmtl.bench.problems.architectures import Backbone
 from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = ["CelebANetwork", "FaceBatch", "FaceNetwork", "backbone", "head"]
-
 
 class FaceBatch(NamedTuple):
     """b images.

@@ -24,7 +24,9 @@ from ntkmtl.bench.problems._supervised import (
     enough,
     fewer,
     fitted,
+    paired,
     positions,
+    refuse_unfit,
     shares,
     shuffled,
 )
@@ -172,9 +174,7 @@ class CelebA(ColumnsProblem):
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         columns = [ATTRIBUTES.index(task) for task in self.tasks]
         self._labels = torch.from_numpy(self._faces.labels[:, columns].copy())
-        # Settings that do not fit are refused now, at no cost.
-        with torch.device("meta"):
-            self.model()
+        refuse_unfit(self)
 
     def _split(
         self, recipe: str, folder: Path, split: str | None
@@ -261,7 +261,7 @@ class CelebA(ColumnsProblem):
     ) -> dict[str, Prediction]:
         """Return whether each attribute is there, and the probabilities of no and yes."""
         found = {}
-        for column, output in zip(positions(self.tasks, tasks), outputs, strict=True):
+        for column, output in paired(self.tasks, outputs, tasks):
             yes = output.double().sigmoid()
             shares = torch.stack([1 - yes, yes], dim=1)
             found[self.tasks[column]] = Prediction((output > 0).long(), ("no", "yes"), shares)
@@ -284,8 +284,7 @@ class CelebA(ColumnsProblem):
         sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
         side, width = self._part.side, self._part.width
-        hard = self._architecture.name == "hard"
-        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        said = self._architecture.sentence
         return (
             f"Aligned faces of CelebA at {side} x {side} pixels ({sizes[0]} for training, "
             f"{sizes[1]} for validation, {sizes[2]} for testing) and {len(self.tasks)} attributes. "

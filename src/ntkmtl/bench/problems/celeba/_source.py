@@ -20,16 +20,6 @@ from ntkmtl.files import read_bytes, require_regular
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "ATTRIBUTES",
-    "IMAGES",
-    "PARTITION",
-    "Annotations",
-    "Images",
-    "open_images",
-    "read_annotations",
-]
-
 IMAGES = 202_599
 PARTITION = {"train": 162_770, "val": 19_867, "test": 19_962}
 """Images of the official partition, whose file says 0, 1 and 2."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ntkmtl.bench.problems._arrays import (
+    ArrayLayout,
     PreparedData,
     beside,
     publish,
+    require_layout,
     write_array,
     write_manifest,
 )
@@ -27,14 +30,10 @@ from ntkmtl.bench.problems.celeba._source import (
     open_images,
     read_annotations,
 )
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-
-__all__ = ["HOW", "KIND", "SIDE", "Faces", "load", "prepare"]
 
 KIND = "celeba 1"
 SIDE = 64
@@ -86,18 +85,13 @@ class Faces:
             ValueError: Something does not fit.
         """
         m = len(self)
-        for name, dtype, shape in (
-            ("images", np.uint8, (m, SIDE, SIDE, 3)),
-            ("labels", np.uint8, (m, len(ATTRIBUTES))),
-            ("partition", np.uint8, (m,)),
-            ("numbers", np.int32, (m,)),
-        ):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of "
-                    f"shape {shape}"
-                )
+        layout: ArrayLayout = {
+            "images": (np.uint8, (m, SIDE, SIDE, 3)),
+            "labels": (np.uint8, (m, len(ATTRIBUTES))),
+            "partition": (np.uint8, (m,)),
+            "numbers": (np.int32, (m,)),
+        }
+        require_layout(vars(self), layout)
         if m == 0 or (np.diff(self.numbers) <= 0).any():
             raise ValueError("the numbers of the images must rise, at least one")
         if self.labels.max() > 1 or self.partition.max() > 2:
@@ -249,10 +243,8 @@ def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uin
     Raises:
         ValueError: It is damaged, or of a shape that no face of CelebA has.
     """
-    try:
+    with imports_for("decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("decoding images", "bench", error) from error
     content = images.read(name)
     try:
         with Image.open(io.BytesIO(content)) as image:

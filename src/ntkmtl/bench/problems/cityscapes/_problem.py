@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.cityscapes import _source
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.dense._store import Frames, Layout
-
-__all__ = ["Cityscapes"]
+from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 
 class Cityscapes(DenseProblem):
@@ -28,14 +24,11 @@ class Cityscapes(DenseProblem):
         recipe: ``"paper"``: 2,975 and 500 frames of 128 x 256 and the network at its published
             width. ``"small"``: at most 400 and 100 of them at 64 x 128, and three stages of 8 to
             32 channels.
-        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
-        architecture: There.
-        protocol: There.
         augmentation: ``"published"``: random crops, enlarged by s of 1, 1.2 or 1.5, whose
             disparity is divided by s, and mirroring. ``"geometric"``: disparity is multiplied by s
             instead, as it grows where things come nearer. ``"none"``.
-        architecture_options: There.
-        split: There.
+
+    The other arguments are those of :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.
@@ -58,10 +51,7 @@ class Cityscapes(DenseProblem):
     layout: ClassVar[Layout] = _source.LAYOUT
     load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=2, training=400, testing=100)
-    frames_needed: ClassVar[tuple[int, int]] = (
-        _source.FRAMES["train"],
-        _source.FRAMES["test"],
-    )
+    frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = "Street scenes of CityScapes with 7 classes and disparity"
     augmentations: ClassVar[Mapping[str, int | None]] = {
         "published": -1,

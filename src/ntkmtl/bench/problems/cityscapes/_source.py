@@ -7,8 +7,6 @@ from pathlib import Path
 
 from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames, prepare_frames, released
 
-__all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
-
 SIZE = (128, 256)
 CLASSES = 7
 FRAMES = {"train": 2975, "test": 500}
@@ -54,8 +52,8 @@ def prepare(
 ) -> str:
     """Bring the released files of CityScapes into prepared arrays.
 
-    Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call goes
-    on where it was.
+    Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call
+    continues from there.
 
     Args:
         source: The released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and

@@ -16,24 +16,6 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.base import Metric
 
-__all__ = [
-    "BIN",
-    "IGNORED",
-    "METRICS",
-    "SCALES",
-    "DepthMeter",
-    "ImageBatch",
-    "Kind",
-    "Meter",
-    "NormalsMeter",
-    "SegmentationMeter",
-    "augment",
-    "loss",
-    "meter",
-    "metrics_of",
-    "valid",
-]
-
 Kind = Literal["segmentation", "depth", "normals"]
 
 IGNORED = -1
@@ -222,7 +204,7 @@ class DepthMeter:
         """Add depths, both (B, 1, H, W)."""
         known = valid("depth", labels)
         _require_finite("depth", outputs, known)
-        # Brought home before they get the precision that not every accelerator has.
+        # Moved to the CPU before they become float64, which not every accelerator has.
         home = self.sums.device
         truth = labels.squeeze(1)[known].to(home).double()
         error = (outputs.squeeze(1)[known].to(home).double() - truth).abs()

@@ -16,16 +16,6 @@ from ntkmtl.bench.problems.architectures import Backbone, Head
 from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 
-__all__ = [
-    "ARCHITECTURES",
-    "DEPTHS",
-    "WIDTHS",
-    "MTANNetwork",
-    "SegNetNetwork",
-    "backbone",
-    "heads",
-]
-
 WIDTHS = (64, 128, 256, 512, 512)
 """Channels of SegNet's five stages."""
 
@@ -60,6 +50,13 @@ def _initialize(network: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_normal_(module.weight)
             nn.init.zeros_(cast("Tensor", module.bias))
+
+
+def _require_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+    if len(widths) != len(depths) or not widths:
+        raise ValueError(
+            f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
+        )
 
 
 def _fitting(images: Tensor, stages: int) -> Tensor:
@@ -126,11 +123,7 @@ class SegNetNetwork(MultiTaskModel):
         super().__init__()
         if not outputs:
             raise ValueError("a network needs at least one task")
-        if len(widths) != len(depths) or not widths:
-            raise ValueError(
-                "widths and depths must name the same stages. Found "
-                f"{len(widths)} and {len(depths)}."
-            )
+        _require_stages(widths, depths)
         self.kinds: tuple[Kind, ...] = tuple(outputs)
         self.encoder = nn.ModuleList(
             _Stage(before, after, depth)
@@ -359,10 +352,7 @@ def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> 
         >>> segnet.encoder()(segnet.read(torch.zeros(2, 3, 8, 12))).shape
         torch.Size([2, 4, 8, 12])
     """
-    if len(widths) != len(depths) or not widths:
-        raise ValueError(
-            f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
-        )
+    _require_stages(widths, depths)
     return Backbone(
         partial(_stages, tuple(widths), tuple(depths)),
         widths=(*widths, *reversed((widths[0], *widths[:-1]))),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,18 +25,16 @@ from ntkmtl.bench.problems._supervised import (
     fitted,
     moved,
     one_output_per_task,
+    paired,
     positions,
+    refuse_unfit,
 )
 from ntkmtl.bench.problems.architectures import Choice, choose, names
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.dense._store import Frames, Layout
-
-__all__ = ["PROTOCOLS", "DenseProblem", "Part", "clean_split", "parts", "recipes"]
+from ntkmtl.bench.problems.dense._store import Frames, Layout
 
 MODEL_VERSION = "dense 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
@@ -306,9 +304,7 @@ class DenseProblem(RowsProblem):
         if self.layout.normals:
             self._kinds["normals"] = 3
         if self._choice is not None:
-            # Settings that do not fit are refused now, at no cost.
-            with torch.device("meta"):
-                self.model()
+            refuse_unfit(self)
 
     def _split(self, recipe: str, folder: Path) -> dict[Split, Tensor]:
         """Return the rows of the recipe's splits, or of those of all frames where they are fewer.
@@ -407,11 +403,10 @@ class DenseProblem(RowsProblem):
         self, outputs: Sequence[Tensor], batch: ImageBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return cross-entropy, absolute error and one minus the cosine, over labeled pixels."""
-        chosen = self._chosen(tasks)
-        one_output_per_task(outputs, range(len(chosen)))
+        kinds = list(self._kinds)
         return {
-            kind: _labels.loss(kind, output, batch.labels(kind))
-            for kind, output in zip(chosen, outputs, strict=True)
+            kinds[place]: _labels.loss(kinds[place], output, batch.labels(kinds[place]))
+            for place, output in paired(self.tasks, outputs, tasks)
         }
 
     def counts(self, batch: ImageBatch, tasks: Sequence[str] | None = None) -> Tensor:

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.problems._arrays import (
+    ArrayLayout,
     PreparedData,
     beside,
     publish,
+    require_layout,
     write_array,
     write_manifest,
 )
-from ntkmtl.bench.problems._decoding import NOTE, ArrayLayout, decode_samples
+from ntkmtl.bench.problems._decoding import NOTE, decode_samples
 from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = ["Frame", "Frames", "Layout", "Source", "load_frames", "prepare_frames", "released"]
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
@@ -173,12 +173,9 @@ def load_frames(folder: Path, layout: Layout) -> Frames:
     training = prepared.facts.get("training")
     count = len(found["images"])
     try:
-        for name, (dtype, shape) in layout.arrays.items():
-            if found[name].dtype != dtype or found[name].shape != (count, *shape):
-                raise ValueError(
-                    f"{name} is {found[name].dtype} of shape {found[name].shape}, not "
-                    f"{np.dtype(dtype)} of shape {(count, *shape)}"
-                )
+        require_layout(
+            found, {name: (dtype, (count, *s)) for name, (dtype, s) in layout.arrays.items()}
+        )
         if not isinstance(training, int) or not 0 < training < count:
             raise ValueError(f"{training!r} of {count} frames are said to be for training")
     except ValueError as error:

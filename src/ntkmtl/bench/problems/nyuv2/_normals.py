@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from numpy.typing import NDArray
-
-__all__ = ["INTRINSICS", "WINDOW", "normals_from_depth"]
 
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
 """Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
+from ntkmtl.bench.problems.dense._store import Frames, Layout
 from ntkmtl.bench.problems.nyuv2 import _source
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.dense._store import Frames, Layout
-
-__all__ = ["NYUv2"]
 
 
 class NYUv2(DenseProblem):
@@ -28,13 +24,10 @@ class NYUv2(DenseProblem):
         recipe: ``"paper"``: 795 and 654 frames of 288 x 384 and the network at its published width.
             ``"small"``: at most 199 and 164 of them at 72 x 96, and three stages of 8 to 32
             channels.
-        data: See :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`, as for the rest.
-        architecture: There.
-        protocol: There.
         augmentation: ``"geometric"``: random crops, enlarged by 1, 1.2 or 1.5, and mirroring, see
             :func:`ntkmtl.bench.problems.dense._labels.augment`. ``"none"``.
-        architecture_options: There.
-        split: There.
+
+    The other arguments are those of :class:`~ntkmtl.bench.problems.dense._problem.DenseProblem`.
 
     Raises:
         ValueError: An option is unknown, the data are damaged, or frames are missing.
@@ -57,10 +50,7 @@ class NYUv2(DenseProblem):
     layout: ClassVar[Layout] = _source.LAYOUT
     load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=4, training=199, testing=164)
-    frames_needed: ClassVar[tuple[int, int]] = (
-        _source.FRAMES["train"],
-        _source.FRAMES["test"],
-    )
+    frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = (
         "Indoor frames of NYUv2 with 13 classes, depth in meters and surface normals"
     )

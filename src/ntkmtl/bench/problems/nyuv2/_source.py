@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,13 +21,11 @@ from ntkmtl.bench.problems.dense._store import (
     released,
 )
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = ["CLASSES", "FRAMES", "LAYOUT", "SIZE", "load", "prepare"]
 
 SIZE = (288, 384)
 CLASSES = 13
@@ -194,10 +192,8 @@ def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
 
 
 def _decoded(content: bytes, name: str, colour: bool) -> NDArray[np.uint8]:
-    try:
+    with imports_for("decoding images"):
         from PIL import Image
-    except ImportError as error:
-        raise missing_extra("decoding images", "bench", error) from error
     mode = "RGB" if colour else "L"
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -206,8 +202,7 @@ def _decoded(content: bytes, name: str, colour: bool) -> NDArray[np.uint8]:
                     f"it is {image.mode} of {image.size[1]} x {image.size[0]}, not {mode} of "
                     f"{SIZE[0]} x {SIZE[1]}"
                 )
-            pixels: Any = np.asarray(image)
+            decoded: NDArray[np.uint8] = np.asarray(image)
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{name} cannot be used: {error}") from error
-    decoded: NDArray[np.uint8] = pixels
     return decoded

@@ -8,8 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Field", "gradient"]
-
 
 class Field(nn.Module):
     """A network of tanh layers from points to values of the solution.
@@ -71,3 +69,10 @@ def gradient(values: Tensor, points: Tensor) -> Tensor:
     """
     (found,) = torch.autograd.grad(values.sum(), points, create_graph=True)
     return found
+
+
+def sloped(field: nn.Module, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points (b, d) that can be differentiated by, u there (b,), and its slope (b, d)."""
+    inside = points.detach().requires_grad_()
+    u = field(inside)[:, 0]
+    return inside, u, gradient(u, inside)

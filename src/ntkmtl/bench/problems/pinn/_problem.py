@@ -10,11 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ntkmtl.bench.problems._supervised import moved, one_output_per_task, positions
+from ntkmtl.bench.problems._supervised import moved, paired, positions
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split, WholeModel
 from ntkmtl.bench.problems.pinn._network import Field
-
-__all__ = ["PINN", "Equation"]
 
 POINTS: dict[Split, int] = {"train": 16384, "val": 1024, "test": 4096}
 SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -151,21 +149,17 @@ class PINN(Problem):
         self, outputs: Sequence[Tensor], batch: Batch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the residuals of each condition."""
-        columns = positions(self.tasks, tasks)
-        one_output_per_task(outputs, columns)
-        return {self.tasks[c]: output for c, output in zip(columns, outputs, strict=True)}
+        return {self.tasks[place]: output for place, output in paired(self.tasks, outputs, tasks)}
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the relative L2 error in percent, and the root mean squares of residuals."""
-        columns = positions(self.tasks, tasks)
         outputs = model.predict(model.represent(self._splits[split]))
-        one_output_per_task(outputs, columns)
         rms = {
-            column: float(output.detach().double().square().mean().sqrt())
-            for column, output in zip(columns, outputs, strict=True)
+            place: float(output.detach().double().square().mean().sqrt())
+            for place, output in paired(self.tasks, outputs, tasks)
         }
-        found = [rms[column] for column in sorted(columns)]
-        if 0 in columns:
+        found = [rms[place] for place in sorted(rms)]
+        if 0 in rms:
             found.insert(0, self._error(model, split))
         return torch.tensor(found, dtype=torch.float64)
 

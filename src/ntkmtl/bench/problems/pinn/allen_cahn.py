@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
+from ntkmtl.bench.problems.pinn._network import gradient, sloped
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 __all__ = ["AllenCahn"]
 
@@ -50,9 +50,7 @@ class AllenCahn(PINN):
         """Return the residuals of the conditions."""
         found: dict[int, Tensor] = {}
         if 0 in wanted:
-            inside = batch[0].detach().requires_grad_()
-            u = field(inside)[:, 0]
-            slope = gradient(u, inside)
+            inside, u, slope = sloped(field, batch[0])
             bend = gradient(slope[:, 1], inside)[:, 1]
             found[0] = slope[:, 0] - DIFFUSION * bend - 5 * (u - u**3)
         if 1 in wanted:
@@ -70,11 +68,9 @@ class AllenCahn(PINN):
 @functools.lru_cache(maxsize=1)
 def _reference() -> Any:
     """Return the solution as a function of t and x."""
-    try:
+    with imports_for("pinn-allen-cahn"):
         from scipy.integrate import solve_ivp
         from scipy.interpolate import RectBivariateSpline
-    except ImportError as error:
-        raise missing_extra("pinn-allen-cahn", "bench", error) from error
     x = -1 + 2 * np.arange(MODES) / MODES
     square = (np.pi * np.fft.rfftfreq(MODES, 1 / MODES)) ** 2
 

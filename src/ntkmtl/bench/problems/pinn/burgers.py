@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
+from ntkmtl.bench.problems.pinn._network import gradient, sloped
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
 
 __all__ = ["Burgers"]
@@ -46,9 +46,7 @@ class Burgers(PINN):
         """Return the residuals of the conditions."""
         found: dict[int, Tensor] = {}
         if 0 in wanted:
-            inside = batch[0].detach().requires_grad_()
-            u = field(inside)[:, 0]
-            slope = gradient(u, inside)
+            inside, u, slope = sloped(field, batch[0])
             bend = gradient(slope[:, 1], inside)[:, 1]
             found[0] = slope[:, 0] + u * slope[:, 1] - VISCOSITY * bend
         if 1 in wanted:

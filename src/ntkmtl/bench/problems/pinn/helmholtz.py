@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
+from ntkmtl.bench.problems.pinn._network import gradient, sloped
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
 
 __all__ = ["Helmholtz"]
@@ -37,9 +37,7 @@ class Helmholtz(PINN):
         """Return the residuals of the conditions."""
         found: dict[int, Tensor] = {}
         if 0 in wanted:
-            inside = batch[0].detach().requires_grad_()
-            u = field(inside)[:, 0]
-            slope = gradient(u, inside)
+            inside, u, slope = sloped(field, batch[0])
             bend = gradient(slope[:, 0], inside)[:, 0] + gradient(slope[:, 1], inside)[:, 1]
             source = 1.0 - math.pi**2 * (WAVES[0] ** 2 + WAVES[1] ** 2)
             found[0] = bend + u - source * _sines(batch[0])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
+from ntkmtl.bench.problems.pinn._network import gradient, sloped
 from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
 
 __all__ = ["Wave"]
@@ -43,16 +43,14 @@ class Wave(PINN):
         """Return the residuals of the conditions."""
         found: dict[int, Tensor] = {}
         if 0 in wanted:
-            inside = batch[0].detach().requires_grad_()
-            slope = gradient(field(inside)[:, 0], inside)
+            inside, _, slope = sloped(field, batch[0])
             bend_t = gradient(slope[:, 0], inside)[:, 0]
             bend_x = gradient(slope[:, 1], inside)[:, 1]
             found[0] = bend_t - SPEED**2 * bend_x
         if 1 in wanted:
             found[1] = field(batch[1])[:, 0] - _solution(batch[1])
         if 2 in wanted:
-            start = batch[2].detach().requires_grad_()
-            found[2] = gradient(field(start)[:, 0], start)[:, 0]
+            found[2] = sloped(field, batch[2])[2][:, 0]
         if 3 in wanted:
             found[3] = field(batch[3])[:, 0]
         return found

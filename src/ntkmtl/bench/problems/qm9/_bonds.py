@@ -8,18 +8,15 @@ is bonded to the heavy atom next to it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
-
-__all__ = ["Skeleton", "bonds_of", "read_smiles"]
 
 _SYMBOL = {6: "C", 7: "N", 8: "O", 9: "F"}
 
@@ -57,11 +54,9 @@ def read_smiles(smiles: str) -> Skeleton:
         >>> read_smiles("C[NH2+]CC=N[O-]").hydrogens
         (3, 2, 2, 1, 0, 0)
     """
-    try:
+    with imports_for("reading the bonds of qm9pack", "qm9"):
         from rdkit import Chem
         from rdkit.rdBase import BlockLogs
-    except ImportError as error:
-        raise missing_extra("reading the bonds of qm9pack", "qm9", error) from error
     with BlockLogs():
         # QM9's own bonds: not changed to aromatic ones, odd valences not refused.
         molecule = Chem.MolFromSmiles(smiles, sanitize=False)

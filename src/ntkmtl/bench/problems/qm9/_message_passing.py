@@ -11,14 +11,6 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.base import MultiTaskModel, linear_outputs
 
-__all__ = [
-    "AtomStates",
-    "Graphs",
-    "MessagePassingNetwork",
-    "MoleculeReadout",
-    "random_molecules",
-]
-
 
 class Graphs(NamedTuple):
     """A batch of molecules, padded to the same number of atoms N.
@@ -149,11 +141,7 @@ class MoleculeReadout(nn.Module):
 
 
 def _passed(
-    batch: Graphs,
-    embed: nn.Linear,
-    convolve: _EdgeConvolution,
-    update: nn.GRUCell,
-    rounds: int,
+    batch: Graphs, embed: nn.Linear, convolve: _EdgeConvolution, update: nn.GRUCell, rounds: int
 ) -> Tensor:
     present = batch.present[:, :, None]
     state = torch.relu(embed(batch.nodes)) * present

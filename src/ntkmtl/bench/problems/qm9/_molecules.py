@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ntkmtl.bench.problems._arrays import ArrayLayout, require_layout
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = [
-    "COLUMNS",
-    "LAST_INDEX",
-    "MOLECULES",
-    "MOST_ATOMS",
-    "MOST_BONDS",
-    "UNCHARACTERIZED",
-    "Molecules",
-]
 
 MOLECULES = 130_831
 """Molecules of QM9 without those that are left out."""
@@ -62,6 +54,16 @@ class Molecules:
     def __len__(self) -> int:
         return len(self.index)
 
+    @cached_property
+    def first_atoms(self) -> NDArray[np.int64]:
+        """First atom of each molecule, shape (m,)."""
+        return _firsts(self.atoms)
+
+    @cached_property
+    def first_bonds(self) -> NDArray[np.int64]:
+        """First bond of each molecule, shape (m,)."""
+        return _firsts(self.bond_counts)
+
     def check(self) -> None:
         """Check counts, shapes and ranges.
 
@@ -69,21 +71,16 @@ class Molecules:
             ValueError: Something does not fit, with what was found.
         """
         m, a, b = len(self), int(self.atoms.sum()), int(self.bond_counts.sum())
-        for name, dtype, shape in (
-            ("index", np.int32, (m,)),
-            ("atoms", np.uint8, (m,)),
-            ("numbers", np.uint8, (a,)),
-            ("positions", np.float32, (a, 3)),
-            ("bond_counts", np.uint8, (m,)),
-            ("bonds", np.uint8, (b, 3)),
-            ("targets", np.float64, (m, len(COLUMNS))),
-        ):
-            array = getattr(self, name)
-            if array.dtype != dtype or array.shape != shape:
-                raise ValueError(
-                    f"{name} is {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} of "
-                    f"shape {shape}"
-                )
+        layout: ArrayLayout = {
+            "index": (np.int32, (m,)),
+            "atoms": (np.uint8, (m,)),
+            "numbers": (np.uint8, (a,)),
+            "positions": (np.float32, (a, 3)),
+            "bond_counts": (np.uint8, (m,)),
+            "bonds": (np.uint8, (b, 3)),
+            "targets": (np.float64, (m, len(COLUMNS))),
+        }
+        require_layout(vars(self), layout)
         if m == 0:
             raise ValueError("there are no molecules")
         if (np.diff(self.index) <= 0).any() or self.index[0] < 1 or self.index[-1] > LAST_INDEX:
@@ -113,13 +110,8 @@ class Molecules:
 
     def take(self, rows: NDArray[np.int64]) -> Molecules:
         """Return the molecules at ``rows``, in that order."""
-
-        def parts(counts: NDArray[np.uint8]) -> NDArray[np.int64]:
-            ends = np.cumsum(counts.astype(np.int64))
-            starts = ends - counts
-            return np.concatenate([np.arange(starts[row], ends[row]) for row in rows])
-
-        atoms, bonds = parts(self.atoms), parts(self.bond_counts)
+        atoms = _ranges(self.first_atoms[rows], self.atoms[rows])
+        bonds = _ranges(self.first_bonds[rows], self.bond_counts[rows])
         return Molecules(
             self.index[rows],
             self.atoms[rows],
@@ -129,3 +121,11 @@ class Molecules:
             self.bonds[bonds],
             self.targets[rows],
         )
+
+
+def _firsts(counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.cumsum(counts, dtype=np.int64) - counts
+
+
+def _ranges(firsts: NDArray[np.int64], counts: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.concatenate([np.arange(i, i + n) for i, n in zip(firsts, counts, strict=True)])

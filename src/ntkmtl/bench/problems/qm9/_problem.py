@@ -24,6 +24,7 @@ from ntkmtl.bench.problems._supervised import (
     fewer,
     fitted,
     positions,
+    refuse_unfit,
     shares,
     shuffled,
 )
@@ -84,18 +85,19 @@ def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
         rows: Which of them, int64 of shape (b,).
     """
     picked = rows.numpy()
-    starts = _starts(molecules)
     sizes = molecules.atoms[picked].astype(np.int64)
     most = int(sizes.max())
     inside = np.arange(most) < sizes[:, None]
-    atoms = np.where(inside, starts.atoms[picked][:, None] + np.arange(most), 0)
+    atoms = np.where(inside, molecules.first_atoms[picked][:, None] + np.arange(most), 0)
     numbers = torch.from_numpy(np.where(inside, molecules.numbers[atoms], 0).astype(np.int64))
     places = torch.from_numpy(molecules.positions[atoms])
 
     counts = molecules.bond_counts[picked].astype(np.int64)
     molecule = np.repeat(np.arange(len(picked)), counts)
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    bonds = molecules.bonds[np.repeat(starts.bonds[picked], counts) + within].astype(np.int64)
+    bonds = molecules.bonds[np.repeat(molecules.first_bonds[picked], counts) + within].astype(
+        np.int64
+    )
     first, second, order = (torch.from_numpy(column.copy()) for column in bonds.T)
     order_of = torch.zeros(len(picked), most, most, dtype=torch.int64)
     at = torch.from_numpy(molecule)
@@ -119,24 +121,6 @@ def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
     )
     edges = torch.cat([kinds.float(), distance[..., None]], dim=-1)
     return Graphs(nodes, edges, linked, present)
-
-
-class _Starts(NamedTuple):
-    atoms: np.ndarray[Any, np.dtype[np.int64]]
-    bonds: np.ndarray[Any, np.dtype[np.int64]]
-
-
-def _starts(molecules: Molecules) -> _Starts:
-    found: _Starts | None = molecules.__dict__.get("_starts")
-    if found is None:
-        counted = [
-            np.cumsum(counts, dtype=np.int64) - counts
-            for counts in (molecules.atoms, molecules.bond_counts)
-        ]
-        found = _Starts(*counted)
-        # Kept with the molecules, which never change.
-        molecules.__dict__["_starts"] = found
-    return found
 
 
 class _Loaded(NamedTuple):
@@ -231,9 +215,7 @@ class QM9(PropertiesProblem):
         self._rows, self._split_said = self._split(order, recipe, folder, split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._labels = self._scaled(torch.from_numpy(np.array(self._molecules.targets)))
-        # Settings that do not fit are refused now, at no cost.
-        with torch.device("meta"):
-            self.model()
+        refuse_unfit(self)
 
     def _split(
         self, order: Tensor, recipe: str, folder: Path, split: str | None
@@ -306,7 +288,7 @@ class QM9(PropertiesProblem):
     def sample(self, split: Split, index: int) -> Sample:
         """Return a molecule, called by its GDB index."""
         row = int(self._rows[split][index])
-        start, count = int(_starts(self._molecules).atoms[row]), int(self._molecules.atoms[row])
+        start, count = int(self._molecules.first_atoms[row]), int(self._molecules.atoms[row])
         numbers = self._molecules.numbers[start : start + count].astype(np.int64)
         places = np.array(self._molecules.positions[start : start + count])
         name = f"molecule {self._molecules.index[row]}"
@@ -316,8 +298,7 @@ class QM9(PropertiesProblem):
         """Return one paragraph on data and network."""
         sizes = [f"{self.size(split):,}" for split in SPLITS]
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
-        hard = self._architecture.name == "hard"
-        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        said = self._architecture.sentence
         return (
             f"Molecules of QM9 ({sizes[0]} for training, {sizes[1]} for validation, {sizes[2]} for "
             "testing) and the 11 properties of the literature's benchmark, "

@@ -12,6 +12,7 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,21 +22,13 @@ import numpy as np
 
 from ntkmtl.bench.problems._plausible import refuse_implausible
 from ntkmtl.bench.problems.qm9._bonds import bonds_of
-from ntkmtl.bench.problems.qm9._molecules import (
-    LAST_INDEX,
-    UNCHARACTERIZED,
-    Molecules,
-)
+from ntkmtl.bench.problems.qm9._molecules import LAST_INDEX, UNCHARACTERIZED, Molecules
 from ntkmtl.bench.problems.qm9._units import wrong_units
 from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTREE
 from ntkmtl.files import read_bytes, require_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from numpy.typing import NDArray
-
-__all__ = ["read_source"]
 
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
@@ -109,9 +102,7 @@ def _rounded(positions: NDArray[np.float64]) -> NDArray[np.float32]:
 
 
 def read_source(
-    source: Path,
-    progress: Callable[[str], None] = lambda _: None,
-    accept_implausible: bool = False,
+    source: Path, progress: Callable[[str], None] = lambda _: None, accept_implausible: bool = False
 ) -> Molecules:
     """Read QM9, or a part of it.
 

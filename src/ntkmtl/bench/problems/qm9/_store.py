@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ntkmtl.bench.problems._arrays import PreparedData, replacing, write_array, write_manifest
 from ntkmtl.bench.problems._plausible import accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.qm9._molecules import MOLECULES, Molecules
 from ntkmtl.bench.problems.qm9._sources import read_source
 from ntkmtl.bench.problems.qm9._units import wrong_units
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["HOW", "KIND", "load", "load_said", "prepare"]
 
 KIND = "qm9 1"
 HOW = (

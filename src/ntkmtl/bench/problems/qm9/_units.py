@@ -11,8 +11,6 @@ from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["wrong_units"]
-
 BOHR = 0.529177210903
 """Angstrom."""
 
@@ -115,8 +113,7 @@ def _bond_length(molecules: Molecules) -> float | None:
     """Return the median length of all bonds, None where there are none."""
     if not len(molecules.bonds):
         return None
-    ends = np.cumsum(molecules.atoms, dtype=np.int64)
-    start = np.repeat(ends - molecules.atoms, molecules.bond_counts)
+    start = np.repeat(molecules.first_atoms, molecules.bond_counts)
     first, second = (start + molecules.bonds[:, k] for k in (0, 1))
     apart = molecules.positions[first] - molecules.positions[second]
     return float(np.median(np.linalg.norm(apart.astype(np.float64), axis=1)))

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["FeatureBatch"]
-
 
 class FeatureBatch(NamedTuple):
     """b molecules as the network takes them, float32.

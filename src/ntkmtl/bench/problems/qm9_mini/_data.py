@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
+with imports_for("qm9-mini"):
     import numpy as np
-except ImportError as error:
-    raise missing_extra("qm9-mini", "bench", error) from error
+
+    from ntkmtl.bench.problems._arrays import shipped
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-__all__ = ["DATA", "ELEMENTS", "SPLITS", "TARGETS", "MiniMolecules", "MoleculeTarget", "read"]
 
 DATA = Path(__file__).parent / "data" / "qm9_mini.npz"
 
@@ -165,19 +159,7 @@ def read(path: Path = DATA) -> tuple[MiniMolecules, str]:
         >>> len(molecules), int(molecules.index.min())
         (4000, 3)
     """
-    advice = "Install the package again, or make the file with scripts/make_qm9_mini.py."
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"the data of qm9-mini is missing: {path}. {advice}") from None
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            arrays = {
-                name.removesuffix(".npy"): np.load(
-                    io.BytesIO(archive.read(name)), allow_pickle=False
-                )
-                for name in archive.namelist()
-            }
+    with shipped("qm9-mini", path, "scripts/make_qm9_mini.py") as (arrays, sha256):
         molecules = MiniMolecules(
             index=arrays["index"].astype(np.int64),
             atoms=arrays["atoms"].astype(np.int64),
@@ -186,11 +168,7 @@ def read(path: Path = DATA) -> tuple[MiniMolecules, str]:
             targets=arrays["targets"].astype(np.float64),
         )
         _check(molecules, arrays["names"])
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
-        what = f"no array {error}" if isinstance(error, KeyError) else str(error)
-        message = f"the data of qm9-mini cannot be read: {path}: {what}. {advice}"
-        raise ValueError(message) from error
-    return molecules, hashlib.sha256(content).hexdigest()
+    return molecules, sha256
 
 
 def _check(molecules: MiniMolecules, names: NDArray[Any]) -> None:

@@ -6,19 +6,18 @@ in a molecule.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS, MiniMolecules
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-
-__all__ = ["HEAVY", "SHELLS", "Inputs", "Invariants", "Scaling", "invariants"]
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
 
 HEAVY = 9
 """Most heavy atoms in a molecule."""
@@ -57,11 +56,11 @@ class Invariants(NamedTuple):
             center of nuclear charge in square Angstrom, (m, 10).
     """
 
-    atoms: NDArray[np.float32]
-    mask: NDArray[np.float32]
-    places: NDArray[np.float32]
-    shells: NDArray[np.float32]
-    whole: NDArray[np.float64]
+    atoms: Singles
+    mask: Singles
+    places: Singles
+    shells: Singles
+    whole: Floats
 
     def rows(self, rows: Sequence[int]) -> Invariants:
         """Return the molecules at these rows."""
@@ -80,11 +79,11 @@ class Inputs(NamedTuple):
         whole: (m, 10), decorrelated.
     """
 
-    atoms: NDArray[np.float32]
-    mask: NDArray[np.float32]
-    places: NDArray[np.float32]
-    shells: NDArray[np.float32]
-    whole: NDArray[np.float32]
+    atoms: Singles
+    mask: Singles
+    places: Singles
+    shells: Singles
+    whole: Singles
 
 
 @dataclass(frozen=True)
@@ -99,11 +98,11 @@ class Scaling:
         whole_map: Linear map that decorrelates them, (10, 10).
     """
 
-    columns: NDArray[np.int64]
-    center: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    whole_center: NDArray[np.float64]
-    whole_map: NDArray[np.float64]
+    columns: Ints
+    center: Singles
+    scale: Singles
+    whole_center: Floats
+    whole_map: Floats
 
     @classmethod
     def fit(cls, features: Invariants) -> Scaling:
@@ -204,7 +203,7 @@ def invariants(molecules: MiniMolecules) -> Invariants:
     return Invariants(atoms, mask, places, shells, whole)
 
 
-def _pairs(molecules: MiniMolecules) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pairs(molecules: MiniMolecules) -> tuple[Ints, Ints]:
     """Return all ordered pairs of different atoms of the same molecule."""
     start = molecules.start
     first, second = [], []
@@ -216,23 +215,19 @@ def _pairs(molecules: MiniMolecules) -> tuple[NDArray[np.int64], NDArray[np.int6
     return np.concatenate(first), np.concatenate(second)
 
 
-def _gaussians(
-    x: NDArray[np.float64], center: NDArray[np.float64], width: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def _gaussians(x: Floats, center: Floats, width: Floats) -> Singles:
     # Single precision: the time to load is spent here.
     offset = (x[:, None].astype(np.float32) - center.astype(np.float32)) / width.astype(np.float32)
-    result: NDArray[np.float32] = np.exp(np.float32(-0.5) * offset * offset)
+    result: Singles = np.exp(np.float32(-0.5) * offset * offset)
     return result
 
 
-def _cutoff(distance: NDArray[np.float64], cutoff: float) -> NDArray[np.float64]:
-    result: NDArray[np.float64] = 0.5 * (1 + np.cos(np.pi * distance / cutoff))
+def _cutoff(distance: Floats, cutoff: float) -> Floats:
+    result: Floats = 0.5 * (1 + np.cos(np.pi * distance / cutoff))
     return result
 
 
-def _sums(
-    key: NDArray[np.int64], weights: NDArray[np.float64], atoms: int, kinds: int
-) -> NDArray[np.float64]:
+def _sums(key: Ints, weights: Floats, atoms: int, kinds: int) -> Floats:
     """Return weights (p, c) summed by key = atom * kinds + kind, shape (atoms, kinds * c)."""
     sums = np.empty((atoms * kinds, weights.shape[1]))
     for column, weight in enumerate(weights.T):
@@ -240,12 +235,7 @@ def _sums(
     return sums.reshape(atoms, -1)
 
 
-def _kinds(
-    element: NDArray[np.int64],
-    heavy: NDArray[np.bool_],
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def _kinds(element: Ints, heavy: NDArray[np.bool_], first: Ints, second: Ints) -> Floats:
     """Return one-hot element and element x neighbors x hydrogens of each heavy atom."""
     neighbors = np.minimum(np.bincount(first, minlength=len(element)), 4)[heavy]
     hydrogens = np.bincount(first, element[second] == 0, len(element)).astype(np.int64)[heavy]
@@ -255,13 +245,8 @@ def _kinds(
 
 
 def _radial(
-    element: NDArray[np.int64],
-    heavy: NDArray[np.bool_],
-    row: NDArray[np.int64],
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    distance: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    element: Ints, heavy: NDArray[np.bool_], row: Ints, first: Ints, second: Ints, distance: Floats
+) -> Floats:
     """Return how many atoms of each element stand at each distance from each heavy atom."""
     near = heavy[first] & (distance < RADIAL_CUTOFF)
     i, j, r = first[near], second[near], distance[near]
@@ -272,14 +257,14 @@ def _radial(
 
 
 def _angular(
-    positions: NDArray[np.float64],
-    element: NDArray[np.int64],
+    positions: Floats,
+    element: Ints,
     heavy: NDArray[np.bool_],
-    row: NDArray[np.int64],
-    first: NDArray[np.int64],
-    second: NDArray[np.int64],
-    distance: NDArray[np.float64],
-) -> NDArray[np.float64]:
+    row: Ints,
+    first: Ints,
+    second: Ints,
+    distance: Floats,
+) -> Floats:
     """Return how many pairs of near atoms of two elements are seen at each angle."""
     near = np.flatnonzero(heavy[first] & (distance < ANGULAR_CUTOFF))
     near = near[np.argsort(first[near], kind="stable")]

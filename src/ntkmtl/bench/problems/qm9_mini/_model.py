@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +11,8 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.architectures import Backbone, Represent
 from ntkmtl.bench.problems.base import MultiTaskModel
+from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
-
-__all__ = ["MoleculeNet", "backbone"]
 
 REPRESENTATION = 96
 """Size d of the shared representation z."""

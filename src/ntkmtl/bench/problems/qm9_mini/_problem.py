@@ -11,11 +11,7 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import (
-    LEAST,
-    fitted,
-    positions,
-)
+from ntkmtl.bench.problems._supervised import LEAST, fitted, positions, refuse_unfit
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
@@ -131,9 +127,7 @@ class QM9Mini(PropertiesProblem):
             self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         labels = self._scaled(prepared.properties)
         self._all = FeatureBatch(*_inputs(tuple(self._rows["train"].tolist())), labels)
-        # Settings that do not fit are refused now, at no cost.
-        with torch.device("meta"):
-            self.model()
+        refuse_unfit(self)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -183,8 +177,7 @@ class QM9Mini(PropertiesProblem):
     def describe(self) -> str:
         """Return one paragraph on data and network."""
         parameters = sum(parameter.numel() for parameter in self.model().parameters())
-        hard = self._architecture.name == "hard"
-        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        said = self._architecture.sentence
         sizes = [self.size(split) for split in ("train", "val", "test")]
         return (
             f"{sum(sizes):,} molecules drawn at random from QM9 ({sizes[0]:,} for training, "

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.bench.problems._supervised import ColumnsProblem, positions
+from ntkmtl.bench.problems._supervised import ColumnsProblem, paired, positions
 from ntkmtl.bench.problems.base import Metric, Prediction, Split
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
-
-__all__ = ["PropertiesProblem", "Targets"]
 
 Targets = Literal["standardised", "raw"]
 
@@ -72,7 +70,7 @@ class PropertiesProblem(ColumnsProblem):
                 (output.flatten().double() * self._scale[column] + self._center[column])
                 * self._unit[column]
             )
-            for column, output in zip(positions(self.tasks, tasks), outputs, strict=True)
+            for column, output in paired(self.tasks, outputs, tasks)
         }
 
     def truth(

@@ -17,8 +17,6 @@ from ntkmtl.bench.problems.table._raw import (
     shorten,
 )
 
-__all__ = ["read_arff"]
-
 # scipy.io.arff refuses strings, drops surplus cells in silence, and names no row.
 _ATTRIBUTE = re.compile(
     r"@attribute\s+(?P<name>'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^\s{]+)\s*(?P<type>.+)",

@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["NewRows", "RowBatch"]
-
 
 class RowBatch(NamedTuple):
     """b rows of a table.

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from ntkmtl.bench.problems.table._raw import RawTable, TableError, clean_name, shorten
+from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, clean_name, shorten
 from ntkmtl.bench.problems.table._values import (
     PLAIN,
     ColumnFormat,
@@ -19,20 +18,6 @@ from ntkmtl.bench.problems.table._values import (
     Reading,
     find_hints,
 )
-
-__all__ = [
-    "COUNTS",
-    "FEATURE_TYPES",
-    "TARGET_TYPES",
-    "Column",
-    "Feature",
-    "Roles",
-    "Target",
-    "Typed",
-    "type_columns",
-]
-
-Array = npt.NDArray[Any]
 
 FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")
 TARGET_TYPES = ("regression", "classification")

@@ -22,8 +22,6 @@ from ntkmtl.bench.problems.table._raw import (
     shorten,
 )
 
-__all__ = ["CsvTable", "csv_trouble", "read_csv"]
-
 SEPARATORS = (",", ";", "\t", "|")
 SPACES = " "
 LINES = 20

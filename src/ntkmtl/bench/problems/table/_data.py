@@ -7,32 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._batch import RowBatch
 from ntkmtl.bench.problems.table._columns import Column, Feature, Target, Typed, type_columns
-from ntkmtl.bench.problems.table._encode import (
-    CLIP,
-    FeatureEncoder,
-    fit_encoder,
-    standardization,
-)
+from ntkmtl.bench.problems.table._encode import CLIP, FeatureEncoder, fit_encoder, standardization
 from ntkmtl.bench.problems.table._fitted import FittedTable, FittedTarget
 from ntkmtl.bench.problems.table._leakage import leaks
 from ntkmtl.bench.problems.table._options import Asked
-from ntkmtl.bench.problems.table._raw import TableError, require_memory
+from ntkmtl.bench.problems.table._raw import Array, TableError, require_memory
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.problems.table._splits import split_rows
-
-__all__ = ["PreparedTable", "prepare"]
-
-Array = npt.NDArray[Any]
 
 MIN_ROWS = 20
 

@@ -9,12 +9,9 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["ISO", "choose_date", "date_formats", "date_text", "read_dates"]
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array
 
 ISO = "ISO8601"
 """Dates as 2024-12-31, with or without a time."""
@@ -77,7 +74,7 @@ def choose_date(
     """Return the format of dates, and another one that the strings do not rule out.
 
     Where day and month could change places, the file's other columns decide; then the rows, if they
-    are in the order of one reading alone; then custom: days first with dots and dashes, months
+    are in the order of one reading alone; then convention: days first with dots and dashes, months
     first with slashes.
 
     Args:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ntkmtl.bench.problems.table._columns import Feature
+from ntkmtl.bench.problems.table._raw import Array
 from ntkmtl.bench.problems.table._values import ColumnFormat
-
-__all__ = ["CLIP", "FeatureEncoder", "fit_encoder", "standardization", "standardized"]
-
-Array = npt.NDArray[Any]
 
 CLIP = 10.0
 """Standardized inputs are cut off at so many standard deviations from the training mean."""
@@ -81,7 +77,7 @@ class FeatureEncoder:
     own: tuple[str, ...] = ()
     means: tuple[tuple[float, ...], ...] = ()
     prior: tuple[float, ...] = ()
-    keep: tuple[int, ...] = field(default=())
+    keep: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -89,7 +85,7 @@ class FeatureEncoder:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FeatureEncoder:
-        """Return what :meth:`to_json` was called on."""
+        """Recreate the encoder from :meth:`to_json`."""
         found: dict[str, Any] = {
             key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
         }
@@ -185,13 +181,9 @@ YEAR = 365.2425
 
 
 def _calendar(days: Array) -> Array:
-    """Return the season of dates: two harmonics of year and week, one of the day; 0 where missing.
+    """Return the season of days since 1970, float64 of shape (10, rows), 0 where missing.
 
-    Args:
-        days: Days since 1970, shape (rows,).
-
-    Returns:
-        float64 of shape (10, rows).
+    These are two harmonics of year and week, and one of the day.
     """
     turns = 2 * np.pi * np.nan_to_num(days)
     angles = [turns / YEAR, 2 * turns / YEAR, turns / 7, 2 * turns / 7, turns]

@@ -15,8 +15,6 @@ from ntkmtl.bench.problems.table._encode import FeatureEncoder
 from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, number_text, shorten
 from ntkmtl.bench.problems.table._read import read_any
 
-__all__ = ["FittedTable", "FittedTarget"]
-
 
 @dataclass(frozen=True)
 class FittedTarget:
@@ -40,7 +38,7 @@ class FittedTarget:
 
     @property
     def size(self) -> int:
-        """Numbers that its head says."""
+        """Number of outputs of its head."""
         return len(self.classes) or 1
 
 
@@ -79,7 +77,7 @@ class FittedTable:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FittedTable:
-        """Return what :meth:`to_json` was called on.
+        """Recreate the table from :meth:`to_json`.
 
         Raises:
             TableError: It is something else.
@@ -156,7 +154,7 @@ def _as_strings(column: RawColumn) -> list[str]:
 
 
 def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]]:
-    """Return the values of a column as the encoder takes them, and what is unlike before."""
+    """Return a column as the encoder takes it, and sentences on what training rows did not have."""
     column, name = raw.columns.get(encoder.name), encoder.name
     levels_wanted = encoder.kind in ("category", "text")
     if column is None:

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ntkmtl.bench.problems.table._columns import Feature, Target
-
-__all__ = ["leaks"]
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array
 
 ROWS = 20_000
 """Rows that are looked at."""

@@ -8,8 +8,6 @@ from torch import Tensor
 from ntkmtl.bench.problems.base import Metric
 from ntkmtl.bench.problems.table._fitted import FittedTarget
 
-__all__ = ["macro_f1", "metric_of", "rmse", "score"]
-
 
 def macro_f1(predicted: Tensor, truth: Tensor, classes: int) -> float:
     """Return the mean F1 score of the classes that occur in the labels or the predictions.

@@ -11,11 +11,9 @@ from ntkmtl.bench.problems.architectures import Backbone
 from ntkmtl.bench.problems.base import MultiTaskModel
 from ntkmtl.bench.problems.table._batch import RowBatch
 
-__all__ = ["TableNet", "backbone", "layers"]
-
 
 class ResidualBlock(nn.Module):
-    """z plus a perceptron of z with one hidden layer: what is linear passes by."""
+    """z plus a perceptron of z with one hidden layer."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -31,10 +29,7 @@ class ResidualBlock(nn.Module):
 
 def layers(inputs: int, width: int, depth: int, dropout: float) -> list[nn.Module]:
     """Make the layers of the trunk: a linear one, and residual blocks."""
-    return [
-        nn.Linear(inputs, width),
-        *(ResidualBlock(width, dropout) for _ in range(depth - 1)),
-    ]
+    return [nn.Linear(inputs, width), *(ResidualBlock(width, dropout) for _ in range(depth - 1))]
 
 
 def _inputs(batch: RowBatch) -> Tensor:
@@ -63,7 +58,7 @@ class TableNet(MultiTaskModel):
 
     Args:
         inputs: Numbers that describe a row.
-        outputs: Numbers that each head says: 1 for regression, the number of classes otherwise.
+        outputs: Outputs of each head: 1 for regression, the number of classes otherwise.
         width: Width of every layer, and so size d of the shared representation z.
         depth: Number of layers of the trunk, the linear one included.
         dropout: Probability of dropping an entry of a block's hidden layer.

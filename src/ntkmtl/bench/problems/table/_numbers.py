@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-__all__ = ["NumberFormat", "choose_numbers", "common_decimal", "number_formats", "read_numbers"]
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array
 
 MAX_LENGTH = 100
 """Most characters of a number with its signs."""
@@ -60,16 +55,7 @@ class NumberFormat:
         return ", ".join(found)
 
 
-_FORMATS = (
-    NumberFormat(".", ""),
-    NumberFormat(".", ","),
-    NumberFormat(",", ""),
-    NumberFormat(",", "."),
-    NumberFormat(".", " "),
-    NumberFormat(",", " "),
-    NumberFormat(".", "'"),
-    NumberFormat(",", "'"),
-)
+_FORMATS = (*(NumberFormat(*signs) for signs in (".", ".,", ",", ",.", ". ", ", ", ".'", ",'")),)
 
 
 def _pattern(form: NumberFormat) -> re.Pattern[str]:
@@ -158,7 +144,9 @@ def choose_numbers(
         return None, False
     chosen, unsure = able[0], False
     rivals = [form for form in able if form.decimal != chosen.decimal]
-    if rivals and any(_differ(digits, chosen, rivals[0]) for digits, _, _, _ in found):
+    if rivals and any(
+        _value(digits, chosen) != _value(digits, rivals[0]) for digits, _, _, _ in found
+    ):
         # A dot before three digits in every number may separate thousands; hardly anyone does so.
         unsure = chosen.thousands != "" or _only_groups(found, chosen.decimal)
         if unsure and hint == rivals[0].decimal:
@@ -182,16 +170,12 @@ def _only_groups(found: Sequence[tuple[str, str, bool, str]], sign: str) -> bool
     return bool(marked) and all(pattern.fullmatch(digits) for digits in marked)
 
 
-def _differ(digits: str, one: NumberFormat, other: NumberFormat) -> bool:
-    return _value(digits, one) != _value(digits, other)
-
-
-def _value(digits: str, form: NumberFormat) -> float:
+def _value(digits: str, form: NumberFormat, power: str = "") -> float:
     if not _PATTERNS[form].fullmatch(digits):
         return float("nan")
     if form.thousands:
         digits = digits.replace(form.thousands, "")
-    return float(digits.replace(form.decimal, "."))
+    return float(digits.replace(form.decimal, ".") + power)
 
 
 def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
@@ -223,19 +207,7 @@ def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
                 values[place] = plain[place]
             continue
         digits, unit, negative, power = found
-        if unit != form.unit or not _PATTERNS[bare].fullmatch(digits):
-            continue
-        number = _value(digits, bare) if not power else _powered(digits, bare, power)
-        values[place] = -number if negative else number
+        if unit == form.unit:
+            number = _value(digits, bare, power)
+            values[place] = -number if negative else number
     return values
-
-
-def _powered(digits: str, form: NumberFormat, power: str) -> float:
-    whole = digits.replace(form.thousands, "") if form.thousands else digits
-    return float(whole.replace(form.decimal, ".") + power)
-
-
-def common_decimal(votes: Iterable[str]) -> str:
-    """Return the decimal sign that columns agree on, ``""`` if they do not or there are none."""
-    counted = Counter(votes)
-    return next(iter(counted)) if len(counted) == 1 else ""

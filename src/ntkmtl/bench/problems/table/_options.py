@@ -13,8 +13,6 @@ from ntkmtl.bench.problems.table._raw import TableError, shorten
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
 
-__all__ = ["Asked", "check_ranges", "check_shares", "names_in", "types_in"]
-
 
 class Asked(NamedTuple):
     """What determines the data; all of it is hashable so that a table is read once."""
@@ -83,9 +81,9 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
         >>> types_in('"a, b=number"')
         (('a, b', 'number'),)
     """
-    found: dict[str, str] = {}
     if given is None:
         return ()
+    found: dict[str, str] = {}
     if isinstance(given, str) and given.lstrip().startswith("{"):
         try:
             given = json.loads(given)
@@ -111,10 +109,10 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
 
 
 def check_ranges(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
-    """Refuse what is no whole number in its range.
+    """Check whole numbers against their ranges.
 
     Raises:
-        TableError: One is none.
+        TableError: One is no whole number, or out of its range.
     """
     for key, (value, low, high) in ranges.items():
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -122,10 +120,10 @@ def check_ranges(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
 
 
 def check_shares(val: Any, test: Any, dropout: Any) -> None:
-    """Refuse shares that are none, or leave nothing to train on.
+    """Check the shares of rows for validation and testing, and the dropout.
 
     Raises:
-        TableError: They are so.
+        TableError: One is out of range, or no row is left to train on.
     """
     for key, share in (("val", val), ("test", test), ("dropout", dropout)):
         low_open = key != "dropout"

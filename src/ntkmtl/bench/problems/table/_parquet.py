@@ -8,16 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ntkmtl.bench.problems.table._raw import (
-    RawColumn,
-    TableError,
-    check_names,
-    clean_name,
-    shorten,
-)
-from ntkmtl.errors import missing_extra
-
-__all__ = ["read_frame", "read_parquet"]
+from ntkmtl.bench.problems.table._raw import RawColumn, TableError, check_names, clean_name, shorten
+from ntkmtl.errors import imports_for
 
 
 def read_parquet(path: Path) -> list[RawColumn]:
@@ -27,9 +19,9 @@ def read_parquet(path: Path) -> list[RawColumn]:
         TableError: It cannot be read.
         MissingExtraError: pyarrow is not installed.
     """
-    pa = _arrow()
-    from pyarrow import parquet
-
+    with imports_for("a Parquet file"):
+        import pyarrow as pa
+        from pyarrow import parquet
     try:
         table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -44,20 +36,13 @@ def read_frame(frame: Any) -> list[RawColumn]:
         TableError: A column has values that Arrow has no type for.
         MissingExtraError: pyarrow is not installed.
     """
-    pa = _arrow()
+    with imports_for("a Parquet file"):
+        import pyarrow as pa
     try:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise TableError(f"the data frame cannot be read: {shorten(str(error), 200)}") from error
     return _arrow_columns(Path("data frame"), table, pa)
-
-
-def _arrow() -> Any:
-    try:
-        import pyarrow
-    except ImportError as error:
-        raise missing_extra("a Parquet file", "bench", error) from error
-    return pyarrow
 
 
 def _arrow_columns(path: Path, table: Any, pa: Any) -> list[RawColumn]:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import SPLITS, evaluating, moved, positions
+from ntkmtl.bench.problems._supervised import (
+    SPLITS,
+    evaluating,
+    moved,
+    paired,
+    positions,
+    refuse_unfit,
+)
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
@@ -34,8 +41,6 @@ from ntkmtl.bench.problems.table._references import REFERENCES, references, triv
 from ntkmtl.bench.problems.table._shown import shown_columns, unused
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
-
-__all__ = ["Table"]
 
 DROPOUT = 0.1
 
@@ -187,9 +192,7 @@ class Table(Problem):
         self._set_up(data.fitted, network)
         self.recipe = recipe_for(rows)
         self._options = self._described_options(data.sha256)
-        # Settings that do not fit are refused now, at no cost.
-        with torch.device("meta"):
-            self.model()
+        refuse_unfit(self)
 
     def _set_up(self, fitted: FittedTable, network: Mapping[str, Any]) -> None:
         self._fitted = fitted
@@ -271,11 +274,8 @@ class Table(Problem):
         self, outputs: Sequence[Tensor], batch: RowBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return each task's mean squared error or cross-entropy over the rows with a label."""
-        chosen = positions(self.tasks, tasks)
-        if len(outputs) != len(chosen):
-            raise ValueError(f"{len(outputs)} outputs for {len(chosen)} tasks")
         found: dict[str, Tensor | None] = {}
-        for place, output in zip(chosen, outputs, strict=True):
+        for place, output in paired(self.tasks, outputs, tasks):
             labels = batch.labels[place]
             classes = self._fitted.targets[place].classes
             known = labels >= 0 if classes else ~labels.isnan()
@@ -298,26 +298,24 @@ class Table(Problem):
         self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None = None
     ) -> Tensor:
         """Return root mean squared errors in the targets' units, or macro F1 scores, per task."""
-        chosen = positions(self.tasks, tasks)
-        outputs = self._outputs(model, split, len(chosen))
         values = {}
-        for place, output in zip(chosen, outputs, strict=True):
+        for place, output in self._outputs(model, split, tasks):
             target, truth = self._fitted.targets[place], self._prepared.truth[split][place]
             said = output.argmax(1) if target.classes else output[:, 0]
             values[place] = score(said, truth, target)
         # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
         return torch.tensor([values[place] for place in sorted(values)], dtype=torch.float64)
 
-    def _outputs(self, model: MultiTaskModel, split: Split, heads: int) -> list[Tensor]:
-        """Return each head's outputs for all rows of a split."""
+    def _outputs(
+        self, model: MultiTaskModel, split: Split, tasks: Sequence[str] | None
+    ) -> list[tuple[int, Tensor]]:
+        """Return each head's outputs for all rows of a split, behind the position of its task."""
         parts = []
         with evaluating(model):
             for rows in torch.arange(self.size(split)).split(16_384):
                 batch = moved(self.batch(split, rows), model)
                 parts.append([out.cpu() for out in model.predict(model.represent(batch))])
-        if len(parts[0]) != heads:
-            raise ValueError(f"{len(parts[0])} outputs for {heads} tasks")
-        return [torch.cat(part) for part in zip(*parts, strict=True)]
+        return paired(self.tasks, [torch.cat(part) for part in zip(*parts, strict=True)], tasks)
 
     def selection(self, model: MultiTaskModel, tasks: Sequence[str] | None = None) -> float:
         """Return the mean over tasks of the validation loss relative to that of knowing no input.
@@ -325,14 +323,10 @@ class Table(Problem):
         A regression's is the root mean squared error over that of the training mean, a
         classification's the cross-entropy over that of the training rows' shares of the classes.
         """
-        chosen = positions(self.tasks, tasks)
-        outputs = self._outputs(model, "val", len(chosen))
-        labels, training = (
-            self._prepared.splits["val"].labels,
-            self._prepared.splits["train"].labels,
-        )
+        labels = self._prepared.splits["val"].labels
+        training = self._prepared.splits["train"].labels
         ratios = []
-        for place, output in zip(chosen, outputs, strict=True):
+        for place, output in self._outputs(model, "val", tasks):
             truth, target = labels[place], self._fitted.targets[place]
             known = truth >= 0 if target.classes else ~truth.isnan()
             truth, output = truth[known], output[known].double()
@@ -378,7 +372,7 @@ class Table(Problem):
     ) -> dict[str, Prediction]:
         """Return numbers in the targets' own units, or classes with their probabilities."""
         found = {}
-        for place, output in zip(positions(self.tasks, tasks), outputs, strict=True):
+        for place, output in paired(self.tasks, outputs, tasks):
             target, output = self._fitted.targets[place], output.double()
             if target.classes:
                 shares = output.softmax(1)
@@ -476,8 +470,7 @@ class Table(Problem):
             )
             if count
         )
-        hard = self._architecture.name == "hard"
-        said = "" if hard else f"Architecture {self._architecture.describe()}. "
+        said = self._architecture.sentence
         return (
             f"{self.path.name}: {sum(sizes):,} rows ({sizes[0]:,} for training, {sizes[1]:,} for "
             f"validation, {sizes[2]:,} for testing), "

@@ -8,28 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
+with imports_for("table"):
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
     import psutil
-except ImportError as error:
-    raise missing_extra("table", "bench", error) from error
 
-__all__ = [
-    "MAX_CELL",
-    "RawColumn",
-    "RawTable",
-    "TableError",
-    "check_names",
-    "clean_name",
-    "number_text",
-    "require_memory",
-    "rows_as_columns",
-    "shorten",
-]
+Array = npt.NDArray[Any]
 
 CHUNK = 50_000
 """Rows that are held as Python strings at a time."""
@@ -59,6 +46,9 @@ class RawColumn:
     texts: Any = None
     declared: str = ""
     levels: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.texts) if self.numbers is None else len(self.numbers)
 
 
 @dataclass(frozen=True)

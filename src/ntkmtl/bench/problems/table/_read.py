@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import codecs
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ntkmtl.bench.problems._arrays import file_digest
 from ntkmtl.bench.problems.table._arff import read_arff
 from ntkmtl.bench.problems.table._csv import CsvTable, read_csv
 from ntkmtl.bench.problems.table._parquet import read_frame, read_parquet
-from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, require_memory
-
-__all__ = ["check_reading", "read_any", "read_table"]
+from ntkmtl.bench.problems.table._raw import RawTable, TableError, require_memory
 
 CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 
@@ -25,10 +23,10 @@ def check_reading(
     decimal: str | None = None,
     thousands: str | None = None,
 ) -> None:
-    """Refuse options of reading that make no sense, before anything is read.
+    """Check the options of reading before anything is read.
 
     Raises:
-        TableError: One makes none.
+        TableError: One is invalid.
     """
     suffix = path.suffix.lower()
     if suffix not in (*CSV, *PARQUET, *ARFF):
@@ -87,8 +85,7 @@ def read_table(
     suffix = path.suffix.lower()
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
-            digest = _digest(file)
+        digest = file_digest(path)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
     if size == 0:
@@ -108,22 +105,11 @@ def read_table(
                 found = read_csv(path, encoding, separator, header)
         except UnicodeError as error:
             raise _encoding_error(path, encoding, error) from error
-    rows = 0 if not found.columns else _length(found.columns[0])
+    rows = len(found.columns[0]) if found.columns else 0
     if rows == 0:
         raise TableError(f"{path} has a header, and no rows after it.")
     columns = {c.name: c for c in found.columns}
     return RawTable(path, rows, columns, digest, found.notes, found.doubt)
-
-
-def _length(column: RawColumn) -> int:
-    return len(column.texts) if column.numbers is None else len(column.numbers)
-
-
-def _digest(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _refuse_null_bytes(path: Path) -> None:

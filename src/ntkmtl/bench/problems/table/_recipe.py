@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ntkmtl.bench.problems.base import Recipe
 
-__all__ = ["default_width", "recipe_for"]
-
 STEPS = 2_500
 
 

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ntkmtl.bench.problems.base import Split
+from ntkmtl.bench.problems.table._data import PreparedTable
+from ntkmtl.bench.problems.table._fitted import FittedTarget
 from ntkmtl.bench.problems.table._metrics import score
-from ntkmtl.errors import missing_extra
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from ntkmtl.bench.problems.base import Split
-    from ntkmtl.bench.problems.table._data import PreparedTable
-    from ntkmtl.bench.problems.table._fitted import FittedTarget
-
-__all__ = ["REFERENCES", "references"]
+from ntkmtl.errors import imports_for
 
 REFERENCES = {
     "mean": "the mean of the training rows, or their most frequent class",
@@ -41,10 +36,8 @@ def references(data: PreparedTable, split: Split = "test") -> dict[str, Tensor]:
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
-    try:
+    with imports_for("the rows of ridge and forest"):
         from sklearn import ensemble, linear_model
-    except ImportError as error:
-        raise missing_extra("the rows of ridge and forest", "bench", error) from error
 
     def ridge(classes: bool) -> Any:
         if classes:

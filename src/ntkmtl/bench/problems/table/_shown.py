@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from ntkmtl.bench.problems.table._columns import Column
 from ntkmtl.bench.problems.table._raw import shorten
 
-__all__ = ["shown_columns", "unused"]
-
 SHOWN = 30
 """Most columns that are shown one by one."""
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
-from ntkmtl.bench.problems.table._raw import TableError
-
-__all__ = ["SPLITS", "Shares", "split_rows"]
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import Array, TableError
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = 0, 1, 2
@@ -141,13 +135,8 @@ def _share_class(
 ) -> None:
     """Swap rows until each side has about its share of a class, and at least one if there are 3.
 
-    Args:
-        sides: Of each row, changed in place.
-        members: Which rows are of the class.
-        count: How many.
-        held: Rows that rarer classes need where they are; those of this class are added.
-        random: Source of what is random.
-        shares: How rows are shared out.
+    The sides are changed in place. ``members`` are the ``count`` rows of the class, ``held`` the
+    rows that rarer classes need where they are, to which those of this class are added.
     """
     needed = np.zeros(3, dtype=int)
     needed[TEST] = max(1, int(shares.test * count)) if count >= 2 else 0

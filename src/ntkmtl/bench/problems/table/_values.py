@@ -16,22 +16,16 @@ from ntkmtl.bench.problems.table._dates import choose_date, date_text, read_date
 from ntkmtl.bench.problems.table._numbers import (
     NumberFormat,
     choose_numbers,
-    common_decimal,
     read_numbers,
 )
-from ntkmtl.bench.problems.table._raw import RawColumn, RawTable, TableError, number_text, shorten
-
-__all__ = [
-    "PLAIN",
-    "ColumnFormat",
-    "ColumnValues",
-    "Hints",
-    "Reading",
-    "find_hints",
-    "numbers_among",
-]
-
-Array = npt.NDArray[Any]
+from ntkmtl.bench.problems.table._raw import (
+    Array,
+    RawColumn,
+    RawTable,
+    TableError,
+    number_text,
+    shorten,
+)
 
 MISSING = frozenset(("", "?", "nan", "<na>", "#n/a"))
 """Strings that stand for a missing value, in small letters."""
@@ -105,7 +99,7 @@ class ColumnFormat:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ColumnFormat:
-        """Return what :meth:`to_json` was called on."""
+        """Recreate the format from :meth:`to_json`."""
         return cls(
             **{
                 **content,
@@ -122,7 +116,7 @@ class ColumnFormat:
         return f"written {self.date}" if self.kind == "date" and self.date[:1] == "%" else ""
 
     def key(self, level: str) -> str:
-        """Return what equal levels share."""
+        """Return a key that equal levels share."""
         return level if self.case_sensitive else folded(level)
 
     def numbers(self, levels: Sequence[str]) -> Array:
@@ -170,7 +164,7 @@ PLAIN = ColumnFormat("number")
 
 
 def folded(level: str) -> str:
-    """Return what strings share that are equal but for case and for how accents are stored."""
+    """Return a key for strings that are equal but for case and how accents are encoded."""
     return unicodedata.normalize("NFC", level).casefold()
 
 
@@ -187,7 +181,7 @@ def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
 
 def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
     """Look at the first rows of all columns for what they tell about each other."""
-    votes, orders, markers = [], set(), set()
+    decimals, orders, markers = set(), set(), set()
     for column in table.columns.values():
         if column.texts is None or column.declared == "category":
             continue
@@ -201,13 +195,14 @@ def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
             markers |= {text for text in some if text.lower() in WORDS}
             signs = (form.decimal, form.thousands or form.decimal)
             if not unsure and any(sign in text for text in levels for sign in signs):
-                votes.append(form.decimal)
+                decimals.add(form.decimal)
         elif readable == 0:
             date, rival = choose_date(levels, ())
             if date is not None and not rival and "%d" in date and "%m" in date:
                 orders.add(date.index("%d") < date.index("%m"))
+    decimal = decimals.pop() if len(decimals) == 1 else ""
     day_first = orders.pop() if len(orders) == 1 else None
-    return Hints(common_decimal(votes), day_first, frozenset(markers))
+    return Hints(decimal, day_first, frozenset(markers))
 
 
 class ColumnValues:
@@ -396,9 +391,9 @@ class ColumnValues:
             return blank
         self._found("number" if not np.isnan(read).any() else "text", number=number)
         if unsure and number is not None and self.form.kind == "number":
-            other = "," if number.decimal == "." else "."
+            other, word = (",", "comma") if number.decimal == "." else (".", "point")
             self.warnings.append(
-                f"{self.name!r}: {plain[0]} may have a decimal {_sign(other)}; read as "
+                f"{self.name!r}: {plain[0]} may have a decimal {word}; read as "
                 f"{read[0]:.10g} (decimal={other} reads it the other way)"
             )
         return read
@@ -506,7 +501,3 @@ class ColumnValues:
         if self.declared == "date":
             return f"{date_text(low)} to {date_text(high)}"
         return f"{low:.4g} to {high:.4g}"
-
-
-def _sign(sign: str) -> str:
-    return "comma" if sign == "," else "point"

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import io
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.errors import missing_extra
+from ntkmtl.errors import imports_for
 
-try:
-    import numpy as np
-except ImportError as error:
-    raise missing_extra("xtb", "bench", error) from error
-
-__all__ = ["DATA", "ELEMENTS", "GROUPS", "ForceBatch", "Geometries", "read"]
+with imports_for("xtb"):
+    from ntkmtl.bench.problems._arrays import shipped
 
 DATA = Path(__file__).parent / "data" / "xtb.npz"
 ELEMENTS = (1, 6, 7, 8, 9)
@@ -79,27 +72,13 @@ def read(path: Path = DATA) -> Geometries:
         >>> read().splits["train"].positions.shape
         torch.Size([1215, 21, 3])
     """
-    advice = "Install the package again, or make the file with scripts/make_xtb.py."
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"the data of xtb is missing: {path}. {advice}") from None
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-        whole, split, group = _padded(arrays)
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
-        what = f"no array {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"the data of xtb cannot be read: {path}: {what}. {advice}") from error
-    rows: dict[Split, Tensor] = {
-        "train": (split == 0).nonzero()[:, 0],
-        "val": (split == 1).nonzero()[:, 0],
-        "test": (split == 2).nonzero()[:, 0],
-    }
+    with shipped("xtb", path, "scripts/make_xtb.py") as (arrays, sha256):
+        whole, split, group = _padded({k: torch.from_numpy(v) for k, v in arrays.items()})
+    rows = {name: (split == number).nonzero()[:, 0] for number, name in enumerate(SPLITS)}
     return Geometries(
         {name: ForceBatch(*(part[some] for part in whole)) for name, some in rows.items()},
         {name: group[some] for name, some in rows.items()},
-        hashlib.sha256(content).hexdigest(),
+        sha256,
     )
 
 
@@ -111,13 +90,11 @@ def _padded(arrays: dict[str, Tensor]) -> tuple[ForceBatch, Tensor, Tensor]:
     if known.tolist() != list(ELEMENTS):
         raise ValueError(f"the elements are {known.tolist()}, not {list(ELEMENTS)}")
     element = torch.searchsorted(known, arrays["numbers"].long())
-    free = torch.nn.utils.rnn.pad_sequence(
-        arrays["atomic_energies"][element].split(atoms.tolist()), batch_first=True
-    ).sum(dim=1)
 
     def padded(values: Tensor) -> Tensor:
         return torch.nn.utils.rnn.pad_sequence(values.split(atoms.tolist()), batch_first=True)
 
+    free = padded(arrays["atomic_energies"][element]).sum(dim=1)
     whole = ForceBatch(
         elements=padded(element),
         mask=padded(torch.ones(len(element))),

@@ -13,8 +13,6 @@ from torch.nn import functional
 from ntkmtl.bench.problems.base import WholeModel
 from ntkmtl.bench.problems.xtb._data import ELEMENTS, ForceBatch
 
-__all__ = ["Potential"]
-
 CUTOFF = 5.0
 BASIS = 20
 

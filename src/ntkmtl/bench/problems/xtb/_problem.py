@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -9,12 +10,10 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import moved, one_output_per_task, positions
+from ntkmtl.bench.problems._supervised import moved, paired, positions
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split
 from ntkmtl.bench.problems.xtb._data import ForceBatch, read
 from ntkmtl.bench.problems.xtb._network import Potential
-
-__all__ = ["XTB"]
 
 MODEL_VERSION = "potential 1"
 TASKS = ("energy", "forces", "dipole", "charges")
@@ -86,19 +85,17 @@ class XTB(Problem):
         self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return the mean squared error of each task."""
-        names = [TASKS[i] for i in positions(TASKS, tasks)]
-        one_output_per_task(outputs, list(range(len(names))))
         return {
-            name: _mean(name, (output - getattr(batch, name)).square(), batch)
-            for name, output in zip(names, outputs, strict=True)
+            TASKS[i]: _mean(TASKS[i], (output - getattr(batch, TASKS[i])).square(), batch)
+            for i, output in paired(TASKS, outputs, tasks)
         }
 
     def task_residuals(
         self, outputs: Sequence[Tensor], batch: ForceBatch, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
         """Return the errors of each task, of padded atoms none."""
-        names = [TASKS[i] for i in positions(TASKS, tasks)]
-        errors = {n: output - getattr(batch, n) for n, output in zip(names, outputs, strict=True)}
+        pairs = [(TASKS[i], output) for i, output in paired(TASKS, outputs, tasks)]
+        errors = {name: output - getattr(batch, name) for name, output in pairs}
         real = batch.mask > 0
         return {n: e[real] if n in ("forces", "charges") else e for n, e in errors.items()}
 
@@ -110,29 +107,25 @@ class XTB(Problem):
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the mean absolute errors in the units of :attr:`metrics`."""
-        names = [TASKS[i] for i in positions(TASKS, tasks)]
         training = model.training
         model.eval()
-        sums = torch.zeros(len(names), dtype=torch.float64)
+        sums: dict[int, float] = defaultdict(float)
         try:
             for some in torch.arange(self.size(split)).split(64):
                 batch = self.batch(split, some)
                 outputs = model.predict(model.represent(moved(batch, model)))
-                one_output_per_task(outputs, list(range(len(names))))
-                for i, (name, output) in enumerate(zip(names, outputs, strict=True)):
-                    sums[i] += _absolute(name, output.detach().cpu(), batch)
+                for i, output in paired(TASKS, outputs, tasks):
+                    sums[i] += _absolute(TASKS[i], output.detach().cpu(), batch)
         finally:
             model.train(training)
         whole = self._data.splits[split]
         atoms = float(whole.mask.sum())
-        size = {"energy": self.size(split), "forces": 3 * atoms, "charges": atoms}
+        size = {"forces": 3 * atoms, "charges": atoms}
         unit = {"energy": 1e3, "forces": 1e3, "dipole": 1e3 * DEBYE, "charges": 1e3}
         found = [
-            unit[n] * float(s) / size.get(n, self.size(split))
-            for n, s in zip(names, sums, strict=True)
+            unit[TASKS[i]] * sums[i] / size.get(TASKS[i], self.size(split)) for i in sorted(sums)
         ]
-        order = sorted(range(len(names)), key=lambda i: TASKS.index(names[i]))
-        return torch.tensor([found[i] for i in order], dtype=torch.float64)
+        return torch.tensor(found, dtype=torch.float64)
 
     def describe(self) -> str:
         """Return one paragraph on data and network."""
