@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl import Balancer, NonFiniteError
-from ntkmtl.balance._memory import pack, unpack
+from ntkmtl.balance._state import pack, unpack
 
 
 class Net(nn.Module):
