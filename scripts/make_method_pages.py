@@ -69,9 +69,14 @@ def cost(spec: MethodSpec, after_step: bool, tracks_gradients: bool) -> str:
     return COSTS[source, kind]
 
 
+def _equation(block: re.Match[str]) -> str:
+    return "$$\n" + "\n".join(line.strip() for line in block[1].strip().splitlines()) + "\n$$"
+
+
 def markdown(docstring: str) -> str:
     """Turn a docstring into Markdown: mathematics in dollars, sections as headings."""
     text = inspect.cleandoc(docstring)
+    text = re.sub(r"^\.\. math::((?:.|\n(?! *\n))*)", _equation, text, flags=re.MULTILINE)
     text = re.sub(r":math:`([^`]*)`", lambda m: f"${' '.join(m[1].split())}$", text)
     text = re.sub(r":(?:func|meth|class|mod):`~?([^`]*)`", r"`\1`", text)
     text = text.replace("``", "`")

@@ -20,9 +20,7 @@ class NTKMTLLog(NTKMTL):
 
     The kernel of :math:`\log L_i` is that of :math:`L_i` divided by :math:`L_i^2`, so Eq. 15 of the
     NTKMTL paper with exponent p gives the combined gradient
-
-    .. math:: c \sum_i L_i^{2p - 1} \lambda_i^{-p} \nabla L_i
-
+    :math:`c \sum_i L_i^{2p - 1} \lambda_i^{-p} \nabla L_i`,
     with a factor c common to all tasks and the largest eigenvalue :math:`\lambda_i` of the kernel
     of :math:`L_i`; it holds in a step whose own kernel is used, with one mini-batch. p = 0 is
     ``si``, which divides each gradient by its loss; p = 1/2 has the direction of ``ntkmtl``, which
