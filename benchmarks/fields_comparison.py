@@ -101,13 +101,19 @@ def table(known: Mapping[str, Any]) -> str:
         if row in rows:
             values = [mean([run["test"][m] for run in rows[row].values()]) for m in metrics]
             second.append([row, *values, f"{step_ratio(rows, row):.2f}"])
-    seeds = {len(runs) for rows in known.values() for runs in rows.values()}
-    count = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
+    by_count: dict[int, set[str]] = {}
+    for problem, rows in known.items():
+        for runs in rows.values():
+            by_count.setdefault(len(runs), set()).add(f"`{problem}`")
+    count = "; ".join(
+        f"{number} ({', '.join(sorted(names))})" if len(by_count) > 1 else str(number)
+        for number, names in sorted(by_count.items())
+    )
 
     def text(lines: list[list[str]]) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    return f"{text(lines)}\n\n{text(second)}\n\nMean and standard error over {count} seeds."
+    return f"{text(lines)}\n\n{text(second)}\n\nMean and standard error; seeds of a row: {count}."
 
 
 def main() -> None:

@@ -29,4 +29,4 @@ def test_rows_are_means_over_seeds_and_times_relative_to_the_sum() -> None:
     text = fields_comparison.table({"pinn-wave": rows, "xtb": {"ls": runs(1.0, 2.0)}})
     assert "| lra |  |  |  | 20.5 ± 0.5 |  | 1.50 to 1.50 |" in text
     assert "| ls | 1.5 ± 0.5 | 1.5 ± 0.5 | 1.5 ± 0.5 | 1.5 ± 0.5 | 1.00 |" in text
-    assert text.endswith("over 2 seeds.")
+    assert text.endswith("seeds of a row: 2.")
