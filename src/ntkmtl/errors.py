@@ -117,6 +117,10 @@ def missing_extra(what: str, extra: str, error: ImportError) -> MissingExtraErro
 def imports_for(what: str, extra: str = "bench") -> Iterator[None]:
     """Import optional dependencies in the body; see :func:`missing_extra`.
 
+    Args:
+        what: What needs them, as the error says it.
+        extra: The extra of this package that installs them.
+
     Raises:
         MissingExtraError: One is not installed.
 
