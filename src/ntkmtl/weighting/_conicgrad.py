@@ -39,9 +39,9 @@ class ConicGrad(GramianWeighting):
         \max_d \; \min_i \; \langle g_i, d \rangle \quad \text{subject to} \quad
         \langle g_0, d \rangle \ge c \|g_0\| \|d\|, \qquad \|d\| \le \|g_0\|
 
-    so d is at most :math:`\arccos c` away from :math:`g_0`. The paper solves it by a dual of its
-    own, whose equations were not at hand. The derivation, the bound on the length and the default
-    of c are this library's.
+    so d is at most :math:`\arccos c` away from :math:`g_0`. The solution below, the
+    bound on the length and the default of c are this library's own, and may differ from those of
+    the published code.
 
     Without the cone the solution is as long as allowed, along the shortest convex combination of
     the gradients (that of ``mgda``). If that is within the cone, it is taken. Otherwise d is on
