@@ -80,13 +80,16 @@ def cost_figure(overall: Sequence[Overall]) -> Figure:
 
 
 def _label(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    """Write names to the right of points, moved up where they would cover another one."""
+    """Write names to the right of points, moved up where they would cover a name or a point."""
     axes.figure.canvas.draw()
+    places = [axes.transData.transform((x, y)) for _, x, y in points]
     taken: list[tuple[float, float]] = []
     for name, x, y in sorted(points, key=lambda point: point[2]):
         across, up = axes.transData.transform((x, y))
         at = up
-        while any(abs(across - a) < 75 and abs(at - u) < 13 for a, u in taken):
+        while any(abs(across - a) < 75 and abs(at - u) < 13 for a, u in taken) or any(
+            0 < a - across < 75 and abs(at - u) < 11 for a, u in places
+        ):
             at += 2
         taken.append((across, at))
         axes.annotate(
@@ -94,6 +97,7 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
             (x, y),
             xytext=(6, (at - up) * 72 / axes.figure.dpi - 3),
             textcoords="offset points",
+            bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 0.5},
         )
 
 
