@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ntkmtl.bench.study.inference import Ranking, posthocs
 from ntkmtl.bench.study.plan import REFERENCE
 
@@ -50,6 +52,11 @@ def rank_figure(ranking: Ranking) -> Figure:
         posthocs().critical_difference_diagram(
             dict(zip(names, ranking.ranks, strict=True)), table, ax=axes
         )
+        # The bars join methods in the order of a set, which differs from process to process.
+        for line in axes.lines:
+            x, y = np.asarray(line.get_data(), dtype=float)
+            if len(np.unique(y)) == 1:
+                line.set_data(np.sort(x), y)
     return figure
 
 
