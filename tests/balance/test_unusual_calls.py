@@ -39,6 +39,13 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "logsumexp": lambda e: e.logsumexp(0),
     "diagonal": lambda e: torch.diagonal(e.T @ e),
     "scatter": lambda e: torch.zeros(2).scatter_add(0, torch.tensor([1, 0]), e.square().mean(0)),
+    "einsum": lambda e: torch.einsum("ij,j->i", torch.eye(2), e.square().mean(0)),
+    "column": lambda e: (torch.eye(2) @ e.square().mean(0)[:, None])[:, 0],
+    "row": lambda e: (e.square().mean(0)[None] @ torch.eye(2))[0],
+    "convolution": lambda e: nn.functional.conv1d(
+        e.square().mean(0)[None, None], torch.ones(1, 1, 1)
+    ).flatten(),
+    "padding": lambda e: nn.functional.pad(e.square().mean(0)[None], (0, 0))[0],
 }
 PARTS: dict[str, Callable[[Tensor], list[Tensor]]] = {
     "unbind": lambda v: list(v),
@@ -59,7 +66,7 @@ def test_a_vector_of_losses_is_no_representation(vector: str, part: str) -> None
     def losses() -> list[Tensor]:
         return PARTS[part](VECTORS[vector](net.heads[0](net.trunk(net.x)) - net.y))
 
-    with pytest.raises(ValueError, match=r"shares a tensor without samples.*\(2,\)"):
+    with pytest.raises(ValueError, match=r"shares a tensor without samples.*\(.*2.*\)"):
         Balancer("ntkmtl-sr", minibatches=1).backward(losses())
     out = Balancer("ntkmtl-auto").backward(losses())
     exact = []
@@ -69,6 +76,32 @@ def test_a_vector_of_losses_is_no_representation(vector: str, part: str) -> None
         exact.append(sum(float(g.square().sum()) for g in found))
     assert out.eigenvalues is not None
     torch.testing.assert_close(out.eigenvalues, torch.tensor(exact), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        lambda e: list(e.square().mean(0)),
+        lambda e: [(e[:, i] * e[:, i]).mean() for i in range(2)],
+        lambda e: list(e.square().mean(0) * torch.tensor([1.0, 10.0])),
+        lambda e: list((e**4).mean(0)),
+    ],
+)
+def test_outputs_for_one_sample_are_a_representation(
+    samples: int, losses: Callable[[Tensor], list[Tensor]]
+) -> None:
+    net = Net()
+    outputs = net.heads[0](net.trunk(net.x[:samples]))
+    found = losses(outputs - net.y[:samples])
+    expected = [
+        float(torch.autograd.grad(loss, outputs, retain_graph=True)[0].square().sum())
+        for loss in found
+    ]
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(found)
+    assert out.eigenvalues is not None
+    ratio = out.eigenvalues / torch.tensor(expected)
+    torch.testing.assert_close(ratio, ratio[:1].expand(2), rtol=1e-5, atol=0)
 
 
 # ---------------------------------------------------------------------- outside the balance

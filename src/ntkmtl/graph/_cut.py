@@ -300,8 +300,8 @@ class _Sorting:
 
     def _has_samples(self, border: _Border) -> bool:
         shape = shape_of(border.edge)
-        if shape is not None and len(shape) == 1 and self._takes_one(border):
-            return False  # one number of a vector for each task: the vector holds losses
+        if self._takes_one(border, shape):
+            return False  # one number for each task: the tensor holds losses
         if border.edge in self.targets or shape is None:
             return True
         if all(size == 1 for size in shape) and self.batch != 1:
@@ -309,13 +309,14 @@ class _Sorting:
         # A multiple is fine: sequences may be concatenated.
         return self.batch is None or not all(size % self.batch for size in shape)
 
-    def _takes_one(self, border: _Border) -> bool:
-        """Whether a task takes one number of a vector."""
+    def _takes_one(self, border: _Border, shape: tuple[int, ...] | None) -> bool:
+        """Whether a task takes one number of a tensor that holds losses."""
         if (border.task, border.edge) in self.walk.numbers:
             return True
         taken = shape_of((border.node, 0))
         above = _ops.operation(border.node)
-        return above in _ops.INDEXING and taken is not None and math.prod(taken) == 1
+        one = above in _ops.INDEXING and taken is not None and math.prod(taken) == 1
+        return one and shape is not None and len(shape) == 1
 
     def _find_opaque(self) -> None:
         """Find operations that may contain whole networks and have outputs for several tasks."""

@@ -11,6 +11,7 @@ __all__ = [
     "ELEMENTWISE",
     "INDEXING",
     "JOINING",
+    "LINEAR",
     "LOOKUPS",
     "PRODUCTS",
     "REENTRANT",
@@ -58,6 +59,9 @@ JOINING = _named("Stack Cat")
 
 ARRANGING = (VIEWS | JOINING | INDEXING) - _named("Expand")
 """Rearrange entries without changing them: gradients keep their norm."""
+
+LINEAR = _named("Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy") | {"CopyBackwards"}
+"""Linear in a tensor if the other operands, where there are any, are constants."""
 
 TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
 """Operations that compute a loss from a network's outputs."""

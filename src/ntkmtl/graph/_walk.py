@@ -66,8 +66,7 @@ class Walk:
         routes: For nodes of which tasks use different elements: the edges that each task takes.
         blurred: Whether tensors of several tasks were combined such that elements cannot be
             assigned to tasks: by masks, index lists, or assignments into a buffer.
-        numbers: For each task the vectors of which it takes a single number, as of a vector of
-            losses.
+        numbers: Tasks and tensors of which they take a single number, as of a vector of losses.
     """
 
     roots: list[Edge]
