@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -303,7 +302,7 @@ class Balancer:
         given = (names, losses, features, counts, scaler, scale, extra)
         if torch.is_grad_enabled() and not _autocasts():
             return self._backward(*given)
-        with contextlib.ExitStack() as modes:
+        with ExitStack() as modes:
             # Modes of the forward pass in which a plain backward pass works as well. Products of
             # gradients need full precision.
             modes.enter_context(torch.inference_mode(mode=False))

@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._views import HALF, gradients_of, trainable_now, weighted_sum
+from ntkmtl.balance._views import HALF, trainable_now, weighted_sum
 from ntkmtl.graph import (
     Cut,
     TaskGradients,
@@ -301,27 +301,10 @@ class FoundView:
 
         return rows
 
-    def push(
-        self,
-        gradients: TaskGradients,
-        weights: Sequence[float],
-        inputs: Sequence[Tensor] | None = None,
-        *,
-        retain: bool = False,
-    ) -> None:
-        """Run the shared part's backward pass from the weighted sum of the tasks' gradients."""
-        outputs, cotangents = self._combined(gradients, weights)
-        torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
-
-    def pull(
-        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return the gradients that :meth:`push` would add to each parameter's ``.grad``."""
-        return gradients_of(*self._combined(gradients, weights), self.below, retain)
-
-    def _combined(
+    def combined(
         self, gradients: TaskGradients, weights: Sequence[float]
     ) -> tuple[list[GradientEdge], list[Tensor]]:
+        """Return the cut's edges and the weighted sums of the tasks' gradients there."""
         outputs: list[GradientEdge] = []
         cotangents: list[Tensor] = []
         for f, (edge, per_task) in enumerate(

@@ -22,7 +22,7 @@ from ntkmtl.balance._fill import (
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import BalanceResult, Step
-from ntkmtl.balance._views import View, weighted_sum
+from ntkmtl.balance._views import View, pull, push, weighted_sum
 from ntkmtl.balance._weigh import observe, to_cpu
 from ntkmtl.graph import (
     Features,
@@ -329,13 +329,13 @@ class KernelStep:
         if jacobian is not None:
             pairs += from_flat(parameters, weighted_sum(jacobian, on_shared))
         elif careful:
-            pairs += view.pull(gradients, on_shared, retain=step.extra is not None)
+            pairs += pull(view, gradients, on_shared, retain=step.extra is not None)
         if careful:
             fill_checked(step, pairs, on_shared)
         else:
             add_to_grad(pairs)
         if jacobian is None and not careful:
-            view.push(gradients, on_shared, retain=step.extra is not None)
+            push(view, gradients, on_shared, retain=step.extra is not None)
         clip(options, parameters, step)
         self._add_extra()
 
@@ -445,7 +445,7 @@ class KernelStep:
         heads.add([1.0] * len(filled[0]))
         pieces = combined.split([len(f[0]) for f in rows])
         one = [_like(part, z) for part, z in zip(pieces, like, strict=True)]
-        view.push(TaskGradients([[g] for g in one]), [1.0], retain=self.retain)
+        push(view, TaskGradients([[g] for g in one]), [1.0], retain=self.retain)
 
     def _combine_parameters(self, gradients: TaskGradients, heads: HeadGradients) -> None:
         view = self.view
@@ -461,7 +461,7 @@ class KernelStep:
         combined = self._combined(matrix)
         heads.add([1.0] * len(matrix))
         if rest:
-            view.push(gradients, [1.0] * len(matrix), inputs=rest, retain=self.retain)
+            push(view, gradients, [1.0] * len(matrix), inputs=rest, retain=self.retain)
         add_to_grad(from_flat(parameters, combined))
 
     def _combined(self, matrix: Tensor) -> Tensor:

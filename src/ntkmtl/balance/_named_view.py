@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._views import gradients_of, parameters_only, trainable_now, weighted_sum
+from ntkmtl.balance._views import parameters_only, trainable_now, weighted_sum
 from ntkmtl.graph import (
     Features,
     FeaturesLike,
@@ -173,27 +173,10 @@ class NamedView:
 
         return rows
 
-    def push(
-        self,
-        gradients: TaskGradients,
-        weights: Sequence[float],
-        inputs: Sequence[Tensor] | None = None,
-        *,
-        retain: bool = False,
-    ) -> None:
-        """Run the trunk's backward pass from the weighted sum of the tasks' gradients."""
-        outputs, cotangents = self._combined(gradients, weights)
-        torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
-
-    def pull(
-        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return the gradients that :meth:`push` would add to each parameter's ``.grad``."""
-        return gradients_of(*self._combined(gradients, weights), self.below, retain)
-
-    def _combined(
+    def combined(
         self, gradients: TaskGradients, weights: Sequence[float]
     ) -> tuple[Sequence[Tensor], list[Tensor]]:
+        """Return the features and the weighted sums of the tasks' gradients there."""
         cut = self.cut
         if cut.separate:
             own = gradients.features[0]

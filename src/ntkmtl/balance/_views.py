@@ -15,7 +15,15 @@ from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._ranks import Ranks
 
-__all__ = ["HALF", "View", "gradients_of", "parameters_only", "trainable_now", "weighted_sum"]
+__all__ = [
+    "HALF",
+    "View",
+    "parameters_only",
+    "pull",
+    "push",
+    "trainable_now",
+    "weighted_sum",
+]
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -70,20 +78,32 @@ class View(Protocol):
     ) -> Callable[[int], Tensor]:
         """Return a function from a task to its n gradients with respect to parameters."""
 
-    def push(
-        self,
-        gradients: TaskGradients,
-        weights: Sequence[float],
-        inputs: Sequence[Tensor] | None = None,
-        *,
-        retain: bool = False,
-    ) -> None:
-        """Run the shared part's backward pass from the weighted sum of the tasks' gradients."""
+    def combined(
+        self, gradients: TaskGradients, weights: Sequence[float]
+    ) -> tuple[Sequence[Tensor] | Sequence[GradientEdge], list[Tensor]]:
+        """Return the representation and the weighted sums of the tasks' gradients there."""
 
-    def pull(
-        self, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Return the gradients that :meth:`push` would add to each parameter's ``.grad``."""
+
+def push(
+    view: View,
+    gradients: TaskGradients,
+    weights: Sequence[float],
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    retain: bool = False,
+) -> None:
+    """Run the shared part's backward pass from the weighted sum of the tasks' gradients."""
+    outputs, cotangents = view.combined(gradients, weights)
+    torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
+
+
+def pull(
+    view: View, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the gradients that :func:`push` would add to each parameter's ``.grad``."""
+    outputs, cotangents = view.combined(gradients, weights)
+    found = differentiate(outputs, view.below, cotangents, retain=retain)
+    return [(p, g) for p, g in zip(view.below, found, strict=True) if g is not None]
 
 
 def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:
@@ -92,17 +112,6 @@ def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:
     Inputs that require a gradient are leaves too. A functional model has plain tensors only.
     """
     return [p for p in found if isinstance(p, nn.Parameter)] or list(found)
-
-
-def gradients_of(
-    outputs: Sequence[Tensor | GradientEdge],
-    cotangents: Sequence[Tensor],
-    parameters: Sequence[Tensor],
-    retain: bool,
-) -> list[tuple[Tensor, Tensor]]:
-    """Return parameters and their gradients, without those that are not reached."""
-    found = differentiate(outputs, parameters, cotangents, retain=retain)
-    return [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
 
 
 def weighted_sum(gradients: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Tensor:
