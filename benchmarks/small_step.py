@@ -55,7 +55,7 @@ def _parts(view: type, cut: Part) -> tuple[Part, ...]:
         ("eigenvalues and weights", _kernel_step, "observe"),
         ("heads' gradients, weighted", _fill.HeadGradients, "weighted"),
         ("heads' gradients to .grad", _kernel_step, "add_to_grad"),
-        ("the shared part's backward pass", view, "push"),
+        ("the shared part's backward pass", _kernel_step, "push"),
         ("all of backward()", _balancer.Balancer, "backward"),
     )
 
