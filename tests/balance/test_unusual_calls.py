@@ -30,8 +30,6 @@ class Net(nn.Module):
 # ---------------------------------------------------------------------- vectors of losses
 
 VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "flip": lambda e: e.square().mean(0).flip(0),
-    "roll": lambda e: e.square().mean(0).roll(1),
     "sort": lambda e: e.square().mean(0).sort().values,
     "norm": lambda e: torch.linalg.vector_norm(e, dim=0),
     "var": lambda e: e.var(0),

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice, takewhile
 from typing import Any
 
 from ntkmtl.graph import _ops
-from ntkmtl.graph._walk import Edge, Walk, shape_of
+from ntkmtl.graph._walk import Edge, Part, shape_of
 
-__all__ = ["ALL", "Part", "before", "joined", "part_taken", "signed"]
-
-Part = Mapping[int, tuple[int, int]]
-"""A part of a tensor: first index and end by dimension. Dimensions left out are taken whole."""
+__all__ = ["ALL", "are_apart", "before", "joined", "signed"]
 
 ALL: Part = {}
 
+_ALONG = {"MeanBackward", "SumBackward", "IndexSelectBackward", "GatherBackward"}
 
-def part_taken(node: Any, edge: Edge, part: Part = ALL) -> Part:
+
+def are_apart(one: Part, other: Part) -> bool:
+    """Whether two parts have no entry in common.
+
+    Example:
+        >>> are_apart({1: (0, 2)}, {1: (2, 3)}), are_apart({0: (0, 1)}, {1: (2, 3)})
+        (True, False)
+    """
+    both = one.keys() & other.keys()
+    return any(one[d][1] <= other[d][0] or other[d][1] <= one[d][0] for d in both)
+
+
+def _part_taken(node: Any, edge: Edge, part: Part) -> Part:
     """Return the part of its input that an indexing operation reads.
 
     Args:
@@ -58,18 +69,20 @@ def _dimension(node: Any, ndim: int) -> int:
 def before(node: Any, nr: int, name: str, part: Part, edge: Edge) -> Part:
     """Return the part of an operation's input that a part of its output is computed from."""
     if name in ("SelectBackward", "SliceBackward"):
-        return part_taken(node, edge, part)
+        return _part_taken(node, edge, part)
     if name in _ops.SPLITTING:
         return _before_split(node, nr, name, part, edge)
     if not part:
         return ALL
-    if name in ("MeanBackward", "SumBackward"):
-        return _before_reduction(node, part)
-    own, below = shape_of((node, 0)), shape_of(edge)
+    own, below = shape_of((node, nr)), shape_of(edge)
     if own is None or below is None:
         return ALL
+    if name in _ops.SUMMARIES or name in _ALONG:
+        return _before_reduction(node, part, own, below)
     if name in _ops.ELEMENTWISE:
         return part if own == below else ALL
+    if name in _ops.MOVING:
+        return _before_moving(node, name, part, own)
     return _before_view(node, name, part, own, below) if name in _ops.VIEWS else ALL
 
 
@@ -89,16 +102,26 @@ def _before_split(node: Any, nr: int, name: str, part: Part, edge: Edge) -> Part
     return {**part, dim: (start + first, start + last)}
 
 
-def _before_reduction(node: Any, part: Part) -> Part:
-    sizes = getattr(node, "_saved_self_sym_sizes", None)
+def _before_reduction(node: Any, part: Part, own: tuple[int, ...], below: tuple[int, ...]) -> Part:
+    """Map dimensions through an operation along the dimensions that it saved."""
     dims = getattr(node, "_saved_dim", None)
-    if sizes is None or dims is None:
-        return ALL
-    gone = {signed(d) % len(sizes) for d in dims}
-    if getattr(node, "_saved_keepdim", False):
-        return {d: window for d, window in part.items() if d not in gone}
-    kept = [d for d in range(len(sizes)) if d not in gone]
+    if dims is None:
+        return part if own == below else ALL
+    along = {signed(d) % len(below) for d in ([dims] if isinstance(dims, int) else dims)}
+    if len(own) == len(below):
+        return {d: window for d, window in part.items() if d not in along}
+    kept = [d for d in range(len(below)) if d not in along]
     return {kept[d]: window for d, window in part.items() if d < len(kept)}
+
+
+def _before_moving(node: Any, name: str, part: Part, own: tuple[int, ...]) -> Part:
+    along = {signed(d) % len(own) for d in node._saved_dims}
+    if name == "RollBackward":  # a window may be torn apart; no dimensions stand for all of them
+        return {d: window for d, window in part.items() if along and d not in along}
+    return {
+        d: (own[d] - end, own[d] - start) if d in along else (start, end)
+        for d, (start, end) in part.items()
+    }
 
 
 def _before_view(
@@ -119,29 +142,43 @@ def _before_view(
         return {order[d]: window for d, window in part.items()}
     mine = [d for d, size in enumerate(own) if size != 1]
     theirs = [d for d, size in enumerate(below) if size != 1]
-    if [own[d] for d in mine] != [below[d] for d in theirs]:
-        return ALL
-    place = dict(zip(mine, theirs, strict=True))
-    return {place[d]: window for d, window in part.items() if d in place}
+    # Whatever a view does to the dimensions in the middle, equal ones at the start stay in place,
+    # and so do equal ones at the end.
+    equal = _equal(own, below, zip(mine, theirs, strict=False))
+    rest = min(len(mine), len(theirs)) - len(equal)
+    from_end = zip(reversed(mine), reversed(theirs), strict=False)
+    equal |= _equal(own, below, islice(from_end, rest))
+    return {equal[d]: window for d, window in part.items() if d in equal}
 
 
-def joined(found: Walk, node: Any, name: str, part: Part) -> list[tuple[Edge, Part]]:
-    """Return the inputs of a stack or cat that a part of its output comes from."""
-    children, shape = found.children[node], shape_of((node, 0))
+def _equal(
+    own: tuple[int, ...], below: tuple[int, ...], pairs: Iterable[tuple[int, int]]
+) -> dict[int, int]:
+    """Return the pairs of dimensions up to the first one whose sizes differ."""
+    return dict(takewhile(lambda pair: own[pair[0]] == below[pair[1]], pairs))
+
+
+def joined(
+    children: Sequence[Edge], node: Any, name: str, part: Part
+) -> tuple[list[tuple[Edge, Part]], bool]:
+    """Return the inputs of a stack or cat that a part of its output comes from.
+
+    Returns:
+        The inputs with their parts, and whether the part told which inputs these are.
+    """
+    shape = shape_of((node, 0))
     live = [(e, ALL) for e in children if e[0] is not None]
     dim = _dimension(node, len(shape)) if shape else -1
     if dim not in part or shape is None:
-        found.blurred = found.blurred or len(live) > 1
-        return live
+        return live, len(live) == 1
     start, stop = part[dim]
     if name == "StackBackward":
         rest = {d: window for d, window in part.items() if d != dim}
         rest = dict(_shifted(rest, dim, -1))
-        return [(e, rest) for e in children[start:stop] if e[0] is not None]
+        return [(e, rest) for e in children[start:stop] if e[0] is not None], True
     lengths = _lengths(children, shape, dim)
     if lengths is None:
-        found.blurred = True
-        return live
+        return live, False
     chosen: list[tuple[Edge, Part]] = []
     position = 0
     for edge, length in zip(children, lengths, strict=True):
@@ -149,7 +186,7 @@ def joined(found: Walk, node: Any, name: str, part: Part) -> list[tuple[Edge, Pa
         if first < last and edge[0] is not None:
             chosen.append((edge, {**part, dim: (first, last)}))
         position += length
-    return chosen
+    return chosen, True
 
 
 def _lengths(children: Sequence[Edge], shape: tuple[int, ...], dim: int) -> list[int] | None:

@@ -12,47 +12,37 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ntkmtl.graph import _ops
-from ntkmtl.graph._parts import ALL, Part, before, joined, part_taken
+from ntkmtl.graph._parts import ALL, before, joined
 from ntkmtl.graph._reductions import lost_samples
-from ntkmtl.graph._walk import ACTIVATION, Edge, Walk, shape_of
+from ntkmtl.graph._walk import ACTIVATION, Edge, Part, Walk, shape_of
 
 __all__ = ["look_through"]
 
+_ABOVE = _ops.TAIL | _ops.SUMMARIES
+"""What a loss may be made of, apart from operations that tasks share, so that it has no head."""
 
-def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> bool:
+
+def look_through(found: Walk) -> bool:
     """Find the tasks' paths through tails and add them to :attr:`Walk.routes`.
 
     Args:
         found: The walk, which is changed.
-        borders: The border found so far, as tuples of task, node, position and edge.
 
     Returns:
         Whether a route was added.
     """
-    known: dict[int, bool] = {}
-
-    def bare(task: int) -> bool:
-        if task not in known:
-            known[task] = _consists_of(found, task, lambda node: _ops.operation(node) in _ops.TAIL)
-        return known[task]
-
     added = False
     for task, (node, nr) in enumerate(found.roots):
-        if _ops.operation(node) in _ops.SPLITTING and task not in found.routes.get(node, {}):
-            added = _trace(found, task, (node, nr), ALL, linear=True) or added
-    for task, node, _, edge in borders:
-        above = _ops.operation(node)
-        if above not in _ops.TAIL and _ops.operation(edge[0]) not in _ops.SPLITTING:
-            continue  # the last operation of a head
-        part = part_taken(node, edge)
-        indexing = above in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
-        # Parts of a hidden tensor of the network are not losses: that tensor stays the border for
-        # all tasks, whether they read a part of it or all of it.
-        if bare(task) and (indexing or shape_of(edge)):
+        if found.is_shared(node) and node not in found.routes and not _splits(node):
+            continue  # a part of another task's loss
+        if _consists_of(found, task, lambda node: _ops.operation(node) in _ABOVE):
             linear = _consists_of(found, task, lambda node: _is_linear(found, node))
-            one = _takes_one(node)
-            added = _trace(found, task, edge, part, linear=linear, one=one) or added
+            added = _trace(found, task, (node, nr), linear=linear) or added
     return added
+
+
+def _splits(node: Any) -> bool:
+    return _ops.operation(node) in _ops.SPLITTING
 
 
 def _consists_of(found: Walk, task: int, allowed: Callable[[Any], bool]) -> bool:
@@ -61,8 +51,7 @@ def _consists_of(found: Walk, task: int, allowed: Callable[[Any], bool]) -> bool
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
-        mask = found.masks[node]
-        if node in seen or (mask & (mask - 1) and node not in found.routes):
+        if node in seen or (found.is_shared(node) and node not in found.routes):
             continue
         seen.add(node)
         if node in found.leaves:
@@ -90,51 +79,79 @@ def _takes_one(node: Any, one: bool = False) -> bool:
     return one and (name in _ops.ARRANGING or name in _ops.ELEMENTWISE)
 
 
-def _trace(
-    found: Walk, task: int, edge: Edge, part: Part, *, linear: bool, one: bool = False
-) -> bool:
-    """Follow the elements that one task uses down through a tail.
+def _trace(found: Walk, task: int, root: Edge, *, linear: bool) -> bool:
+    """Follow the elements that one task uses, from its loss down through a tail.
 
     Args:
         found: The walk, which is changed.
         task: The task.
-        edge: Where to start.
-        part: The elements that are used there.
-        linear: Whether the loss is linear in them.
-        one: Whether they are a single number, wherever it stands.
+        root: Its loss.
+        linear: Whether the loss is linear in the tensors of the border.
 
     Returns:
         Whether a route was added.
     """
     added = False
-    stack: list[tuple[Edge, Part, bool, bool]] = [(edge, part, linear, one)]
+    stack: list[tuple[Edge, Part, bool, bool]] = [(root, ALL, linear, False)]
     seen: set[tuple[Edge, tuple[Any, ...]]] = set()
     while stack:
         (node, nr), part, linear, one = stack.pop()
         key = ((node, nr), tuple(sorted(part.items())))
-        mask = found.masks[node]
-        if key in seen or not mask & (mask - 1):
+        if key in seen:
             continue
         seen.add(key)
+        shared = found.is_shared(node)
         name = _ops.operation(node)
-        children = found.children[node]
-        found.blurred = found.blurred or name == _ops.ASSIGNMENT
-        live = [c for c, _ in children if c is not None]
-        if name not in _ops.TAIL or not live or any(found.kind(c) != ACTIVATION for c in live):
-            _note_number(found, task, (node, nr), part, linear=linear, one=one)
+        if name not in (_ops.TAIL if shared else _ABOVE) or (
+            shared and not _reads_activations(found, node)
+        ):
+            if shared:
+                found.blurred = found.blurred or name == _ops.ASSIGNMENT
+                _note_number(found, task, (node, nr), part, linear=linear, one=one)
+                if linear:
+                    found.sums.setdefault((node, nr), {}).setdefault(task, []).append(part)
             continue
-        if name in _ops.JOINING:
-            below = joined(found, node, name, part)
-        else:
-            below = [(e, before(node, nr, name, part, e)) for e in children if e[0] is not None]
-        known = found.routes.setdefault(node, {})
-        taken = known.get(task, ())
-        known[task] = tuple(dict.fromkeys((*taken, *(e for e, _ in below))))
-        added = added or len(known[task]) > len(taken)
-        linear = linear and _is_linear(found, node)
+        below, known = _inputs(found, node, nr, name, part)
+        if shared:
+            found.blurred = found.blurred or not known
+            added = _add_route(found, task, node, [e for e, _ in below]) or added
+            linear = linear and _is_linear(found, node)
         one = _takes_one(node, one)
-        stack += [(e, inner, linear, one) for e, inner in below]
+        for edge, inner in below:
+            # Parts of a hidden tensor of the network are not losses: that tensor stays the border
+            # for all tasks, whether they read a part of it or all of it.
+            enters = not shared and found.is_shared(edge[0])
+            indexing = name in _ops.INDEXING or _splits(edge[0])
+            if not enters or indexing or shape_of(edge):
+                stack.append((edge, inner, linear, one))
     return added
+
+
+def _reads_activations(found: Walk, node: Any) -> bool:
+    """Whether a node has inputs, and all of them are activations."""
+    live = [child for child, _ in found.children[node] if child is not None]
+    return bool(live) and all(found.kind(child) == ACTIVATION for child in live)
+
+
+def _inputs(
+    found: Walk, node: Any, nr: int, name: str, part: Part
+) -> tuple[list[tuple[Edge, Part]], bool]:
+    """Return the inputs that a part of a node's output comes from, and whether these are all told.
+
+    The second is False if tensors were joined and the part does not tell which of them it is.
+    """
+    children = found.children[node]
+    if name in _ops.JOINING:
+        return joined(children, node, name, part)
+    return [(e, before(node, nr, name, part, e)) for e in children if e[0] is not None], True
+
+
+def _add_route(found: Walk, task: int, node: Any, edges: Sequence[Edge]) -> bool:
+    """Add the edges that a task takes from a node; return whether one of them is new."""
+    known = found.routes.setdefault(node, {})
+    taken = known.get(task, ())
+    known[task] = tuple(dict.fromkeys((*taken, *edges)))
+    return len(known[task]) > len(taken)
 
 
 def _note_number(
