@@ -163,11 +163,13 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
         (['ReluBackward0'], True, 2)
     """
     found = walk(losses, parallel=parallel)
+    borders = _borders(found)
     for _ in range(len(losses)):
-        if not look_through(found):
+        if not look_through(found, [(b.task, b.node, b.edge) for b in borders]):
             break
         found.push_masks()
-    return _Sorting(found, _borders(found), batch).cut()
+        borders = _borders(found)
+    return _Sorting(found, borders, batch).cut()
 
 
 def _borders(found: Walk) -> list[_Border]:

@@ -22,27 +22,32 @@ _ABOVE = _ops.TAIL | _ops.SUMMARIES
 """What a loss may be made of, apart from operations that tasks share, so that it has no head."""
 
 
-def look_through(found: Walk) -> bool:
+def look_through(found: Walk, borders: Sequence[tuple[int, Any, Edge]]) -> bool:
     """Find the tasks' paths through tails and add them to :attr:`Walk.routes`.
 
     Args:
         found: The walk, which is changed.
+        borders: The border found so far, as tuples of task, node and edge. It shows at once which
+            tasks have a head.
 
     Returns:
         Whether a route was added.
     """
+    operation = _ops.operation
+    tasks = {
+        task
+        for task, node, (below, _) in borders
+        if operation(node) in _ABOVE or operation(below) in _ops.SPLITTING
+    }
+    for task, (node, _) in enumerate(found.roots):
+        if operation(node) in _ops.SPLITTING and task not in found.routes.get(node, {}):
+            tasks.add(task)
     added = False
-    for task, (node, nr) in enumerate(found.roots):
-        if found.is_shared(node) and node not in found.routes and not _splits(node):
-            continue  # a part of another task's loss
-        if _consists_of(found, task, lambda node: _ops.operation(node) in _ABOVE):
+    for task in sorted(tasks):
+        if _consists_of(found, task, lambda node: operation(node) in _ABOVE):
             linear = _consists_of(found, task, lambda node: _is_linear(found, node))
-            added = _trace(found, task, (node, nr), linear=linear) or added
+            added = _trace(found, task, found.roots[task], linear=linear) or added
     return added
-
-
-def _splits(node: Any) -> bool:
-    return _ops.operation(node) in _ops.SPLITTING
 
 
 def _consists_of(found: Walk, task: int, allowed: Callable[[Any], bool]) -> bool:
@@ -51,7 +56,9 @@ def _consists_of(found: Walk, task: int, allowed: Callable[[Any], bool]) -> bool
     seen: set[Any] = set()
     while stack:
         node = stack.pop()
-        if node in seen or (found.is_shared(node) and node not in found.routes):
+        if node in seen:
+            continue
+        if found.is_shared(node) and task not in found.routes.get(node, ()):
             continue
         seen.add(node)
         if node in found.leaves:
@@ -121,7 +128,7 @@ def _trace(found: Walk, task: int, root: Edge, *, linear: bool) -> bool:
             # Parts of a hidden tensor of the network are not losses: that tensor stays the border
             # for all tasks, whether they read a part of it or all of it.
             enters = not shared and found.is_shared(edge[0])
-            indexing = name in _ops.INDEXING or _splits(edge[0])
+            indexing = name in _ops.INDEXING or _ops.operation(edge[0]) in _ops.SPLITTING
             if not enters or indexing or shape_of(edge):
                 stack.append((edge, inner, linear, one))
     return added
