@@ -76,12 +76,7 @@ def _json_alone() -> Iterator[None]:
 
 
 class Refused(typer.Exit):
-    """A command has ended without a result.
-
-    Args:
-        message: Why.
-        code: The exit status.
-    """
+    """A command has ended without a result."""
 
     def __init__(self, message: str, code: int = REFUSED) -> None:
         super().__init__(code)
@@ -165,14 +160,7 @@ def print_grid(
     rows: Sequence[Sequence[str]],
     file: TextIO | None = None,
 ) -> None:
-    """Print rows of text under a title, the first column to the left, the others to the right.
-
-    Args:
-        title: The title.
-        heads: Of the columns.
-        rows: The cells.
-        file: Where to print; standard output if None.
-    """
+    """Print rows of text under a title, the first column to the left, the others to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -122,17 +122,7 @@ def prepare_data(
     progress: Callable[[str], None],
     accept_implausible: bool = False,
 ) -> str:
-    """Prepare the data of a problem.
-
-    Args:
-        name: Name of the problem.
-        source: What was downloaded.
-        folder: Where the prepared data go; the problem's own place if None.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    """Prepare the data of a problem, and return one line on what was made.
 
     Raises:
         ValueError: The problem needs no prepared data, or the source is damaged.

@@ -380,11 +380,7 @@ class EngineOptions:
     ] = None
 
     def made(self, jobs: int | None) -> Engine | None:
-        """Return the engine that was asked for, None for processes on this machine.
-
-        Args:
-            jobs: Runs at a time.
-        """
+        """Return the engine that was asked for, None for processes on this machine."""
         if self.engine is EngineName.local:
             given = {
                 "--ray-address": self.ray_address,

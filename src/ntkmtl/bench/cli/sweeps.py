@@ -100,11 +100,6 @@ def _together(device: str) -> Iterator[None]:
 def show_sweep(sweep: Sweep, as_json: bool, source: str) -> bool:
     """Print the table, write the report, and say how to use the best network.
 
-    Args:
-        sweep: The outcome.
-        as_json: Whether to print JSON instead.
-        source: The problem, as it was typed.
-
     Returns:
         False if the table or the report could not be made.
     """
@@ -185,12 +180,7 @@ class _Kept:
 
 
 def say_use(run: Run, source: str) -> None:
-    """Print the command that uses the network of a run.
-
-    Args:
-        run: The run.
-        source: Its problem, as it was typed.
-    """
+    """Print the command that uses the network of a run of ``source``, the problem as typed."""
     from ntkmtl.bench.runs.run import use_command
 
     say(f"Use it: {use_command(run, source)}")
@@ -225,12 +215,7 @@ def say_failures(failures: Sequence[Failure]) -> None:
 
 
 def exit_as(sweep: Sweep, shown: bool = True) -> None:
-    """Tell failures, and end the command with the status of a sweep.
-
-    Args:
-        sweep: Its outcome.
-        shown: Whether its results could be shown.
-    """
+    """Report failures, and end the command with the status of a sweep."""
     say_failures(sweep.failures)
     again = shlex.join(["ntkmtl", *sys.argv[1:]])
     if sweep.interrupted:

@@ -41,12 +41,7 @@ LAST_SEED = 2**64 - 1
 
 
 def check_files(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse what is not a regular file, as reading it might never end.
-
-    Args:
-        options: Options of a problem.
-        names: Those that name files.
-    """
+    """Refuse options that name something else than a regular file: reading it might never end."""
     for name in names:
         if isinstance(options.get(name), str):
             try:
@@ -216,12 +211,7 @@ GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "
 
 
 def _check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
-    """Refuse settings of methods that can be seen to be wrong before data are read.
-
-    Args:
-        settings: By method.
-        batch_size: Samples per step, None if not known.
-    """
+    """Refuse settings of methods that can be seen to be wrong before data are read."""
     for method, chosen in settings.items():
         for key in GIVEN:
             if key in chosen:

@@ -95,11 +95,7 @@ def weigh(
 
 
 def _priorities(given: list[str]) -> dict[str, float] | None:
-    """Read TASK=P pairs.
-
-    Raises:
-        ValueError: A pair is malformed.
-    """
+    """Read TASK=P pairs."""
     found = {}
     for pair in given:
         name, equals, value = pair.rpartition("=")

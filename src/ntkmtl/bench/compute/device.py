@@ -42,9 +42,6 @@ class DeviceError(ValueError):
 def choose_device(name: str) -> torch.device:
     """Return the device of a name.
 
-    Args:
-        name: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-
     Raises:
         DeviceError: The name is unknown, or the device is missing.
 
@@ -65,10 +62,6 @@ def choose_device(name: str) -> torch.device:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Return a batch with all its tensors on a device: nested tuples, lists, dicts, dataclasses.
-
-    Args:
-        value: The batch.
-        device: The device.
 
     Example:
         >>> to_device((torch.ones(2), {"y": torch.zeros(1)}), torch.device("cpu"))
@@ -160,11 +153,7 @@ class Arithmetic:
 
 
 def _require_precision(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a precision that a device lacks.
-
-    Raises:
-        DeviceError: The device lacks it.
-    """
+    """Refuse a precision that a device lacks."""
     name = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         # Emulated bfloat16 is slower than float32.
@@ -185,12 +174,7 @@ def _require_precision(dtype: torch.dtype, device: torch.device) -> None:
 
 
 class Evaluated(MultiTaskModel):
-    """A network on a device, for problems that evaluate batches and outputs on the CPU.
-
-    Args:
-        model: The network.
-        device: Its device.
-    """
+    """A network on a device, for problems that evaluate batches and outputs on the CPU."""
 
     def __init__(self, model: MultiTaskModel, device: torch.device) -> None:
         super().__init__()
@@ -216,10 +200,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def compiled(function: _Function, device: torch.device) -> _Function:
     """Return a function compiled.
-
-    Args:
-        function: Such as a trunk's, from a batch to the representation.
-        device: Device of the run.
 
     Raises:
         DeviceError: There is no compiler.

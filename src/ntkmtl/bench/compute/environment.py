@@ -61,9 +61,6 @@ def default_threads(jobs: int) -> int:
     ``OMP_NUM_THREADS`` where it is set; otherwise 1 where runs are trained side by side, as their
     times would depend on each other, and all cores for a run alone.
 
-    Args:
-        jobs: Runs at a time.
-
     Raises:
         ValueError: ``OMP_NUM_THREADS`` is not a positive whole number.
 

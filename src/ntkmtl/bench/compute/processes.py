@@ -78,11 +78,7 @@ class ProcessGroup:
         self.device = device
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
-        """Call a function on the first process, and return or raise its outcome on every process.
-
-        Args:
-            decide: Called on the first process only.
-        """
+        """Call a function on the first process; return or raise its outcome on every process."""
         return decide()
 
     def everyone(self, check: Callable[[], _T]) -> _T:
@@ -132,12 +128,7 @@ class ProcessGroup:
 
 
 class _Distributed(ProcessGroup):
-    """Two or more processes that train one network together.
-
-    Args:
-        device: Device of this process.
-        accelerate: An ``accelerate.Accelerator``.
-    """
+    """Two or more processes that train one network together."""
 
     def __init__(self, device: torch.device, accelerate: Any) -> None:
         super().__init__(device)
@@ -314,11 +305,7 @@ _broken = False
 
 @contextlib.contextmanager
 def leading(device: torch.device) -> Iterator[None]:
-    """Lead the other processes, if there are any: :func:`announced` sends them the runs to train.
-
-    Args:
-        device: Where the runs are trained.
-    """
+    """Lead the other processes, if any: :func:`announced` sends them the runs to train."""
     global _leader, _broken
     if launched() == 1:
         yield
@@ -335,11 +322,7 @@ def leading(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def announced(job: object) -> Iterator[None]:
-    """Send the job that is run within to the processes that follow; without any, do nothing.
-
-    Args:
-        job: It can be pickled.
-    """
+    """Send the job that is run within to the processes that follow; without any, do nothing."""
     global _broken
     if _leader is None:
         yield

@@ -130,10 +130,6 @@ def times(
 def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
     """Return the numbers of Figure 3: Δm% by n.
 
-    Args:
-        result: The figure.
-        found: By n.
-
     Raises:
         ValueError: Δm% is not known, as baselines are missing.
     """
@@ -256,9 +252,6 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
     Args:
         drawn: The numbers.
         path: Where the PNG goes; the numbers get the ending ``.json``.
-
-    Returns:
-        Both paths.
 
     Raises:
         ValueError: ``path`` ends in ``.json``.

@@ -89,12 +89,7 @@ class PreparedRuns:
     request: Request
 
     def variant(self, name: str, **changes: Any) -> PreparedRuns:
-        """Return the same with another folder, beside the usual one.
-
-        Args:
-            name: What is added to the folder's name.
-            **changes: What to change of the request.
-        """
+        """Return the same with a changed request, and a folder that ends in the name."""
         return replace(
             self,
             folder=self.folder.with_name(f"{self.folder.name}-{name}"),
@@ -107,12 +102,7 @@ class PreparedRuns:
         *,
         record: Mapping[str, Any] | None = None,
     ) -> Comparison:
-        """Return what :func:`ntkmtl.bench.training.compare` is asked for.
-
-        Args:
-            method_options: Options by method.
-            record: What to record of the kernel.
-        """
+        """Return what :func:`ntkmtl.bench.training.compare` is asked for."""
         asked = self.request
         return Comparison(
             problem=self.source,

@@ -259,9 +259,6 @@ def _shown(value: Any) -> str:
 def summary(problem: str) -> str:
     """Return one line on what the paper trained.
 
-    Args:
-        problem: Name of a problem of :data:`PUBLISHED` or :data:`SUMMARIES`.
-
     Example:
         >>> summary("qm9")
         'published with 300 epochs, batch size 60, n 4, 110,831 training samples, 11 tasks'

@@ -94,11 +94,7 @@ class SideBySide:
     runs: tuple[dict[str, Any], ...]
 
     def entry(self, method: str, source: str = MEASURED) -> Entry:
-        """Return a line.
-
-        Raises:
-            KeyError: There is no such line.
-        """
+        """Return a line."""
         for entry in self.entries:
             if (entry.method, entry.source) == (method, source):
                 return entry

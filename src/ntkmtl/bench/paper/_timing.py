@@ -193,11 +193,7 @@ class _Loop:
 def _warmed_up(
     problem: Problem, method: str, n: int | None, recipe: Recipe, threads: int
 ) -> TrainingLoop:
-    """Return a method in training, a few steps in.
-
-    Raises:
-        TimingError: It does not fit the problem.
-    """
+    """Return a method in training, a few steps in."""
     options = {} if n is None else {"minibatches": n}
     try:
         identity = run_identity(problem, method, 0, recipe=recipe, method_options=options)

@@ -111,11 +111,7 @@ def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str
 
 
 def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> None:
-    """Check the type and the shape of arrays.
-
-    Raises:
-        ValueError: One has another.
-    """
+    """Refuse arrays of another type or shape."""
     for name, (dtype, shape) in wanted.items():
         array = found[name]
         if array.dtype != dtype or array.shape != shape:
@@ -266,11 +262,7 @@ def _followed(folder: Path) -> Path:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse to write prepared data into a folder that holds other things.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Refuse to write prepared data into a folder that holds other things."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -337,11 +329,7 @@ class PreparedData:
         self.sha256 = digest.hexdigest()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return an array by name.
-
-        Raises:
-            ValueError: The manifest names no such array.
-        """
+        """Return an array by name."""
         if name not in self._arrays:
             raise self._damaged(self.folder / MANIFEST, f"it names no array {name!r}")
         return self._arrays[name]

@@ -240,11 +240,7 @@ class WholeModel(MultiTaskModel):
 
     @abstractmethod
     def predict(self, features: Any) -> list[Tensor]:
-        """Return one output per task.
-
-        Args:
-            features: A batch.
-        """
+        """Return one output per task."""
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all parameters."""

@@ -380,11 +380,7 @@ _DRAWING_NEEDS = (
 
 
 def _choose_drawing() -> None:
-    """Have MuJoCo draw off screen with what there is, unless ``MUJOCO_GL`` says with what.
-
-    Raises:
-        DrawingError: The library is missing.
-    """
+    """Have MuJoCo draw off screen with what there is, unless ``MUJOCO_GL`` says with what."""
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if not sys.platform.startswith("linux") or (not asked and os.environ.get("DISPLAY")):
         return

@@ -112,14 +112,7 @@ def _layers(
 
 
 class _Network(nn.Module):
-    """A trunk, and one head for all tasks or one for each.
-
-    Args:
-        layer: Kind of its linear layers.
-        inputs: Numbers in an input, without the task's code.
-        outputs: Numbers that a head gives.
-        shape: The rest.
-    """
+    """A trunk, and one head for all tasks or one for each."""
 
     def __init__(
         self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int, shape: Shape
@@ -181,13 +174,7 @@ class _Network(nn.Module):
 
 
 class Actor(_Network):
-    """The policy: a normal distribution per action, squashed by tanh.
-
-    Args:
-        observation: Numbers in an observation.
-        action: Numbers in an action.
-        shape: What it has in common with the critics.
-    """
+    """The policy: a normal distribution per action, squashed by tanh."""
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(nn.Linear, observation, 2 * action, shape)
@@ -208,13 +195,7 @@ class Actor(_Network):
 
 
 class TwinCritic(_Network):
-    """Two critics side by side.
-
-    Args:
-        observation: Numbers in an observation.
-        action: Numbers in an action.
-        shape: What they have in common with the actor.
-    """
+    """Two critics side by side."""
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(TwinLinear, observation + action, 1, shape)

@@ -356,9 +356,6 @@ NOT_COMPARABLE = (
 def section(out: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a report shows of success over training.
 
-    Args:
-        out: The folder of the comparison.
-
     Returns:
         ``heads`` and ``rows`` of text, ``notes``, and ``pictures``: PNG files with captions, as far
         as the command has drawn them. Where no row is complete or recipes are mixed there are no

@@ -198,11 +198,7 @@ def compare(
 
 
 def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
-    """Return the runs that are still to be trained.
-
-    Raises:
-        ValueError: Folders hold runs of other settings, which are to be kept.
-    """
+    """Return the runs that are still to be trained."""
     todo, conflicts = [], {}
     for job in planned:
         found: list[str] = []
@@ -224,11 +220,7 @@ def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
 
 
 def _refuse_other_recipes(planned: Sequence[AgentJob]) -> None:
-    """Refuse a folder whose other runs could not share a table with the planned ones.
-
-    Raises:
-        ValueError: There are runs of another recipe.
-    """
+    """Refuse a folder whose other runs could not share a table with the planned ones."""
     first = planned[0]
     wanted = config_of(first.recipe, variant_named(first.variant), first.seed, first.task)
     folders = {job.folder for job in planned}

@@ -249,11 +249,7 @@ def train(
 
 
 def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | None:
-    """Return the run of a locked folder if it is complete; else resume or start it.
-
-    Raises:
-        RunConflictError: The folder holds another run, which is not to be replaced.
-    """
+    """Return the run of a locked folder if it is complete; else resume or start it."""
     if overwrite and place.conflicts():
         place.clear()
     if (done := place.complete()) is not None:
@@ -266,11 +262,7 @@ def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | 
 
 
 def _require_suitable(recipe: ReinforceRecipe, variant: Variant, task: str | None) -> None:
-    """Check that recipe, variant and task fit each other.
-
-    Raises:
-        ValueError: They do not.
-    """
+    """Refuse a recipe, a variant and a task that do not fit each other."""
     recipe.check()
     if variant.single_task != (task is not None):
         raise ValueError(

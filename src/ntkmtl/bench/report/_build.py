@@ -139,11 +139,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
 
 
 def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
-    """Return the rows of models that are no networks, where they were computed.
-
-    Raises:
-        RunFileError: Their file is damaged.
-    """
+    """Return the rows of models that are no networks, where they were computed."""
     first = runs.done[0]
     found = read_references(first.path.parents[1], first.config.problem_options, metrics)
     return tuple(
@@ -158,11 +154,7 @@ def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
 
 
 def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
-    """Return the metrics that all multi-task runs report.
-
-    Raises:
-        ValueError: They report different ones, none, or one twice.
-    """
+    """Return the metrics that all multi-task runs report."""
     first = runs.done[0]
     metrics = first.config.metrics
     names = [metric.name for metric in metrics]

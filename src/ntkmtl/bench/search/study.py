@@ -27,11 +27,7 @@ _RANDOM_TRIALS = 5
 
 
 def optuna_module() -> Any:
-    """Import Optuna.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import Optuna."""
     with imports_for("tuning"):
         import optuna
     # Lines for each trial would cross the progress bars.

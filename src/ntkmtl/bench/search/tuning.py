@@ -191,11 +191,7 @@ def search_settings(
 
 
 def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
-    """Return the study of each method.
-
-    Raises:
-        SweepError: It cannot be done.
-    """
+    """Return the study of each method."""
     asked = search.comparison
     _check(search, problem)
     names = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
@@ -231,11 +227,7 @@ def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
 
 
 def _check(search: Search, problem: Problem) -> None:
-    """Refuse what cannot be searched.
-
-    Raises:
-        SweepError: It cannot.
-    """
+    """Refuse what cannot be searched."""
     if search.trials < 1:
         raise SweepError(f"trials must be at least 1, found {search.trials}")
     if search.seed in search.comparison.seeds:
@@ -255,11 +247,7 @@ def _check(search: Search, problem: Problem) -> None:
 def _begin(
     search: Search, problem: Problem, studies: Mapping[str, OptunaStudy], *, overwrite: bool
 ) -> None:
-    """Open the studies.
-
-    Raises:
-        SweepError: Runs or studies that are to be kept are in the way.
-    """
+    """Open the studies."""
     if not overwrite:
         _refuse_untuned(search.comparison, problem, studies)
         _refuse_uneven(search, studies)
@@ -279,11 +267,7 @@ def _begin(
 def _refuse_untuned(
     asked: Comparison, problem: Problem, studies: Mapping[str, OptunaStudy]
 ) -> None:
-    """Refuse a folder with runs in the final ones' place before a search is made for nothing.
-
-    Raises:
-        SweepError: There are such runs.
-    """
+    """Refuse a folder that holds the final runs, untuned, before a search is made for nothing."""
     for name, study in studies.items():
         if (study.folder / STUDY).exists():
             continue
@@ -297,11 +281,7 @@ def _refuse_untuned(
 
 
 def _refuse_uneven(search: Search, studies: Mapping[str, OptunaStudy]) -> None:
-    """Refuse fewer trials for one method than another has had already.
-
-    Raises:
-        SweepError: There would be.
-    """
+    """Refuse to give one method fewer trials than another has had already."""
     had = {name: study.known() for name, study in studies.items()}
     richest = max(had, key=had.__getitem__)
     poorer = [name for name, count in had.items() if count < had[richest]]

@@ -107,11 +107,7 @@ def _of_problem(study: StudyPart, missing: Sequence[str]) -> list[StudyEstimate]
 
 
 def _epoch_seconds(study: StudyPart, method: str, task: str | None, threads: int) -> float:
-    """Return the seconds of an epoch: steps, and the evaluation after it.
-
-    Raises:
-        SweepError: The method does not fit the problem.
-    """
+    """Return the seconds of an epoch: steps, and the evaluation after it."""
     problem = study.problem
     recipe = recipe_of(study.comparison([method], "published"), problem)
     # Enough epochs that the schedule of the learning rate does not end before the timing.

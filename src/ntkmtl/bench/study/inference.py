@@ -115,11 +115,7 @@ def paired_p_values(
 
 
 def posthocs() -> Any:
-    """Import scikit-posthocs.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import scikit-posthocs."""
     with imports_for("ranking methods", "study"):
         import scikit_posthocs
     return scikit_posthocs

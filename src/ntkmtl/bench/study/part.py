@@ -154,11 +154,7 @@ class StudyPart:
         return sweep
 
     def check_stop(self, sweep: Sweep) -> None:
-        """End the study if it was stopped, in these runs or just after the last of them.
-
-        Raises:
-            RunInterrupted: It was stopped.
-        """
+        """Raise RunInterrupted if the study was stopped, in these runs or just after the last."""
         if sweep.interrupted or self.stopped():
             raise RunInterrupted("the study was stopped")
 

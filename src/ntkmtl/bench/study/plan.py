@@ -164,11 +164,7 @@ def stored_plan(out: Path) -> StudyPlan:
 
 
 def _check(plan: StudyPlan) -> None:
-    """Refuse a plan that contradicts itself.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Refuse a plan that contradicts itself."""
     if not plan.problem:
         raise ValueError("at least one [[problem]] is needed, found none")
     names = [problem.name for problem in plan.problem]

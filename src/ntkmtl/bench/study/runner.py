@@ -48,11 +48,7 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
 
 
 def _run(part: StudyPart) -> None:
-    """Train what one problem lacks.
-
-    Raises:
-        RunInterrupted: It was stopped.
-    """
+    """Train what one problem lacks."""
     missing = part.missing()
     part.outcome.known += 1 + len(part.plan.methods_of(part.asked)) - len(missing)
     if SINGLE_TASK in missing:

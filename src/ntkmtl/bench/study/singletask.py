@@ -27,10 +27,6 @@ def rates(start: float, trials: int) -> list[float]:
 
     A single-task network has nothing else to tune, so a grid covers the range better than chance.
 
-    Args:
-        start: The recipe's learning rate.
-        trials: How many.
-
     Example:
         >>> rates(0.01, 4)
         [0.001, 0.003162, 0.01, 0.03162]
@@ -44,11 +40,7 @@ def _final_part(rate: float) -> str:
 
 
 class SingleTasks:
-    """The single-task networks of a problem.
-
-    Args:
-        study: The problem's part of the study.
-    """
+    """The single-task networks of a problem."""
 
     def __init__(self, study: StudyPart) -> None:
         self.study = study
@@ -93,9 +85,6 @@ class SingleTasks:
 
         Returns:
             Rates by task; None if a run failed other than by divergence.
-
-        Raises:
-            RunInterrupted: It was stopped.
         """
         ranked = {
             task: sorted(
@@ -180,11 +169,7 @@ class SingleTasks:
         return load_run(folder) if (folder / RESULT).exists() else None
 
     def _final(self, seed: int, best: dict[str, float]) -> FinalRun:
-        """Return the metrics of the networks of one seed as those of one run.
-
-        Raises:
-            SweepError: A network diverged at every learning rate.
-        """
+        """Return the metrics of the networks of one seed as those of one run."""
         found: dict[str, FinalRun] = {}
         for task in self.tasks:
             run = self._final_run(task, best[task], seed)

@@ -18,13 +18,7 @@ FEW_SEEDS, FEW_SOURCES = 6, 5
 def sentences(
     problems: Sequence[ProblemJudgement], overall: Sequence[Overall], ranking: Ranking | None
 ) -> list[str]:
-    """Return the judgement, one sentence or two each.
-
-    Args:
-        problems: Problem by problem.
-        overall: Method by method.
-        ranking: The ranks, None if there are too few problems or methods.
-    """
+    """Return the judgement, one sentence or two each."""
     sources = sorted({problem.source for problem in problems})
     found = [
         f"{count(len(problems), 'problem')} from {count(len(sources), 'source')} of data: "

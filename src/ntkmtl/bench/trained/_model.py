@@ -242,11 +242,7 @@ def _require_supervised(run: Run) -> None:
 
 
 def _require_same(run: Run, problem: Problem) -> None:
-    """Refuse a problem that is not the one that the run was trained on.
-
-    Raises:
-        ValueError: It is another one.
-    """
+    """Refuse a problem that is not the one that the run was trained on."""
     if problem.name != run.config.problem:
         raise ValueError(
             f"{run.path} is a run of {run.config.problem!r}. Found the problem {problem.name!r}."

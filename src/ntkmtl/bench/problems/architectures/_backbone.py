@@ -75,10 +75,7 @@ class Backbone:
     def gated(self, number: int, read: Any, said: Tensor) -> Tensor:
         """Return what gates after a stage read, shape (b, width of the stage's output).
 
-        Args:
-            number: The stage's, from 0.
-            read: What it read.
-            said: Its output, or the mixture of outputs that stands for it.
+        Arguments are those of :meth:`after`.
         """
         return pooled(said) if self.seen is None else self.seen(number, read, said)
 

@@ -79,11 +79,7 @@ class Faces:
         return len(self.numbers)
 
     def check(self) -> None:
-        """Check shapes and ranges.
-
-        Raises:
-            ValueError: Something does not fit.
-        """
+        """Refuse arrays with wrong shapes or values out of range."""
         m = len(self)
         layout: ArrayLayout = {
             "images": (np.uint8, (m, SIDE, SIDE, 3)),
@@ -135,15 +131,9 @@ def prepare(
     8-bit numbers (2.5 GB for all of them), never held in memory at once. If it is stopped, the next
     call continues from there.
 
-    Args:
-        source: The folder of CelebA as released. With all images in ``img_align_celeba``, or a part
-            of them in an archive of another name that begins so.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is the folder of CelebA as released, with all images in ``img_align_celeba``, or a
+    part of them in an archive whose name is another and begins so. The other arguments and the
+    return value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: A file is missing.

@@ -60,11 +60,7 @@ def _require_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
 
 
 def _fitting(images: Tensor, stages: int) -> Tensor:
-    """Return the images.
-
-    Raises:
-        ValueError: They cannot be halved so many times.
-    """
+    """Return the images, if they can be halved so many times."""
     multiple = 2**stages
     if images.shape[-2] % multiple or images.shape[-1] % multiple:
         raise ValueError(
@@ -203,11 +199,7 @@ class MTANNetwork(SegNetNetwork):
 
     :meth:`represent` returns one tensor per task. All before the heads counts as shared, as in the
     literature's comparisons: the masks' parameters get gradients from their own task alone.
-
-    Args:
-        outputs: Channels of each task's output, by kind.
-        widths: Channels of each stage.
-        depths: Convolutions of each stage.
+    Arguments are those of :class:`SegNetNetwork`.
 
     References:
         Liu, Johns, Davison: End-to-end multi-task learning with attention. CVPR 2019.

@@ -127,11 +127,7 @@ def recipes(
 
 
 def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
-    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES.
-
-    Raises:
-        ValueError: The name or a setting is unknown.
-    """
+    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES."""
     known = (*ARCHITECTURES, *names())
     if name not in known:
         raise ValueError(f"architecture must be one of {', '.join(known)}. Found {name!r}.")
@@ -151,7 +147,7 @@ def clean_split(count: int) -> tuple[Tensor, Tensor]:
     for validation.
 
     Raises:
-        ValueError: There are fewer.
+        ValueError: There are fewer than 2.
 
     Example:
         >>> train, val = clean_split(90)
@@ -307,11 +303,7 @@ class DenseProblem(RowsProblem):
             refuse_unfit(self)
 
     def _split(self, recipe: str, folder: Path) -> dict[Split, Tensor]:
-        """Return the rows of the recipe's splits, or of those of all frames where they are fewer.
-
-        Raises:
-            ValueError: The recipe takes all frames and some are missing, or there is one only.
-        """
+        """Return the rows of the recipe's splits, all frames where it takes more."""
         training = self._frames.training
         testing = len(self._frames) - training
         if recipe == "paper" and (training, testing) != self.frames_needed:

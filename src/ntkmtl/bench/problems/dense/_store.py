@@ -249,11 +249,7 @@ MANY = 20
 
 
 def _implausible(layout: Layout, folder: Path, source: Path) -> list[str]:
-    """Return what is implausible, judged by every eighth pixel of all frames.
-
-    Raises:
-        ValueError: No pixel has a label of some kind, so that nothing can be learned.
-    """
+    """Return what is implausible, judged by every eighth pixel of all frames."""
     found = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:, ::8, ::8]
         for name in layout.arrays

@@ -85,18 +85,11 @@ def prepare(
     Images are stored as 8-bit numbers, depths as float32, normals as float16 (within 0.03 degrees).
     If it is stopped, the next call continues from there.
 
-    Args:
-        source: The released folder with ``train`` and ``val``, in each ``image``, ``label``,
-            ``depth`` and ``normal`` with ``0.npy`` and so on; or a ``.tar``, or a folder with one
-            whose name begins with ``nyuv2``, that holds ``train`` and ``val``, in each
-            ``image/*.jpg``, ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived
-            from depth.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is the released folder with ``train`` and ``val``, in each ``image``, ``label``,
+    ``depth`` and ``normal`` with ``0.npy`` and so on; or a ``.tar``, or a folder with one whose
+    name begins with ``nyuv2``, that holds ``train`` and ``val``, in each ``image/*.jpg``,
+    ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived from depth. The other
+    arguments and the return value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: There are no frames.

@@ -65,11 +65,7 @@ class Molecules:
         return _firsts(self.bond_counts)
 
     def check(self) -> None:
-        """Check counts, shapes and ranges.
-
-        Raises:
-            ValueError: Something does not fit, with what was found.
-        """
+        """Refuse arrays with wrong counts or shapes, or values out of range."""
         m, a, b = len(self), int(self.atoms.sum()), int(self.bond_counts.sum())
         layout: ArrayLayout = {
             "index": (np.int32, (m,)),

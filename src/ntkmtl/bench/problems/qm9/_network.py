@@ -39,13 +39,7 @@ def _graphs(batch: MoleculeBatch | Graphs) -> Graphs:
 
 
 class MoleculeNetwork(MessagePassingNetwork):
-    """The network on batches of the problem.
-
-    Args:
-        heads: Number of properties.
-        width: Width of an atom's state and of z.
-        hidden: Width of the network that makes matrices of edges.
-    """
+    """The network on batches of the problem."""
 
     def __init__(self, heads: int, width: int, hidden: int) -> None:
         super().__init__(heads, width=width, hidden=hidden)

@@ -79,10 +79,6 @@ def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
     empty as it reads the molecules without sanitising them), number of hydrogen atoms bonded to it.
     A pair is described by 5: one-hot kind of bond (single, double, triple, aromatic; zeros where
     there is none) and distance in Angstrom.
-
-    Args:
-        molecules: m molecules.
-        rows: Which of them, int64 of shape (b,).
     """
     picked = rows.numpy()
     sizes = molecules.atoms[picked].astype(np.int64)
