@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames, prepare_frames, released
+from ntkmtl.bench.problems.dense._store import Layout, prepare_frames, released
 
 SIZE = (128, 256)
 CLASSES = 7
@@ -32,16 +32,6 @@ LAYOUT = Layout(
         "NTKMTL_DATA say where prepared data are."
     ),
 )
-
-
-def load(folder: Path) -> Frames:
-    """Map prepared frames into memory.
-
-    Raises:
-        DataMissingError: There are none.
-        ValueError: They are damaged.
-    """
-    return load_frames(folder, LAYOUT)
 
 
 def prepare(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recip
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
-from ntkmtl.bench.problems.dense._store import Frames, Layout
+from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames
 
 MODEL_VERSION = "dense 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
@@ -208,11 +208,9 @@ class _Pixels:
 
 
 @lru_cache(maxsize=2)
-def _load(
-    load: Callable[[Path], Frames], folder: Path, changed: int, factor: int
-) -> tuple[Frames, _Pixels]:
+def _load(layout: Layout, folder: Path, changed: int, factor: int) -> tuple[Frames, _Pixels]:
     """Return the data. ``changed`` is the time at which they were made."""
-    frames = load(folder)
+    frames = load_frames(folder, layout)
     pixels = _Pixels(frames.images, frames.labels, frames.depths, frames.normals)
     return frames, pixels if factor == 1 else pixels.reduced(factor)
 
@@ -240,7 +238,6 @@ class DenseProblem(RowsProblem):
 
     Attributes:
         layout: What the frames are like.
-        load: Maps the prepared data into memory.
         parts: What each recipe takes of data and network.
         frames_needed: Training and test frames of all data.
         augmentations: By name, the exponent of the scale that depth is multiplied by in an enlarged
@@ -254,7 +251,6 @@ class DenseProblem(RowsProblem):
     """
 
     layout: ClassVar[Layout]
-    load: ClassVar[Callable[[Path], Frames]]
     parts: ClassVar[Mapping[str, Part]]
     frames_needed: ClassVar[tuple[int, int]]
     augmentations: ClassVar[Mapping[str, int | None]]
@@ -291,7 +287,7 @@ class DenseProblem(RowsProblem):
         )
         folder = data_folder(self.name, data)
         self._frames, self._pixels = _load(
-            type(self).load, folder, last_change(folder), self._part.factor
+            self.layout, folder, last_change(folder), self._part.factor
         )
         self._accepted = accepted_notice(self._frames.facts)
         self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from ntkmtl.bench.problems._arrays import (
     beside,
     publish,
     require_layout,
-    write_array,
     write_manifest,
 )
 from ntkmtl.bench.problems._decoding import NOTE, decode_samples
@@ -63,7 +62,7 @@ class Layout:
     size: tuple[int, int]
     classes: int
     normals: bool
-    folders: Mapping[str, tuple[str, ...]]
+    folders: Mapping[str, tuple[str, ...]] = field(hash=False)
     least: float
     most: float
     how: str
@@ -402,11 +401,3 @@ def _read_array(path: Path, layout: Layout, array: str) -> Any:
             )
         values = values / np.where(length > 0, length, 1)[..., None]
     return values.astype(dtype)
-
-
-def write_released(folder: Path, split: str, number: int, arrays: Mapping[str, Any]) -> None:
-    """Write one frame in the released layout, one array for each folder's name."""
-    for name, array in arrays.items():
-        place = folder / split / name
-        place.mkdir(parents=True, exist_ok=True)
-        write_array(place / f"{number}.npy", np.asarray(array))

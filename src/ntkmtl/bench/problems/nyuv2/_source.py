@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ntkmtl.bench.problems.dense._store import (
-    Frame,
-    Frames,
-    Layout,
-    Source,
-    load_frames,
-    prepare_frames,
-    released,
-)
+from ntkmtl.bench.problems.dense._store import Frame, Layout, Source, prepare_frames, released
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
 from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
@@ -62,16 +54,6 @@ LAYOUT = Layout(
 )
 
 _PARTS = {"image": ".jpg", "label13": ".png", "depth8": ".png"}
-
-
-def load(folder: Path) -> Frames:
-    """Map prepared frames into memory.
-
-    Raises:
-        DataMissingError: There are none.
-        ValueError: They are damaged.
-    """
-    return load_frames(folder, LAYOUT)
 
 
 def prepare(
