@@ -46,8 +46,6 @@ class CrossStitch(Architecture):
         >>> import torch
         >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)
         >>> network = CrossStitch(backbone, [lambda: nn.Linear(4, 1)] * 3)
-        >>> [tuple(z.shape) for z in network.represent(torch.zeros(5, 3))]
-        [(5, 4), (5, 4), (5, 4)]
         >>> network.units[0][0].detach()
         tensor([0.9000, 0.0500, 0.0500])
     """

@@ -138,12 +138,6 @@ class DSelectK(MMoE):
         Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong, Chi: DSelect-k:
         Differentiable selection in the mixture of experts with applications to multi-task learning.
         NeurIPS 2021.
-
-    Example:
-        >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)
-        >>> network = DSelectK(backbone, [lambda: nn.Linear(4, 1)] * 2, experts=4)
-        >>> [tuple(w.shape) for w in network.gate_weights(torch.zeros(5, 3))]
-        [(5, 4), (5, 4)]
     """
 
     summary: ClassVar[str] = "several encoders as experts, of which each task selects a few"

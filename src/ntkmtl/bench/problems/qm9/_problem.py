@@ -38,7 +38,7 @@ from ntkmtl.bench.problems.qm9._network import (
     backbone,
     head,
 )
-from ntkmtl.bench.problems.qm9._store import HOW, load_said
+from ntkmtl.bench.problems.qm9._store import HOW, load
 from ntkmtl.bench.problems.qm9._units import RANGES
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
@@ -129,7 +129,7 @@ class _Loaded(NamedTuple):
 @lru_cache(maxsize=2)
 def _load(folder: Path, changed: int) -> _Loaded:
     """Return data and their random order. ``changed`` is the time at which the data were made."""
-    molecules, sha256, accepted = load_said(folder)
+    molecules, sha256, accepted = load(folder)
     return _Loaded(molecules, sha256, accepted, shuffled("qm9 split", molecules.index.tolist()))
 
 

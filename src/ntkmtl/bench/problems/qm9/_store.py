@@ -52,16 +52,7 @@ def prepare(
     return f"{len(molecules):,} molecules ({whole}) in {folder}"
 
 
-def load(folder: Path) -> tuple[Molecules, str]:
-    """Map prepared data into memory; see :func:`load_said`.
-
-    Returns:
-        The molecules, and one digest of all arrays.
-    """
-    return load_said(folder)[:2]
-
-
-def load_said(folder: Path) -> tuple[Molecules, str, str]:
+def load(folder: Path) -> tuple[Molecules, str, str]:
     """Map prepared data into memory.
 
     Returns:

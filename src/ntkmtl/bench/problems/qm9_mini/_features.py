@@ -182,11 +182,7 @@ def invariants(molecules: MiniMolecules) -> Invariants:
     mask = np.zeros((count, HEAVY), np.float32)
     mask[slots] = 1
 
-    charge = np.bincount(molecule, molecules.numbers, count)
-    center = np.stack(
-        [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
-    )
-    centered = molecules.positions - (center / charge[:, None])[molecule]
+    centered = _centered(molecules)
     places = np.zeros((count, HEAVY, 3), np.float32)
     places[slots] = centered[heavy]
 
@@ -201,6 +197,16 @@ def invariants(molecules: MiniMolecules) -> Invariants:
     squares = np.bincount(molecule * kinds + element, (centered**2).sum(1), count * kinds)
     whole = np.concatenate([molecules.composition(), squares.reshape(count, kinds)], axis=1)
     return Invariants(atoms, mask, places, shells, whole)
+
+
+def _centered(molecules: MiniMolecules) -> Floats:
+    """Return the atoms' places from the centers of nuclear charge, (a, 3), Angstrom."""
+    molecule, count = molecules.molecule, len(molecules)
+    charge = np.bincount(molecule, molecules.numbers, count)
+    center = np.stack(
+        [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
+    )
+    return molecules.positions - (center / charge[:, None])[molecule]
 
 
 def _pairs(molecules: MiniMolecules) -> tuple[Ints, Ints]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,30 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.architectures import Backbone, Represent
 from ntkmtl.bench.problems.base import MultiTaskModel
-from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
 
 REPRESENTATION = 96
 """Size d of the shared representation z."""
+
+
+class FeatureBatch(NamedTuple):
+    """b molecules as the network takes them, float32.
+
+    Attributes:
+        atoms: Scaled surroundings of the heavy atoms, (b, 9, F).
+        mask: 1 where there is a heavy atom, (b, 9, 1).
+        places: Their places from the center of nuclear charge in Angstrom, (b, 9, 3).
+        shells: Weights of messages, (b, 9 * 6, 9).
+        whole: Scaled features of the whole molecule, (b, 10).
+        targets: What the heads shall say, (b, 11).
+    """
+
+    atoms: Tensor
+    mask: Tensor
+    places: Tensor
+    shells: Tensor
+    whole: Tensor
+    targets: Tensor
 
 
 class MoleculeNet(MultiTaskModel):
