@@ -78,12 +78,7 @@ class EnvironmentStep:
 
 
 class Simulator(Protocol):
-    """k tasks that run in step with each other: what training and evaluation need of them.
-
-    Attributes:
-        tasks: Names of the k tasks.
-        observations: What the next actions answer to, float32 of shape (k, observation).
-    """
+    """k tasks that run in step with each other: what training and evaluation need of them."""
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -104,15 +104,13 @@ class Success:
         """Interquartile mean over seeds and tasks after the last step."""
         return interquartile_mean(self.curves[:, -1])
 
-    def interval(self, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """Return the 95 % bootstrap interval of :attr:`final` over seeds; None for one seed."""
-        return bootstrap(self.over_time[:, -1], np.mean, draws, seed)
+        return bootstrap(self.over_time[:, -1], np.mean)
 
-    def interquartile_interval(
-        self, draws: int = 2000, seed: int = 0
-    ) -> tuple[float, float] | None:
+    def interquartile_interval(self) -> tuple[float, float] | None:
         """Return that of :attr:`final_interquartile_mean`: each draw is of whole seeds."""
-        return bootstrap(self.curves[:, -1], interquartile_mean, draws, seed)
+        return bootstrap(self.curves[:, -1], interquartile_mean)
 
     @property
     def per_task(self) -> tuple[float, ...]:
@@ -299,19 +297,9 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         True
     """
     with imports_for("a figure"):
-        from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     tasks = found[0].tasks
-    wide = min(len(tasks), 5)
-    deep = math.ceil(len(tasks) / wide)
-    figure = Figure(figsize=(max(7.5, 1.9 * wide), 3.6 + 1.7 * deep), layout="constrained")
-    grid = figure.add_gridspec(deep + 1, wide, height_ratios=[3.6, *[1.7] * deep])
-    axes = figure.add_subplot(grid[0, :])
-    small: list[Any] = []
-    for place in range(len(tasks)):
-        first = small[0] if small else None
-        spot = grid[1 + place // wide, place % wide]
-        small.append(figure.add_subplot(spot, sharex=first, sharey=first))
+    figure, axes, small = _panels(len(tasks))
     # Seven colors, then the same dashed.
     styles = [(f"C{n % 7}", "--" if n >= 7 else "-") for n in range(len(found))]
     for entry, (color, dash) in zip(found, styles, strict=True):
@@ -336,6 +324,23 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         panel.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
+
+
+def _panels(tasks: int) -> tuple[Any, Any, list[Any]]:
+    """Return a figure, its wide panel, and below it a small panel for each task."""
+    from matplotlib.figure import Figure
+
+    wide = min(tasks, 5)
+    deep = math.ceil(tasks / wide)
+    figure = Figure(figsize=(max(7.5, 1.9 * wide), 3.6 + 1.7 * deep), layout="constrained")
+    grid = figure.add_gridspec(deep + 1, wide, height_ratios=[3.6, *[1.7] * deep])
+    axes = figure.add_subplot(grid[0, :])
+    small: list[Any] = []
+    for place in range(tasks):
+        first = small[0] if small else None
+        spot = grid[1 + place // wide, place % wide]
+        small.append(figure.add_subplot(spot, sharex=first, sharey=first))
+    return figure, axes, small
 
 
 def _draw(axes: Any, steps: Sequence[int], values: Array, **line: Any) -> None:

@@ -242,8 +242,7 @@ def train(
         stack.enter_context(place.lock())
         if (done := _begin(place, training, overwrite)) is not None:
             return done
-        if should_stop is None:
-            should_stop = stack.enter_context(stop_requests())
+        should_stop = should_stop or stack.enter_context(stop_requests())
         training.run(place, checkpoint_seconds, progress, should_stop)
     return load_run(folder)
 
@@ -492,9 +491,8 @@ def _steps(rows: Sequence[tuple[int, Tensor, Tensor | None]], tasks: int) -> Ste
     eigenvalues = None
     if any(row[2] is not None for row in rows):
         none = torch.full((tasks,), torch.nan)
-        eigenvalues = torch.stack(
-            [none if row[2] is None else row[2].float().cpu() for row in rows]
-        ).numpy()
+        found = [none if row[2] is None else row[2].float().cpu() for row in rows]
+        eigenvalues = torch.stack(found).numpy()
     weights = [row[1].float() for row in rows]
     return Steps(
         np.array([row[0] for row in rows], dtype=np.int64),
