@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def times(
         heads=("method", "ms per step", "quartiles", "s per epoch", "× LS", "quartiles"),
         rows=tuple(rows),
         lines=tuple(lines),
-        numbers={"times": [one.to_json() for one in found], "facts": dict(facts)},
+        numbers={"times": [asdict(one) for one in found], "facts": dict(facts)},
     )
 
 

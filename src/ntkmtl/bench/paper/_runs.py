@@ -97,10 +97,7 @@ class PreparedRuns:
         )
 
     def comparison(
-        self,
-        method_options: Mapping[str, Mapping[str, Any]] | None = None,
-        *,
-        record: Mapping[str, Any] | None = None,
+        self, method_options: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Comparison:
         """Return what :func:`ntkmtl.bench.training.compare` is asked for."""
         asked = self.request
@@ -116,7 +113,6 @@ class PreparedRuns:
             batch_size=asked.batch_size,
             learning_rate=asked.learning_rate,
             single_task_baselines=asked.stl == "trained",
-            record=record,
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ntkmtl.bench.report._curves import learning_curves
 from ntkmtl.bench.report._render import printable, render
-from ntkmtl.bench.report._series import eigenvalues, points_for, weights
+from ntkmtl.bench.report._series import points_for, series_of
 from ntkmtl.bench.report._words import plain_label, plain_method, short
 from ntkmtl.bench.runs import folder_name
 
@@ -58,8 +58,8 @@ def data_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "tasks": [printable(task) for task in tasks],
         "validation": by_number(curves.validation),
         "training": by_number(curves.training),
-        "weights": lines(weights(runs, multi, points)),
-        "eigenvalues": lines(eigenvalues(runs, multi, points)),
+        "weights": lines(series_of(runs, "weights", multi, points)),
+        "eigenvalues": lines(series_of(runs, "eigenvalues", multi, points)),
     }
 
 

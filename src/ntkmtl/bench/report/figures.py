@@ -14,7 +14,7 @@ import numpy as np
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._runs import load
-from ntkmtl.bench.report._series import Series, eigenvalues
+from ntkmtl.bench.report._series import Series, series_of
 from ntkmtl.bench.report._table import MethodRow, ResultTable
 from ntkmtl.bench.report._words import run_text
 from ntkmtl.bench.runs import folder_name
@@ -89,7 +89,7 @@ def save_figures(
         for problem, runs in load(runs_dir).items():
             table = table_of(runs)
             methods = [row.method for row in table.rows if not row.is_baseline]
-            series = eigenvalues(runs, methods, _POINTS)
+            series = series_of(runs, "eigenvalues", methods, _POINTS)
             for name, figure in _figures(table, series, method):
                 for ending in formats:
                     path = Path(out_dir) / f"{folder_name(problem)}-{name}.{ending}"
