@@ -23,8 +23,6 @@ from ntkmtl.bench.cli.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ntkmtl.bench.jobs.engine import Engine
 
 __all__ = [

@@ -24,7 +24,6 @@ __all__ = [
     "check_files",
     "check_finite",
     "check_folder",
-    "check_methods",
     "check_output",
     "check_positive",
     "find_modules_here",
@@ -140,17 +139,6 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
             refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
         found.setdefault(method, {}).update(options_in([f"{key}={value}"]))
     return found
-
-
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse unknown methods before data are read.
-
-    Raises:
-        SweepError: A method is unknown.
-    """
-    from ntkmtl.bench.training import method_names
-
-    method_names(names)
 
 
 def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:

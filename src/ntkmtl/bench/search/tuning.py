@@ -6,7 +6,6 @@ seed, which none of the final runs has. Optuna chooses what to try next.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -160,9 +159,8 @@ def search_settings(
     with sweep_lock(out):
         _begin(search, problem, studies, overwrite=overwrite)
     train = functools.partial(compare, overwrite=overwrite, cache=cache, engine=engine)
-    with contextlib.ExitStack() as stack:
-        chosen = engine or LocalEngine(asked.jobs)
-        runner = stack.enter_context(chosen.start(out, reporter().message))
+    chosen = engine or LocalEngine(asked.jobs)
+    with chosen.start(out, reporter().message) as runner:
         baselines = _baselines(search, problem)
         sweep = train(baselines, keep_request=False, reporter=reporter())
         if sweep.interrupted or sweep.failures:
@@ -182,8 +180,8 @@ def search_settings(
             )
             if outcome.interrupted or outcome.failures:
                 return sweep, {}
-            found = {name: study.finish() for name, study in studies.items()}
-            return sweep, {name: tuning for name, tuning in found.items() if tuning is not None}
+            finished = ((name, study.finish()) for name, study in studies.items())
+            return sweep, {name: tuning for name, tuning in finished if tuning is not None}
 
 
 # ------------------------------------------------------------------------------------------------
