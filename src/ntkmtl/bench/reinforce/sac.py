@@ -320,7 +320,7 @@ class MultiTaskSAC:
                 joint=lambda: self.actor_losses(batch, view, alpha, drawn),
                 sliced=lambda: self._sliced_actor(batch, view, alpha, drawn),
                 cut=lambda: self._cut_actor(batch, view, alpha, drawn),
-                before_step=lambda: self._warm(view),
+                before_step=lambda: self._set_temperature_gradient(view),
             )
         finally:
             for parameter in self.critic.parameters():
@@ -457,16 +457,8 @@ class MultiTaskSAC:
         self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = actor_rows(
-                self.actor,
-                self.critic,
-                batch.observations[place],
-                view.index[place],
-                view.alone(task),
-                alpha[place],
-                noise[place],
-            )
-            return terms.mean()
+            rows = (batch.observations[place], view.index[place], view.alone(task))
+            return self._actor_loss(task, self.actor(*rows), rows, alpha[place], noise[place])
 
         return of_each(batch, loss)
 
@@ -477,22 +469,27 @@ class MultiTaskSAC:
         features = list(z.split(list(batch.sizes)))
 
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = judged(
-                self.critic,
-                self.actor.head(features[task], task),
-                batch.observations[place],
-                view.index[place],
-                view.alone(task),
-                alpha[place],
-                noise[place],
-            )
-            return terms.mean()
+            rows = (batch.observations[place], view.index[place], view.alone(task))
+            output = self.actor.head(features[task], task)
+            return self._actor_loss(task, output, rows, alpha[place], noise[place])
 
         return of_each(batch, loss), features
 
+    def _actor_loss(
+        self,
+        task: int,
+        output: Tensor,
+        rows: tuple[Tensor, Tensor, Sequence[int]],
+        alpha: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        """Return a task's loss from the actor's output, and keep the log probabilities."""
+        terms, self._log_probabilities[task] = judged(self.critic, output, *rows, alpha, noise)
+        return terms.mean()
+
     @torch.no_grad()
-    def _warm(self, view: TaskView) -> None:
-        """Give the temperature its gradient, that of the plain mean of its loss over all rows.
+    def _set_temperature_gradient(self, view: TaskView) -> None:
+        """Set the temperature's gradient, that of the plain mean of its loss over all rows.
 
         The loss of a row, alpha * (-log pi - H), is its own derivative by log alpha.
         """
