@@ -77,7 +77,7 @@ def train_sweep(
 
 @contextlib.contextmanager
 def _together(device: str) -> Iterator[None]:
-    """Lead the processes that were launched together; the others train with the first, and end."""
+    """Train with all processes that were launched together; those that only follow end here."""
     from ntkmtl.bench.compute import processes
 
     if processes.launched() == 1:
@@ -170,7 +170,7 @@ class _Kept:
 
     @classmethod
     def below(cls, sweep: Sweep) -> _Kept | None:
-        """Return what the complete runs of a comparison keep, None where that is nothing."""
+        """Return the networks that complete runs kept, None if there are none."""
         from ntkmtl.bench.runs import folder_name, load_runs
         from ntkmtl.bench.runs.run import best_run
 
@@ -192,7 +192,7 @@ def model_note(run: Run) -> str:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes as people read it.
+    """Return a number of bytes with a unit.
 
     Example:
         >>> _size(2_340), _size(56_000_000)

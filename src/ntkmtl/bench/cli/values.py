@@ -68,7 +68,7 @@ def check_folder(path: Path | None) -> Path | None:
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse the name of a picture or page beside which its numbers cannot stand."""
+    """Refuse a picture or page with the file name that its numbers get."""
     if path is not None:
         from ntkmtl.files import numbers_beside
 
@@ -142,11 +142,11 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
 
 
 def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
-    """Refuse options that were given on the command line and mean nothing here.
+    """Refuse options that were given on the command line and have no effect here.
 
     Args:
         context: The command's.
-        allowed: Names of the parameters that mean something.
+        allowed: Names of the parameters that have an effect.
         why: What is said after the option's name.
     """
     for parameter in context.command.params:

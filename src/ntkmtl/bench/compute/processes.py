@@ -322,7 +322,7 @@ def leading(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def announced(job: object) -> Iterator[None]:
-    """Send the job that is run within to the processes that follow; without any, do nothing."""
+    """Send the job that is run in this context to the following processes, if there are any."""
     global _broken
     if _leader is None:
         yield
@@ -331,7 +331,7 @@ def announced(job: object) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # The others may be waiting within a step, where they hear nothing more.
+        # The others may be waiting inside a step, where they receive nothing more.
         _broken = not is_raised_on_all_ranks(error)
         raise
 
@@ -341,8 +341,8 @@ def follow(device: torch.device, train: Callable[[Any], None]) -> None:
 
     Args:
         device: Where the runs are trained.
-        train: Called with what was announced. An error that all processes meet is the first
-            one's to report; another one ends this process, so that the launcher ends the rest.
+        train: Called with what was announced. An error that all processes raise is reported by the
+            first; any other ends this process, and the launcher then ends the rest.
     """
     with processes(device):
         while True:

@@ -46,7 +46,7 @@ class Drawn:
         subtitle: What was run, in a few words.
         heads: Heads of the numbers as a table.
         rows: The numbers as text cells.
-        lines: What stands under them: what the paper says, what differs, notes.
+        lines: Lines below: what the paper says, what differs, notes.
         numbers: Everything as JSON values.
     """
 
@@ -360,7 +360,7 @@ def _curves(drawn: Drawn) -> Figure:
 
 
 def text_of(drawn: Drawn) -> str:
-    """Return the numbers as aligned text with what stands under them."""
+    """Return the numbers as aligned text, with the lines below them."""
     shown = aligned([drawn.heads, *drawn.rows])
     head = f"{drawn.result.label}: {drawn.result.title}"
     below = [printable(line, 2000) for line in drawn.lines]

@@ -1,4 +1,4 @@
-"""A table as plain text cells, for whoever draws it."""
+"""A table as plain text cells."""
 
 from __future__ import annotations
 

@@ -168,7 +168,7 @@ def prepare(result: PaperResult, request: Request) -> list[PreparedRuns]:
 
 
 def _chosen(result: PaperResult, request: Request) -> list[tuple[ResultPart, str]]:
-    """Return the parts to run, each with the name of the problem to train for it."""
+    """Return the parts to run, each with the name of its problem."""
     wanted = request.problem
     if wanted is None:
         return [(part, part.problem) for part in result.parts]
@@ -185,7 +185,7 @@ def _chosen(result: PaperResult, request: Request) -> list[tuple[ResultPart, str
 
 
 def _check_stand_in(part: ResultPart, source: str, request: Request) -> None:
-    """Refuse what a problem that stands in for the paper's cannot do."""
+    """Refuse options that only the paper's own problem can have."""
     if source == part.problem:
         return
     if request.stl == "published":

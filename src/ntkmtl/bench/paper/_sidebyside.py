@@ -339,7 +339,7 @@ def _notes(
 
 
 def _rank_notes(each: Measured, source: PaperTable) -> Iterator[str]:
-    """Say that MR depends on who is ranked, and what the published metrics say of these."""
+    """Note that MR depends on which methods are ranked, and what it is by published metrics."""
     if not each.part.mr:
         return
     name = each.prepared.problem.name
@@ -410,7 +410,7 @@ def grid(found: SideBySide) -> tuple[list[str], list[list[str]]]:
 
 
 def lines(found: SideBySide) -> dict[str, list[str]]:
-    """Return what stands under the numbers, by heading."""
+    """Return the lines below the numbers, by heading."""
     sections: dict[str, list[str]] = {}
     for problem in dict.fromkeys(run["problem"] for run in found.runs):
         mine = listing([one for one in found.differences if one.problem == problem])

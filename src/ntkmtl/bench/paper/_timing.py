@@ -74,7 +74,7 @@ class Timed:
 def contenders(
     methods: Sequence[str], ns: Sequence[int] | None, minibatches: int
 ) -> list[tuple[str, int | None]]:
-    """Return who is timed: methods that read a kernel with each n, the others once.
+    """Return what is timed: methods that read a kernel with each n, the others once.
 
     Args:
         methods: Names; LS is added, as the others are compared with it.
@@ -162,7 +162,7 @@ def measure(
 
 @dataclass
 class _Loop:
-    """A method in training, and what its turns took."""
+    """The training loop of a method, and the times of its turns."""
 
     method: str
     minibatches: int | None
@@ -189,7 +189,7 @@ class _Loop:
 def _warmed_up(
     problem: Problem, method: str, n: int | None, recipe: Recipe, threads: int
 ) -> TrainingLoop:
-    """Return a method in training, a few steps in."""
+    """Return the training loop of a method after the warm-up steps."""
     options = {} if n is None else {"minibatches": n}
     try:
         identity = run_identity(problem, method, 0, recipe=recipe, method_options=options)

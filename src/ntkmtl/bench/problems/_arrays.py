@@ -123,7 +123,7 @@ def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> No
 
 @contextmanager
 def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDArray[Any]], str]]:
-    """Give the arrays of a data file of the package, and its SHA-256; the body may refuse them.
+    """Yield the arrays of a data file of the package, and its SHA-256; the body may refuse them.
 
     Raises:
         FileNotFoundError: There is no file.
@@ -150,7 +150,7 @@ def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDAr
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write into, which takes the place of ``folder`` if the body succeeds.
+    """Yield a new folder to write into, which replaces ``folder`` if the body succeeds.
 
     Raises:
         ValueError: ``folder`` holds something that is no prepared data.
@@ -267,7 +267,7 @@ def refuse_foreign(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give another one for the prepared data")
-    # New data that are made within, and what was left of such.
+    # New data that are being made inside the folder, and what earlier attempts left there.
     ours = f".{_followed(folder).name}-"
     other = [
         path.name

@@ -159,7 +159,7 @@ _LATER = frozenset(
 
 
 class Prediction(NamedTuple):
-    """The predictions of one task in the terms people know.
+    """The predictions of one task, in the units of its metrics or as classes.
 
     Attributes:
         values: In the units of the task's metrics for regression, as floats; class numbers (int64)
@@ -175,7 +175,7 @@ class Prediction(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample as people look at it.
+    """One sample, for display.
 
     Attributes:
         name: What it is called.
@@ -225,7 +225,7 @@ class MultiTaskModel(nn.Module, ABC):
 
 
 class WholeModel(MultiTaskModel):
-    """A network whose outputs are derivatives of it: forces, residuals of equations.
+    """A network whose outputs include its own derivatives: forces, residuals of equations.
 
     Their losses reach every parameter around any representation, so none is named: the Balancer
     finds what the losses share. :meth:`predict` is given the batch itself. Methods that read the
@@ -401,7 +401,7 @@ class Problem(ABC):
         return {}
 
     def sample(self, split: Split, index: int) -> Sample:
-        """Return a sample as people look at it; here its number in the split alone, from 1.
+        """Return a sample for display; here only its number in the split, from 1.
 
         Args:
             split: The split.

@@ -375,7 +375,7 @@ _DRAWING_NEEDS = (
 
 
 def _choose_drawing() -> None:
-    """Have MuJoCo draw off screen with what there is, unless ``MUJOCO_GL`` says with what."""
+    """Choose a library for MuJoCo to draw off screen with, unless ``MUJOCO_GL`` names one."""
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if not sys.platform.startswith("linux") or (not asked and os.environ.get("DISPLAY")):
         return

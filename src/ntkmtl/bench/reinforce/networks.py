@@ -49,7 +49,7 @@ class Shape:
 
 
 class TaskEncoder(nn.Module):
-    """Tells a network which task it is at.
+    """Adds a code of the task to the inputs of a network.
 
     Args:
         tasks: Number of tasks k.
@@ -156,11 +156,11 @@ class _Network(nn.Module):
             yield from self.trunk.parameters()
 
     def head(self, features: Tensor, task: int) -> Tensor:
-        """Return what a task's head makes of features that are all of that task."""
+        """Apply a task's head to features of that task only."""
         return self._run(self.heads[task if len(self.heads) > 1 else 0], features)
 
     def read(self, features: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        """Return what the heads make of the features of several tasks.
+        """Apply the heads to the features of several tasks.
 
         Args:
             features: The trunk's output; rows of one task stand together.

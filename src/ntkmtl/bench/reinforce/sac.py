@@ -58,7 +58,7 @@ def _positive(method: str) -> bool:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update found. NaN for a task that the batch had no rows of.
+    """The numbers of one update, NaN for a task that the batch had no rows of.
 
     Attributes:
         critic_losses: Shape (k,).
@@ -310,7 +310,7 @@ class MultiTaskSAC:
         for parameter in self.critic.parameters():
             parameter.requires_grad_(False)
         try:
-            # How probable each action was, kept for the temperature.
+            # Log probabilities of the actions, for the temperature.
             self._log_probabilities: dict[int, Tensor] = {}
             actor = self._descend(
                 "actor",
@@ -366,7 +366,7 @@ class MultiTaskSAC:
         cut: Callable[[], tuple[list[Tensor | None], list[Tensor]]],
         before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weigh and differentiate in the cheapest way that the method allows; step."""
+        """Weight and differentiate the losses in the method's cheapest way, and take a step."""
         optimizer = self._optimizers[part]
         optimizer.zero_grad(set_to_none=True)
         features = None

@@ -372,7 +372,7 @@ class AgentTraining:
         self._finish(folder, started)
 
     def _vector_step(self) -> bool:
-        """Act in every task, remember, learn; return whether the episode ended."""
+        """Act in every task, store the transitions, update; return whether the episode ended."""
         recipe = self.recipe
         if self.step % recipe.horizon == 0:
             self.world.reset()

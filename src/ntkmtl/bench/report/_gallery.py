@@ -1,4 +1,4 @@
-"""What the best network of a comparison predicts for single samples of the test split."""
+"""Predictions of a comparison's best network for single samples of the test split."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _errors(said: Prediction, truth: Tensor) -> Tensor:
 def _line(
     task: str, said: Prediction, truth: Tensor, place: int, units: Mapping[str, str]
 ) -> tuple[str, str, str]:
-    """Return a task, its prediction and its label, as people read them."""
+    """Return a task, its prediction and its label, as text."""
     if said.classes:
         assert said.probabilities is not None
         number = int(said.values[place])

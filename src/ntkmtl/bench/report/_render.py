@@ -159,7 +159,7 @@ def _number(value: float, decimals: int) -> str:
         return str(value)
     if decimals > _MOST_DECIMALS:
         return f"{value:.2e}"
-    # A diverged run beside sound ones would else fill the line with digits.
+    # The numbers of a diverged run would otherwise fill the line with digits.
     text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
     return text.removeprefix("-") if float(text) == 0 else text
 
@@ -216,7 +216,7 @@ def render(table: ResultTable, format: str = "text") -> str:
 
 
 def _lines(table: ResultTable) -> list[str]:
-    """Return what stands under the table."""
+    """Return the lines below the table."""
     lines = [f"Warning: {warning}" for warning in table.warnings]
     return [printable(line, 2000) for line in [*lines, *table.notes]]
 

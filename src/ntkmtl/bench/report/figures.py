@@ -62,8 +62,8 @@ def save_figures(
 ) -> list[Path]:
     """Draw Delta-m by method, and the tasks' eigenvalues over training (the paper's Figure 2).
 
-    The files are named ``PROBLEM-delta-m`` and ``PROBLEM-eigenvalues``. A figure that the runs hold
-    nothing for is left out: Delta-m without STL, eigenvalues without a method that reads them.
+    The files are named ``PROBLEM-delta-m`` and ``PROBLEM-eigenvalues``. A figure without data is
+    left out: Delta-m without STL, eigenvalues without a method that reads them.
 
     Args:
         runs_dir: The folder given to ``ntkmtl compare --out``.
@@ -127,7 +127,7 @@ def _figures(
 
 
 def _plain(text: str, longest: int) -> str:
-    """Return a text that matplotlib shows as it is: dollars would make mathematics of it."""
+    """Return a text with dollar signs escaped, which matplotlib would read as mathematics."""
     return printable(text, longest).replace("$", r"\$")
 
 

@@ -1,7 +1,7 @@
-"""The same search for every method: learning rate and settings, with as many trials for each.
+"""The same search for every method: learning rate and settings, the same number of trials each.
 
-Trials are judged by Delta-m on the validation split against single-task networks of their own
-seed, which none of the final runs has. Optuna chooses what to try next.
+Trials are judged by Delta-m on the validation split against single-task networks of the same seed,
+which no final run has. Optuna chooses what to try next.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def tune(
     reporter: Callable[[], Reporter] | None = None,
     engine: Engine | None = None,
 ) -> Sweep:
-    """Tune every method with as many trials, then train each with its best settings.
+    """Tune every method with the same number of trials, then train each with its best settings.
 
     What has ended is not tried again, and more trials add to those that are there. Ctrl-C and
     SIGTERM stop every run at a step boundary; the same call resumes there.
@@ -130,7 +130,7 @@ def search_settings(
     reporter: Callable[[], Reporter] | None = None,
     engine: Engine | None = None,
 ) -> tuple[Sweep, dict[str, Tuning]]:
-    """Tune every method with as many trials, and train no final run.
+    """Tune every method with the same number of trials, and train no final run.
 
     Args:
         search: What is asked for.
@@ -295,7 +295,7 @@ def _baselines(search: Search, problem: Problem) -> Comparison:
     asked = search.comparison
     folder = run_folder(asked.out, problem.name, SINGLE_TASK, 0).parent / TUNING
     if not (folder / STUDY).exists():
-        # Tables leave out what lies below such a file.
+        # Tables leave out folders with such a file.
         write_json(folder / STUDY, {"schema": SCHEMA, "method": SINGLE_TASK})
     return replace(
         asked,
@@ -372,7 +372,7 @@ class _Trials:
         return replace(job, spec=replace(job.spec, baseline=self.baseline))
 
     def _prepared(self, job: TrainingJob) -> TrainingJob:
-        """Return a job with the settings to try, now that the trials before it have ended."""
+        """Return a job with the settings to try; the trials before it have ended."""
         assert job.trial is not None
         spec = job.spec
         values = self.studies[spec.method].ask(job.trial)

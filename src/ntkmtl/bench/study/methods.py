@@ -70,7 +70,7 @@ class Methods:
         )
         self.part.check_stop(sweep)
         if sweep.failures and len(names) > 1:
-            # One that cannot be trained does not take the others with it.
+            # One by one, so that a method that cannot be trained does not stop the others.
             return {key: t for name in names for key, t in self._search([name]).items()}
         self.part.outcome.failures += sweep.failures
         if not sweep.failures:

@@ -26,7 +26,7 @@ WORK = "work"
 """Folder of the runs of a study; only what is unfinished needs it."""
 
 DIVERGED = ("NonFiniteError", "FloatingPointError")
-"""Errors of runs that diverged, which is a result."""
+"""Errors of runs that diverged; these count as results, not as failures."""
 
 
 @dataclass

@@ -76,7 +76,7 @@ class FinalRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_seconds(self) -> float | None:
-        """Time of a step, less what it waited for a core that other processes had."""
+        """Time of a step, without waiting for a core that other processes had."""
         share = 1.0 if self.cpu_share is None else self.cpu_share
         return share * self.train_seconds / self.steps if self.steps else None
 

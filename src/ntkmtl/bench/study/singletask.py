@@ -80,8 +80,8 @@ class SingleTasks:
 
         The best trial's rate is trained first. Where its mean over the final seeds is worse than
         the next best trial, that rate is trained as well, three in all: at the edge of divergence
-        one seed says little of the others, and a baseline that broke down would make every method
-        look good. All of it is judged on the validation split.
+        one seed says little of the others, and a diverged baseline would make every method look
+        good. All of it is judged on the validation split.
 
         Returns:
             Rates by task; None if a run failed other than by divergence.
@@ -111,7 +111,7 @@ class SingleTasks:
         return {task: rate for task, (_, rate) in best.items()}
 
     def _final_mean(self, task: str, rate: float) -> float | None:
-        """Return what final runs came to on the validation split, as trials do.
+        """Return the mean Delta-m of final runs on the validation split, as of trials.
 
         Infinite if one diverged, None if one failed otherwise.
         """

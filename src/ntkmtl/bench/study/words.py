@@ -12,7 +12,7 @@ from ntkmtl.bench.study.plan import REFERENCE
 __all__ = ["sentences"]
 
 FEW_SEEDS, FEW_SOURCES = 6, 5
-"""With fewer seeds nobody is named as a winner; with fewer sources little is said of others."""
+"""With fewer seeds or sources, sentences say that results are uncertain."""
 
 
 def sentences(

@@ -13,7 +13,7 @@ from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone
 
 
 class CrossStitch(Architecture):
-    r"""An encoder per task, and after each stage a unit that mixes what the encoders say.
+    r"""An encoder per task, and after each stage a unit that mixes the outputs of the encoders.
 
     With x_j the output of task j's stage, what task i's next stage reads, or its head after the
     last, is

@@ -66,7 +66,7 @@ class Faces:
         labels: 1 where an image has an attribute, else 0, uint8 of shape (m, 40).
         partition: 0 for training, 1 for validation, 2 for testing, uint8 of shape (m,).
         numbers: Number of each image, from 1, rising, int32 of shape (m,).
-        accepted: What is to be said of values that were accepted as implausible.
+        accepted: A sentence on values that were accepted though implausible, "" for none.
     """
 
     images: NDArray[np.uint8]

@@ -137,7 +137,7 @@ class SegNetNetwork(MultiTaskModel):
         _initialize(self)
 
     def add_attention(self, widths: Sequence[int]) -> None:
-        """Make what stands between SegNet and the heads; nothing here."""
+        """Make the layers between SegNet and the heads; none here."""
 
     def stages(
         self, images: Tensor
@@ -274,7 +274,7 @@ ARCHITECTURES: Mapping[str, type[SegNetNetwork]] = MappingProxyType(
 
 
 class _CarriedMap(NamedTuple):
-    """What a stage of SegNet reads, and the places of maxima at which no map was enlarged yet."""
+    """The input of a stage of SegNet, and the places of maxima that unpooling will still need."""
 
     x: Tensor
     places: tuple[Tensor, ...] = ()

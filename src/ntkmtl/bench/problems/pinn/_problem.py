@@ -53,7 +53,7 @@ class Solver(WholeModel):
         self.field = Field(
             about.low, about.high, about.outputs, about.width, about.depth, problem.features
         )
-        # In a tuple: the problem is no part of the network.
+        # In a tuple, so that the problem does not become a part of the network.
         self._problem = (problem,)
         self.columns = tuple(columns)
 

@@ -18,8 +18,8 @@ class Graphs(NamedTuple):
     Attributes:
         nodes: Numbers that describe an atom, shape (B, N, node features).
         edges: Numbers that describe a pair of atoms, shape (B, N, N, edge features); ``[b, i, j]``
-            is what atom i hears from atom j along.
-        linked: 1 where atom i hears from atom j, else 0, shape (B, N, N).
+            belongs to messages from atom j to atom i.
+        linked: 1 where atom i receives messages from atom j, else 0, shape (B, N, N).
         present: 1 for atoms, 0 for padding, shape (B, N).
     """
 

@@ -72,7 +72,7 @@ _ORDER: tuple[Split, ...] = ("test", "val", "train")
 
 
 def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
-    """Return molecules as padded graphs in which every atom hears from every other.
+    """Return molecules as padded complete graphs.
 
     An atom is described by 11 numbers, those of ``torch_geometric.datasets.QM9``: one-hot element
     (H, C, N, O, F), atomic number, four zeros (aromatic, sp, sp2 and sp3, which that library leaves

@@ -56,8 +56,8 @@ def load(folder: Path) -> tuple[Molecules, str, str]:
     """Map prepared data into memory.
 
     Returns:
-        The molecules, one digest of all arrays, and what is to be said of values that were accepted
-        as implausible.
+        The molecules, one digest of all arrays, and a sentence on values that were accepted though
+        implausible, "" for none.
 
     Raises:
         DataMissingError: There are none.

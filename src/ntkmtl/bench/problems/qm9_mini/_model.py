@@ -27,7 +27,7 @@ class FeatureBatch(NamedTuple):
         places: Their places from the center of nuclear charge in Angstrom, (b, 9, 3).
         shells: Weights of messages, (b, 9 * 6, 9).
         whole: Scaled features of the whole molecule, (b, 10).
-        targets: What the heads shall say, (b, 11).
+        targets: Targets of the heads, (b, 11).
     """
 
     atoms: Tensor
@@ -41,8 +41,8 @@ class FeatureBatch(NamedTuple):
 class MoleculeNet(MultiTaskModel):
     """One round of message passing, a readout that adds over atoms, k linear heads.
 
-    Each heavy atom is embedded from its surroundings and hears from every other heavy atom, apart
-    for each shell of distance. A molecule is then described by sums over its atoms: of the
+    Each heavy atom is embedded from its surroundings and receives messages from every other heavy
+    atom, by shells of distance. A molecule is then described by sums over its atoms: of the
     embeddings, of learned charges times squared distances from the center (for the extent of the
     electron cloud), and the lengths of dipoles of learned charges that add to zero (for the dipole
     moment).

@@ -1,4 +1,4 @@
-"""The network: messages between atoms that depend on distances, and what is read off the atoms."""
+"""The network: messages between atoms that depend on distances, and a readout from the atoms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASIS = 20
 
 
 class Messages(nn.Module):
-    """A continuous-filter convolution: atoms hear each other through a function of distance."""
+    """A continuous-filter convolution: messages are filtered by a function of distance."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
