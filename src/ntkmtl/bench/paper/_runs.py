@@ -220,12 +220,7 @@ def _check_baseline(
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured for one problem of a table or figure.
-
-    Attributes:
-        prepared: What was trained.
-        table: The table of the methods and seeds asked for, from the comparison's folder.
-    """
+    """What was measured for one problem of a table or figure."""
 
     prepared: PreparedRuns
     table: ResultTable

@@ -93,13 +93,6 @@ class SideBySide:
     orders: tuple[dict[str, Any], ...]
     runs: tuple[dict[str, Any], ...]
 
-    def entry(self, method: str, source: str = MEASURED) -> Entry:
-        """Return a line."""
-        for entry in self.entries:
-            if (entry.method, entry.source) == (method, source):
-                return entry
-        raise KeyError(f"no {source} line of {method!r}")
-
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         found = {

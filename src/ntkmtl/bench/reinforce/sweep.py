@@ -32,19 +32,7 @@ __all__ = ["AgentJob", "compare", "jobs_of"]
 
 @dataclass(frozen=True)
 class AgentJob:
-    """One run of an agent, as a :class:`ntkmtl.bench.jobs.engine.RunnableJob`.
-
-    Attributes:
-        recipe: How long and how.
-        variant: Name of the variant.
-        seed: Seed.
-        task: The task of a single-task agent.
-        folder: The run's folder.
-        device: Where networks and replay are.
-        threads: Threads that torch computes with.
-        overwrite: Replace a run of other settings.
-        after: Runs that it waits for: none.
-    """
+    """One run of an agent, as a :class:`ntkmtl.bench.jobs.engine.RunnableJob`."""
 
     recipe: ReinforceRecipe
     variant: str

@@ -32,15 +32,7 @@ RUN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class StudyEstimate:
-    """How long what is missing of one problem and method takes.
-
-    Attributes:
-        problem: The problem.
-        method: The method.
-        runs: Number of runs.
-        epochs: Number of epochs of all runs.
-        seconds: Time of all, one after another.
-    """
+    """How long what is missing of one problem and method takes."""
 
     problem: str
     method: str

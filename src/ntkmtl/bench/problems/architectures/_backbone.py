@@ -37,6 +37,8 @@ class Backbone:
             output, or of the mixture of outputs that stands for it; the output itself unless said.
             It has no parameters. Networks whose later stages need what earlier ones found along the
             same way carry it here, as SegNet does the places of maxima.
+        seen: What gates after a stage read, of the same three; the output's mean over places unless
+            said.
 
     Example:
         >>> import torch

@@ -69,15 +69,7 @@ class Invariants(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Scaled features of m molecules, as the network takes them.
-
-    Attributes:
-        atoms: (m, 9, F'), constant columns removed.
-        mask: (m, 9, 1).
-        places: (m, 9, 3).
-        shells: (m, 9 * 6, 9).
-        whole: (m, 10), decorrelated.
-    """
+    """Scaled features of m molecules, as in :class:`FeatureBatch`; constant columns removed."""
 
     atoms: Singles
     mask: Singles
