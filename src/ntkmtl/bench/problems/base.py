@@ -250,7 +250,10 @@ class WholeModel(MultiTaskModel):
 class Problem(ABC):
     """A multi-task learning problem.
 
-    Subclasses are registered by name in :mod:`ntkmtl.bench.problems`.
+    Subclasses are registered by name in :mod:`ntkmtl.bench.problems`. In methods, ``outputs`` is
+    what :meth:`MultiTaskModel.predict` returned, ``batch`` what :meth:`batch` returned,
+    ``indices`` are samples of a split, int64 of shape (b,), and ``tasks`` are those that the
+    network was built for, all of them if None.
 
     Attributes:
         name: Name on the command line.
@@ -316,11 +319,6 @@ class Problem(ABC):
     ) -> dict[str, Tensor | None]:
         """Return one scalar training loss per task, None where the batch has no label for it.
 
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
-
         Raises:
             ValueError: There are not as many outputs as tasks, or a task is unknown.
         """
@@ -344,10 +342,6 @@ class Problem(ABC):
         A problem whose losses are means over labels of which samples have different numbers, as
         valid pixels, says so here: a mini-batch's share of the batch's loss depends on it.
 
-        Args:
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
-
         Returns:
             Shape (k, b), or None.
         """
@@ -359,11 +353,6 @@ class Problem(ABC):
         """Return the residuals of tasks whose loss is a mean of squares, before they are squared.
 
         ``ntkmtl analyze`` shows their kernels (:func:`ntkmtl.analysis.residual_ntk`).
-
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
 
         Returns:
             By task, in any shape, each entry a point; here of no task.
@@ -377,12 +366,7 @@ class Problem(ABC):
     def predictions(
         self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
     ) -> dict[str, Prediction]:
-        """Return what a network's outputs say, by task; here the outputs as they are.
-
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            tasks: The tasks the network was built for, all of them if None.
-        """
+        """Return what a network's outputs say, by task; here the outputs as they are."""
         names = self.tasks if tasks is None else tasks
         return {task: Prediction(out) for task, out in zip(names, outputs, strict=True)}
 
@@ -392,21 +376,11 @@ class Problem(ABC):
         """Return the labels in the terms of :meth:`predictions`, by task.
 
         A missing label is NaN, or -1 for a class. Tasks may be left out; here all are.
-
-        Args:
-            split: The split.
-            indices: Samples, int64 of shape (b,).
-            tasks: The tasks asked for, all of them if None.
         """
         return {}
 
     def sample(self, split: Split, index: int) -> Sample:
-        """Return a sample for display; here only its number in the split, from 1.
-
-        Args:
-            split: The split.
-            index: The sample, from 0.
-        """
+        """Return a sample for display; here only its number in the split, from 1."""
         return Sample(f"{split} sample {index + 1:,}")
 
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -437,10 +411,6 @@ class Problem(ABC):
 
         Here the mean over metrics of the logarithm on the validation split, with the sign of its
         direction, so that it does not depend on units.
-
-        Args:
-            model: The network after an epoch.
-            tasks: The tasks it was built for, all of them if None.
         """
         chosen = self.tasks if tasks is None else tasks
         values = self.evaluate(model, "val", tasks).clamp(min=1e-30).log()
