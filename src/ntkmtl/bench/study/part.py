@@ -64,11 +64,6 @@ class Trainer:
     engine: Engine | None = None
     reporter: Callable[[], Reporter] = Reporter
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of a comparison."""
-        return {"jobs": self.jobs, "threads": self.threads, "device": self.device}
-
 
 class StudyPart:
     """One problem's part of a study.
@@ -133,7 +128,8 @@ class StudyPart:
 
     def comparison(self, methods: Sequence[str], part: str, **more: Any) -> Comparison:
         """Return the comparison of a part of the study."""
-        settings = {**self.trainer.settings, **more}
+        how = self.trainer
+        settings = {"jobs": how.jobs, "threads": how.threads, "device": how.device, **more}
         return self.plan.comparison(self.asked, list(methods), self.place / part, **settings)
 
     def train(self, comparison: Comparison) -> Sweep:
