@@ -1,4 +1,4 @@
-"""``ntkmtl compare`` for entries of the registry that are no supervised problems."""
+"""``ntkmtl compare`` for registered problems that are not supervised ones."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Device = Literal["auto", "cpu", "cuda"]
 """Device to train on: ``"auto"`` takes a GPU if there is one."""
 
 LEAST_SCALE = 2.0**-14
-"""Scale of fp16's gradients below which non-finite gradients are no overflow."""
+"""Scale of fp16's gradients below which non-finite gradients do not come from overflow."""
 
 
 class DeviceError(ValueError):

@@ -96,7 +96,8 @@ def evaluating(model: MultiTaskModel) -> Iterator[None]:
 def moved(batch: Any, model: MultiTaskModel) -> Any:
     """Return a batch on the device of a network: a tensor, or a tuple of such things, or of None.
 
-    Problems make batches where their data are, on the CPU. What is there already is not copied.
+    Problems make batches on the CPU, where their data are. Tensors on the right device are not
+    copied.
 
     Example:
         >>> from torch import nn
@@ -151,7 +152,7 @@ def enough(
 ) -> None:
     """Refuse prepared data of which a recipe takes more samples than there are.
 
-    Where ``least`` is given, so many are enough, for splits in the same proportions. ``how`` says
+    If ``least`` is given, that many are enough, for splits in the same proportions. ``how`` says
     how a user gets more.
     """
     if found < (needed if least is None else least):

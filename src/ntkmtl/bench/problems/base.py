@@ -84,8 +84,8 @@ class Recipe:
         plateau_factor: Above.
         plateau_patience: Above, in epochs.
         min_learning_rate: Where ``"plateau"`` ends.
-        tested_epochs: A run's test metrics are the means of those after its last so many epochs, or
-            after all where there are fewer.
+        tested_epochs: A run's test metrics are means over its last epochs, this number of them, or
+            all if there are fewer.
         precision: What forward passes compute in: ``"fp32"``; or, by autocast with parameters and
             losses in fp32, ``"bf16"`` or ``"fp16"``, the latter with a gradient scaler.
         accumulate: Parts that the samples of a step pass through the network in, one after
@@ -179,8 +179,8 @@ class Sample(NamedTuple):
 
     Attributes:
         name: What it is called.
-        image: Red, green and blue from 0 to 1, shape (3, H, W); None where it is no image.
-        atoms: Atomic numbers (a,) and places in Angstrom (a, 3); None where it is no molecule.
+        image: Red, green and blue from 0 to 1, shape (3, H, W); None if it is not an image.
+        atoms: Atomic numbers (a,) and places in Angstrom (a, 3); None if it is not a molecule.
     """
 
     name: str
@@ -320,7 +320,7 @@ class Problem(ABC):
         """Return one scalar training loss per task, None where the batch has no label for it.
 
         Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
+            ValueError: The number of outputs is not that of tasks, or a task is unknown.
         """
 
     @abstractmethod
@@ -333,7 +333,7 @@ class Problem(ABC):
         of those tasks are returned, in the order of :attr:`metrics`.
 
         Raises:
-            ValueError: The network has not as many heads as there are tasks.
+            ValueError: The number of heads is not that of tasks.
         """
 
     def counts(self, batch: Any, tasks: Sequence[str] | None = None) -> Tensor | None:

@@ -34,16 +34,16 @@ class ReinforceRecipe:
         temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the variant says.
         initial_temperature: Where temperatures start.
         batch_size: Transitions of an update, of all tasks together.
-        sampling: ``"stratified"``: as many of each task; ``"uniform"``: as from one buffer.
+        sampling: ``"stratified"``: equally many of each task; ``"uniform"``: as from one buffer.
         capacity: Transitions kept, of all tasks together.
         random_steps: Vector steps with random actions before the first update.
-        catch_up: Make as many updates at once after the random steps.
+        catch_up: Make one update for each of the random steps after them.
         learning_rate: Of Adam.
         gamma: Discount.
         tau: Rate of the target critics.
         every: Weights are made in each ``every``-th update.
         evaluate_every: Vector steps between evaluations.
-        evaluation_episodes: Deterministic episodes per task, of as many goals, always the same.
+        evaluation_episodes: Deterministic episodes per task, one per goal, always the same goals.
         bfloat16_products: Let matrix products round their factors to bfloat16 on a processor that
             multiplies those faster; sums stay float32. It changes nothing on others.
         method_options: Settings of methods by variant, instead of the variant's own.

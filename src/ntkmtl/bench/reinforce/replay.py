@@ -130,7 +130,7 @@ class Replay:
         self._size = min(self._size + 1, self.capacity)
 
     def stratified(self, per_task: int) -> ReplayBatch:
-        """Draw as many transitions of every task, with replacement.
+        """Draw equally many transitions of every task, with replacement.
 
         Raises:
             ValueError: There is nothing to draw from, or nothing to be drawn.

@@ -128,8 +128,8 @@ class MultiTaskSAC:
             rounding.
 
     Attributes:
-        always_slice: Let each task's rows go through on their own in any case. The same numbers up
-            to rounding; slower.
+        always_slice: Whether each task's rows always go through the network on their own. The same
+            numbers up to rounding; slower.
         updates: Number of updates made.
 
     Raises:

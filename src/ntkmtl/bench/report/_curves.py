@@ -100,7 +100,7 @@ def _curve(found: Sequence[_Values], names: Sequence[str], rows: int) -> Curve:
     for each in found:
         at = np.searchsorted(numbers, each.epoch)
         for column, name in enumerate(each.names):
-            # A baseline's run holds only what belongs to its own task.
+            # A baseline's run holds only the values of its own task.
             if name in names:
                 values[seeds.index(each.seed), at, names.index(name)] = each.values[:, column]
     mean, stderr = _mean_and_stderr(values)

@@ -80,7 +80,7 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
     """Return heads and rows of cells: the metrics, MR, Delta-m and relative time.
 
     The best cell of a column is the best among the multi-task methods as shown, so methods that
-    cannot be told apart in the table are best together. Time has no best, as LS is the floor.
+    show the same number are best together. Time has no best, as LS is the floor.
 
     Returns:
         One head per column, and one list of cells per line of the table.
@@ -389,7 +389,7 @@ def print_table(table: ResultTable, console: rich.console.Console | None = None)
     from rich.measure import Measurement
 
     console = console or Console()
-    # Rich measures no wider than the terminal, unless it is told that there is room.
+    # Rich measures at most the width of the terminal, unless it is given more.
     unbounded = console.options.update(max_width=100_000)
     heads, _ = layout(table)
     start = 0

@@ -117,7 +117,7 @@ def _names(complete: Sequence[Run]) -> dict[tuple[str, str], str]:
         else:
             found[key] = f"{key[0]} ({_root(run).parent.name or rivals.index(run)})"
     if len(set(found.values())) < len(found):
-        # Folders of one name: their numbers tell them apart.
+        # Folders of the same name are numbered.
         found = {key: f"{name} {i}" for i, (key, name) in enumerate(found.items(), start=1)}
     return found
 

@@ -74,7 +74,7 @@ def _series(
     last = max(int(step.max()) for step, _ in pairs)
     recorded = max(len(step) for step, _ in pairs)
     points = min(recorded, most_points)
-    # Windows are centred on what was recorded, so that as many windows as rows hold one row each.
+    # Windows are centred on records, so that with a window per record each holds one.
     window = (last - first) / (points - 1) if points > 1 and last > first else 1.0
     k = pairs[0][1].shape[1]
     total = np.zeros((points, k))

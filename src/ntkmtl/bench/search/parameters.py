@@ -79,7 +79,7 @@ def parameters_of(
         recipe: The recipe that the search begins with.
         length: Whether the length of the combined gradient is searched as well, of methods that
             know one.
-        given: Options with a value that stays as it is; ``length`` is not searched if it is there.
+        given: Options with a fixed value; if ``length`` is among them, it is not searched.
         wide: Whether weights of ``fixed`` may be from 1e-6 to 1e6.
 
     Example:

@@ -51,9 +51,8 @@ class Ranking:
 def bootstrap(sources: Sequence[Sequence[Sequence[float]]], draws: int = DRAWS) -> Interval:
     """Return the mean over sources of paired differences, by a hierarchical bootstrap.
 
-    A draw takes as many sources as there are, with replacement; in each, every problem gives the
-    mean of as many seeds as it has, with replacement. Sources count alike, and so do the problems
-    of one source.
+    A draw resamples the sources, with replacement; in each, every problem gives the mean of its
+    seeds, resampled with replacement. Sources count alike, and so do the problems of one source.
 
     Args:
         sources: By source, by problem, the differences of the seeds.

@@ -35,7 +35,7 @@ class StudyOutcome:
 
     Attributes:
         written: Results that this call wrote, as ``problem/method``.
-        known: Number of results that were there before.
+        known: Number of results that existed before.
         failures: Runs that failed, without those that diverged.
         interrupted: Whether it was stopped.
     """

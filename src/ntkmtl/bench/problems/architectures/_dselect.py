@@ -46,7 +46,7 @@ class _Constant(nn.Module):
 
 
 class DSelectKGate(nn.Module):
-    r"""Weights of n experts of which at most so many are not zero, once z is binary.
+    r"""Weights of n experts, at most ``nonzeros`` of which are not zero once z is binary.
 
     Each of ``nonzeros`` selectors r picks one expert by its number in binary, of m = log2 n digits
     S(z_1), ..., S(z_m) (the single-expert selector of the paper):
@@ -55,7 +55,7 @@ class DSelectKGate(nn.Module):
 
     and the gate is q = sum over selectors of softmax(alpha)_s r(z_s). Its weights are not negative
     and sum to 1, exactly so for any z as n is a power of two. The paper's penalty on the selectors'
-    entropy, which speeds up their becoming binary, is no part of the gate; losses here have none.
+    entropy, which makes them binary sooner, is not a part of the gate; losses here have none.
 
     Args:
         inputs: Size of what the gate reads.
@@ -119,7 +119,7 @@ class DSelectKGate(nn.Module):
 
 
 class DSelectK(MMoE):
-    r"""MMoE whose gates select at most so many experts: :class:`DSelectKGate`.
+    r"""MMoE whose gates select at most ``nonzeros`` experts: :class:`DSelectKGate`.
 
     Shared are the experts, as in :class:`MMoE`, not the gates.
 

@@ -387,7 +387,7 @@ def _read_array(path: Path, layout: Layout, array: str) -> Any:
             )
     else:
         length = np.linalg.norm(values, axis=-1)
-        # Released normals were resized, and are no unit vectors any more.
+        # Released normals were resized, and are not unit vectors any more.
         if length.max() > layout.longest:
             raise ValueError(
                 f"{path} must hold unit vectors or 0. Found a length of {length.max():g}. "

@@ -109,7 +109,7 @@ def _basis(positions: Tensor, mask: Tensor) -> Tensor:
     away = positions[:, :, None] - positions[:, None]
     n = positions.shape[1]
     apart = mask[:, :, None] * mask[:, None] * (1 - torch.eye(n, device=positions.device))
-    # Where there is no pair the distance is beyond the cutoff, so that roots have a slope.
+    # Missing pairs get a distance beyond the cutoff, so that the square root has a derivative.
     distance = (away.square().sum(dim=-1) + (1 - apart) * CUTOFF**2).sqrt()
     order = torch.arange(1, BASIS + 1, dtype=positions.dtype, device=positions.device)
     waves = torch.sin(order * (math.pi / CUTOFF) * distance[..., None]) / distance[..., None]
