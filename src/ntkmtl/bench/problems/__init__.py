@@ -202,7 +202,7 @@ def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
     by_name: dict[str, Recipe] = dict(getattr(target, "recipes", None) or {})
     if not by_name:
         usual = getattr(target, "recipe", None)
-        # A custom problem may have anything there: trying it out says so.
+        # A custom problem may have anything there, which `check` refuses.
         return usual if hasattr(usual, "batch_size") else None
     if recipe is None:
         recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)

@@ -133,7 +133,7 @@ RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
         encoding="none",
         sampling="uniform",
         catch_up=True,
-        # Looked at every 10,000 steps, where an episode of 150 ends.
+        # Published: every 10,000 steps, of which only multiples of 30,000 end an episode of 150.
         evaluate_every=30_000,
         evaluation_episodes=1,
         method_options={"famo": {"gamma": 0.01}},
@@ -214,7 +214,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             Variant("fairgrad", "fairgrad", {"alpha": 2.0}),
             Variant("aligned-mtl", "aligned-mtl"),
             Variant("ntkmtl", "ntkmtl"),
-            # What the paper left out: its heads are what multi-head networks have.
+            # Not in the paper: it needs a head for each task.
             Variant("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
         )
     }
@@ -263,7 +263,7 @@ def variant_named(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     if ":" in name:
-        # One of the user's own, by the name under which every process finds it.
+        # A custom method, by the name under which every process finds it.
         name = spec(name).name
     elif name not in names():
         close = difflib.get_close_matches(name, [*VARIANTS, *names()], n=1)

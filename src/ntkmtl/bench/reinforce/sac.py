@@ -212,7 +212,7 @@ class MultiTaskSAC:
             "critic": _adam(
                 [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
             ),
-            # Adam moves each number by itself, so one optimizer does for both.
+            # Adam treats each number separately, so one optimizer is enough for both.
             "actor": _adam(
                 [*self.actor.parameters(), *self.actor_balancer.parameters(), self.log_temperature],
                 learning_rate,

@@ -388,7 +388,7 @@ class _Trials:
         """Return the record of a trial that has ended."""
         assert job.trial is not None
         if error:
-            # It has no result, so nothing else would remove it.
+            # Without a result, nothing else would remove them.
             remove_checkpoints(job.folder / CHECKPOINT)
             state, value = "diverged", None
         else:

@@ -29,7 +29,7 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
         >>> smooth_step(torch.tensor([-1.0, -0.25, 0.0, 0.5]))
         tensor([0.0000, 0.1562, 0.5000, 1.0000])
     """
-    # At the ends of the interval the cubic has value and slope of what it meets there.
+    # At the ends of the interval, value and slope of the cubic are those of the constants.
     t = t.clamp(-gamma / 2, gamma / 2)
     return -2 / gamma**3 * t**3 + 3 / (2 * gamma) * t + 0.5
 

@@ -188,7 +188,7 @@ class QM9(PropertiesProblem):
             ),
         ),
     }
-    # The row STL of the paper's Table 3; it moves the learning rate of the recipe paper, no metric.
+    # The row STL of the paper's Table 3; the learning rate of the recipe paper depends on it.
     reference: tuple[float, ...] | None = (
         *(0.060, 0.156, 60.54, 51.22, 0.419, 3.08, 39.3, 42.9, 41.7, 43.1, 0.061),
     )

@@ -112,7 +112,7 @@ class Scaling:
         )
         whole_center = features.whole.mean(0)
         values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_center) / spread).T))
-        # Directions of next to no variance are not blown up to unit variance.
+        # The constant keeps directions of almost no variance from being scaled to unit variance.
         whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
         return cls(columns, rows.mean(0), scale, whole_center, whole_map)
 
