@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -136,8 +136,7 @@ def prepare_data(
         raise ValueError(
             f"there is nothing to prepare for {name!r}; there is for {', '.join(prepare)}"
         )
-    module, _, function = prepare[name].partition(":")
-    made: str = getattr(import_module(module), function)(
+    made: str = resolve_name(prepare[name])(
         source, data_folder(name, folder), progress, accept_implausible
     )
     return made

@@ -21,6 +21,7 @@ from ntkmtl.bench.report._pictures import (
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.runs.run import best_run
 from ntkmtl.bench.trained import load
+from ntkmtl.bench.trained._model import joined
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Prediction, Sample
@@ -95,16 +96,11 @@ def _predict(network: TrainedModel, indices: Tensor) -> _Seen:
             f"no gallery of {problem.name}: the problem does not say its labels "
             "(its method `truth` returns none)"
         )
-    joined = {
-        task: said._replace(
-            values=torch.cat([part[task].values for part in parts]),
-            probabilities=None
-            if said.probabilities is None
-            else torch.cat([p for part in parts if (p := part[task].probabilities) is not None]),
-        )
-        for task, said in parts[0].items()
-    }
-    return _Seen(indices, joined, {t: torch.cat([part[t] for part in labels]) for t in labels[0]})
+    return _Seen(
+        indices,
+        {task: joined([part[task] for part in parts]) for task in parts[0]},
+        {task: torch.cat([part[task] for part in labels]) for task in labels[0]},
+    )
 
 
 # ------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
@@ -145,8 +145,7 @@ def section_of(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str,
     entry = problems.spec(runs.problem)
     if entry is None or not entry.section:
         return None
-    module, _, function = entry.section.partition(":")
-    found: dict[str, Any] = getattr(import_module(module), function)(runs_dir)
+    found: dict[str, Any] = resolve_name(entry.section)(runs_dir)
     found["pictures"] = [
         (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
         for path, caption in found["pictures"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,7 +20,7 @@ from ntkmtl.bench.trained._export import export_program
 if TYPE_CHECKING:
     import os
 
-__all__ = ["TrainedModel", "load"]
+__all__ = ["TrainedModel", "joined", "load"]
 
 
 class TrainedModel:
@@ -77,7 +77,7 @@ class TrainedModel:
             self._predict(self.problem.evaluation_batch(split, indices))
             for indices in self._indices(split)
         ]
-        return {task: _joined([part[task] for part in parts]) for task in parts[0]}
+        return {task: joined([part[task] for part in parts]) for task in parts[0]}
 
     def _predict(self, batch: Any) -> dict[str, Prediction]:
         with torch.no_grad():
@@ -268,7 +268,8 @@ def _split(name: str) -> Split:
     raise ValueError(f"a split is train, val or test. Found {name!r}.")
 
 
-def _joined(parts: list[Prediction]) -> Prediction:
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Return the predictions of one task for several batches, one after the other."""
     shares = [part.probabilities for part in parts if part.probabilities is not None]
     return Prediction(
         torch.cat([part.values for part in parts]),

@@ -281,9 +281,7 @@ def _pack_rows(source: Path) -> Iterator[dict[str, str]]:
         else:
             root = source / "qm9pack" if (source / "qm9pack").is_dir() else source
         for part in _PACK_PARTS:
-            path = root
-            for name in part.split("/"):
-                path = path / name
+            path = root.joinpath(*part.split("/"))
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{source} has no {part}: is it the package qm9pack 1.0.3, or the folder of "
