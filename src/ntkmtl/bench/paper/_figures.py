@@ -225,7 +225,7 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
 
 def _notes_of(result: PaperResult, found: Measured) -> list[str]:
     prepared, facts = found.prepared, found.table.facts
-    # Figure 3 varies n, so the recipe's n is no difference.
+    # Figure 3 varies n, so the recipe's n does not count as a difference.
     changed = [
         one
         for one in differences(facts, prepared.problem.name, found.part.problem)

@@ -76,7 +76,7 @@ def refuse_unfit(problem: Problem) -> None:
 
 
 def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
-    """Refuse a network that has not one head per task."""
+    """Refuse a network without exactly one head per task."""
     if len(outputs) != len(tasks):
         raise ValueError(f"{len(outputs)} outputs for {len(tasks)} tasks")
 

@@ -132,8 +132,8 @@ def prepare(
     call continues from there.
 
     ``source`` is the folder of CelebA as released, with all images in ``img_align_celeba``, or a
-    part of them in an archive whose name is another and begins so. The other arguments and the
-    return value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
+    part of them in an archive whose name only begins with that. The other arguments and the return
+    value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: A file is missing.
