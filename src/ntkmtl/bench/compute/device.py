@@ -6,15 +6,13 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Precision
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 __all__ = [
     "Arithmetic",

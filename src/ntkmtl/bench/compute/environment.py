@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from ntkmtl.bench.runs.provenance import available_cores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["cores", "default_threads", "reproducible"]
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,11 +22,6 @@ from torch import Tensor, nn
 from ntkmtl.balance import Balancer
 from ntkmtl.bench.compute.accelerate_ import accelerator, check_launch
 from ntkmtl.kernel import ExtendedNTK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
 
 __all__ = [
     "JoiningBalancer",

@@ -12,7 +12,7 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.report._build import table_of
-from ntkmtl.bench.report._runs import load
+from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import SeedMean
 from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name
 from ntkmtl.bench.training import Comparison, method_names
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._results import PaperResult, ResultPart
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import MethodRow, ResultTable
-    from ntkmtl.bench.report._runs import ProblemRuns
 
 Baseline = Literal["trained", "published", "none"]
 """Where the STL row of Δm% is from."""

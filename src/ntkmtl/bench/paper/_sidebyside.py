@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._checks import checks
 from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
-from ntkmtl.bench.paper._tables import table
+from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable, table
 from ntkmtl.bench.report._render import finite, printable
 from ntkmtl.bench.report._table import MethodRow, SeedMean
 from ntkmtl.bench.report._words import aligned, count
@@ -21,7 +21,6 @@ from ntkmtl.metrics import mean_rank
 if TYPE_CHECKING:
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
-    from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable
 
 FORMATS = ("text", "markdown", "json")
 

@@ -14,18 +14,16 @@ import secrets
 import shutil
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
 with imports_for("prepared data"):
     import numpy as np
-from collections.abc import Iterator, Mapping
-
-if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"

@@ -20,13 +20,12 @@ from ntkmtl.bench.report._pictures import (
 )
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.runs.run import best_run
-from ntkmtl.bench.trained import load
+from ntkmtl.bench.trained import TrainedModel, load
 from ntkmtl.bench.trained._model import joined
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Prediction, Sample
     from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.trained import TrainedModel
 
 LOOKED_AT = 1_000
 """Samples of the test split, from its start, of which the worst are shown."""

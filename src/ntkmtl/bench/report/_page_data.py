@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.report._curves import learning_curves
+from ntkmtl.bench.report._curves import Curve, learning_curves
 from ntkmtl.bench.report._render import printable, render
-from ntkmtl.bench.report._series import points_for, series_of
+from ntkmtl.bench.report._series import Series, points_for, series_of
 from ntkmtl.bench.report._words import plain_label, plain_method, short
 from ntkmtl.bench.runs import folder_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ntkmtl.bench.report._curves import Curve
     from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.report._series import Series
     from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
 
 

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.files import read_bytes, require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 IMAGES = 202_599
 PARTITION = {"train": 162_770, "val": 19_867, "test": 19_962}

@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
     ArrayLayout,
@@ -31,9 +31,6 @@ from ntkmtl.bench.problems.celeba._source import (
     read_annotations,
 )
 from ntkmtl.errors import imports_for
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 KIND = "celeba 1"
 SIDE = 64

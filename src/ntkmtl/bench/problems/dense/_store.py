@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
     ArrayLayout,
@@ -20,9 +21,6 @@ from ntkmtl.bench.problems._arrays import (
 )
 from ntkmtl.bench.problems._decoding import NOTE, decode_samples
 from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""

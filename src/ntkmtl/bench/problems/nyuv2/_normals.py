@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
 """Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""

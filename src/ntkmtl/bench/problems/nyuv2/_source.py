@@ -7,17 +7,14 @@ import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems.dense._store import Frame, Layout, Source, prepare_frames, released
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
 from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SIZE = (288, 384)
 CLASSES = 13

@@ -9,14 +9,12 @@ is bonded to the heavy atom next to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.errors import imports_for
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _SYMBOL = {6: "C", 7: "N", 8: "O", 9: "F"}
 

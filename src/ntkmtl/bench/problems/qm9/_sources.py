@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._plausible import refuse_implausible
 from ntkmtl.bench.problems.qm9._bonds import bonds_of
@@ -26,9 +26,6 @@ from ntkmtl.bench.problems.qm9._molecules import LAST_INDEX, UNCHARACTERIZED, Mo
 from ntkmtl.bench.problems.qm9._units import wrong_units
 from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTREE
 from ntkmtl.files import read_bytes, require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
