@@ -199,7 +199,7 @@ GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "
 
 
 def _check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
-    """Refuse settings of methods that can be seen to be wrong before data are read."""
+    """Refuse settings of methods that are wrong whatever the data are."""
     for method, chosen in settings.items():
         for key in GIVEN:
             if key in chosen:

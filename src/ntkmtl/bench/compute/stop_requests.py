@@ -23,7 +23,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     The first signal is recorded, and the caller acts on it at the next safe point. A second Ctrl-C
     raises ``KeyboardInterrupt`` at once. An enclosing block sees the signal as well, so that a job
     of several parts stops even if the signal comes when a part is about to end. Outside the main
-    thread, where Python handles no signals, nothing is changed and no request is ever seen.
+    thread, where Python handles no signals, nothing is changed and the list stays empty.
 
     Yields:
         A function that says whether a stop was requested.

@@ -70,7 +70,7 @@ class PreparedRuns:
     """One problem that is ready to be trained.
 
     Attributes:
-        part: What it stands for in the result.
+        part: The part of the result that it measures.
         source: Its name as asked for.
         problem: The problem.
         options: Options that it was created with.
@@ -226,7 +226,7 @@ class Measured:
 
     @property
     def part(self) -> ResultPart:
-        """What it stands for."""
+        """The part of the result that it measures."""
         return self.prepared.part
 
     def rows(self) -> list[MethodRow]:

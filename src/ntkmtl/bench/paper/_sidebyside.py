@@ -262,7 +262,7 @@ def _orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterato
         measured: dict[str, float] = {}
         for entry in entries:
             if entry.method != SINGLE_TASK and column.name in entry.numbers:
-                # Of Table 6 the rows that the paper's authors trained, which stand last.
+                # Of Table 6 the rows that the paper's authors trained, which are last.
                 kind = measured if entry.source == MEASURED else published
                 kind[entry.method] = entry.numbers[column.name].value
         yield from orders_of(column.name, column.label, published, measured)

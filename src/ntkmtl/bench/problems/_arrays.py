@@ -91,7 +91,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str, Any]) -> None:
-    """Write the manifest of arrays that already stand in a folder; the data are then complete."""
+    """Write the manifest of arrays that are already in a folder; the data are then complete."""
     arrays = {}
     for name in names:
         path = folder / f"{name}.npy"
@@ -191,7 +191,7 @@ def publish(new: Path, folder: Path) -> None:
     are still next to ``folder``, under a name that begins with a dot.
 
     Args:
-        new: The whole data, at a path of :func:`beside`. It is gone afterwards.
+        new: The whole data, at a path of :func:`beside`, where it is no longer afterwards.
         folder: The folder to replace.
 
     Raises:

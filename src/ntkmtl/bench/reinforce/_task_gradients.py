@@ -32,7 +32,7 @@ def with_task_gradients(
         losses: k losses of one pass, each of its own task's rows alone; None for a task without
             rows. Their graph is used up.
         trace: The layers of the pass.
-        sizes: Number of rows of each task, which stand together.
+        sizes: Number of rows of each task, which are contiguous.
         parameters: Of the traced layers, in any order.
 
     Returns:

@@ -429,5 +429,5 @@ def _simulator(name: str, render: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _goals(name: str, seed: int) -> list[Any]:
-    """Return the 50 goals of a task; the global random state is left alone."""
+    """Return the 50 goals of a task; the global random state is not changed."""
     return list(_metaworld().MT1(f"{name}-v3", seed=seed).train_tasks)

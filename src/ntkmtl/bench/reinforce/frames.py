@@ -117,7 +117,7 @@ def save_strip(films: Sequence[Film], path: str | os.PathLike[str], title: str =
     Args:
         films: With the same number of pictures each.
         path: The file.
-        title: What stands above.
+        title: The title above the pictures.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.

@@ -163,7 +163,7 @@ class _Network(nn.Module):
         """Apply the heads to the features of several tasks.
 
         Args:
-            features: The trunk's output; rows of one task stand together.
+            features: The trunk's output; rows of one task are contiguous.
             sizes: Number of rows of each task.
             dim: Dimension of the rows.
         """

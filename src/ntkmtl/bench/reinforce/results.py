@@ -140,7 +140,7 @@ def interquartile_mean(values: Array) -> float:
 
 
 def bootstrap(
-    values: Array, statistic: Callable[[Array], float], draws: int = 2000, seed: int = 0
+    values: Array, statistic: Callable[[Array], float], draws: int = 2000
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of a statistic over resampled seeds.
 
@@ -148,7 +148,6 @@ def bootstrap(
         values: One entry per seed, shape (seeds, ...).
         statistic: From an array of that shape to a number.
         draws: Number of resamples.
-        seed: Of the resamples.
 
     Returns:
         Its two ends; None for one seed.
@@ -169,7 +168,7 @@ def bootstrap(
         n_resamples=draws,
         vectorized=False,
         method="percentile",
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
@@ -243,7 +242,7 @@ HEADS = (
 
 
 def cells(entry: Success) -> list[str]:
-    """Return a row of the table of success rates in percent; the tasks stand last."""
+    """Return a row of the table of success rates in percent; the tasks are last."""
 
     def ends(found: tuple[float, float] | None) -> str:
         return "" if found is None else f"{found[0]:.1f} to {found[1]:.1f}"

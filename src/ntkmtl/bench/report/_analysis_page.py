@@ -44,7 +44,7 @@ def write_page(study: Study, path: str | os.PathLike[str], *, groups: int | None
             :func:`ntkmtl.analysis.group_tasks` if None.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         ValueError: ``groups`` is not in 1..k.

@@ -58,7 +58,7 @@ def write_html(
             created as ``config.json`` says, and its data are read.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -144,7 +144,7 @@ def _hash(script: str) -> str:
 
 
 def embed(value: Any) -> str:
-    r"""Return JSON that may stand in a ``<script>`` element, whatever the strings in it.
+    r"""Return JSON that is safe in a ``<script>`` element, whatever the strings in it.
 
     Args:
         value: JSON values; numbers that are not finite become null.

@@ -447,7 +447,7 @@ def _rich_block(
 
 
 def _ends_block(table: ResultTable, row: MethodRow) -> bool:
-    """Return whether a rule goes below a row: what is not ranked stands apart."""
+    """Return whether there is a line below a row: rows that are not ranked are set apart."""
     if row.reference:
         return False
     return row.is_baseline or (row is table.rows[-1] and bool(table.references))

@@ -73,7 +73,7 @@ def save_figures(
         formats: Endings of the files, as matplotlib knows them.
 
     Returns:
-        Where the files stand.
+        The paths of the files.
 
     Raises:
         FileNotFoundError: There is no folder ``runs_dir``.

@@ -105,7 +105,7 @@ def paired_p_values(
         differences = np.subtract(np.asarray(own, float), np.asarray(base, float))
         if np.ptp(differences) > 0:
             found[name] = float(ttest_rel(own, base).pvalue)
-    # Holm: the smallest p times their number, the next times one less, never falling.
+    # Holm: the smallest p times their number, the next times one less; none below the one before.
     corrected, worst = {}, 0.0
     for place, name in enumerate(sorted(found, key=found.__getitem__)):
         worst = max(worst, min(1.0, found[name] * (len(found) - place)))

@@ -27,7 +27,7 @@ def write_page(judgement: StudyJudgement, output: Path) -> Path:
         output: Where to write.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.

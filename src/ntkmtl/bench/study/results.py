@@ -134,7 +134,7 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def result_path(out: Path, problem: str, method: str) -> Path:
-    """Return where the result of a method on a problem stands."""
+    """Return the path of the result of a method on a problem."""
     return out / "results" / problem / f"{folder_name(method)}.json"
 
 

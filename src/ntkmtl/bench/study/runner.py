@@ -25,7 +25,7 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
 
     Args:
         plan: The study.
-        out: Its folder: results stand in ``results``, unfinished work in ``work``.
+        out: Its folder: results are in ``results``, unfinished work in ``work``.
         trainer: How runs are trained.
 
     Raises:

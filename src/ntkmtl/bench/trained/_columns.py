@@ -33,7 +33,7 @@ def columns_of(
     Args:
         predictions: By task.
         truth: Labels by task.
-        ids: Columns to stand in front.
+        ids: Columns to put first.
 
     Raises:
         ValueError: A prediction is more than a number or a class per sample, as an image is, or

@@ -91,7 +91,7 @@ class TrainedModel:
             source: A file, or a pandas data frame.
 
         Returns:
-            ``inputs``, a batch; ``ids``, columns that stand unchanged beside predictions; and
+            ``inputs``, a batch; ``ids``, columns that are copied beside predictions; and
             ``warnings``, one sentence each.
 
         Raises:
@@ -180,7 +180,7 @@ def load(
 
     Raises:
         RunFileError: The run is incomplete or kept no network, or a file is damaged.
-        ProblemNotFoundError: The problem cannot be created, as where its data are gone.
+        ProblemNotFoundError: The problem cannot be created, as its data were deleted, say.
         ValueError: The problem is another one, or is not one of samples and losses.
     """
     run = run if isinstance(run, Run) else load_run(run)

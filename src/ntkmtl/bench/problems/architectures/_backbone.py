@@ -174,7 +174,7 @@ class Architecture(MultiTaskModel):
 
     @abstractmethod
     def add_encoder(self, backbone: Backbone) -> None:
-        """Make all that stands below the heads."""
+        """Make all that is below the heads."""
 
     @abstractmethod
     def shared_parameters(self) -> Iterator[nn.Parameter]:

@@ -45,7 +45,7 @@ _RELEASED = "img_align_celeba"
 
 @dataclass(frozen=True)
 class Annotations:
-    """What is known of m images.
+    """Labels and partition of m images.
 
     Attributes:
         names: Names of their files, rising.
@@ -163,7 +163,7 @@ def open_images(source: Path) -> Iterator[Images]:
 
     Raises:
         FileNotFoundError: There are none.
-        ValueError: The archive is damaged, or files of it bear one name.
+        ValueError: The archive is damaged, or two of its files have one name.
     """
     path = _images_path(source)
     try:

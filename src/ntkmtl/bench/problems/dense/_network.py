@@ -329,9 +329,9 @@ def _carry(stages: int, number: int, read: _CarriedMap, said: Tensor) -> _Carrie
 def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> Backbone:
     """Return SegNet, encoder and decoder, for architectures: each of its stages is one.
 
-    What stands between stages mixes their last feature maps before these are pooled, so each way
-    through the network pools its own mixtures, and enlarges at the places that it pooled. Gates
-    read the mean of the image over its pixels, and of feature maps the mean over theirs.
+    Units between stages mix the last feature maps before these are pooled, so each path
+    through the network pools its own mixtures and unpools to the places of their maxima. Gates read
+    means over pixels, of the image or of the feature map.
 
     Raises:
         ValueError: ``widths`` and ``depths`` are of different lengths.

@@ -127,7 +127,7 @@ def recipes(
 
 
 def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
-    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES."""
+    """Return an architecture over SegNet, or None for one of ARCHITECTURES."""
     known = (*ARCHITECTURES, *names())
     if name not in known:
         raise ValueError(f"architecture must be one of {', '.join(known)}. Found {name!r}.")
@@ -426,7 +426,7 @@ class DenseProblem(RowsProblem):
                 for kind, output in zip(chosen, outputs, strict=True):
                     labels = batch.labels(kind)
                     meters[kind].update(output.to(labels.device), labels)
-        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
+        # Metrics are in the order of the problem's tasks, heads in that of `tasks`.
         ordered = [meters[kind] for kind in self._kinds if kind in meters]
         values = [value for meter in ordered for value in meter.values()]
         return torch.tensor(values, dtype=torch.float64)

@@ -141,7 +141,7 @@ def _match(
         atom = len(taken)
         if atom == len(symbols):
             return True
-        # Its own number first: nearly always the atoms stand in the order of the SMILES.
+        # Its own number first: nearly always the atoms are in the order of the SMILES.
         for place in (atom, *(p for p in range(len(symbols)) if p != atom)):
             if (
                 place not in taken

@@ -161,7 +161,7 @@ class _EdgeConvolution(nn.Module):
     """x_i W + mean over neighbors j of x_j M(e_ij), M a network of one hidden layer.
 
     M(e) is linear in its hidden layer h(e), so states are summed under h first and multiplied with
-    its weights once per atom: no (edges, width, width) matrices come to be.
+    its weights once per atom: no (edges, width, width) matrices are made.
     """
 
     def __init__(self, width: int, edge_features: int, hidden: int) -> None:

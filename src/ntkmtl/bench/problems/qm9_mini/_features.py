@@ -245,7 +245,7 @@ def _kinds(element: Ints, heavy: NDArray[np.bool_], first: Ints, second: Ints) -
 def _radial(
     element: Ints, heavy: NDArray[np.bool_], row: Ints, first: Ints, second: Ints, distance: Floats
 ) -> Floats:
-    """Return how many atoms of each element stand at each distance from each heavy atom."""
+    """Return how many atoms of each element are at each distance from each heavy atom."""
     near = heavy[first] & (distance < RADIAL_CUTOFF)
     i, j, r = first[near], second[near], distance[near]
     kinds, atoms = len(ELEMENTS), int(heavy.sum())
@@ -263,7 +263,7 @@ def _angular(
     second: Ints,
     distance: Floats,
 ) -> Floats:
-    """Return how many pairs of near atoms of two elements are seen at each angle."""
+    """Return how many pairs of near atoms of two elements are at each angle."""
     near = np.flatnonzero(heavy[first] & (distance < ANGULAR_CUTOFF))
     near = near[np.argsort(first[near], kind="stable")]
     i, j, r = first[near], second[near], distance[near]
