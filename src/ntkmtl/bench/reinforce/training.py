@@ -476,10 +476,7 @@ class AgentTraining:
         self.world.load_state_dict(state["world"])
         self.explore.set_state(state["explore"])
         torch.set_rng_state(state["random"])
-        self.history = [
-            Epoch(**{**e, "train_losses": tuple(e["train_losses"]), "val": tuple(e["val"])})
-            for e in state["history"]
-        ]
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.loss_sums = state["loss_sums"].clone()
         self.loss_counts = state["loss_counts"].clone()
         self.epoch_seconds = float(state["epoch_seconds"])
