@@ -1,4 +1,4 @@
-"""A problem of one's own: copy this file, and put your data, network and losses in.
+"""A problem in one file: copy it, and put your data, network and losses in.
 
 ntkmtl compare examples/own_problem/my_problem.py:MyProblem --seeds 2 --epochs 5
 """

@@ -17,6 +17,7 @@ import pytest
 import torch
 from architecture_gates import selecting_gate, softmax_gate, weighted
 from architecture_runs import check_command, check_exact_kernel
+from released_frames import write_released
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,7 +40,6 @@ from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import MTANNetwork, SegNetNetwork, backbone, heads
 from ntkmtl.bench.problems.dense._problem import Part
-from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.nyuv2 import prepare as prepare_nyuv2
 from ntkmtl.bench.training import train

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 from prediction_oracle import check_predictions
+from released_frames import write_released
 
 from ntkmtl import Balancer
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
-from ntkmtl.bench.problems.cityscapes import Cityscapes, ImageBatch, load, prepare
+from ntkmtl.bench.problems.cityscapes import Cityscapes, ImageBatch, prepare
+from ntkmtl.bench.problems.cityscapes._source import LAYOUT
 from ntkmtl.bench.problems.dense._problem import Part
-from ntkmtl.bench.problems.dense._store import write_released
+from ntkmtl.bench.problems.dense._store import load_frames
 from ntkmtl.bench.training import train, trainer
 
 # CityScapes with disparity is not to be had without its licence: all files are made here.
@@ -62,7 +64,7 @@ def problem(folder: Path) -> Cityscapes:
 
 
 def test_reads_the_released_layout(folder: Path) -> None:
-    frames = load(folder)
+    frames = load_frames(folder, LAYOUT)
     assert (len(frames), frames.training, frames.normals) == (TRAINING + TESTING, TRAINING, None)
     for row, number in ((0, 0), (TRAINING, 1000)):
         expected = frame(number)

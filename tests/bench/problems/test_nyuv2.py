@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from prediction_oracle import check_predictions
+from released_frames import write_released
 
 from ntkmtl import Balancer
 from ntkmtl.bench import problems
@@ -20,9 +21,10 @@ from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.dense import _store as dense_store
 from ntkmtl.bench.problems.dense._labels import ImageBatch, meter
 from ntkmtl.bench.problems.dense._problem import clean_split
-from ntkmtl.bench.problems.dense._store import write_released
-from ntkmtl.bench.problems.nyuv2 import NYUv2, load, normals_from_depth, prepare
+from ntkmtl.bench.problems.dense._store import load_frames
+from ntkmtl.bench.problems.nyuv2 import NYUv2, normals_from_depth, prepare
 from ntkmtl.bench.problems.nyuv2._normals import INTRINSICS
+from ntkmtl.bench.problems.nyuv2._source import LAYOUT
 from ntkmtl.bench.training import train
 from ntkmtl.kernel import branch
 
@@ -166,7 +168,7 @@ def test_reads_the_released_layout(tmp_path: Path) -> None:
     line = prepare(source, tmp_path / "made")
     assert line.startswith("2 training and 1 test frames in ")
     assert line.endswith("normals are released")
-    frames = load(tmp_path / "made")
+    frames = load_frames(tmp_path / "made", LAYOUT)
     assert (len(frames), frames.training) == (3, 2)
     assert isinstance(frames.depths, np.memmap)
     assert frames.normals is not None
@@ -261,7 +263,10 @@ def test_a_stopped_preparation_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     said.clear()
     prepare(source, tmp_path / "made", said.append)
     assert said == ["continuing after 2 frames", "3 of 4 frames decoded", "4 of 4 frames decoded"]
-    assert load(tmp_path / "made").sha256 == load(tmp_path / "whole").sha256
+    assert (
+        load_frames(tmp_path / "made", LAYOUT).sha256
+        == load_frames(tmp_path / "whole", LAYOUT).sha256
+    )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["made", "source", "whole"]
 
 
@@ -272,7 +277,7 @@ def test_damaged_arrays_are_refused(tmp_path: Path) -> None:
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"labels\.npy cannot be used: its SHA-256"):
-        load(tmp_path / "made")
+        load_frames(tmp_path / "made", LAYOUT)
 
 
 def test_the_paper_takes_all_frames(tmp_path: Path) -> None:
@@ -315,7 +320,7 @@ def write_pictures(path: Path, change: dict[str, bytes | None] | None = None) ->
 def test_pictures_give_derived_normals(tmp_path: Path) -> None:
     line = prepare(write_pictures(tmp_path / "nyuv2_x.tar"), tmp_path / "made")
     assert "normals are derived from depth" in line
-    frames = load(tmp_path / "made")
+    frames = load_frames(tmp_path / "made", LAYOUT)
     assert frames.facts["normals"].startswith("derived")
     assert frames.facts["depth"] == "8 bit, steps of 4 cm"
     assert (frames.labels[0][:100] == -1).all()
@@ -395,7 +400,7 @@ def test_clean_split_parts_the_frames() -> None:
 
 def test_the_real_frames(problem: NYUv2, folder: Path) -> None:
     assert [problem.size(split) for split in ("train", "val", "test")] == [183, 16, 164]
-    frames = load(folder)
+    frames = load_frames(folder, LAYOUT)
     assert frames.normals is not None
     lengths = np.linalg.norm(frames.normals[::40].astype(np.float32), axis=-1)
     assert np.abs(lengths - 1).max() < 2e-3
@@ -410,7 +415,7 @@ def test_the_real_frames(problem: NYUv2, folder: Path) -> None:
 
 
 def test_small_frames_are_means_and_middle_pixels(problem: NYUv2, folder: Path) -> None:
-    frames = load(folder)
+    frames = load_frames(folder, LAYOUT)
     batch = problem.batch("test", torch.tensor([3]))
     row = frames.training + 3
     blocks = frames.images[row].astype(np.float64).reshape(72, 4, 96, 4, 3).mean((1, 3))

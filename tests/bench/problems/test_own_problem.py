@@ -1,4 +1,4 @@
-"""One's own problem: importing it, trying it out, and the example."""
+"""Custom problems: importing them, trying them out, and the example."""
 
 from __future__ import annotations
 

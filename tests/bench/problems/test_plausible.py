@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from released_frames import write_released
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
@@ -21,7 +22,6 @@ from ntkmtl.bench.problems.celeba import prepare as prepare_celeba
 from ntkmtl.bench.problems.celeba._store import implausible
 from ntkmtl.bench.problems.cityscapes import Cityscapes
 from ntkmtl.bench.problems.cityscapes import prepare as prepare_cityscapes
-from ntkmtl.bench.problems.dense._store import write_released
 from ntkmtl.bench.problems.nyuv2 import NYUv2
 from ntkmtl.bench.problems.nyuv2 import prepare as prepare_nyuv2
 from ntkmtl.bench.problems.qm9 import QM9, read_source

@@ -391,7 +391,7 @@ def test_missing_data_say_what_to_do(tmp_path: Path) -> None:
 def test_prepared_data_are_those_of_the_source(tmp_path: Path) -> None:
     source = write_pack(tmp_path / "source")
     assert prepare(source, tmp_path / "made").startswith("3 molecules (of QM9's 130,831)")
-    molecules, digest = load(tmp_path / "made")
+    molecules, digest, _ = load(tmp_path / "made")
     for name, array in vars(read_source(source)).items():
         np.testing.assert_array_equal(getattr(molecules, name), array)
     prepare(source, tmp_path / "made")

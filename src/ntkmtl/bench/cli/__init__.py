@@ -22,9 +22,9 @@ def main() -> None:
     0: done. 1: some runs failed. 2: it was asked for something that cannot be done.
     130: stopped by Ctrl-C.
     """
-    # Before torch is imported. Threads that spin for long while they wait for each other take the
-    # core that one of them needs where other work runs beside: a small network is then many times
-    # slower. Threads that do not spin at all make every step slower on an idle machine.
+    # Before torch is imported. On a busy machine, waiting threads that spin for long occupy the
+    # core that another thread needs: a small network is then many times slower. Threads that do not
+    # spin at all make every step slower on an idle machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:

@@ -43,14 +43,14 @@ __all__ = ["analyze"]
 
 
 class RecordSource(str, Enum):
-    """With respect to what the recorded kernel is taken."""
+    """What the kernel is recorded of: the shared parameters, or the shared representation."""
 
     exact = "exact"
     representation = "representation"
 
 
 _OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
-"""What means something for a folder of runs as well."""
+"""Options that apply to a folder of runs as well."""
 
 
 @dataclass(frozen=True)

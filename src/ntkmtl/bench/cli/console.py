@@ -38,7 +38,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
 @contextlib.contextmanager
 def refusing(*more: type[Exception]) -> Iterator[None]:
-    """Turn what a user can put right into one line and exit status 2."""
+    """Turn errors that a user can fix into one line and exit status 2."""
     kinds: tuple[type[Exception], ...] = (MissingExtraError, OSError, *more)
     try:
         yield
@@ -76,12 +76,7 @@ def _json_alone() -> Iterator[None]:
 
 
 class Refused(typer.Exit):
-    """A command has ended without a result.
-
-    Args:
-        message: Why.
-        code: The exit status.
-    """
+    """A command has ended without a result."""
 
     def __init__(self, message: str, code: int = REFUSED) -> None:
         super().__init__(code)
@@ -89,27 +84,27 @@ class Refused(typer.Exit):
 
 
 class CommandGroup(TyperGroup):
-    """Commands that say in JSON as well why they have no result, where JSON was asked for."""
+    """The commands; with ``--json`` they also print errors as JSON."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note whether JSON is asked for, which is told even where the rest cannot be read."""
+        """Note whether JSON is asked for, before the other arguments are parsed."""
         ctx.meta[__name__] = "--json" in args
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Call the command that the arguments name.
 
-        Where JSON is asked for, what else is printed to standard output, as by the code of a user's
-        own problem, goes to standard error.
+        With ``--json``, everything else that is printed to standard output, as by the code of a
+        custom problem, goes to standard error.
         """
         with _json_alone() if ctx.meta[__name__] else contextlib.nullcontext():
-            return self._told(ctx)
+            return self._invoke(ctx)
 
-    def _told(self, ctx: Any) -> Any:
+    def _invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Exception as error:
-            # Typer's errors of usage say so by a method; their class is not public.
+            # Typer's usage errors have this method; their class is not public.
             told = getattr(error, "format_message", None)
             message = error.message if isinstance(error, Refused) else told and told()
             if message and ctx.meta[__name__]:
@@ -118,7 +113,7 @@ class CommandGroup(TyperGroup):
 
 
 def refuse(message: str) -> NoReturn:
-    """Say why a command cannot be done, and end it with exit status 2."""
+    """Print why a command cannot be run, and end it with exit status 2."""
     say(f"Error: {message}")
     raise Refused(message) from None
 
@@ -139,7 +134,7 @@ def write_result(text: str) -> None:
 
 
 def print_columns(rows: Sequence[tuple[str, str]]) -> None:
-    """Print names and what belongs to them in two columns."""
+    """Print pairs in two columns."""
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
@@ -165,14 +160,7 @@ def print_grid(
     rows: Sequence[Sequence[str]],
     file: TextIO | None = None,
 ) -> None:
-    """Print rows of text under a title, the first column to the left, the others to the right.
-
-    Args:
-        title: The title.
-        heads: Of the columns.
-        rows: The cells.
-        file: Where to print; standard output if None.
-    """
+    """Print rows of text under a title, the first column to the left, the others to the right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
@@ -122,17 +122,7 @@ def prepare_data(
     progress: Callable[[str], None],
     accept_implausible: bool = False,
 ) -> str:
-    """Prepare the data of a problem.
-
-    Args:
-        name: Name of the problem.
-        source: What was downloaded.
-        folder: Where the prepared data go; the problem's own place if None.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    """Prepare the data of a problem, and return one line on what was made.
 
     Raises:
         ValueError: The problem needs no prepared data, or the source is damaged.
@@ -146,8 +136,7 @@ def prepare_data(
         raise ValueError(
             f"there is nothing to prepare for {name!r}; there is for {', '.join(prepare)}"
         )
-    module, _, function = prepare[name].partition(":")
-    made: str = getattr(import_module(module), function)(
+    made: str = resolve_name(prepare[name])(
         source, data_folder(name, folder), progress, accept_implausible
     )
     return made

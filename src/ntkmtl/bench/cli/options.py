@@ -23,8 +23,6 @@ from ntkmtl.bench.cli.values import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ntkmtl.bench.jobs.engine import Engine
 
 __all__ = [
@@ -174,7 +172,7 @@ class RecipeOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """What a problem is made with."""
+    """How a problem is created."""
 
     problem_option: ProblemOption = None
     recipe: Annotated[
@@ -261,7 +259,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How steps are made, instead of as the recipe says."""
+    """Changes of how training steps are made."""
 
     precision: Annotated[
         str | None,
@@ -322,14 +320,14 @@ class TrainingOptions:
     ] = None
 
     def changes(self) -> dict[str, Any]:
-        """Return what the recipe is changed by."""
+        """Return the changes of the recipe."""
         asked = {field.name: getattr(self, field.name) for field in fields(self)}
         return {key: value for key, value in asked.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    """What is kept of the runs beside their numbers."""
+    """What runs keep besides their results."""
 
     record: Record = None
     tracker: TrackerName = None
@@ -380,11 +378,7 @@ class EngineOptions:
     ] = None
 
     def made(self, jobs: int | None) -> Engine | None:
-        """Return the engine that was asked for, None for processes on this machine.
-
-        Args:
-            jobs: Runs at a time.
-        """
+        """Return the engine that was asked for, None for processes on this machine."""
         if self.engine is EngineName.local:
             given = {
                 "--ray-address": self.ray_address,
@@ -410,8 +404,8 @@ def grouped(command: _Command) -> _Command:
     """Let a command take groups of options.
 
     Args:
-        command: A function for Typer. A parameter that is annotated with a dataclass stands for the
-            options that the dataclass's fields are, each with a default.
+        command: A function for Typer. A parameter that is annotated with a dataclass stands for its
+            fields, which are options with defaults.
 
     Returns:
         The command with one parameter per option, as Typer reads it.

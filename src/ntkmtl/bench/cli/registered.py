@@ -1,4 +1,4 @@
-"""``ntkmtl compare`` for entries of the registry that are no supervised problems."""
+"""``ntkmtl compare`` for registered problems that are not supervised ones."""
 
 from __future__ import annotations
 
@@ -36,23 +36,7 @@ def compare_registered(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Train what an entry's comparison asks for, print its results and write the report.
-
-    Args:
-        context: The command's, whose options are checked against what the comparison takes.
-        entry: The entry.
-        methods: Names.
-        seeds: Seeds.
-        out: Folder for the runs.
-        jobs: Runs at a time; one per core if None.
-        threads: Threads of a run, what the comparison says if None.
-        device: Where to train.
-        options: Options of the problem.
-        training: Changes of how steps are made.
-        engine: What trains the runs.
-        overwrite: Whether to replace runs of other settings.
-        as_json: Whether to print JSON.
-    """
+    """Train what an entry's comparison asks for, print its results and write the report."""
     with refusing(ValueError):
         from ntkmtl.bench import problems
         from ntkmtl.bench.compute.environment import cores

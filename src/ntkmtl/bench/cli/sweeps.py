@@ -77,7 +77,7 @@ def train_sweep(
 
 @contextlib.contextmanager
 def _together(device: str) -> Iterator[None]:
-    """Lead the processes that were launched together; the others train with the first, and end."""
+    """Train with all processes that were launched together; those that only follow end here."""
     from ntkmtl.bench.compute import processes
 
     if processes.launched() == 1:
@@ -99,11 +99,6 @@ def _together(device: str) -> Iterator[None]:
 
 def show_sweep(sweep: Sweep, as_json: bool, source: str) -> bool:
     """Print the table, write the report, and say how to use the best network.
-
-    Args:
-        sweep: The outcome.
-        as_json: Whether to print JSON instead.
-        source: The problem, as it was typed.
 
     Returns:
         False if the table or the report could not be made.
@@ -175,7 +170,7 @@ class _Kept:
 
     @classmethod
     def below(cls, sweep: Sweep) -> _Kept | None:
-        """Return what the complete runs of a comparison keep, None where that is nothing."""
+        """Return the networks that complete runs kept, None if there are none."""
         from ntkmtl.bench.runs import folder_name, load_runs
         from ntkmtl.bench.runs.run import best_run
 
@@ -185,12 +180,7 @@ class _Kept:
 
 
 def say_use(run: Run, source: str) -> None:
-    """Print the command that uses the network of a run.
-
-    Args:
-        run: The run.
-        source: Its problem, as it was typed.
-    """
+    """Print the command that uses the network of a run of ``source``, the problem as typed."""
     from ntkmtl.bench.runs.run import use_command
 
     say(f"Use it: {use_command(run, source)}")
@@ -202,7 +192,7 @@ def model_note(run: Run) -> str:
 
 
 def _size(count: int) -> str:
-    """Return a number of bytes as people read it.
+    """Return a number of bytes with a unit.
 
     Example:
         >>> _size(2_340), _size(56_000_000)
@@ -225,12 +215,7 @@ def say_failures(failures: Sequence[Failure]) -> None:
 
 
 def exit_as(sweep: Sweep, shown: bool = True) -> None:
-    """Tell failures, and end the command with the status of a sweep.
-
-    Args:
-        sweep: Its outcome.
-        shown: Whether its results could be shown.
-    """
+    """Report failures, and end the command with the status of a sweep."""
     say_failures(sweep.failures)
     again = shlex.join(["ntkmtl", *sys.argv[1:]])
     if sweep.interrupted:

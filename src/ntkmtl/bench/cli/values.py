@@ -24,7 +24,6 @@ __all__ = [
     "check_files",
     "check_finite",
     "check_folder",
-    "check_methods",
     "check_output",
     "check_positive",
     "find_modules_here",
@@ -41,12 +40,7 @@ LAST_SEED = 2**64 - 1
 
 
 def check_files(options: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Refuse what is not a regular file, as reading it might never end.
-
-    Args:
-        options: Options of a problem.
-        names: Those that name files.
-    """
+    """Refuse options that name something else than a regular file: reading it might never end."""
     for name in names:
         if isinstance(options.get(name), str):
             try:
@@ -74,7 +68,7 @@ def check_folder(path: Path | None) -> Path | None:
 
 
 def check_output(path: Path | None) -> None:
-    """Refuse the name of a picture or page beside which its numbers cannot stand."""
+    """Refuse a picture or page with the file name that its numbers get."""
     if path is not None:
         from ntkmtl.files import numbers_beside
 
@@ -147,23 +141,12 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
     return found
 
 
-def check_methods(names: Sequence[str]) -> None:
-    """Refuse unknown methods before data are read.
-
-    Raises:
-        SweepError: A method is unknown.
-    """
-    from ntkmtl.bench.training import method_names
-
-    method_names(names)
-
-
 def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
-    """Refuse options that were given on the command line and mean nothing here.
+    """Refuse options that were given on the command line and have no effect here.
 
     Args:
         context: The command's.
-        allowed: Names of the parameters that mean something.
+        allowed: Names of the parameters that have an effect.
         why: What is said after the option's name.
     """
     for parameter in context.command.params:
@@ -216,12 +199,7 @@ GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "
 
 
 def _check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
-    """Refuse settings of methods that can be seen to be wrong before data are read.
-
-    Args:
-        settings: By method.
-        batch_size: Samples per step, None if not known.
-    """
+    """Refuse settings of methods that are wrong whatever the data are."""
     for method, chosen in settings.items():
         for key in GIVEN:
             if key in chosen:

@@ -17,7 +17,7 @@ from ntkmtl.bench.cli.options import (
     Threads,
     grouped,
 )
-from ntkmtl.bench.cli.values import check_methods, find_modules_here
+from ntkmtl.bench.cli.values import find_modules_here
 
 __all__ = ["weigh"]
 
@@ -71,10 +71,10 @@ def weigh(
         refuse("--minibatches is for methods in training; weights are measured on whole batches")
     find_modules_here(problem, method)
     with refusing(ValueError):
-        check_methods([method])
-        from ntkmtl.bench.training import changed_recipe, find_problem
+        from ntkmtl.bench.training import changed_recipe, find_problem, method_names
         from ntkmtl.bench.training.weigh import weigh_problem
 
+        method_names([method])  # unknown ones are refused before data are read
         found = find_problem(problem, made_with.options())
         recipe = changed_recipe(found.recipe, **changed.changes())
         constants = weigh_problem(
@@ -95,11 +95,7 @@ def weigh(
 
 
 def _priorities(given: list[str]) -> dict[str, float] | None:
-    """Read TASK=P pairs.
-
-    Raises:
-        ValueError: A pair is malformed.
-    """
+    """Read TASK=P pairs."""
     found = {}
     for pair in given:
         name, equals, value = pair.rpartition("=")

@@ -41,12 +41,7 @@ PATIENCE = timedelta(hours=2)
 
 
 def check_tracker(name: str | None) -> None:
-    """Refuse a tracker that is unknown or not installed.
-
-    Raises:
-        ValueError: There is none of that name.
-        MissingExtraError: It is not installed.
-    """
+    """Refuse a tracker that is unknown or not installed."""
     if name is None:
         return
     if name not in TRACKERS:
@@ -111,12 +106,6 @@ def check_launch(precision: str | None = None) -> None:
 @contextlib.contextmanager
 def accelerator(device: torch.device) -> Iterator[Any]:
     """Make an ``Accelerator``, and restore accelerate's global state afterwards.
-
-    Args:
-        device: Device of the run.
-
-    Yields:
-        The ``accelerate.Accelerator``.
 
     Raises:
         MissingExtraError: accelerate is not installed.

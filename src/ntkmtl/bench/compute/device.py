@@ -6,15 +6,13 @@ import contextlib
 import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
+from contextlib import AbstractContextManager
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems.base import MultiTaskModel, Precision
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
 
 __all__ = [
     "Arithmetic",
@@ -32,7 +30,7 @@ Device = Literal["auto", "cpu", "cuda"]
 """Device to train on: ``"auto"`` takes a GPU if there is one."""
 
 LEAST_SCALE = 2.0**-14
-"""Scale of fp16's gradients below which non-finite gradients are no overflow."""
+"""Scale of fp16's gradients below which non-finite gradients do not come from overflow."""
 
 
 class DeviceError(ValueError):
@@ -41,9 +39,6 @@ class DeviceError(ValueError):
 
 def choose_device(name: str) -> torch.device:
     """Return the device of a name.
-
-    Args:
-        name: ``"auto"``, ``"cpu"`` or ``"cuda"``.
 
     Raises:
         DeviceError: The name is unknown, or the device is missing.
@@ -65,10 +60,6 @@ def choose_device(name: str) -> torch.device:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """Return a batch with all its tensors on a device: nested tuples, lists, dicts, dataclasses.
-
-    Args:
-        value: The batch.
-        device: The device.
 
     Example:
         >>> to_device((torch.ones(2), {"y": torch.zeros(1)}), torch.device("cpu"))
@@ -160,11 +151,7 @@ class Arithmetic:
 
 
 def _require_precision(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a precision that a device lacks.
-
-    Raises:
-        DeviceError: The device lacks it.
-    """
+    """Refuse a precision that a device lacks."""
     name = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         # Emulated bfloat16 is slower than float32.
@@ -185,12 +172,7 @@ def _require_precision(dtype: torch.dtype, device: torch.device) -> None:
 
 
 class Evaluated(MultiTaskModel):
-    """A network on a device, for problems that evaluate batches and outputs on the CPU.
-
-    Args:
-        model: The network.
-        device: Its device.
-    """
+    """A network on a device, for problems that evaluate batches and outputs on the CPU."""
 
     def __init__(self, model: MultiTaskModel, device: torch.device) -> None:
         super().__init__()
@@ -216,10 +198,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def compiled(function: _Function, device: torch.device) -> _Function:
     """Return a function compiled.
-
-    Args:
-        function: Such as a trunk's, from a batch to the representation.
-        device: Device of the run.
 
     Raises:
         DeviceError: There is no compiler.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from ntkmtl.bench.runs.provenance import available_cores
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["cores", "default_threads", "reproducible"]
 
@@ -60,9 +58,6 @@ def default_threads(jobs: int) -> int:
 
     ``OMP_NUM_THREADS`` where it is set; otherwise 1 where runs are trained side by side, as their
     times would depend on each other, and all cores for a run alone.
-
-    Args:
-        jobs: Runs at a time.
 
     Raises:
         ValueError: ``OMP_NUM_THREADS`` is not a positive whole number.

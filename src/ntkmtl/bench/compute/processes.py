@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,11 +22,6 @@ from torch import Tensor, nn
 from ntkmtl.balance import Balancer
 from ntkmtl.bench.compute.accelerate_ import accelerator, check_launch
 from ntkmtl.kernel import ExtendedNTK
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
 
 __all__ = [
     "JoiningBalancer",
@@ -78,11 +75,7 @@ class ProcessGroup:
         self.device = device
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
-        """Call a function on the first process, and return or raise its outcome on every process.
-
-        Args:
-            decide: Called on the first process only.
-        """
+        """Call a function on the first process; return or raise its outcome on every process."""
         return decide()
 
     def everyone(self, check: Callable[[], _T]) -> _T:
@@ -132,12 +125,7 @@ class ProcessGroup:
 
 
 class _Distributed(ProcessGroup):
-    """Two or more processes that train one network together.
-
-    Args:
-        device: Device of this process.
-        accelerate: An ``accelerate.Accelerator``.
-    """
+    """Two or more processes that train one network together."""
 
     def __init__(self, device: torch.device, accelerate: Any) -> None:
         super().__init__(device)
@@ -314,11 +302,7 @@ _broken = False
 
 @contextlib.contextmanager
 def leading(device: torch.device) -> Iterator[None]:
-    """Lead the other processes, if there are any: :func:`announced` sends them the runs to train.
-
-    Args:
-        device: Where the runs are trained.
-    """
+    """Lead the other processes, if any: :func:`announced` sends them the runs to train."""
     global _leader, _broken
     if launched() == 1:
         yield
@@ -335,11 +319,7 @@ def leading(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def announced(job: object) -> Iterator[None]:
-    """Send the job that is run within to the processes that follow; without any, do nothing.
-
-    Args:
-        job: It can be pickled.
-    """
+    """Send the job that is run in this context to the following processes, if there are any."""
     global _broken
     if _leader is None:
         yield
@@ -348,7 +328,7 @@ def announced(job: object) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        # The others may be waiting within a step, where they hear nothing more.
+        # The others may be waiting inside a step, where they receive nothing more.
         _broken = not is_raised_on_all_ranks(error)
         raise
 
@@ -358,8 +338,8 @@ def follow(device: torch.device, train: Callable[[Any], None]) -> None:
 
     Args:
         device: Where the runs are trained.
-        train: Called with what was announced. An error that all processes meet is the first
-            one's to report; another one ends this process, so that the launcher ends the rest.
+        train: Called with what was announced. An error that all processes raise is reported by the
+            first; any other ends this process, and the launcher then ends the rest.
     """
     with processes(device):
         while True:

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 __all__ = ["handlers_kept", "stop_requests", "without_interrupts"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _ACTIVE: list[list[int]] = []
-"""The signals that each block around the code that runs now has seen."""
+"""The signals seen so far, a list for each active block."""
 
 
 @contextlib.contextmanager
@@ -24,10 +21,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C and SIGTERM into a request to stop.
 
     The first signal is recorded, and the caller acts on it at the next safe point. A second Ctrl-C
-    raises ``KeyboardInterrupt`` at once. A block around this one sees the signal as well, so that
-    what consists of several parts stops even if the signal came when a part was about to end.
-    Outside the main thread, where Python handles no signals, nothing is changed and no request is
-    ever seen.
+    raises ``KeyboardInterrupt`` at once. An enclosing block sees the signal as well, so that a job
+    of several parts stops even if the signal comes when a part is about to end. Outside the main
+    thread, where Python handles no signals, nothing is changed and the list stays empty.
 
     Yields:
         A function that says whether a stop was requested.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from ntkmtl.bench.paper._results import ResultPart, find_result
 from ntkmtl.bench.paper._tables import PaperColumn, PaperTable, Row, table, tables
 
 if TYPE_CHECKING:
@@ -15,39 +16,6 @@ Verdict = Literal["exact", "within rounding", "differs", "not printed"]
 
 # A little less than half a unit, so that 27.60 and 27.61 never meet at 27.605.
 _ALMOST = 1 - 1e-6
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Where the columns that a table works out come from.
-
-    Attributes:
-        number: The table that prints them.
-        mr: Name of its mean rank column, ``""`` for none.
-        delta_m: Name of its Δm% column, ``""`` for none.
-        metrics: The table with the metrics of its methods.
-        baseline: The table with the metrics of STL.
-        variant: The rows that are meant, in a table that has several per method.
-    """
-
-    number: int
-    mr: str
-    delta_m: str
-    metrics: int
-    baseline: int
-    variant: str = ""
-
-
-_ORIGINS = (
-    _Origin(1, "mr", "delta_m", metrics=1, baseline=1),
-    _Origin(2, "cityscapes_mr", "cityscapes_delta_m", metrics=7, baseline=7),
-    _Origin(3, "mr", "delta_m", metrics=3, baseline=3),
-    _Origin(6, "", "delta_m", metrics=6, baseline=6, variant="original"),
-    _Origin(6, "mr", "delta_m", metrics=6, baseline=6, variant="reproduced"),
-    _Origin(7, "mr", "delta_m", metrics=7, baseline=7),
-    _Origin(8, "", "cityscapes_delta_m", metrics=8, baseline=7),
-    _Origin(9, "", "delta_m", metrics=9, baseline=1),
-)
 
 
 @dataclass(frozen=True)
@@ -124,9 +92,8 @@ def checks(number: int | None = None, *, ties: Ties = "published") -> tuple[Chec
     return tuple(
         check
         for one in wanted
-        for origin in _ORIGINS
-        if origin.number == one.number
-        for check in _check(one, origin, ties)
+        for part, variant in _origins(one.number)
+        for check in _check(one, part, variant, ties)
     )
 
 
@@ -176,20 +143,31 @@ def _of(found: Sequence[Check], verdict: Verdict) -> list[Check]:
     return [check for check in found if check.verdict == verdict]
 
 
-def _check(of: PaperTable, origin: _Origin, ties: Ties) -> Iterator[Check]:
-    source = table(origin.metrics)
-    reference = table(origin.baseline)
-    rows = [row for row in of.rows if row.variant == origin.variant and row.method != "stl"]
+def _origins(number: int) -> Iterator[tuple[ResultPart, str]]:
+    """Yield the parts of a table whose metrics are printed, each with the variant of its rows."""
+    for part in find_result(f"table{number}").parts:
+        if not part.metrics:
+            continue
+        if number == 6:
+            # Only reproduced rows are ranked.
+            yield replace(part, mr=""), "original"
+        yield part, "reproduced" if number == 6 else ""
+
+
+def _check(of: PaperTable, part: ResultPart, variant: str, ties: Ties) -> Iterator[Check]:
+    source = table(part.metrics)
+    reference = table(part.baseline)
+    rows = [row for row in of.rows if row.variant == variant and row.method != "stl"]
     # The same methods, where the metrics are in another table.
     measured = [source.row(row.method, row.variant) for row in rows]
     higher = [column.higher_is_better for column in source.metrics]
-    if origin.mr:
+    if part.mr:
         results = _mean_ranks(source, measured, higher, ties)
-        yield from _compare(of, rows, origin.mr, results)
-    baseline = reference.row("stl", origin.variant)
+        yield from _compare(of, rows, part.mr, results)
+    baseline = reference.row("stl", variant)
     names = [column.name for column in source.metrics]
     results = _delta_ms(source, measured, baseline, higher, names)
-    yield from _compare(of, rows, origin.delta_m, results)
+    yield from _compare(of, rows, part.delta_m, results)
 
 
 def _compare(

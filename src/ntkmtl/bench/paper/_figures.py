@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Drawn:
         subtitle: What was run, in a few words.
         heads: Heads of the numbers as a table.
         rows: The numbers as text cells.
-        lines: What stands under them: what the paper says, what differs, notes.
+        lines: Lines below: what the paper says, what differs, notes.
         numbers: Everything as JSON values.
     """
 
@@ -123,16 +123,12 @@ def times(
         heads=("method", "ms per step", "quartiles", "s per epoch", "× LS", "quartiles"),
         rows=tuple(rows),
         lines=tuple(lines),
-        numbers={"times": [one.to_json() for one in found], "facts": dict(facts)},
+        numbers={"times": [asdict(one) for one in found], "facts": dict(facts)},
     )
 
 
 def ablation(result: PaperResult, found: Mapping[int, Measured]) -> Drawn:
     """Return the numbers of Figure 3: Δm% by n.
-
-    Args:
-        result: The figure.
-        found: By n.
 
     Raises:
         ValueError: Δm% is not known, as baselines are missing.
@@ -229,7 +225,7 @@ def eigenvalues(result: PaperResult, study: Study, found: Measured) -> Drawn:
 
 def _notes_of(result: PaperResult, found: Measured) -> list[str]:
     prepared, facts = found.prepared, found.table.facts
-    # Where n is what is varied, the recipe's own says nothing.
+    # Figure 3 varies n, so the recipe's n does not count as a difference.
     changed = [
         one
         for one in differences(facts, prepared.problem.name, found.part.problem)
@@ -256,9 +252,6 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
     Args:
         drawn: The numbers.
         path: Where the PNG goes; the numbers get the ending ``.json``.
-
-    Returns:
-        Both paths.
 
     Raises:
         ValueError: ``path`` ends in ``.json``.
@@ -367,7 +360,7 @@ def _curves(drawn: Drawn) -> Figure:
 
 
 def text_of(drawn: Drawn) -> str:
-    """Return the numbers as aligned text with what stands under them."""
+    """Return the numbers as aligned text, with the lines below them."""
     shown = aligned([drawn.heads, *drawn.rows])
     head = f"{drawn.result.label}: {drawn.result.title}"
     below = [printable(line, 2000) for line in drawn.lines]

@@ -106,13 +106,8 @@ def success_side_by_side(
 
     The published column is compared with the maximum over time of the mean over seeds, as the
     published runs report it; the two further columns, success after the last step and its
-    interquartile mean, are measured only.
-
-    Args:
-        found: What was measured, by variant.
-        recipe: How it was trained.
-        runs: The complete runs behind it.
-        out: Their folder.
+    interquartile mean, are measured only. ``runs`` are the complete runs behind ``found``, ``out``
+    is their folder.
     """
     source = table(4)
     printed = {row.method: row for row in source.rows}

@@ -1,4 +1,4 @@
-"""A table as plain text cells, for whoever draws it."""
+"""A table as plain text cells."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def render(number: int, *, recomputed: bool = False) -> tuple[list[str], list[li
             imports torch.
 
     Returns:
-        The heads, with arrows in the better direction, and one list of as many cells per row.
+        The heads, with arrows in the better direction, and a list of cells per row.
 
     Raises:
         KeyError: If there is no such table.

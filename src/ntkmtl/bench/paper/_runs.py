@@ -12,7 +12,7 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.paper._tables import table
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.report._build import table_of
-from ntkmtl.bench.report._runs import load
+from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import SeedMean
 from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name
 from ntkmtl.bench.training import Comparison, method_names
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._results import PaperResult, ResultPart
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.report import MethodRow, ResultTable
-    from ntkmtl.bench.report._runs import ProblemRuns
 
 Baseline = Literal["trained", "published", "none"]
 """Where the STL row of Δm% is from."""
@@ -71,7 +70,7 @@ class PreparedRuns:
     """One problem that is ready to be trained.
 
     Attributes:
-        part: What it stands for in the result.
+        part: The part of the result that it measures.
         source: Its name as asked for.
         problem: The problem.
         options: Options that it was created with.
@@ -89,12 +88,7 @@ class PreparedRuns:
     request: Request
 
     def variant(self, name: str, **changes: Any) -> PreparedRuns:
-        """Return the same with another folder, beside the usual one.
-
-        Args:
-            name: What is added to the folder's name.
-            **changes: What to change of the request.
-        """
+        """Return the same with a changed request, and a folder that ends in the name."""
         return replace(
             self,
             folder=self.folder.with_name(f"{self.folder.name}-{name}"),
@@ -102,17 +96,9 @@ class PreparedRuns:
         )
 
     def comparison(
-        self,
-        method_options: Mapping[str, Mapping[str, Any]] | None = None,
-        *,
-        record: Mapping[str, Any] | None = None,
+        self, method_options: Mapping[str, Mapping[str, Any]] | None = None
     ) -> Comparison:
-        """Return what :func:`ntkmtl.bench.training.compare` is asked for.
-
-        Args:
-            method_options: Options by method.
-            record: What to record of the kernel.
-        """
+        """Return what :func:`ntkmtl.bench.training.compare` is asked for."""
         asked = self.request
         return Comparison(
             problem=self.source,
@@ -126,7 +112,6 @@ class PreparedRuns:
             batch_size=asked.batch_size,
             learning_rate=asked.learning_rate,
             single_task_baselines=asked.stl == "trained",
-            record=record,
         )
 
 
@@ -182,7 +167,7 @@ def prepare(result: PaperResult, request: Request) -> list[PreparedRuns]:
 
 
 def _chosen(result: PaperResult, request: Request) -> list[tuple[ResultPart, str]]:
-    """Return the parts to run, each with the name of the problem to train for it."""
+    """Return the parts to run, each with the name of its problem."""
     wanted = request.problem
     if wanted is None:
         return [(part, part.problem) for part in result.parts]
@@ -199,7 +184,7 @@ def _chosen(result: PaperResult, request: Request) -> list[tuple[ResultPart, str
 
 
 def _check_stand_in(part: ResultPart, source: str, request: Request) -> None:
-    """Refuse what a problem that stands in for the paper's cannot do."""
+    """Refuse options that only the paper's own problem can have."""
     if source == part.problem:
         return
     if request.stl == "published":
@@ -234,19 +219,14 @@ def _check_baseline(
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured for one problem of a table or figure.
-
-    Attributes:
-        prepared: What was trained.
-        table: The table of the methods and seeds asked for, from the comparison's folder.
-    """
+    """What was measured for one problem of a table or figure."""
 
     prepared: PreparedRuns
     table: ResultTable
 
     @property
     def part(self) -> ResultPart:
-        """What it stands for."""
+        """The part of the result that it measures."""
         return self.prepared.part
 
     def rows(self) -> list[MethodRow]:

@@ -179,7 +179,7 @@ def settings(facts: Mapping[str, Any], problem: str) -> dict[str, Any]:
         problem: Name of the problem.
 
     Returns:
-        Numbers and strings by the keys of :data:`PUBLISHED`, those that there are.
+        Numbers and strings by those keys of :data:`PUBLISHED` that the problem has.
     """
     recipe, sizes, options = facts["recipe"], facts["sizes"], facts["problem_options"]
     averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])
@@ -258,9 +258,6 @@ def _shown(value: Any) -> str:
 
 def summary(problem: str) -> str:
     """Return one line on what the paper trained.
-
-    Args:
-        problem: Name of a problem of :data:`PUBLISHED` or :data:`SUMMARIES`.
 
     Example:
         >>> summary("qm9")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._checks import checks
 from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
-from ntkmtl.bench.paper._tables import table
+from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable, table
 from ntkmtl.bench.report._render import finite, printable
 from ntkmtl.bench.report._table import MethodRow, SeedMean
 from ntkmtl.bench.report._words import aligned, count
@@ -21,7 +21,6 @@ from ntkmtl.metrics import mean_rank
 if TYPE_CHECKING:
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
-    from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable
 
 FORMATS = ("text", "markdown", "json")
 
@@ -92,17 +91,6 @@ class SideBySide:
     notes: tuple[str, ...]
     orders: tuple[dict[str, Any], ...]
     runs: tuple[dict[str, Any], ...]
-
-    def entry(self, method: str, source: str = MEASURED) -> Entry:
-        """Return a line.
-
-        Raises:
-            KeyError: There is no such line.
-        """
-        for entry in self.entries:
-            if (entry.method, entry.source) == (method, source):
-                return entry
-        raise KeyError(f"no {source} line of {method!r}")
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -274,7 +262,7 @@ def _orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterato
         measured: dict[str, float] = {}
         for entry in entries:
             if entry.method != SINGLE_TASK and column.name in entry.numbers:
-                # Of Table 6 the rows that the paper's authors trained, which stand last.
+                # Of Table 6 the rows that the paper's authors trained, which are last.
                 kind = measured if entry.source == MEASURED else published
                 kind[entry.method] = entry.numbers[column.name].value
         yield from orders_of(column.name, column.label, published, measured)
@@ -343,7 +331,7 @@ def _notes(
 
 
 def _rank_notes(each: Measured, source: PaperTable) -> Iterator[str]:
-    """Say that MR depends on who is ranked, and what the published metrics say of these."""
+    """Note that MR depends on which methods are ranked, and what it is by published metrics."""
     if not each.part.mr:
         return
     name = each.prepared.problem.name
@@ -414,7 +402,7 @@ def grid(found: SideBySide) -> tuple[list[str], list[list[str]]]:
 
 
 def lines(found: SideBySide) -> dict[str, list[str]]:
-    """Return what stands under the numbers, by heading."""
+    """Return the lines below the numbers, by heading."""
     sections: dict[str, list[str]] = {}
     for problem in dict.fromkeys(run["problem"] for run in found.runs):
         mine = listing([one for one in found.differences if one.problem == problem])

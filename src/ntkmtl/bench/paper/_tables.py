@@ -52,7 +52,7 @@ class Cell:
     """One printed number.
 
     Attributes:
-        text: The number as printed, so that trailing zeros tell its precision.
+        text: The number as printed; trailing zeros show its precision.
         stderr_text: Its standard error as printed, ``""`` if there is none.
     """
 

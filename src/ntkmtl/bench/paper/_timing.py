@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,15 +70,11 @@ class Timed:
         n = self.minibatches
         return self.method if n is None else f"{self.method}, n = {n}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return asdict(self)
-
 
 def contenders(
     methods: Sequence[str], ns: Sequence[int] | None, minibatches: int
 ) -> list[tuple[str, int | None]]:
-    """Return who is timed: methods that read a kernel with each n, the others once.
+    """Return what is timed: methods that read a kernel with each n, the others once.
 
     Args:
         methods: Names; LS is added, as the others are compared with it.
@@ -166,7 +162,7 @@ def measure(
 
 @dataclass
 class _Loop:
-    """A method in training, and what its turns took."""
+    """The training loop of a method, and the times of its turns."""
 
     method: str
     minibatches: int | None
@@ -193,11 +189,7 @@ class _Loop:
 def _warmed_up(
     problem: Problem, method: str, n: int | None, recipe: Recipe, threads: int
 ) -> TrainingLoop:
-    """Return a method in training, a few steps in.
-
-    Raises:
-        TimingError: It does not fit the problem.
-    """
+    """Return the training loop of a method after the warm-up steps."""
     options = {} if n is None else {"minibatches": n}
     try:
         identity = run_identity(problem, method, 0, recipe=recipe, method_options=options)

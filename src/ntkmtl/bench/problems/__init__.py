@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.problems._loading import ProblemError, check, load_class
@@ -110,8 +110,7 @@ def load_target(name: str) -> Any:
     if ":" in name or name.endswith(".py"):
         return load_class(name)
     if name in PROBLEMS:
-        module, _, attribute = PROBLEMS[name].target.partition(":")
-        return getattr(import_module(module), attribute)
+        return resolve_name(PROBLEMS[name].target)
     close = difflib.get_close_matches(name, PROBLEMS, n=1)
     hint = f"; did you mean {close[0]!r}?" if close else "."
     raise ValueError(
@@ -202,7 +201,7 @@ def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
     by_name: dict[str, Recipe] = dict(getattr(target, "recipes", None) or {})
     if not by_name:
         usual = getattr(target, "recipe", None)
-        # A custom problem may have anything there: trying it out says so.
+        # A custom problem may have anything there, which `check` refuses.
         return usual if hasattr(usual, "batch_size") else None
     if recipe is None:
         recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)

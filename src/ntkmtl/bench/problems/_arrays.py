@@ -14,18 +14,16 @@ import secrets
 import shutil
 import zipfile
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ntkmtl.errors import imports_for
 from ntkmtl.files import atomic_write, parse_json, read_bytes, write_json
 
 with imports_for("prepared data"):
     import numpy as np
-from collections.abc import Iterator, Mapping
-
-if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MANIFEST = "manifest.json"
@@ -93,7 +91,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str, Any]) -> None:
-    """Write the manifest of arrays that already stand in a folder; the data are then complete."""
+    """Write the manifest of arrays that are already in a folder; the data are then complete."""
     arrays = {}
     for name in names:
         path = folder / f"{name}.npy"
@@ -111,11 +109,7 @@ def write_manifest(folder: Path, kind: str, names: list[str], facts: Mapping[str
 
 
 def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> None:
-    """Check the type and the shape of arrays.
-
-    Raises:
-        ValueError: One has another.
-    """
+    """Refuse arrays of another type or shape."""
     for name, (dtype, shape) in wanted.items():
         array = found[name]
         if array.dtype != dtype or array.shape != shape:
@@ -127,7 +121,7 @@ def require_layout(found: Mapping[str, NDArray[Any]], wanted: ArrayLayout) -> No
 
 @contextmanager
 def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDArray[Any]], str]]:
-    """Give the arrays of a data file of the package, and its SHA-256; the body may refuse them.
+    """Yield the arrays of a data file of the package, and its SHA-256; the body may refuse them.
 
     Raises:
         FileNotFoundError: There is no file.
@@ -154,7 +148,7 @@ def shipped(name: str, path: Path, script: str) -> Iterator[tuple[dict[str, NDAr
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a new folder to write into, which takes the place of ``folder`` if the body succeeds.
+    """Yield a new folder to write into, which replaces ``folder`` if the body succeeds.
 
     Raises:
         ValueError: ``folder`` holds something that is no prepared data.
@@ -197,7 +191,7 @@ def publish(new: Path, folder: Path) -> None:
     are still next to ``folder``, under a name that begins with a dot.
 
     Args:
-        new: The whole data, at a path of :func:`beside`. It is gone afterwards.
+        new: The whole data, at a path of :func:`beside`, where it is no longer afterwards.
         folder: The folder to replace.
 
     Raises:
@@ -266,16 +260,12 @@ def _followed(folder: Path) -> Path:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Refuse to write prepared data into a folder that holds other things.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Refuse to write prepared data into a folder that holds other things."""
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give another one for the prepared data")
-    # New data that are made within, and what was left of such.
+    # New data that are being made inside the folder, and what earlier attempts left there.
     ours = f".{_followed(folder).name}-"
     other = [
         path.name
@@ -337,11 +327,7 @@ class PreparedData:
         self.sha256 = digest.hexdigest()
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        """Return an array by name.
-
-        Raises:
-            ValueError: The manifest names no such array.
-        """
+        """Return an array by name."""
         if name not in self._arrays:
             raise self._damaged(self.folder / MANIFEST, f"it names no array {name!r}")
         return self._arrays[name]

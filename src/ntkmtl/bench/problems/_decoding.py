@@ -31,7 +31,7 @@ def decode_samples(
     """Fill ``NAME.npy`` of each array in a folder, from where an earlier call stopped.
 
     Args:
-        folder: The folder, which is there.
+        folder: The folder, which exists.
         source: JSON values that change with what is decoded.
         names: The samples, in the order of the arrays' rows.
         arrays: The arrays, their shapes without the samples.

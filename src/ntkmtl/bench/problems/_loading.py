@@ -30,7 +30,7 @@ def load_class(name: str) -> type[Problem]:
     See :func:`ntkmtl.loading.load_class`.
 
     Raises:
-        ProblemError: It cannot be imported, is no problem, or leaves a method out.
+        ProblemError: It cannot be imported, is not a problem, or leaves a method out.
 
     Example:
         >>> load_class("no_module:Toy")  # doctest: +ELLIPSIS

@@ -21,9 +21,6 @@ def refuse_implausible(
         found: What is implausible: a phrase each, with what was expected and what was found.
         accept: Whether the user says that the data are really so.
 
-    Raises:
-        ValueError: Something is, and the user does not.
-
     Example:
         >>> refuse_implausible("x.npz", ["depths must be in meters, found 250"], accept=False)
         Traceback (most recent call last):

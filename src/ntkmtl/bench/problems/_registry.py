@@ -16,8 +16,10 @@ class ProblemSpec(NamedTuple):
             comparison, see ``supervised``.
         summary: One line for people.
         prepare: ``module:function`` that prepares the data, ``""`` where they are shipped or made
-            on the fly. The function takes a source, a folder, a callable for progress messages and
-            whether to accept implausible values, and returns one line on what it made.
+            on the fly. The function takes ``source``, what was downloaded; ``folder``, where the
+            prepared data go, replacing earlier ones once the new ones are whole; ``progress``,
+            called with progress messages; and ``accept_implausible``, whether values that look
+            wrong are taken for what they are. It returns one line on what it made.
         supervised: Whether ``target`` is a problem with samples and losses. Else it is a class of
             comparisons with the interface of
             :class:`ntkmtl.bench.reinforce.comparison.AgentComparison`.

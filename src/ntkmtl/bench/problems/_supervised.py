@@ -23,9 +23,6 @@ _Item = TypeVar("_Item")
 def chosen_recipe(recipes: Mapping[str, Recipe], name: str) -> Recipe:
     """Return a recipe by name.
 
-    Raises:
-        ValueError: There is none of that name.
-
     Example:
         >>> chosen_recipe({"small": Recipe(1, 2, 0.1)}, "large")
         Traceback (most recent call last):
@@ -79,11 +76,7 @@ def refuse_unfit(problem: Problem) -> None:
 
 
 def one_output_per_task(outputs: Sequence[_Item], tasks: Sequence[int]) -> None:
-    """Check that a network has one head per task.
-
-    Raises:
-        ValueError: It has more or fewer.
-    """
+    """Refuse a network without exactly one head per task."""
     if len(outputs) != len(tasks):
         raise ValueError(f"{len(outputs)} outputs for {len(tasks)} tasks")
 
@@ -103,7 +96,8 @@ def evaluating(model: MultiTaskModel) -> Iterator[None]:
 def moved(batch: Any, model: MultiTaskModel) -> Any:
     """Return a batch on the device of a network: a tensor, or a tuple of such things, or of None.
 
-    Problems make batches where their data are, on the CPU. What is there already is not copied.
+    Problems make batches on the CPU, where their data are. Tensors on the right device are not
+    copied.
 
     Example:
         >>> from torch import nn
@@ -158,18 +152,8 @@ def enough(
 ) -> None:
     """Refuse prepared data of which a recipe takes more samples than there are.
 
-    Args:
-        recipe: Name of the recipe.
-        needed: Samples that it takes.
-        found: Samples that are there.
-        samples: What the samples are called.
-        folder: Where they are.
-        how: How a user gets more of them.
-        least: Samples that are enough for splits in the same proportions; None where all are
-            needed.
-
-    Raises:
-        ValueError: There are fewer.
+    If ``least`` is given, that many are enough, for splits in the same proportions. ``how`` says
+    how a user gets more.
     """
     if found < (needed if least is None else least):
         below = "" if least is None else f", fewer than the {least} that it needs"
@@ -292,9 +276,6 @@ class ColumnsProblem(RowsProblem):
 
         Returns:
             The columns of the tasks, and for each batch its outputs on the CPU, shape (b, k).
-
-        Raises:
-            ValueError: The network has not as many heads as there are tasks.
         """
         columns = positions(self.tasks, tasks)
         order = sorted(range(len(columns)), key=columns.__getitem__)

@@ -84,8 +84,8 @@ class Recipe:
         plateau_factor: Above.
         plateau_patience: Above, in epochs.
         min_learning_rate: Where ``"plateau"`` ends.
-        tested_epochs: A run's test metrics are the means of those after its last so many epochs, or
-            after all where there are fewer.
+        tested_epochs: A run's test metrics are means over its last epochs, this number of them, or
+            all if there are fewer.
         precision: What forward passes compute in: ``"fp32"``; or, by autocast with parameters and
             losses in fp32, ``"bf16"`` or ``"fp16"``, the latter with a gradient scaler.
         accumulate: Parts that the samples of a step pass through the network in, one after
@@ -159,7 +159,7 @@ _LATER = frozenset(
 
 
 class Prediction(NamedTuple):
-    """The predictions of one task in the terms people know.
+    """The predictions of one task, in the units of its metrics or as classes.
 
     Attributes:
         values: In the units of the task's metrics for regression, as floats; class numbers (int64)
@@ -175,12 +175,12 @@ class Prediction(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample as people look at it.
+    """One sample, for display.
 
     Attributes:
         name: What it is called.
-        image: Red, green and blue from 0 to 1, shape (3, H, W); None where it is no image.
-        atoms: Atomic numbers (a,) and places in Angstrom (a, 3); None where it is no molecule.
+        image: Red, green and blue from 0 to 1, shape (3, H, W); None if it is not an image.
+        atoms: Atomic numbers (a,) and places in Angstrom (a, 3); None if it is not a molecule.
     """
 
     name: str
@@ -225,7 +225,7 @@ class MultiTaskModel(nn.Module, ABC):
 
 
 class WholeModel(MultiTaskModel):
-    """A network whose outputs are derivatives of it: forces, residuals of equations.
+    """A network whose outputs include its own derivatives: forces, residuals of equations.
 
     Their losses reach every parameter around any representation, so none is named: the Balancer
     finds what the losses share. :meth:`predict` is given the batch itself. Methods that read the
@@ -240,11 +240,7 @@ class WholeModel(MultiTaskModel):
 
     @abstractmethod
     def predict(self, features: Any) -> list[Tensor]:
-        """Return one output per task.
-
-        Args:
-            features: A batch.
-        """
+        """Return one output per task."""
 
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Yield all parameters."""
@@ -254,7 +250,10 @@ class WholeModel(MultiTaskModel):
 class Problem(ABC):
     """A multi-task learning problem.
 
-    Subclasses are registered by name in :mod:`ntkmtl.bench.problems`.
+    Subclasses are registered by name in :mod:`ntkmtl.bench.problems`. In methods, ``outputs`` is
+    what :meth:`MultiTaskModel.predict` returned, ``batch`` what :meth:`batch` returned,
+    ``indices`` are samples of a split, int64 of shape (b,), and ``tasks`` are those that the
+    network was built for, all of them if None.
 
     Attributes:
         name: Name on the command line.
@@ -320,13 +319,8 @@ class Problem(ABC):
     ) -> dict[str, Tensor | None]:
         """Return one scalar training loss per task, None where the batch has no label for it.
 
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
-
         Raises:
-            ValueError: There are not as many outputs as tasks, or a task is unknown.
+            ValueError: The number of outputs is not that of tasks, or a task is unknown.
         """
 
     @abstractmethod
@@ -339,7 +333,7 @@ class Problem(ABC):
         of those tasks are returned, in the order of :attr:`metrics`.
 
         Raises:
-            ValueError: The network has not as many heads as there are tasks.
+            ValueError: The number of heads is not that of tasks.
         """
 
     def counts(self, batch: Any, tasks: Sequence[str] | None = None) -> Tensor | None:
@@ -347,10 +341,6 @@ class Problem(ABC):
 
         A problem whose losses are means over labels of which samples have different numbers, as
         valid pixels, says so here: a mini-batch's share of the batch's loss depends on it.
-
-        Args:
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
 
         Returns:
             Shape (k, b), or None.
@@ -364,11 +354,6 @@ class Problem(ABC):
 
         ``ntkmtl analyze`` shows their kernels (:func:`ntkmtl.analysis.residual_ntk`).
 
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            batch: What :meth:`batch` returned.
-            tasks: The tasks the network was built for, all of them if None.
-
         Returns:
             By task, in any shape, each entry a point; here of no task.
         """
@@ -381,12 +366,7 @@ class Problem(ABC):
     def predictions(
         self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
     ) -> dict[str, Prediction]:
-        """Return what a network's outputs say, by task; here the outputs as they are.
-
-        Args:
-            outputs: What :meth:`MultiTaskModel.predict` returned.
-            tasks: The tasks the network was built for, all of them if None.
-        """
+        """Return what a network's outputs say, by task; here the outputs as they are."""
         names = self.tasks if tasks is None else tasks
         return {task: Prediction(out) for task, out in zip(names, outputs, strict=True)}
 
@@ -396,21 +376,11 @@ class Problem(ABC):
         """Return the labels in the terms of :meth:`predictions`, by task.
 
         A missing label is NaN, or -1 for a class. Tasks may be left out; here all are.
-
-        Args:
-            split: The split.
-            indices: Samples, int64 of shape (b,).
-            tasks: The tasks asked for, all of them if None.
         """
         return {}
 
     def sample(self, split: Split, index: int) -> Sample:
-        """Return a sample as people look at it; here its number in the split alone, from 1.
-
-        Args:
-            split: The split.
-            index: The sample, from 0.
-        """
+        """Return a sample for display; here only its number in the split, from 1."""
         return Sample(f"{split} sample {index + 1:,}")
 
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -441,10 +411,6 @@ class Problem(ABC):
 
         Here the mean over metrics of the logarithm on the validation split, with the sign of its
         direction, so that it does not depend on units.
-
-        Args:
-            model: The network after an epoch.
-            tasks: The tasks it was built for, all of them if None.
         """
         chosen = self.tasks if tasks is None else tasks
         values = self.evaluate(model, "val", tasks).clamp(min=1e-30).log()

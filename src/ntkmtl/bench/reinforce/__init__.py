@@ -1,7 +1,7 @@
 """Multi-task reinforcement learning: Soft Actor-Critic on Meta-World, balanced by any method.
 
 * :class:`MetaWorld` runs robot-manipulation tasks in step with each other.
-* :class:`Replay` keeps what was seen, task by task.
+* :class:`Replay` keeps transitions, task by task.
 * :class:`MultiTaskSAC` learns one policy for all tasks; a :class:`ntkmtl.Balancer` weighs their
   losses.
 * :func:`train` trains one variant of an agent with one seed and leaves a run directory;

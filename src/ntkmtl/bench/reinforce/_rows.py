@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ntkmtl.bench.reinforce.networks import squash
+from ntkmtl.bench.reinforce.networks import Actor, TwinCritic, squash
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.reinforce.networks import Actor, TwinCritic
     from ntkmtl.bench.reinforce.replay import ReplayBatch
 
 

@@ -1,9 +1,9 @@
 """The gradients of k tasks from one pass over a batch that holds rows of each.
 
-The rows of a batch do not meet inside the networks. So one backward pass of the sum of the losses
-leaves, at the output of every linear layer, each task's own gradient in its own rows; multiplied
-with the layer's inputs, task by task, they are the k gradients of its weights. The arithmetic is
-that of one ordinary backward pass.
+The rows of a batch do not interact inside the networks. So one backward pass of the sum of the
+losses leaves, at the output of every linear layer, each task's own gradient in its own rows;
+multiplied with the layer's inputs, task by task, they are the k gradients of its weights. The
+arithmetic is that of one ordinary backward pass.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def with_task_gradients(
         losses: k losses of one pass, each of its own task's rows alone; None for a task without
             rows. Their graph is used up.
         trace: The layers of the pass.
-        sizes: Number of rows of each task, which stand together.
+        sizes: Number of rows of each task, which are contiguous.
         parameters: Of the traced layers, in any order.
 
     Returns:
-        The k losses. Differentiating one hands out its gradients with respect to ``parameters``
-        and nothing else.
+        The k losses. Differentiating one gives its gradients with respect to ``parameters`` and
+        nothing else.
     """
     live = [loss for loss in losses if loss is not None]
     deltas = torch.autograd.grad(live, [output for _, _, output in trace])

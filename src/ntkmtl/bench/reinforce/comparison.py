@@ -59,8 +59,8 @@ class AgentComparison:
         device: Where networks and replays are.
         frames: Whether to draw what the trained agents do, where that can be done.
         threads: Threads of a run; what the engine says if None, and one on this machine.
-        takes: Options of ``ntkmtl compare`` that mean something here.
-        refusal: What is said of the others.
+        takes: Options of ``ntkmtl compare`` that have an effect here.
+        refusal: The message for the others.
     """
 
     recipe: ReinforceRecipe

@@ -78,12 +78,7 @@ class EnvironmentStep:
 
 
 class Simulator(Protocol):
-    """k tasks that run in step with each other: what training and evaluation need of them.
-
-    Attributes:
-        tasks: Names of the k tasks.
-        observations: What the next actions answer to, float32 of shape (k, observation).
-    """
+    """k tasks that run in step with each other: what training and evaluation need of them."""
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -380,11 +375,7 @@ _DRAWING_NEEDS = (
 
 
 def _choose_drawing() -> None:
-    """Have MuJoCo draw off screen with what there is, unless ``MUJOCO_GL`` says with what.
-
-    Raises:
-        DrawingError: The library is missing.
-    """
+    """Choose a library for MuJoCo to draw off screen with, unless ``MUJOCO_GL`` names one."""
     asked = os.environ.get("MUJOCO_GL", "").strip().lower()
     if not sys.platform.startswith("linux") or (not asked and os.environ.get("DISPLAY")):
         return
@@ -438,5 +429,5 @@ def _simulator(name: str, render: int) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _goals(name: str, seed: int) -> list[Any]:
-    """Return the 50 goals of a task; the global random state is left alone."""
+    """Return the 50 goals of a task; the global random state is not changed."""
     return list(_metaworld().MT1(f"{name}-v3", seed=seed).train_tasks)

@@ -115,9 +115,9 @@ def save_strip(films: Sequence[Film], path: str | os.PathLike[str], title: str =
     """Draw films below each other, a line per task, and write them as a PNG file.
 
     Args:
-        films: Of as many pictures each.
+        films: With the same number of pictures each.
         path: The file.
-        title: What stands above.
+        title: The title above the pictures.
 
     Raises:
         MissingExtraError: Matplotlib is not installed.

@@ -49,7 +49,7 @@ class Shape:
 
 
 class TaskEncoder(nn.Module):
-    """Tells a network which task it is at.
+    """Adds a code of the task to the inputs of a network.
 
     Args:
         tasks: Number of tasks k.
@@ -112,14 +112,7 @@ def _layers(
 
 
 class _Network(nn.Module):
-    """A trunk, and one head for all tasks or one for each.
-
-    Args:
-        layer: Kind of its linear layers.
-        inputs: Numbers in an input, without the task's code.
-        outputs: Numbers that a head gives.
-        shape: The rest.
-    """
+    """A trunk, and one head for all tasks or one for each."""
 
     def __init__(
         self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int, shape: Shape
@@ -163,14 +156,14 @@ class _Network(nn.Module):
             yield from self.trunk.parameters()
 
     def head(self, features: Tensor, task: int) -> Tensor:
-        """Return what a task's head makes of features that are all of that task."""
+        """Apply a task's head to features of that task only."""
         return self._run(self.heads[task if len(self.heads) > 1 else 0], features)
 
     def read(self, features: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        """Return what the heads make of the features of several tasks.
+        """Apply the heads to the features of several tasks.
 
         Args:
-            features: The trunk's output; rows of one task stand together.
+            features: The trunk's output; rows of one task are contiguous.
             sizes: Number of rows of each task.
             dim: Dimension of the rows.
         """
@@ -181,13 +174,7 @@ class _Network(nn.Module):
 
 
 class Actor(_Network):
-    """The policy: a normal distribution per action, squashed by tanh.
-
-    Args:
-        observation: Numbers in an observation.
-        action: Numbers in an action.
-        shape: What it has in common with the critics.
-    """
+    """The policy: a normal distribution per action, squashed by tanh."""
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(nn.Linear, observation, 2 * action, shape)
@@ -208,13 +195,7 @@ class Actor(_Network):
 
 
 class TwinCritic(_Network):
-    """Two critics side by side.
-
-    Args:
-        observation: Numbers in an observation.
-        action: Numbers in an action.
-        shape: What they have in common with the actor.
-    """
+    """Two critics side by side."""
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(TwinLinear, observation + action, 1, shape)

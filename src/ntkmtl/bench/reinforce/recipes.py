@@ -34,16 +34,16 @@ class ReinforceRecipe:
         temperature: ``"shared"``, ``"per-task"``, or ``"published"``: as the variant says.
         initial_temperature: Where temperatures start.
         batch_size: Transitions of an update, of all tasks together.
-        sampling: ``"stratified"``: as many of each task; ``"uniform"``: as from one buffer.
+        sampling: ``"stratified"``: equally many of each task; ``"uniform"``: as from one buffer.
         capacity: Transitions kept, of all tasks together.
         random_steps: Vector steps with random actions before the first update.
-        catch_up: Make as many updates at once after the random steps.
+        catch_up: Make one update for each of the random steps after them.
         learning_rate: Of Adam.
         gamma: Discount.
         tau: Rate of the target critics.
         every: Weights are made in each ``every``-th update.
         evaluate_every: Vector steps between evaluations.
-        evaluation_episodes: Deterministic episodes per task, of as many goals, always the same.
+        evaluation_episodes: Deterministic episodes per task, one per goal, always the same goals.
         bfloat16_products: Let matrix products round their factors to bfloat16 on a processor that
             multiplies those faster; sums stay float32. It changes nothing on others.
         method_options: Settings of methods by variant, instead of the variant's own.
@@ -133,7 +133,7 @@ RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
         encoding="none",
         sampling="uniform",
         catch_up=True,
-        # Looked at every 10,000 steps, where an episode of 150 ends.
+        # Published: every 10,000 steps, of which only multiples of 30,000 end an episode of 150.
         evaluate_every=30_000,
         evaluation_episodes=1,
         method_options={"famo": {"gamma": 0.01}},
@@ -214,7 +214,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             Variant("fairgrad", "fairgrad", {"alpha": 2.0}),
             Variant("aligned-mtl", "aligned-mtl"),
             Variant("ntkmtl", "ntkmtl"),
-            # What the paper left out: its heads are what multi-head networks have.
+            # Not in the paper: it needs a head for each task.
             Variant("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
         )
     }
@@ -263,7 +263,7 @@ def variant_named(name: str) -> Variant:
     if name in VARIANTS:
         return VARIANTS[name]
     if ":" in name:
-        # One of the user's own, by the name under which every process finds it.
+        # A custom method, by the name under which every process finds it.
         name = spec(name).name
     elif name not in names():
         close = difflib.get_close_matches(name, [*VARIANTS, *names()], n=1)

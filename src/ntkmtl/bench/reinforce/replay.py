@@ -1,4 +1,4 @@
-"""What was seen, kept task by task."""
+"""The replay buffer: transitions, task by task."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Replay:
         self._size = min(self._size + 1, self.capacity)
 
     def stratified(self, per_task: int) -> ReplayBatch:
-        """Draw as many transitions of every task, with replacement.
+        """Draw equally many transitions of every task, with replacement.
 
         Raises:
             ValueError: There is nothing to draw from, or nothing to be drawn.
@@ -166,7 +166,7 @@ class Replay:
         return ReplayBatch(**rows, sizes=sizes)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen, as far as there is something, and the state of the draws."""
+        """Return the transitions and the state of the random draws."""
         rows = {name: v[:, : self._size].cpu().clone() for name, v in self._rows.items()}
         return {**rows, "next": self._next, "draws": self._draws.get_state()}
 

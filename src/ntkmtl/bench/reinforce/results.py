@@ -104,15 +104,13 @@ class Success:
         """Interquartile mean over seeds and tasks after the last step."""
         return interquartile_mean(self.curves[:, -1])
 
-    def interval(self, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    def interval(self) -> tuple[float, float] | None:
         """Return the 95 % bootstrap interval of :attr:`final` over seeds; None for one seed."""
-        return bootstrap(self.over_time[:, -1], np.mean, draws, seed)
+        return bootstrap(self.over_time[:, -1], np.mean)
 
-    def interquartile_interval(
-        self, draws: int = 2000, seed: int = 0
-    ) -> tuple[float, float] | None:
+    def interquartile_interval(self) -> tuple[float, float] | None:
         """Return that of :attr:`final_interquartile_mean`: each draw is of whole seeds."""
-        return bootstrap(self.curves[:, -1], interquartile_mean, draws, seed)
+        return bootstrap(self.curves[:, -1], interquartile_mean)
 
     @property
     def per_task(self) -> tuple[float, ...]:
@@ -142,7 +140,7 @@ def interquartile_mean(values: Array) -> float:
 
 
 def bootstrap(
-    values: Array, statistic: Callable[[Array], float], draws: int = 2000, seed: int = 0
+    values: Array, statistic: Callable[[Array], float], draws: int = 2000
 ) -> tuple[float, float] | None:
     """Return the 95 % percentile interval of a statistic over resampled seeds.
 
@@ -150,7 +148,6 @@ def bootstrap(
         values: One entry per seed, shape (seeds, ...).
         statistic: From an array of that shape to a number.
         draws: Number of resamples.
-        seed: Of the resamples.
 
     Returns:
         Its two ends; None for one seed.
@@ -171,7 +168,7 @@ def bootstrap(
         n_resamples=draws,
         vectorized=False,
         method="percentile",
-        random_state=np.random.default_rng(seed),
+        random_state=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
@@ -245,7 +242,7 @@ HEADS = (
 
 
 def cells(entry: Success) -> list[str]:
-    """Return a row of the table of success rates in percent; the tasks stand last."""
+    """Return a row of the table of success rates in percent; the tasks are last."""
 
     def ends(found: tuple[float, float] | None) -> str:
         return "" if found is None else f"{found[0]:.1f} to {found[1]:.1f}"
@@ -299,19 +296,9 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         True
     """
     with imports_for("a figure"):
-        from matplotlib.figure import Figure
         from matplotlib.ticker import EngFormatter, MaxNLocator
     tasks = found[0].tasks
-    wide = min(len(tasks), 5)
-    deep = math.ceil(len(tasks) / wide)
-    figure = Figure(figsize=(max(7.5, 1.9 * wide), 3.6 + 1.7 * deep), layout="constrained")
-    grid = figure.add_gridspec(deep + 1, wide, height_ratios=[3.6, *[1.7] * deep])
-    axes = figure.add_subplot(grid[0, :])
-    small: list[Any] = []
-    for place in range(len(tasks)):
-        first = small[0] if small else None
-        spot = grid[1 + place // wide, place % wide]
-        small.append(figure.add_subplot(spot, sharex=first, sharey=first))
+    figure, axes, small = _panels(len(tasks))
     # Seven colors, then the same dashed.
     styles = [(f"C{n % 7}", "--" if n >= 7 else "-") for n in range(len(found))]
     for entry, (color, dash) in zip(found, styles, strict=True):
@@ -338,6 +325,23 @@ def save_curves(found: Sequence[Success], path: str | os.PathLike[str]) -> None:
         figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
 
 
+def _panels(tasks: int) -> tuple[Any, Any, list[Any]]:
+    """Return a figure, its wide panel, and below it a small panel for each task."""
+    from matplotlib.figure import Figure
+
+    wide = min(tasks, 5)
+    deep = math.ceil(tasks / wide)
+    figure = Figure(figsize=(max(7.5, 1.9 * wide), 3.6 + 1.7 * deep), layout="constrained")
+    grid = figure.add_gridspec(deep + 1, wide, height_ratios=[3.6, *[1.7] * deep])
+    axes = figure.add_subplot(grid[0, :])
+    small: list[Any] = []
+    for place in range(tasks):
+        first = small[0] if small else None
+        spot = grid[1 + place // wide, place % wide]
+        small.append(figure.add_subplot(spot, sharex=first, sharey=first))
+    return figure, axes, small
+
+
 def _draw(axes: Any, steps: Sequence[int], values: Array, **line: Any) -> None:
     if len(values) < 20:
         axes.plot(steps, values, **line)
@@ -355,9 +359,6 @@ NOT_COMPARABLE = (
 
 def section(out: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a report shows of success over training.
-
-    Args:
-        out: The folder of the comparison.
 
     Returns:
         ``heads`` and ``rows`` of text, ``notes``, and ``pictures``: PNG files with captions, as far

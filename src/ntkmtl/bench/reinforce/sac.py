@@ -58,7 +58,7 @@ def _positive(method: str) -> bool:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update found. NaN for a task that the batch had no rows of.
+    """The numbers of one update, NaN for a task that the batch had no rows of.
 
     Attributes:
         critic_losses: Shape (k,).
@@ -128,8 +128,8 @@ class MultiTaskSAC:
             rounding.
 
     Attributes:
-        always_slice: Let each task's rows go through on their own in any case. The same numbers up
-            to rounding; slower.
+        always_slice: Whether each task's rows always go through the network on their own. The same
+            numbers up to rounding; slower.
         updates: Number of updates made.
 
     Raises:
@@ -212,7 +212,7 @@ class MultiTaskSAC:
             "critic": _adam(
                 [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
             ),
-            # Adam moves each number by itself, so one optimizer does for both.
+            # Adam treats each number separately, so one optimizer is enough for both.
             "actor": _adam(
                 [*self.actor.parameters(), *self.actor_balancer.parameters(), self.log_temperature],
                 learning_rate,
@@ -310,7 +310,7 @@ class MultiTaskSAC:
         for parameter in self.critic.parameters():
             parameter.requires_grad_(False)
         try:
-            # How probable each action was, kept for the temperature.
+            # Log probabilities of the actions, for the temperature.
             self._log_probabilities: dict[int, Tensor] = {}
             actor = self._descend(
                 "actor",
@@ -320,7 +320,7 @@ class MultiTaskSAC:
                 joint=lambda: self.actor_losses(batch, view, alpha, drawn),
                 sliced=lambda: self._sliced_actor(batch, view, alpha, drawn),
                 cut=lambda: self._cut_actor(batch, view, alpha, drawn),
-                before_step=lambda: self._warm(view),
+                before_step=lambda: self._set_temperature_gradient(view),
             )
         finally:
             for parameter in self.critic.parameters():
@@ -366,7 +366,7 @@ class MultiTaskSAC:
         cut: Callable[[], tuple[list[Tensor | None], list[Tensor]]],
         before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weigh and differentiate in the cheapest way that the method allows; step."""
+        """Weight and differentiate the losses in the method's cheapest way, and take a step."""
         optimizer = self._optimizers[part]
         optimizer.zero_grad(set_to_none=True)
         features = None
@@ -457,16 +457,8 @@ class MultiTaskSAC:
         self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = actor_rows(
-                self.actor,
-                self.critic,
-                batch.observations[place],
-                view.index[place],
-                view.alone(task),
-                alpha[place],
-                noise[place],
-            )
-            return terms.mean()
+            rows = (batch.observations[place], view.index[place], view.alone(task))
+            return self._actor_loss(task, self.actor(*rows), rows, alpha[place], noise[place])
 
         return of_each(batch, loss)
 
@@ -477,22 +469,27 @@ class MultiTaskSAC:
         features = list(z.split(list(batch.sizes)))
 
         def loss(task: int, place: slice) -> Tensor:
-            terms, self._log_probabilities[task] = judged(
-                self.critic,
-                self.actor.head(features[task], task),
-                batch.observations[place],
-                view.index[place],
-                view.alone(task),
-                alpha[place],
-                noise[place],
-            )
-            return terms.mean()
+            rows = (batch.observations[place], view.index[place], view.alone(task))
+            output = self.actor.head(features[task], task)
+            return self._actor_loss(task, output, rows, alpha[place], noise[place])
 
         return of_each(batch, loss), features
 
+    def _actor_loss(
+        self,
+        task: int,
+        output: Tensor,
+        rows: tuple[Tensor, Tensor, Sequence[int]],
+        alpha: Tensor,
+        noise: Tensor,
+    ) -> Tensor:
+        """Return a task's loss from the actor's output, and keep the log probabilities."""
+        terms, self._log_probabilities[task] = judged(self.critic, output, *rows, alpha, noise)
+        return terms.mean()
+
     @torch.no_grad()
-    def _warm(self, view: TaskView) -> None:
-        """Give the temperature its gradient, that of the plain mean of its loss over all rows.
+    def _set_temperature_gradient(self, view: TaskView) -> None:
+        """Set the temperature's gradient, that of the plain mean of its loss over all rows.
 
         The loss of a row, alpha * (-log pi - H), is its own derivative by log alpha.
         """

@@ -32,19 +32,7 @@ __all__ = ["AgentJob", "compare", "jobs_of"]
 
 @dataclass(frozen=True)
 class AgentJob:
-    """One run of an agent, as a :class:`ntkmtl.bench.jobs.engine.RunnableJob`.
-
-    Attributes:
-        recipe: How long and how.
-        variant: Name of the variant.
-        seed: Seed.
-        task: The task of a single-task agent.
-        folder: The run's folder.
-        device: Where networks and replay are.
-        threads: Threads that torch computes with.
-        overwrite: Replace a run of other settings.
-        after: Runs that it waits for: none.
-    """
+    """One run of an agent, as a :class:`ntkmtl.bench.jobs.engine.RunnableJob`."""
 
     recipe: ReinforceRecipe
     variant: str
@@ -198,11 +186,7 @@ def compare(
 
 
 def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
-    """Return the runs that are still to be trained.
-
-    Raises:
-        ValueError: Folders hold runs of other settings, which are to be kept.
-    """
+    """Return the runs that are still to be trained."""
     todo, conflicts = [], {}
     for job in planned:
         found: list[str] = []
@@ -224,11 +208,7 @@ def _incomplete(planned: Sequence[AgentJob], overwrite: bool) -> list[AgentJob]:
 
 
 def _refuse_other_recipes(planned: Sequence[AgentJob]) -> None:
-    """Refuse a folder whose other runs could not share a table with the planned ones.
-
-    Raises:
-        ValueError: There are runs of another recipe.
-    """
+    """Refuse a folder whose other runs could not share a table with the planned ones."""
     first = planned[0]
     wanted = config_of(first.recipe, variant_named(first.variant), first.seed, first.task)
     folders = {job.folder for job in planned}

@@ -242,18 +242,13 @@ def train(
         stack.enter_context(place.lock())
         if (done := _begin(place, training, overwrite)) is not None:
             return done
-        if should_stop is None:
-            should_stop = stack.enter_context(stop_requests())
+        should_stop = should_stop or stack.enter_context(stop_requests())
         training.run(place, checkpoint_seconds, progress, should_stop)
     return load_run(folder)
 
 
 def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | None:
-    """Return the run of a locked folder if it is complete; else resume or start it.
-
-    Raises:
-        RunConflictError: The folder holds another run, which is not to be replaced.
-    """
+    """Return the run of a locked folder if it is complete; else resume or start it."""
     if overwrite and place.conflicts():
         place.clear()
     if (done := place.complete()) is not None:
@@ -266,11 +261,7 @@ def _begin(place: RunFolder, training: AgentTraining, overwrite: bool) -> Run | 
 
 
 def _require_suitable(recipe: ReinforceRecipe, variant: Variant, task: str | None) -> None:
-    """Check that recipe, variant and task fit each other.
-
-    Raises:
-        ValueError: They do not.
-    """
+    """Refuse a recipe, a variant and a task that do not fit each other."""
     recipe.check()
     if variant.single_task != (task is not None):
         raise ValueError(
@@ -381,7 +372,7 @@ class AgentTraining:
         self._finish(folder, started)
 
     def _vector_step(self) -> bool:
-        """Act in every task, remember, learn; return whether the episode ended."""
+        """Act in every task, store the transitions, update; return whether the episode ended."""
         recipe = self.recipe
         if self.step % recipe.horizon == 0:
             self.world.reset()
@@ -485,10 +476,7 @@ class AgentTraining:
         self.world.load_state_dict(state["world"])
         self.explore.set_state(state["explore"])
         torch.set_rng_state(state["random"])
-        self.history = [
-            Epoch(**{**e, "train_losses": tuple(e["train_losses"]), "val": tuple(e["val"])})
-            for e in state["history"]
-        ]
+        self.history = [Epoch(**epoch) for epoch in state["history"]]
         self.loss_sums = state["loss_sums"].clone()
         self.loss_counts = state["loss_counts"].clone()
         self.epoch_seconds = float(state["epoch_seconds"])
@@ -500,9 +488,8 @@ def _steps(rows: Sequence[tuple[int, Tensor, Tensor | None]], tasks: int) -> Ste
     eigenvalues = None
     if any(row[2] is not None for row in rows):
         none = torch.full((tasks,), torch.nan)
-        eigenvalues = torch.stack(
-            [none if row[2] is None else row[2].float().cpu() for row in rows]
-        ).numpy()
+        found = [none if row[2] is None else row[2].float().cpu() for row in rows]
+        eigenvalues = torch.stack(found).numpy()
     weights = [row[1].float() for row in rows]
     return Steps(
         np.array([row[0] for row in rows], dtype=np.int64),

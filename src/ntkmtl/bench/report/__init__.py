@@ -14,27 +14,17 @@ Example:
     >>> from ntkmtl.bench import report, training
     >>> from pathlib import Path
     >>> from tempfile import mkdtemp
-    >>> import pandas as pd
     >>> folder = Path(mkdtemp())
-    >>> table = pd.DataFrame({"age": range(60), "rooms": [i % 7 for i in range(60)]})
-    >>> table["price"], table["rent"] = 3 * table["rooms"] - table["age"] / 9, 2.0 * table["rooms"]
-    >>> table.to_csv(folder / "houses.csv", index=False)
     >>> comparison = training.Comparison(
-    ...     problem="table",
-    ...     problem_options={"csv": str(folder / "houses.csv"), "targets": "price,rent"},
-    ...     methods=("ls", "si"),
-    ...     seeds=(0,),
-    ...     epochs=1,
+    ...     "qm9-mini", ["ls", "si"], seeds=[0], out=folder / "runs", epochs=1, jobs=1,
     ...     single_task_baselines=False,
-    ...     jobs=1,
-    ...     out=folder / "runs",
     ... )
     >>> sweep = training.compare(comparison)
     >>> table = report.build_table(folder / "runs")
     >>> [row.method for row in table.rows]
     ['ls', 'si']
     >>> report.build_tables(folder / "runs").keys()
-    dict_keys(['table'])
+    dict_keys(['qm9-mini'])
     >>> report.render(table, "markdown").splitlines()[2][:6]
     '| ls |'
     >>> type(report.rich_table(table))  # of Rich, for a terminal

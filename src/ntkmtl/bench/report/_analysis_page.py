@@ -1,4 +1,4 @@
-"""One self-contained page on the kernels of a problem's trainings."""
+"""One self-contained page on the kernels recorded while training on a problem."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ntkmtl.bench.report._words import seeds_text, short
 from ntkmtl.files import write_text
 
 _POINTS = 400
-"""Points of a line; longer trainings are averaged over windows of steps."""
+"""Points of a line; longer runs are averaged over windows of steps."""
 _WINDOWS = 8
-"""Parts of the training that the affinity can be looked at in."""
+"""Parts of training for which the affinity is shown."""
 _PER_TASK = {
     "eigenvalues": "max_eigenvalues",
     "weighted": "weighted_eigenvalues",
@@ -38,13 +38,13 @@ def write_page(study: Study, path: str | os.PathLike[str], *, groups: int | None
     """Write the page.
 
     Args:
-        study: The recorded trainings.
+        study: The records.
         path: Where to write.
         groups: Number of groups of tasks, chosen by the rule of
             :func:`ntkmtl.analysis.group_tasks` if None.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         ValueError: ``groups`` is not in 1..k.

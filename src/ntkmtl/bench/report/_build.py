@@ -13,11 +13,11 @@ from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._sharing import sharing_note
 from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
 from ntkmtl.bench.report._times import RunTimes
-from ntkmtl.bench.report._tuned import tuning_of
 from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.references import read_references
+from ntkmtl.bench.search.records import tuning_of
 
 
 def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
@@ -92,18 +92,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
     times = RunTimes(multi, runs.single, plain_method(runs.problem))
     labels = method_labels(multi)
 
-    rows = []
-    if runs.single:
-        whole = set(runs.single) >= {column.task for column in columns}
-        rows.append(
-            MethodRow(
-                method=SINGLE_TASK,
-                seeds=tuple(sorted({seed for group in runs.single.values() for seed in group})),
-                estimates=tuple(baseline),
-                seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
-                relative_time=times.relative(SINGLE_TASK) if whole else None,
-            )
-        )
+    rows = [_baseline_row(columns, runs.single, baseline, times)] if runs.single else []
     rows += [
         MethodRow(
             method=method,
@@ -139,11 +128,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
 
 
 def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
-    """Return the rows of models that are no networks, where they were computed.
-
-    Raises:
-        RunFileError: Their file is damaged.
-    """
+    """Return the rows of models that are no networks, where they were computed."""
     first = runs.done[0]
     found = read_references(first.path.parents[1], first.config.problem_options, metrics)
     return tuple(
@@ -158,11 +143,7 @@ def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
 
 
 def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
-    """Return the metrics that all multi-task runs report.
-
-    Raises:
-        ValueError: They report different ones, none, or one twice.
-    """
+    """Return the metrics that all multi-task runs report."""
     first = runs.done[0]
     metrics = first.config.metrics
     names = [metric.name for metric in metrics]
@@ -195,6 +176,22 @@ def _baseline(
         ]
         estimates.append(SeedMean.of(values) if values else None)
     return estimates
+
+
+def _baseline_row(
+    columns: Sequence[MetricColumn],
+    single: Mapping[str, Mapping[int, Run]],
+    baseline: Sequence[SeedMean | None],
+    times: RunTimes,
+) -> MethodRow:
+    whole = set(single) >= {column.task for column in columns}
+    return MethodRow(
+        method=SINGLE_TASK,
+        seeds=tuple(sorted({seed for group in single.values() for seed in group})),
+        estimates=tuple(baseline),
+        seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
+        relative_time=times.relative(SINGLE_TASK) if whole else None,
+    )
 
 
 def _delta_m(

@@ -100,7 +100,7 @@ def _curve(found: Sequence[_Values], names: Sequence[str], rows: int) -> Curve:
     for each in found:
         at = np.searchsorted(numbers, each.epoch)
         for column, name in enumerate(each.names):
-            # A baseline's run holds only what belongs to its own task.
+            # A baseline's run holds only the values of its own task.
             if name in names:
                 values[seeds.index(each.seed), at, names.index(name)] = each.values[:, column]
     mean, stderr = _mean_and_stderr(values)
@@ -124,11 +124,7 @@ def _thinned(count: int, most: int) -> NDArray[np.int64]:
 
 
 def _history(run: Run) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return epochs (E,), validation metrics (E, metrics) and training losses (E, tasks) of a run.
-
-    Raises:
-        RunFileError: The history cannot be read.
-    """
+    """Return epochs (E,), validation metrics (E, metrics) and training losses (E, tasks)."""
     width, k = len(run.config.metrics), len(run.config.tasks)
     # Checking each key of each epoch takes most of the time with a thousand runs. What is needed
     # here is checked at once, and a file that is not in order is left to the strict reader.

@@ -137,7 +137,7 @@ def _time_notes(problem: str, facts: Mapping[str, Any], rows: Sequence[MethodRow
 
 
 def custom_notes(multi: Mapping[str, Sequence[Run]], labels: Mapping[str, str]) -> Iterator[str]:
-    """Yield where the methods come from that are not of this package."""
+    """Yield the sources of methods from outside this package."""
     for method, group in multi.items():
         if source := group[0].config.method_source:
             yield f"{labels[method]}: {method}, a class outside ntkmtl, its source {source}."

@@ -1,4 +1,4 @@
-"""What the best network of a comparison predicts for single samples of the test split."""
+"""Predictions of a comparison's best network for single samples of the test split."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ntkmtl.bench.report._pictures import (
 )
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.runs.run import best_run
-from ntkmtl.bench.trained import load
+from ntkmtl.bench.trained import TrainedModel, load
+from ntkmtl.bench.trained._model import joined
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Prediction, Sample
     from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.trained import TrainedModel
 
 LOOKED_AT = 1_000
 """Samples of the test split, from its start, of which the worst are shown."""
@@ -95,16 +95,11 @@ def _predict(network: TrainedModel, indices: Tensor) -> _Seen:
             f"no gallery of {problem.name}: the problem does not say its labels "
             "(its method `truth` returns none)"
         )
-    joined = {
-        task: said._replace(
-            values=torch.cat([part[task].values for part in parts]),
-            probabilities=None
-            if said.probabilities is None
-            else torch.cat([p for part in parts if (p := part[task].probabilities) is not None]),
-        )
-        for task, said in parts[0].items()
-    }
-    return _Seen(indices, joined, {t: torch.cat([part[t] for part in labels]) for t in labels[0]})
+    return _Seen(
+        indices,
+        {task: joined([part[task] for part in parts]) for task in parts[0]},
+        {task: torch.cat([part[task] for part in labels]) for task in labels[0]},
+    )
 
 
 # ------------------------------------------------------------------------------------------------
@@ -143,7 +138,7 @@ def _errors(said: Prediction, truth: Tensor) -> Tensor:
 def _line(
     task: str, said: Prediction, truth: Tensor, place: int, units: Mapping[str, str]
 ) -> tuple[str, str, str]:
-    """Return a task, its prediction and its label, as people read them."""
+    """Return a task, its prediction and its label, as text."""
     if said.classes:
         assert said.probabilities is not None
         number = int(said.values[place])

@@ -48,7 +48,7 @@ def write_html(
     seeds or one by one; weights and eigenvalues of the tasks over training; the configuration, and
     the settings in which runs differ. Charts can be saved as SVG.
     It loads nothing: its content security policy names the two scripts in it by their hashes and
-    forbids everything else. What a folder cannot tell is said in a sentence.
+    forbids everything else. A sentence says what a folder has no data for.
 
     Args:
         runs_dir: The folder given to ``ntkmtl compare --out``. If it holds several problems, the
@@ -58,7 +58,7 @@ def write_html(
             created as ``config.json`` says, and its data are read.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -144,7 +144,7 @@ def _hash(script: str) -> str:
 
 
 def embed(value: Any) -> str:
-    r"""Return JSON that may stand in a ``<script>`` element, whatever the strings in it.
+    r"""Return JSON that is safe in a ``<script>`` element, whatever the strings in it.
 
     Args:
         value: JSON values; numbers that are not finite become null.

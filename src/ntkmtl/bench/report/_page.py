@@ -8,18 +8,17 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.report._differences import differing_settings
-from ntkmtl.bench.report._render import layout, printable
+from ntkmtl.bench.report._render import Head, TableCell, layout, printable
 from ntkmtl.bench.report._words import listing, plain_label, seeds_text
 from ntkmtl.bench.runs.durations import duration
 from ntkmtl.bench.runs.run import best_run, use_command
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.report._render import Head, TableCell
     from ntkmtl.bench.report._runs import ProblemRuns
     from ntkmtl.bench.report._table import MethodRow, ResultTable
 
@@ -145,8 +144,7 @@ def section_of(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str,
     entry = problems.spec(runs.problem)
     if entry is None or not entry.section:
         return None
-    module, _, function = entry.section.partition(":")
-    found: dict[str, Any] = getattr(import_module(module), function)(runs_dir)
+    found: dict[str, Any] = resolve_name(entry.section)(runs_dir)
     found["pictures"] = [
         (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
         for path, caption in found["pictures"]

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ntkmtl.bench.report._curves import learning_curves
+from ntkmtl.bench.report._curves import Curve, learning_curves
 from ntkmtl.bench.report._render import printable, render
-from ntkmtl.bench.report._series import eigenvalues, points_for, weights
+from ntkmtl.bench.report._series import Series, points_for, series_of
 from ntkmtl.bench.report._words import plain_label, plain_method, short
 from ntkmtl.bench.runs import folder_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from ntkmtl.bench.report._curves import Curve
     from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.report._series import Series
     from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
 
 
@@ -58,8 +56,8 @@ def data_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         "tasks": [printable(task) for task in tasks],
         "validation": by_number(curves.validation),
         "training": by_number(curves.training),
-        "weights": lines(weights(runs, multi, points)),
-        "eigenvalues": lines(eigenvalues(runs, multi, points)),
+        "weights": lines(series_of(runs, "weights", multi, points)),
+        "eigenvalues": lines(series_of(runs, "eigenvalues", multi, points)),
     }
 
 

@@ -80,7 +80,7 @@ def layout(table: ResultTable) -> tuple[list[Head], list[list[TableCell]]]:
     """Return heads and rows of cells: the metrics, MR, Delta-m and relative time.
 
     The best cell of a column is the best among the multi-task methods as shown, so methods that
-    cannot be told apart in the table are best together. Time has no best, as LS is the floor.
+    show the same number are best together. Time has no best, as LS is the floor.
 
     Returns:
         One head per column, and one list of cells per line of the table.
@@ -159,7 +159,7 @@ def _number(value: float, decimals: int) -> str:
         return str(value)
     if decimals > _MOST_DECIMALS:
         return f"{value:.2e}"
-    # A diverged run beside sound ones would else fill the line with digits.
+    # The numbers of a diverged run would otherwise fill the line with digits.
     text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
     return text.removeprefix("-") if float(text) == 0 else text
 
@@ -216,7 +216,7 @@ def render(table: ResultTable, format: str = "text") -> str:
 
 
 def _lines(table: ResultTable) -> list[str]:
-    """Return what stands under the table."""
+    """Return the lines below the table."""
     lines = [f"Warning: {warning}" for warning in table.warnings]
     return [printable(line, 2000) for line in [*lines, *table.notes]]
 
@@ -389,7 +389,7 @@ def print_table(table: ResultTable, console: rich.console.Console | None = None)
     from rich.measure import Measurement
 
     console = console or Console()
-    # Rich measures no wider than the terminal, unless it is told that there is room.
+    # Rich measures at most the width of the terminal, unless it is given more.
     unbounded = console.options.update(max_width=100_000)
     heads, _ = layout(table)
     start = 0
@@ -447,7 +447,7 @@ def _rich_block(
 
 
 def _ends_block(table: ResultTable, row: MethodRow) -> bool:
-    """Return whether a rule goes below a row: what is not ranked stands apart."""
+    """Return whether there is a line below a row: rows that are not ranked are set apart."""
     if row.reference:
         return False
     return row.is_baseline or (row is table.rows[-1] and bool(table.references))

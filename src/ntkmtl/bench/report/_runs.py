@@ -86,7 +86,7 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
             "`ntkmtl compare --out` wrote, or let the comparison finish"
         )
     for place in incomplete:
-        # What an unfinished run belongs to is told by its folder: its files may not be whole.
+        # An unfinished run is assigned by its folder: its files may be incomplete.
         for runs in found.values():
             root = runs.done[0].path.parents[1]
             if root in place.path.parents:
@@ -95,7 +95,7 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
 
 
 def _data_key(run: Run) -> tuple[str, str]:
-    """Return what runs of one table share: the problem, and a user's data where it reads such."""
+    """Return what runs of one table share: the problem, and the user's data if it has any."""
     options = run.config.problem_options
     data = {key: options.get(key) for key in ("data_sha256", "targets", "split")}
     return run.config.problem, json.dumps(data if data["data_sha256"] else {}, sort_keys=True)
@@ -117,7 +117,7 @@ def _names(complete: Sequence[Run]) -> dict[tuple[str, str], str]:
         else:
             found[key] = f"{key[0]} ({_root(run).parent.name or rivals.index(run)})"
     if len(set(found.values())) < len(found):
-        # Folders of one name: their numbers tell them apart.
+        # Folders of the same name are numbered.
         found = {key: f"{name} {i}" for i, (key, name) in enumerate(found.items(), start=1)}
     return found
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.runs import Run, Steps
 
 _BUDGET = 60_000
 """Numbers that one kind of chart may embed in a page."""
@@ -45,42 +44,27 @@ def points_for(curves: int) -> int:
     return min(max(_BUDGET // max(curves, 1), _LEAST_POINTS), _MOST_POINTS)
 
 
-def weights(runs: ProblemRuns, methods: Sequence[str], most_points: int) -> dict[str, Series]:
-    """Return the tasks' weights over training, by method.
-
-    Args:
-        runs: The problem's runs.
-        methods: The multi-task methods to read.
-        most_points: Windows per curve.
+def series_of(
+    runs: ProblemRuns,
+    quantity: Literal["weights", "eigenvalues"],
+    methods: Sequence[str],
+    most_points: int,
+) -> dict[str, Series]:
+    """Return the tasks' weights or largest eigenvalues over training, by method that has them.
 
     Raises:
         RunFileError: The steps of a run cannot be read.
     """
-    return dict(_all_series(runs.multi, methods, most_points, lambda steps: steps.weights))
-
-
-def eigenvalues(runs: ProblemRuns, methods: Sequence[str], most_points: int) -> dict[str, Series]:
-    """Return the tasks' largest eigenvalues over training, for the methods that have them.
-
-    Arguments and errors are those of :func:`weights`.
-    """
-    return dict(_all_series(runs.multi, methods, most_points, lambda steps: steps.eigenvalues))
-
-
-def _all_series(
-    multi: Mapping[str, Mapping[int, Run]],
-    methods: Sequence[str],
-    most_points: int,
-    read: Callable[[Steps], NDArray[Any] | None],
-) -> Iterator[tuple[str, Series]]:
+    found = {}
     for method in methods:
         pairs = [
             (run.steps.step, values)
-            for run in multi[method].values()
-            if (values := read(run.steps)) is not None and len(values)
+            for run in runs.multi[method].values()
+            if (values := getattr(run.steps, quantity)) is not None and len(values)
         ]
         if pairs and (series := _series(pairs, most_points)) is not None:
-            yield method, series
+            found[method] = series
+    return found
 
 
 def _series(
@@ -90,7 +74,7 @@ def _series(
     last = max(int(step.max()) for step, _ in pairs)
     recorded = max(len(step) for step, _ in pairs)
     points = min(recorded, most_points)
-    # Windows are centred on what was recorded, so that as many windows as rows hold one row each.
+    # Windows are centred on records, so that with a window per record each holds one.
     window = (last - first) / (points - 1) if points > 1 and last > first else 1.0
     k = pairs[0][1].shape[1]
     total = np.zeros((points, k))

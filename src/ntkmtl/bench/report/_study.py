@@ -1,4 +1,4 @@
-"""The recorded trainings of one problem, brought together by method."""
+"""The records of the runs of one problem, by method."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ntkmtl.bench.report._render import finite
 from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
 
 FRACTION = 0.1
-"""What part of a task's loss is to be left after the predicted number of steps."""
+"""The fraction of a task's loss that is left after the predicted number of steps."""
 
 _PER_TASK = (
     *("losses", "weights", "max_eigenvalues", "weighted_eigenvalues", "effective_ranks"),
@@ -32,7 +32,7 @@ _BY_LOGARITHM = frozenset({"convergence", "condition", "imbalance"})
 
 
 class StudyError(ValueError):
-    """There is nothing to analyse in a folder, or it does not belong together."""
+    """A folder holds nothing to analyze, or records that do not belong together."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +44,9 @@ class MethodRecord:
     Attributes:
         method: Its name.
         label: Its name for people.
-        seeds: Seeds of the trainings, rising.
+        seeds: Seeds of the runs, rising.
         every: Steps from one record to the next.
-        source: With respect to what the kernel was taken, "" if the record does not say.
+        source: ``"exact"``, ``"representation"``, or "" if the record does not say.
         step: Recorded steps that all seeds have, int64 of shape (T,).
         losses: Shape (T, k).
         weights: Shape (T, k).
@@ -104,7 +104,7 @@ class MethodRecord:
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The recorded trainings of one problem.
+    """The records of the runs of one problem.
 
     Attributes:
         problem: Its name.
@@ -112,7 +112,7 @@ class Study:
         methods: One record per method.
         configs: One configuration per method, of its first seed.
         learning_rate: Peak learning rate.
-        notes: What the reader has to know about the records.
+        notes: What a reader must know about the records.
     """
 
     problem: str
@@ -208,7 +208,7 @@ def read_study(
 
 
 def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[str] = ()) -> Study:
-    """Bring recorded trainings together.
+    """Gather records by method.
 
     Args:
         recorded: Configuration and record of each, at least one.

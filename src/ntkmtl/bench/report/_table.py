@@ -145,7 +145,7 @@ class ResultTable:
             ``hardware``, ``versions``, ``finished`` (UTC time of the last run).
         notes: The facts as sentences, to be printed under the table.
         warnings: What makes the numbers less comparable than they look, as sentences.
-        references: Rows of models that are no networks.
+        references: Rows of reference models, which are not networks.
     """
 
     problem: str

@@ -15,7 +15,7 @@ LEAST_CPU_SHARE = 0.9
 
 
 def is_busy(run: Run) -> bool:
-    """Whether a run's time says more of the machine than of the method."""
+    """Return whether the machine was too busy for a run's time to count."""
     share = run.result.cpu_share
     return share is not None and share < LEAST_CPU_SHARE
 

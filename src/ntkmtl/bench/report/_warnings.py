@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.report._tuned import tuning_of
 from ntkmtl.bench.report._words import listing
-from ntkmtl.bench.search.records import read_tuning
+from ntkmtl.bench.search.records import read_tuning, tuning_of
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns

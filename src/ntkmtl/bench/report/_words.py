@@ -1,4 +1,4 @@
-"""Words for people: names of methods, numbers of things, lengths of time."""
+"""Text for people: names of methods, counts, lists, aligned columns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def plain_method(problem: str) -> str:
 
 
 def plain_label(problem: str) -> str:
-    """Return the name of :func:`plain_method` as people see it."""
+    """Return the name of :func:`plain_method` in tables."""
     plain = plain_method(problem)
     return "LS" if plain == "ls" else plain
 

@@ -14,7 +14,7 @@ import numpy as np
 from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._render import printable
 from ntkmtl.bench.report._runs import load
-from ntkmtl.bench.report._series import Series, eigenvalues
+from ntkmtl.bench.report._series import Series, series_of
 from ntkmtl.bench.report._table import MethodRow, ResultTable
 from ntkmtl.bench.report._words import run_text
 from ntkmtl.bench.runs import folder_name
@@ -62,8 +62,8 @@ def save_figures(
 ) -> list[Path]:
     """Draw Delta-m by method, and the tasks' eigenvalues over training (the paper's Figure 2).
 
-    The files are named ``PROBLEM-delta-m`` and ``PROBLEM-eigenvalues``. A figure that the runs hold
-    nothing for is left out: Delta-m without STL, eigenvalues without a method that reads them.
+    The files are named ``PROBLEM-delta-m`` and ``PROBLEM-eigenvalues``. A figure without data is
+    left out: Delta-m without STL, eigenvalues without a method that reads them.
 
     Args:
         runs_dir: The folder given to ``ntkmtl compare --out``.
@@ -73,7 +73,7 @@ def save_figures(
         formats: Endings of the files, as matplotlib knows them.
 
     Returns:
-        Where the files stand.
+        The paths of the files.
 
     Raises:
         FileNotFoundError: There is no folder ``runs_dir``.
@@ -89,7 +89,7 @@ def save_figures(
         for problem, runs in load(runs_dir).items():
             table = table_of(runs)
             methods = [row.method for row in table.rows if not row.is_baseline]
-            series = eigenvalues(runs, methods, _POINTS)
+            series = series_of(runs, "eigenvalues", methods, _POINTS)
             for name, figure in _figures(table, series, method):
                 for ending in formats:
                     path = Path(out_dir) / f"{folder_name(problem)}-{name}.{ending}"
@@ -127,7 +127,7 @@ def _figures(
 
 
 def _plain(text: str, longest: int) -> str:
-    """Return a text that matplotlib shows as it is: dollars would make mathematics of it."""
+    """Return a text with dollar signs escaped, which matplotlib would read as mathematics."""
     return printable(text, longest).replace("$", r"\$")
 
 

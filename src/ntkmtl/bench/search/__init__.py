@@ -1,6 +1,6 @@
 """Search: the same search for the settings of every method, by Optuna.
 
-* :func:`tune` searches each method with as many trials, then trains it with the best settings.
+* :func:`tune` searches all methods with equally many trials, then trains the best settings.
 * :func:`search_settings` does the search alone.
 * :func:`parameters_of` says what is searched of a method.
 * :func:`read_tuning` reads what a search found; it needs neither torch nor Optuna.

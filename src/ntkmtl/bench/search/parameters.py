@@ -20,13 +20,13 @@ RATE = "learning_rate"
 """Name of the parameter that every method has."""
 
 LEARNING_RATE_FACTOR = 10.0
-"""Learning rates are searched from the recipe's over this to the recipe's times this."""
+"""Learning rates are searched from the recipe's divided by this to the recipe's times this."""
 
 LENGTHS = ("method", "plain", "unit")
 """Lengths of the combined gradient that are tried where lengths are searched."""
 
 WIDE = 1e6
-"""Weights are searched from one over this to this where measured kernels say where to look."""
+"""Weights are searched from 1 / WIDE to WIDE where measured kernels say where to look."""
 
 _OPTION, _WEIGHT = "options.", "weights."
 _NARROW = 10.0
@@ -79,7 +79,7 @@ def parameters_of(
         recipe: The recipe that the search begins with.
         length: Whether the length of the combined gradient is searched as well, of methods that
             know one.
-        given: Options with a value that stays as it is; ``length`` is not searched if it is there.
+        given: Options with a fixed value; if ``length`` is among them, it is not searched.
         wide: Whether weights of ``fixed`` may be from 1e-6 to 1e6.
 
     Example:

@@ -17,13 +17,23 @@ from ntkmtl.bench.runs import (
     SINGLE_TASK,
     STUDY,
     Finite,
+    Run,
     convert,
     read_json,
     require_schema,
 )
 from ntkmtl.bench.search.parameters import Parameter, Value
 
-__all__ = ["SAMPLER", "TUNING", "Trial", "Tuning", "read_study", "read_tuning", "study_request"]
+__all__ = [
+    "SAMPLER",
+    "TUNING",
+    "Trial",
+    "Tuning",
+    "read_study",
+    "read_tuning",
+    "study_request",
+    "tuning_of",
+]
 
 TUNING = "tuning"
 """Name of the folder of a search, beside the runs of its method."""
@@ -155,3 +165,20 @@ def read_tuning(method: Path) -> Tuning | None:
     found = read_json(path)
     require_schema(path, found)
     return convert(path, found, Tuning)
+
+
+def tuning_of(group: Sequence[Run]) -> Tuning | None:
+    """Return the search that found the settings of all these runs of one method.
+
+    Raises:
+        RunFileError: Its file is damaged.
+    """
+    found = read_tuning(group[0].path.parent)
+    if found is None:
+        return None
+    wanted = dict(found.method_options), dict(found.recipe)
+    for run in group:
+        recipe = {key: run.config.recipe.get(key) for key in found.recipe}
+        if (dict(run.config.method_options), recipe) != wanted:
+            return None
+    return found

@@ -23,15 +23,11 @@ JOURNAL = "optuna.log"
 """Optuna's storage of a study: the record of its trials."""
 
 _RANDOM_TRIALS = 5
-"""Trials before TPE has enough to go by; those before are drawn at random, but for the first."""
+"""Trials before TPE chooses; all but the first of them are drawn at random."""
 
 
 def optuna_module() -> Any:
-    """Import Optuna.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import Optuna."""
     with imports_for("tuning"):
         import optuna
     # Lines for each trial would cross the progress bars.
@@ -109,7 +105,7 @@ class OptunaStudy:
             RunFileError: The storage is damaged.
         """
         if not (self.folder / STUDY).exists():
-            # Tables leave out what lies below such a file.
+            # Tables leave out folders with such a file.
             write_json(self.folder / STUDY, self.asked)
         self.storage = self._stored()
         self.trials = [
@@ -149,7 +145,7 @@ class OptunaStudy:
     def ask(self, number: int) -> dict[str, Value]:
         """Return the values of a trial: where the search begins, or what Optuna chooses.
 
-        Four digits are kept, for the sake of those who read or type them.
+        Four digits are kept, so that values are easy to read and to type.
 
         Args:
             number: Number of the trial; all before it have ended.
@@ -232,7 +228,7 @@ class OptunaStudy:
     def clear(self) -> None:
         """Remove the study and its trials.
 
-        ``study.json`` goes last: without it, what is left would pass for runs of the comparison.
+        ``study.json`` goes last: without it, trials would be taken for runs of the comparison.
         """
         for name in (BEST, JOURNAL):
             (self.folder / name).unlink(missing_ok=True)

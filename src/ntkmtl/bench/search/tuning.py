@@ -1,12 +1,11 @@
-"""The same search for every method: learning rate and settings, with as many trials for each.
+"""The same search for every method: learning rate and settings, the same number of trials each.
 
-Trials are judged by Delta-m on the validation split against single-task networks of their own
-seed, which none of the final runs has. Optuna chooses what to try next.
+Trials are judged by Delta-m on the validation split against single-task networks of the same seed,
+which no final run has. Optuna chooses what to try next.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -80,7 +79,7 @@ def tune(
     reporter: Callable[[], Reporter] | None = None,
     engine: Engine | None = None,
 ) -> Sweep:
-    """Tune every method with as many trials, then train each with its best settings.
+    """Tune every method with the same number of trials, then train each with its best settings.
 
     What has ended is not tried again, and more trials add to those that are there. Ctrl-C and
     SIGTERM stop every run at a step boundary; the same call resumes there.
@@ -131,7 +130,7 @@ def search_settings(
     reporter: Callable[[], Reporter] | None = None,
     engine: Engine | None = None,
 ) -> tuple[Sweep, dict[str, Tuning]]:
-    """Tune every method with as many trials, and train no final run.
+    """Tune every method with the same number of trials, and train no final run.
 
     Args:
         search: What is asked for.
@@ -160,9 +159,8 @@ def search_settings(
     with sweep_lock(out):
         _begin(search, problem, studies, overwrite=overwrite)
     train = functools.partial(compare, overwrite=overwrite, cache=cache, engine=engine)
-    with contextlib.ExitStack() as stack:
-        chosen = engine or LocalEngine(asked.jobs)
-        runner = stack.enter_context(chosen.start(out, reporter().message))
+    chosen = engine or LocalEngine(asked.jobs)
+    with chosen.start(out, reporter().message) as runner:
         baselines = _baselines(search, problem)
         sweep = train(baselines, keep_request=False, reporter=reporter())
         if sweep.interrupted or sweep.failures:
@@ -182,8 +180,8 @@ def search_settings(
             )
             if outcome.interrupted or outcome.failures:
                 return sweep, {}
-            found = {name: study.finish() for name, study in studies.items()}
-            return sweep, {name: tuning for name, tuning in found.items() if tuning is not None}
+            finished = ((name, study.finish()) for name, study in studies.items())
+            return sweep, {name: tuning for name, tuning in finished if tuning is not None}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -191,11 +189,7 @@ def search_settings(
 
 
 def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
-    """Return the study of each method.
-
-    Raises:
-        SweepError: It cannot be done.
-    """
+    """Return the study of each method."""
     asked = search.comparison
     _check(search, problem)
     names = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
@@ -231,11 +225,7 @@ def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
 
 
 def _check(search: Search, problem: Problem) -> None:
-    """Refuse what cannot be searched.
-
-    Raises:
-        SweepError: It cannot.
-    """
+    """Refuse what cannot be searched."""
     if search.trials < 1:
         raise SweepError(f"trials must be at least 1, found {search.trials}")
     if search.seed in search.comparison.seeds:
@@ -255,11 +245,7 @@ def _check(search: Search, problem: Problem) -> None:
 def _begin(
     search: Search, problem: Problem, studies: Mapping[str, OptunaStudy], *, overwrite: bool
 ) -> None:
-    """Open the studies.
-
-    Raises:
-        SweepError: Runs or studies that are to be kept are in the way.
-    """
+    """Open the studies."""
     if not overwrite:
         _refuse_untuned(search.comparison, problem, studies)
         _refuse_uneven(search, studies)
@@ -279,11 +265,7 @@ def _begin(
 def _refuse_untuned(
     asked: Comparison, problem: Problem, studies: Mapping[str, OptunaStudy]
 ) -> None:
-    """Refuse a folder with runs in the final ones' place before a search is made for nothing.
-
-    Raises:
-        SweepError: There are such runs.
-    """
+    """Refuse a folder that holds the final runs, untuned, before a search is made for nothing."""
     for name, study in studies.items():
         if (study.folder / STUDY).exists():
             continue
@@ -297,11 +279,7 @@ def _refuse_untuned(
 
 
 def _refuse_uneven(search: Search, studies: Mapping[str, OptunaStudy]) -> None:
-    """Refuse fewer trials for one method than another has had already.
-
-    Raises:
-        SweepError: There would be.
-    """
+    """Refuse to give one method fewer trials than another has had already."""
     had = {name: study.known() for name, study in studies.items()}
     richest = max(had, key=had.__getitem__)
     poorer = [name for name, count in had.items() if count < had[richest]]
@@ -317,7 +295,7 @@ def _baselines(search: Search, problem: Problem) -> Comparison:
     asked = search.comparison
     folder = run_folder(asked.out, problem.name, SINGLE_TASK, 0).parent / TUNING
     if not (folder / STUDY).exists():
-        # Tables leave out what lies below such a file.
+        # Tables leave out folders with such a file.
         write_json(folder / STUDY, {"schema": SCHEMA, "method": SINGLE_TASK})
     return replace(
         asked,
@@ -394,7 +372,7 @@ class _Trials:
         return replace(job, spec=replace(job.spec, baseline=self.baseline))
 
     def _prepared(self, job: TrainingJob) -> TrainingJob:
-        """Return a job with the settings to try, now that the trials before it have ended."""
+        """Return a job with the settings to try; the trials before it have ended."""
         assert job.trial is not None
         spec = job.spec
         values = self.studies[spec.method].ask(job.trial)
@@ -410,7 +388,7 @@ class _Trials:
         """Return the record of a trial that has ended."""
         assert job.trial is not None
         if error:
-            # It has no result, so nothing else would remove it.
+            # Without a result, nothing else would remove them.
             remove_checkpoints(job.folder / CHECKPOINT)
             state, value = "diverged", None
         else:

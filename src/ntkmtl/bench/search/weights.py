@@ -79,7 +79,7 @@ class WeightSearch(OptunaStudy):
         best = min(done, key=lambda t: (t.value, t.number))
         place, sign, factor = self._move(number - len(POWERS))
         if sign < 0 and best.number == number - 1:
-            # Upwards helped in the trial before: again upwards, not back.
+            # The trial before increased it and is the best: increase it again instead.
             sign = 1
         name = self._names[place]
         return self._within({**best.parameters, name: float(best.parameters[name]) * factor**sign})

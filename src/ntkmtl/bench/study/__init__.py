@@ -3,7 +3,7 @@
 * :func:`read_plan` reads what is asked for, a TOML file.
 * :func:`estimate` says how long it takes.
 * :func:`run_study` trains what is missing, and leaves a JSON file for each problem and method.
-* :func:`judge` says which methods can be told from the plain sum of the losses.
+* :func:`judge` says which methods differ from the plain sum of the losses.
 * :func:`write_page` writes that as one page.
 
 Example:

@@ -39,7 +39,7 @@ def _drawn(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def rank_figure(ranking: Ranking) -> Figure:
-    """Draw the critical-difference diagram: methods joined by a bar cannot be told apart.
+    """Draw the critical-difference diagram: a bar joins methods that cannot be distinguished.
 
     Raises:
         MissingExtraError: scikit-posthocs is not installed.

@@ -32,15 +32,7 @@ RUN_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class StudyEstimate:
-    """How long what is missing of one problem and method takes.
-
-    Attributes:
-        problem: The problem.
-        method: The method.
-        runs: Number of runs.
-        epochs: Number of epochs of all runs.
-        seconds: Time of all, one after another.
-    """
+    """How long what is missing of one problem and method takes."""
 
     problem: str
     method: str
@@ -107,11 +99,7 @@ def _of_problem(study: StudyPart, missing: Sequence[str]) -> list[StudyEstimate]
 
 
 def _epoch_seconds(study: StudyPart, method: str, task: str | None, threads: int) -> float:
-    """Return the seconds of an epoch: steps, and the evaluation after it.
-
-    Raises:
-        SweepError: The method does not fit the problem.
-    """
+    """Return the seconds of an epoch: steps, and the evaluation after it."""
     problem = study.problem
     recipe = recipe_of(study.comparison([method], "published"), problem)
     # Enough epochs that the schedule of the learning rate does not end before the timing.

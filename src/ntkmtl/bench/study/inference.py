@@ -51,9 +51,8 @@ class Ranking:
 def bootstrap(sources: Sequence[Sequence[Sequence[float]]], draws: int = DRAWS) -> Interval:
     """Return the mean over sources of paired differences, by a hierarchical bootstrap.
 
-    A draw takes as many sources as there are, with replacement; in each, every problem gives the
-    mean of as many seeds as it has, with replacement. Sources count alike, and so do the problems
-    of one source.
+    A draw resamples the sources, with replacement; in each, every problem gives the mean of its
+    seeds, resampled with replacement. Sources count alike, and so do the problems of one source.
 
     Args:
         sources: By source, by problem, the differences of the seeds.
@@ -106,7 +105,7 @@ def paired_p_values(
         differences = np.subtract(np.asarray(own, float), np.asarray(base, float))
         if np.ptp(differences) > 0:
             found[name] = float(ttest_rel(own, base).pvalue)
-    # Holm: the smallest times their number, the next times one less, never falling.
+    # Holm: the smallest p times their number, the next times one less; none below the one before.
     corrected, worst = {}, 0.0
     for place, name in enumerate(sorted(found, key=found.__getitem__)):
         worst = max(worst, min(1.0, found[name] * (len(found) - place)))
@@ -115,11 +114,7 @@ def paired_p_values(
 
 
 def posthocs() -> Any:
-    """Import scikit-posthocs.
-
-    Raises:
-        MissingExtraError: It is not installed.
-    """
+    """Import scikit-posthocs."""
     with imports_for("ranking methods", "study"):
         import scikit_posthocs
     return scikit_posthocs

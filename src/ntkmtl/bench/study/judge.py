@@ -1,4 +1,4 @@
-"""Judging a study: which methods can be told from the plain sum of the losses, and their cost."""
+"""Judging a study: which methods differ from the plain sum of the losses, and their cost."""
 
 from __future__ import annotations
 

@@ -20,12 +20,7 @@ __all__ = ["Methods"]
 
 
 class Methods:
-    """Some methods of a problem, trained side by side.
-
-    Args:
-        part: The problem's part of the study.
-        names: The methods.
-    """
+    """Some methods of a problem, trained side by side."""
 
     def __init__(self, part: StudyPart, names: Sequence[str]) -> None:
         self.part, self.names = part, list(names)
@@ -58,11 +53,7 @@ class Methods:
             self.part.write(self._result(name, found.get(name), published, tuned))
 
     def _search(self, names: Sequence[str]) -> dict[str, Tuning]:
-        """Return the settings found, without methods whose search failed.
-
-        Raises:
-            RunInterrupted: It was stopped.
-        """
+        """Return the settings found, without methods whose search failed."""
         scales = self.scales() if "fixed" in names else None
         sweep, found = search_settings(
             Search(
@@ -79,7 +70,7 @@ class Methods:
         )
         self.part.check_stop(sweep)
         if sweep.failures and len(names) > 1:
-            # One that cannot be trained does not take the others with it.
+            # One by one, so that a method that cannot be trained does not stop the others.
             return {key: t for name in names for key, t in self._search([name]).items()}
         self.part.outcome.failures += sweep.failures
         if not sweep.failures:

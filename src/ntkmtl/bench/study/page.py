@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.report._html import rendered
 from ntkmtl.bench.study.drawings import cost_figure, rank_figure, rate_figure, trade_figure
-from ntkmtl.bench.study.judgement import mean_of
+from ntkmtl.bench.study.judgement import MethodOnProblem, ProblemJudgement, StudyJudgement, mean_of
 from ntkmtl.errors import imports_for
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from ntkmtl.bench.study.judgement import MethodOnProblem, ProblemJudgement, StudyJudgement
 
 __all__ = ["write_page"]
 
@@ -29,7 +27,7 @@ def write_page(judgement: StudyJudgement, output: Path) -> Path:
         output: Where to write.
 
     Returns:
-        Where the page stands.
+        The path of the page.
 
     Raises:
         MissingExtraError: matplotlib or jinja2 is not installed.

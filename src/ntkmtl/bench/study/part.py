@@ -26,7 +26,7 @@ WORK = "work"
 """Folder of the runs of a study; only what is unfinished needs it."""
 
 DIVERGED = ("NonFiniteError", "FloatingPointError")
-"""Errors of runs that diverged, which is a result."""
+"""Errors of runs that diverged; these count as results, not as failures."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class StudyOutcome:
 
     Attributes:
         written: Results that this call wrote, as ``problem/method``.
-        known: Number of results that were there before.
+        known: Number of results that existed before.
         failures: Runs that failed, without those that diverged.
         interrupted: Whether it was stopped.
     """
@@ -63,11 +63,6 @@ class Trainer:
     device: str = "cpu"
     engine: Engine | None = None
     reporter: Callable[[], Reporter] = Reporter
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Arguments of a comparison."""
-        return {"jobs": self.jobs, "threads": self.threads, "device": self.device}
 
 
 class StudyPart:
@@ -133,7 +128,8 @@ class StudyPart:
 
     def comparison(self, methods: Sequence[str], part: str, **more: Any) -> Comparison:
         """Return the comparison of a part of the study."""
-        settings = {**self.trainer.settings, **more}
+        how = self.trainer
+        settings = {"jobs": how.jobs, "threads": how.threads, "device": how.device, **more}
         return self.plan.comparison(self.asked, list(methods), self.place / part, **settings)
 
     def train(self, comparison: Comparison) -> Sweep:
@@ -154,11 +150,7 @@ class StudyPart:
         return sweep
 
     def check_stop(self, sweep: Sweep) -> None:
-        """End the study if it was stopped, in these runs or just after the last of them.
-
-        Raises:
-            RunInterrupted: It was stopped.
-        """
+        """Raise RunInterrupted if the study was stopped, in these runs or just after the last."""
         if sweep.interrupted or self.stopped():
             raise RunInterrupted("the study was stopped")
 

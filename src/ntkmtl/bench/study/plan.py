@@ -33,8 +33,7 @@ class ProblemPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         name: Its name in this study.
         problem: A registered problem, ``module:Class`` or ``file.py:Class``; ``name`` if empty.
         options: Options of the problem.
-        source: Where its data come from, ``name`` if empty. Problems of one source count as one
-            where problems are drawn.
+        source: Where its data come from, ``name`` if empty. The bootstrap draws sources.
         methods: Instead of the study's.
         trials: Instead of the study's.
         seeds: Instead of the study's.
@@ -70,7 +69,7 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         trial_seed: Seed of all trials, none of the final ones.
         published_only: Methods that are too slow to be tuned.
         method_options: Options of methods that are not searched.
-        diagram: Methods of the critical-difference diagram, named before anything is known.
+        diagram: Methods of the critical-difference diagram, named before results are known.
     """
 
     methods: list[str]
@@ -164,11 +163,7 @@ def stored_plan(out: Path) -> StudyPlan:
 
 
 def _check(plan: StudyPlan) -> None:
-    """Refuse a plan that contradicts itself.
-
-    Raises:
-        ValueError: It does.
-    """
+    """Refuse a plan that contradicts itself."""
     if not plan.problem:
         raise ValueError("at least one [[problem]] is needed, found none")
     names = [problem.name for problem in plan.problem]

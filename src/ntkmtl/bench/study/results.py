@@ -76,7 +76,7 @@ class FinalRun(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def step_seconds(self) -> float | None:
-        """Time of a step, less what it waited for a core that other processes had."""
+        """Time of a step, without waiting for a core that other processes had."""
         share = 1.0 if self.cpu_share is None else self.cpu_share
         return share * self.train_seconds / self.steps if self.steps else None
 
@@ -134,7 +134,7 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def result_path(out: Path, problem: str, method: str) -> Path:
-    """Return where the result of a method on a problem stands."""
+    """Return the path of the result of a method on a problem."""
     return out / "results" / problem / f"{folder_name(method)}.json"
 
 

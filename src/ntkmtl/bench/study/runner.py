@@ -25,7 +25,7 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
 
     Args:
         plan: The study.
-        out: Its folder: results stand in ``results``, unfinished work in ``work``.
+        out: Its folder: results are in ``results``, unfinished work in ``work``.
         trainer: How runs are trained.
 
     Raises:
@@ -48,11 +48,7 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
 
 
 def _run(part: StudyPart) -> None:
-    """Train what one problem lacks.
-
-    Raises:
-        RunInterrupted: It was stopped.
-    """
+    """Train what one problem lacks."""
     missing = part.missing()
     part.outcome.known += 1 + len(part.plan.methods_of(part.asked)) - len(missing)
     if SINGLE_TASK in missing:

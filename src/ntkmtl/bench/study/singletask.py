@@ -27,10 +27,6 @@ def rates(start: float, trials: int) -> list[float]:
 
     A single-task network has nothing else to tune, so a grid covers the range better than chance.
 
-    Args:
-        start: The recipe's learning rate.
-        trials: How many.
-
     Example:
         >>> rates(0.01, 4)
         [0.001, 0.003162, 0.01, 0.03162]
@@ -44,11 +40,7 @@ def _final_part(rate: float) -> str:
 
 
 class SingleTasks:
-    """The single-task networks of a problem.
-
-    Args:
-        study: The problem's part of the study.
-    """
+    """The single-task networks of a problem."""
 
     def __init__(self, study: StudyPart) -> None:
         self.study = study
@@ -88,14 +80,11 @@ class SingleTasks:
 
         The best trial's rate is trained first. Where its mean over the final seeds is worse than
         the next best trial, that rate is trained as well, three in all: at the edge of divergence
-        one seed says little of the others, and a baseline that broke down would make every method
-        look good. All of it is judged on the validation split.
+        one seed says little of the others, and a diverged baseline would make every method look
+        good. All of it is judged on the validation split.
 
         Returns:
             Rates by task; None if a run failed other than by divergence.
-
-        Raises:
-            RunInterrupted: It was stopped.
         """
         ranked = {
             task: sorted(
@@ -122,7 +111,7 @@ class SingleTasks:
         return {task: rate for task, (_, rate) in best.items()}
 
     def _final_mean(self, task: str, rate: float) -> float | None:
-        """Return what final runs came to on the validation split, as trials do.
+        """Return the mean Delta-m of final runs on the validation split, as of trials.
 
         Infinite if one diverged, None if one failed otherwise.
         """
@@ -180,11 +169,7 @@ class SingleTasks:
         return load_run(folder) if (folder / RESULT).exists() else None
 
     def _final(self, seed: int, best: dict[str, float]) -> FinalRun:
-        """Return the metrics of the networks of one seed as those of one run.
-
-        Raises:
-            SweepError: A network diverged at every learning rate.
-        """
+        """Return the metrics of the networks of one seed as those of one run."""
         found: dict[str, FinalRun] = {}
         for task in self.tasks:
             run = self._final_run(task, best[task], seed)

@@ -12,19 +12,13 @@ from ntkmtl.bench.study.plan import REFERENCE
 __all__ = ["sentences"]
 
 FEW_SEEDS, FEW_SOURCES = 6, 5
-"""With fewer seeds nobody is named as a winner; with fewer sources little is said of others."""
+"""With fewer seeds or sources, sentences say that results are uncertain."""
 
 
 def sentences(
     problems: Sequence[ProblemJudgement], overall: Sequence[Overall], ranking: Ranking | None
 ) -> list[str]:
-    """Return the judgement, one sentence or two each.
-
-    Args:
-        problems: Problem by problem.
-        overall: Method by method.
-        ranking: The ranks, None if there are too few problems or methods.
-    """
+    """Return the judgement, one sentence or two each."""
     sources = sorted({problem.source for problem in problems})
     found = [
         f"{count(len(problems), 'problem')} from {count(len(sources), 'source')} of data: "

@@ -33,7 +33,7 @@ def columns_of(
     Args:
         predictions: By task.
         truth: Labels by task.
-        ids: Columns to stand in front.
+        ids: Columns to put first.
 
     Raises:
         ValueError: A prediction is more than a number or a class per sample, as an image is, or
@@ -123,6 +123,8 @@ def write_arrays(
         >>> numpy.load(path, allow_pickle=False)["price"]
         array([1.5, 2. ], dtype=float32)
     """
+    import zipfile
+
     import numpy as np
 
     arrays: dict[str, Any] = {
@@ -136,17 +138,11 @@ def write_arrays(
             arrays[f"{task} (classes)"] = np.asarray(said.classes)
         if said.probabilities is not None:
             arrays[f"{task} (probabilities)"] = said.probabilities.numpy()
-    with atomic_write(path) as file:
-        # By position: savez takes names as keywords, and `file` is one of its own.
-        _savez(file, arrays)
-
-
-def _savez(file: Any, arrays: Mapping[str, Any]) -> None:
-    import zipfile
-
-    import numpy as np
-
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
+    # Not by numpy.savez, which takes names as keywords: a task may be named `file`.
+    with (
+        atomic_write(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive,
+    ):
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)

@@ -27,7 +27,7 @@ _ERRORS = (
 
 
 class _Forward(nn.Module):
-    """From the tensors of a batch that the network reads to predictions by task."""
+    """Maps the tensors of a batch that the network reads to predictions by task."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class _Forward(nn.Module):
 def export_program(
     path: Path, model: MultiTaskModel, problem: Problem, tasks: tuple[str, ...] | None
 ) -> None:
-    """Write a network and the way from its outputs to predictions as one ``.pt2`` file.
+    """Write a network, from batches to predictions, as one ``.pt2`` file.
 
     Args:
         path: The file.

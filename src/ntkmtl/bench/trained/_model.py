@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -20,7 +20,7 @@ from ntkmtl.bench.trained._export import export_program
 if TYPE_CHECKING:
     import os
 
-__all__ = ["TrainedModel", "load"]
+__all__ = ["TrainedModel", "joined", "load"]
 
 
 class TrainedModel:
@@ -77,7 +77,7 @@ class TrainedModel:
             self._predict(self.problem.evaluation_batch(split, indices))
             for indices in self._indices(split)
         ]
-        return {task: _joined([part[task] for part in parts]) for task in parts[0]}
+        return {task: joined([part[task] for part in parts]) for task in parts[0]}
 
     def _predict(self, batch: Any) -> dict[str, Prediction]:
         with torch.no_grad():
@@ -91,7 +91,7 @@ class TrainedModel:
             source: A file, or a pandas data frame.
 
         Returns:
-            ``inputs``, a batch; ``ids``, columns that stand unchanged beside predictions; and
+            ``inputs``, a batch; ``ids``, columns that are copied beside predictions; and
             ``warnings``, one sentence each.
 
         Raises:
@@ -180,7 +180,7 @@ def load(
 
     Raises:
         RunFileError: The run is incomplete or kept no network, or a file is damaged.
-        ProblemNotFoundError: The problem cannot be created, as where its data are gone.
+        ProblemNotFoundError: The problem cannot be created, as its data were deleted, say.
         ValueError: The problem is another one, or is not one of samples and losses.
     """
     run = run if isinstance(run, Run) else load_run(run)
@@ -242,11 +242,7 @@ def _require_supervised(run: Run) -> None:
 
 
 def _require_same(run: Run, problem: Problem) -> None:
-    """Refuse a problem that is not the one that the run was trained on.
-
-    Raises:
-        ValueError: It is another one.
-    """
+    """Refuse a problem that is not the one that the run was trained on."""
     if problem.name != run.config.problem:
         raise ValueError(
             f"{run.path} is a run of {run.config.problem!r}. Found the problem {problem.name!r}."
@@ -272,7 +268,8 @@ def _split(name: str) -> Split:
     raise ValueError(f"a split is train, val or test. Found {name!r}.")
 
 
-def _joined(parts: list[Prediction]) -> Prediction:
+def joined(parts: Sequence[Prediction]) -> Prediction:
+    """Return the predictions of one task for several batches, one after the other."""
     shares = [part.probabilities for part in parts if part.probabilities is not None]
     return Prediction(
         torch.cat([part.values for part in parts]),

@@ -21,7 +21,6 @@ from ntkmtl.bench.cli.options import (
 )
 from ntkmtl.bench.cli.values import (
     check_folder,
-    check_methods,
     find_modules_here,
     names_in,
     options_in,
@@ -108,13 +107,14 @@ class RequestOptions:
         """Return the request, its names checked."""
         from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.paper._runs import Request
+        from ntkmtl.bench.training import method_names
 
         if self.recipe is None and self.problem is None:
             refuse("say what to train: --recipe small, --recipe paper or --problem NAME")
         if self.problem is not None:
             find_modules_here(self.problem)
         if self.names is not None:
-            check_methods(self.names)
+            method_names(self.names)  # refuses unknown ones
         return Request(
             recipe=self.recipe,
             problem=self.problem,

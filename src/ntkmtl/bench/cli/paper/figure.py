@@ -34,7 +34,7 @@ _TAKES = {
     3: _TRAINED | {"ns"},
     4: _PROBLEM | {"ns", "steps", "turns", "measured"},
 }
-"""Options that mean something, by figure."""
+"""Options that have an effect, by figure."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""``ntkmtl paper show``: what there is, and tables as published."""
+"""``ntkmtl paper show``: the list of tables and figures, and tables as published."""
 
 from __future__ import annotations
 

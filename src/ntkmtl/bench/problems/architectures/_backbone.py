@@ -37,6 +37,8 @@ class Backbone:
             output, or of the mixture of outputs that stands for it; the output itself unless said.
             It has no parameters. Networks whose later stages need what earlier ones found along the
             same way carry it here, as SegNet does the places of maxima.
+        seen: What gates after a stage read, of the same three; the output's mean over places unless
+            said.
 
     Example:
         >>> import torch
@@ -75,10 +77,7 @@ class Backbone:
     def gated(self, number: int, read: Any, said: Tensor) -> Tensor:
         """Return what gates after a stage read, shape (b, width of the stage's output).
 
-        Args:
-            number: The stage's, from 0.
-            read: What it read.
-            said: Its output, or the mixture of outputs that stands for it.
+        Arguments are those of :meth:`after`.
         """
         return pooled(said) if self.seen is None else self.seen(number, read, said)
 
@@ -175,7 +174,7 @@ class Architecture(MultiTaskModel):
 
     @abstractmethod
     def add_encoder(self, backbone: Backbone) -> None:
-        """Make all that stands below the heads."""
+        """Make all that is below the heads."""
 
     @abstractmethod
     def shared_parameters(self) -> Iterator[nn.Parameter]:

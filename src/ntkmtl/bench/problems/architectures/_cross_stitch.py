@@ -13,7 +13,7 @@ from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone
 
 
 class CrossStitch(Architecture):
-    r"""An encoder per task, and after each stage a unit that mixes what the encoders say.
+    r"""An encoder per task, and after each stage a unit that mixes the outputs of the encoders.
 
     With x_j the output of task j's stage, what task i's next stage reads, or its head after the
     last, is
@@ -46,8 +46,6 @@ class CrossStitch(Architecture):
         >>> import torch
         >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)
         >>> network = CrossStitch(backbone, [lambda: nn.Linear(4, 1)] * 3)
-        >>> [tuple(z.shape) for z in network.represent(torch.zeros(5, 3))]
-        [(5, 4), (5, 4), (5, 4)]
         >>> network.units[0][0].detach()
         tensor([0.9000, 0.0500, 0.0500])
     """

@@ -29,7 +29,7 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
         >>> smooth_step(torch.tensor([-1.0, -0.25, 0.0, 0.5]))
         tensor([0.0000, 0.1562, 0.5000, 1.0000])
     """
-    # At the ends of the interval the cubic has value and slope of what it meets there.
+    # At the ends of the interval, value and slope of the cubic are those of the constants.
     t = t.clamp(-gamma / 2, gamma / 2)
     return -2 / gamma**3 * t**3 + 3 / (2 * gamma) * t + 0.5
 
@@ -46,7 +46,7 @@ class _Constant(nn.Module):
 
 
 class DSelectKGate(nn.Module):
-    r"""Weights of n experts of which at most so many are not zero, once z is binary.
+    r"""Weights of n experts, at most ``nonzeros`` of which are not zero once z is binary.
 
     Each of ``nonzeros`` selectors r picks one expert by its number in binary, of m = log2 n digits
     S(z_1), ..., S(z_m) (the single-expert selector of the paper):
@@ -55,7 +55,7 @@ class DSelectKGate(nn.Module):
 
     and the gate is q = sum over selectors of softmax(alpha)_s r(z_s). Its weights are not negative
     and sum to 1, exactly so for any z as n is a power of two. The paper's penalty on the selectors'
-    entropy, which speeds up their becoming binary, is no part of the gate; losses here have none.
+    entropy, which makes them binary sooner, is not a part of the gate; losses here have none.
 
     Args:
         inputs: Size of what the gate reads.
@@ -119,7 +119,7 @@ class DSelectKGate(nn.Module):
 
 
 class DSelectK(MMoE):
-    r"""MMoE whose gates select at most so many experts: :class:`DSelectKGate`.
+    r"""MMoE whose gates select at most ``nonzeros`` experts: :class:`DSelectKGate`.
 
     Shared are the experts, as in :class:`MMoE`, not the gates.
 
@@ -138,12 +138,6 @@ class DSelectK(MMoE):
         Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong, Chi: DSelect-k:
         Differentiable selection in the mixture of experts with applications to multi-task learning.
         NeurIPS 2021.
-
-    Example:
-        >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)
-        >>> network = DSelectK(backbone, [lambda: nn.Linear(4, 1)] * 2, experts=4)
-        >>> [tuple(w.shape) for w in network.gate_weights(torch.zeros(5, 3))]
-        [(5, 4), (5, 4)]
     """
 
     summary: ClassVar[str] = "several encoders as experts, of which each task selects a few"

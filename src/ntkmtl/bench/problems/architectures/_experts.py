@@ -13,11 +13,7 @@ from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone
 
 
 def at_least(least: int, **counts: int) -> None:
-    """Require whole numbers that are not below ``least``.
-
-    Raises:
-        ValueError: One is.
-    """
+    """Refuse what is not a whole number of at least ``least``."""
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(
@@ -224,11 +220,7 @@ class PLE(Architecture):
         super().__init__(backbone, heads)
 
     def add_encoder(self, backbone: Backbone) -> None:
-        """Make experts and gates of all levels.
-
-        Raises:
-            ValueError: The backbone has one stage only.
-        """
+        """Make experts and gates of all levels."""
         if len(backbone.widths) < 2:
             raise ValueError(
                 "ple needs an encoder of at least 2 stages, one per level. Found 1; with one level "
@@ -283,19 +275,7 @@ class CGC(PLE):
 
     with S_k task k's own experts and the shared ones. Without own experts it is :class:`MMoE`.
     Shared are the shared experts; a task's own experts and gate are reached by its loss alone.
-
-    Args:
-        backbone: The encoder that each expert is one of.
-        heads: One maker of a head t_k per task.
-        shared_experts: Number of shared experts.
-        task_experts: Number of experts per task. The paper tunes both.
-
-    Raises:
-        ValueError: A number is too small, or there is no head.
-
-    References:
-        Tang, Liu, Zhao, Gong: Progressive layered extraction (PLE): a novel multi-task learning
-        (MTL) model for personalized recommendations. RecSys 2020.
+    Arguments and source are those of :class:`PLE`.
 
     Example:
         >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)

@@ -21,14 +21,6 @@ class HardSharing(Architecture):
 
     References:
         Caruana: Multitask learning. Machine Learning 28, 1997.
-
-    Example:
-        >>> import torch
-        >>> backbone = Backbone(lambda: [nn.Linear(3, 4)], (4,), gate=lambda x: x, gate_width=3)
-        >>> network = HardSharing(backbone, [lambda: nn.Linear(4, 1)] * 2)
-        >>> z = network.represent(torch.zeros(5, 3))
-        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
-        (torch.Size([5, 4]), [(5, 1), (5, 1)])
     """
 
     summary: ClassVar[str] = "one encoder that all heads read"

@@ -11,14 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.files import read_bytes, require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 IMAGES = 202_599
 PARTITION = {"train": 162_770, "val": 19_867, "test": 19_962}
@@ -48,7 +45,7 @@ _RELEASED = "img_align_celeba"
 
 @dataclass(frozen=True)
 class Annotations:
-    """What is known of m images.
+    """Labels and partition of m images.
 
     Attributes:
         names: Names of their files, rising.
@@ -166,7 +163,7 @@ def open_images(source: Path) -> Iterator[Images]:
 
     Raises:
         FileNotFoundError: There are none.
-        ValueError: The archive is damaged, or files of it bear one name.
+        ValueError: The archive is damaged, or two of its files have one name.
     """
     path = _images_path(source)
     try:

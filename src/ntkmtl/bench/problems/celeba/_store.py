@@ -6,9 +6,9 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
     ArrayLayout,
@@ -31,9 +31,6 @@ from ntkmtl.bench.problems.celeba._source import (
     read_annotations,
 )
 from ntkmtl.errors import imports_for
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 KIND = "celeba 1"
 SIDE = 64
@@ -66,7 +63,7 @@ class Faces:
         labels: 1 where an image has an attribute, else 0, uint8 of shape (m, 40).
         partition: 0 for training, 1 for validation, 2 for testing, uint8 of shape (m,).
         numbers: Number of each image, from 1, rising, int32 of shape (m,).
-        accepted: What is to be said of values that were accepted as implausible.
+        accepted: A sentence on values that were accepted though implausible, "" for none.
     """
 
     images: NDArray[np.uint8]
@@ -79,11 +76,7 @@ class Faces:
         return len(self.numbers)
 
     def check(self) -> None:
-        """Check shapes and ranges.
-
-        Raises:
-            ValueError: Something does not fit.
-        """
+        """Refuse arrays with wrong shapes or values out of range."""
         m = len(self)
         layout: ArrayLayout = {
             "images": (np.uint8, (m, SIDE, SIDE, 3)),
@@ -135,15 +128,9 @@ def prepare(
     8-bit numbers (2.5 GB for all of them), never held in memory at once. If it is stopped, the next
     call continues from there.
 
-    Args:
-        source: The folder of CelebA as released. With all images in ``img_align_celeba``, or a part
-            of them in an archive of another name that begins so.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is the folder of CelebA as released, with all images in ``img_align_celeba``, or a
+    part of them in an archive whose name only begins with that. The other arguments and the return
+    value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: A file is missing.

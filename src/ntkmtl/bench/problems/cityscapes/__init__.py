@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ntkmtl.bench.problems.cityscapes._problem import Cityscapes
-from ntkmtl.bench.problems.cityscapes._source import load, prepare
+from ntkmtl.bench.problems.cityscapes._source import prepare
 from ntkmtl.bench.problems.dense._labels import ImageBatch
 
-__all__ = ["Cityscapes", "ImageBatch", "load", "prepare"]
+__all__ = ["Cityscapes", "ImageBatch", "prepare"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import ClassVar
 
 from ntkmtl.bench.problems._registry import PROBLEMS
@@ -11,7 +10,7 @@ from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.cityscapes import _source
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
-from ntkmtl.bench.problems.dense._store import Frames, Layout
+from ntkmtl.bench.problems.dense._store import Layout
 
 
 class Cityscapes(DenseProblem):
@@ -49,7 +48,6 @@ class Cityscapes(DenseProblem):
     tasks: tuple[str, ...] = ("segmentation", "depth")
     metrics: tuple[Metric, ...] = metrics_of(("segmentation", "depth"))
     layout: ClassVar[Layout] = _source.LAYOUT
-    load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=2, training=400, testing=100)
     frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = "Street scenes of CityScapes with 7 classes and disparity"

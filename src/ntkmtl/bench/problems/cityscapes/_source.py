@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames, prepare_frames, released
+from ntkmtl.bench.problems.dense._store import Layout, prepare_frames, released
 
 SIZE = (128, 256)
 CLASSES = 7
@@ -34,16 +34,6 @@ LAYOUT = Layout(
 )
 
 
-def load(folder: Path) -> Frames:
-    """Map prepared frames into memory.
-
-    Raises:
-        DataMissingError: There are none.
-        ValueError: They are damaged.
-    """
-    return load_frames(folder, LAYOUT)
-
-
 def prepare(
     source: Path | None,
     folder: Path,
@@ -55,15 +45,9 @@ def prepare(
     Images are stored as 8-bit numbers, disparities as float32. If it is stopped, the next call
     continues from there.
 
-    Args:
-        source: The released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and
-            ``depth`` with ``0.npy`` and so on.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is the released folder with ``train`` and ``val``, in each ``image``, ``label_7`` and
+    ``depth`` with ``0.npy`` and so on. The other arguments and the return value are those of
+    :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: There are no frames.

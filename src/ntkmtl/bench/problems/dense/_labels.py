@@ -73,11 +73,7 @@ class ImageBatch(NamedTuple):
     normals: Tensor | None = None
 
     def labels(self, kind: Kind) -> Tensor:
-        """Return the labels of a kind of task.
-
-        Raises:
-            ValueError: The data have none.
-        """
+        """Return the labels of a kind of task."""
         found: Tensor | None = getattr(self, kind)
         if found is None:
             raise ValueError(f"the data have no {kind}")
@@ -104,9 +100,6 @@ def loss(kind: Kind, outputs: Tensor, labels: Tensor) -> Tensor | None:
         kind: Kind of the task.
         outputs: Class scores (B, C, H, W), depths (B, 1, H, W) or unit normals (B, 3, H, W).
         labels: Labels of the batch.
-
-    Returns:
-        A scalar.
 
     Example:
         >>> import torch

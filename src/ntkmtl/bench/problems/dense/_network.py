@@ -60,11 +60,7 @@ def _require_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
 
 
 def _fitting(images: Tensor, stages: int) -> Tensor:
-    """Return the images.
-
-    Raises:
-        ValueError: They cannot be halved so many times.
-    """
+    """Return the images, if they can be halved so many times."""
     multiple = 2**stages
     if images.shape[-2] % multiple or images.shape[-1] % multiple:
         raise ValueError(
@@ -141,7 +137,7 @@ class SegNetNetwork(MultiTaskModel):
         _initialize(self)
 
     def add_attention(self, widths: Sequence[int]) -> None:
-        """Make what stands between SegNet and the heads; nothing here."""
+        """Make the layers between SegNet and the heads; none here."""
 
     def stages(
         self, images: Tensor
@@ -203,11 +199,7 @@ class MTANNetwork(SegNetNetwork):
 
     :meth:`represent` returns one tensor per task. All before the heads counts as shared, as in the
     literature's comparisons: the masks' parameters get gradients from their own task alone.
-
-    Args:
-        outputs: Channels of each task's output, by kind.
-        widths: Channels of each stage.
-        depths: Convolutions of each stage.
+    Arguments are those of :class:`SegNetNetwork`.
 
     References:
         Liu, Johns, Davison: End-to-end multi-task learning with attention. CVPR 2019.
@@ -282,7 +274,7 @@ ARCHITECTURES: Mapping[str, type[SegNetNetwork]] = MappingProxyType(
 
 
 class _CarriedMap(NamedTuple):
-    """What a stage of SegNet reads, and the places of maxima at which no map was enlarged yet."""
+    """The input of a stage of SegNet, and the places of maxima that unpooling will still need."""
 
     x: Tensor
     places: tuple[Tensor, ...] = ()
@@ -337,9 +329,9 @@ def _carry(stages: int, number: int, read: _CarriedMap, said: Tensor) -> _Carrie
 def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> Backbone:
     """Return SegNet, encoder and decoder, for architectures: each of its stages is one.
 
-    What stands between stages mixes their last feature maps before these are pooled, so each way
-    through the network pools its own mixtures, and enlarges at the places that it pooled. Gates
-    read the mean of the image over its pixels, and of feature maps the mean over theirs.
+    Units between stages mix the last feature maps before these are pooled, so each path
+    through the network pools its own mixtures and unpools to the places of their maxima. Gates read
+    means over pixels, of the image or of the feature map.
 
     Raises:
         ValueError: ``widths`` and ``depths`` are of different lengths.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recip
 from ntkmtl.bench.problems.dense import _labels
 from ntkmtl.bench.problems.dense._labels import ImageBatch, Kind
 from ntkmtl.bench.problems.dense._network import ARCHITECTURES, DEPTHS, WIDTHS, backbone, heads
-from ntkmtl.bench.problems.dense._store import Frames, Layout
+from ntkmtl.bench.problems.dense._store import Frames, Layout, load_frames
 
 MODEL_VERSION = "dense 1"
 """Changes with everything in inputs, network and losses that changes a trained network."""
@@ -127,11 +127,7 @@ def recipes(
 
 
 def _choice(name: str, settings: Mapping[str, Any] | None) -> Choice | None:
-    """Return an architecture over SegNet, or None for a network that stands in ARCHITECTURES.
-
-    Raises:
-        ValueError: The name or a setting is unknown.
-    """
+    """Return an architecture over SegNet, or None for one of ARCHITECTURES."""
     known = (*ARCHITECTURES, *names())
     if name not in known:
         raise ValueError(f"architecture must be one of {', '.join(known)}. Found {name!r}.")
@@ -151,7 +147,7 @@ def clean_split(count: int) -> tuple[Tensor, Tensor]:
     for validation.
 
     Raises:
-        ValueError: There are fewer.
+        ValueError: There are fewer than 2.
 
     Example:
         >>> train, val = clean_split(90)
@@ -212,11 +208,9 @@ class _Pixels:
 
 
 @lru_cache(maxsize=2)
-def _load(
-    load: Callable[[Path], Frames], folder: Path, changed: int, factor: int
-) -> tuple[Frames, _Pixels]:
+def _load(layout: Layout, folder: Path, changed: int, factor: int) -> tuple[Frames, _Pixels]:
     """Return the data. ``changed`` is the time at which they were made."""
-    frames = load(folder)
+    frames = load_frames(folder, layout)
     pixels = _Pixels(frames.images, frames.labels, frames.depths, frames.normals)
     return frames, pixels if factor == 1 else pixels.reduced(factor)
 
@@ -244,7 +238,6 @@ class DenseProblem(RowsProblem):
 
     Attributes:
         layout: What the frames are like.
-        load: Maps the prepared data into memory.
         parts: What each recipe takes of data and network.
         frames_needed: Training and test frames of all data.
         augmentations: By name, the exponent of the scale that depth is multiplied by in an enlarged
@@ -258,7 +251,6 @@ class DenseProblem(RowsProblem):
     """
 
     layout: ClassVar[Layout]
-    load: ClassVar[Callable[[Path], Frames]]
     parts: ClassVar[Mapping[str, Part]]
     frames_needed: ClassVar[tuple[int, int]]
     augmentations: ClassVar[Mapping[str, int | None]]
@@ -295,7 +287,7 @@ class DenseProblem(RowsProblem):
         )
         folder = data_folder(self.name, data)
         self._frames, self._pixels = _load(
-            type(self).load, folder, last_change(folder), self._part.factor
+            self.layout, folder, last_change(folder), self._part.factor
         )
         self._accepted = accepted_notice(self._frames.facts)
         self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)
@@ -307,11 +299,7 @@ class DenseProblem(RowsProblem):
             refuse_unfit(self)
 
     def _split(self, recipe: str, folder: Path) -> dict[Split, Tensor]:
-        """Return the rows of the recipe's splits, or of those of all frames where they are fewer.
-
-        Raises:
-            ValueError: The recipe takes all frames and some are missing, or there is one only.
-        """
+        """Return the rows of the recipe's splits, all frames where it takes more."""
         training = self._frames.training
         testing = len(self._frames) - training
         if recipe == "paper" and (training, testing) != self.frames_needed:
@@ -438,7 +426,7 @@ class DenseProblem(RowsProblem):
                 for kind, output in zip(chosen, outputs, strict=True):
                     labels = batch.labels(kind)
                     meters[kind].update(output.to(labels.device), labels)
-        # Metrics stand in the order of the problem's tasks, heads in that of `tasks`.
+        # Metrics are in the order of the problem's tasks, heads in that of `tasks`.
         ordered = [meters[kind] for kind in self._kinds if kind in meters]
         values = [value for meter in ordered for value in meter.values()]
         return torch.tensor(values, dtype=torch.float64)

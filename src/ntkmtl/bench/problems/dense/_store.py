@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
     ArrayLayout,
@@ -16,14 +17,10 @@ from ntkmtl.bench.problems._arrays import (
     beside,
     publish,
     require_layout,
-    write_array,
     write_manifest,
 )
 from ntkmtl.bench.problems._decoding import NOTE, decode_samples
 from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
@@ -63,7 +60,7 @@ class Layout:
     size: tuple[int, int]
     classes: int
     normals: bool
-    folders: Mapping[str, tuple[str, ...]]
+    folders: Mapping[str, tuple[str, ...]] = field(hash=False)
     least: float
     most: float
     how: str
@@ -249,11 +246,7 @@ MANY = 20
 
 
 def _implausible(layout: Layout, folder: Path, source: Path) -> list[str]:
-    """Return what is implausible, judged by every eighth pixel of all frames.
-
-    Raises:
-        ValueError: No pixel has a label of some kind, so that nothing can be learned.
-    """
+    """Return what is implausible, judged by every eighth pixel of all frames."""
     found = {
         name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)[:, ::8, ::8]
         for name in layout.arrays
@@ -392,7 +385,7 @@ def _read_array(path: Path, layout: Layout, array: str) -> Any:
             )
     else:
         length = np.linalg.norm(values, axis=-1)
-        # Released normals were resized, and are no unit vectors any more.
+        # Released normals were resized, and are not unit vectors any more.
         if length.max() > layout.longest:
             raise ValueError(
                 f"{path} must hold unit vectors or 0. Found a length of {length.max():g}. "
@@ -406,11 +399,3 @@ def _read_array(path: Path, layout: Layout, array: str) -> Any:
             )
         values = values / np.where(length > 0, length, 1)[..., None]
     return values.astype(dtype)
-
-
-def write_released(folder: Path, split: str, number: int, arrays: Mapping[str, Any]) -> None:
-    """Write one frame in the released layout, one array for each folder's name."""
-    for name, array in arrays.items():
-        place = folder / split / name
-        place.mkdir(parents=True, exist_ok=True)
-        write_array(place / f"{number}.npy", np.asarray(array))

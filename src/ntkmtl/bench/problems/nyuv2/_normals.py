@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from numpy.typing import NDArray
 
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
 """Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""
@@ -30,6 +28,37 @@ def _window_sums(values: NDArray[np.float64], window: int) -> NDArray[np.float64
         + padded[np.ix_(top, left)]
     )
     return sums
+
+
+def _fitted(
+    inverse: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    pixels: tuple[NDArray[np.float64], NDArray[np.float64]],
+    place: tuple[float, float],
+    window: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Fit ``a u + b v + c`` to the inverse depth around each pixel.
+
+    Returns:
+        a, b, the fitted function at ``place``, and where there are enough known pixels; all (H, W).
+    """
+    u, v = pixels
+    weight = known.astype(np.float64)
+
+    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _window_sums(values * weight, window)
+
+    count = total(np.ones_like(inverse))
+    n = np.maximum(count, 1)
+    mu, mv, mi = total(u) / n, total(v) / n, total(inverse) / n
+    uu, vv, uv = total(u * u) / n - mu * mu, total(v * v) / n - mv * mv, total(u * v) / n - mu * mv
+    ui, vi = total(u * inverse) / n - mu * mi, total(v * inverse) / n - mv * mi
+    determinant = uu * vv - uv * uv
+    whole = _window_sums(np.ones_like(inverse), window)
+    enough = known & (2 * count >= whole) & (determinant > 1e-6)
+    safe = np.where(enough, determinant, 1.0)
+    a, b = (vv * ui - uv * vi) / safe, (uu * vi - uv * ui) / safe
+    return a, b, mi + a * (place[0] - mu) + b * (place[1] - mv), enough
 
 
 def normals_from_depth(
@@ -71,26 +100,12 @@ def normals_from_depth(
     sx, sy = wide / 640, high / 480
     fx, fy, cx, cy = intrinsics[0] * sx, intrinsics[1] * sy, intrinsics[2] * sx, intrinsics[3] * sy
     known = z > 0
-    weight = known.astype(np.float64)
     inverse = np.divide(1.0, z, out=np.zeros_like(z), where=known)
     # From the middle of the image, so that little is lost where sums of squares are subtracted.
     u, v = np.meshgrid(np.arange(wide) - (wide - 1) / 2, np.arange(high) - (high - 1) / 2)
-
-    def total(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _window_sums(values * weight, window)
-
-    count = total(np.ones_like(z))
-    n = np.maximum(count, 1)
-    mu, mv, mi = total(u) / n, total(v) / n, total(inverse) / n
-    uu, vv, uv = total(u * u) / n - mu * mu, total(v * v) / n - mv * mv, total(u * v) / n - mu * mv
-    ui, vi = total(u * inverse) / n - mu * mi, total(v * inverse) / n - mv * mi
-    determinant = uu * vv - uv * uv
-    enough = known & (2 * count >= _window_sums(np.ones_like(z), window)) & (determinant > 1e-6)
-    safe = np.where(enough, determinant, 1.0)
-    a, b = (vv * ui - uv * vi) / safe, (uu * vi - uv * ui) / safe
     middle_x, middle_y = cx - (wide - 1) / 2, cy - (high - 1) / 2
-    # What the fitted function is at the camera's center, cx a + cy b + c.
-    at_center = mi + a * (middle_x - mu) + b * (middle_y - mv)
+    # At the camera's center the fitted function is cx a + cy b + c.
+    a, b, at_center, enough = _fitted(inverse, known, (u, v), (middle_x, middle_y), window)
     normals = np.stack([fx * a, fy * b, at_center], axis=-1)
     # n . X = d with d > 0 as made; turned to the camera, n . X is negative.
     side = normals[..., 0] * (u - middle_x) / fx + normals[..., 1] * (v - middle_y) / fy

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import ClassVar
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
-from ntkmtl.bench.problems.dense._store import Frames, Layout
+from ntkmtl.bench.problems.dense._store import Layout
 from ntkmtl.bench.problems.nyuv2 import _source
 
 
@@ -48,7 +47,6 @@ class NYUv2(DenseProblem):
     tasks: tuple[str, ...] = ("segmentation", "depth", "normals")
     metrics: tuple[Metric, ...] = metrics_of(("segmentation", "depth", "normals"))
     layout: ClassVar[Layout] = _source.LAYOUT
-    load: ClassVar[Callable[[Path], Frames]] = staticmethod(_source.load)
     parts: ClassVar[Mapping[str, Part]] = parts(factor=4, training=199, testing=164)
     frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
     frames_said: ClassVar[str] = (

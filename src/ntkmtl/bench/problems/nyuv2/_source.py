@@ -7,25 +7,14 @@ import tarfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ntkmtl.bench.problems.dense._store import (
-    Frame,
-    Frames,
-    Layout,
-    Source,
-    load_frames,
-    prepare_frames,
-    released,
-)
+from ntkmtl.bench.problems.dense._store import Frame, Layout, Source, prepare_frames, released
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
 from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 SIZE = (288, 384)
 CLASSES = 13
@@ -64,16 +53,6 @@ LAYOUT = Layout(
 _PARTS = {"image": ".jpg", "label13": ".png", "depth8": ".png"}
 
 
-def load(folder: Path) -> Frames:
-    """Map prepared frames into memory.
-
-    Raises:
-        DataMissingError: There are none.
-        ValueError: They are damaged.
-    """
-    return load_frames(folder, LAYOUT)
-
-
 def prepare(
     source: Path | None,
     folder: Path,
@@ -85,18 +64,11 @@ def prepare(
     Images are stored as 8-bit numbers, depths as float32, normals as float16 (within 0.03 degrees).
     If it is stopped, the next call continues from there.
 
-    Args:
-        source: The released folder with ``train`` and ``val``, in each ``image``, ``label``,
-            ``depth`` and ``normal`` with ``0.npy`` and so on; or a ``.tar``, or a folder with one
-            whose name begins with ``nyuv2``, that holds ``train`` and ``val``, in each
-            ``image/*.jpg``, ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived
-            from depth.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is the released folder with ``train`` and ``val``, in each ``image``, ``label``,
+    ``depth`` and ``normal`` with ``0.npy`` and so on; or a ``.tar``, or a folder with one whose
+    name begins with ``nyuv2``, that holds ``train`` and ``val``, in each ``image/*.jpg``,
+    ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived from depth. The other
+    arguments and the return value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: There are no frames.

@@ -53,7 +53,7 @@ class Solver(WholeModel):
         self.field = Field(
             about.low, about.high, about.outputs, about.width, about.depth, problem.features
         )
-        # In a tuple: the problem is no part of the network.
+        # In a tuple, so that the problem does not become a part of the network.
         self._problem = (problem,)
         self.columns = tuple(columns)
 
@@ -71,10 +71,10 @@ class PINN(Problem):
     Points are drawn once, by a scrambled Sobol sequence: 16,384 of each condition to train on,
     others to judge. A sample is one point of each condition. Losses are mean squared residuals.
 
-    The first metric is the relative L2 error of the solution, in percent: all conditions together
-    make it, and it stands in the column of the residual because a column needs a task. The others
-    are root mean squares of each condition's residual at points that were not trained on. There
-    is no network of a single condition to compare with: one alone does not determine a solution.
+    The first metric is the relative L2 error of the solution, in percent. It depends on all
+    conditions, and has the residual as its task because every metric needs one. The others are root
+    mean squares of each condition's residual at points that were not trained on. There are no
+    single-task baselines: one condition alone does not determine a solution.
     """
 
     equation: ClassVar[Equation]

@@ -9,14 +9,12 @@ is bonded to the heavy atom next to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.errors import imports_for
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _SYMBOL = {6: "C", 7: "N", 8: "O", 9: "F"}
 
@@ -143,7 +141,7 @@ def _match(
         atom = len(taken)
         if atom == len(symbols):
             return True
-        # Its own number first: nearly always the atoms stand in the order of the SMILES.
+        # Its own number first: nearly always the atoms are in the order of the SMILES.
         for place in (atom, *(p for p in range(len(symbols)) if p != atom)):
             if (
                 place not in taken

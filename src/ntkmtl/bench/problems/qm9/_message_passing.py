@@ -18,8 +18,8 @@ class Graphs(NamedTuple):
     Attributes:
         nodes: Numbers that describe an atom, shape (B, N, node features).
         edges: Numbers that describe a pair of atoms, shape (B, N, N, edge features); ``[b, i, j]``
-            is what atom i hears from atom j along.
-        linked: 1 where atom i hears from atom j, else 0, shape (B, N, N).
+            belongs to messages from atom j to atom i.
+        linked: 1 where atom i receives messages from atom j, else 0, shape (B, N, N).
         present: 1 for atoms, 0 for padding, shape (B, N).
     """
 
@@ -161,7 +161,7 @@ class _EdgeConvolution(nn.Module):
     """x_i W + mean over neighbors j of x_j M(e_ij), M a network of one hidden layer.
 
     M(e) is linear in its hidden layer h(e), so states are summed under h first and multiplied with
-    its weights once per atom: no (edges, width, width) matrices come to be.
+    its weights once per atom: no (edges, width, width) matrices are made.
     """
 
     def __init__(self, width: int, edge_features: int, hidden: int) -> None:

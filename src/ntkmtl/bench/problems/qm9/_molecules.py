@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import ArrayLayout, require_layout
 from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 MOLECULES = 130_831
 """Molecules of QM9 without those that are left out."""
@@ -65,11 +62,7 @@ class Molecules:
         return _firsts(self.bond_counts)
 
     def check(self) -> None:
-        """Check counts, shapes and ranges.
-
-        Raises:
-            ValueError: Something does not fit, with what was found.
-        """
+        """Refuse arrays with wrong counts or shapes, or values out of range."""
         m, a, b = len(self), int(self.atoms.sum()), int(self.bond_counts.sum())
         layout: ArrayLayout = {
             "index": (np.int32, (m,)),

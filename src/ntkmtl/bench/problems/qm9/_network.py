@@ -27,7 +27,7 @@ class MoleculeBatch(NamedTuple):
 
     Attributes:
         graphs: Atoms and pairs of atoms as the network takes them.
-        targets: What the heads shall say, float32 of shape (b, 11).
+        targets: Targets of the heads, float32 of shape (b, 11).
     """
 
     graphs: Graphs
@@ -39,13 +39,7 @@ def _graphs(batch: MoleculeBatch | Graphs) -> Graphs:
 
 
 class MoleculeNetwork(MessagePassingNetwork):
-    """The network on batches of the problem.
-
-    Args:
-        heads: Number of properties.
-        width: Width of an atom's state and of z.
-        hidden: Width of the network that makes matrices of edges.
-    """
+    """The network on batches of the problem."""
 
     def __init__(self, heads: int, width: int, hidden: int) -> None:
         super().__init__(heads, width=width, hidden=hidden)
@@ -70,7 +64,7 @@ class _CarriedGraphs(NamedTuple):
 
 
 class _Atoms(nn.Module):
-    """The first stage, whose output has features along dimension 1, as mixing wants them."""
+    """The first stage, whose output has features along dimension 1, as mixing needs them."""
 
     def __init__(self, part: AtomStates) -> None:
         super().__init__()

@@ -38,7 +38,7 @@ from ntkmtl.bench.problems.qm9._network import (
     backbone,
     head,
 )
-from ntkmtl.bench.problems.qm9._store import HOW, load_said
+from ntkmtl.bench.problems.qm9._store import HOW, load
 from ntkmtl.bench.problems.qm9._units import RANGES
 from ntkmtl.bench.problems.qm9_mini._data import TARGETS
 from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
@@ -72,17 +72,13 @@ _ORDER: tuple[Split, ...] = ("test", "val", "train")
 
 
 def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
-    """Return molecules as padded graphs in which every atom hears from every other.
+    """Return molecules as padded complete graphs.
 
     An atom is described by 11 numbers, those of ``torch_geometric.datasets.QM9``: one-hot element
     (H, C, N, O, F), atomic number, four zeros (aromatic, sp, sp2 and sp3, which that library leaves
     empty as it reads the molecules without sanitising them), number of hydrogen atoms bonded to it.
     A pair is described by 5: one-hot kind of bond (single, double, triple, aromatic; zeros where
     there is none) and distance in Angstrom.
-
-    Args:
-        molecules: m molecules.
-        rows: Which of them, int64 of shape (b,).
     """
     picked = rows.numpy()
     sizes = molecules.atoms[picked].astype(np.int64)
@@ -133,7 +129,7 @@ class _Loaded(NamedTuple):
 @lru_cache(maxsize=2)
 def _load(folder: Path, changed: int) -> _Loaded:
     """Return data and their random order. ``changed`` is the time at which the data were made."""
-    molecules, sha256, accepted = load_said(folder)
+    molecules, sha256, accepted = load(folder)
     return _Loaded(molecules, sha256, accepted, shuffled("qm9 split", molecules.index.tolist()))
 
 
@@ -192,7 +188,7 @@ class QM9(PropertiesProblem):
             ),
         ),
     }
-    # The row STL of the paper's Table 3; it moves the learning rate of the recipe paper, no metric.
+    # The row STL of the paper's Table 3; the learning rate of the recipe paper depends on it.
     reference: tuple[float, ...] | None = (
         *(0.060, 0.156, 60.54, 51.22, 0.419, 3.08, 39.3, 42.9, 41.7, 43.1, 0.061),
     )

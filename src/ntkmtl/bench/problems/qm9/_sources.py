@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._plausible import refuse_implausible
 from ntkmtl.bench.problems.qm9._bonds import bonds_of
@@ -26,9 +26,6 @@ from ntkmtl.bench.problems.qm9._molecules import LAST_INDEX, UNCHARACTERIZED, Mo
 from ntkmtl.bench.problems.qm9._units import wrong_units
 from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTREE
 from ntkmtl.files import read_bytes, require_regular
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 KCAL_PER_MOL = 0.04336414
 """One kcal/mol in eV, the value that torch_geometric uses."""
@@ -281,9 +278,7 @@ def _pack_rows(source: Path) -> Iterator[dict[str, str]]:
         else:
             root = source / "qm9pack" if (source / "qm9pack").is_dir() else source
         for part in _PACK_PARTS:
-            path = root
-            for name in part.split("/"):
-                path = path / name
+            path = root.joinpath(*part.split("/"))
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{source} has no {part}: is it the package qm9pack 1.0.3, or the folder of "

@@ -30,15 +30,9 @@ def prepare(
 ) -> str:
     """Read QM9, or a part of it, and write it as prepared arrays.
 
-    Args:
-        source: See :func:`~ntkmtl.bench.problems.qm9._sources.read_source`; the installed package
-            ``qm9pack`` if None.
-        folder: Where the prepared data go. Earlier ones are replaced once the new ones are whole.
-        progress: Called with progress messages.
-        accept_implausible: Whether values that look wrong are taken for what they are.
-
-    Returns:
-        One line on what was made.
+    ``source`` is what :func:`~ntkmtl.bench.problems.qm9._sources.read_source` takes; the installed
+    package ``qm9pack`` if None. The other arguments and the return value are those of
+    :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
 
     Raises:
         FileNotFoundError: There is no such source.
@@ -58,21 +52,12 @@ def prepare(
     return f"{len(molecules):,} molecules ({whole}) in {folder}"
 
 
-def load(folder: Path) -> tuple[Molecules, str]:
-    """Map prepared data into memory; see :func:`load_said`.
-
-    Returns:
-        The molecules, and one digest of all arrays.
-    """
-    return load_said(folder)[:2]
-
-
-def load_said(folder: Path) -> tuple[Molecules, str, str]:
+def load(folder: Path) -> tuple[Molecules, str, str]:
     """Map prepared data into memory.
 
     Returns:
-        The molecules, one digest of all arrays, and what is to be said of values that were accepted
-        as implausible.
+        The molecules, one digest of all arrays, and a sentence on values that were accepted though
+        implausible, "" for none.
 
     Raises:
         DataMissingError: There are none.

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BOHR = 0.529177210903
 """Angstrom."""

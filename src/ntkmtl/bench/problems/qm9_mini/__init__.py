@@ -6,10 +6,9 @@ in seconds on one CPU core.
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._data import MiniMolecules, read
 from ntkmtl.bench.problems.qm9_mini._features import Inputs, Invariants, Scaling, invariants
-from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet
+from ntkmtl.bench.problems.qm9_mini._model import FeatureBatch, MoleculeNet
 from ntkmtl.bench.problems.qm9_mini._problem import QM9Mini
 
 __all__ = [

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ntkmtl.errors import imports_for
 
 with imports_for("qm9-mini"):
     import numpy as np
+    from numpy.typing import NDArray
 
     from ntkmtl.bench.problems._arrays import shipped
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 DATA = Path(__file__).parent / "data" / "qm9_mini.npz"
 

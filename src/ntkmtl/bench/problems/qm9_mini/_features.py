@@ -69,15 +69,7 @@ class Invariants(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """Scaled features of m molecules, as the network takes them.
-
-    Attributes:
-        atoms: (m, 9, F'), constant columns removed.
-        mask: (m, 9, 1).
-        places: (m, 9, 3).
-        shells: (m, 9 * 6, 9).
-        whole: (m, 10), decorrelated.
-    """
+    """Scaled features of m molecules, as in :class:`FeatureBatch`; constant columns removed."""
 
     atoms: Singles
     mask: Singles
@@ -120,7 +112,7 @@ class Scaling:
         )
         whole_center = features.whole.mean(0)
         values, vectors = np.linalg.eigh(np.cov(((features.whole - whole_center) / spread).T))
-        # Directions of next to no variance are not blown up to unit variance.
+        # The constant keeps directions of almost no variance from being scaled to unit variance.
         whole_map = (vectors / np.sqrt(values + 1e-3)) / spread[:, None]
         return cls(columns, rows.mean(0), scale, whole_center, whole_map)
 
@@ -182,11 +174,7 @@ def invariants(molecules: MiniMolecules) -> Invariants:
     mask = np.zeros((count, HEAVY), np.float32)
     mask[slots] = 1
 
-    charge = np.bincount(molecule, molecules.numbers, count)
-    center = np.stack(
-        [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
-    )
-    centered = molecules.positions - (center / charge[:, None])[molecule]
+    centered = _centered(molecules)
     places = np.zeros((count, HEAVY, 3), np.float32)
     places[slots] = centered[heavy]
 
@@ -201,6 +189,16 @@ def invariants(molecules: MiniMolecules) -> Invariants:
     squares = np.bincount(molecule * kinds + element, (centered**2).sum(1), count * kinds)
     whole = np.concatenate([molecules.composition(), squares.reshape(count, kinds)], axis=1)
     return Invariants(atoms, mask, places, shells, whole)
+
+
+def _centered(molecules: MiniMolecules) -> Floats:
+    """Return the atoms' places from the centers of nuclear charge, (a, 3), Angstrom."""
+    molecule, count = molecules.molecule, len(molecules)
+    charge = np.bincount(molecule, molecules.numbers, count)
+    center = np.stack(
+        [np.bincount(molecule, molecules.numbers * x, count) for x in molecules.positions.T], axis=1
+    )
+    return molecules.positions - (center / charge[:, None])[molecule]
 
 
 def _pairs(molecules: MiniMolecules) -> tuple[Ints, Ints]:
@@ -247,7 +245,7 @@ def _kinds(element: Ints, heavy: NDArray[np.bool_], first: Ints, second: Ints) -
 def _radial(
     element: Ints, heavy: NDArray[np.bool_], row: Ints, first: Ints, second: Ints, distance: Floats
 ) -> Floats:
-    """Return how many atoms of each element stand at each distance from each heavy atom."""
+    """Return how many atoms of each element are at each distance from each heavy atom."""
     near = heavy[first] & (distance < RADIAL_CUTOFF)
     i, j, r = first[near], second[near], distance[near]
     kinds, atoms = len(ELEMENTS), int(heavy.sum())
@@ -265,7 +263,7 @@ def _angular(
     second: Ints,
     distance: Floats,
 ) -> Floats:
-    """Return how many pairs of near atoms of two elements are seen at each angle."""
+    """Return how many pairs of near atoms of two elements are at each angle."""
     near = np.flatnonzero(heavy[first] & (distance < ANGULAR_CUTOFF))
     near = near[np.argsort(first[near], kind="stable")]
     i, j, r = first[near], second[near], distance[near]

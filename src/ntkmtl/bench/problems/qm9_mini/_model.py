@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,18 +12,37 @@ from torch.nn import functional
 
 from ntkmtl.bench.problems.architectures import Backbone, Represent
 from ntkmtl.bench.problems.base import MultiTaskModel
-from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._features import SHELLS
 
 REPRESENTATION = 96
 """Size d of the shared representation z."""
 
 
+class FeatureBatch(NamedTuple):
+    """b molecules as the network takes them, float32.
+
+    Attributes:
+        atoms: Scaled surroundings of the heavy atoms, (b, 9, F).
+        mask: 1 where there is a heavy atom, (b, 9, 1).
+        places: Their places from the center of nuclear charge in Angstrom, (b, 9, 3).
+        shells: Weights of messages, (b, 9 * 6, 9).
+        whole: Scaled features of the whole molecule, (b, 10).
+        targets: Targets of the heads, (b, 11).
+    """
+
+    atoms: Tensor
+    mask: Tensor
+    places: Tensor
+    shells: Tensor
+    whole: Tensor
+    targets: Tensor
+
+
 class MoleculeNet(MultiTaskModel):
     """One round of message passing, a readout that adds over atoms, k linear heads.
 
-    Each heavy atom is embedded from its surroundings and hears from every other heavy atom, apart
-    for each shell of distance. A molecule is then described by sums over its atoms: of the
+    Each heavy atom is embedded from its surroundings and receives messages from every other heavy
+    atom, by shells of distance. A molecule is then described by sums over its atoms: of the
     embeddings, of learned charges times squared distances from the center (for the extent of the
     electron cloud), and the lengths of dipoles of learned charges that add to zero (for the dipole
     moment).

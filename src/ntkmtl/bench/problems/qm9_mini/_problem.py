@@ -14,10 +14,9 @@ from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import LEAST, fitted, positions, refuse_unfit
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
-from ntkmtl.bench.problems.qm9_mini._batch import FeatureBatch
 from ntkmtl.bench.problems.qm9_mini._data import SPLITS, read
 from ntkmtl.bench.problems.qm9_mini._features import Invariants, Scaling, invariants
-from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet, backbone
+from ntkmtl.bench.problems.qm9_mini._model import FeatureBatch, MoleculeNet, backbone
 from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
 
 __all__ = ["QM9Mini", "Targets"]

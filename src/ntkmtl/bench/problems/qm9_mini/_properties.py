@@ -30,11 +30,7 @@ class PropertiesProblem(ColumnsProblem):
     """As the data have them, float64 of shape (m, 11)."""
 
     def _choose(self, targets: Targets) -> None:
-        """Note what is trained on.
-
-        Raises:
-            ValueError: It is neither of the two.
-        """
+        """Note which targets are trained on; refuse unknown ones."""
         if targets not in get_args(Targets):
             known = " or ".join(map(repr, get_args(Targets)))
             raise ValueError(f"targets must be {known}. Found targets={targets!r}.")

@@ -1,4 +1,4 @@
-"""The network: messages between atoms that depend on distances, and what is read off the atoms."""
+"""The network: messages between atoms that depend on distances, and a readout from the atoms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASIS = 20
 
 
 class Messages(nn.Module):
-    """A continuous-filter convolution: atoms hear each other through a function of distance."""
+    """A continuous-filter convolution: messages are filtered by a function of distance."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def _basis(positions: Tensor, mask: Tensor) -> Tensor:
     away = positions[:, :, None] - positions[:, None]
     n = positions.shape[1]
     apart = mask[:, :, None] * mask[:, None] * (1 - torch.eye(n, device=positions.device))
-    # Where there is no pair the distance is beyond the cutoff, so that roots have a slope.
+    # Missing pairs get a distance beyond the cutoff, so that the square root has a derivative.
     distance = (away.square().sum(dim=-1) + (1 - apart) * CUTOFF**2).sqrt()
     order = torch.arange(1, BASIS + 1, dtype=positions.dtype, device=positions.device)
     waves = torch.sin(order * (math.pi / CUTOFF) * distance[..., None]) / distance[..., None]

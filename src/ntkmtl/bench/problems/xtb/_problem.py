@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import moved, paired, positions
+from ntkmtl.bench.problems._supervised import evaluating, moved, paired, positions
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split
 from ntkmtl.bench.problems.xtb._data import ForceBatch, read
 from ntkmtl.bench.problems.xtb._network import Potential
@@ -107,17 +107,13 @@ class XTB(Problem):
 
     def evaluate(self, model: Any, split: Split, tasks: Sequence[str] | None = None) -> Tensor:
         """Return the mean absolute errors in the units of :attr:`metrics`."""
-        training = model.training
-        model.eval()
         sums: dict[int, float] = defaultdict(float)
-        try:
+        with evaluating(model):
             for some in torch.arange(self.size(split)).split(64):
                 batch = self.batch(split, some)
                 outputs = model.predict(model.represent(moved(batch, model)))
                 for i, output in paired(TASKS, outputs, tasks):
                     sums[i] += _absolute(TASKS[i], output.detach().cpu(), batch)
-        finally:
-            model.train(training)
         whole = self._data.splits[split]
         atoms = float(whole.mask.sum())
         size = {"forces": 3 * atoms, "charges": atoms}
