@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import unicodedata
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -312,6 +316,64 @@ def test_targets_have_any_name(tmp_path: Path, name: str) -> None:
     assert Table(path, [name]).tasks == (name,)
     assert Table(path, quoted).tasks == (name,)
     assert Table(path, [name], types={name: "regression"}).tasks == (name,)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_names_are_found_however_they_are_encoded(
+    tmp_path: Path, forms: tuple[str, str]
+) -> None:
+    in_file, asked = (unicodedata.normalize(form, "Höhe") for form in forms)
+    path = written(tmp_path, f"x,{in_file}", [f"{i * i % 31},{i % 7}.5" for i in range(40)])
+    assert Table(path, asked, types={asked: "regression"}).tasks == ("Höhe",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"x,y"), "it is compressed by gzip. Unpack it first"),
+        (bz2.compress(b"x,y"), "it is compressed by bzip2"),
+        (lzma.compress(b"x,y"), "it is compressed by xz"),
+        (b"PK\x03\x04\0\0", "it is a zip archive or a workbook of Excel"),
+        (bytes.fromhex("D0CF11E0A1B11AE1"), "it is a workbook of Excel. Save the sheet as CSV"),
+        (b"PAR1\x15\x04", "it is in Parquet's format. Let its name end in .parquet"),
+        ("x,y".encode("utf-16"), "it starts with the mark of UTF-16. Pass .* encoding=utf-16"),
+        ("x,y".encode("utf-32"), "it starts with the mark of UTF-32. Pass .* encoding=utf-32"),
+    ],
+)
+def test_files_that_are_no_utf_8_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=message):
+        read_table(path)
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".zip", ".xlsx", ".ods"])
+def test_endings_that_are_not_read_say_what_to_do(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(TableError, match=r"Found '\.\w+'\. (Unpack it|Save the sheet)"):
+        Table(tmp_path / f"t{ending}", "y")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    text = '"a","b"\n1,2\n'
+    for written_as, encoding in [
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-16-le"),
+        ("utf-32", "utf-32"),
+    ]:
+        path.write_bytes(text.encode(written_as))
+        assert list(read_table(path, encoding).columns) == ["a", "b"]
+    path.write_bytes(text.encode("utf-8-sig"))
+    with pytest.raises(TableError, match="not text in latin-1: it starts with the mark of UTF-8"):
+        read_table(path, "latin-1")
+
+
+def test_the_line_in_which_excel_names_the_separator(tmp_path: Path) -> None:
+    path = written(tmp_path, "sep=;", ["a,x;b", "1,5;2", "2,5;3"])
+    assert list(read_table(path).columns) == ["a,x", "b"]
+    path = written(tmp_path, "sep=;", ["a;b", "1"])
+    with pytest.raises(TableError, match="line 3: 1 cells, where the header has 2"):
+        read_table(path)
 
 
 def test_headerless_files_are_told_and_read(tmp_path: Path) -> None:
