@@ -409,6 +409,56 @@ def test_arff_quotes_of_both_kinds(tmp_path: Path) -> None:
     assert who == ["O'Neil, Ann", 'say "hi", Bo', 'a "b"', "O'Neil"]
 
 
+def test_arff_escapes_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "t.arff"
+    path.write_text(
+        "@relation r\n@attribute who string\n"
+        "@attribute kind {' x', 'a, b', '50\\%', 'c}'} % of four\n@data\n"
+        "'a\\nb\\t\\u00e9\\\\', ' x'\nC:\\new\\table,'a, b'\n'C:\\\\x',50\\%\nit\\'s,'c}'\n"
+    )
+    read = read_table(path).columns
+    assert read["who"].texts.tolist() == ["a\nb\t\u00e9\\", r"C:\new\table", r"C:\x", "it's"]
+    assert read["kind"].levels == ("x", "a, b", "50%", "c}")
+    assert read["kind"].texts.str.strip().tolist() == list(read["kind"].levels)
+
+
+def arff(folder: Path, attributes: str, rows: list[str], name: str = "t.arff") -> Path:
+    return written(folder, f"@relation r\n{attributes}\n@attribute y real\n@data", rows, name)
+
+
+@pytest.mark.parametrize(
+    ("form", "python"),
+    [
+        ("'MM-dd-yyyy'", "%m-%d-%Y"),
+        ("dd-MM-yyyy", "%d-%m-%Y"),
+        ("\"yyyy-dd-MM'T'HH:mm\" % local", "%Y-%d-%mT%H:%M"),
+    ],
+)
+def test_arff_dates_are_read_in_the_format_of_the_header(
+    tmp_path: Path, form: str, python: str
+) -> None:
+    """By convention days come first with dashes; the header knows."""
+    days = [date(2022, 1 + i % 12, 1 + 5 * i % 12) for i in range(40)]
+    rows = [f"{day.strftime(python)},{i % 7}" for i, day in enumerate(days)]
+    problem = Table(arff(tmp_path, f"@attribute day date {form}", rows), "y")
+    assert column(problem, "day").note.endswith(f"written {python}")
+    assert "the other way" not in problem.notice()
+    rows[6] = "32-32-2022,1"
+    path = arff(tmp_path, f"@attribute day date {form}", rows, "u.arff")
+    with pytest.raises(TableError, match=r"row 7, column 'day': '32-32-2022' is not a date writ"):
+        Table(path, "y")
+    assert column(Table(path, "y", types="day=category"), "day").kind == "category"
+
+
+def test_arff_words_in_a_declared_number_are_refused(tmp_path: Path) -> None:
+    rows = [f"{'tall' if i == 5 else i * i % 11},{i % 7}" for i in range(40)]
+    path = arff(tmp_path, "@attribute size INTEGER", rows)
+    with pytest.raises(TableError, match=r"row 6, column 'size': 'tall' is not a number, as the f"):
+        Table(path, "y")
+    assert column(Table(path, "y", missing="tall"), "size").kind == "number"
+    assert column(Table(path, "y", types="size=category"), "size").kind == "category"
+
+
 def test_mistyped_options_are_told_before_the_file_is_read(tmp_path: Path) -> None:
     missing = tmp_path / "not-there.csv"
     for options, message in [

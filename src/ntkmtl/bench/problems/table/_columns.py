@@ -195,8 +195,18 @@ def _take(
 ) -> None:
     """Take a column out of the table and note what it is."""
     wanted, _, date = roles.types.get(name, "").partition(":")
+    raw = table.columns.pop(name)
+    if not date and wanted in ("", "date", "regression"):
+        date = raw.date
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
-    values = ColumnValues(table.path, table.columns.pop(name), reading, hints, kept_as_levels, date)
+    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date)
+    if raw.declared == "number" and not wanted and values.bad.any():
+        raise TableError(
+            f"{values.where(values.bad)} is not a number, as the file declares "
+            f"({int(values.bad.sum()):,} such rows). Put it right, say that it stands for a "
+            f"missing value with missing=TEXT, or overrule the file with types {name}="
+            f"{'classification' if name in roles.targets else 'category'}."
+        )
     if date and values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a date written as {date} "
