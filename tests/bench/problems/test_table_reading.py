@@ -259,6 +259,20 @@ def test_each_split_has_some_of_each_class(tmp_path: Path) -> None:
     assert "no row of rare in the split val" in problem.notice()
 
 
+def test_a_class_of_too_few_rows_is_named(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'b' if i == 7 else 'a'}" for i in range(60)]
+    with pytest.raises(TableError, match="'b' has 1 row, and each split needs one"):
+        Table(written(tmp_path, "x,y", rows), "y")
+
+
+def test_of_many_leaks_the_first_are_told(tmp_path: Path) -> None:
+    rows = [",".join([str(i * i % 31)] * 51) for i in range(60)]
+    names = ",".join([*(f"x{i}" for i in range(50)), "y"])
+    notice = Table(written(tmp_path, names, rows), "y").notice()
+    assert notice.count("is equal to the target") == 20
+    assert "30 more features are like these" in notice
+
+
 def test_a_class_without_a_test_row_is_said_or_refused(tmp_path: Path) -> None:
     parts = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
     two = [f"{i * i % 31},{'ab'[i % 2] if i < 80 else 'a'},{part}" for i, part in enumerate(parts)]
@@ -290,6 +304,19 @@ def test_groups_stay_together_and_are_no_feature(tmp_path: Path) -> None:
     rows = [f"{i % 2},{i * i % 31},{i % 7}" for i in range(120)]
     with pytest.raises(TableError, match="2 groups; at least 3"):
         Table(written(tmp_path, "g,x,y", rows, "u.csv"), "y", group="g")
+
+
+def test_the_largest_group_is_trained_on_where_it_is_most_of_the_rows(tmp_path: Path) -> None:
+    rows = [f"{'all' if i < 80 else i},{i * i % 31},{i * i % 7}" for i in range(100)]
+    path = written(tmp_path, "g,x,y", rows)
+    for seed in range(5):
+        assert Table(path, "y", group="g", split_seed=seed).size("train") >= 80
+
+
+def test_times_that_leave_a_split_empty_are_told(tmp_path: Path) -> None:
+    rows = [f"{2000 + min(i, 9)},{i * i % 31},{i * i % 7}" for i in range(40)]
+    with pytest.raises(TableError, match=r"of 10 in all the most frequent has 31 of the 40"):
+        Table(written(tmp_path, "t,x,y", rows), "y", time="t")
 
 
 def test_time_orders_the_split(tmp_path: Path) -> None:
