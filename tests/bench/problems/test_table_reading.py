@@ -96,6 +96,46 @@ def test_a_target_with_separators_is_a_regression(tmp_path: Path) -> None:
         assert max(truth(problem)) == 2005.0
 
 
+def test_errors_of_a_spreadsheet_are_missing_numbers(tmp_path: Path) -> None:
+    errors = ["#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#NULL!", "#N/A"]
+    rows = [f"{errors[i % 7] if i % 3 == 0 else i * i % 31},{i % 7}" for i in range(60)]
+    found = column(Table(written(tmp_path, "x,y", rows), "y"), "x")
+    assert (found.kind, found.missing) == ("number", 20)
+
+
+def test_a_mark_among_few_numbers_is_told_with_the_option(tmp_path: Path) -> None:
+    rows = [f"{'-' if i % 4 == 1 else i * i % 31},{i % 7}" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    assert (
+        "15 of 60 are not numbers (first in row 2: '-'; missing=TEXT leaves"
+        in column(Table(path, "y"), "x").note
+    )
+    assert column(Table(path, "y", missing="-"), "x").kind == "number"
+
+
+def test_labels_that_differ_in_their_last_digits_are_not_called_constant(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{10**18 + i % 5}" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    with pytest.raises(TableError, match=r"labels differ \(5: .*types y=classification"):
+        Table(path, "y")
+    assert column(Table(path, "y", types="y=classification"), "y").content.startswith("5: ")
+    rows = [f"{i * i % 31},{('3', '3.0')[i % 2]}" for i in range(60)]
+    with pytest.raises(TableError, match="the target is constant, 3 in every"):
+        Table(written(tmp_path, "x,y", rows, "u.csv"), "y")
+
+
+def test_an_infinite_label_is_refused_with_advice_for_a_target(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'inf' if i == 3 else i % 7}" for i in range(60)]
+    with pytest.raises(TableError, match=r"row 4, column 'y'.* leave the column out of the targ"):
+        Table(written(tmp_path, "x,y", rows), "y")
+
+
+def test_numbers_in_even_steps_are_an_index_only_where_they_are_whole(tmp_path: Path) -> None:
+    rows = [f"{i}.5,{i},{i * i % 7}" for i in range(60)]
+    problem = Table(written(tmp_path, "depth,row,y", rows), "y")
+    assert (problem._fitted.inputs, problem._fitted.ids) == (("depth",), ("row",))
+
+
 # ------------------------------------------------------------------------------------------------
 # Dates
 
@@ -130,6 +170,28 @@ def test_ambiguous_dates_are_told_and_overruled(tmp_path: Path) -> None:
     for more in ("13/01/2023,1", "01/13/2023,1"):
         found = Table(written(tmp_path, "day,y", [*rows, more], "u.csv"), "y")
         assert "the other way" not in found.notice()
+
+
+def test_one_value_that_is_no_date_among_dates_is_told(tmp_path: Path) -> None:
+    days = [date(2022, 1, 1) + timedelta(days=i) for i in range(40)]
+    rows = [f"{day.strftime('%d.%m.%Y')},{i * i % 7}" for i, day in enumerate(days)]
+    rows[5] = "31.02.2022,3"
+    path = written(tmp_path, "day,y,x", [f"{row},{i % 5}" for i, row in enumerate(rows)])
+    problem = Table(path, "y")
+    assert "row 6, column 'day': '31.02.2022' is no date, where most" in problem.notice()
+    with pytest.raises(TableError, match=r"row 6, column 'day': '31\.02\.2022' is not a date"):
+        Table(path, "y", types="day=date")
+    assert column(Table(path, "y", missing="31.02.2022"), "day").kind == "date"
+    for types in ("day=category", "day=ignore"):
+        assert "is no date" not in Table(path, "y", types=types).notice()
+
+
+def test_two_digits_of_a_year_that_give_a_date_to_come_are_told(tmp_path: Path) -> None:
+    days = [date(1945, 1, 14) + timedelta(days=400 * i) for i in range(40)]
+    rows = [f"{day.strftime('%d.%m.%y')},{i * i % 7}" for i, day in enumerate(days)]
+    assert "is read as 2068-" in Table(written(tmp_path, "born,y", rows), "y").notice()
+    rows = [f"{day.strftime('%d.%m.%y')},{i * i % 7}" for i, day in enumerate(days[23:] * 2)]
+    assert "is read as" not in Table(written(tmp_path, "born,y", rows, "u.csv"), "y").notice()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -184,6 +246,24 @@ def test_a_few_words_among_the_numbers_of_a_feature_are_missing_and_told(tmp_pat
     assert "row 8, column 'x': 'see note' is not a number, where 59 of 60 are" in problem.notice()
     assert problem.encode_new(path).inputs.inputs.isfinite().all()
     assert column(Table(path, "y", types="x=category"), "x").kind == "category"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("FN", "category"),
+        ("TNF", "category"),
+        ("YTN", "category"),
+        ("YN", "yes/no"),
+        ("TF", "yes/no"),
+    ],
+)
+def test_letters_are_yes_and_no_only_in_their_own_pair(
+    tmp_path: Path, words: str, kind: str
+) -> None:
+    """F and N would both be 0."""
+    rows = [f"{words[i % len(words)]},{i * i % 7}" for i in range(60)]
+    assert column(Table(written(tmp_path, "x,y", rows), "y"), "x").kind == kind
 
 
 def test_classes_that_are_equal_but_for_case_are_one_or_two(tmp_path: Path) -> None:
