@@ -104,7 +104,15 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         self._measured: dict[str, float] = {}
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Run a training step with balanced losses."""
+        """Run a training step with balanced losses; Keras calls it.
+
+        Args:
+            data: A batch, (x, y) or (x, y, sample_weight); y has a key for each trained output.
+
+        Returns:
+            The metrics of Keras by name, and each output's last ``weight/NAME`` and
+            ``eigenvalue/NAME``.
+        """
         if self.balancer is None:
             found: dict[str, Any] = super().train_step(data)
             return found
@@ -159,7 +167,16 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         return found
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Train, and inform the method about epochs."""
+        """Train as ``keras.Model.fit`` does, and inform the method about epochs.
+
+        Args:
+            *args: As for ``keras.Model.fit``.
+            callbacks: As there; one is added.
+            **kwargs: As there.
+
+        Returns:
+            What ``keras.Model.fit`` returns, its ``History``.
+        """
         balancer = self.balancer
         if balancer is not None:
             told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: balancer.end_epoch())
@@ -173,14 +190,17 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
     # ------------------------------------------------------------------ state
 
     def save_own_variables(self, store: Any) -> None:
-        """Save the model's own variables and the Balancer's state."""
+        """Save the model's own variables and the Balancer's state to ``store``; Keras calls it."""
         super().save_own_variables(store)
         if self.balancer is not None:
             for key, value in self.balancer.state_dict().items():
                 store[_PREFIX + key.replace("/", ":")] = value.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load the model's own variables and, with a Balancer, its state.
+        """Load the model's own variables and, with a Balancer, its state; Keras calls it.
+
+        Args:
+            store: What :meth:`save_own_variables` wrote, by name.
 
         Raises:
             ValueError: The file has no state of a Balancer, or that of another method.

@@ -87,6 +87,9 @@ class BalancedModule(_Base):
         Override it if the module has no ``training_step``, or if the method needs the losses again
         after the step.
 
+        Args:
+            batch: A batch of the data loader, as ``training_step`` receives it.
+
         Raises:
             NotImplementedError: The module does not override it.
         """
@@ -96,7 +99,12 @@ class BalancedModule(_Base):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Balance the losses of a batch."""
+        """Return :meth:`balance` of the losses of a batch; a module may have its own instead.
+
+        Args:
+            batch: A batch of the data loader.
+            batch_idx: Its position, which is not used.
+        """
         return self.balance(self.compute_losses(batch))
 
     def balance(self, losses: Losses, **options: Any) -> Tensor | None:
@@ -124,7 +132,12 @@ class BalancedModule(_Base):
         return total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the balanced backward pass instead of that of the sum.
+        """Run the balanced backward pass instead of that of the sum; Lightning calls it.
+
+        Args:
+            loss: What :meth:`balance` returned, divided and scaled by Lightning.
+            *args: Not used.
+            **kwargs: Not used.
 
         Raises:
             RuntimeError: :meth:`balance` was not called before.
@@ -172,7 +185,13 @@ class BalancedModule(_Base):
             self._evaluations = None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Inform the method if the optimizer has made a step."""
+        """Inform the method if the optimizer has made a step; Lightning calls it.
+
+        Args:
+            outputs: As Lightning passes them.
+            batch: The batch, whose losses are computed again if the method needs them.
+            batch_idx: As Lightning passes it.
+        """
         super().on_train_batch_end(outputs, batch, batch_idx)
         stepped = self.trainer.global_step != self._seen_step
         self._seen_step = self.trainer.global_step
@@ -187,12 +206,15 @@ class BalancedModule(_Base):
         self.balancer.end_epoch()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the Balancer's state in a checkpoint."""
+        """Save the Balancer's state in the dict ``checkpoint``; Lightning calls it."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["balancer"] = self.balancer.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the Balancer's state from a checkpoint.
+        """Restore the Balancer's state from a checkpoint; Lightning calls it.
+
+        Args:
+            checkpoint: The dict that :meth:`on_save_checkpoint` added the state to.
 
         Raises:
             ValueError: The checkpoint has no such state, or that of another method.

@@ -93,7 +93,11 @@ class BalancedTrainer(Trainer):
     # ------------------------------------------------------------------ the backward pass
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator, and replace its backward pass by the balanced one."""
+        """Create the accelerator, and replace its backward pass by the balanced one.
+
+        Raises:
+            ValueError: DeepSpeed is enabled, which runs the backward pass itself.
+        """
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled:
             raise ValueError(
@@ -110,6 +114,15 @@ class BalancedTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Return the sum of the losses, and store the losses for the backward pass.
+
+        Args:
+            model: The model; its outputs have the sum ``"loss"`` and the dict ``"losses"``.
+            inputs: A batch, as keyword arguments of the model.
+            return_outputs: Return the outputs as well.
+            num_items_in_batch: Not used, as losses are means over the batch.
+
+        Returns:
+            The sum, or the pair (sum, outputs).
 
         Raises:
             ValueError: The model does not return its losses, or its loss is not their sum (checked
@@ -169,7 +182,14 @@ class BalancedTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        """Predict, without returning the losses as predictions."""
+        """Return what ``Trainer.prediction_step`` does, without the losses among the predictions.
+
+        Args:
+            model: As for ``Trainer.prediction_step``.
+            inputs: As there.
+            prediction_loss_only: As there.
+            ignore_keys: As there; ``"losses"`` is added.
+        """
         if ignore_keys is None:
             config = getattr(self.model, "config", None)
             ignore_keys = list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
@@ -178,7 +198,7 @@ class BalancedTrainer(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, including the method's learned parameters."""
+        """Return the Trainer's optimizer, with the method's learned parameters added."""
         before = self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         learned = list(self.balancer.parameters())
@@ -187,7 +207,7 @@ class BalancedTrainer(Trainer):
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with losses, weights and eigenvalues of the last step besides the loss."""
+        """Log ``logs`` and, beside a loss, the losses, weights and eigenvalues of the last step."""
         if "loss" in logs:
             logs = {**logs, **{name: value.item() for name, value in self._record.items()}}
         super().log(logs, *args, **kwargs)
@@ -196,6 +216,14 @@ class BalancedTrainer(Trainer):
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
         """Train; when resuming, restore the Balancer's state.
+
+        Args:
+            resume_from_checkpoint: As for ``Trainer.train``: a folder, or True for the last one.
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            What ``Trainer.train`` returns.
 
         Raises:
             FileNotFoundError: The checkpoint has no state of a Balancer.
