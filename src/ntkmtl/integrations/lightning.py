@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ntkmtl.balance import Balancer
+from ntkmtl.balance import Balancer, BalanceResult
 from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
 from ntkmtl.errors import missing_extra
 from ntkmtl.integrations._shared import (
@@ -45,14 +46,19 @@ class BalancedModule(_Base):
     the result of ``self.balance``. Every step logs ``loss/NAME``, ``weight/NAME`` and, if it was
     computed, ``eigenvalue/NAME``.
 
-    The mixin uses the hooks ``optimizer_step``, ``on_train_batch_end``, ``on_train_epoch_end``,
-    ``on_save_checkpoint`` and ``on_load_checkpoint``. They hold the weights while an optimizer
-    calls its closure several times, inform methods about steps and epochs, and save the Balancer's
-    state in checkpoints. A module that overrides one of them must call ``super()``.
+    The mixin uses the hooks ``optimizer_step``, ``on_train_start``, ``on_train_batch_end``,
+    ``on_train_epoch_end``, ``on_save_checkpoint`` and ``on_load_checkpoint``. They hold the weights
+    while an optimizer calls its closure several times, inform methods about steps and epochs, and
+    save the Balancer's state in checkpoints. A module that overrides one of them must call
+    ``super()``.
 
     Attributes:
         balancer: The Balancer. If its method learns parameters, pass ``balancer.parameters()`` to
             the optimizer as well.
+
+    Raises:
+        TypeError: A subclass names ``LightningModule`` before the mixin, whose methods would then
+            never be called.
 
     Example:
         >>> import torch
@@ -80,6 +86,17 @@ class BalancedModule(_Base):
     _pending: tuple[Losses, dict[str, Any], Tensor | None] | None = None
     _evaluations: int | None = None
     _seen_step: int = 0
+    _last: BalanceResult | None = None  # of this batch's last backward pass
+    _last_scale: float = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(BalancedModule)]
+        if any(kind.__name__ == "LightningModule" for kind in before):
+            raise TypeError(
+                f"{cls.__name__} names LightningModule before BalancedModule, so the losses would "
+                f"not be balanced; write class {cls.__name__}(BalancedModule, LightningModule)"
+            )
 
     def compute_losses(self, batch: Any) -> Losses:
         """Return the losses of a batch, as :meth:`ntkmtl.Balancer.backward` takes them.
@@ -157,26 +174,65 @@ class BalancedModule(_Base):
             # Lightning has divided its loss by this number.
             options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
         result = self.balancer.backward(losses, scaler=scaler, **options)
+        self._last, self._last_scale = result, options.get("scale", 1.0)
         values = record_of(self.balancer, losses, result)
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     # ------------------------------------------------------------------ hooks
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Run an optimizer step, in which all evaluations use the weights of the first."""
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Run an optimizer step, in which all evaluations use the weights of the first.
+
+        The optimizer gets the weighted sum of the losses from its closure, the function whose
+        gradient it sees. A line search compares values of this function.
+        """
+
+        def evaluate() -> Any:
+            assert optimizer_closure is not None
+            self._last = None
+            plain = optimizer_closure()
+            return plain if self._last is None else self._last.total * self._last_scale
+
         self._evaluations = 0
+        closure = None if optimizer_closure is None else evaluate
         try:
             with holding(self.balancer):
-                super().optimizer_step(*args, **kwargs)
+                super().optimizer_step(epoch, batch_idx, optimizer, closure)
         finally:
             self._evaluations = None
 
+    def on_train_start(self) -> None:
+        """Count steps of the optimizer from where training starts or resumes."""
+        super().on_train_start()
+        self._seen_step = self.trainer.global_step
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Inform the method if the optimizer has made a step."""
+        """Inform the method if the optimizer has made a step.
+
+        Raises:
+            RuntimeError: The optimizer has made a step, but the losses of :meth:`balance` got no
+                balanced backward pass.
+        """
         super().on_train_batch_end(outputs, batch, batch_idx)
         stepped = self.trainer.global_step != self._seen_step
         self._seen_step = self.trainer.global_step
-        if stepped and self.balancer.needs_after_step:
+        balanced, self._last = self._last is not None, None
+        pending, self._pending = self._pending is not None, None
+        # Under automatic optimization, a training_step that returns None skips the batch.
+        if stepped and pending and (outputs or not self.automatic_optimization):
+            raise RuntimeError(
+                "the optimizer has made a step, but the losses given to self.balance got no "
+                "balanced backward pass: call self.manual_backward(loss) of what self.balance "
+                "returned, not loss.backward(); with a strategy that runs the backward pass itself "
+                "(DeepSpeed), train with constant weights from ntkmtl.weigh"
+            )
+        if stepped and balanced and self.balancer.needs_after_step:
             with self.trainer.precision_plugin.train_step_context():
                 losses = self.compute_losses(batch)
             self.balancer.after_step(losses)
@@ -205,4 +261,3 @@ class BalancedModule(_Base):
                 "from its weights alone, load checkpoint['state_dict'] into the module"
             )
         self.balancer.load_state_dict(checkpoint["balancer"])
-        self._seen_step = checkpoint.get("global_step", 0)
