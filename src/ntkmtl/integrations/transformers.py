@@ -26,6 +26,7 @@ __all__ = ["BalancedTrainer"]
 
 _FILE = "balancer.pt"
 _REMEDY = "put further terms among outputs['losses'], and factors into Balancer(priorities=...)"
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 class BalancedTrainer(Trainer):
@@ -34,8 +35,9 @@ class BalancedTrainer(Trainer):
     The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. The rest works as
     in ``Trainer``: accumulation, clipping, mixed precision, DDP, evaluation, adapters of peft. Logs
     contain ``loss/NAME``, ``weight/NAME`` and, if it was computed, ``eigenvalue/NAME`` of the last
-    step. Checkpoints include the Balancer's state. Methods are informed about steps and epochs, and
-    their learned parameters are added to the optimizer.
+    step. Checkpoints include the Balancer's state; with ``model_init`` each ``train`` starts from
+    the state that the Balancer was given with, as the model does. Methods are informed about steps
+    and epochs, and their learned parameters are added to the optimizer that the Trainer creates.
 
     Args:
         *args: As for ``Trainer``.
@@ -77,7 +79,8 @@ class BalancedTrainer(Trainer):
     def __init__(self, *args: Any, balancer: Balancer, **kwargs: Any) -> None:
         self.balancer = require_balancer(balancer, "balancer")
         self._pending: tuple[Losses, Tensor] | None = None
-        self._sum_checked = False
+        self._sums = 0
+        self._initial = self.balancer.state_dict()
         self._batch: tuple[nn.Module, dict[str, Any]] | None = None
         self._record: dict[str, Tensor] = {}
         super().__init__(*args, **kwargs)
@@ -112,15 +115,16 @@ class BalancedTrainer(Trainer):
         """Return the sum of the losses, and store the losses for the backward pass.
 
         Raises:
-            ValueError: The model does not return its losses, or its loss is not their sum (checked
-                once).
+            ValueError: The model does not return its losses, or its loss is not their sum. On the
+                CPU every step is checked, elsewhere steps 0, 1, 2, 4, 8 and so on, as reading a
+                value waits for the device.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             losses = self._losses_in(outputs)
-            if not self._sum_checked:
-                _require_sum(loss, losses)
-                self._sum_checked = True
+            if loss.device.type == "cpu" or not self._sums & (self._sums - 1):
+                _require_sum(loss, losses, _HALF.get(self.accelerator.mixed_precision))
+            self._sums += 1
             self._pending = losses, loss
             self._batch = (model, inputs) if self.balancer.needs_after_step else None
         return (loss, outputs) if return_outputs else loss
@@ -178,12 +182,22 @@ class BalancedTrainer(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, including the method's learned parameters."""
+        """Create the optimizer, including the method's learned parameters.
+
+        Raises:
+            ValueError: An optimizer was given that does not have these parameters.
+        """
         before = self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         learned = list(self.balancer.parameters())
         if learned and before is None:
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        if not held.issuperset(id(one) for one in learned):
+            raise ValueError(
+                f"{self.balancer.method} learns its weights, and the given optimizer does not have "
+                "its parameters: create it with [*model.parameters(), *balancer.parameters()]"
+            )
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -195,7 +209,7 @@ class BalancedTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train; when resuming, restore the Balancer's state.
+        """Train; when resuming, restore the Balancer's state; with a new model, its first state.
 
         Raises:
             FileNotFoundError: The checkpoint has no state of a Balancer.
@@ -211,24 +225,33 @@ class BalancedTrainer(Trainer):
                     "not to its end; resume from another one"
                 )
             self.balancer.load_state_dict(torch.load(path, weights_only=True))
+        elif self.model_init is not None:
+            self.balancer.load_state_dict(self._initial)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
-def _require_sum(loss: Tensor, losses: Losses) -> None:
-    """Check that the model's loss is the sum of its losses, up to rounding in half precision.
+def _require_sum(loss: Tensor, losses: Losses, half: torch.dtype | None) -> None:
+    """Check that the model's loss is the sum of its losses, up to rounding.
+
+    Args:
+        loss: The model's loss.
+        losses: Its losses.
+        half: The dtype in which they may have been added under mixed precision.
 
     Raises:
         ValueError: It is not.
     """
     names, losses = task_names(losses)
     pairs = zip(names, in_order(losses, names), strict=True)
-    known = [read_loss(one, name) for name, one in pairs]
-    total = sum(float(one[0].detach()) for one in known if one is not None)
-    found = float(loss.detach())
-    near = abs(found - total) <= 0.02 * max(abs(found), abs(total))
+    known = [read[0].detach() for name, one in pairs if (read := read_loss(one, name)) is not None]
+    values = [float(one) for one in known]
+    found, total, size = float(loss.detach()), sum(values), sum(map(abs, values))
+    dtypes = [loss.dtype, *(one.dtype for one in known), *([] if half is None else [half])]
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    near = abs(found - total) <= max(1e-4, (len(known) + 2) * rounding) * size
     if math.isfinite(total) and not near:  # NaN in the loss alone counts as different
         raise ValueError(
-            f"outputs['loss'] is {found:.4g}, where the sum of outputs['losses'] is {total:.4g}: "
+            f"outputs['loss'] is {found:.6g}, where the sum of outputs['losses'] is {total:.6g}: "
             f"what makes the difference would be lost; {_REMEDY}"
         )
 
