@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
@@ -164,6 +165,24 @@ def test_resume(method: str, tmp_path: Path) -> None:
     fit(first, max_epochs=2).save_checkpoint(tmp_path / "a.ckpt")
     trainer = pl.Trainer(**{**QUIET, "max_epochs": 4})
     trainer.fit(second, DataLoader(TensorDataset(*tasks.data()), 8), ckpt_path=tmp_path / "a.ckpt")
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second), strict=True)
+    )
+
+
+@pytest.mark.parametrize("method", ["famo", "dwa"])
+@pytest.mark.parametrize("step", [2, 4])  # in an epoch, and with its last batch
+def test_resume_from_a_checkpoint_of_a_step(method: str, step: int, tmp_path: Path) -> None:
+    """Callbacks save before the module's own hook of the same batch."""
+    same = [torch.cat([part[:8]] * 4) for part in tasks.data()]  # Lightning begins the data anew
+    loader = DataLoader(TensorDataset(*same), 8)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    settings = {**QUIET, "max_epochs": 4}
+    whole, second = (tasks.seeded(lambda: Module(method)) for _ in range(2))
+    trainer = pl.Trainer(**{**settings, "enable_checkpointing": True}, callbacks=[saving])
+    trainer.fit(whole, loader)
+    resumed = pl.Trainer(**settings)
+    resumed.fit(second, loader, ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
     assert all(
         torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second), strict=True)
     )

@@ -46,11 +46,11 @@ class BalancedModule(_Base):
     the result of ``self.balance``. Every step logs ``loss/NAME``, ``weight/NAME`` and, if it was
     computed, ``eigenvalue/NAME``.
 
-    The mixin uses the hooks ``optimizer_step``, ``on_train_start``, ``on_train_batch_end``,
-    ``on_train_epoch_end``, ``on_save_checkpoint`` and ``on_load_checkpoint``. They hold the weights
-    while an optimizer calls its closure several times, inform methods about steps and epochs, and
-    save the Balancer's state in checkpoints. A module that overrides one of them must call
-    ``super()``.
+    The mixin uses the hooks ``optimizer_step``, ``on_train_start``, ``on_train_batch_start``,
+    ``on_train_batch_end``, ``on_train_epoch_end``, ``on_save_checkpoint`` and
+    ``on_load_checkpoint``. They hold the weights while an optimizer calls its closure several
+    times, inform methods about steps and epochs, and save the Balancer's state in checkpoints. A
+    module that overrides one of them must call ``super()``.
 
     Attributes:
         balancer: The Balancer. If its method learns parameters, pass ``balancer.parameters()`` to
@@ -86,6 +86,8 @@ class BalancedModule(_Base):
     _pending: tuple[Losses, dict[str, Any], Tensor | None] | None = None
     _evaluations: int | None = None
     _seen_step: int = 0
+    _ended_epochs: int | None = None  # of which the method knows; None if nothing says so
+    _batch: Any = None
     _last: BalanceResult | None = None  # of this batch's last backward pass
     _last_scale: float = 1.0
 
@@ -208,9 +210,19 @@ class BalancedModule(_Base):
             self._evaluations = None
 
     def on_train_start(self) -> None:
-        """Count steps of the optimizer from where training starts or resumes."""
+        """Count steps and epochs from where training starts or resumes."""
         super().on_train_start()
         self._seen_step = self.trainer.global_step
+        epoch = self.trainer.current_epoch
+        if self._ended_epochs is not None and self._ended_epochs < epoch:
+            # The last batch of an epoch wrote the checkpoint: on_train_epoch_end is left out.
+            self.balancer.end_epoch()
+        self._ended_epochs = epoch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """Remember the batch, for a checkpoint written before the method is informed."""
+        self._batch = batch
+        return super().on_train_batch_start(batch, batch_idx)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Inform the method if the optimizer has made a step.
@@ -221,8 +233,6 @@ class BalancedModule(_Base):
         """
         super().on_train_batch_end(outputs, batch, batch_idx)
         stepped = self.trainer.global_step != self._seen_step
-        self._seen_step = self.trainer.global_step
-        balanced, self._last = self._last is not None, None
         pending, self._pending = self._pending is not None, None
         # Under automatic optimization, a training_step that returns None skips the batch.
         if stepped and pending and (outputs or not self.automatic_optimization):
@@ -232,7 +242,14 @@ class BalancedModule(_Base):
                 "returned, not loss.backward(); with a strategy that runs the backward pass itself "
                 "(DeepSpeed), train with constant weights from ntkmtl.weigh"
             )
-        if stepped and balanced and self.balancer.needs_after_step:
+        self._tell_step(batch)
+        self._batch = self._last = None
+
+    def _tell_step(self, batch: Any) -> None:
+        """Inform the method if the optimizer has made a step of which it does not know yet."""
+        stepped = self.trainer.global_step != self._seen_step
+        self._seen_step = self.trainer.global_step
+        if stepped and self._last is not None and self.balancer.needs_after_step:
             with self.trainer.precision_plugin.train_step_context():
                 losses = self.compute_losses(batch)
             self.balancer.after_step(losses)
@@ -241,11 +258,15 @@ class BalancedModule(_Base):
         """Inform the method that an epoch is over."""
         super().on_train_epoch_end()
         self.balancer.end_epoch()
+        self._ended_epochs = self.trainer.current_epoch + 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the Balancer's state in a checkpoint."""
         super().on_save_checkpoint(checkpoint)
+        if self._batch is not None and self._last is not None:
+            self._tell_step(self._batch)  # callbacks that save run before on_train_batch_end
         checkpoint["balancer"] = self.balancer.state_dict()
+        checkpoint["balancer_epochs"] = self._ended_epochs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the Balancer's state from a checkpoint.
@@ -261,3 +282,4 @@ class BalancedModule(_Base):
                 "from its weights alone, load checkpoint['state_dict'] into the module"
             )
         self.balancer.load_state_dict(checkpoint["balancer"])
+        self._ended_epochs = checkpoint.get("balancer_epochs")
