@@ -127,9 +127,11 @@ def test_methods_that_need_more_than_backward(method: str, tmp_path: Path) -> No
     assert len(set(weights.tolist())) == 2  # equal where nothing was learned
 
 
-@pytest.mark.parametrize("method", ["ntkmtl-auto", "uw"])
-def test_resume(method: str, tmp_path: Path) -> None:
-    settings = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 4}
+@pytest.mark.parametrize("method", ["ntkmtl-auto", "uw", "famo", "dwa"])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_resume(method: str, strategy: str, tmp_path: Path) -> None:
+    # An epoch has 4 steps, so both save at its end, and "steps" before on_epoch_end.
+    settings = {"lr_scheduler_type": "constant", "save_strategy": strategy, "save_steps": 4}
     whole = trainer(method, tmp_path / "whole", max_steps=12, **settings)
     whole.train()
     trainer(method, tmp_path / "parts", max_steps=8, **settings).train()

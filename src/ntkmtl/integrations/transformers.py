@@ -25,6 +25,7 @@ except ModuleNotFoundError as error:
 __all__ = ["BalancedTrainer"]
 
 _FILE = "balancer.pt"
+_EPOCHS = "trainer.epochs"  # in that file besides the Balancer's state
 _REMEDY = "put further terms among outputs['losses'], and factors into Balancer(priorities=...)"
 _HALF = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
@@ -81,6 +82,7 @@ class BalancedTrainer(Trainer):
         self._pending: tuple[Losses, Tensor] | None = None
         self._sums = 0
         self._initial = self.balancer.state_dict()
+        self._known_epochs: int | None = None  # ended ones in the state that was resumed
         self._batch: tuple[nn.Module, dict[str, Any]] | None = None
         self._record: dict[str, Tensor] = {}
         super().__init__(*args, **kwargs)
@@ -214,6 +216,7 @@ class BalancedTrainer(Trainer):
         Raises:
             FileNotFoundError: The checkpoint has no state of a Balancer.
         """
+        self._known_epochs = None
         found = resume_from_checkpoint
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
@@ -224,7 +227,10 @@ class BalancedTrainer(Trainer):
                     f"{path} is missing: the checkpoint was not written by a BalancedTrainer, or "
                     "not to its end; resume from another one"
                 )
-            self.balancer.load_state_dict(torch.load(path, weights_only=True))
+            saved = torch.load(path, weights_only=True)
+            epochs = saved.pop(_EPOCHS, None)
+            self.balancer.load_state_dict(saved)
+            self._known_epochs = None if epochs is None else int(epochs)
         elif self.model_init is not None:
             self.balancer.load_state_dict(self._initial)
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -261,15 +267,25 @@ class _Events(TrainerCallback):
 
     def __init__(self, trainer: BalancedTrainer) -> None:
         self.trainer = trainer
+        self.epochs = 0  # ended ones
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epochs = int(state.epoch or 0)
+        known = self.trainer._known_epochs
+        if known is not None and known < self.epochs:
+            # The last step of an epoch wrote the checkpoint: its on_epoch_end never comes.
+            self.trainer.balancer.end_epoch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.balancer.end_epoch()
+        self.epochs += 1
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            saved = {**self.trainer.balancer.state_dict(), _EPOCHS: torch.tensor(self.epochs)}
             with atomic_write(folder / _FILE) as file:
-                torch.save(self.trainer.balancer.state_dict(), file)
+                torch.save(saved, file)
