@@ -361,6 +361,15 @@ def test_changes_of_the_sum_are_refused(kind: type[Module]) -> None:
         fit(kind("ls"), max_epochs=1)
 
 
+def test_a_factor_besides_the_accumulation_is_refused() -> None:
+    class Scaled(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.balance(self.compute_losses(batch), scale=0.5)
+
+    with pytest.raises(ValueError, match="scale is for manual optimization"):
+        fit(Scaled("ls"), max_epochs=1)
+
+
 def test_a_further_term_is_given_as_extra() -> None:
     class Extra(Module):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

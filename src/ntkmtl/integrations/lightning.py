@@ -148,8 +148,9 @@ class BalancedModule(_Base):
         Raises:
             RuntimeError: :meth:`balance` was not called before.
             ValueError: ``loss`` is not the result of the last :meth:`balance`, DDP uses
-                ``static_graph=True``, or the optimizer evaluates the losses several times but the
-                method's weights cannot be held.
+                ``static_graph=True``, ``scale`` is given under automatic optimization, or the
+                optimizer evaluates the losses several times but the method's weights cannot be
+                held.
         """
         if self._pending is None:
             raise RuntimeError(
@@ -173,6 +174,10 @@ class BalancedModule(_Base):
             factors = self.automatic_optimization + (scaler is not None)
             require_same_sum(loss, total, factors, _REMEDY)
         if self.automatic_optimization:
+            if "scale" in options:
+                raise ValueError(
+                    "scale is for manual optimization; here it is 1 / accumulate_grad_batches"
+                )
             # Lightning has divided its loss by this number.
             options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
         result = self.balancer.backward(losses, scaler=scaler, **options)
