@@ -264,7 +264,7 @@ def test_sums_of_a_tensor_s_own_entries_are_refused(name: str) -> None:
         matrix = OF_LOSSES[name](torch.stack(net.squares(), 1))
         return [matrix[:, i].mean() for i in range(TASKS)]
 
-    with pytest.raises(ValueError, match=r"sum of entries of a tensor that holds losses.*\((6, 3|3, 6)\)"):
+    with pytest.raises(ValueError, match=r"holds losses, of shape \((6, 3|3, 6)\)"):
         Balancer("ntkmtl-sr", minibatches=1).backward(losses(plain()))
     out = Balancer("ntkmtl-auto").backward(losses(net := plain()))
     assert_gradient(net, losses, out.weights)
