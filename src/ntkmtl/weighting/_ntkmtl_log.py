@@ -30,7 +30,10 @@ class NTKMTLLog(NTKMTL):
     p = 1/2 amplifies what is left of its gradient, noise included, and p = 0 does not look at
     gradients.
 
-    Losses must be positive.
+    Losses must be positive. A logarithm divides each gradient by the loss of its batch, so a batch
+    with rare, large errors counts no more than any other, and these errors stay large. Targets with
+    a long tail need larger batches: with 8 rows a batch it lost much there, with 32 nothing
+    (docs/family.md has the measurement).
 
     Args:
         exponent: p, from 0 (``si``) to 1/2 (the direction of ``ntkmtl``) and beyond.
