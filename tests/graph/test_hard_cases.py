@@ -912,6 +912,60 @@ def test_own_batches_without_features(method: str, sizes: tuple[int, int]) -> No
     )
 
 
+FACTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one": lambda e, s: (e * (-s[0]).exp() + s[0]).mean(),
+    "one, after the mean": lambda e, s: e.mean() * (-s[0]).exp() + s[0],
+    "positive": lambda e, s: (e / nn.functional.softplus(s[:1])).mean(),
+    "each sample": lambda e, s: (s * e).mean(),
+    "each sample, nonlinear": lambda e, s: nn.functional.softplus(s.square() * e).mean(),
+    "shift": lambda e, s: (e + s).square().mean(),
+}
+
+
+@pytest.mark.parametrize("factor", list(FACTORS))
+def test_learned_factors_of_losses_on_own_batches_are_no_heads(factor: str) -> None:
+    # A whole network that tasks share (an equation and its boundary), and learned weights.
+    torch.manual_seed(0)
+    net = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 1))
+    factors = [nn.Parameter(torch.rand(BATCH, dtype=torch.float64)) for _ in range(2)]
+
+    def losses() -> list[Tensor]:
+        return [
+            FACTORS[factor]((net(x)[:, 0] - 10.0**i).square(), s)
+            for i, (x, s) in enumerate(zip(batches, factors, strict=True))
+        ]
+
+    batches = [data(BATCH, 4) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"the loss of task 0 .* use source='auto'"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(losses())
+    made = losses()
+    expected = flat_gradients(made, weights(net)).square().sum(1)
+    jacobian = flat_gradients(made, [*weights(net), *factors])
+    out = Balancer("ntkmtl", weight_heads=True).backward(made)
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+    torch.testing.assert_close(
+        found_gradient([*weights(net), *factors]), out.weights @ jacobian, **EXACT
+    )
+
+
+def test_learned_factors_beside_heads_on_own_batches() -> None:
+    torch.manual_seed(0)
+    trunk, heads = nn.Sequential(linear(4, 5), nn.Tanh()), [linear(5, 1), linear(5, 1)]
+    factors = [nn.Parameter(torch.tensor(0.5 + i, dtype=torch.float64)) for i in range(2)]
+    z = [trunk(data(BATCH, 4)) for _ in range(2)]
+
+    def losses(z: list[Tensor]) -> list[Tensor]:
+        return [
+            (s * (h(t) - 3.0**i).square()).mean()
+            for i, (h, t, s) in enumerate(zip(heads, z, factors, strict=True))
+        ]
+
+    leaves = [t.detach().requires_grad_() for t in z]
+    expected = flat_gradients(losses(leaves), leaves).square().sum(1)
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses(z))
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+
+
 def test_tasks_that_share_nothing_do_not_stop_mini_batches() -> None:
     net = plain()
     lone = linear(4, 1)

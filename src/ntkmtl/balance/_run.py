@@ -126,10 +126,11 @@ def _known_shared(core: Core, step: Step) -> list[Tensor]:
     if not (cut.opaque or cut.joined):
         return cut.shared
     tasks, known = core.shared
-    if tasks != step.present or not all(p in known for p in cut.shared):
+    new = tasks != step.present or not all(p in known for p in cut.shared)
+    if new and step.ranks is None:  # processes may have labels for different tasks here
         found, _ = touched_by_two(step, cut.shared, keep=False)
         known = _remember_shared(core, step, cut.shared, found)
-    return [p for p in cut.shared if known[p]]
+    return [p for p in cut.shared if known.get(p, True)]
 
 
 def _remember_shared(

@@ -378,7 +378,7 @@ class _Sorting:
         """Return the border of a task that runs the shared part by itself (on its own batch, say).
 
         Its representation is the last tensor computed from shared parameters and data alone. There
-        is none if the task has no private parameters above it.
+        is none if the task has no head above it: learned factors of the loss are no head.
         """
         found, masks = self.walk, self.walk.masks
         own = 1 << task
@@ -411,7 +411,15 @@ class _Sorting:
                 elif child not in seen:
                     seen.add(child)
                     stack.append(child)
-        return borders
+        layers = (node for node in seen if _ops.operation(node) not in _ops.SCALING)
+        head = any(
+            found.kind(child) == PARAMETERS
+            for node in layers
+            if found.kind(node) == ACTIVATION
+            for child, _ in found.edges(node, task)
+            if child is not None
+        )
+        return borders if head else None
 
 
 def cut_nodes(cut: Cut, node: Any) -> Iterator[Tensor]:

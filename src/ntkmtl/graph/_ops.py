@@ -15,6 +15,7 @@ __all__ = [
     "LOOKUPS",
     "PRODUCTS",
     "REENTRANT",
+    "SCALING",
     "SPLITTING",
     "TAIL",
     "VIEWS",
@@ -62,6 +63,9 @@ ARRANGING = (VIEWS | JOINING | INDEXING) - _named("Expand")
 
 LINEAR = _named("Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy") | {"CopyBackwards"}
 """Linear in a tensor if the other operands, where there are any, are constants."""
+
+SCALING = ELEMENTWISE | VIEWS | _named("Mean Sum")
+"""Operations by which learned factors enter a loss."""
 
 TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
 """Operations that compute a loss from a network's outputs."""
