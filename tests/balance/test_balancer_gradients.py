@@ -738,3 +738,33 @@ def test_scale_must_be_positive() -> None:
     for scale in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="scale must be positive and finite, found"):
             Balancer("ls").backward([torch.ones((), requires_grad=True)], scale=scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"hooked": True}, {"memory_budget": 0}])
+@pytest.mark.parametrize("method", ["ntkmtl-sr", "ntkmtl", "ntkmtl-auto", "imtl-g", "ls"])
+def test_terms_of_a_sum_get_gradients_of_their_own(
+    method: str, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    # Autograd returns one tensor for both terms. As ``.grad`` of both it would count twice.
+    torch.manual_seed(0)
+    first, second, *heads = [nn.Parameter(torch.randn(4).to(dtype)) for _ in range(6)]
+    x = torch.randn(7, 4).to(dtype)
+    factor = 1e-40 if dtype is torch.float64 else 1.0  # extreme weights are checked first
+
+    def losses() -> list[Tensor]:
+        z = (x * (first + second)).tanh()
+        return [
+            (z * (heads[0] + heads[1])).square().mean() * factor,
+            (z * (heads[2] + heads[3])).square().mean(),
+        ]
+
+    options = {**options, "minibatches": 1} if method == "ntkmtl-sr" else options
+    balancer = Balancer(method, **options)
+    balancer.backward(losses())
+    parameters = [first, second, *heads]
+    assert len({p.grad.untyped_storage().data_ptr() for p in parameters}) == len(parameters)
+    once = [p.grad.clone() for p in parameters]
+    balancer.backward(losses())
+    for p, gradient in zip(parameters, once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * gradient)

@@ -158,3 +158,22 @@ def test_without_features_the_shared_parameters_do() -> None:
     unknown = _Keeps()
     Balancer("ls", record=unknown).backward([z.square().mean()])
     assert unknown.seen[0].kernel is None
+
+
+@pytest.mark.parametrize("method", ["ntkmtl", "ls"])
+def test_heads_below_one_activation_are_not_recorded_as_shared(method: str) -> None:
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(3, 5).double(), [nn.Linear(5, 1).double() for _ in range(3)]
+    z = trunk(torch.randn(6, 3).double())
+    outputs = torch.cat([head(z) for head in heads], 1).sigmoid()
+    losses = list((outputs - torch.arange(3)).square().mean(0))
+    shared = [trunk.weight, trunk.bias]
+    rows = []
+    for loss in losses:
+        found = torch.autograd.grad(loss, shared, retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
+    recorder = _Keeps(source="exact")
+    Balancer(method, record=recorder).backward(losses)
+    kernel = recorder.seen[0].kernel
+    assert kernel is not None
+    torch.testing.assert_close(kernel.gramian(), torch.stack(rows) @ torch.stack(rows).T, **EXACT)

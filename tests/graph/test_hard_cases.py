@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -343,6 +343,106 @@ def test_a_task_is_not_counted_below_its_own_border() -> None:
     shared = flat_gradients(losses(), weights(trunk, body))
     out = Balancer("imtl-g").backward(losses())
     torch.testing.assert_close(out.kernel.gramian(), shared @ shared.T, **EXACT)
+
+
+# Outputs of all heads are joined, and then an operation without parameters runs over all of them.
+LABELS = torch.tensor([0.0, 1, 1, 0, 1, 0], dtype=torch.float64)
+JOINED: dict[str, Callable[[Plain], list[Tensor]]] = {
+    "sigmoid": lambda n: _columns((_joined_outputs(n).sigmoid() - 3).square()),
+    "softplus of columns": lambda n: _outputs(n, nn.functional.softplus(_joined_outputs(n))),
+    "softmax over samples": lambda n: _columns(_joined_outputs(n).softmax(0).square()),
+    "batch norm": lambda n: _columns(
+        (nn.functional.batch_norm(_joined_outputs(n), None, None, training=True) - 1) ** 2
+    ),
+    "flipped losses": lambda n: list(torch.stack(n.losses()).flip(0)),
+    "cross entropy of slices": lambda n: _entropies(_pairs(n).split(2, 1)),
+    "cross entropy of views": lambda n: _entropies(_pairs(n).view(BATCH, TASKS, 2).unbind(1)),
+    "cross entropies at once": lambda n: list(
+        nn.functional.cross_entropy(
+            _pairs(n).view(-1, 2), LABELS.long().repeat_interleave(TASKS), reduction="none"
+        )
+        .view(BATCH, TASKS)
+        .mean(0)
+    ),
+    "fixed matrix": lambda n: _outputs(n, _joined_outputs(n) @ EYE),
+    "sum of padded outputs": lambda n: _outputs(
+        n,
+        sum(
+            nn.functional.pad(o[:, None], (i, TASKS - 1 - i)) for i, o in enumerate(n.outputs())
+        ).tanh(),
+    ),
+}
+
+
+def _joined_outputs(net: Plain) -> Tensor:
+    return torch.stack(net.outputs(), 1)
+
+
+def _pairs(net: Plain) -> Tensor:
+    """The logits of all heads, side by side."""
+    return torch.cat([torch.stack([o, 10.0**i - o], 1) for i, o in enumerate(net.outputs())], 1)
+
+
+def _entropies(logits: Sequence[Tensor]) -> list[Tensor]:
+    return [nn.functional.cross_entropy(one, LABELS.long()) for one in logits]
+
+
+@pytest.mark.parametrize("name", list(JOINED))
+@pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-auto", "imtl-g"])
+def test_heads_below_joined_outputs_are_not_shared(name: str, method: str) -> None:
+    make = JOINED[name]
+    net, same = plain(), plain()
+    balancer = Balancer(method, weight_heads=False, every=2)
+    out = balancer.backward(make(net))
+    expected = flat_gradients(make(same), same.shared).square().sum(1)
+    torch.testing.assert_close(squared_lengths(out), expected, **EXACT)
+    ones = torch.ones(TASKS, dtype=torch.float64)
+    assert_gradient(net, make, out.weights, ones)
+    # A step that reuses the weights leaves the heads alone as well, also after a restart.
+    resumed = Balancer(method, weight_heads=False, every=2)
+    resumed.load_state_dict(balancer.state_dict())
+    for reusing in (balancer, resumed):
+        if reusing is balancer:
+            for p in net.parameters:
+                p.grad = None
+        else:
+            net = plain()
+        again = reusing.backward(make(net))
+        assert again.kernel is None
+        assert again.weights.tolist() == out.weights.tolist()
+        assert_gradient(net, make, again.weights, ones)
+
+
+def test_the_explanation_does_not_say_that_heads_are_shared() -> None:
+    assert "at most" in str(Balancer().explain(JOINED["sigmoid"](plain())))
+
+
+def test_logits_side_by_side_are_followed_to_the_heads() -> None:
+    net = plain()
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(JOINED["cross entropy of slices"](net))
+    z = net.trunk(net.x).detach().requires_grad_()
+    pairs = [torch.stack([o, 10.0**i - o], 1) for i, o in enumerate(net.outputs(z))]
+    expected = flat_gradients(_entropies(pairs), [z]).square().sum(1)
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+
+
+def test_parts_of_joined_features_share_what_both_read() -> None:
+    # All parameters have gradients in both tasks, so that nothing changes for such networks.
+    torch.manual_seed(0)
+    first, second = linear(4, 3), linear(4, 3)
+    heads = [linear(4, 1), linear(4, 1)]
+    parameters = weights(first, second)
+
+    def losses() -> list[Tensor]:
+        z = torch.cat([first(x).tanh(), second(x).tanh()], 1)
+        return [heads[0](z[:, :4]).square().mean(), heads[1](z[:, 2:]).square().mean()]
+
+    x = data(BATCH, 4)
+    balancer = Balancer("ntkmtl")
+    for _ in range(2):
+        out = balancer.backward(losses())
+        expected = flat_gradients(losses(), parameters).square().sum(1)
+        torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
 
 
 # ------------------------------------------------------------------ losses of losses
@@ -886,6 +986,60 @@ def test_own_batches_without_features(method: str, sizes: tuple[int, int]) -> No
     torch.testing.assert_close(
         found_gradient(weights(trunk, *heads)), out.weights @ jacobian, **EXACT
     )
+
+
+FACTORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "one": lambda e, s: (e * (-s[0]).exp() + s[0]).mean(),
+    "one, after the mean": lambda e, s: e.mean() * (-s[0]).exp() + s[0],
+    "positive": lambda e, s: (e / nn.functional.softplus(s[:1])).mean(),
+    "each sample": lambda e, s: (s * e).mean(),
+    "each sample, nonlinear": lambda e, s: nn.functional.softplus(s.square() * e).mean(),
+    "shift": lambda e, s: (e + s).square().mean(),
+}
+
+
+@pytest.mark.parametrize("factor", list(FACTORS))
+def test_learned_factors_of_losses_on_own_batches_are_no_heads(factor: str) -> None:
+    # A whole network that tasks share (an equation and its boundary), and learned weights.
+    torch.manual_seed(0)
+    net = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 1))
+    factors = [nn.Parameter(torch.rand(BATCH, dtype=torch.float64)) for _ in range(2)]
+
+    def losses() -> list[Tensor]:
+        return [
+            FACTORS[factor]((net(x)[:, 0] - 10.0**i).square(), s)
+            for i, (x, s) in enumerate(zip(batches, factors, strict=True))
+        ]
+
+    batches = [data(BATCH, 4) for _ in range(2)]
+    with pytest.raises(ValueError, match=r"the loss of task 0 .* use source='auto'"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(losses())
+    made = losses()
+    expected = flat_gradients(made, weights(net)).square().sum(1)
+    jacobian = flat_gradients(made, [*weights(net), *factors])
+    out = Balancer("ntkmtl", weight_heads=True).backward(made)
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+    torch.testing.assert_close(
+        found_gradient([*weights(net), *factors]), out.weights @ jacobian, **EXACT
+    )
+
+
+def test_learned_factors_beside_heads_on_own_batches() -> None:
+    torch.manual_seed(0)
+    trunk, heads = nn.Sequential(linear(4, 5), nn.Tanh()), [linear(5, 1), linear(5, 1)]
+    factors = [nn.Parameter(torch.tensor(0.5 + i, dtype=torch.float64)) for i in range(2)]
+    z = [trunk(data(BATCH, 4)) for _ in range(2)]
+
+    def losses(z: list[Tensor]) -> list[Tensor]:
+        return [
+            (s * (h(t) - 3.0**i).square()).mean()
+            for i, (h, t, s) in enumerate(zip(heads, z, factors, strict=True))
+        ]
+
+    leaves = [t.detach().requires_grad_() for t in z]
+    expected = flat_gradients(losses(leaves), leaves).square().sum(1)
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses(z))
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
 
 
 def test_tasks_that_share_nothing_do_not_stop_mini_batches() -> None:

@@ -69,7 +69,8 @@ class Explanation:
         features: Whether the features that were passed cut every path, and if not why; empty if
             none were passed.
         opaque: Whether some operation may contain parameters of single tasks, as a model compiled
-            as a whole does. Then only gradients show which parameters are shared.
+            as a whole does, or one activation of all heads' outputs. Then only gradients show which
+            parameters are shared.
     """
 
     tasks: tuple[str, ...]
@@ -167,7 +168,7 @@ def explanation(
         unconnected=tuple(name for i, name in enumerate(tasks) if i not in cut.connected),
         weights=_weights(core, cut),
         features="" if features is None else _of_features(losses, features),
-        opaque=cut.opaque,
+        opaque=cut.opaque or cut.joined,
     )
 
 

@@ -188,12 +188,13 @@ def weighted_gradients(
     *,
     retain: bool,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return parameters with their gradients of the weighted sum, without changing ``.grad``."""
+    """Return parameters with copies of their gradients of the weighted sum; ``.grad`` stays."""
     if not parameters:
         return []
     seeds = [torch.full_like(loss, w) for loss, w in zip(losses, weights, strict=True)]
     found = differentiate(losses, parameters, seeds, retain=retain)
-    return [(p, g) for p, g in zip(parameters, found, strict=True) if g is not None]
+    # The engine may return one tensor for two parameters, as for both terms of a sum.
+    return [(p, g.clone()) for p, g in zip(parameters, found, strict=True) if g is not None]
 
 
 def fill_checked(

@@ -80,7 +80,7 @@ class Memory:
         operations: Name of the operation that returned each task's loss at its last exact kernel.
         signatures: Signature of each task's cut when its averages were started.
         warned: Keys of warnings that were already given.
-        verified: Signatures of cuts whose sample dimension was checked.
+        verified: Signatures of cuts whose sample dimension, or joined tensors, were checked.
     """
 
     step: int = 0

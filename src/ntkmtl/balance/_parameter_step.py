@@ -222,10 +222,11 @@ def vjp_zeros(parameter: Tensor) -> Tensor:
 def touched_by_two(
     step: Step, candidates: Sequence[Tensor], *, keep: bool
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Find the parameters that have a nonzero gradient in two or more tasks.
+    """Leave out the parameters that have a nonzero gradient in one task only.
 
-    In a model compiled as a whole, the graph connects every output with every parameter. Gradients
-    of parameters that a task does not use are then zero instead of None.
+    In a model compiled as a whole, and where the outputs of heads are joined, the graph connects
+    every output with every parameter. Gradients of parameters that a task does not use are then
+    zero instead of None.
 
     Args:
         step: The step.
@@ -233,19 +234,20 @@ def touched_by_two(
         keep: Whether to keep the gradients of all tasks.
 
     Returns:
-        The parameters; and the local tasks' flat gradients with respect to them, None if they were
-        not kept.
+        The other parameters; and the local tasks' flat gradients with respect to them, None if they
+        were not kept.
     """
     sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
     kept: list[Sequence[Tensor]] = []
-    counts = [0] * len(candidates)
-    for outputs, cotangents in step.begin():
+    touched = torch.zeros(len(step.local), len(candidates), dtype=torch.float64)
+    for task, (outputs, cotangents) in enumerate(step.begin()):
         parts = vjp(outputs, candidates, cotangents).split(sizes)
-        for i, found in enumerate(torch.stack([part.any() for part in parts]).tolist()):
-            counts[i] += found
+        touched[task] = torch.stack([part.any() for part in parts])
         if keep:
             kept.append(parts)
-    at = [i for i, count in enumerate(counts) if count >= 2]
+    if step.ranks is not None:  # all processes must find the same
+        touched = torch.stack(step.ranks.gather(touched)).amax(dim=0)
+    at = [i for i, count in enumerate(touched.sum(dim=0).tolist()) if count != 1]
     shared = [candidates[i] for i in at]
     if not keep or not at:
         return shared, None

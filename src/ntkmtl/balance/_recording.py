@@ -10,7 +10,7 @@ from ntkmtl.balance._core import Core
 from ntkmtl.balance._found_view import FoundView
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
-from ntkmtl.balance._parameter_step import ParameterStep
+from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
 from ntkmtl.balance._snapshot import StepRecorder
 from ntkmtl.balance._step import Step
 from ntkmtl.balance._views import trainable_now
@@ -85,6 +85,8 @@ def _of_found_cut(
         return None
     n = _minibatches(core, recorder, step)
     if named or source == "exact" or not cut.clean or pooling != "blockwise":
+        if not named and (cut.opaque or cut.joined):
+            shared, _ = touched_by_two(step, shared, keep=False)
         if n > 1 and step.samples is not None:
             way = ParameterStep(core, step, shared, minibatches=n)
             return _on_cpu(way.kernel(keep=False, full=True)[0], step)

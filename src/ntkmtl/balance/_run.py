@@ -24,7 +24,7 @@ from ntkmtl.balance._weigh import (
     to_cpu,
     weigh,
 )
-from ntkmtl.graph import FeaturesLike, find_cut
+from ntkmtl.graph import Cut, FeaturesLike, find_cut
 
 __all__ = ["run"]
 
@@ -114,10 +114,33 @@ def _reuse(
     if options.shared is not None:
         shared = trainable_now(options.shared)
     else:
-        shared = find_cut(step.losses, parallel=step.parallel).shared
+        shared = _known_shared(core, step)
     if not shared:
         return _weigh_heads(core, step, weights)
     return _repeated_apart(core, step, shared, weights)
+
+
+def _known_shared(core: Core, step: Step) -> list[Tensor]:
+    """Return the shared parameters in a step without a kernel."""
+    cut = find_cut(step.losses, parallel=step.parallel)
+    if not (cut.opaque or cut.joined):
+        return cut.shared
+    tasks, known = core.shared
+    new = tasks != step.present or not all(p in known for p in cut.shared)
+    if new and step.ranks is None:  # processes may have labels for different tasks here
+        found, _ = touched_by_two(step, cut.shared, keep=False)
+        known = _remember_shared(core, step, cut.shared, found)
+    return [p for p in cut.shared if known.get(p, True)]
+
+
+def _remember_shared(
+    core: Core, step: Step, candidates: list[Tensor], shared: list[Tensor]
+) -> dict[Tensor, bool]:
+    """Store for steps without a kernel which parameters are shared by the tasks of this step."""
+    found = set(shared)
+    known = {p: p in found for p in candidates}
+    core.shared = (step.present, known)
+    return known
 
 
 def _repeated_apart(
@@ -182,10 +205,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if not connected:
         return _nothing_shared(core, step)
     shared = cut.shared if options.shared is None else trainable_now(options.shared)
-    gradients = None
-    if cut.opaque and options.source in ("exact", "auto"):
-        keep = may_keep(options, shared, step, options.needs_gramian)
-        shared, gradients = touched_by_two(step, shared, keep=keep)
+    seen = _by_gradients(core, step, cut, shared)
+    shared, gradients = (shared, None) if seen is None else seen
     if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
         raise ValueError(HIDDEN)
     if not shared and (not cut.targets or options.source in ("exact", "auto")):
@@ -200,7 +221,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
                 "path passes"
             )
         return _from_losses(core, step, shared, gradients=gradients)
-    if cut.opaque and source in ("exact", "auto"):
+    if seen is not None:
         return _from_losses(core, step, shared, gradients=gradients)
     n = options.minibatches
     known = batch is not None or options.batch_dim is not None
@@ -214,6 +235,28 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         parts = zip(at, cut.signature, strict=True)
         _auto.clear_changed(core, {i: _signature(part) for i, part in parts})
     return _through_view(core, step, view)
+
+
+def _by_gradients(
+    core: Core, step: Step, cut: Cut, candidates: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor] | None] | None:
+    """Return the shared parameters where only gradients show them, and the gradients if kept.
+
+    Returns:
+        None if the cut is right. Of joined tensors this is found out once for each cut.
+    """
+    if core.options.source not in ("exact", "auto") or not (cut.opaque or cut.joined):
+        return None
+    key = f"joined {[_signature(part) for part in cut.signature]}"
+    if not cut.opaque and key in core.memory.verified:
+        return None
+    keep = may_keep(core.options, candidates, step, core.options.needs_gramian)
+    found = touched_by_two(step, candidates, keep=keep)
+    _remember_shared(core, step, candidates, found[0])
+    if not cut.opaque and len(found[0]) == len(candidates):
+        core.memory.verified.add(key)
+        return None
+    return found
 
 
 def _signature(part: tuple[object, ...]) -> str:

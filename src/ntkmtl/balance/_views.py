@@ -100,10 +100,11 @@ def push(
 def pull(
     view: View, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
 ) -> list[tuple[Tensor, Tensor]]:
-    """Return the gradients that :func:`push` would add to each parameter's ``.grad``."""
+    """Return copies of the gradients that :func:`push` would add to each parameter's ``.grad``."""
     outputs, cotangents = view.combined(gradients, weights)
     found = differentiate(outputs, view.below, cotangents, retain=retain)
-    return [(p, g) for p, g in zip(view.below, found, strict=True) if g is not None]
+    # The engine may return one tensor for two parameters, as for both terms of a sum.
+    return [(p, g.clone()) for p, g in zip(view.below, found, strict=True) if g is not None]
 
 
 def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -54,6 +54,16 @@ class Bypass:
     parameter: Tensor | None = None
 
 
+@dataclass
+class _Border:
+    """An edge from a private node to a shared one."""
+
+    task: int
+    node: Any
+    position: int
+    edge: Edge
+
+
 @dataclass(frozen=True)
 class Cut:
     """The border between the shared part of a graph and the parts of single tasks.
@@ -68,6 +78,7 @@ class Cut:
         opaque: Whether some operation may contain parameters of single tasks (a model compiled as
             a whole, a buffer that heads write into). Only gradients can then show which parameters
             are shared.
+        borders: All edges from private to shared nodes.
     """
 
     walk: Walk
@@ -76,6 +87,7 @@ class Cut:
     bypasses: tuple[tuple[Bypass, ...], ...]
     apart: bool
     opaque: bool
+    borders: Sequence[_Border] = field(repr=False)
 
     @property
     def tasks(self) -> int:
@@ -117,6 +129,21 @@ class Cut:
                 own[mask.bit_length() - 1].append(parameter)
         return own
 
+    @cached_property
+    def joined(self) -> bool:
+        """Whether parameters of single tasks may be below the cut, which only gradients can show.
+
+        This may be so where a task reads a part of a tensor that joins others, as the outputs of
+        all heads after one activation.
+        """
+        masks = self.walk.masks
+        own = [masks[node] for node, p in self.walk.leaves.items() if p.numel() > 1]
+        headed = {mask.bit_length() - 1 for mask in own if not mask & (mask - 1)}
+        return any(
+            (b.task not in headed or _reads_part(self.walk, b)) and _joins(self.walk, b.edge[0])
+            for b in self.borders
+        )
+
     @property
     def hides_parameters(self) -> bool:
         """Whether a reentrant checkpoint hides parameters from the graph."""
@@ -130,16 +157,6 @@ class Cut:
             tuple(tensors[c.target] for c in own) + tuple(b.reason for b in around)
             for own, around in zip(self.crossings, self.bypasses, strict=True)
         )
-
-
-@dataclass
-class _Border:
-    """An edge from a private node to a shared one."""
-
-    task: int
-    node: Any
-    position: int
-    edge: Edge
 
 
 def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bool = False) -> Cut:
@@ -170,6 +187,28 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
         found.push_masks()
         borders = _borders(found)
     return _Sorting(found, borders, batch).cut()
+
+
+def _reads_part(found: Walk, border: _Border) -> bool:
+    names = (_ops.operation(border.node), _ops.operation(border.edge[0]))
+    return border.node in found.routes or not _ops.INDEXING.isdisjoint(names)
+
+
+def _joins(found: Walk, node: Any) -> bool:
+    """Whether several activations are joined between a node and the layers below it."""
+    stack, seen = [node], {node}
+    while stack:
+        top = stack.pop()
+        if _ops.is_opaque(top):
+            return True
+        below = {child for child, _ in found.children[top] if child is not None}
+        if any(found.kind(child) == PARAMETERS for child in below):
+            continue  # a layer
+        if len(below) > 1:
+            return True
+        stack += below - seen
+        seen |= below
+    return False
 
 
 def _borders(found: Walk) -> list[_Border]:
@@ -224,6 +263,7 @@ class _Sorting:
         self.bypasses: list[list[Bypass]] = [[] for _ in range(k)]
         self.opaque = False
         self.losses = self._tensors_of_losses(borders)
+        self.borders = borders
         self._sort(borders)
 
     def cut(self) -> Cut:
@@ -234,6 +274,7 @@ class _Sorting:
             tuple(tuple(own) for own in self.bypasses),
             apart=bool(self.walk.routes),
             opaque=self.opaque or self.walk.blurred,
+            borders=self.borders,
         )
 
     def _sort(self, borders: list[_Border]) -> None:
@@ -359,7 +400,7 @@ class _Sorting:
         """Return the border of a task that runs the shared part by itself (on its own batch, say).
 
         Its representation is the last tensor computed from shared parameters and data alone. There
-        is none if the task has no private parameters above it.
+        is none if the task has no head above it: learned factors of the loss are no head.
         """
         found, masks = self.walk, self.walk.masks
         own = 1 << task
@@ -392,7 +433,15 @@ class _Sorting:
                 elif child not in seen:
                     seen.add(child)
                     stack.append(child)
-        return borders
+        layers = (node for node in seen if _ops.operation(node) not in _ops.SCALING)
+        head = any(
+            found.kind(child) == PARAMETERS
+            for node in layers
+            if found.kind(node) == ACTIVATION
+            for child, _ in found.edges(node, task)
+            if child is not None
+        )
+        return borders if head else None
 
 
 def cut_nodes(cut: Cut, node: Any) -> Iterator[Tensor]:

@@ -16,6 +16,7 @@ __all__ = [
     "MOVING",
     "PRODUCTS",
     "REENTRANT",
+    "SCALING",
     "SPLITTING",
     "SUMMARIES",
     "TAIL",
@@ -72,6 +73,9 @@ SUMMARIES = _named(
     "Norm LinalgVectorNorm Logsumexp Std Var Softplus LogSigmoid"
 )
 """Further operations between a network's outputs and a loss, but in networks as well."""
+
+SCALING = ELEMENTWISE | VIEWS | _named("Mean Sum")
+"""Operations by which learned factors enter a loss."""
 
 TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | MOVING | INDEXING
 """Operations that compute a loss from a network's outputs."""

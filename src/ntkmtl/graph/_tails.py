@@ -19,7 +19,7 @@ from ntkmtl.graph._walk import ACTIVATION, Edge, Part, Walk, shape_of
 __all__ = ["look_through"]
 
 _ABOVE = _ops.TAIL | _ops.SUMMARIES
-"""What a loss may be made of, apart from operations that tasks share, so that it has no head."""
+"""The last operations of a task above what it shares, if it may have no head there."""
 
 
 def look_through(found: Walk, borders: Sequence[tuple[int, Any, Edge]]) -> bool:
@@ -44,7 +44,7 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, Edge]]) -> bool:
             tasks.add(task)
     added = False
     for task in sorted(tasks):
-        if _consists_of(found, task, lambda node: operation(node) in _ABOVE):
+        if _consists_of(found, task, lambda node: True):
             linear = _consists_of(found, task, lambda node: _is_linear(found, node))
             added = _trace(found, task, found.roots[task], linear=linear) or added
     return added
@@ -109,14 +109,11 @@ def _trace(found: Walk, task: int, root: Edge, *, linear: bool) -> bool:
         seen.add(key)
         shared = found.is_shared(node)
         name = _ops.operation(node)
-        if name not in (_ops.TAIL if shared else _ABOVE) or (
-            shared and not _reads_activations(found, node)
-        ):
-            if shared:
-                found.blurred = found.blurred or name == _ops.ASSIGNMENT
-                _note_number(found, task, (node, nr), part, linear=linear, one=one)
-                if linear:
-                    found.sums.setdefault((node, nr), {}).setdefault(task, []).append(part)
+        if shared and (name not in _ops.TAIL or not _reads_activations(found, node)):
+            found.blurred = found.blurred or name == _ops.ASSIGNMENT
+            _note_number(found, task, (node, nr), part, linear=linear, one=one)
+            if linear:
+                found.sums.setdefault((node, nr), {}).setdefault(task, []).append(part)
             continue
         below, known = _inputs(found, node, nr, name, part)
         if shared:
