@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import pickle
+from datetime import date
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -8,11 +11,12 @@ import pandas as pd
 import pytest
 import torch
 from scipy.sparse import csr_array
+from scipy.stats import randint
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.compose import make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.estimator_checks import check_estimator
@@ -300,3 +304,86 @@ def test_options_of_another_type_are_refused_in_words(options: Any, said: str) -
         MultiTaskEstimator("ls", **options).fit(X, y)
     with pytest.raises(ValueError, match=r"y is sparse: pass y\.toarray"):
         MultiTaskRegressor("ls").fit(X, csr_array(X))
+
+
+def test_classes_that_pandas_declares_are_no_numbers() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    floors = pd.Series([1, 2, 3, 4] * 10, name="floors")
+    plain, declared = floors.to_frame(), floors.astype("category").to_frame()
+    assert MultiTaskEstimator("ls", max_steps=2).fit(X, plain).kinds_ == ["regression"]
+    for y in (declared, declared["floors"]):
+        fitted = MultiTaskEstimator("ls", max_steps=2).fit(X, y)
+        assert fitted.kinds_ == ["classification"]
+        assert set(fitted.predict(X).ravel()) <= {1, 2, 3, 4}
+    asked = MultiTaskEstimator("ls", max_steps=2, kinds="regression").fit(X, declared)
+    assert asked.kinds_ == ["regression"]
+
+
+@pytest.mark.parametrize("number", [Decimal, Fraction])
+def test_numbers_of_other_types_are_regressed(number: type) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = pd.DataFrame({"a": [number(i) for i in range(40)], "b": X[:, 0]})
+    floats = y.astype(float)
+    fitted = MultiTaskEstimator("ls", max_steps=5, random_state=0).fit(X, y)
+    assert fitted.kinds_ == ["regression"] * 2
+    assert fitted.score(X, y) == fitted.score(X, floats)
+
+
+def test_options_that_a_search_draws_may_be_numbers_of_numpy() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    small = MultiTaskRegressor("ls", max_steps=3, random_state=0)
+    space = {"batch_size": randint(4, 9), "max_steps": randint(2, 4)}
+    found = RandomizedSearchCV(small, space, n_iter=2, cv=2, random_state=0).fit(X, X)
+    assert 4 <= found.best_params_["batch_size"] <= 8
+
+
+def test_kinds_are_found_by_names_that_are_numbers() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    y = pd.DataFrame({0: X[:, 0], 1: [0, 1] * 20})
+    fitted = MultiTaskEstimator("ls", max_steps=2, kinds={1: "classification"}).fit(X, y)
+    assert fitted.kinds_ == ["regression", "classification"]
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        ([date(2026, 1, 1 + i % 20) for i in range(40)], r"Found datetime\.date.*, a date"),
+        ([(1, 2), (3, 4)] * 20, r"Found \(1, 2\), a tuple"),
+        ([[1], [2]] * 20, r"Found \[1\], a list"),
+        ([True, 1] * 20, "found one class only, 1$"),
+        ([10**400, 2] * 20, "target a is regressed and holds no numbers: int too large"),
+    ],
+)
+def test_labels_that_are_neither_numbers_nor_classes_are_refused(y: Any, said: str) -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.raises(ValueError, match=said):
+        MultiTaskEstimator("ls", max_steps=2).fit(
+            X, pd.DataFrame({"a": pd.Series(y, dtype=object)})
+        )
+
+
+def test_a_missing_label_that_numpy_made_a_string_is_refused() -> None:
+    X = np.random.default_rng(0).normal(size=(60, 2))
+    labels = ["a", np.nan, "b"] * 20
+    with pytest.raises(ValueError, match="the class 'nan', which NumPy makes of NaN among strings"):
+        MultiTaskClassifier("ls", max_steps=2).fit(X, np.array(labels))
+    fitted = MultiTaskClassifier("ls", max_steps=2).fit(X, np.array(labels, dtype=object))
+    assert fitted.classes_.tolist() == ["a", "b"]
+
+
+def test_inputs_that_are_dates_are_refused() -> None:
+    """Their unit may be microseconds in training and nanoseconds later."""
+    X = pd.DataFrame({"a": range(40), "day": pd.date_range("2026-01-01", periods=40)})
+    with pytest.raises(TypeError, match="found dates or times in day: make numbers of them"):
+        MultiTaskRegressor("ls", max_steps=2).fit(X, X["a"])
+    fitted = MultiTaskRegressor("ls", max_steps=2).fit(X[["a"]], X["a"])
+    with pytest.raises(TypeError, match="found dates or times in X"):
+        fitted.predict(X[["day"]].to_numpy())
+
+
+def test_targets_without_a_column_and_tasks_in_options_are_refused() -> None:
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.raises(ValueError, match="y has no column"):
+        MultiTaskRegressor("ls").fit(X, np.ones((40, 0)))
+    with pytest.raises(ValueError, match="method_options cannot name tasks"):
+        MultiTaskRegressor("ls", method_options={"tasks": ["a"]}).fit(X, X)

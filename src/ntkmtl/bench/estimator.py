@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,23 +96,18 @@ class _Target:
             raise ValueError(f"target {name} has no label")
         known = column[~missing]
         if kind == "classification":
-            if len({isinstance(value, str) for value in known.tolist()}) > 1:
-                raise ValueError(
-                    f"target {name} has classes that are strings and others that are not"
-                )
-            check_classification_targets(np.asarray(known.tolist()))
-            self.classes, codes = np.unique(np.asarray(known.tolist()), return_inverse=True)
+            self.classes, codes = np.unique(_class_names(name, known), return_inverse=True)
             if len(self.classes) < 2:
                 raise ValueError(
                     f"target {name} must have at least two classes, found one class only, "
-                    f"{self.classes[0]!r}"
+                    f"{self.classes.tolist()[0]!r}"
                 )
             self.labels = torch.full((len(column),), -1)
             self.labels[torch.from_numpy(~missing)] = torch.from_numpy(codes.reshape(-1))
             return
         try:
             numbers = known.astype(np.float64)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"target {name} is regressed and holds no numbers: {error}") from error
         values = np.full(len(column), np.nan)
         values[~missing] = check_array(numbers.reshape(-1, 1), input_name="y").ravel()
@@ -138,6 +134,30 @@ class _Target:
         if self.kind == "classification":
             return self.classes[output.argmax(1).numpy()]
         return output[:, 0].numpy() * self.scale + self.center
+
+
+def _class_names(name: str, known: Array) -> Array:
+    """Return the labels of a classified target as an array of strings, whole numbers or booleans.
+
+    Raises:
+        ValueError: They are something else, or of several types.
+    """
+    for value in known.tolist():
+        if not isinstance(value, str | bytes | Real):
+            raise ValueError(
+                f"target {name} must have numbers, or classes that are strings, whole numbers or "
+                f"booleans. Found {value!r}, a {type(value).__name__}."
+            )
+    if len({isinstance(value, str) for value in known.tolist()}) > 1:
+        raise ValueError(f"target {name} has classes that are strings and others that are not")
+    if known.dtype.kind == "U" and (known == "nan").any():
+        raise ValueError(
+            f"target {name} has the class 'nan', which NumPy makes of NaN among strings. Give an "
+            "array of dtype object, with None where a label is missing."
+        )
+    labels = np.asarray(known.tolist())
+    check_classification_targets(labels)
+    return labels
 
 
 def _parted(rows: int, fraction: float, targets: Sequence[_Target]) -> tuple[Tensor, Tensor]:
@@ -173,7 +193,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         method_options: Further options of :class:`ntkmtl.Balancer`, as a mapping.
         kinds: ``"regression"`` or ``"classification"`` for each target, by position or by name; of
             all where it is one string. If None, columns of numbers are regressed and all others
-            classified.
+            classified, those of pandas' type category among them.
         hidden_layer_sizes: Widths of the layers that the targets share.
         learning_rate: Peak learning rate of Adam, in one cycle.
         batch_size: Rows of a step; about a sixteenth of all, from 8 to 256, if None.
@@ -203,7 +223,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         method: str | Weighting = "ntkmtl-auto",
         *,
         method_options: Mapping[str, Any] | None = None,
-        kinds: Kind | Sequence[Kind] | Mapping[str, Kind] | None = None,
+        kinds: Kind | Sequence[Kind] | Mapping[Any, Kind] | None = None,
         hidden_layer_sizes: Sequence[int] = (64, 64),
         learning_rate: float = 5e-3,
         batch_size: int | None = None,
@@ -236,12 +256,14 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: An option is out of range, inputs are not finite numbers, or a target has no
                 label or one class only.
+            TypeError: Inputs are dates or sparse.
             NonFiniteError: A loss became NaN or infinite.
         """
         self._check_options()
+        _refuse_dates(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         columns = self._columns_of(y, len(X))
-        self.kinds_ = self._kinds_of(columns)
+        self.kinds_ = self._kinds_of(columns, _declared_kinds(y, len(columns)))
         targets = [
             _Target(name, column, kind)
             for name, column, kind in zip(self.target_names_, columns, self.kinds_, strict=True)
@@ -273,6 +295,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"method_options must be a dict of settings. Found {self.method_options!r}."
             )
+        if "tasks" in (self.method_options or {}):
+            raise ValueError("method_options cannot name tasks: they are the targets")
         for name in ("validation_fraction", "learning_rate"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
@@ -296,17 +320,19 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         columns, self._flat = _split(y)
         if any(column.dtype.kind in "cmM" for column in columns):
             raise ValueError("targets must be numbers or classes, found complex numbers or dates")
-        if not columns or len(columns[0]) != rows:
+        if not columns:
+            raise ValueError("y has no column, and each one is a target")
+        if len(columns[0]) != rows:
             raise ValueError(
                 "Found input variables with inconsistent numbers of samples: "
-                f"{[rows, len(columns[0]) if columns else 0]}"
+                f"{[rows, len(columns[0])]}"
             )
         self.target_names_ = names or [f"y{place}" for place in range(len(columns))]
         if len(set(self.target_names_)) < len(columns):
             raise ValueError(f"two targets have one name: {', '.join(self.target_names_)}")
         return columns
 
-    def _kinds_of(self, columns: Sequence[Array]) -> list[Kind]:
+    def _kinds_of(self, columns: Sequence[Array], declared: Sequence[Kind | None]) -> list[Kind]:
         """Return the kind of each target.
 
         Raises:
@@ -314,6 +340,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         """
         asked = self._kind or self.kinds
         if isinstance(asked, Mapping):
+            asked = {str(name): kind for name, kind in asked.items()}
             if unknown := sorted(set(asked) - set(self.target_names_)):
                 raise ValueError(
                     f"kinds names {unknown[0]!r}, and the targets are "
@@ -326,7 +353,10 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             given = list(asked)
         if len(given) != len(columns):
             raise ValueError(f"kinds has {len(given)} entries for {len(columns)} targets")
-        found = [kind or _kind_of(c) for kind, c in zip(given, columns, strict=True)]
+        found = [
+            kind or said or _kind_of(column)
+            for kind, said, column in zip(given, declared, columns, strict=True)
+        ]
         for kind in found:
             if kind not in ("regression", "classification"):
                 raise ValueError(f"a kind is regression or classification. Found {kind!r}.")
@@ -334,8 +364,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _train(self, X: Tensor, targets: Sequence[_Target]) -> None:
         validation, training = _parted(len(X), self.validation_fraction, targets)
-        batch = self.batch_size or _batch_size(len(training))
-        batch = min(batch, len(training))
+        # An int: torch takes none of NumPy's, as scipy.stats.randint draws them.
+        batch = min(int(self.batch_size or _batch_size(len(training))), len(training))
         steps = self.max_steps or min(MOST_STEPS, max(LEAST_STEPS, STEPS_PER_ROW * len(training)))
         self.network_ = network = _Net(
             X.shape[1], self.hidden_layer_sizes, [t.size for t in targets]
@@ -374,6 +404,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _outputs(self, X: Any) -> list[Tensor]:
         check_is_fitted(self)
+        _refuse_dates(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         with torch.no_grad():
             outputs: list[Tensor] = self.network_(self._scaled(X))
@@ -443,9 +474,11 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             known = ~np.asarray(pd.isna(true[place]), dtype=bool)
             if not known.any():
                 raise ValueError(f"target {self.target_names_[place]} has no label")
-            judge: Callable[..., float] = accuracy_score if kind == "classification" else r2_score
-            pair = (np.asarray(each[known].tolist()) for each in (true[place], said[:, place]))
-            scores.append(float(judge(*pair)))
+            pair = (each[known] for each in (true[place], said[:, place]))
+            if kind == "regression":
+                scores.append(float(r2_score(*(each.astype(np.float64) for each in pair))))
+            else:
+                scores.append(float(accuracy_score(*(np.asarray(e.tolist()) for e in pair))))
         return float(np.mean(scores))
 
     def _fitted(self) -> list[_Target]:
@@ -517,6 +550,33 @@ def _split(y: Any) -> tuple[list[Array], bool]:
     return ([array], True) if array.ndim == 1 else (list(array.T), False)
 
 
+def _declared_kinds(y: Any, count: int) -> list[Kind | None]:
+    """Return what the types of pandas say of targets: one of type category has classes."""
+    if not hasattr(y, "dtypes"):
+        return [None] * count
+    types = y.dtypes if hasattr(y, "columns") else [y.dtype]
+    return ["classification" if isinstance(t, pd.CategoricalDtype) else None for t in types]
+
+
+def _refuse_dates(X: Any) -> None:
+    """Refuse inputs that are dates: they are numbers of a unit that may change until predicting.
+
+    Raises:
+        TypeError: There are such.
+    """
+    if not hasattr(X, "columns"):
+        found = getattr(getattr(X, "dtype", None), "kind", "") in ("m", "M")
+        names = ["X"] if found else []
+    else:
+        kinds = zip(X.columns, X.dtypes, strict=True)
+        names = [str(name) for name, kind in kinds if getattr(kind, "kind", "") in ("m", "M")]
+    if names:
+        raise TypeError(
+            f"inputs must be numbers, found dates or times in {', '.join(names)}: make numbers of "
+            "them, as days since the first one"
+        )
+
+
 def _standardization(values: Array) -> tuple[Array, Array]:
     """Return mean and standard deviation of each column, of numbers of any size."""
     # Squares of the largest floats are infinite, and those of the smallest are 0.
@@ -539,7 +599,7 @@ def _is_whole(value: Any) -> bool:
 def _kind_of(column: Array) -> Kind:
     """Return what a column of targets looks like: numbers are regressed, all else classified."""
     numbers = all(
-        isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_)
+        isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
         for value in column.tolist()
         if not pd.isna(value)
     )

@@ -18,6 +18,7 @@ from children import last_word, start, train_one, wait_for_step
 from toy_problem import Toy
 
 from ntkmtl.bench.runs import Run, clear_run
+from ntkmtl.bench.runs.folder import CheckpointError, read_checkpoint, write_checkpoint
 from ntkmtl.bench.training import RunConflictError, RunInterrupted, load_run, train
 from ntkmtl.bench.training.learner import learning_rate_factor
 from ntkmtl.errors import NonFiniteError
@@ -234,6 +235,28 @@ def test_checkpoints_that_cannot_be_read_are_kept(
         (folder / "aside").rename(folder / "checkpoint.pt")
     assert {p.name: p.read_bytes() for p in folder.glob("checkpoint*")} == kept
     same_numbers(whole, train(Toy(), "ls", 0, folder, threads=1))
+
+
+@pytest.mark.parametrize("key", ["model", "optimizer", "device", "random"])
+def test_a_checkpoint_that_lacks_a_part_is_named(tmp_path: Path, key: str) -> None:
+    interrupted_at(tmp_path, 10)
+    for path in tmp_path.glob("checkpoint*"):
+        state = read_checkpoint(path)
+        del state[key]
+        write_checkpoint(path, state)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt (does not fit|holds another)"):
+        train(Toy(), "ls", 0, tmp_path, threads=1)
+
+
+def test_a_checkpoint_of_another_network_is_named_and_kept(tmp_path: Path) -> None:
+    """As when a package that a problem of one's own imports has changed."""
+    interrupted_at(tmp_path, 10)
+    state = read_checkpoint(tmp_path / "checkpoint.pt")
+    state["model"] = {name: value[:1] for name, value in state["model"].items()}
+    write_checkpoint(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(CheckpointError, match=r"size mismatch.*Remove it, and the run starts agai"):
+        train(Toy(), "ls", 0, tmp_path, threads=1)
+    assert (tmp_path / "checkpoint.pt").exists()
 
 
 def test_a_checkpoint_of_another_version_is_not_used(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from ntkmtl.bench.runs import (
     differences,
     load_run,
 )
-from ntkmtl.bench.runs.folder import RunFolder
+from ntkmtl.bench.runs.folder import CheckpointError, RunFolder
 from ntkmtl.bench.runs.model_file import check_weights
 from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.comparison import named
@@ -252,7 +253,7 @@ def _require_same_place(folder: RunFolder, state: Mapping[str, Any], group: Proc
         RunConflictError: The device or the number of processes is another.
     """
     here = {"device": group.device.type, "processes": group.size}
-    written = {key: state[key] for key in here}
+    written = {key: state[key] for key in here if key in state}
     if found := differences(written, here):
         raise RunConflictError(folder.file(CHECKPOINT), found)
 
@@ -264,7 +265,11 @@ def _prepare(
     group: ProcessGroup,
     state: Mapping[str, Any] | None,
 ) -> TrainingLoop:
-    """Make the network and the loop; write ``config.json``, or load the checkpoint."""
+    """Make the network and the loop; write ``config.json``, or load the checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint does not fit the network or the method.
+    """
     threads = torch.get_num_threads()
     learner = Learner(problem, spec, folder.identity, group)
     if spec.keep_model:
@@ -272,7 +277,17 @@ def _prepare(
     loop = TrainingLoop(learner, threads)
     config = learner.config(threads)
     if state is not None:
-        loop.load_state_dict(state)
+        try:
+            loop.load_state_dict(state)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder.file(CHECKPOINT)} does not fit this run's network or method "
+                f"({type(error).__name__}: {textwrap.shorten(str(error), 300)}). Has their code "
+                "changed since it was written? Remove it, and the run starts again from its "
+                "beginning"
+            ) from error
     elif group.first:
         folder.start(config)
     if spec.tracker is not None and group.first:
