@@ -1,23 +1,24 @@
 r"""The weightings of the field and ours on energies, forces and equations, as a table.
 
-    for p in xtb pinn-burgers pinn-helmholtz pinn-allen-cahn pinn-wave pinn-navier-stokes; do
-      ntkmtl compare $p --methods ls,softadapt,relobralo,lra,pinn-ntk,ntkmtl-auto --seeds 3 \
-        --jobs 1 --threads 1 --out runs-fields
-    done
-    python benchmarks/fields_comparison.py runs-fields --json docs/fields/comparison.json
+    python benchmarks/fields_comparison.py FOLDER ...                  # keeps the runs' numbers
     python benchmarks/fields_comparison.py --page docs/forces-and-equations.md
 
-Runs of `fixed` and of `ntkmtl-auto` with priorities, in folders of their own, are given as
-`--ratio 100=FOLDER`: the ratio of the other conditions to the residual. What is known from the JSON
-file before stays in it, so that a later sitting adds seeds and problems.
+The folders hold runs of `ntkmtl compare`; the page names the commands. Rows of `fixed` and of
+`ntkmtl-auto` with priorities are named by their ratio, read from each run's configuration: the
+weight of all conditions but the residuals, or of all tasks but the forces; those have 1. Runs with
+seed 1000 are trials: by their validation metrics one of the ratios is chosen, which is then a row
+of its own.
+
+What the JSON file held before stays in it, so that a later run adds seeds and problems.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +27,80 @@ from sidebyside.tables import fill_page
 from ntkmtl.bench.runs import load_runs
 from ntkmtl.files import write_json, write_text
 
+TUNED = "fixed, tuned ratio"
 ROWS = (
     "ls",
-    "fixed, ratio 10",
+    "fixed, 1:100:1:1",
     "fixed, ratio 100",
+    TUNED,
+    "stage-swap",
     "softadapt",
     "relobralo",
     "lra",
     "pinn-ntk",
     "ntkmtl-auto",
-    "ntkmtl-auto, ratio 10",
     "ntkmtl-auto, ratio 100",
+    "ntkmtl-auto, 1:10:1:1",
 )
 PINNS = ("burgers", "helmholtz", "allen-cahn", "wave", "navier-stokes")
 KNOWN = Path("docs/fields/comparison.json")
+TRIAL_SEED = 1000
 
 
-def read(folder: Path, ratio: str = "") -> Iterator[tuple[str, str, str, dict[str, Any]]]:
+def label(method: str, ratio: Sequence[float] | None) -> str:
+    """Return a row's name.
+
+    Args:
+        method: The method.
+        ratio: Weights or priorities of the tasks, None where none were given.
+    """
+    if ratio is None:
+        return method
+    if ratio[-1] == 1:  # the last task is not one of those whose weight is the ratio
+        return f"{method}, {':'.join(f'{value:g}' for value in ratio)}"
+    return f"{method}, ratio {max(ratio):g}"
+
+
+def read(folder: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
     """Yield problem, row, seed and numbers of each complete run below a folder."""
     for run in load_runs(folder)[0]:
         share = 1.0 if run.result.cpu_share is None else run.result.cpu_share
-        label = f"{run.config.method}, ratio {ratio}" if ratio else run.config.method
+        options = run.config.method_options
+        ratio = options.get("weights" if run.config.method == "fixed" else "priorities")
+        split = run.result.val if run.config.seed == TRIAL_SEED else run.result.test
         yield (
             run.config.problem,
-            label,
-            str(run.config.seed),
+            label(run.config.method, ratio),
+            run.config.seed,
             {
-                "test": dict(
-                    zip((m.name for m in run.config.metrics), run.result.test, strict=True)
-                ),
+                "metrics": dict(zip((m.name for m in run.config.metrics), split, strict=True)),
                 "step_ms": 1e3 * share * run.result.train_seconds / run.result.steps,
             },
         )
+
+
+def chosen_ratio(trials: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the row with the best validation metrics of one problem's trials.
+
+    Of an equation the relative L2 error decides; of the potential the mean over metrics of the
+    logarithm, which is a geometric mean and so needs no units.
+    """
+
+    def score(row: str) -> float:
+        numbers = trials[row]
+        values = [numbers["l2"]] if "l2" in numbers else list(numbers.values())
+        return statistics.fmean(math.log(value) for value in values)
+
+    return min(trials, key=score)
+
+
+def rows_of(known: Mapping[str, Any], problem: str) -> dict[str, Any]:
+    """Return the rows of a problem, that of the chosen ratio included."""
+    rows = dict(known["runs"].get(problem, {}))
+    trials = known["trials"].get(problem)
+    if trials and chosen_ratio(trials) in rows:
+        rows[TUNED] = rows[chosen_ratio(trials)]
+    return rows
 
 
 def mean(values: list[float]) -> str:
@@ -84,56 +127,70 @@ def table(known: Mapping[str, Any]) -> str:
     for row in ROWS:
         cells, ratios = [], []
         for name in PINNS:
-            rows = known.get(f"pinn-{name}", {})
+            rows = rows_of(known, f"pinn-{name}")
             if row not in rows:
                 cells.append("")
                 continue
-            cells.append(mean([run["test"]["l2"] for run in rows[row].values()]))
+            cells.append(mean([run["metrics"]["l2"] for run in rows[row].values()]))
             ratios.append(step_ratio(rows, row))
         if ratios:
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             lines.append([row, *cells, spread])
-    rows = known["xtb"]
+    rows = rows_of(known, "xtb")
     metrics = {"energy": "E (meV/atom)", "forces": "F (meV/Å)", "dipole": "μ (mD)"}
     metrics["charges"] = "q (me)"
     second = [["`xtb`", *metrics.values(), "step (× `ls`)"], ["---", *["---:"] * 5]]
-    for row in ("ls", *(r for r in ROWS if r != "ls")):
+    for row in ROWS:
         if row in rows:
-            values = [mean([run["test"][m] for run in rows[row].values()]) for m in metrics]
+            values = [mean([run["metrics"][m] for run in rows[row].values()]) for m in metrics]
             second.append([row, *values, f"{step_ratio(rows, row):.2f}"])
-    by_count: dict[int, set[str]] = {}
-    for problem, rows in known.items():
-        for runs in rows.values():
-            by_count.setdefault(len(runs), set()).add(f"`{problem}`")
-    count = "; ".join(
-        f"{number} ({', '.join(sorted(names))})" if len(by_count) > 1 else str(number)
-        for number, names in sorted(by_count.items())
-    )
+    count = _seeds(known["runs"])
 
     def text(lines: list[list[str]]) -> str:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    return f"{text(lines)}\n\n{text(second)}\n\nMean and standard error; seeds of a row: {count}."
+    note = f"Mean and standard error; seeds of a row: {count}.{_chosen(known)}"
+    return f"{text(lines)}\n\n{text(second)}\n\n{note}"
+
+
+def _seeds(runs: Mapping[str, Any]) -> str:
+    by_count: dict[int, set[str]] = {}
+    for problem, rows in runs.items():
+        for row, seeds in rows.items():
+            if row in ROWS:
+                by_count.setdefault(len(seeds), set()).add(f"`{problem}`")
+    return "; ".join(
+        f"{number} ({', '.join(sorted(names))})" if len(by_count) > 1 else str(number)
+        for number, names in sorted(by_count.items())
+    )
+
+
+def _chosen(known: Mapping[str, Any]) -> str:
+    """Return a sentence with the ratio chosen for each problem."""
+    found = [
+        f"{chosen_ratio(trials).rpartition(' ')[2].replace('ls', '1')} (`{problem}`)"
+        for problem, trials in known["trials"].items()
+    ]
+    return f" Tuned ratios: {', '.join(found)}." if found else ""
 
 
 def main() -> None:
     """Read runs, keep their numbers, fill the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--ratio", action="append", default=[], metavar="R=FOLDER")
+    parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--json", type=Path, default=KNOWN)
     parser.add_argument("--page", type=Path)
     args = parser.parse_args()
-    known: dict[str, Any] = {}
+    known: dict[str, Any] = {"runs": {}, "trials": {}}
     if args.json.exists():
         known = json.loads(args.json.read_text("utf-8"))
-    folders = [("", args.folder)] if args.folder else []
-    folders += [(ratio, Path(path)) for ratio, path in (r.split("=", 1) for r in args.ratio)]
-    for ratio, folder in folders:
-        for problem, row, seed, numbers in read(folder, ratio):
-            if row in ROWS:
-                known.setdefault(problem, {}).setdefault(row, {})[seed] = numbers
-    if folders:
+    for folder in args.folders:
+        for problem, row, seed, numbers in read(folder):
+            if seed == TRIAL_SEED:
+                known["trials"].setdefault(problem, {})[row] = numbers["metrics"]
+            else:
+                known["runs"].setdefault(problem, {}).setdefault(row, {})[str(seed)] = numbers
+    if args.folders:
         write_json(args.json, known)
     if args.page:
         write_text(args.page, fill_page(args.page.read_text("utf-8"), table(known)))

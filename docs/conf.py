@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "docs" / "_extensions")]
 
 from public_names import public_names, source_of  # noqa: E402
+from sphinx.ext import autosummary  # noqa: E402
 
 from ntkmtl._version import __version__  # noqa: E402
 
@@ -65,6 +66,8 @@ for _page in (ROOT / "docs" / "api" / "generated").glob("*.rst"):
     if _page.stem not in _wanted | public_names().keys():
         _page.unlink()
 
+# A summary does not end at "Eq.".
+autosummary.WELL_KNOWN_ABBREVIATIONS += ("Eq.",)
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autosummary_imported_members = True

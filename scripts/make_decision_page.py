@@ -44,7 +44,7 @@ balancer.backward(losses, scaler=scaler)
 ```
 
 `advice.balancer`, `advice.call` and `advice.rules` are the same as data. Not sure that you need any
-of this? [Is balancing worth it for my run?](gallery/plot_12_worth_it.py) takes ten lines.
+of this? [Is balancing worth it for my run?](gallery/plot_12_worth_it.py) shows how to find out.
 """
 
 END = """

@@ -80,6 +80,9 @@ const Toy = (() => {
   for (const name of Toy.METHODS)
     make("option", { value: name, textContent: NAMES[name] }, method);
   method.value = "ntkmtl";
+  const legend = make("div", { className: "toy-legend" }, root);
+  for (const name of Toy.METHODS)
+    make("span", { textContent: NAMES[name] }, legend).style.color = COLORS[name];
   const charts = make("div", { className: "toy-charts" }, root);
   const canvas = (id, title) => {
     const figure = make("figure", {}, charts);
@@ -87,9 +90,9 @@ const Toy = (() => {
     return make("canvas", { id, width: 560, height: 420 }, figure);
   };
   const plane = canvas("toy-plane", "the trunk's two numbers, from the same start");
-  const losses = canvas("toy-losses", "losses, without their scale (full: first, dashed: second)");
-  const values = canvas("toy-values", "largest eigenvalues (full: first task, dashed: second)");
-  const weighs = canvas("toy-weights", "weights (full: first task, dashed: second)");
+  const losses = canvas("toy-losses", "losses, without their scale (solid: first, dashed: second)");
+  const values = canvas("toy-values", "largest eigenvalues (solid: first task, dashed: second)");
+  const weighs = canvas("toy-weights", "weights (solid: first task, dashed: second)");
 
   const line = (context, points, color, dashed) => {
     context.beginPath();
@@ -125,7 +128,7 @@ const Toy = (() => {
 
   function draw() {
     const settings = { scale: 10 ** scale.input.value, exponent: Number(exponent.input.value) };
-    scale.output.textContent = settings.scale.toPrecision(2);
+    scale.output.textContent = String(Number(settings.scale.toPrecision(2)));
     exponent.output.textContent = settings.exponent.toFixed(2);
     const runs = Object.fromEntries(Toy.METHODS.map((name) => [name, Toy.run(name, settings)]));
     const context = clear(plane);
@@ -138,13 +141,8 @@ const Toy = (() => {
         context.fillStyle = `rgba(28, 126, 214, ${0.35 / (1 + 40 * second)})`;
         context.fillRect(x, y, 8, 8);
       }
-    context.fillStyle = getComputedStyle(document.body).backgroundColor;
-    context.fillRect(412, 282, 148, 138);
-    Toy.METHODS.forEach((name, i) => {
+    for (const name of Toy.METHODS)
       line(context, runs[name].map((row) => to(row.theta)), COLORS[name], false);
-      context.fillStyle = COLORS[name];
-      context.fillText(NAMES[name], 422, 310 + 32 * i);
-    });
     curves(losses, Toy.METHODS.flatMap((name) => [0, 1].map((i) => ({
       values: runs[name].map((row) => row.losses[i] / (i ? settings.scale : 1)),
       color: COLORS[name], dashed: i === 1 }))));

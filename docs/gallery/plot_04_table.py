@@ -38,26 +38,30 @@ table.to_csv(folder / "houses.csv", index=False)
 print(table.head())
 
 # %%
-# Train three methods, one seed each, and print the table of the test split. Columns are told apart
-# by their values, missing prices are left out of the loss, and numbers are standardized.
+# Train three methods, and one network for each column alone (``stl``), with two seeds each, and
+# print the table of the test split. Δm is the mean change against ``stl``: below 0 is better. The
+# type of a column follows from its values, missing prices are left out of the loss, and numbers are
+# standardized.
 
 comparison = training.Comparison(
     problem="table",
     problem_options={"csv": str(folder / "houses.csv"), "targets": "price,rooms,kind"},
     methods=("ls", "si", "ntkmtl-sr"),
-    seeds=(0,),
+    seeds=(0, 1),
     out=folder / "runs",
     epochs=15,
-    single_task_baselines=False,
     jobs=1,
 )
 training.compare(comparison)
 report.print_table(report.build_table(folder / "runs"))
 
 # %%
-# Training losses, by task:
+# All three methods are close to ``stl`` and to each other: standardized columns have losses of
+# similar size, so there is little to balance, and the plain sum will do. The training losses of
+# seed 0, by task, say the same:
 
-runs, _ = training.load_runs(folder / "runs")
+complete, _ = training.load_runs(folder / "runs")
+runs = [run for run in complete if run.config.method != "stl" and run.config.seed == 0]
 figure, axes = plt.subplots(1, 3, figsize=(9, 3))
 for i, axis in enumerate(axes):
     for run in runs:

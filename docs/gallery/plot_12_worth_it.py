@@ -79,8 +79,8 @@ figure.tight_layout()
 
 # %%
 # If the ratio stays within a factor of ten or so, there is little to balance; if it is a thousand
-# and stays there, the weights are worth the tenth of extra time. The spread over seeds shows
-# whether a difference is real. Then ask for the lines of code:
+# and stays there, the weights are worth the extra time. The spread over seeds shows whether a
+# difference is real. Then ask for the lines of code:
 
 trunk, heads = nn.Sequential(nn.Linear(5, 8), nn.Tanh()), [nn.Linear(8, 1) for _ in range(2)]
 advice = ntkmtl.advise(losses_of(trunk, heads, x, labels(x, 50)), keep_learning_rate=True)

@@ -32,7 +32,8 @@ def with_cpu_default(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if torch.get_default_device().type == "cpu":
+        # torch 2.6's get_default_device does not see `with torch.device(...)`.
+        if torch.empty(0).device.type == "cpu":
             return function(*args, **kwargs)
         with torch.device("cpu"):
             return function(*args, **kwargs)

@@ -30,8 +30,6 @@ class Net(nn.Module):
 # ---------------------------------------------------------------------- vectors of losses
 
 VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
-    "flip": lambda e: e.square().mean(0).flip(0),
-    "roll": lambda e: e.square().mean(0).roll(1),
     "sort": lambda e: e.square().mean(0).sort().values,
     "norm": lambda e: torch.linalg.vector_norm(e, dim=0),
     "var": lambda e: e.var(0),
@@ -76,6 +74,106 @@ def test_a_vector_of_losses_is_no_representation(vector: str, part: str) -> None
         exact.append(sum(float(g.square().sum()) for g in found))
     assert out.eigenvalues is not None
     torch.testing.assert_close(out.eigenvalues, torch.tensor(exact), rtol=1e-4, atol=0)
+
+
+MATRIX = torch.tensor([[1.0, 0.5], [0.25, 2.0]])
+MIXES: dict[str, Callable[[Tensor], Tensor]] = {
+    "matrix and vector": lambda v: MATRIX.mv(v),
+    "matrix and column": lambda v: (MATRIX @ v[:, None])[:, 0],
+    "product and sum": lambda v: (MATRIX * v).sum(1),
+    "einsum": lambda v: torch.einsum("ij,j->i", MATRIX, v),
+    "linear": lambda v: nn.functional.linear(v, MATRIX),
+    "convolution": lambda v: nn.functional.conv1d(
+        v[None, None], torch.ones(1, 1, 3), padding=1
+    ).flatten(),
+}
+NONLINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": lambda v: v.log(),
+    "sqrt": lambda v: v.sqrt(),
+    "power": lambda v: v**3,
+    "clamp": lambda v: v.clamp(max=1e6),
+    "times another": lambda v: v * v.flip(0),
+    "softplus": nn.functional.softplus,
+}
+REDUCED: dict[str, Callable[[Tensor], Tensor]] = {
+    "norm": lambda e: torch.linalg.vector_norm(e, dim=0),
+    "norm of columns": lambda e: torch.func.vmap(lambda c: c.norm(), 1)(e),
+    "var": lambda e: e.var(0),
+    "amax": lambda e: e.square().amax(0),
+    "logsumexp": lambda e: e.logsumexp(0),
+    "softplus of norm": lambda e: nn.functional.softplus(torch.linalg.vector_norm(e, dim=0)),
+    "diagonal": lambda e: torch.diagonal(e.T @ e),
+    "einsum": lambda e: torch.einsum("bi,bi->i", e, e),
+    "weights of samples": lambda e: (torch.ones(1, len(e)) @ e.square())[0],
+    "stack of norms": lambda e: torch.stack([e[:, 0].norm(), 2 * e.norm()]),
+}
+
+
+@pytest.mark.parametrize("vector", REDUCED)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("nonlinear", NONLINEAR)
+def test_mixed_losses_are_no_representation(vector: str, mix: str, nonlinear: str) -> None:
+    net = Net()
+    v = REDUCED[vector](net.heads[0](net.trunk(net.x)) - net.y)
+    losses = list(NONLINEAR[nonlinear](MIXES[mix](v)))
+    with pytest.raises(ValueError, match="shares a tensor without samples"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(losses)
+
+
+@pytest.mark.parametrize("mix", ["matrix and vector", "product and sum"])
+@pytest.mark.parametrize("nonlinear", ["log", "sqrt", "power", "clamp"])
+def test_mixed_means_are_followed_to_the_outputs(mix: str, nonlinear: str) -> None:
+    net = Net()
+    outputs = net.heads[0](net.trunk(net.x))
+    losses = list(NONLINEAR[nonlinear](MIXES[mix]((outputs - net.y).square().mean(0))))
+    expected = [
+        float(torch.autograd.grad(loss, outputs, retain_graph=True)[0].square().sum())
+        for loss in losses
+    ]
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses)
+    assert out.eigenvalues is not None
+    torch.testing.assert_close(out.eigenvalues, torch.tensor(expected), rtol=1e-4, atol=0)
+
+
+# Outputs of shape (B,) or (B, 2) and the tensor made by their network's last operation.
+OUTPUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda o: o,
+    "one column": lambda o: o[:, 0],
+    "softplus": nn.functional.softplus,
+    "softplus of a column": lambda o: nn.functional.softplus(o[:, 0]),
+    "norm of a row": lambda o: torch.linalg.vector_norm(o, dim=1),
+    "logsumexp": lambda o: o.logsumexp(1),
+    "logsumexp, transposed": lambda o: o.T.logsumexp(0),
+    "softmax": lambda o: o.softmax(1),
+    "centered": lambda o: nn.functional.softplus(o[:, 0] - o[:, 0].mean()),
+    "graph": lambda o: (torch.ones(len(o), len(o)) @ o)[:, 0],
+    "fixed projection": lambda o: o @ torch.tensor([[1.0, 2.0], [3.0, 1.0]]),
+    "sums of rows by index": lambda o: torch.zeros(2, 2).index_add(
+        0, torch.arange(len(o)) % 2, o.tanh()
+    ),
+    "sum of all rows by index": lambda o: torch.zeros(1, 2).index_add(
+        0, torch.zeros(len(o), dtype=torch.long), o.tanh()
+    ),
+}
+TAILS: dict[str, Callable[[Tensor], list[Tensor]]] = {
+    "columns": lambda o: list((o.flatten(1) - 3).square().mean(0).log()) if o.ndim > 1 else [],
+    "apart": lambda o: [(o - 3).square().mean(), (o - 2).abs().mean()],
+    "broadcast": lambda o: list(
+        (o[None] - torch.tensor([3.0, 2.0]).view(2, *[1] * o.ndim)).square().flatten(1).mean(1)
+    ),
+}
+
+
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("tail", TAILS)
+def test_losses_of_one_output_are_not_taken_for_a_vector_of_losses(outputs: str, tail: str) -> None:
+    net = Net()
+    losses = TAILS[tail](OUTPUTS[outputs](net.heads[0](net.trunk(net.x))))
+    if not losses:
+        return
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses)
+    assert out.eigenvalues is not None
+    assert bool((out.eigenvalues > 0).all())
 
 
 @pytest.mark.parametrize("samples", [1, 4])

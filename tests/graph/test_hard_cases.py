@@ -113,10 +113,38 @@ VECTORS: dict[str, Callable[[Plain], list[Tensor]]] = {
     "transposed": lambda n: [c.mean() for c in torch.stack(n.squares()).T.unbind(1)],
     "cat of outputs": lambda n: _outputs(n, torch.cat([o[:, None] for o in n.outputs()], 1)),
     "stack of outputs": lambda n: _outputs(n, torch.stack(n.outputs(), dim=-1)),
+    "flipped": lambda n: list(torch.stack(n.losses()[::-1]).flip(0)),
     "nested stacks": lambda n: _nested(n.losses()),
     "slices of a flat vector": lambda n: [
         p.mean() for p in torch.cat(n.squares()).view(-1).split(BATCH)
     ],
+}
+# How each task takes its part of one matrix of errors, by operations of its own.
+OWN_PARTS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "some rows": lambda m, i: m[1:, i].mean(),
+    "some rows, then reshaped": lambda m, i: m[2:].reshape(-1, TASKS)[:, i].mean(),
+    "rows in three dimensions": lambda m, i: m.reshape(2, -1, TASKS).mean((0, 1))[i],
+    "mean, then index": lambda m, i: m.mean(0)[i],
+    "sum with a kept dimension": lambda m, i: m.sum(0, keepdim=True)[0, i],
+    "scaled, then index": lambda m, i: (2 * m)[:, i].mean(),
+    "transposed": lambda m, i: m.t()[i].mean(),
+    "square root, then index": lambda m, i: m.sqrt()[:, i].mean(),
+    "flipped rows": lambda m, i: m.flip(0)[:, i].sqrt().mean(),
+    "flipped tasks": lambda m, i: m.flip(1)[:, i].sqrt().mean(),
+    "rolled rows": lambda m, i: m.roll(2, 0)[:, i].sqrt().mean(),
+    "gathered rows": lambda m, i: m.gather(0, torch.arange(9).view(3, 3) % 3)[:, i].mean(),
+    "selected rows": lambda m, i: m.index_select(0, torch.tensor([4, 1]))[:, i].mean(),
+    "sorted": lambda m, i: m.sort(0).values[:2, i].mean(),
+    "largest": lambda m, i: m[:, i].topk(2).values.mean(),
+    "maximum": lambda m, i: m.max(0).values[i],
+    "amax": lambda m, i: m.amax(0, keepdim=True)[0, i],
+    "cumulative": lambda m, i: m.cumsum(0)[:, i].mean(),
+    "logsumexp": lambda m, i: m.logsumexp(0)[i],
+    "norm": lambda m, i: torch.linalg.vector_norm(m, dim=0)[i],
+    "norm of all": lambda m, i: m[:, i].norm(),
+    "deviation": lambda m, i: m.std(0)[i],
+    "median": lambda m, i: m[:, i].median(),
+    "softplus": lambda m, i: nn.functional.softplus(m)[:, i].mean(),
 }
 # Which entries are whose cannot be told without reading values.
 BLURRED: dict[str, Callable[[Plain], list[Tensor]]] = {
@@ -201,6 +229,54 @@ def test_elements_of_one_vector_are_assigned_to_their_tasks(name: str) -> None:
     out = Balancer("ntkmtl-sr", minibatches=1).backward(losses)
     torch.testing.assert_close(out.eigenvalues, net.of_features(), **EXACT)
     assert_gradient(net, make, out.weights)
+
+
+@pytest.mark.parametrize("name", list(OWN_PARTS))
+def test_parts_are_followed_through_operations_of_one_task(name: str) -> None:
+    net = plain()
+
+    def losses(net: Plain, z: Tensor | None = None) -> list[Tensor]:
+        matrix = torch.stack(net.squares(z), 1)
+        return [OWN_PARTS[name](matrix, i) for i in range(TASKS)]
+
+    cut = find_cut(losses(net))
+    assert [node.name() for node, _ in cut.targets] == ["TanhBackward0"]
+    assert {id(p) for p in cut.shared} == {id(p) for p in net.shared}
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses(net))
+    z = net.trunk(net.x).detach().requires_grad_()
+    expected = flat_gradients(losses(net, z), [z]).square().sum(1)
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
+    assert_gradient(net, losses, out.weights)
+
+
+# Tensors of errors of single samples that are made by operations which are not followed.
+OF_LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": torch.sigmoid,
+    "softmax": lambda m: m.softmax(0),
+    "product": lambda m: torch.eye(BATCH, dtype=torch.float64) @ m,
+    "layer norm": lambda m: nn.functional.layer_norm(m.t(), (BATCH,)).t(),
+}
+
+
+@pytest.mark.parametrize("name", list(OF_LOSSES))
+def test_sums_of_a_tensor_s_own_entries_are_refused(name: str) -> None:
+    def losses(net: Plain) -> list[Tensor]:
+        matrix = OF_LOSSES[name](torch.stack(net.squares(), 1))
+        return [matrix[:, i].mean() for i in range(TASKS)]
+
+    with pytest.raises(ValueError, match=r"holds losses, of shape \((6, 3|3, 6)\)"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(losses(plain()))
+    out = Balancer("ntkmtl-auto").backward(losses(net := plain()))
+    assert_gradient(net, losses, out.weights)
+
+
+def test_sums_of_the_same_entries_are_a_representation() -> None:
+    """One loss may be linear in the features, or all of them, if they read the same ones."""
+    net = plain()
+    z = net.trunk(net.x)
+    out = Balancer("ntkmtl-sr", minibatches=1).backward([z.sum(), 3 * z.mean()])
+    expected = flat_gradients([z.sum(), 3 * z.mean()], [z]).square().sum(1)
+    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
 
 
 @pytest.mark.parametrize("name", [*VECTORS, *BLURRED])

@@ -181,6 +181,13 @@ def test_a_sum_is_refused() -> None:
         BalancedAccelerator("ntkmtl", cpu=True)  # type: ignore[arg-type]
 
 
+def test_a_factor_besides_the_accumulation_is_refused() -> None:
+    accelerator = BalancedAccelerator(Balancer("ls"), cpu=True, gradient_accumulation_steps=2)
+    x, *labels = tasks.data()
+    with pytest.raises(ValueError, match="come from the accelerator: scale"):
+        accelerator.backward(tasks.mean_squares(tasks.Net()(x), labels), scale=1.0)
+
+
 def train_in_two(rank: int, folder: Path, method: str) -> None:
     accelerator, _, numbers = train(method, batch=4)
     assert accelerator.num_processes == 2

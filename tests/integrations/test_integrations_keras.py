@@ -14,6 +14,7 @@ import torch
 
 import framework_tasks as tasks
 from ntkmtl import Balancer
+from ntkmtl.errors import NonFiniteError
 from ntkmtl.integrations.keras import BalancedModel
 
 
@@ -119,6 +120,76 @@ def test_resume(method: str, tmp_path: Path) -> None:
     )
 
 
+def test_a_backup_holds_the_end_of_its_epoch(tmp_path: Path) -> None:
+    def trained(epochs: int, folder: str) -> Any:
+        one = compiled("dwa")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / folder, delete_checkpoint=False)
+        fit(one, epochs=epochs, callbacks=[backup])
+        return one
+
+    whole = trained(4, "whole")
+    trained(2, "parts")
+    resumed = trained(4, "parts")
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(whole.get_weights(), resumed.get_weights(), strict=True)
+    )
+
+
+def test_a_list_of_callbacks_used_twice_ends_each_epoch_once() -> None:
+    one = compiled("dwa")
+    ended: list[int] = []
+    one.balancer.weighting.end_epoch = lambda: ended.append(0)
+    callbacks = keras.callbacks.CallbackList([], add_history=True, model=one)
+    for _ in range(2):
+        fit(one, epochs=1, callbacks=callbacks)
+    assert len(ended) == 2
+
+
+def test_accumulated_batches_are_no_steps_of_a_method() -> None:
+    """``famo`` learns from the losses before and after an update."""
+    one = compiled("famo", keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2))
+    told: list[int] = []
+    one.balancer.weighting.after_step = lambda *_: told.append(int(one.optimizer.iterations))
+    fit(one, epochs=1)
+    assert told == [1, 2]
+
+
+def test_a_step_that_the_optimizer_skips_is_no_step_of_a_method() -> None:
+    adam = keras.optimizers.Adam(1e-2)
+    one = compiled("famo", keras.optimizers.LossScaleOptimizer(adam, initial_scale=3.3e38))
+    told: list[int] = []
+    one.balancer.weighting.after_step = lambda *_: told.append(0)
+    fit(one)
+    assert 0 < len(told) == int(adam.iterations) < 8
+
+
+def test_what_was_accumulated_outlasts_a_batch_without_a_label() -> None:
+    labelled = {"small": np.ones(32), "large": np.repeat([1.0, 0.0, 1.0, 0.0], 8)}
+    pair = [
+        compiled(method, keras.optimizers.SGD(1e-4, gradient_accumulation_steps=2))
+        for method in ("ls", None)
+    ]
+    for one in pair:
+        fit(one, sample_weight=labelled)
+    assert_same(*pair)
+
+
+def test_a_fixed_loss_scale() -> None:
+    pair = [
+        compiled("si", keras.optimizers.Adam(1e-2, loss_scale_factor=factor))
+        for factor in (8.0, None)
+    ]
+    for one in pair:
+        fit(one)
+    assert_same(*pair)
+    x, y = arrays()
+    y["large"] = y["large"].copy()
+    y["large"][3] = np.nan  # nothing skips such a step: it would end the training in silence
+    with pytest.raises(NonFiniteError, match="task large is nan"):
+        pair[0].fit(x, y, verbose=0)
+
+
 def test_a_saved_model_predicts_without_a_balancer(tmp_path: Path) -> None:
     one = compiled("ntkmtl")
     fit(one)
@@ -129,6 +200,8 @@ def test_a_saved_model_predicts_without_a_balancer(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             loaded.predict(x, verbose=0)[name], one.predict(x, verbose=0)[name]
         )
+    with pytest.raises(ValueError, match=r"You must call `compile\(\)`"):  # not the plain sum
+        fit(loaded)
 
 
 def test_weights_without_a_balancer_are_refused(tmp_path: Path) -> None:

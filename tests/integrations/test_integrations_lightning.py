@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
@@ -169,6 +170,24 @@ def test_resume(method: str, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("method", ["famo", "dwa"])
+@pytest.mark.parametrize("step", [2, 4])  # in an epoch, and with its last batch
+def test_resume_from_a_checkpoint_of_a_step(method: str, step: int, tmp_path: Path) -> None:
+    """Callbacks save before the module's own hook of the same batch."""
+    same = [torch.cat([part[:8]] * 4) for part in tasks.data()]  # Lightning begins the data anew
+    loader = DataLoader(TensorDataset(*same), 8)
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    settings = {**QUIET, "max_epochs": 4}
+    whole, second = (tasks.seeded(lambda: Module(method)) for _ in range(2))
+    trainer = pl.Trainer(**{**settings, "enable_checkpointing": True}, callbacks=[saving])
+    trainer.fit(whole, loader)
+    resumed = pl.Trainer(**settings)
+    resumed.fit(second, loader, ckpt_path=tmp_path / f"step={step}.ckpt", weights_only=True)
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(second), strict=True)
+    )
+
+
 def test_a_checkpoint_without_a_balancer_is_refused() -> None:
     with pytest.raises(ValueError, match="holds no state of a Balancer"):
         Module().on_load_checkpoint({"state_dict": {}})
@@ -202,6 +221,31 @@ def test_lbfgs_refuses_a_method_without_weights_to_hold() -> None:
         fit(Module("graddrop", optimizer="LBFGS"), max_epochs=1)
 
 
+def test_lbfgs_gets_the_value_of_what_it_differentiates() -> None:
+    """A line search ends elsewhere if values are of the plain sum."""
+
+    class Searching(Module):
+        def configure_optimizers(self) -> Any:
+            parameters = self.parameters()
+            return torch.optim.LBFGS(parameters, lr=1.0, line_search_fn="strong_wolfe")
+
+    module = tasks.seeded(lambda: Searching("si"))
+    fit(module, max_epochs=1)
+
+    net = tasks.seeded(tasks.Net)
+    balancer = Balancer("si", tasks=list(tasks.TASKS))
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=1.0, line_search_fn="strong_wolfe")
+    for x, *labels in DataLoader(TensorDataset(*tasks.data()), 8):
+
+        def closure(x: Any = x, labels: Any = labels) -> Any:
+            optimizer.zero_grad()
+            return balancer.backward(tasks.mean_squares(net(x), labels)).total
+
+        with balancer.hold():
+            optimizer.step(closure)
+    assert_same(weights_of(module.net), weights_of(net))
+
+
 def test_a_batch_without_labels_is_left_out() -> None:
     class Unlabelled(Module):
         def compute_losses(self, batch: Any) -> Any:
@@ -211,6 +255,36 @@ def test_a_batch_without_labels_is_left_out() -> None:
     before = weights_of(module)
     fit(module, max_epochs=1)
     assert_same(before, weights_of(module))
+
+
+def test_a_batch_that_training_step_skips_is_left_out() -> None:
+    class Skipping(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return None if batch_idx == 1 else loss
+
+    module = tasks.seeded(lambda: Skipping("famo"))
+    fit(module, max_epochs=1)
+
+    net = tasks.seeded(tasks.Net)
+    balancer = Balancer("famo", tasks=list(tasks.TASKS))
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for i, (x, *labels) in enumerate(DataLoader(TensorDataset(*tasks.data()), 8)):
+        if i != 1:
+            optimizer.zero_grad()
+            balancer.backward(tasks.mean_squares(net(x), labels))
+            optimizer.step()
+            balancer.after_step(tasks.mean_squares(net(x), labels))
+    assert_same(weights_of(module.net), weights_of(net))
+
+
+def test_a_second_fit_counts_its_own_steps() -> None:
+    module = Module("famo")
+    told: list[int] = []
+    module.balancer.after_step = lambda losses: told.append(0)  # type: ignore[method-assign]
+    for _ in range(2):
+        fit(module, max_epochs=1, limit_train_batches=1)
+    assert len(told) == 2
 
 
 def test_errors() -> None:
@@ -225,6 +299,24 @@ def test_errors() -> None:
     losses = module.compute_losses(tasks.data())
     with pytest.raises(TypeError, match=r"self\.balancer must be an ntkmtl\.Balancer"):
         module.balance(losses)
+
+
+def test_the_mixin_after_the_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"class Wrong\(BalancedModule, LightningModule\)"):
+
+        class Wrong(pl.LightningModule, BalancedModule):
+            pass
+
+
+def test_a_backward_pass_around_the_balance_is_refused() -> None:
+    class Around(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            self.balance(self.compute_losses(batch)).backward()
+            optimizer.step()
+
+    with pytest.raises(RuntimeError, match=r"call self\.manual_backward"):
+        fit(Around("ls"), max_epochs=1)
 
 
 class Twice(Manual):
@@ -267,6 +359,15 @@ class OtherLoss(Changed):
 def test_changes_of_the_sum_are_refused(kind: type[Module]) -> None:
     with pytest.raises(ValueError, match="is not the sum of the losses that was kept"):
         fit(kind("ls"), max_epochs=1)
+
+
+def test_a_factor_besides_the_accumulation_is_refused() -> None:
+    class Scaled(Module):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.balance(self.compute_losses(batch), scale=0.5)
+
+    with pytest.raises(ValueError, match="scale is for manual optimization"):
+        fit(Scaled("ls"), max_epochs=1)
 
 
 def test_a_further_term_is_given_as_extra() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -215,6 +216,11 @@ def test_a_method_that_learns_from_losses_is_refused(inner: str) -> None:
         (lambda: as_torchjd(AlignedMTLWeighting()), TypeError, "a weighting of ntkmtl"),  # type: ignore[arg-type]
         (lambda: as_torchjd("modo")(torch.eye(3)), ValueError, "mini-batches"),
         (lambda: as_torchjd("ntkmtl", minibatches=0), ValueError, "at least 1, found 0"),
+        (lambda: as_torchjd("ntkmtl", minibatches=None), ValueError, "at least 1, found None"),
+        (lambda: as_torchjd("ntkmtl", minibatches=math.inf), ValueError, "at least 1, found inf"),
+        # Weights in the Gramian's dtype would be rounded to whole numbers.
+        (lambda: as_torchjd("ntkmtl")(torch.eye(3).long()), TypeError, "found torch.int64"),
+        (lambda: as_torchjd("ntkmtl")([[1.0, 0.0], [0.0, 1.0]]), TypeError, "found <class 'list'>"),
         (lambda: as_torchjd("ntkmtl")(torch.ones(2, 3)), ValueError, r"found \(2, 3\)"),
         (
             lambda: as_torchjd("ntkmtl", minibatches=2)(torch.eye(3)),

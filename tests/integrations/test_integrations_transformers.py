@@ -127,9 +127,11 @@ def test_methods_that_need_more_than_backward(method: str, tmp_path: Path) -> No
     assert len(set(weights.tolist())) == 2  # equal where nothing was learned
 
 
-@pytest.mark.parametrize("method", ["ntkmtl-auto", "uw"])
-def test_resume(method: str, tmp_path: Path) -> None:
-    settings = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 4}
+@pytest.mark.parametrize("method", ["ntkmtl-auto", "uw", "famo", "dwa"])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_resume(method: str, strategy: str, tmp_path: Path) -> None:
+    # An epoch has 4 steps, so both save at its end, and "steps" before on_epoch_end.
+    settings = {"lr_scheduler_type": "constant", "save_strategy": strategy, "save_steps": 4}
     whole = trainer(method, tmp_path / "whole", max_steps=12, **settings)
     whole.train()
     trainer(method, tmp_path / "parts", max_steps=8, **settings).train()
@@ -162,6 +164,49 @@ def test_errors(tmp_path: Path) -> None:
         )
 
 
+def test_an_optimizer_without_the_learned_parameters_is_refused(tmp_path: Path) -> None:
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True)
+
+    def made(learned: bool) -> Any:
+        model, balancer = Model(), Balancer("uw", tasks=list(tasks.TASKS))
+        parameters = [*model.parameters(), *(balancer.parameters() if learned else [])]
+        optimizers = (torch.optim.SGD(parameters, lr=1e-4), None)
+        return BalancedTrainer(
+            model, arguments, train_dataset=dataset(), balancer=balancer, optimizers=optimizers
+        )
+
+    with pytest.raises(ValueError, match="given optimizer does not have its parameters"):
+        made(learned=False).train()
+    one = made(learned=True)
+    (before,) = [p.clone() for p in one.balancer.parameters()]
+    one.train()
+    (after,) = one.balancer.parameters()
+    assert not torch.equal(before, after)
+
+
+def test_a_new_model_gets_a_new_balance(tmp_path: Path) -> None:
+    arguments = TrainingArguments(
+        str(tmp_path),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        learning_rate=1e-2,
+        num_train_epochs=3,
+    )
+    one = BalancedTrainer(
+        model_init=lambda: tasks.seeded(Model),
+        args=arguments,
+        train_dataset=dataset(),
+        balancer=Balancer("dwa", tasks=list(tasks.TASKS)),
+    )
+    found = []
+    for _ in range(2):  # as hyperparameter_search does
+        one.train()
+        found.append(numbers(one))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_changes_of_the_sum_are_refused(tmp_path: Path) -> None:
     class Term(Model):
         # By name: the Trainer drops the columns that the signature does not name.
@@ -181,6 +226,37 @@ def test_changes_of_the_sum_are_refused(tmp_path: Path) -> None:
     one = Added(Model(), arguments, train_dataset=dataset(), balancer=Balancer("ls"))
     with pytest.raises(ValueError, match="is not the sum of the losses that was kept"):
         one.train()
+
+
+@pytest.mark.parametrize(("precision", "share"), [({}, 2e-3), ({"bf16": True}, 0.1)])
+def test_a_term_that_comes_later_is_refused(
+    precision: dict[str, Any], share: float, tmp_path: Path
+) -> None:
+    class Later(Model):
+        calls = 0
+
+        def forward(self, x: Tensor, small: Tensor, large: Tensor, **kwargs: Any) -> dict[str, Any]:
+            outputs = super().forward(x, small, large, **kwargs)
+            self.calls += 1
+            factor = 1.0 if self.calls < 4 else 1 + share
+            return {**outputs, "loss": factor * outputs["loss"]}
+
+    model = Later()
+    with pytest.raises(ValueError, match=r"where the sum of outputs\['losses'\] is"):
+        trainer("ls", tmp_path, model=model, **precision).train()
+    assert model.calls == 4
+
+
+def test_losses_that_nearly_cancel_have_a_sum(tmp_path: Path) -> None:
+    class Opposed(Model):
+        def forward(self, x: Tensor, small: Tensor, large: Tensor, **kwargs: Any) -> dict[str, Any]:
+            outputs = super().forward(x, small, large, **kwargs)
+            losses = {"small": outputs["losses"]["large"] + 1e-3}
+            losses["large"] = -outputs["losses"]["large"]
+            # The same sum in another order of operations.
+            return {**outputs, "loss": 0.0 * losses["small"] + 1e-3, "losses": losses}
+
+    trainer("ls", tmp_path, model=Opposed(), max_steps=2).train()
 
 
 def train_in_two(rank: int, folder: Path, method: str, unused: bool) -> None:

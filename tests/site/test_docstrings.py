@@ -1,4 +1,4 @@
-"""Every name that a user may import says what it takes, what it raises, and how it is used."""
+"""Every name that a user may import, and its methods, say what they take, return and raise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import textwrap
 from dataclasses import is_dataclass
 from doctest import DocTestParser
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
@@ -105,6 +105,94 @@ def test_every_error_is_documented(name: str) -> None:
         part = re.search(r"^Raises:\n((?: .*\n?|\n)+)", said(value), flags=re.MULTILINE)
         documented = set(re.findall(r"^    (\w+):", part.group(1), re.MULTILINE)) if part else set()
         assert raised(function) - documented == set()
+
+
+def methods() -> dict[str, tuple[type, str]]:
+    """Return the public methods and properties of public classes that this package defines.
+
+    A method is named after the class that defines it, and is there once.
+    """
+    found = {}
+    for kind in CALLED.values():
+        for name in dir(kind) if inspect.isclass(kind) else ():
+            owner = next((c for c in kind.__mro__ if name in vars(c)), object)
+            if name[0] == "_" or not owner.__module__.startswith("ntkmtl"):
+                continue
+            if function(vars(owner)[name]) is not None:
+                found[f"{owner.__module__}.{owner.__qualname__}.{name}"] = (owner, name)
+    return found
+
+
+def function(member: Any) -> Any:
+    """Return the function of a method or a property; None for another attribute of a class."""
+    for holder, inner in ((property, "fget"), (cached_property, "func")):
+        if isinstance(member, holder):
+            return getattr(member, inner)
+    inside = member.__func__ if isinstance(member, classmethod | staticmethod) else member
+    return inside if inspect.isfunction(inside) else None
+
+
+METHODS = methods()
+ASKED = {
+    name: (owner, function(vars(owner)[last]))
+    for name, (owner, last) in METHODS.items()
+    if not name.startswith("ntkmtl.bench")
+}
+"""Methods of the library, whose arguments, return values and errors are documented."""
+
+
+def said_of(owner: type, name: str) -> str:
+    """Return the docstrings of a method in the class and in those that it inherits from."""
+    members = [vars(kind).get(name) for kind in owner.__mro__ if kind.__module__[:6] == "ntkmtl"]
+    functions = [function(member) for member in members]
+    return "\n".join(inspect.cleandoc(f.__doc__) for f in functions if f and f.__doc__)
+
+
+def test_methods_are_found() -> None:
+    assert len(METHODS) > 200
+    assert len(ASKED) > 110
+    assert {"ntkmtl.balance._balancer.Balancer.backward"} <= ASKED.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_has_a_summary_in_one_sentence(name: str) -> None:
+    summary = said_of(*METHODS[name]).partition("\n\n")[0]
+    assert re.fullmatch(r"\S.*[.:]", summary, flags=re.DOTALL), summary
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_argument_of_a_method_is_documented(name: str) -> None:
+    """In the section of arguments or, with backticks, in a sentence."""
+    owner, member = ASKED[name]
+    text = said_of(owner, member.__name__)
+    parts = re.findall(r"^Args:\n((?: .*\n?|\n)+)", text, flags=re.MULTILINE)
+    documented = set(re.findall(r"^    \**(\w+):", "\n".join(parts), flags=re.MULTILINE))
+    documented |= set(re.findall(r"``(\w+)``", text))
+    parameters = list(inspect.signature(member).parameters.values())
+    if not isinstance(inspect.getattr_static(owner, member.__name__), staticmethod):
+        del parameters[0]
+    passed_on = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    asked = {p.name for p in parameters if p.kind not in passed_on and p.name[0] != "_"}
+    assert asked - documented == set()
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_what_a_method_returns_is_documented(name: str) -> None:
+    owner, member = ASKED[name]
+    returned = inspect.signature(member).return_annotation
+    attribute = not inspect.isfunction(vars(owner)[member.__name__])
+    if returned not in ("None", "Iterator[None]") and not attribute:
+        text = said_of(owner, member.__name__)
+        assert re.search(r"^(Return|Yield|Whether)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_error_of_a_method_is_documented(name: str) -> None:
+    owner, member = ASKED[name]
+    text = said_of(owner, member.__name__)
+    part = "\n".join(re.findall(r"^Raises:\n((?: .*\n?|\n)+)", text, flags=re.MULTILINE))
+    documented = set(re.findall(r"^    (\w+):", part, re.MULTILINE))
+    assert raised(member) - documented == set()
 
 
 def identifiers(code: str) -> set[str]:

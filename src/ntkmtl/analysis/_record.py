@@ -124,7 +124,7 @@ class Recorder:
         return len(self._steps)
 
     def wants(self, step: int) -> bool:
-        """Return whether this step is to be recorded."""
+        """Return whether ``step`` is to be recorded: every :attr:`every`-th one is."""
         return step % self.every == 0
 
     def __call__(self, snapshot: Snapshot) -> None:
@@ -252,6 +252,9 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state from :meth:`state_dict`, replacing everything recorded.
 
+        Args:
+            state: What :meth:`state_dict` of a recorder with the same ``every`` returned.
+
         Raises:
             TypeError: The state is not a dict.
             ValueError: It is not the state of a recorder, or of one with another ``every``.
@@ -292,6 +295,9 @@ class Recorder:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything recorded to a JSON file, atomically.
 
+        Args:
+            path: The file; one that exists is replaced.
+
         Raises:
             OSError: The file cannot be written.
         """
@@ -301,6 +307,12 @@ class Recorder:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recorder:
         """Read a file written by :meth:`save`.
+
+        Args:
+            path: The file.
+
+        Returns:
+            A recorder that holds what was recorded.
 
         Raises:
             FileNotFoundError: There is no such file.

@@ -160,7 +160,7 @@ class WideMLP(nn.Module):
         self.register_buffer("scales", torch.tensor(factors, dtype=torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs of all tasks, shape (k, N), for inputs of shape (N, inputs)."""
+        """Return the outputs of all tasks, shape (k, N), for inputs ``x`` of shape (N, inputs)."""
         last = len(self._multipliers) - 1
         for i, (by_weight, by_bias) in enumerate(self._multipliers):
             x = by_weight * (x @ self.layers[2 * i].T) + by_bias * self.layers[2 * i + 1]

@@ -422,7 +422,7 @@ class SpectralDensity:
         return _estimate(self.size * (self.weights * values).sum(dim=1))
 
     def moment(self, order: int) -> Estimate:
-        """Estimate the sum of a power of the eigenvalues; order 1 gives the trace.
+        """Return an estimate of the sum of a power of the eigenvalues; order 1 gives the trace.
 
         Up to order 2 steps - 1 the only error is the randomness of the probes.
 
@@ -437,7 +437,7 @@ class SpectralDensity:
         return self._mean(self.nodes**order)
 
     def count_above(self, threshold: float) -> Estimate:
-        """Estimate the number of eigenvalues above a threshold."""
+        """Return an estimate of the number of eigenvalues above ``threshold``."""
         return self._mean((self.nodes > threshold).to(torch.float64))
 
     def density(self, grid: Tensor, width: float, *, log: bool = False) -> Tensor:
@@ -466,7 +466,7 @@ class SpectralDensity:
         return scaled
 
     def effective_rank(self) -> float:
-        """Estimate the exponential of the entropy of the spectrum.
+        """Return an estimate of the exponential of the entropy of the spectrum.
 
         See :func:`ntkmtl.analysis.effective_rank`. 0 if all eigenvalues are zero.
         """
@@ -477,7 +477,7 @@ class SpectralDensity:
         return math.exp(self._mean(torch.special.entr(shares)).value)
 
     def participation_ratio(self) -> float:
-        """Estimate (sum of eigenvalues)^2 / (sum of squares); 0 if all are zero."""
+        """Return an estimate of (sum of eigenvalues)^2 / (sum of squares); 0 if all are zero."""
         squares = self.moment(2).value
         return self.moment(1).value ** 2 / squares if squares > 0 else 0.0
 

@@ -416,7 +416,14 @@ class Balancer:
     # ------------------------------------------------------------------ held weights
 
     def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
-        """Return the kernel that the method reads; subclasses may override this to change it."""
+        """Return the kernel that the method reads; subclasses may override this to change it.
+
+        Args:
+            kernel: The kernel of the tasks with labels in this batch, as the source computed it.
+
+        Returns:
+            A kernel of the same tasks and mini-batches; here ``kernel`` itself.
+        """
         return kernel
 
     @property
@@ -607,6 +614,10 @@ class Balancer:
     @with_cpu_default
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore a state from :meth:`state_dict`.
+
+        Args:
+            state: What :meth:`state_dict` of a Balancer with the same method, source and tasks
+                returned.
 
         Raises:
             TypeError: The state is not a dict.

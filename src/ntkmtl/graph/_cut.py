@@ -13,11 +13,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 from torch import Tensor
 
 from ntkmtl.graph import _ops
+from ntkmtl.graph._parts import are_apart
 from ntkmtl.graph._tails import look_through
 from ntkmtl.graph._walk import ACTIVATION, NOTHING, PARAMETERS, Edge, Walk, bits, shape_of, walk
 
@@ -163,15 +165,11 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
     found = walk(losses, parallel=parallel)
     borders = _borders(found)
     for _ in range(len(losses)):
-        if not look_through(found, [(b.task, b.node, b.position, b.edge) for b in borders]):
+        if not look_through(found, [(b.task, b.node, b.edge) for b in borders]):
             break
         found.push_masks()
         borders = _borders(found)
     return _Sorting(found, borders, batch).cut()
-
-
-def _is_shared(mask: int) -> bool:
-    return bool(mask & (mask - 1))
 
 
 def _borders(found: Walk) -> list[_Border]:
@@ -187,17 +185,17 @@ def _borders(found: Walk) -> list[_Border]:
         task = mask.bit_length() - 1
         for j, edge in enumerate(children[node]):
             child = edge[0]
-            if child is not None and _is_shared(masks[child]):
+            if child is not None and masks[child] & (masks[child] - 1):
                 borders.append(_Border(task, node, j, edge))
     return borders
 
 
 def _borders_by_task(found: Walk) -> list[_Border]:
     """Do the same where a node may be above the cut for one task and below it for another."""
-    masks, routes = found.masks, found.routes
+    routes = found.routes
     above = dict.fromkeys(found.order, 0)
     for task, (node, _) in enumerate(found.roots):
-        if not _is_shared(masks[node]) or node in routes:
+        if not found.is_shared(node) or node in routes:
             above[node] |= 1 << task
     borders = []
     for node in reversed(found.order):
@@ -207,7 +205,7 @@ def _borders_by_task(found: Walk) -> list[_Border]:
                 child = edge[0]
                 if child is None or edge not in taken:
                     continue
-                if _is_shared(masks[child]) and child not in routes:
+                if found.is_shared(child) and child not in routes:
                     borders.append(_Border(task, node, j, edge))
                 else:
                     above[child] |= 1 << task
@@ -225,6 +223,7 @@ class _Sorting:
         self.crossings: list[list[Crossing]] = [[] for _ in range(k)]
         self.bypasses: list[list[Bypass]] = [[] for _ in range(k)]
         self.opaque = False
+        self.losses = self._tensors_of_losses(borders)
         self._sort(borders)
 
     def cut(self) -> Cut:
@@ -256,7 +255,7 @@ class _Sorting:
         """Add a bypass for each task whose loss is a part of another task's; return these tasks."""
         found = []
         for task, (node, _) in enumerate(self.walk.roots):
-            if _is_shared(self.walk.masks[node]) and node not in self.walk.routes:
+            if self.walk.is_shared(node) and node not in self.walk.routes:
                 if _ops.is_opaque(node):
                     self.opaque = True
                     reason = f"comes out of {node.name()}, which may hold the whole network"
@@ -264,6 +263,22 @@ class _Sorting:
                     reason = "is itself a part of another task's loss"
                 self.bypasses[task].append(Bypass(reason))
                 found.append(task)
+        return found
+
+    def _tensors_of_losses(self, borders: list[_Border]) -> set[Edge]:
+        """Return the tensors of the border of which each loss is a sum of entries of its own.
+
+        Whatever is below them, gradients there are constants that say nothing about the tasks.
+        """
+        tasks: dict[Edge, set[int]] = {}
+        for border in borders:
+            tasks.setdefault(border.edge, set()).add(border.task)
+        found = set()
+        for edge, sums in self.walk.sums.items():
+            if len(sums) > 1 and sums.keys() == tasks.get(edge):
+                pairs = [(p, q) for a, b in combinations(sums.values(), 2) for p in a for q in b]
+                if all(are_apart(p, q) for p, q in pairs):
+                    found.add(edge)
         return found
 
     def _place(self, border: _Border) -> None:
@@ -280,6 +295,13 @@ class _Sorting:
             self.bypasses[border.task].append(
                 Bypass(
                     f"shares a tensor without samples with another task, of shape "
+                    f"{shape_of(border.edge)} (made by {node.name()})"
+                )
+            )
+        elif border.edge in self.losses:
+            self.bypasses[border.task].append(
+                Bypass(
+                    f"is a sum of entries of a tensor that holds losses, of shape "
                     f"{shape_of(border.edge)} (made by {node.name()})"
                 )
             )
@@ -365,7 +387,7 @@ class _Sorting:
                 child = edge[0]
                 if child is None:
                     continue
-                if child in pure or (_is_shared(masks[child]) and child not in found.routes):
+                if child in pure or (found.is_shared(child) and child not in found.routes):
                     borders.append(_Border(task, node, j, edge))
                 elif child not in seen:
                     seen.add(child)

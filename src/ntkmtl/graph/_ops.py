@@ -13,9 +13,11 @@ __all__ = [
     "JOINING",
     "LINEAR",
     "LOOKUPS",
+    "MOVING",
     "PRODUCTS",
     "REENTRANT",
     "SPLITTING",
+    "SUMMARIES",
     "TAIL",
     "VIEWS",
     "is_opaque",
@@ -56,14 +58,22 @@ VIEWS = _named(
     "View Reshape ReshapeAlias UnsafeView Squeeze Unsqueeze Permute Transpose T Expand Flatten"
 )
 JOINING = _named("Stack Cat")
+MOVING = _named("Flip Roll")
+"""Move entries along some dimensions, which they save as ``dims``."""
 
-ARRANGING = (VIEWS | JOINING | INDEXING) - _named("Expand")
+ARRANGING = (VIEWS | JOINING | MOVING | INDEXING) - _named("Expand")
 """Rearrange entries without changing them: gradients keep their norm."""
 
 LINEAR = _named("Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy") | {"CopyBackwards"}
 """Linear in a tensor if the other operands, where there are any, are constants."""
 
-TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | INDEXING
+SUMMARIES = _named(
+    "Max Min Amax Amin Median Nanmedian Mode Kthvalue Topk Sort Cumsum Cumprod Logcumsumexp Prod "
+    "Norm LinalgVectorNorm Logsumexp Std Var Softplus LogSigmoid"
+)
+"""Further operations between a network's outputs and a loss, but in networks as well."""
+
+TAIL = ELEMENTWISE | _REDUCTIONS | VIEWS | JOINING | MOVING | INDEXING
 """Operations that compute a loss from a network's outputs."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,16 @@ __all__ = [
     "NOTHING",
     "PARAMETERS",
     "Edge",
+    "Part",
     "Walk",
     "edge_of",
     "node_of",
     "shape_of",
     "walk",
 ]
+
+Part = Mapping[int, tuple[int, int]]
+"""A part of a tensor: first index and end by dimension. Dimensions left out are taken whole."""
 
 Edge = tuple[Any, int]
 """A node of the graph and the number of one of its outputs. Together they stand for a tensor."""
@@ -67,6 +71,8 @@ class Walk:
         blurred: Whether tensors of several tasks were combined such that elements cannot be
             assigned to tasks: by masks, index lists, or assignments into a buffer.
         numbers: Tasks and tensors of which they take a single number, as of a vector of losses.
+        sums: For tensors of which a task's loss is a weighted sum of entries: the parts that each
+            such task takes.
     """
 
     roots: list[Edge]
@@ -78,6 +84,7 @@ class Walk:
     routes: dict[Any, dict[int, tuple[Edge, ...]]] = field(default_factory=dict)
     blurred: bool = False
     numbers: set[tuple[int, Edge]] = field(default_factory=set)
+    sums: dict[Edge, dict[int, list[Part]]] = field(default_factory=dict)
     _kinds: dict[Any, int] = field(default_factory=dict)
 
     def push_masks(self) -> None:
@@ -99,6 +106,11 @@ class Walk:
                 if child is not None:
                     masks[child] |= mask
         self.masks = masks
+
+    def is_shared(self, node: Any) -> bool:
+        """Whether two or more tasks reach a node."""
+        mask = self.masks[node]
+        return bool(mask & (mask - 1))
 
     def edges(self, node: Any, task: int) -> tuple[Edge, ...]:
         """Return the edges that one task takes from a node."""

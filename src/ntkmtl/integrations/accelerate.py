@@ -74,9 +74,17 @@ class BalancedAccelerator(Accelerator):  # type: ignore[misc]
 
         Returns:
             Weights and eigenvalues of this step.
+
+        Raises:
+            ValueError: ``scale`` or ``scaler`` is given, which the accelerator has itself.
         """
-        options = {"scale": 1 / self.gradient_accumulation_steps, **options}
-        result = self.balancer.backward(losses, scaler=self.scaler, **options)
+        if given := {"scale", "scaler"} & set(options):
+            raise ValueError(
+                f"{sorted(given)} come from the accelerator: scale is 1 / "
+                "gradient_accumulation_steps, and scaler that of mixed_precision"
+            )
+        scale = 1 / self.gradient_accumulation_steps
+        result = self.balancer.backward(losses, scaler=self.scaler, scale=scale, **options)
         if self.sync_gradients:
             self._progress.steps += 1
             if self.trackers:

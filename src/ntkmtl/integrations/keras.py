@@ -104,7 +104,15 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         self._measured: dict[str, float] = {}
 
     def train_step(self, data: Any) -> dict[str, Any]:
-        """Run a training step with balanced losses."""
+        """Run a training step with balanced losses; Keras calls it.
+
+        Args:
+            data: A batch, (x, y) or (x, y, sample_weight); y has a key for each trained output.
+
+        Returns:
+            The metrics of Keras by name, and each output's last ``weight/NAME`` and
+            ``eigenvalue/NAME``.
+        """
         if self.balancer is None:
             found: dict[str, Any] = super().train_step(data)
             return found
@@ -113,22 +121,43 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         self.zero_grad()
         losses = self._task_loss_values(y, y_pred, sample_weight)
         extra: Tensor | None = keras.ops.sum(keras.ops.stack(self.losses)) if self.losses else None
-        result = self.balancer.backward(losses, extra=extra, scaler=_Scaler.of(self.optimizer))
+        factor = float(self.optimizer.scale_loss(torch.ones(())))
+        scaling: dict[str, Any] = {"scale": factor}
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            scaling = {"scaler": _Scaler(factor)}  # skips steps that are not finite
+        result = self.balancer.backward(losses, extra=extra, **scaling)
         record = record_of(self.balancer, losses, result)
         with torch.no_grad():
-            variables = self.trainable_weights
-            gradients = [v.value.grad for v in variables]
-            if any(gradient is not None for gradient in gradients):  # no label, no step
-                self.optimizer.apply(gradients, variables)
+            stepped = self._apply_gradients()
             self._track_loss(x, y, y_pred, sample_weight)
-        self.balancer.after_step(
-            lambda: self._task_loss_values(y, self(x, training=True), sample_weight),
-        )
+        if stepped:
+            self.balancer.after_step(
+                lambda: self._task_loss_values(y, self(x, training=True), sample_weight),
+            )
         self._measured.update(
             {name: v.item() for name, v in record.items() if not name.startswith("loss/")}
         )
         logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
         return {**logs, **self._measured}
+
+    def _apply_gradients(self) -> bool:
+        """Give the optimizer the gradients, and return whether the method must learn of a step."""
+        variables = self.trainable_weights
+        gradients = [v.value.grad for v in variables]
+        if all(gradient is None for gradient in gradients):  # no label, no step
+            return False
+        inner: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if inner.gradient_accumulation_steps:
+            # Keras would forget what it has accumulated for a variable without a gradient.
+            pairs = zip(gradients, variables, strict=True)
+            gradients = [torch.zeros_like(v.value) if g is None else g for g, v in pairs]
+        assert self.balancer is not None
+        if not self.balancer.needs_after_step:
+            self.optimizer.apply(gradients, variables)
+            return False
+        before = int(self.optimizer.iterations)  # of updates, not of accumulated batches
+        self.optimizer.apply(gradients, variables)
+        return int(self.optimizer.iterations) != before
 
     def _track_loss(self, x: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
         """Update Keras's metric of the plain sum, which its progress bar and callbacks read."""
@@ -159,28 +188,49 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         return found
 
     def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
-        """Train, and inform the method about epochs."""
+        """Train as ``keras.Model.fit`` does, and inform the method about epochs.
+
+        Args:
+            *args: As for ``keras.Model.fit``.
+            callbacks: As there; one is added.
+            **kwargs: As there.
+
+        Returns:
+            What ``keras.Model.fit`` returns, its ``History``.
+        """
         balancer = self.balancer
-        if balancer is not None:
-            told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: balancer.end_epoch())
-            if isinstance(callbacks, keras.callbacks.CallbackList):
-                callbacks.append(told)
-            else:
-                one = callbacks is not None and not isinstance(callbacks, Sequence)
-                callbacks = [callbacks, told] if one else [*(callbacks or []), told]
+        if balancer is None:
+            return super().fit(*args, callbacks=callbacks, **kwargs)
+        # First, as callbacks that save the model must save what the end of the epoch has changed.
+        told = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: balancer.end_epoch())
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.callbacks.insert(0, told)
+            try:
+                return super().fit(*args, callbacks=callbacks, **kwargs)
+            finally:
+                callbacks.callbacks.remove(told)
+        one = callbacks is not None and not isinstance(callbacks, Sequence)
+        callbacks = [told, callbacks] if one else [told, *(callbacks or [])]
         return super().fit(*args, callbacks=callbacks, **kwargs)
 
     # ------------------------------------------------------------------ state
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Return nothing: a loaded model is compiled anew, with a Balancer to train on."""
+        return {}
+
     def save_own_variables(self, store: Any) -> None:
-        """Save the model's own variables and the Balancer's state."""
+        """Save the model's own variables and the Balancer's state to ``store``; Keras calls it."""
         super().save_own_variables(store)
         if self.balancer is not None:
             for key, value in self.balancer.state_dict().items():
                 store[_PREFIX + key.replace("/", ":")] = value.numpy()
 
     def load_own_variables(self, store: Any) -> None:
-        """Load the model's own variables and, with a Balancer, its state.
+        """Load the model's own variables and, with a Balancer, its state; Keras calls it.
+
+        Args:
+            store: What :meth:`save_own_variables` wrote, by name.
 
         Raises:
             ValueError: The file has no state of a Balancer, or that of another method.
@@ -226,16 +276,10 @@ class _MeanLoss(keras.losses.Loss):  # type: ignore[misc]
 
 
 class _Scaler:
-    """The loss scale of a Keras optimizer, with the interface of a gradient scaler."""
+    """The loss scale of a ``LossScaleOptimizer``, with the interface of a gradient scaler."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
-
-    @classmethod
-    def of(cls, optimizer: Any) -> Any:
-        """Return the scaler of an optimizer, None if it does not scale losses."""
-        factor = float(optimizer.scale_loss(torch.ones(())))
-        return None if factor == 1.0 else cls(factor)
 
     def is_enabled(self) -> bool:
         return True

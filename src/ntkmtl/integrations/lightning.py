@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ntkmtl.balance import Balancer
+from ntkmtl.balance import Balancer, BalanceResult
 from ntkmtl.balance._read import Losses, in_order, read_loss, task_names
 from ntkmtl.errors import missing_extra
 from ntkmtl.integrations._shared import (
@@ -45,14 +46,19 @@ class BalancedModule(_Base):
     the result of ``self.balance``. Every step logs ``loss/NAME``, ``weight/NAME`` and, if it was
     computed, ``eigenvalue/NAME``.
 
-    The mixin uses the hooks ``optimizer_step``, ``on_train_batch_end``, ``on_train_epoch_end``,
-    ``on_save_checkpoint`` and ``on_load_checkpoint``. They hold the weights while an optimizer
-    calls its closure several times, inform methods about steps and epochs, and save the Balancer's
-    state in checkpoints. A module that overrides one of them must call ``super()``.
+    The mixin uses the hooks ``optimizer_step``, ``on_train_start``, ``on_train_batch_start``,
+    ``on_train_batch_end``, ``on_train_epoch_end``, ``on_save_checkpoint`` and
+    ``on_load_checkpoint``. They hold the weights while an optimizer calls its closure several
+    times, inform methods about steps and epochs, and save the Balancer's state in checkpoints. A
+    module that overrides one of them must call ``super()``.
 
     Attributes:
         balancer: The Balancer. If its method learns parameters, pass ``balancer.parameters()`` to
             the optimizer as well.
+
+    Raises:
+        TypeError: A subclass names ``LightningModule`` before the mixin, whose methods would then
+            never be called.
 
     Example:
         >>> import torch
@@ -80,12 +86,28 @@ class BalancedModule(_Base):
     _pending: tuple[Losses, dict[str, Any], Tensor | None] | None = None
     _evaluations: int | None = None
     _seen_step: int = 0
+    _ended_epochs: int | None = None  # of which the method knows; None if nothing says so
+    _batch: Any = None
+    _last: BalanceResult | None = None  # of this batch's last backward pass
+    _last_scale: float = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        before = cls.__mro__[: cls.__mro__.index(BalancedModule)]
+        if any(kind.__name__ == "LightningModule" for kind in before):
+            raise TypeError(
+                f"{cls.__name__} names LightningModule before BalancedModule, so the losses would "
+                f"not be balanced; write class {cls.__name__}(BalancedModule, LightningModule)"
+            )
 
     def compute_losses(self, batch: Any) -> Losses:
         """Return the losses of a batch, as :meth:`ntkmtl.Balancer.backward` takes them.
 
         Override it if the module has no ``training_step``, or if the method needs the losses again
         after the step.
+
+        Args:
+            batch: A batch of the data loader, as ``training_step`` receives it.
 
         Raises:
             NotImplementedError: The module does not override it.
@@ -96,7 +118,12 @@ class BalancedModule(_Base):
         )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
-        """Balance the losses of a batch."""
+        """Return :meth:`balance` of the losses of a batch; a module may have its own instead.
+
+        Args:
+            batch: A batch of the data loader.
+            batch_idx: Its position, which is not used.
+        """
         return self.balance(self.compute_losses(batch))
 
     def balance(self, losses: Losses, **options: Any) -> Tensor | None:
@@ -124,13 +151,19 @@ class BalancedModule(_Base):
         return total
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Run the balanced backward pass instead of that of the sum.
+        """Run the balanced backward pass instead of that of the sum; Lightning calls it.
+
+        Args:
+            loss: What :meth:`balance` returned, divided and scaled by Lightning.
+            *args: Not used.
+            **kwargs: Not used.
 
         Raises:
             RuntimeError: :meth:`balance` was not called before.
             ValueError: ``loss`` is not the result of the last :meth:`balance`, DDP uses
-                ``static_graph=True``, or the optimizer evaluates the losses several times but the
-                method's weights cannot be held.
+                ``static_graph=True``, ``scale`` is given under automatic optimization, or the
+                optimizer evaluates the losses several times but the method's weights cannot be
+                held.
         """
         if self._pending is None:
             raise RuntimeError(
@@ -154,29 +187,92 @@ class BalancedModule(_Base):
             factors = self.automatic_optimization + (scaler is not None)
             require_same_sum(loss, total, factors, _REMEDY)
         if self.automatic_optimization:
+            if "scale" in options:
+                raise ValueError(
+                    "scale is for manual optimization; here it is 1 / accumulate_grad_batches"
+                )
             # Lightning has divided its loss by this number.
             options = {"scale": 1 / self.trainer.accumulate_grad_batches, **options}
         result = self.balancer.backward(losses, scaler=scaler, **options)
+        self._last, self._last_scale = result, options.get("scale", 1.0)
         values = record_of(self.balancer, losses, result)
         self.log_dict(values, on_step=True, on_epoch=False, batch_size=1)
 
     # ------------------------------------------------------------------ hooks
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Run an optimizer step, in which all evaluations use the weights of the first."""
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Run an optimizer step, in which all evaluations use the weights of the first.
+
+        The optimizer gets the weighted sum of the losses from its closure, the function whose
+        gradient it sees. A line search compares values of this function.
+        """
+
+        def evaluate() -> Any:
+            assert optimizer_closure is not None
+            self._last = None
+            plain = optimizer_closure()
+            return plain if self._last is None else self._last.total * self._last_scale
+
         self._evaluations = 0
+        closure = None if optimizer_closure is None else evaluate
         try:
             with holding(self.balancer):
-                super().optimizer_step(*args, **kwargs)
+                super().optimizer_step(epoch, batch_idx, optimizer, closure)
         finally:
             self._evaluations = None
 
+    def on_train_start(self) -> None:
+        """Count steps and epochs from where training starts or resumes."""
+        super().on_train_start()
+        self._seen_step = self.trainer.global_step
+        epoch = self.trainer.current_epoch
+        if self._ended_epochs is not None and self._ended_epochs < epoch:
+            # The last batch of an epoch wrote the checkpoint: on_train_epoch_end is left out.
+            self.balancer.end_epoch()
+        self._ended_epochs = epoch
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        """Remember the batch, for a checkpoint written before the method is informed."""
+        self._batch = batch
+        return super().on_train_batch_start(batch, batch_idx)
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Inform the method if the optimizer has made a step."""
+        """Inform the method if the optimizer has made a step; Lightning calls it.
+
+        Args:
+            outputs: As Lightning passes them.
+            batch: The batch, whose losses are computed again if the method needs them.
+            batch_idx: As Lightning passes it.
+
+        Raises:
+            RuntimeError: The optimizer has made a step, but the losses of :meth:`balance` got no
+                balanced backward pass.
+        """
         super().on_train_batch_end(outputs, batch, batch_idx)
         stepped = self.trainer.global_step != self._seen_step
+        pending, self._pending = self._pending is not None, None
+        # Under automatic optimization, a training_step that returns None skips the batch.
+        if stepped and pending and (outputs or not self.automatic_optimization):
+            raise RuntimeError(
+                "the optimizer has made a step, but the losses given to self.balance got no "
+                "balanced backward pass: call self.manual_backward(loss) of what self.balance "
+                "returned, not loss.backward(); with a strategy that runs the backward pass itself "
+                "(DeepSpeed), train with constant weights from ntkmtl.weigh"
+            )
+        self._tell_step(batch)
+        self._batch = self._last = None
+
+    def _tell_step(self, batch: Any) -> None:
+        """Inform the method if the optimizer has made a step of which it does not know yet."""
+        stepped = self.trainer.global_step != self._seen_step
         self._seen_step = self.trainer.global_step
-        if stepped and self.balancer.needs_after_step:
+        if stepped and self._last is not None and self.balancer.needs_after_step:
             with self.trainer.precision_plugin.train_step_context():
                 losses = self.compute_losses(batch)
             self.balancer.after_step(losses)
@@ -185,14 +281,21 @@ class BalancedModule(_Base):
         """Inform the method that an epoch is over."""
         super().on_train_epoch_end()
         self.balancer.end_epoch()
+        self._ended_epochs = self.trainer.current_epoch + 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the Balancer's state in a checkpoint."""
+        """Save the Balancer's state in the dict ``checkpoint``; Lightning calls it."""
         super().on_save_checkpoint(checkpoint)
+        if self._batch is not None and self._last is not None:
+            self._tell_step(self._batch)  # callbacks that save run before on_train_batch_end
         checkpoint["balancer"] = self.balancer.state_dict()
+        checkpoint["balancer_epochs"] = self._ended_epochs
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the Balancer's state from a checkpoint.
+        """Restore the Balancer's state from a checkpoint; Lightning calls it.
+
+        Args:
+            checkpoint: The dict that :meth:`on_save_checkpoint` added the state to.
 
         Raises:
             ValueError: The checkpoint has no such state, or that of another method.
@@ -205,4 +308,4 @@ class BalancedModule(_Base):
                 "from its weights alone, load checkpoint['state_dict'] into the module"
             )
         self.balancer.load_state_dict(checkpoint["balancer"])
-        self._seen_step = checkpoint.get("global_step", 0)
+        self._ended_epochs = checkpoint.get("balancer_epochs")

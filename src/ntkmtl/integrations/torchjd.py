@@ -8,7 +8,7 @@ aggregators. :func:`from_torchjd` converts a TorchJD weighting for :class:`ntkmt
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any, SupportsIndex, get_args
 
 import torch
 from torch import Tensor
@@ -126,7 +126,8 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
     def __init__(self, weighting: Weighting, minibatches: int) -> None:
         super().__init__()
         label = weighting.name or type(weighting).__name__
-        if isinstance(minibatches, bool) or int(minibatches) != minibatches or minibatches < 1:
+        whole = isinstance(minibatches, SupportsIndex) and not isinstance(minibatches, bool)
+        if not whole or minibatches < 1:
             raise ValueError(
                 f"minibatches must be a whole number of at least 1, found {minibatches!r}"
             )
@@ -151,6 +152,12 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
 
     def forward(self, gramian: Tensor, /) -> Tensor:
         n = self.minibatches
+        if not isinstance(gramian, Tensor) or not gramian.is_floating_point():
+            found = gramian.dtype if isinstance(gramian, Tensor) else type(gramian)
+            raise TypeError(
+                "the Gramian must be a tensor of real floating-point numbers, as its weights are; "
+                f"found {found}"
+            )
         rows = gramian.shape[0] if gramian.ndim else 0
         if gramian.shape != (rows, rows) or rows == 0 or rows % n:
             raise ValueError(

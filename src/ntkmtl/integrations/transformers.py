@@ -25,7 +25,9 @@ except ModuleNotFoundError as error:
 __all__ = ["BalancedTrainer"]
 
 _FILE = "balancer.pt"
+_EPOCHS = "trainer.epochs"  # in that file besides the Balancer's state
 _REMEDY = "put further terms among outputs['losses'], and factors into Balancer(priorities=...)"
+_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 class BalancedTrainer(Trainer):
@@ -34,8 +36,9 @@ class BalancedTrainer(Trainer):
     The model returns ``{"loss": sum(losses.values()), "losses": losses, ...}``. The rest works as
     in ``Trainer``: accumulation, clipping, mixed precision, DDP, evaluation, adapters of peft. Logs
     contain ``loss/NAME``, ``weight/NAME`` and, if it was computed, ``eigenvalue/NAME`` of the last
-    step. Checkpoints include the Balancer's state. Methods are informed about steps and epochs, and
-    their learned parameters are added to the optimizer.
+    step. Checkpoints include the Balancer's state; with ``model_init`` each ``train`` starts from
+    the state that the Balancer was given with, as the model does. Methods are informed about steps
+    and epochs, and their learned parameters are added to the optimizer that the Trainer creates.
 
     Args:
         *args: As for ``Trainer``.
@@ -77,7 +80,9 @@ class BalancedTrainer(Trainer):
     def __init__(self, *args: Any, balancer: Balancer, **kwargs: Any) -> None:
         self.balancer = require_balancer(balancer, "balancer")
         self._pending: tuple[Losses, Tensor] | None = None
-        self._sum_checked = False
+        self._sums = 0
+        self._initial = self.balancer.state_dict()
+        self._known_epochs: int | None = None  # ended ones in the state that was resumed
         self._batch: tuple[nn.Module, dict[str, Any]] | None = None
         self._record: dict[str, Tensor] = {}
         super().__init__(*args, **kwargs)
@@ -93,7 +98,11 @@ class BalancedTrainer(Trainer):
     # ------------------------------------------------------------------ the backward pass
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Create the accelerator, and replace its backward pass by the balanced one."""
+        """Create the accelerator, and replace its backward pass by the balanced one.
+
+        Raises:
+            ValueError: DeepSpeed is enabled, which runs the backward pass itself.
+        """
         super().create_accelerator_and_postprocess()
         if self.is_deepspeed_enabled:
             raise ValueError(
@@ -111,16 +120,26 @@ class BalancedTrainer(Trainer):
     ) -> Any:
         """Return the sum of the losses, and store the losses for the backward pass.
 
+        Args:
+            model: The model; its outputs have the sum ``"loss"`` and the dict ``"losses"``.
+            inputs: A batch, as keyword arguments of the model.
+            return_outputs: Return the outputs as well.
+            num_items_in_batch: Not used, as losses are means over the batch.
+
+        Returns:
+            The sum, or the pair (sum, outputs).
+
         Raises:
-            ValueError: The model does not return its losses, or its loss is not their sum (checked
-                once).
+            ValueError: The model does not return its losses, or its loss is not their sum. On the
+                CPU every step is checked, elsewhere steps 0, 1, 2, 4, 8 and so on, as reading a
+                value waits for the device.
         """
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         if model.training:
             losses = self._losses_in(outputs)
-            if not self._sum_checked:
-                _require_sum(loss, losses)
-                self._sum_checked = True
+            if loss.device.type == "cpu" or not self._sums & (self._sums - 1):
+                _require_sum(loss, losses, _HALF.get(self.accelerator.mixed_precision))
+            self._sums += 1
             self._pending = losses, loss
             self._batch = (model, inputs) if self.balancer.needs_after_step else None
         return (loss, outputs) if return_outputs else loss
@@ -169,7 +188,14 @@ class BalancedTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> Any:
-        """Predict, without returning the losses as predictions."""
+        """Return what ``Trainer.prediction_step`` does, without the losses among the predictions.
+
+        Args:
+            model: As for ``Trainer.prediction_step``.
+            inputs: As there.
+            prediction_loss_only: As there.
+            ignore_keys: As there; ``"losses"`` is added.
+        """
         if ignore_keys is None:
             config = getattr(self.model, "config", None)
             ignore_keys = list(getattr(config, "keys_to_ignore_at_inference", ["past_key_values"]))
@@ -178,16 +204,26 @@ class BalancedTrainer(Trainer):
         )
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Create the optimizer, including the method's learned parameters."""
+        """Return the Trainer's optimizer, with the method's learned parameters added.
+
+        Raises:
+            ValueError: An optimizer was given that does not have these parameters.
+        """
         before = self.optimizer
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
         learned = list(self.balancer.parameters())
         if learned and before is None:
             optimizer.add_param_group({"params": learned, "weight_decay": 0.0})
+        held = {id(one) for group in optimizer.param_groups for one in group["params"]}
+        if not held.issuperset(id(one) for one in learned):
+            raise ValueError(
+                f"{self.balancer.method} learns its weights, and the given optimizer does not have "
+                "its parameters: create it with [*model.parameters(), *balancer.parameters()]"
+            )
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with losses, weights and eigenvalues of the last step besides the loss."""
+        """Log ``logs`` and, beside a loss, the losses, weights and eigenvalues of the last step."""
         if "loss" in logs:
             logs = {**logs, **{name: value.item() for name, value in self._record.items()}}
         super().log(logs, *args, **kwargs)
@@ -195,11 +231,20 @@ class BalancedTrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Train; when resuming, restore the Balancer's state.
+        """Train; when resuming, restore the Balancer's state; with a new model, its first state.
+
+        Args:
+            resume_from_checkpoint: As for ``Trainer.train``: a folder, or True for the last one.
+            *args: As there.
+            **kwargs: As there.
+
+        Returns:
+            What ``Trainer.train`` returns.
 
         Raises:
             FileNotFoundError: The checkpoint has no state of a Balancer.
         """
+        self._known_epochs = None
         found = resume_from_checkpoint
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)  # type: ignore[no-untyped-call]
@@ -210,25 +255,37 @@ class BalancedTrainer(Trainer):
                     f"{path} is missing: the checkpoint was not written by a BalancedTrainer, or "
                     "not to its end; resume from another one"
                 )
-            self.balancer.load_state_dict(torch.load(path, weights_only=True))
+            saved = torch.load(path, weights_only=True)
+            epochs = saved.pop(_EPOCHS, None)
+            self.balancer.load_state_dict(saved)
+            self._known_epochs = None if epochs is None else int(epochs)
+        elif self.model_init is not None:
+            self.balancer.load_state_dict(self._initial)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
 
-def _require_sum(loss: Tensor, losses: Losses) -> None:
-    """Check that the model's loss is the sum of its losses, up to rounding in half precision.
+def _require_sum(loss: Tensor, losses: Losses, half: torch.dtype | None) -> None:
+    """Check that the model's loss is the sum of its losses, up to rounding.
+
+    Args:
+        loss: The model's loss.
+        losses: Its losses.
+        half: The dtype in which they may have been added under mixed precision.
 
     Raises:
         ValueError: It is not.
     """
     names, losses = task_names(losses)
     pairs = zip(names, in_order(losses, names), strict=True)
-    known = [read_loss(one, name) for name, one in pairs]
-    total = sum(float(one[0].detach()) for one in known if one is not None)
-    found = float(loss.detach())
-    near = abs(found - total) <= 0.02 * max(abs(found), abs(total))
+    known = [read[0].detach() for name, one in pairs if (read := read_loss(one, name)) is not None]
+    values = [float(one) for one in known]
+    found, total, size = float(loss.detach()), sum(values), sum(map(abs, values))
+    dtypes = [loss.dtype, *(one.dtype for one in known), *([] if half is None else [half])]
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    near = abs(found - total) <= max(1e-4, (len(known) + 2) * rounding) * size
     if math.isfinite(total) and not near:  # NaN in the loss alone counts as different
         raise ValueError(
-            f"outputs['loss'] is {found:.4g}, where the sum of outputs['losses'] is {total:.4g}: "
+            f"outputs['loss'] is {found:.6g}, where the sum of outputs['losses'] is {total:.6g}: "
             f"what makes the difference would be lost; {_REMEDY}"
         )
 
@@ -238,15 +295,25 @@ class _Events(TrainerCallback):
 
     def __init__(self, trainer: BalancedTrainer) -> None:
         self.trainer = trainer
+        self.epochs = 0  # ended ones
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.epochs = int(state.epoch or 0)
+        known = self.trainer._known_epochs
+        if known is not None and known < self.epochs:
+            # The last step of an epoch wrote the checkpoint: its on_epoch_end never comes.
+            self.trainer.balancer.end_epoch()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._end_step()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.balancer.end_epoch()
+        self.epochs += 1
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.should_save:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+            saved = {**self.trainer.balancer.state_dict(), _EPOCHS: torch.tensor(self.epochs)}
             with atomic_write(folder / _FILE) as file:
-                torch.save(self.trainer.balancer.state_dict(), file)
+                torch.save(saved, file)

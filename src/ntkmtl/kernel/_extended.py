@@ -156,11 +156,14 @@ class ExtendedNTK:
         return self._with(self._tensor.cpu(), None if self._shares is None else self._shares.cpu())
 
     def replaced(self, tensor: Tensor) -> ExtendedNTK:
-        """Return the kernel with other entries, in the shape of ``values`` or ``blocks``."""
+        """Return the kernel with the entries of ``tensor``, shaped as ``values`` or ``blocks``."""
         return self._with(tensor, self._shares)
 
     def select(self, tasks: Sequence[int]) -> ExtendedNTK:
         """Return the kernel of the tasks at some positions.
+
+        Args:
+            tasks: The positions, at least one; the kernel that is returned has their order.
 
         Raises:
             ValueError: No position is given.
@@ -174,7 +177,7 @@ class ExtendedNTK:
         return self._with(self._values[at][:, :, at], shares)
 
     def with_shares(self, shares: Tensor) -> ExtendedNTK:
-        """Return the kernel with other shares of samples, shape (k, n)."""
+        """Return the kernel with other ``shares`` of samples, shape (k, n)."""
         return self._with(self._tensor, shares)
 
     def __truediv__(self, divisor: float) -> ExtendedNTK:

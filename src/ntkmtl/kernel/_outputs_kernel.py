@@ -234,7 +234,7 @@ class OutputNTK:
         *,
         minibatches: int | None = None,
     ) -> ExtendedNTK:
-        """Convert to an :class:`ExtendedNTK` of the outputs or, by the chain rule, of losses.
+        """Return the :class:`ExtendedNTK` of the outputs or, by the chain rule, of losses.
 
         Without ``loss_gradients`` each row of a task counts as one mini-batch, as in Eq. 8. With
         them the result is the kernel of the losses, as :func:`ntkmtl.kernel.extended_ntk` computes

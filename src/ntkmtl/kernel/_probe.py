@@ -424,7 +424,7 @@ class Probe:
         self._calls = 0
 
     def run_over(self, parameters: Iterable[Tensor]) -> None:
-        """Set the parameters that directions vary, unless they were given."""
+        """Let directions vary ``parameters``, unless the settings name others."""
         if self.parameters is None:
             self.parameters = list(parameters)
 
@@ -484,7 +484,15 @@ class Probe:
         probes: int | None = None,
         ranks: Ranks | None = None,
     ) -> ExtendedNTK:
-        """Return the estimate of the kernel from m new directions. See :meth:`slopes`."""
+        """Return the estimate of the kernel from m new directions.
+
+        Args:
+            features: As for :meth:`slopes`.
+            gradients: As there.
+            partition: As there.
+            probes: As there.
+            ranks: As there.
+        """
         slopes = self.slopes(features, gradients, partition, probes=probes, ranks=ranks)
         if ranks is not None:
             return kernel_from_slopes(slopes)
@@ -558,6 +566,9 @@ class Probe:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore a state from :meth:`state_dict`.
+
+        Args:
+            state: What :meth:`state_dict` returned.
 
         Raises:
             ValueError: An entry is missing.

@@ -229,6 +229,9 @@ class RememberInputs:
     def call(self, features: Features) -> TrunkCall:
         """Return the last pass, which must have returned the features.
 
+        Args:
+            features: The representation, as the trunk returned it.
+
         Raises:
             ValueError: There was no pass, or it did not return these tensors.
         """

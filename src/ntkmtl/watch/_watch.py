@@ -157,6 +157,9 @@ class Watch:
     def steps(self, loader: Iterable[_Batch]) -> Iterator[_Batch]:
         """Yield batches until all steps were watched, repeating the loader if necessary.
 
+        Args:
+            loader: The batches, for instance a ``DataLoader``; iterated again where they end.
+
         Raises:
             ValueError: The loader is empty.
         """
@@ -173,13 +176,26 @@ class Watch:
                 )
 
     def backward(self, losses: Losses, *args: Any, **options: Any) -> BalanceResult:
-        """Run the backward pass of a step. See :meth:`ntkmtl.Balancer.backward`."""
+        """Run the backward pass of a step, and store its weights.
+
+        Args:
+            losses: As for :meth:`ntkmtl.Balancer.backward`.
+            *args: As there.
+            **options: As there.
+
+        Returns:
+            What that method returns.
+        """
         result = self.balancer.backward(losses, *args, **options)
         self.observe(result)
         return result
 
     def observe(self, result: BalanceResult) -> None:
-        """Store the result of a step, for code that calls ``balancer.backward`` itself."""
+        """Store the weights of a step, for code that calls ``balancer.backward`` itself.
+
+        Args:
+            result: What ``balancer.backward`` returned.
+        """
         step, self.seen = self.seen, self.seen + 1
         if result.skipped:
             return

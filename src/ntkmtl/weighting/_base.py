@@ -144,13 +144,22 @@ class Weighting(ABC):
     def name_tasks(self, names: Sequence[str]) -> None:
         """Receive the names of all tasks, in order. Does nothing by default.
 
+        Args:
+            names: The names.
+
         Raises:
             ValueError: A setting of the method names a task that does not exist.
         """
 
     @abstractmethod
     def weigh(self, kernel: ExtendedNTK | None, losses: Tensor | None, tasks: Tensor) -> Tensor:
-        """Return the float64 weights of the tasks at positions ``tasks``. See :meth:`__call__`."""
+        """Return the float64 weights of the tasks at positions ``tasks``, shape (k,).
+
+        Args:
+            kernel: The extended NTK of these tasks; None if it was not given.
+            losses: Their losses, float64 of shape (k,); None if they were not given.
+            tasks: Their positions among all tasks, int64 of shape (k,).
+        """
 
     def combine(
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
@@ -215,10 +224,21 @@ class Weighting(ABC):
         return iter(())
 
     def accumulate(self, losses: Tensor, tasks: Tensor, scale: float) -> None:
-        """Add the gradients of :meth:`parameters` to their ``.grad``, times ``scale``."""
+        """Add the gradients of :meth:`parameters` to their ``.grad``. Does nothing by default.
+
+        Args:
+            losses: The losses, float64 of shape (k,).
+            tasks: Their positions among all tasks.
+            scale: Factor of these gradients: 1 / m if m batches make one step.
+        """
 
     def after_step(self, losses: Tensor, tasks: Tensor) -> None:
-        """Receive the losses of the same batch after the update, float64 of shape (k,)."""
+        """Receive the losses of the same batch after the update. Does nothing by default.
+
+        Args:
+            losses: The losses, float64 of shape (k,).
+            tasks: Their positions among all tasks.
+        """
 
     def observe(self, scores: Sequence[float] | Tensor) -> None:
         """Receive how well each task performs; for :attr:`needs_scores`.
@@ -273,6 +293,9 @@ class Weighting(ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a copy of a state from :meth:`state_dict`.
 
+        Args:
+            state: What :meth:`state_dict` of the same method returned.
+
         Raises:
             TypeError: It is no dict.
             ValueError: The state does not belong to this method.
@@ -325,7 +348,12 @@ class LossWeighting(Weighting):
 
     @abstractmethod
     def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
-        """Return float64 weights of shape (k,) from float64 losses of shape (k,)."""
+        """Return the weights, float64 of shape (k,).
+
+        Args:
+            losses: The losses, float64 of shape (k,).
+            tasks: Their positions among all tasks, int64 of shape (k,).
+        """
 
 
 class GramianWeighting(Weighting):
@@ -349,7 +377,7 @@ class GramianWeighting(Weighting):
 
     @abstractmethod
     def of_gramian(self, gramian: Tensor) -> Tensor:
-        """Return float64 weights of shape (k,) from a float64 Gramian of shape (k, k)."""
+        """Return float64 weights of shape (k,) from ``gramian``, float64 of shape (k, k)."""
 
 
 def balanced_gramian(gramian: Tensor) -> tuple[Tensor, float]:

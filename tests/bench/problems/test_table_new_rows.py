@@ -137,3 +137,28 @@ def test_targets_means_are_of_other_folds(problem: Table) -> None:
     whole = problem.encode_new(problem.path).inputs.inputs[:, place]
     assert not set(crossed.tolist()) <= set(whole.tolist())
     assert np.isfinite(crossed.numpy()).all()
+
+
+def test_dates_numbers_and_yes_are_told_apart_in_a_data_frame(problem: Table) -> None:
+    """A number of nanoseconds is no number of days, and no 5 is a yes."""
+    frame = pd.DataFrame(
+        {
+            "size": pd.to_datetime(["2023-06-05", "2023-06-06"]),
+            "day": [19_513.0, 1.686e18],
+        }
+    )
+    found = problem.encode_new(frame)
+    told = "\n".join(found.warnings)
+    assert "Column 'size': 2 values are not as in training (a number)" in told
+    assert "Column 'day': 2 values are not as in training (written %d.%m.%Y)" in told
+    place = problem._fitted.inputs.index("size")
+    assert found.inputs.inputs[:, place].tolist() == [0.0, 0.0]
+
+
+def test_numbers_that_are_neither_0_nor_1_are_no_yes(tmp_path: Path) -> None:
+    rows = [f"{('yes', 'no')[i % 2]},{i * i % 31}" for i in range(60)]
+    problem = Table(new(tmp_path, ["x,y", *rows], "t.csv"), "y")
+    whole = problem.encode_new(pd.DataFrame({"x": ["yes", "no", "yes"]}))
+    found = problem.encode_new(pd.DataFrame({"x": [1, 0, 5]}))
+    assert torch.equal(found.inputs.inputs[:2], whole.inputs.inputs[:2])
+    assert "1 values are not as in training (a yes/no)" in found.warnings[0]

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
+import unicodedata
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -92,6 +96,46 @@ def test_a_target_with_separators_is_a_regression(tmp_path: Path) -> None:
         assert max(truth(problem)) == 2005.0
 
 
+def test_errors_of_a_spreadsheet_are_missing_numbers(tmp_path: Path) -> None:
+    errors = ["#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#NULL!", "#N/A"]
+    rows = [f"{errors[i % 7] if i % 3 == 0 else i * i % 31},{i % 7}" for i in range(60)]
+    found = column(Table(written(tmp_path, "x,y", rows), "y"), "x")
+    assert (found.kind, found.missing) == ("number", 20)
+
+
+def test_a_mark_among_few_numbers_is_told_with_the_option(tmp_path: Path) -> None:
+    rows = [f"{'-' if i % 4 == 1 else i * i % 31},{i % 7}" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    assert (
+        "15 of 60 are not numbers (first in row 2: '-'; missing=TEXT leaves"
+        in column(Table(path, "y"), "x").note
+    )
+    assert column(Table(path, "y", missing="-"), "x").kind == "number"
+
+
+def test_labels_that_differ_in_their_last_digits_are_not_called_constant(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{10**18 + i % 5}" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    with pytest.raises(TableError, match=r"labels differ \(5: .*types y=classification"):
+        Table(path, "y")
+    assert column(Table(path, "y", types="y=classification"), "y").content.startswith("5: ")
+    rows = [f"{i * i % 31},{('3', '3.0')[i % 2]}" for i in range(60)]
+    with pytest.raises(TableError, match="the target is constant, 3 in every"):
+        Table(written(tmp_path, "x,y", rows, "u.csv"), "y")
+
+
+def test_an_infinite_label_is_refused_with_advice_for_a_target(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'inf' if i == 3 else i % 7}" for i in range(60)]
+    with pytest.raises(TableError, match=r"row 4, column 'y'.* leave the column out of the targ"):
+        Table(written(tmp_path, "x,y", rows), "y")
+
+
+def test_numbers_in_even_steps_are_an_index_only_where_they_are_whole(tmp_path: Path) -> None:
+    rows = [f"{i}.5,{i},{i * i % 7}" for i in range(60)]
+    problem = Table(written(tmp_path, "depth,row,y", rows), "y")
+    assert (problem._fitted.inputs, problem._fitted.ids) == (("depth",), ("row",))
+
+
 # ------------------------------------------------------------------------------------------------
 # Dates
 
@@ -126,6 +170,28 @@ def test_ambiguous_dates_are_told_and_overruled(tmp_path: Path) -> None:
     for more in ("13/01/2023,1", "01/13/2023,1"):
         found = Table(written(tmp_path, "day,y", [*rows, more], "u.csv"), "y")
         assert "the other way" not in found.notice()
+
+
+def test_one_value_that_is_no_date_among_dates_is_told(tmp_path: Path) -> None:
+    days = [date(2022, 1, 1) + timedelta(days=i) for i in range(40)]
+    rows = [f"{day.strftime('%d.%m.%Y')},{i * i % 7}" for i, day in enumerate(days)]
+    rows[5] = "31.02.2022,3"
+    path = written(tmp_path, "day,y,x", [f"{row},{i % 5}" for i, row in enumerate(rows)])
+    problem = Table(path, "y")
+    assert "row 6, column 'day': '31.02.2022' is no date, where most" in problem.notice()
+    with pytest.raises(TableError, match=r"row 6, column 'day': '31\.02\.2022' is not a date"):
+        Table(path, "y", types="day=date")
+    assert column(Table(path, "y", missing="31.02.2022"), "day").kind == "date"
+    for types in ("day=category", "day=ignore"):
+        assert "is no date" not in Table(path, "y", types=types).notice()
+
+
+def test_two_digits_of_a_year_that_give_a_date_to_come_are_told(tmp_path: Path) -> None:
+    days = [date(1945, 1, 14) + timedelta(days=400 * i) for i in range(40)]
+    rows = [f"{day.strftime('%d.%m.%y')},{i * i % 7}" for i, day in enumerate(days)]
+    assert "is read as 2068-" in Table(written(tmp_path, "born,y", rows), "y").notice()
+    rows = [f"{day.strftime('%d.%m.%y')},{i * i % 7}" for i, day in enumerate(days[23:] * 2)]
+    assert "is read as" not in Table(written(tmp_path, "born,y", rows, "u.csv"), "y").notice()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -180,6 +246,24 @@ def test_a_few_words_among_the_numbers_of_a_feature_are_missing_and_told(tmp_pat
     assert "row 8, column 'x': 'see note' is not a number, where 59 of 60 are" in problem.notice()
     assert problem.encode_new(path).inputs.inputs.isfinite().all()
     assert column(Table(path, "y", types="x=category"), "x").kind == "category"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("FN", "category"),
+        ("TNF", "category"),
+        ("YTN", "category"),
+        ("YN", "yes/no"),
+        ("TF", "yes/no"),
+    ],
+)
+def test_letters_are_yes_and_no_only_in_their_own_pair(
+    tmp_path: Path, words: str, kind: str
+) -> None:
+    """F and N would both be 0."""
+    rows = [f"{words[i % len(words)]},{i * i % 7}" for i in range(60)]
+    assert column(Table(written(tmp_path, "x,y", rows), "y"), "x").kind == kind
 
 
 def test_classes_that_are_equal_but_for_case_are_one_or_two(tmp_path: Path) -> None:
@@ -255,6 +339,20 @@ def test_each_split_has_some_of_each_class(tmp_path: Path) -> None:
     assert "no row of rare in the split val" in problem.notice()
 
 
+def test_a_class_of_too_few_rows_is_named(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'b' if i == 7 else 'a'}" for i in range(60)]
+    with pytest.raises(TableError, match="'b' has 1 row, and each split needs one"):
+        Table(written(tmp_path, "x,y", rows), "y")
+
+
+def test_of_many_leaks_the_first_are_told(tmp_path: Path) -> None:
+    rows = [",".join([str(i * i % 31)] * 51) for i in range(60)]
+    names = ",".join([*(f"x{i}" for i in range(50)), "y"])
+    notice = Table(written(tmp_path, names, rows), "y").notice()
+    assert notice.count("is equal to the target") == 20
+    assert "30 more features are like these" in notice
+
+
 def test_a_class_without_a_test_row_is_said_or_refused(tmp_path: Path) -> None:
     parts = ["train"] * 60 + ["val"] * 20 + ["test"] * 20
     two = [f"{i * i % 31},{'ab'[i % 2] if i < 80 else 'a'},{part}" for i, part in enumerate(parts)]
@@ -288,6 +386,19 @@ def test_groups_stay_together_and_are_no_feature(tmp_path: Path) -> None:
         Table(written(tmp_path, "g,x,y", rows, "u.csv"), "y", group="g")
 
 
+def test_the_largest_group_is_trained_on_where_it_is_most_of_the_rows(tmp_path: Path) -> None:
+    rows = [f"{'all' if i < 80 else i},{i * i % 31},{i * i % 7}" for i in range(100)]
+    path = written(tmp_path, "g,x,y", rows)
+    for seed in range(5):
+        assert Table(path, "y", group="g", split_seed=seed).size("train") >= 80
+
+
+def test_times_that_leave_a_split_empty_are_told(tmp_path: Path) -> None:
+    rows = [f"{2000 + min(i, 9)},{i * i % 31},{i * i % 7}" for i in range(40)]
+    with pytest.raises(TableError, match=r"of 10 in all the most frequent has 31 of the 40"):
+        Table(written(tmp_path, "t,x,y", rows), "y", time="t")
+
+
 def test_time_orders_the_split(tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(100)
     rows = [f"{date(2020, 1, 1) + timedelta(days=int(i))},{i % 7},{i}.5" for i in order]
@@ -312,6 +423,64 @@ def test_targets_have_any_name(tmp_path: Path, name: str) -> None:
     assert Table(path, [name]).tasks == (name,)
     assert Table(path, quoted).tasks == (name,)
     assert Table(path, [name], types={name: "regression"}).tasks == (name,)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_of_names_are_found_however_they_are_encoded(
+    tmp_path: Path, forms: tuple[str, str]
+) -> None:
+    in_file, asked = (unicodedata.normalize(form, "Höhe") for form in forms)
+    path = written(tmp_path, f"x,{in_file}", [f"{i * i % 31},{i % 7}.5" for i in range(40)])
+    assert Table(path, asked, types={asked: "regression"}).tasks == ("Höhe",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"x,y"), "it is compressed by gzip. Unpack it first"),
+        (bz2.compress(b"x,y"), "it is compressed by bzip2"),
+        (lzma.compress(b"x,y"), "it is compressed by xz"),
+        (b"PK\x03\x04\0\0", "it is a zip archive or a workbook of Excel"),
+        (bytes.fromhex("D0CF11E0A1B11AE1"), "it is a workbook of Excel. Save the sheet as CSV"),
+        (b"PAR1\x15\x04", "it is in Parquet's format. Let its name end in .parquet"),
+        ("x,y".encode("utf-16"), "it starts with the mark of UTF-16. Pass .* encoding=utf-16"),
+        ("x,y".encode("utf-32"), "it starts with the mark of UTF-32. Pass .* encoding=utf-32"),
+    ],
+)
+def test_files_that_are_no_utf_8_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(TableError, match=message):
+        read_table(path)
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".zip", ".xlsx", ".ods"])
+def test_endings_that_are_not_read_say_what_to_do(tmp_path: Path, ending: str) -> None:
+    with pytest.raises(TableError, match=r"Found '\.\w+'\. (Unpack it|Save the sheet)"):
+        Table(tmp_path / f"t{ending}", "y")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    text = '"a","b"\n1,2\n'
+    for written_as, encoding in [
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-16-le"),
+        ("utf-32", "utf-32"),
+    ]:
+        path.write_bytes(text.encode(written_as))
+        assert list(read_table(path, encoding).columns) == ["a", "b"]
+    path.write_bytes(text.encode("utf-8-sig"))
+    with pytest.raises(TableError, match="not text in latin-1: it starts with the mark of UTF-8"):
+        read_table(path, "latin-1")
+
+
+def test_the_line_in_which_excel_names_the_separator(tmp_path: Path) -> None:
+    path = written(tmp_path, "sep=;", ["a,x;b", "1,5;2", "2,5;3"])
+    assert list(read_table(path).columns) == ["a,x", "b"]
+    path = written(tmp_path, "sep=;", ["a;b", "1"])
+    with pytest.raises(TableError, match="line 3: 1 cells, where the header has 2"):
+        read_table(path)
 
 
 def test_headerless_files_are_told_and_read(tmp_path: Path) -> None:
@@ -345,6 +514,56 @@ def test_arff_quotes_of_both_kinds(tmp_path: Path) -> None:
     )
     who = read_table(path).columns["who"].texts.tolist()
     assert who == ["O'Neil, Ann", 'say "hi", Bo', 'a "b"', "O'Neil"]
+
+
+def test_arff_escapes_and_comments(tmp_path: Path) -> None:
+    path = tmp_path / "t.arff"
+    path.write_text(
+        "@relation r\n@attribute who string\n"
+        "@attribute kind {' x', 'a, b', '50\\%', 'c}'} % of four\n@data\n"
+        "'a\\nb\\t\\u00e9\\\\', ' x'\nC:\\new\\table,'a, b'\n'C:\\\\x',50\\%\nit\\'s,'c}'\n"
+    )
+    read = read_table(path).columns
+    assert read["who"].texts.tolist() == ["a\nb\t\u00e9\\", r"C:\new\table", r"C:\x", "it's"]
+    assert read["kind"].levels == ("x", "a, b", "50%", "c}")
+    assert read["kind"].texts.str.strip().tolist() == list(read["kind"].levels)
+
+
+def arff(folder: Path, attributes: str, rows: list[str], name: str = "t.arff") -> Path:
+    return written(folder, f"@relation r\n{attributes}\n@attribute y real\n@data", rows, name)
+
+
+@pytest.mark.parametrize(
+    ("form", "python"),
+    [
+        ("'MM-dd-yyyy'", "%m-%d-%Y"),
+        ("dd-MM-yyyy", "%d-%m-%Y"),
+        ("\"yyyy-dd-MM'T'HH:mm\" % local", "%Y-%d-%mT%H:%M"),
+    ],
+)
+def test_arff_dates_are_read_in_the_format_of_the_header(
+    tmp_path: Path, form: str, python: str
+) -> None:
+    """By convention days come first with dashes; the header knows."""
+    days = [date(2022, 1 + i % 12, 1 + 5 * i % 12) for i in range(40)]
+    rows = [f"{day.strftime(python)},{i % 7}" for i, day in enumerate(days)]
+    problem = Table(arff(tmp_path, f"@attribute day date {form}", rows), "y")
+    assert column(problem, "day").note.endswith(f"written {python}")
+    assert "the other way" not in problem.notice()
+    rows[6] = "32-32-2022,1"
+    path = arff(tmp_path, f"@attribute day date {form}", rows, "u.arff")
+    with pytest.raises(TableError, match=r"row 7, column 'day': '32-32-2022' is not a date writ"):
+        Table(path, "y")
+    assert column(Table(path, "y", types="day=category"), "day").kind == "category"
+
+
+def test_arff_words_in_a_declared_number_are_refused(tmp_path: Path) -> None:
+    rows = [f"{'tall' if i == 5 else i * i % 11},{i % 7}" for i in range(40)]
+    path = arff(tmp_path, "@attribute size INTEGER", rows)
+    with pytest.raises(TableError, match=r"row 6, column 'size': 'tall' is not a number, as the f"):
+        Table(path, "y")
+    assert column(Table(path, "y", missing="tall"), "size").kind == "number"
+    assert column(Table(path, "y", types="size=category"), "size").kind == "category"
 
 
 def test_mistyped_options_are_told_before_the_file_is_read(tmp_path: Path) -> None:

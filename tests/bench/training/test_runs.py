@@ -193,6 +193,29 @@ EPOCHS = (
         ),
         ("result.json", changed(RESULT, test=[1, 10**400]), "finite"),
         ("result.json", changed(RESULT, test="1" * 10_000), "must be a list"),
+        (
+            "result.json",
+            changed(RESULT, steps=-1),
+            "'steps' must be a whole number from 0, found -1",
+        ),
+        ("result.json", changed(RESULT, wall_seconds=-1), "'wall_seconds' must be a number from 0"),
+        ("result.json", changed(RESULT, cpu_share=-0.5), "'cpu_share' must be a number from 0"),
+        ("result.json", changed(RESULT, epoch=77), r"'epoch' must be below the \d+ epochs of the"),
+        (
+            "result.json",
+            changed(RESULT, model={"bytes": 3, "sha256": "ab" * 33}),
+            "'model.sha256' must be a SHA-256 in hexadecimal, found 'abab",
+        ),
+        (
+            "result.json",
+            changed(RESULT, model={"bytes": 0, "sha256": "ab" * 32}),
+            "'model.bytes' must be a whole number from 1, found 0",
+        ),
+        (
+            "history.json",
+            EPOCHS.replace(b"0.05", b"-0.05"),
+            r"'epochs\[0\].eval_seconds' must be a number from 0, found -0.05",
+        ),
         ("history.json", b'{"epochs": [{}]}', r"'epochs\[0\].epoch' is missing"),
         ("history.json", b'{"epochs": 3}', "'epochs' must be a list"),
         (

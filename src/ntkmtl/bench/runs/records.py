@@ -47,6 +47,11 @@ T = TypeVar("T")
 _LARGEST = sys.float_info.max
 Finite = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 """A number that JSON can hold: neither NaN nor infinite."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=_LARGEST)]
+"""The same, not negative: a time, in seconds, or a share."""
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 _WORDS = {
     "int": "an integer",
@@ -135,6 +140,10 @@ def _explain(message: str, value: Any) -> str:
     least = re.search(r"`int` >= (\d+)", said)
     if least:
         return f"{subject} must be a whole number from {least[1]}, found {shown(value)}"
+    if "`float` >= 0" in said:
+        return f"{subject} must be a number from 0, found {shown(value)}"
+    if "matching regex" in said:
+        return f"{subject} must be a SHA-256 in hexadecimal, found {shown(value)}"
     if "out of range" in said or "finite" in said or re.search(r"[<>]= -?1\.79", said):
         return f"{subject} must be a finite number, found {shown(value)}"
     wanted = re.match(r"Expected `([^`]+)`", said)
@@ -306,13 +315,13 @@ class Epoch:
             that says nothing of how busy the machine was: on a GPU, or with several processes.
     """
 
-    epoch: int
+    epoch: Count
     train_losses: tuple[float | None, ...]
     val: tuple[Finite, ...]
     learning_rate: Finite
-    train_seconds: Finite
-    eval_seconds: Finite
-    cpu_seconds: Finite | None = None
+    train_seconds: Amount
+    eval_seconds: Amount
+    cpu_seconds: Amount | None = None
 
 
 @dataclass(frozen=True)
@@ -324,8 +333,8 @@ class KeptModel:
         sha256: Its SHA-256, hexadecimal.
     """
 
-    bytes: int
-    sha256: str
+    bytes: Positive
+    sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -353,16 +362,16 @@ class RunResult:
 
     test: tuple[Finite, ...]
     val: tuple[Finite, ...]
-    seconds_per_epoch: Finite
-    train_seconds: Finite
-    wall_seconds: Finite
-    steps: int
+    seconds_per_epoch: Amount
+    train_seconds: Amount
+    wall_seconds: Amount
+    steps: Count
     finished: str
-    skipped_steps: int | None = None
-    overflowed_steps: int | None = None
-    cpu_share: Finite | None = None
+    skipped_steps: Count | None = None
+    overflowed_steps: Count | None = None
+    cpu_share: Amount | None = None
     model: KeptModel | None = None
-    epoch: int | None = None
+    epoch: Count | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
@@ -388,10 +397,6 @@ class RunResult:
 
 # ------------------------------------------------------------------------------------------------
 # Files
-
-
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class _Recipe(msgspec.Struct):
@@ -469,6 +474,12 @@ def read_result(path: Path, config: RunConfig) -> RunResult:
     result = convert(path, found, RunResult)
     require_length(path, "test", result.test, len(config.metrics))
     require_length(path, "val", result.val, len(config.metrics))
+    # An epoch of L-BFGS may follow.
+    epochs = config.recipe["epochs"] + bool(config.recipe.get("lbfgs_steps"))
+    if result.epoch is not None and result.epoch >= epochs:
+        raise RunFileError(
+            path, f"key 'epoch' must be below the {epochs} epochs of the run, found {result.epoch}"
+        )
     return result
 
 

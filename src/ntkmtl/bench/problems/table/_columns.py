@@ -195,8 +195,18 @@ def _take(
 ) -> None:
     """Take a column out of the table and note what it is."""
     wanted, _, date = roles.types.get(name, "").partition(":")
+    raw = table.columns.pop(name)
+    if not date and wanted in ("", "date", "regression"):
+        date = raw.date
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
-    values = ColumnValues(table.path, table.columns.pop(name), reading, hints, kept_as_levels, date)
+    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date)
+    if raw.declared == "number" and not wanted and values.bad.any():
+        raise TableError(
+            f"{values.where(values.bad)} is not a number, as the file declares "
+            f"({int(values.bad.sum()):,} such rows). Put it right, say that it stands for a "
+            f"missing value with missing=TEXT, or overrule the file with types {name}="
+            f"{'classification' if name in roles.targets else 'category'}."
+        )
     if date and values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a date written as {date} "
@@ -213,7 +223,8 @@ def _take(
         found.keys["time"], feature, column = _time(values, wanted)
     else:
         feature, column = _feature(values, wanted)
-    found.warnings += values.warnings
+    if wanted not in ("ignore", "id", "text"):
+        found.warnings += values.warnings
     if feature is not None:
         found.features.append(feature)
     notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
@@ -383,7 +394,7 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
             "it is a text or a name, it is no target."
         )
     note = "F1, macro"
-    if values.form.kind == "number" and not wanted:
+    if values.form.kind == "number" and not wanted and values.declared != "category":
         note += f"; two whole numbers (types {name}=regression predicts the number)"
     return Target(name, codes, levels, form=values.form), Column(
         name, "target", "classification", values.missing, _list_levels(levels), note
@@ -413,9 +424,15 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
             f"{values.where(values.bad)} is not a number, as types {name}=regression wants it "
             f"({int(values.bad.sum()):,} such rows)."
         )
-    values.require_finite()
+    values.require_finite(target=True)
     known = values.numbers[~values.absent]
     if known.min() == known.max():
+        if values.rounded:
+            raise TableError(
+                f"{here}: its labels differ ({_list_levels(values.levels)}), but are all "
+                f"{known[0]:g} as a float64. If they name classes, pass types "
+                f"{name}=classification; if they are numbers, subtract one of them from all."
+            )
         raise TableError(
             f"{here}: the target is constant, {known[0]:g} in every labeled row. "
             "There is nothing to learn: leave it out of the targets."
@@ -439,6 +456,8 @@ def _running(values: ColumnValues) -> bool:
     """Whether the column numbers the rows: whole, none missing, each one more than the last."""
     numbers = values.numbers
     if values.missing or len(numbers) < 20 or values.declared in ("date", "yes/no"):
+        return False
+    if not values.whole:
         return False
     with np.errstate(over="ignore"):
         return bool((np.diff(numbers) == 1).all())
@@ -472,8 +491,9 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     values.require_finite()
     known = values.numbers[~values.absent]
     if known.min() == known.max() and not values.missing:
-        same = values.texts is None or len(values.levels) == 1
-        note = "constant" if same else f"constant as a float64 (types {name}=id keeps its strings)"
+        note = "constant"
+        if values.rounded:
+            note += f" as a float64 (types {name}=category, or {name}=id, keeps its strings)"
         return without("left out", "number", f"{known[0]:.4g}", note)
     if not wanted and _running(values):
         note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
@@ -512,6 +532,8 @@ def _almost_numbers(values: ColumnValues, bad: int) -> bool:
 def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
     if bad or (wanted == "date" and values.declared != "date"):
         mask = values.bad if bad else ~values.absent
+        if wanted == "date" and values.no_date is not None:
+            mask = values.no_date
         form = " in a form that is known (2024-12-31, 31.12.2024; give another as date:%d-%b-%Y)"
         raise TableError(
             f"{values.where(mask)} is not a {wanted}{form if wanted == 'date' else ''}, as types "
@@ -528,14 +550,17 @@ def _category(
     if len(levels) == 1 and not values.missing:
         return without("left out", "category", content, "constant")  # type: ignore[no-any-return]
     unique = len(levels) > 0.9 * values.present and len(levels) >= 10
-    numeric = f", {bad:,} of {values.present:,} are not numbers" if bad < values.present else ""
+    few = 0 < bad < 0.5 * values.present
+    numeric = f"{bad:,} of {values.present:,} are not numbers" if bad < values.present else ""
+    if few:
+        row = int(values.bad.argmax())
+        first = shorten(values.texts.iloc[row], 20)
+        numeric += f" (first in row {row + 1}: {first}; missing=TEXT leaves them out)"
     if unique and not wanted and values.declared != "category":
-        note = f"almost every row has its own{numeric}; goes through to predictions"
-        note += f" (types {name}=text reads its letters)"
-        if 0 < bad < 0.5 * values.present:
-            note += f" (first in row {int(values.bad.argmax()) + 1}); missing=TEXT leaves them out"
+        note = f"almost every row has its own{', ' if numeric else ''}{numeric}; goes through to "
+        note += f"predictions (types {name}=text reads its letters)"
         return without("id", "text", content, note)  # type: ignore[no-any-return]
-    note = numeric[2:] if bad and bad < 0.5 * values.present else ""
+    note = numeric if few else ""
     kind = "text" if wanted == "text" else "category"
     form = values.form
     return Feature(name, kind, form, codes=codes, levels=levels), Column(

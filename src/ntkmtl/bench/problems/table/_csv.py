@@ -24,6 +24,8 @@ from ntkmtl.bench.problems.table._raw import (
 
 SEPARATORS = (",", ";", "\t", "|")
 SPACES = " "
+_EXCEL_SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*')
+"""The first line by which Excel tells itself the separator; it is no row."""
 LINES = 20
 """Lines that a separator is found from."""
 
@@ -57,15 +59,24 @@ def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> 
         UnicodeError: It is in another encoding.
     """
     notes: tuple[str, ...] = ()
-    if separator is None:
-        with path.open(encoding=encoding, newline="") as file:
-            separator = _find_separator(path, file)
-        if separator == SPACES:
-            notes = ("Cells are separated by spaces (separator=, or another one changes that).",)
     with path.open(encoding=encoding, newline="") as file:
+        named = _EXCEL_SEPARATOR.fullmatch(file.readline())
+        file.seek(0)
+        if named is not None:
+            separator = separator or named[1]
+        elif separator is None:
+            separator = _find_separator(path, file)
+            if separator == SPACES:
+                notes = (
+                    "Cells are separated by spaces (separator=, or another one changes that).",
+                )
+    with path.open(encoding=encoding, newline="") as file:
+        before = int(named is not None)
+        if before:
+            file.readline()
         lines = _single_spaces(file) if separator == SPACES else file
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
-        rows = _csv_rows(path, reader, separator)
+        rows = _csv_rows(path, reader, separator, before)
         first = next(rows, None)
         if first is None:
             raise TableError(f"{path} holds nothing but empty lines.")
@@ -167,11 +178,11 @@ def _counted(path: Path, file: Iterable[str]) -> list[dict[str, int]]:
     return counts
 
 
-def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
-    """Yield the rows of a CSV file, every one as long as the header."""
+def _csv_rows(path: Path, reader: Any, separator: str, before: int) -> Iterator[list[str]]:
+    """Yield the rows of a CSV file, every one as long as the header, after so many other lines."""
     width = None
     while True:
-        line = reader.line_num + 1
+        line = before + reader.line_num + 1
         try:
             row = next(reader, None)
         except csv.Error as error:
@@ -186,7 +197,8 @@ def _csv_rows(path: Path, reader: Any, separator: str) -> Iterator[list[str]]:
         if width is None:
             width = len(row)
         elif len(row) != width:
-            more = "" if line == reader.line_num else f" to {reader.line_num}"
+            last = before + reader.line_num
+            more = "" if line == last else f" to {last}"
             raise TableError(
                 f"{path}, line {line}{more}: {len(row)} cells, where the header has {width} "
                 f"(separator {separator!r}): {shorten(separator.join(row))}. Put in what is "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,11 +20,13 @@ from ntkmtl.bench.problems.table._encode import CLIP, FeatureEncoder, fit_encode
 from ntkmtl.bench.problems.table._fitted import FittedTable, FittedTarget
 from ntkmtl.bench.problems.table._leakage import leaks
 from ntkmtl.bench.problems.table._options import Asked
-from ntkmtl.bench.problems.table._raw import Array, TableError, require_memory
+from ntkmtl.bench.problems.table._raw import Array, TableError, require_memory, shorten
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.problems.table._splits import split_rows
 
 MIN_ROWS = 20
+MOST_LEAKS = 20
+"""Most features whose leaks are told one by one."""
 
 
 class PreparedTable(NamedTuple):
@@ -76,7 +78,7 @@ def prepare(asked: Asked) -> PreparedTable:
             "train, validate and test."
         )
     places = split_rows(path, typed, kept, asked.shares)
-    warnings = [*typed.warnings, *leaks(typed.features, typed.targets, kept)]
+    warnings = [*typed.warnings, *_first(leaks(typed.features, typed.targets, kept))]
     for target in typed.targets:
         warnings += _check_labels(path, target, places)
     targets = tuple(_fitted_target(path, target, places) for target in typed.targets)
@@ -110,6 +112,13 @@ def prepare(asked: Asked) -> PreparedTable:
         notes,
         tuple(warnings),
     )
+
+
+def _first(sentences: Iterable[str]) -> list[str]:
+    """Return the first sentences, and how many more there are."""
+    found = list(sentences)
+    more = len(found) - MOST_LEAKS
+    return [*found[:MOST_LEAKS], *([f"{more:,} more features are like these."] if more > 0 else [])]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -201,8 +210,7 @@ def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> lis
             what = "no label" if not len(known) else "one value only"
             raise TableError(
                 f"{path}, column {target.name!r}: {what} among the {len(rows):,} rows of the "
-                f"split {split} ({int(target.labeled.sum()):,} labels in all). Try another "
-                "split_seed, larger val and test, or a split column."
+                f"split {split} ({int(target.labeled.sum()):,} labels in all). {_rarest(target)}"
             )
         if missing := [c for code, c in enumerate(target.classes) if code not in distinct]:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -212,6 +220,18 @@ def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> lis
                 f"rows to be in each){judged}."
             )
     return lacking
+
+
+def _rarest(target: Target) -> str:
+    """Return what to do where a split has too few labels or classes of a target."""
+    counts = np.bincount(target.values[target.labeled]) if target.classes else np.array([3])
+    if counts.min() >= 3:
+        return "Try another split_seed, larger val and test, or a split column."
+    name, count = target.classes[int(counts.argmin())], int(counts.min())
+    return (
+        f"{shorten(name)} has {count} row{'' if count == 1 else 's'}, and each split needs one: "
+        "merge it with another class, or add rows."
+    )
 
 
 def _fitted_target(path: Path, target: Target, places: dict[Split, Array]) -> FittedTarget:

@@ -110,6 +110,27 @@ def choose_date(
     return able[0], able[1]
 
 
+def nearly_dates(texts: Sequence[str]) -> tuple[str, int]:
+    """Return a format in which nine of ten strings are dates, and the place of one that is none.
+
+    Returns:
+        ``("", -1)`` where there is no such format, or all strings are dates in it.
+
+    Example:
+        >>> nearly_dates([f"{day:02d}.02.2023" for day in range(10, 30)])
+        ('%d.%m.%Y', 19)
+        >>> nearly_dates(["a", "b"])
+        ('', -1)
+    """
+    for text in [text for text in texts[:20] if _LOOKS.match(text)][:3]:
+        for form in (ISO, *(day + time for day in _DAYS for time in _TIMES)):
+            if _all_dates([text], form):
+                bad = np.isnan(read_dates(texts, form))
+                if 0 < bad.sum() <= 0.1 * len(texts):
+                    return form, int(bad.argmax())
+    return "", -1
+
+
 def _day_first(form: str) -> bool | None:
     """Return whether days stand before months in a format of numbers; None if it has names."""
     if "%d" not in form or "%m" not in form or form.startswith("%Y"):

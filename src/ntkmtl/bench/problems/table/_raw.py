@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class RawColumn:
         declared: What the file says it is: ``number``, ``category``, ``date``, ``nested``, or
             nothing.
         levels: The levels that the file declares for a category.
+        date: The format that the file declares for dates, ``""`` if it declares none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class RawColumn:
     texts: Any = None
     declared: str = ""
     levels: tuple[str, ...] = ()
+    date: str = ""
 
     def __len__(self) -> int:
         return len(self.texts) if self.numbers is None else len(self.numbers)
@@ -129,8 +132,9 @@ def rows_as_columns(rows: Iterable[Sequence[str]], width: int) -> list[Any]:
 
 
 def clean_name(name: str) -> str:
-    """Return a name without what cannot be printed, its spaces single."""
-    return " ".join("".join(c if c.isprintable() else " " for c in name).split())
+    """Return a name without what cannot be printed, its spaces single and its accents composed."""
+    composed = unicodedata.normalize("NFC", name)
+    return " ".join("".join(c if c.isprintable() else " " for c in composed).split())
 
 
 def check_names(path: Path, names: Sequence[str]) -> None:

@@ -15,6 +15,37 @@ from ntkmtl.bench.problems.table._raw import RawTable, TableError, require_memor
 
 CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 
+_UNPACK = "Unpack it first."
+_SAVE = "Save the sheet as CSV first."
+_PARQUET = b"PAR1\x15"
+_INSTEAD = {
+    **dict.fromkeys((".gz", ".bz2", ".xz", ".zip", ".zst", ".7z", ".tar", ".tgz"), _UNPACK),
+    **dict.fromkeys((".xlsx", ".xlsm", ".xls", ".ods"), _SAVE),
+}
+_SIGNATURES = (
+    (b"\x1f\x8b", "compressed by gzip", _UNPACK),
+    (b"BZh91AY&SY", "compressed by bzip2", _UNPACK),
+    (b"\xfd7zXZ\x00", "compressed by xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "compressed by Zstandard", _UNPACK),
+    (
+        b"PK\x03\x04",
+        "a zip archive or a workbook of Excel",
+        f"{_UNPACK[:-1]}, or save the sheet as CSV.",
+    ),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a workbook of Excel", _SAVE),
+    (_PARQUET, "in Parquet's format", "Let its name end in .parquet."),
+)
+"""First bytes of what is no text, what it is, and what to do."""
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8"),
+)
+"""Byte-order marks; the first one that fits counts, as that of UTF-32 begins with one of UTF-16."""
+
 
 def check_reading(
     path: Path,
@@ -32,7 +63,7 @@ def check_reading(
     if suffix not in (*CSV, *PARQUET, *ARFF):
         raise TableError(
             f"{path}: a table's name ends in {', '.join((*CSV, *PARQUET, *ARFF))}. "
-            f"Found {path.suffix!r}."
+            f"Found {path.suffix!r}. {_INSTEAD.get(suffix, '')}".rstrip()
         )
     if decimal not in (None, ".", ","):
         raise TableError(f"decimal must be '.' or ','. Found {decimal!r}.")
@@ -86,16 +117,21 @@ def read_table(
     try:
         size = path.stat().st_size
         digest = file_digest(path)
+        with path.open("rb") as file:
+            start = file.read(16)
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
     if size == 0:
         raise TableError(f"{path} is empty.")
+    for signature, what, instead in _SIGNATURES:
+        if start.startswith(signature) and not (signature == _PARQUET and suffix in PARQUET):
+            raise TableError(f"{path} is no table as its name says: it is {what}. {instead}")
     # Measured: strings as Arrow has them, one chunk as Python has them, and a column of numbers.
     require_memory(size * (6 if suffix in PARQUET else 3), f"reading {path}")
     if suffix in PARQUET:
         found = CsvTable(read_parquet(path), (), "")
     else:
-        encoding = "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+        encoding = _without_mark(path, encoding, start)
         if "\n".encode(encoding.removesuffix("-sig")) == b"\n":
             _refuse_null_bytes(path)
         try:
@@ -110,6 +146,29 @@ def read_table(
         raise TableError(f"{path} has a header, and no rows after it.")
     columns = {c.name: c for c in found.columns}
     return RawTable(path, rows, columns, digest, found.notes, found.doubt)
+
+
+def _without_mark(path: Path, encoding: str, start: bytes) -> str:
+    """Return the encoding that leaves out the byte-order mark that a file may start with.
+
+    Args:
+        path: The file.
+        encoding: Its encoding, as given.
+        start: Its first bytes.
+
+    Raises:
+        TableError: The mark is that of another encoding.
+    """
+    name = codecs.lookup(encoding).name
+    marked = next((found for mark, found in _MARKS if start.startswith(mark)), "")
+    if marked and not name.startswith(marked):
+        raise TableError(
+            f"{path} is not text in {encoding}: it starts with the mark of {marked.upper()}. "
+            f"Pass --problem-option encoding={marked}."
+        )
+    if name == "utf-8":
+        return "utf-8-sig"
+    return marked or encoding
 
 
 def _refuse_null_bytes(path: Path) -> None:
@@ -136,20 +195,15 @@ def _pieces(file: BinaryIO) -> Iterator[bytes]:
 def _encoding_error(path: Path, encoding: str, error: UnicodeError) -> TableError:
     """Say where the bytes are that cannot be decoded, and which encoding to try."""
     with path.open("rb") as file:
-        start = file.read(4)
+        where, suggestion = str(error), "cp1252"
+        for number, line in enumerate(file, start=1):
+            byte = _undecodable(line, encoding)
+            if byte is not None:
+                where = f"byte 0x{byte:02X} in line {number}"
+                break
         file.seek(0)
-        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            where, suggestion = "it starts with the mark of UTF-16", "utf-16"
-        else:
-            where, suggestion = str(error), "cp1252"
-            for number, line in enumerate(file, start=1):
-                byte = _undecodable(line, encoding)
-                if byte is not None:
-                    where = f"byte 0x{byte:02X} in line {number}"
-                    break
-            file.seek(0)
-            if any(_undecodable(line, "cp1252") is not None for line in file):
-                suggestion = "latin-1"
+        if any(_undecodable(line, "cp1252") is not None for line in file):
+            suggestion = "latin-1"
     if codecs.lookup(suggestion).name == codecs.lookup(encoding).name:
         suggestion = "utf-8"
     return TableError(

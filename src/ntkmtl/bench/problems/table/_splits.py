@@ -52,12 +52,28 @@ def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Sp
     found = {split: kept[sides == number] for number, split in enumerate(SPLITS)}
     for split, places in found.items():
         if not len(places):
-            raise TableError(f"{path}: the split {split} gets no row that has a label.")
+            raise TableError(
+                f"{path}: the split {split} gets no row that has a label{_together(typed, kept)}."
+            )
     if len(found["train"]) < 8:
         raise TableError(
             f"{path}: {len(found['train'])} rows are left to train on; at least 8 are needed."
         )
     return found
+
+
+def _together(typed: Typed, kept: Array) -> str:
+    """Return why a split is empty where rows stay together, ``""`` where they do not."""
+    if typed.splits is not None or (typed.groups is None and typed.times is None):
+        return ""
+    what = "group" if typed.groups is not None else "time"
+    values = typed.groups if typed.groups is not None else typed.times
+    assert values is not None
+    counts = np.unique(values[kept], return_counts=True)[1]
+    return (
+        f": rows of one {what} stay together, and of {len(counts):,} in all the most frequent has "
+        f"{counts.max():,} of the {len(kept):,} labeled rows"
+    )
 
 
 def _by_time(times: Array, shares: Shares) -> Array:
@@ -73,8 +89,14 @@ def _by_time(times: Array, shares: Shares) -> Array:
 
 
 def _by_group(groups: Array, targets: Sequence[Target], kept: Array, shares: Shares) -> Array:
-    """Split by whole groups; of 20 draws take the one whose sides lack the fewest classes."""
+    """Split by whole groups; take the best of 20 draws.
+
+    It is the one whose sides lack the fewest classes. A draw that leaves less than half of what was
+    asked for to train on counts as lacking them all: one large group may have gone to testing.
+    """
     best, fewest = None, 0
+    val, test = shares.rows(len(groups))
+    enough = (len(groups) - val - test) / 2
     for draw in range(20):
         random = np.random.default_rng([shares.seed, draw])
         sides = _groups_shared(groups, random, shares)
@@ -83,6 +105,7 @@ def _by_group(groups: Array, targets: Sequence[Target], kept: Array, shares: Sha
             - sum(len(set(np.unique(t.values[kept][sides == s])) - {-1}) for s in range(3))
             for t in targets
         )
+        lacking += 1_000_000 * bool((sides == TRAIN).sum() < enough)
         if best is None or lacking < fewest:
             best, fewest = sides, lacking
         if not fewest:

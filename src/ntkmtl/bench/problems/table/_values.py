@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ntkmtl.bench.problems.table._dates import choose_date, date_text, read_dates
+from ntkmtl.bench.problems.table._dates import (
+    ISO,
+    choose_date,
+    date_text,
+    nearly_dates,
+    read_dates,
+)
 from ntkmtl.bench.problems.table._numbers import (
     NumberFormat,
     choose_numbers,
@@ -27,12 +34,14 @@ from ntkmtl.bench.problems.table._raw import (
     shorten,
 )
 
-MISSING = frozenset(("", "?", "nan", "<na>", "#n/a"))
+_EXCEL_ERRORS = ("#n/a", "#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!")
+MISSING = frozenset(("", "?", "nan", "<na>", *_EXCEL_ERRORS))
 """Strings that stand for a missing value, in small letters."""
 
 WORDS = frozenset(("na", "n/a", "null", "none", "nil", "missing"))
 """Words that stand for a missing value among numbers, dates, and more frequent words."""
 
+_YES_NO_LETTERS = (frozenset("yn"), frozenset("tf"))
 YES_NO = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0}
 
 
@@ -132,7 +141,12 @@ class ColumnFormat:
         if column.numbers is not None:
             values = np.where(np.isin(column.numbers, self.gaps), np.nan, column.numbers)
             absent = np.isnan(values)
-            return values, absent, np.isinf(values)
+            bad = np.isinf(values)
+            if (column.declared == "date") != (self.kind == "date"):
+                bad = ~absent  # days since 1970 are no numbers, and numbers are no days
+            elif self.kind == "yes/no":
+                bad = ~absent & ~np.isin(values, (0.0, 1.0))
+            return values, absent, bad
         codes, levels, absent = self.levels(column)
         read = np.append(self.numbers(levels) if len(levels) else [], np.nan)
         read[np.isin(read, self.gaps)] = np.nan
@@ -166,6 +180,12 @@ PLAIN = ColumnFormat("number")
 def folded(level: str) -> str:
     """Return a key for strings that are equal but for case and how accents are encoded."""
     return unicodedata.normalize("NFC", level).casefold()
+
+
+def _says_yes_or_no(levels: Iterable[str]) -> bool:
+    """Return whether strings are yes and no; ``n`` beside ``f`` is a code, no second ``no``."""
+    low = {level.lower() for level in levels}
+    return low <= YES_NO.keys() and not all(low & letters for letters in _YES_NO_LETTERS)
 
 
 def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
@@ -224,6 +244,7 @@ class ColumnValues:
         form: How it is written.
         notes: What people may want to overrule, as sentences with the option.
         warnings: The same, where it may be wrong.
+        no_date: Where a value is that is no date among dates, None if there is no such value.
     """
 
     def __init__(
@@ -240,6 +261,7 @@ class ColumnValues:
         self.declared = raw.declared
         self.notes: list[str] = []
         self.warnings: list[str] = []
+        self.no_date: Array | None = None
         self.gaps = numbers_among(reading.missing)
         self.form = ColumnFormat("number", gaps=self.gaps, case_sensitive=reading.case_sensitive)
         if raw.numbers is not None:
@@ -264,7 +286,7 @@ class ColumnValues:
         levels = [str(level) for level in levels]
         gone = self._absent_levels(levels, counts, wanted)
         plain = [level for level, out in zip(levels, gone, strict=True) if not out]
-        read = self._read_levels(plain, date)
+        read = self._read_levels(plain, date, wanted)
         values = np.full(len(levels) + 1, np.nan)
         values[:-1][~gone] = read
         if self.gaps and self.form.kind in ("number", "text"):
@@ -357,16 +379,15 @@ class ColumnValues:
             )
             self.notes.append(f"{level!r} in {count:,} rows is {rule}")
 
-    def _read_levels(self, plain: list[str], date: str) -> Array:
+    def _read_levels(self, plain: list[str], date: str, wanted: bool) -> Array:
         """Return distinct strings as numbers, NaN where one is none, and note the format."""
         blank = np.full(len(plain), np.nan)
         if not plain:
             return blank
         if date:
-            read = read_dates(plain, date)
             self._found("date", date=date)
-            return read
-        if self.declared != "category" and {level.lower() for level in plain} <= YES_NO.keys():
+            return self._dated(plain)
+        if self.declared != "category" and _says_yes_or_no(plain):
             self._found("yes/no")
             return self.form.numbers(plain)
         reading = self.reading
@@ -385,7 +406,9 @@ class ColumnValues:
                         f"{self.name!r}: {plain[0]} may be {found} or {rival}; read as {found} "
                         f"(types {self.name}=date:{rival} reads it the other way)"
                     )
-                return self.form.numbers(plain)
+                return self._dated(plain)
+            if not wanted:
+                self._tell_nearly_dates(plain)
         if np.isnan(read).all():
             self._found("text")
             return blank
@@ -397,6 +420,28 @@ class ColumnValues:
                 f"{read[0]:.10g} (decimal={other} reads it the other way)"
             )
         return read
+
+    def _dated(self, plain: Sequence[str]) -> Array:
+        """Return dates as numbers; say so where two digits of a year give a date to come."""
+        days = self.form.numbers(plain)
+        latest = int(days.argmax())
+        if "%y" in self.form.date and days[latest] > time.time() / 86_400:
+            self.warnings.append(
+                f"{self.name!r}: {plain[latest]} is read as {date_text(days[latest])}, as years "
+                "from 00 to 68 are of this century and those from 69 to 99 of the last one. If "
+                "that is wrong, write years in four digits"
+            )
+        return days
+
+    def _tell_nearly_dates(self, plain: Sequence[str]) -> None:
+        date, bad = nearly_dates(plain)
+        if date:
+            self.no_date = (self.texts == plain[bad]).to_numpy(bool, na_value=False)
+            known = "dates" if date == ISO else f"dates written as {date}"
+            self.warnings.append(
+                f"{self.where(self.no_date)} is no date, where most values are {known}; so none is "
+                f"read as one. Put it right, or leave it out with missing={plain[bad]}"
+            )
 
     def _found(self, kind: str, number: NumberFormat | None = None, date: str = "") -> None:
         absent = set(self.form.absent)
@@ -422,18 +467,22 @@ class ColumnValues:
         shown = f"{value:g}" if self.texts is None else shorten(str(value))
         return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
 
-    def require_finite(self) -> None:
+    def require_finite(self, target: bool = False) -> None:
         """Refuse infinite numbers.
+
+        Args:
+            target: Whether the column is to be predicted.
 
         Raises:
             TableError: There is one.
         """
+        without = " of the targets" if target else f" with types {self.name}=ignore"
         infinite = np.isinf(self.numbers)
         if infinite.any():
             raise TableError(
                 f"{self.where(infinite)} is infinite as a float64 "
                 f"({int(infinite.sum())} such rows). Put the value right, leave the cell empty, "
-                f"or leave the column out with types {self.name}=ignore."
+                f"or leave the column out{without}."
             )
 
     def categories(self) -> tuple[Array, tuple[str, ...]]:
@@ -486,6 +535,15 @@ class ColumnValues:
             and all(level.isdecimal() for level in self.levels)
             and any(level[0] == "0" for level in self.levels)
             and len(self.levels[0]) > 1
+        )
+
+    @property
+    def rounded(self) -> bool:
+        """Whether strings of more digits than a float64 has differ."""
+        return (
+            self.texts is not None
+            and len(self.levels) > 1
+            and any(sum(map(str.isdigit, level)) > 15 for level in self.levels)
         )
 
     @property
