@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,28 +124,31 @@ class Methods:
         self, name: str, tuning: Tuning | None, published: Sweep, tuned: Sweep | None
     ) -> MethodResult | None:
         """Return the result of a method, None if one of its runs failed."""
-        parts = {"published": published, "tuned": tuned}
-        settings: dict[str, Setting | None] = {}
-        for part, sweep in parts.items():
-            own = tuning if part == "tuned" else None
-            if sweep is None or (part == "tuned" and (own is None or own.number == 0)):
-                settings[part] = None
-                continue
-            runs = [
-                self.part.final(part, name, seed, sweep) for seed in self.plan.seeds_of(self.asked)
-            ]
-            if None in runs:
-                return None
-            options = self.plan.method_options.get(name, {}) if own is None else own.method_options
-            settings[part] = Setting(
-                method_options=dict(options),
-                recipe={} if own is None else dict(own.recipe),
-                runs=[run for run in runs if run is not None],
-            )
-        if tuning is not None and tuning.number == 0:
-            # The best trial has the published settings: its final runs are the same.
-            settings["tuned"] = settings["published"]
-        return self.part.made(name, self._trials(name), settings["published"], settings["tuned"])
+        given = self.plan.method_options.get(name, {})
+        as_published = best = self._setting(name, "published", published, given, {})
+        # If the best trial is the first, its final runs are those with the published settings.
+        if tuned is not None and tuning is not None and tuning.number > 0:
+            best = self._setting(name, "tuned", tuned, tuning.method_options, tuning.recipe)
+        if as_published is None or best is None:
+            return None
+        found = None if tuning is None else best
+        return self.part.made(name, self._trials(name), as_published, found)
+
+    def _setting(
+        self,
+        name: str,
+        part: str,
+        sweep: Sweep,
+        options: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+    ) -> Setting | None:
+        """Return the final runs of a part, None if one of them failed."""
+        seeds = self.plan.seeds_of(self.asked)
+        found = [self.part.final(part, name, seed, sweep) for seed in seeds]
+        runs = [run for run in found if run is not None]
+        if len(runs) < len(seeds):
+            return None
+        return Setting(method_options=dict(options), recipe=dict(recipe), runs=runs)
 
     def _trials(self, name: str) -> list[TriedSettings]:
         found = []
