@@ -296,6 +296,8 @@ class TestInputs:
             assert mean_rank(values, higher).tolist() == [2.0, 1.0]
             assert mean_rank(list(values), np.bool_(False)).tolist() == [1.5, 1.5]
             assert mean_rank(values.astype("f4"), False).tolist() == [1.5, 1.5]
+            backward = np.array([2, 1])[::-1], higher[::-1][::-1]
+            assert delta_m(values, *backward).tolist() == [50.0, -50.0]
 
 
 def test_tables_of_pandas_are_numbers() -> None:
@@ -306,3 +308,17 @@ def test_tables_of_pandas_are_numbers() -> None:
     higher = pandas.Series([True, False], index=[7, 9])
     assert delta_m(table, baseline, higher).tolist() == [25.0, 0.0]
     assert mean_rank(table, higher).tolist() == [1.5, 1.5]
+
+
+def test_names_of_metrics_in_another_order_are_refused() -> None:
+    pandas = pytest.importorskip("pandas")
+    table = pandas.DataFrame([[75.0, 0.5], [25.0, 0.125]], columns=["accuracy", "error"])
+    baseline = pandas.Series({"accuracy": 50.0, "error": 0.25})
+    higher = pandas.Series({"accuracy": True, "error": False})
+    assert delta_m(table, baseline, higher).tolist() == [25.0, 0.0]
+    assert delta_m(table.loc[0], baseline, higher).tolist() == 25.0
+    for wrong in ({"baseline": baseline[::-1]}, {"higher_is_better": higher[::-1]}):
+        with pytest.raises(ValueError, match=r"one order.*Found \['accuracy', 'error'\] and"):
+            delta_m(**{"values": table, "baseline": baseline, "higher_is_better": higher, **wrong})
+    with pytest.raises(ValueError, match=r"values and higher_is_better must name"):
+        mean_rank(table, higher[::-1])

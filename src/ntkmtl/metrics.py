@@ -32,7 +32,8 @@ class _Array(Protocol):
 
 
 Numbers: TypeAlias = Tensor | Sequence[object] | _Array
-"""Numbers as a tensor, a (nested) sequence, a NumPy array or a table of pandas."""
+"""Numbers as a tensor, a (nested) sequence, a NumPy array or a table of pandas. Metrics are matched
+by position; names of metrics in several tables must come in one order."""
 
 Ties: TypeAlias = Literal["average", "published"]
 """How :func:`mean_rank` ranks equal values."""
@@ -66,7 +67,8 @@ def delta_m(
         Δm% in percent, float64 on the CPU, of shape (...): a 0-d tensor for a single method.
 
     Raises:
-        ValueError: Shapes do not match, the baseline has a zero, or a number is not finite.
+        ValueError: Shapes do not match, names of metrics come in another order, the baseline has a
+            zero, or a number is not finite.
         TypeError: An argument is not an array of real numbers, or ``higher_is_better`` not boolean.
 
     Example:
@@ -89,6 +91,7 @@ def delta_m(
             f"Found shape {tuple(found.shape)}; put metrics along the last dimension."
         )
     higher = _directions(higher_is_better, size)
+    _check_names(values=values, baseline=baseline, higher_is_better=higher_is_better)
     _check_finite(found, "values")
     _check_finite(reference, "baseline")
     if (reference == 0).any():
@@ -124,7 +127,8 @@ def mean_rank(
         Mean ranks, float64 on the CPU, of shape (methods,).
 
     Raises:
-        ValueError: Shapes do not match, a number is NaN, or ``ties`` is unknown.
+        ValueError: Shapes do not match, names of metrics come in another order, a number is NaN,
+            or ``ties`` is unknown.
         TypeError: An argument is not an array of real numbers, or ``higher_is_better`` not boolean.
 
     Example:
@@ -142,6 +146,7 @@ def mean_rank(
             f"Found shape {tuple(found.shape)}."
         )
     higher = _directions(higher_is_better, found.shape[1])
+    _check_names(values=values, higher_is_better=higher_is_better)
     _check_no_nan(found, "values")
     score = torch.where(higher, -found, found)
     # better[m, s] is the number of methods ahead of method m in metric s; equal[m, s] the number
@@ -173,9 +178,9 @@ def _tensor(source: object) -> Tensor:
     if isinstance(source, Tensor):
         return source.detach()
     if hasattr(source, "__array__"):
-        # torch cannot read pandas tables, but their arrays. torch.tensor copies them: sharing the
-        # memory of a read-only array would warn.
-        return torch.tensor(source.__array__())
+        # torch cannot read pandas tables, but their arrays. They are copied, as sharing the memory
+        # of a read-only array would warn, and torch reads no array that runs backward.
+        return torch.tensor(source.__array__().copy())
     if isinstance(source, Sequence) and any(hasattr(item, "__array__") for item in source):
         return torch.stack([_tensor(item).to(device="cpu", dtype=torch.float64) for item in source])
     # Without a dtype torch would round Python floats to float32.
@@ -192,7 +197,7 @@ def _directions(source: bool | Sequence[bool] | Tensor | _Array, size: int) -> T
         elif isinstance(source, Sequence):
             tensor = torch.tensor(source)
         else:
-            tensor = torch.tensor(source.__array__())
+            tensor = torch.tensor(source.__array__().copy())
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise TypeError(_NOT_DIRECTIONS.format(source)) from error
     if tensor.dtype != torch.bool:
@@ -205,6 +210,23 @@ def _directions(source: bool | Sequence[bool] | Tensor | _Array, size: int) -> T
             f"Found shape {tuple(tensor.shape)}."
         )
     return tensor
+
+
+def _check_names(**sources: object) -> None:
+    """Check that tables of pandas name their metrics in one order, as they are read by position."""
+    first: tuple[str, list[object]] | None = None
+    for argument, source in sources.items():
+        # The metrics of a table are its columns, those of a series its index.
+        labels = getattr(source, "columns", getattr(source, "index", None))
+        names = [] if labels is None or callable(labels) else list(labels)
+        if not names or not all(isinstance(name, str) for name in names):
+            continue  # numbers of rows, not names
+        if first is not None and names != first[1]:
+            raise ValueError(
+                f"{first[0]} and {argument} must name their metrics in one order, as these are "
+                f"matched by position. Found {first[1]} and {names}."
+            )
+        first = first or (argument, names)
 
 
 def _check_no_nan(numbers: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,8 @@ from weighting.by_hand import (
 
 def test_fixed() -> None:
     assert create("fixed")(losses=LOSSES).tolist() == [1.0, 1.0, 1.0]
-    for weights in ([0.5, 2.0, 0.0], (0.5, 2, 0), {"a": 0.5, "b": 2.0, "c": 0.0}):
+    forms = ([0.5, 2.0, 0.0], (0.5, 2, 0), {"a": 0.5, "b": 2.0, "c": 0.0})
+    for weights in (*forms, torch.tensor(forms[0]), np.array(forms[0])):
         weighting = create("fixed", weights=weights)
         assert weighting(losses=LOSSES).tolist() == [0.5, 2.0, 0.0]
         # A task without labels takes its own weight along, not its position among the others.

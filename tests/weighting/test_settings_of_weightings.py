@@ -31,6 +31,8 @@ from ntkmtl.weighting import create
         ("db-mtl", "beta_sigma", -1.0),
         ("pivrg", "bound", 1.0),
         ("pivrg", "min_temperature", 0.0),
+        ("famo", "min_loss", math.nan),
+        ("famo", "min_loss", -math.inf),
         ("ldc-mtl", "penalty", -0.1),
         ("ldc-mtl", "tau", "two"),
         ("ldc-mtl", "tasks", 0),

@@ -143,6 +143,13 @@ def test_unknown_option() -> None:
         ntkmtl.Balancer("ls", zzz=1)
 
 
+@pytest.mark.parametrize("value", [b"12", torch.tensor(0.5), {"a": 1.0, "b": 2.0}])
+def test_what_is_no_sequence_of_numbers(value: object) -> None:
+    """Bytes are a sequence of integers, and a dict one of its keys."""
+    with pytest.raises(TypeError, match=r"preference must be a sequence or None\. Found pref"):
+        create("upgrad", preference=value)
+
+
 WRONG = {"bool": "False", "int": "3", "float": "0.5", "str": 7}
 
 

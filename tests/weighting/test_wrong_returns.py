@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl import Balancer, ExtendedNTK, NonFiniteError
-from ntkmtl.weighting import GramianWeighting, LossWeighting, Weighting, create
+from ntkmtl.weighting import GramianWeighting, LossWeighting, Weighting, create, names
 
 KERNEL = ExtendedNTK(torch.tensor([[4.0, 1.0], [1.0, 9.0]]).reshape(2, 1, 2, 1))
 LOSSES = torch.tensor([1.0, 2.0])
@@ -110,9 +110,11 @@ def test_what_a_combination_returns(
         ("pinn-ntk", {"kernel": KERNEL, "losses": torch.ones(3)}, ValueError, "has 2 tasks"),
         ("dwa", {"losses": LOSSES, "tasks": [0, 1]}, ValueError, "positions of the 2 tasks"),
         ("dwa", {"losses": LOSSES, "tasks": torch.tensor([0])}, ValueError, "positions of the 2"),
-        ("dwa", {"losses": LOSSES, "tasks": torch.tensor([5, 7])}, ValueError, "fewer tasks"),
+        ("dwa", {"losses": LOSSES, "tasks": torch.tensor([1, 1])}, ValueError, "each once"),
+        ("dwa", {"losses": LOSSES, "tasks": torch.tensor([0, -1])}, ValueError, "from 0"),
+        ("dwa", {"losses": LOSSES, "tasks": torch.tensor([5, 7])}, ValueError, "for 2 tasks"),
         ("imtl", {"kernel": KERNEL, "losses": LOSSES, "tasks": torch.tensor([0, 5])}, ValueError,
-         "fewer tasks"),
+         "IMTL keeps a state for 2 tasks, found the positions .0, 5."),
     ],
 )  # fmt: skip
 def test_what_a_method_is_given(
@@ -122,6 +124,54 @@ def test_what_a_method_is_given(
     weighting.prepare(2, torch.device("cpu"))
     with pytest.raises(error, match=message):
         weighting(**arguments)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("method", names())
+def test_no_weights_of_numbers_that_are_not_finite(method: str, value: float) -> None:
+    """A NaN compares as false, and many solvers would end at finite weights."""
+    weighting = create(method)
+    bad = ExtendedNTK(torch.tensor([[4.0, 1.0], [1.0, value]]).reshape(2, 1, 2, 1))
+    wrong = torch.tensor([1.0, value])
+    if weighting.requires == "losses":
+        with pytest.raises(ValueError, match=f"losses must be finite, found {value}"):
+            weighting(losses=wrong)
+    elif weighting.requires != "jacobian":
+        with pytest.raises(ValueError, match=f"kernel must be finite, found {value}"):
+            weighting(bad, losses=LOSSES)
+        with pytest.raises(ValueError, match=f"losses must be finite, found {value}"):
+            weighting(KERNEL, losses=wrong)
+
+
+def test_a_sum_that_overflows_is_of_finite_numbers() -> None:
+    large = torch.full((2,), 2e38)
+    assert create("ls")(losses=large).tolist() == [1.0, 1.0]
+    kernel = ExtendedNTK(blocks=torch.full((2, 1, 1), 2e38))
+    assert create("ntkmtl")(kernel).tolist() == [1.0, 1.0]
+
+
+def test_an_index_error_of_a_method_is_its_own() -> None:
+    class Wrong(LossWeighting):
+        def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+            return losses[[5, 6]]
+
+    with pytest.raises(IndexError, match="out of bounds"):
+        Wrong()(losses=LOSSES)
+
+
+@pytest.mark.parametrize("method", ["graddrop", "trimmed-mean", "moco", "excess-mtl", "db-mtl"])
+@pytest.mark.parametrize("tasks", [[0, 1], torch.tensor([0]), torch.tensor([0, 0])])
+def test_positions_of_a_combination(method: str, tasks: Any) -> None:
+    with pytest.raises(ValueError, match="positions of the 2 tasks"):
+        create(method).combine(torch.eye(2), LOSSES, tasks)
+
+
+@pytest.mark.parametrize("method", ["moco", "excess-mtl", "db-mtl"])
+def test_a_combination_of_more_tasks_than_before(method: str) -> None:
+    weighting = create(method)
+    weighting.combine(torch.eye(2), LOSSES)
+    with pytest.raises(ValueError, match=f"{method} keeps a state for 2 tasks, found the pos"):
+        weighting.combine(torch.eye(3), torch.ones(3))
 
 
 @pytest.mark.parametrize("method", ["graddrop", "trimmed-mean", "moco", "excess-mtl", "db-mtl"])
@@ -134,6 +184,7 @@ def test_what_a_method_is_given(
         (torch.ones(0, 3), torch.ones(0), ValueError, r"found \(0, 3\)"),
         (torch.ones(2, 3), torch.ones(3), ValueError, "there are 2 gradients"),
         (torch.ones(2, 3), [1.0, 2.0], TypeError, "losses must be a tensor"),
+        (torch.ones(2, 3), torch.ones(2, dtype=torch.cfloat), TypeError, "k real numbers"),
     ],
 )
 def test_what_a_combination_is_given(

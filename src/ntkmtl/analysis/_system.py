@@ -18,6 +18,7 @@ __all__ = [
     "check_steps",
     "check_weights",
     "predict_outputs",
+    "require_real",
     "system_of",
     "tasks_of",
 ]
@@ -25,10 +26,30 @@ __all__ = [
 Reduction = Literal["sum", "mean"]
 
 
+def require_real(name: str, value: object, *, finite: bool = False) -> None:
+    """Check that an argument is a tensor of real numbers.
+
+    Args:
+        name: Its name, for the error.
+        value: The argument.
+        finite: Whether its numbers must be finite too.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: A number is NaN or infinite.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        found = value.dtype if isinstance(value, Tensor) else type(value)
+        raise TypeError(f"{name} must be a tensor of real numbers, found {found}")
+    if finite and not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be finite, found {value[~value.isfinite()].tolist()[:3]}")
+
+
 class System:
     """The matrix W^(1/2) K W^(1/2), checked and diagonalized once."""
 
     def __init__(self, kernel: Tensor, tasks: int, weights: Tensor | None) -> None:
+        require_real("kernel", kernel)
         size = math.prod(kernel.shape[: kernel.ndim // 2]) if kernel.ndim in (2, 4) else 0
         samples = size // tasks
         fits = tuple(kernel.shape) in ((size, size), (tasks, samples, tasks, samples))
@@ -89,6 +110,7 @@ class System:
 def check_weights(weights: Tensor | None, tasks: int, like: Tensor) -> Tensor:
     if weights is None:
         return like.new_ones(tasks)
+    require_real("weights", weights)
     weights = weights.detach().to(like)
     if weights.shape != (tasks,):
         raise ValueError(f"weights must have shape ({tasks},), found {tuple(weights.shape)}")
@@ -101,6 +123,9 @@ def check_weights(weights: Tensor | None, tasks: int, like: Tensor) -> Tensor:
 
 def tasks_of(kernel: Tensor, weights: Tensor | None) -> int:
     """Return the number of tasks from the shapes of kernel and weights."""
+    require_real("kernel", kernel)
+    if weights is not None:
+        require_real("weights", weights)
     if kernel.ndim == 4:
         return kernel.shape[0]
     return 1 if weights is None else max(weights.numel(), 1)
@@ -110,6 +135,8 @@ def system_of(
     kernel: Tensor, initial: Tensor, targets: Tensor, weights: Tensor | None
 ) -> tuple[System, Tensor, Tensor]:
     """Return the system, and initial outputs and targets as float64 of shape (k, N)."""
+    require_real("initial", initial, finite=True)
+    require_real("targets", targets, finite=True)
     if initial.shape != targets.shape or targets.ndim not in (1, 2):
         raise ValueError(
             "initial and targets must have one shape, (N,) or (k, N); found "
@@ -164,11 +191,17 @@ def predict_outputs(
 
 
 def check_steps(steps: Sequence[int] | Sequence[float] | Tensor, whole: bool) -> Tensor:
-    values = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
+    try:
+        values = torch.as_tensor(steps, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"steps must be a list of numbers, found {steps!r}") from error
     if values.ndim != 1 or not bool((torch.isfinite(values) & (values >= 0)).all()):
-        raise ValueError("steps must be a list of finite numbers that are not negative")
+        raise ValueError(
+            f"steps must be a list of finite numbers that are not negative, found {steps!r}"
+        )
     if whole and not torch.equal(values, values.round()):
         raise ValueError(
-            "steps of gradient descent must be whole numbers; predict_flow takes any times"
+            f"steps of gradient descent must be whole numbers, found {steps!r}; predict_flow takes "
+            "any times"
         )
     return values

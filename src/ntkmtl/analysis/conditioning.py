@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ntkmtl.analysis._system import Reduction, System, predict_outputs, system_of, tasks_of
+from ntkmtl.analysis._system import (
+    Reduction,
+    System,
+    predict_outputs,
+    require_real,
+    system_of,
+    tasks_of,
+)
 from ntkmtl.weighting._ntkmtl import eigenvalue_weights
 
 __all__ = [
@@ -254,6 +261,7 @@ def weighting_effect(
         >>> effect.after.proposition_eigenvalues
         tensor([8.5000, 8.5000], dtype=torch.float64)
     """
+    require_real("targets", targets)
     if targets.ndim != 2:
         raise ValueError(f"targets must have shape (k, N), found {tuple(targets.shape)}")
     plain, start, goal = system_of(kernel, initial, targets, None)

@@ -41,6 +41,7 @@ from ntkmtl.analysis._system import (
     System,
     check_steps,
     predict_outputs,
+    require_real,
     system_of,
     tasks_of,
 )
@@ -88,8 +89,9 @@ def predict_descent(
         float64 outputs of shape (T, N) or (T, k, N).
 
     Raises:
+        TypeError: An argument is no tensor of real numbers.
         ValueError: Shapes do not match, the kernel is not symmetric positive semi-definite, or a
-            number is out of range.
+            number is out of range or not finite.
 
     Example:
         >>> import torch
@@ -188,7 +190,9 @@ def components(
         Eigenvalues, eigenvectors and the T x kN components.
 
     Raises:
-        ValueError: Shapes do not match, or the kernel is not symmetric positive semi-definite.
+        TypeError: An argument is no tensor of real numbers.
+        ValueError: Shapes do not match, a number is not finite, or the kernel is not symmetric
+            positive semi-definite.
 
     Example:
         >>> import torch
@@ -197,6 +201,8 @@ def components(
         >>> found.eigenvalues, found.values.abs()
         (tensor([1., 2.], dtype=torch.float64), tensor([[4., 3.]], dtype=torch.float64))
     """
+    require_real("outputs", outputs, finite=True)
+    require_real("targets", targets)
     if outputs.ndim != targets.ndim + 1 or outputs.shape[1:] != targets.shape or not len(outputs):
         raise ValueError(
             f"outputs must have shape (T, *targets.shape) with targets of shape "
@@ -254,6 +260,7 @@ def task_losses(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "sum
         Shape (..., k).
 
     Raises:
+        TypeError: An argument is no tensor of real numbers.
         ValueError: Shapes do not match, or ``reduction`` is unknown.
 
     Example:
@@ -262,6 +269,8 @@ def task_losses(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "sum
         >>> task_losses(f, y), task_losses(f, y, reduction="mean")
         (tensor([2.5000]), tensor([2.5000]))
     """
+    require_real("outputs", outputs)
+    require_real("targets", targets)
     if targets.ndim != 2 or outputs.shape[-2:] != targets.shape:
         raise ValueError(
             "outputs must have shape (..., k, N) and targets (k, N); found "

@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor
 
+from ntkmtl.analysis._system import require_real
 from ntkmtl.kernel import ExtendedNTK
 
 __all__ = [
@@ -23,6 +24,9 @@ __all__ = [
     "participation_ratio",
     "task_spectra",
 ]
+
+_ROUNDING = 1e-5
+"""Eigenvalues below 0 by at most this share of the largest are zeros that were rounded."""
 
 FLOOR = 1e-6
 """Eigenvalues below this share of the largest count as zero. Errors of float32 gradients change all
@@ -90,18 +94,37 @@ def _finite(kernel: ExtendedNTK) -> ExtendedNTK:
     return kernel
 
 
-def _read(eigenvalues: Tensor) -> Tensor:
-    """Return eigenvalues as float64 on the CPU.
+def _read_one(eigenvalues: Tensor, *, unknown: bool = False) -> Tensor:
+    """Return the eigenvalues of one spectrum; see :func:`_read`."""
+    values = _read(eigenvalues, unknown=unknown)
+    if values.ndim != 1:
+        raise ValueError(f"eigenvalues must have shape (n,), found {tuple(values.shape)}")
+    return values
+
+
+def _read(eigenvalues: Tensor, *, unknown: bool = False) -> Tensor:
+    """Return eigenvalues as float64 on the CPU, those that rounding made negative as 0.
+
+    Args:
+        eigenvalues: Shape (..., n).
+        unknown: Whether some may be NaN.
 
     Raises:
         TypeError: They are no tensor of real numbers.
-        ValueError: There are none.
+        ValueError: There are none, or one is negative, infinite or, unless allowed, NaN.
     """
-    if not isinstance(eigenvalues, Tensor) or eigenvalues.is_complex():
-        raise TypeError(f"eigenvalues must be a tensor of real numbers, found {eigenvalues!r}")
+    require_real("eigenvalues", eigenvalues)
     if not eigenvalues.ndim or not eigenvalues.shape[-1]:
         raise ValueError(f"eigenvalues must have shape (..., n), found {tuple(eigenvalues.shape)}")
-    return eigenvalues.detach().to("cpu", torch.float64)
+    values = eigenvalues.detach().to("cpu", torch.float64)
+    known = values.nan_to_num(0.0, math.inf, -math.inf) if unknown else values
+    least = -_ROUNDING * known.amax(dim=-1, keepdim=True)
+    if not bool(((known >= least) & known.isfinite()).all()):
+        raise ValueError(
+            "eigenvalues of a kernel are finite and not negative, found "
+            f"{known[~((known >= least) & known.isfinite())].tolist()[:3]}"
+        )
+    return values.clamp_min(0.0)
 
 
 def effective_rank(eigenvalues: Tensor) -> Tensor:
@@ -118,7 +141,7 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
 
     Raises:
         TypeError: They are no tensor of real numbers.
-        ValueError: There are none.
+        ValueError: There are none, or one is negative or not finite.
 
     Example:
         >>> import torch
@@ -143,7 +166,7 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
 
     Raises:
         TypeError: They are no tensor of real numbers.
-        ValueError: There are none.
+        ValueError: There are none, or one is negative or not finite.
 
     Example:
         >>> import torch
@@ -173,7 +196,7 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
 
     Raises:
         TypeError: The eigenvalues are no tensor of real numbers.
-        ValueError: There are none, or ``floor`` is out of range.
+        ValueError: There are none, one is negative or not finite, or ``floor`` is out of range.
 
     Example:
         >>> import torch
@@ -181,7 +204,7 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
         2
     """
     _require_floor(floor)
-    values = _read(eigenvalues)
+    values = _read_one(eigenvalues)
     return int((values > floor * values.max()).sum())
 
 
@@ -202,7 +225,7 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
 
     Raises:
         TypeError: The eigenvalues are no tensor of real numbers.
-        ValueError: There are none, or ``floor`` is out of range.
+        ValueError: There are none, one is negative or not finite, or ``floor`` is out of range.
 
     Example:
         >>> import torch
@@ -210,7 +233,7 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
         4.0
     """
     _require_floor(floor)
-    values = _read(eigenvalues)
+    values = _read_one(eigenvalues)
     kept = values[values > floor * values.max()]
     return float(kept.max() / kept.min()) if len(kept) else math.nan
 
@@ -231,14 +254,14 @@ def imbalance(largest: Tensor) -> float:
 
     Raises:
         TypeError: They are no tensor of real numbers.
-        ValueError: There are none.
+        ValueError: They have another shape, or one is negative or infinite.
 
     Example:
         >>> import torch
         >>> imbalance(torch.tensor([8.0, float("nan"), 2.0]))
         4.0
     """
-    values = _read(largest)
+    values = _read_one(largest, unknown=True)
     values = values[values > 0]
     return float(values.max() / values.min()) if len(values) else math.nan
 
@@ -271,20 +294,24 @@ def convergence_steps(
     steps, such as Adam, only ratios between tasks are meaningful.
 
     Args:
-        largest: Largest eigenvalue of each task, shape (k,).
+        largest: Largest eigenvalue of each task, shape (k,), or (T, k) for T steps of a record; NaN
+            for one that is not known.
         learning_rate: Learning rate of gradient descent.
-        losses: Loss of each task, positive, shape (k,).
-        minibatches: The kernel's n, or a tensor with one n per row if ``largest`` has rows for
-            several steps. Ignored without ``losses``.
-        weights: Task weights, shape (k,), which multiply the rates.
+        losses: Loss of each task, the shape of ``largest``.
+        minibatches: The kernel's n, or a tensor with one n per row, shape (T, 1), NaN for one that
+            is not known. Ignored without ``losses``.
+        weights: Task weights, shape (k,) or that of ``largest``, which multiply the rates.
         fraction: In (0, 1).
 
     Returns:
-        Steps, float64 of shape (k,): infinity if the eigenvalue or the weight is zero, NaN if one
-        of them is NaN.
+        Steps, float64 of the shape of ``largest``: infinity if the eigenvalue is zero or the weight
+        is not positive, NaN if one of them is NaN or the loss is negative, of which no fraction is
+        meant.
 
     Raises:
-        ValueError: ``fraction`` or ``learning_rate`` is out of range.
+        TypeError: An argument is no tensor of real numbers.
+        ValueError: Shapes do not match, an eigenvalue is negative or infinite, or a number is out
+            of range.
 
     Example:
         >>> import math, torch
@@ -298,11 +325,29 @@ def convergence_steps(
         raise ValueError(f"fraction must be in (0, 1), found {fraction}")
     if not (learning_rate > 0 and math.isfinite(learning_rate)):
         raise ValueError(f"learning_rate must be positive, found {learning_rate}")
-    rate = learning_rate * largest.detach().to("cpu", torch.float64)
+    rate = learning_rate * _read(largest, unknown=True)
     if losses is not None:
-        rate = rate / (minibatches * losses.detach().to("cpu", torch.float64))
+        require_real("losses", losses)
+        if losses.shape != largest.shape:
+            raise ValueError(
+                f"losses must have the shape of largest, {tuple(largest.shape)}, found "
+                f"{tuple(losses.shape)}"
+            )
+        count = torch.as_tensor(minibatches, dtype=torch.float64, device="cpu")
+        row = (*rate.shape[:-1], 1)
+        if bool((count < 1).any()) or (count.ndim and count.shape not in (row, rate.shape)):
+            raise ValueError(
+                f"minibatches must be at least 1, one number or one per row, found {minibatches!r}"
+            )
+        values = losses.detach().to("cpu", torch.float64)
+        rate = rate / (count * torch.where(values >= 0, values, math.nan))
     if weights is not None:
-        rate = rate * weights.detach().to("cpu", torch.float64)
+        require_real("weights", weights)
+        if weights.shape not in (largest.shape, largest.shape[-1:]):
+            raise ValueError(
+                f"weights must have shape {tuple(largest.shape[-1:])}, found {tuple(weights.shape)}"
+            )
+        rate = rate * weights.detach().to("cpu", torch.float64).clamp_min(0.0)
     return math.log(1 / fraction) / rate
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from ntkmtl.analysis._system import Reduction, check_weights
+from ntkmtl.analysis._system import Reduction, check_weights, require_real
 from ntkmtl.analysis.dynamics import (
     critical_learning_rate,
     predict_descent,
@@ -35,6 +35,7 @@ def prediction_error(predicted: Tensor, measured: Tensor, targets: Tensor) -> fl
         row from the targets.
 
     Raises:
+        TypeError: An argument is no tensor of real numbers.
         ValueError: Shapes do not match, or training starts at the targets.
 
     Example:
@@ -43,6 +44,8 @@ def prediction_error(predicted: Tensor, measured: Tensor, targets: Tensor) -> fl
         >>> prediction_error(torch.tensor([[0.0], [1.5]]), measured, torch.tensor([2.0]))
         0.25
     """
+    for name, value in (("predicted", predicted), ("measured", measured), ("targets", targets)):
+        require_real(name, value)
     if predicted.shape != measured.shape or measured.shape[1:] != targets.shape:
         raise ValueError(
             "predicted and measured must have shape (T, *targets.shape); found "

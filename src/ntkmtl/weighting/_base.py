@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -22,7 +23,9 @@ __all__ = [
     "Weighting",
     "balanced_gramian",
     "check_jacobian",
+    "check_known",
     "check_positive",
+    "check_tasks",
     "require_known_input",
 ]
 
@@ -96,8 +99,9 @@ class Weighting(ABC):
             float64 weights of shape (k,).
 
         Raises:
-            ValueError: The kernel or the losses that the method reads are missing or of another
-                number of tasks, or the method returned other than k weights.
+            ValueError: The kernel or the losses that the method reads are missing, not finite, or
+                of another number of tasks; the method keeps a state for fewer tasks than there
+                are; or it returned other than k weights.
             TypeError: An argument, or what the method returned, has a wrong type.
         """
         label = type(self).__name__
@@ -123,22 +127,18 @@ class Weighting(ABC):
                     f"losses must have shape ({count},), as the kernel has {count} tasks; found "
                     f"{tuple(losses.shape)}"
                 )
+            _require_finite(kernel.values if kernel.has_all_blocks else kernel.blocks, "kernel")
         if losses is not None:
             losses = losses.detach().to(torch.float64)
-        if tasks is None:
-            tasks = torch.arange(count, device=device)
-        elif not isinstance(tasks, Tensor) or tasks.shape != (count,) or tasks.dtype != torch.int64:
-            raise ValueError(
-                f"tasks must be the positions of the {count} tasks, int64 of shape ({count},); "
-                f"found {tasks!r}"
-            )
+            if not all(map(math.isfinite, losses.tolist())):  # of a few, faster than by a tensor
+                _require_finite(losses, "losses")
+        tasks = check_tasks(tasks, count, device)
         try:
             weights = self.weigh(kernel, losses, tasks)
-        except IndexError as error:
-            raise ValueError(
-                f"{label} failed for the tasks at positions {tasks.tolist()}; was it prepared for "
-                f"fewer tasks? ({error})"
-            ) from error
+        except IndexError:
+            if (known := _tasks_of_state(self)) is not None:
+                check_known(tasks, known, label)
+            raise
         return _checked(weights, count, label)
 
     def name_tasks(self, names: Sequence[str]) -> None:
@@ -447,12 +447,36 @@ def _checked(weights: Any, count: int, label: str) -> Tensor:
     return weights.detach().to(torch.float64)
 
 
-def check_jacobian(jacobian: Any, losses: Any, label: str) -> None:
-    """Check what :meth:`Weighting.combine` is given.
+def check_tasks(tasks: Any, count: int, device: torch.device | None = None) -> Tensor:
+    """Return the positions of tasks among all tasks; 0..k-1 for None.
+
+    Args:
+        tasks: What was given for them.
+        count: Number of tasks k.
+        device: Device of the positions made for None.
 
     Raises:
-        TypeError: The gradients are no tensor of floating-point numbers, or losses are no tensor.
-        ValueError: A shape is wrong.
+        ValueError: They are no int64 tensor of shape (k,), or not k different positions.
+    """
+    if tasks is None:
+        return torch.arange(count, device=device)
+    if isinstance(tasks, Tensor) and tasks.shape == (count,) and tasks.dtype == torch.int64:
+        positions = tasks.tolist()
+        if len(set(positions)) == count and min(positions) >= 0:
+            return tasks
+    raise ValueError(
+        f"tasks must be the positions of the {count} tasks, int64 of shape ({count},), each once "
+        f"and counted from 0; found {tasks!r}"
+    )
+
+
+def check_jacobian(jacobian: Any, losses: Any, tasks: Any, label: str) -> Tensor:
+    """Check what :meth:`Weighting.combine` is given, and return the tasks' positions.
+
+    Raises:
+        TypeError: The gradients are no tensor of floating-point numbers, or losses are no tensor of
+            real numbers.
+        ValueError: A shape is wrong, or ``tasks`` are not positions.
     """
     if not isinstance(jacobian, Tensor) or not jacobian.is_floating_point():
         found = jacobian.dtype if isinstance(jacobian, Tensor) else type(jacobian)
@@ -464,15 +488,55 @@ def check_jacobian(jacobian: Any, losses: Any, label: str) -> None:
         raise ValueError(
             f"{label} combines k gradients, of shape (k, P); found {tuple(jacobian.shape)}"
         )
+    positions = check_tasks(tasks, len(jacobian))
     if losses is None:
-        return
-    if not isinstance(losses, Tensor):
-        raise TypeError(f"losses must be a tensor of k numbers, found {type(losses)}")
+        return positions
+    if not isinstance(losses, Tensor) or losses.is_complex():
+        found = losses.dtype if isinstance(losses, Tensor) else type(losses)
+        raise TypeError(f"losses must be a tensor of k real numbers, found {found}")
     if losses.shape != jacobian.shape[:1]:
         raise ValueError(
             f"losses must have shape ({len(jacobian)},), as there are {len(jacobian)} gradients; "
             f"found {tuple(losses.shape)}"
         )
+    return positions
+
+
+def check_known(tasks: Tensor, known: int, label: str) -> None:
+    """Check that a method keeps a state for all tasks.
+
+    Raises:
+        ValueError: A position is beyond those that it keeps a state for.
+    """
+    if int(tasks.max()) >= known:
+        raise ValueError(
+            f"{label} keeps a state for {known} tasks, found the positions {tasks.tolist()}; make "
+            "a new one for other tasks"
+        )
+
+
+def _require_finite(values: Tensor, what: str) -> None:
+    """Raise if an entry is NaN or infinite: many methods would make finite weights of it.
+
+    Raises:
+        ValueError: One is.
+    """
+    # The sum first, which costs less; a sum of finite numbers may overflow.
+    if not math.isfinite(float(values.detach().sum())) and not bool(values.isfinite().all()):
+        bad = values[~values.isfinite()].flatten()[0]
+        raise ValueError(
+            f"the {what} must be finite, found {float(bad)}: weights made of it would mean nothing"
+        )
+
+
+def _tasks_of_state(weighting: Weighting) -> int | None:
+    """Return the number of tasks that a method keeps numbers for, None if it keeps none."""
+    kept = [
+        len(value)
+        for value in weighting.state_dict().values()
+        if isinstance(value, Tensor) and value.ndim and value.is_floating_point()
+    ]
+    return min(kept, default=None)
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:

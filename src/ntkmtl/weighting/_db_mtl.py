@@ -90,10 +90,9 @@ class DBMTL(Weighting):
         Raises:
             ValueError: Gradients have another length than before.
         """
-        check_jacobian(jacobian, losses, "db-mtl")
+        tasks = check_jacobian(jacobian, losses, tasks, "db-mtl")
         self.prepare(len(jacobian), jacobian.device)
-        tasks = torch.arange(len(jacobian)) if tasks is None else tasks
-        kept = self.beta / self._tracked.count(tasks) ** self.beta_sigma
+        kept = self.beta / self._tracked.count(tasks, "db-mtl") ** self.beta_sigma
         tracked = self._tracked.update(jacobian, tasks, 1.0 - kept, "db-mtl")
         length = norms(tracked)
         weights = torch.where(length > 0, length.max() / length, 1.0)

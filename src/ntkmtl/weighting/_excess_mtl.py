@@ -9,7 +9,13 @@ from torch import Tensor
 
 from ntkmtl._device import with_cpu_default
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting._base import Requires, Weighting, check_jacobian, check_positive
+from ntkmtl.weighting._base import (
+    Requires,
+    Weighting,
+    check_jacobian,
+    check_known,
+    check_positive,
+)
 from ntkmtl.weighting._method import EXACT, SearchRange, method
 
 __all__ = ["ExcessMTL"]
@@ -96,9 +102,10 @@ class ExcessMTL(Weighting):
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum of the gradients and the weights. See the base class."""
-        check_jacobian(jacobian, losses, "excess-mtl")
-        tasks = torch.arange(len(jacobian)) if tasks is None else tasks.cpu()
+        tasks = check_jacobian(jacobian, losses, tasks, "excess-mtl").cpu()
         self.prepare(len(jacobian), jacobian.device)
+        assert self._start is not None
+        check_known(tasks, len(self._start), "excess-mtl")
         weights = self._weights(self._excess(jacobian, tasks), tasks)
         return weights.to(jacobian) @ jacobian, weights
 

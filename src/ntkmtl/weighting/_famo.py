@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +41,7 @@ class FAMO(LossWeighting):
         min_loss: Lower bound b of every loss.
 
     Raises:
-        ValueError: A setting is negative, or, on use, a loss is below ``min_loss``.
+        ValueError: A setting is negative or not finite, or, on use, a loss is below ``min_loss``.
 
     Example:
         >>> import torch
@@ -70,6 +71,8 @@ class FAMO(LossWeighting):
     ) -> None:
         self.learning_rate = check_positive("learning_rate", learning_rate)
         self.gamma = check_positive("gamma", gamma, zero=True)
+        if not math.isfinite(min_loss):
+            raise ValueError(f"min_loss must be finite. Found min_loss={min_loss}.")
         self.min_loss = float(min_loss)
         self._logits = TaskAdam(self.learning_rate, start=0.0)
         self._before: Tensor | None = None

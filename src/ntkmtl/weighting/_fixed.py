@@ -40,7 +40,8 @@ class FixedWeights(LossWeighting):
 
     def __init__(self, weights: Sequence[float] | Mapping[str, float] | None = None) -> None:
         self._by_name = dict(weights) if isinstance(weights, Mapping) else None
-        values = list(weights.values() if isinstance(weights, Mapping) else weights or ())
+        given = () if weights is None else weights  # an array has no truth value
+        values = list(given.values() if isinstance(given, Mapping) else given)
         if any(isinstance(value, str | bool) for value in values):
             raise TypeError(f"weights must be numbers. Found weights={weights!r}.")
         self.weights = None if weights is None else [float(w) for w in values]

@@ -59,7 +59,7 @@ class GradDrop(Weighting):
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
-        check_jacobian(jacobian, losses, "graddrop")
+        check_jacobian(jacobian, losses, tasks, "graddrop")
         # In half precision one number in a few hundred that are drawn from [0, 1) is 0, which drops
         # gradients that are negative in all tasks, and none that are positive.
         dtype = torch.promote_types(jacobian.dtype, torch.float32)

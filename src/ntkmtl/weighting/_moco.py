@@ -120,16 +120,15 @@ class MoCo(Weighting):
         Raises:
             ValueError: Losses are missing, or gradients have another length than before.
         """
-        check_jacobian(jacobian, losses, "moco")
+        tasks = check_jacobian(jacobian, losses, tasks, "moco")
         self.prepare(len(jacobian), jacobian.device)
-        tasks = torch.arange(len(jacobian)) if tasks is None else tasks
         factors = None
         if self.normalize:
             if losses is None:
                 raise ValueError("moco scales gradients to their losses: pass losses")
             length = norms(jacobian)
             factors = torch.where(length > 0, losses.to(length) / length, 0.0)
-        rates = self.beta / self._tracked.count(tasks) ** self.beta_sigma
+        rates = self.beta / self._tracked.count(tasks, "moco") ** self.beta_sigma
         tracked = self._tracked.update(jacobian, tasks, rates, "moco", factors)
         self._steps += 1
         old = self._weights.get(tasks)

@@ -146,7 +146,11 @@ def _fits(hint: Any, value: Any) -> bool:
     if isinstance(hint, type) and get_origin(hint) is None:
         return isinstance(value, hint)
     # Sequences and mappings of numbers: what is in them is judged by the constructor.
-    return isinstance(value, Iterable) and not isinstance(value, str)
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return False
+    if isinstance(value, Mapping):
+        return get_origin(hint) is Mapping
+    return getattr(value, "ndim", 1) > 0  # a tensor of one number is said to be iterable
 
 
 def _said(hint: Any) -> str:

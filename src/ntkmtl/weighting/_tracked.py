@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ntkmtl.weighting._base import check_known
+
 __all__ = ["TrackedGradients", "norms"]
 
 
@@ -25,9 +27,14 @@ class TrackedGradients:
         if self.updates is None:
             self.updates = torch.zeros(tasks, dtype=torch.float64)
 
-    def count(self, tasks: Tensor) -> Tensor:
-        """Add to, and return, the number of updates of the tasks at these positions."""
+    def count(self, tasks: Tensor, method: str) -> Tensor:
+        """Add to, and return, the number of updates of the tasks at these positions.
+
+        Raises:
+            ValueError: There are more tasks than before.
+        """
         assert self.updates is not None
+        check_known(tasks, len(self.updates), method)
         self.updates[tasks.cpu()] += 1.0
         return self.updates[tasks.cpu()]
 

@@ -63,7 +63,7 @@ class TrimmedMean(Weighting):
         self, jacobian: Tensor, losses: Tensor | None = None, tasks: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the combined gradient and the share kept of each task. See the base class."""
-        check_jacobian(jacobian, losses, "trimmed-mean")
+        check_jacobian(jacobian, losses, tasks, "trimmed-mean")
         count = len(jacobian)
         trim = min(self.trim, (count - 1) // 2)
         order = jacobian.argsort(dim=0, stable=True)
