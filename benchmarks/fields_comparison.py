@@ -42,6 +42,8 @@ ROWS = (
     "ntkmtl-auto, ratio 100",
     "ntkmtl-auto, 1:10:1:1",
 )
+TIMED = ("ls", "softadapt", "relobralo", "lra", "pinn-ntk", "ntkmtl-auto")
+"""Rows that took turns on one machine. Times of the others, run at other hours, do not compare."""
 PINNS = ("burgers", "helmholtz", "allen-cahn", "wave", "navier-stokes")
 KNOWN = Path("docs/fields/comparison.json")
 TRIAL_SEED = 1000
@@ -111,8 +113,10 @@ def mean(values: list[float]) -> str:
     return f"{statistics.fmean(values):.1f} ± {error:.1f}"
 
 
-def step_ratio(rows: Mapping[str, Any], row: str) -> float:
-    """Return the median time of a step over that of the plain sum."""
+def step_ratio(rows: Mapping[str, Any], row: str) -> float | None:
+    """Return the median time of a step over that of the plain sum; None where it was not timed."""
+    if row not in TIMED:
+        return None
 
     def median(label: str) -> float:
         return float(statistics.median(run["step_ms"] for run in rows[label].values()))
@@ -134,7 +138,8 @@ def table(known: Mapping[str, Any]) -> str:
             cells.append(mean([run["metrics"]["l2"] for run in rows[row].values()]))
             ratios.append(step_ratio(rows, row))
         if ratios:
-            spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            timed = [ratio for ratio in ratios if ratio is not None]
+            spread = f"{min(timed):.2f} to {max(timed):.2f}" if timed else ""
             lines.append([row, *cells, spread])
     rows = rows_of(known, "xtb")
     metrics = {"energy": "E (meV/atom)", "forces": "F (meV/Å)", "dipole": "μ (mD)"}
@@ -143,7 +148,8 @@ def table(known: Mapping[str, Any]) -> str:
     for row in ROWS:
         if row in rows:
             values = [mean([run["metrics"][m] for run in rows[row].values()]) for m in metrics]
-            second.append([row, *values, f"{step_ratio(rows, row):.2f}"])
+            ratio = step_ratio(rows, row)
+            second.append([row, *values, "" if ratio is None else f"{ratio:.2f}"])
     count = _seeds(known["runs"])
 
     def text(lines: list[list[str]]) -> str:
