@@ -8,10 +8,24 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-__all__ = ["read", "with_cpu_default"]
+__all__ = ["default_device", "read", "with_cpu_default"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def default_device() -> torch.device:
+    """Return the device of new tensors.
+
+    In torch 2.6 ``torch.get_default_device`` does not see ``with torch.device(...)``.
+
+    Example:
+        >>> import torch
+        >>> with torch.device("meta"):
+        ...     default_device()
+        device(type='meta')
+    """
+    return torch.empty(0).device
 
 
 def with_cpu_default(function: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -32,8 +46,7 @@ def with_cpu_default(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(function)
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        # torch 2.6's get_default_device does not see `with torch.device(...)`.
-        if torch.empty(0).device.type == "cpu":
+        if default_device().type == "cpu":
             return function(*args, **kwargs)
         with torch.device("cpu"):
             return function(*args, **kwargs)

@@ -96,6 +96,10 @@ FORMS = [
     *(Form(*m, ddp, micro=2) for m in METHODS for ddp in (WRAPS[0], WRAPS[3])),
     Form(*EXACT, UNUSED, model="decay"),
     Form(*EXACT, STATIC, model="decay", error="both through the outputs of a model"),
+    *(
+        Form("ntkmtl", {}, ddp, model="decay", error="two backward passes")
+        for ddp in ({}, WRAPS[3])
+    ),
 ]
 
 

@@ -371,7 +371,23 @@ JOINED: dict[str, Callable[[Plain], list[Tensor]]] = {
             nn.functional.pad(o[:, None], (i, TASKS - 1 - i)) for i, o in enumerate(n.outputs())
         ).tanh(),
     ),
+    "sum of padded outputs, scaled": lambda n: _columns(
+        2 * sum(_squares_in_place(n), torch.zeros(BATCH, TASKS, dtype=torch.float64))
+    ),
+    "factors of the heads": lambda n: _outputs(
+        n, _joined_outputs(n).sigmoid() * torch.cat([head.bias for head in n.heads])
+    ),
+    "a stack for each task": lambda n: _from_stacks(n.losses()),
 }
+
+
+def _squares_in_place(net: Plain) -> list[Tensor]:
+    """Squares of each head's errors in a column of a matrix of zeros."""
+    return [nn.functional.pad(s[:, None], (i, TASKS - 1 - i)) for i, s in enumerate(net.squares())]
+
+
+def _from_stacks(losses: list[Tensor]) -> list[Tensor]:
+    return [torch.stack(losses)[i] for i in range(TASKS)]
 
 
 def _joined_outputs(net: Plain) -> Tensor:

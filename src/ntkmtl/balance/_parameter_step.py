@@ -27,7 +27,15 @@ from ntkmtl.balance._kernel_step import (
 from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._views import weighted_sum
 from ntkmtl.balance._weigh import observe, to_cpu
-from ntkmtl.graph import add_to_grad, has_hooks, leaves, plain_backward, starts, vjp
+from ntkmtl.graph import (
+    add_to_grad,
+    averages_several_passes,
+    has_hooks,
+    leaves,
+    plain_backward,
+    starts,
+    vjp,
+)
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._free_memory import all_rows
 from ntkmtl.kernel._partition import Partition
@@ -91,6 +99,13 @@ class ParameterStep:
     def run(self, weights: Tensor | None = None) -> BalanceResult:
         """Compute weights and fill ``.grad``. See :meth:`KernelStep.run`."""
         options, step, shared = self.options, self.step, self.shared
+        plain = options.weight_heads and shared_factor(options, step) == 1.0
+        if step.ranks is not None and not plain and not averages_several_passes(step.losses):
+            raise ValueError(
+                "weight_heads=False (the published form of this method) takes two backward passes "
+                "here, and DistributedDataParallel averages the gradients of one: set "
+                "weight_heads=True, or DistributedDataParallel(..., find_unused_parameters=True)"
+            )
         hooks = any(has_hooks(p) for p in shared)
         plainly = options.weight_heads and (self.hooked or hooks)
         eigenvalues = jacobian = combined = None

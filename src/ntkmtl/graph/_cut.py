@@ -139,8 +139,12 @@ class Cut:
         masks = self.walk.masks
         own = [masks[node] for node, p in self.walk.leaves.items() if p.numel() > 1]
         headed = {mask.bit_length() - 1 for mask in own if not mask & (mask - 1)}
+        walk = self.walk
+        if any(_merges(walk, n) and _ops.operation(n) not in _ops.JOINING for n in walk.routes):
+            return True
         return any(
-            (b.task not in headed or _reads_part(self.walk, b)) and _joins(self.walk, b.edge[0])
+            (b.task not in headed or _reads_part(walk, b))
+            and (_ops.operation(b.node) in _ops.JOINING or _joins(walk, b.edge[0]))
             for b in self.borders
         )
 
@@ -194,20 +198,24 @@ def _reads_part(found: Walk, border: _Border) -> bool:
     return border.node in found.routes or not _ops.INDEXING.isdisjoint(names)
 
 
+def _merges(found: Walk, node: Any) -> bool:
+    """Whether an operation reads several activations."""
+    below = {child for child, _ in found.children[node] if child is not None}
+    return sum(found.kind(child) == ACTIVATION for child in below) > 1
+
+
 def _joins(found: Walk, node: Any) -> bool:
     """Whether several activations are joined between a node and the layers below it."""
     stack, seen = [node], {node}
     while stack:
         top = stack.pop()
-        if _ops.is_opaque(top):
+        if _ops.is_opaque(top) or _merges(found, top):
             return True
         below = {child for child, _ in found.children[top] if child is not None}
-        if any(found.kind(child) == PARAMETERS for child in below):
-            continue  # a layer
-        if len(below) > 1:
-            return True
-        stack += below - seen
-        seen |= below
+        scales = _ops.operation(top) in _ops.SCALING
+        if scales or not any(found.kind(child) == PARAMETERS for child in below):
+            stack += [child for child in below - seen if found.kind(child) == ACTIVATION]
+            seen |= below
     return False
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "add_to_grad",
     "adds_up",
     "as_real",
+    "averages_several_passes",
     "differentiate",
     "has_hooks",
     "leaves",
@@ -280,6 +281,14 @@ def _flat(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 def as_real(tensor: Tensor) -> Tensor:
     """Return a complex tensor as a real one with a last dimension of 2; a real one as it is."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def averages_several_passes(losses: Iterable[Tensor]) -> bool:
+    """Whether ``DistributedDataParallel`` averages ``.grad`` also where several passes fill it.
+
+    It does with ``find_unused_parameters=True``, which shows in the graph.
+    """
+    return _sinks.passes_one(map(edge_of, losses))
 
 
 def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:

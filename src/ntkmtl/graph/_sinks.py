@@ -13,7 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-__all__ = ["below", "delaying_sinks", "may_exist", "passed_on", "reached", "through"]
+__all__ = ["below", "delaying_sinks", "may_exist", "passed_on", "passes_one", "reached", "through"]
 
 Edge = tuple[Any, int]
 
@@ -47,6 +47,20 @@ def passed_on(edge: Edge) -> Edge:
 def below(node: Any) -> tuple[Edge, ...]:
     """Return a node's input edges, with sinks skipped."""
     return tuple([through(edge) for edge in node.next_functions])
+
+
+def passes_one(roots: Iterable[Edge]) -> bool:
+    """Whether a sink lies below some edges such that DDP allows several backward passes."""
+    stack = [node for node, _ in roots]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node.name() == _SINK:
+            return not _delays((node, 0))
+        below = {child for child, _ in node.next_functions if child is not None} - seen
+        seen |= below
+        stack += below
+    return False
 
 
 def _delays(edge: Edge) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ntkmtl._device import default_device
 from ntkmtl.graph import Features
 from ntkmtl.kernel._nested import tensors_in
 
@@ -74,7 +75,7 @@ class TrunkCall:
             kind: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in kinds
         }
-        self._default = torch.get_default_device()
+        self._default = default_device()
         self._buffers = {name: b.detach().clone() for name, b in self.module.named_buffers()}
         self._versions = [(t, t._version) for t in tensors_in((self.args, dict(self.kwargs)))]
 
@@ -113,7 +114,7 @@ class TrunkCall:
         with ExitStack() as stack:
             stack.callback(_set_random_states, now)
             stack.enter_context(torch.no_grad())
-            if torch.get_default_device() != self._default:
+            if default_device() != self._default:
                 # For tensors that the trunk creates without a device.
                 stack.enter_context(self._default)
             stack.enter_context(_plain_kernels())
