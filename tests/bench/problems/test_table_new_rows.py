@@ -162,3 +162,27 @@ def test_numbers_that_are_neither_0_nor_1_are_no_yes(tmp_path: Path) -> None:
     found = problem.encode_new(pd.DataFrame({"x": [1, 0, 5]}))
     assert torch.equal(found.inputs.inputs[:2], whole.inputs.inputs[:2])
     assert "1 values are not as in training (a yes/no)" in found.warnings[0]
+
+
+def test_lengths_of_time_are_seconds_in_whatever_unit_they_come(tmp_path: Path) -> None:
+    taken = pd.to_timedelta([i * i % 31 for i in range(60)], unit="s")
+    frame = pd.DataFrame({"taken": taken.as_unit("us"), "y": np.arange(60) ** 2 % 13})
+    frame.to_parquet(tmp_path / "t.parquet")
+    problem = Table(tmp_path / "t.parquet", "y")
+    assert next(c for c in problem._prepared.columns if c.name == "taken").content == "0 to 28"
+    known = problem.encode_new(frame).inputs.inputs
+    for unit in ("s", "ms", "ns"):
+        other = problem.encode_new(frame.assign(taken=taken.as_unit(unit))).inputs.inputs
+        assert torch.equal(other, known)
+
+
+def test_strings_of_every_arrow_type_are_levels(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        colours = pa.array([("red", "green", None)[i % 3] for i in range(60)], kind)
+        table = pa.table({"c": colours, "y": [i * i % 13 for i in range(60)]})
+        parquet.write_table(table, tmp_path / "t.parquet")
+        problem = Table(tmp_path / "t.parquet", "y")
+        assert problem._fitted.inputs == ("c=green", "c=red", "c missing"), kind

@@ -11,6 +11,8 @@ import pandas as pd
 from ntkmtl.bench.problems.table._raw import RawColumn, TableError, check_names, clean_name, shorten
 from ntkmtl.errors import imports_for
 
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
 
 def read_parquet(path: Path) -> list[RawColumn]:
     """Read a Parquet file.
@@ -66,6 +68,9 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
         if kinds.is_time(kind) or kinds.is_duration(kind):
             wide = kinds.is_duration(kind) or kinds.is_time64(kind)
             column = column.cast(pa.int64() if wide else pa.int32()).cast(pa.float64())
+            # Seconds, whatever the unit: new rows may come in another one.
+            seconds = column.to_numpy(zero_copy_only=False) / _PER_SECOND[kind.unit]
+            return RawColumn(name, numbers=seconds.astype(np.float64), declared="number")
         numeric = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
         if kinds.is_integer(kind) and _long(column):
             # Ids, most likely: as strings they are kept whole.
@@ -80,6 +85,7 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             or kinds.is_boolean(kind)
             or kinds.is_string(kind)
             or kinds.is_large_string(kind)
+            or kinds.is_string_view(kind)
         ):
             texts = column.cast(pa.string()).to_pandas()
             texts = texts.astype(pd.StringDtype("pyarrow"))
