@@ -211,6 +211,12 @@ class BalancedModule(_Base):
 
         The optimizer gets the weighted sum of the losses from its closure, the function whose
         gradient it sees. A line search compares values of this function.
+
+        Args:
+            epoch: As Lightning passes it.
+            batch_idx: As Lightning passes it.
+            optimizer: As Lightning passes it.
+            optimizer_closure: The function that computes losses and gradients.
         """
 
         def evaluate() -> Any:
@@ -238,7 +244,15 @@ class BalancedModule(_Base):
         self._ended_epochs = epoch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
-        """Remember the batch, for a checkpoint written before the method is informed."""
+        """Remember the batch, for a checkpoint written before the method is informed.
+
+        Args:
+            batch: The batch.
+            batch_idx: As Lightning passes it.
+
+        Returns:
+            What ``LightningModule.on_train_batch_start`` returns.
+        """
         self._batch = batch
         return super().on_train_batch_start(batch, batch_idx)
 
