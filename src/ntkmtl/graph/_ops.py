@@ -70,7 +70,7 @@ LINEAR = _named("Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy") | {"Copy
 
 SUMMARIES = _named(
     "Max Min Amax Amin Median Nanmedian Mode Kthvalue Topk Sort Cumsum Cumprod Logcumsumexp Prod "
-    "Norm LinalgVectorNorm Logsumexp Std Var Softplus LogSigmoid"
+    "Norm LinalgVectorNorm Logsumexp Std Var Softplus LogSigmoid Sigmoid LogSoftmax Softmax"
 )
 """Further operations between a network's outputs and a loss, but in networks as well."""
 

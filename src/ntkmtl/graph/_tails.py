@@ -19,7 +19,8 @@ from ntkmtl.graph._walk import ACTIVATION, Edge, Part, Walk, shape_of
 __all__ = ["look_through"]
 
 _ABOVE = _ops.TAIL | _ops.SUMMARIES
-"""The last operations of a task above what it shares, if it may have no head there."""
+"""What a loss may be made of, apart from operations that tasks share, so that it has no head. Other
+operations, as tanh, make a head without parameters of what they read, which stays the border."""
 
 
 def look_through(found: Walk, borders: Sequence[tuple[int, Any, Edge]]) -> bool:
@@ -44,7 +45,7 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, Edge]]) -> bool:
             tasks.add(task)
     added = False
     for task in sorted(tasks):
-        if _consists_of(found, task, lambda node: True):
+        if _consists_of(found, task, lambda node: operation(node) in _ABOVE):
             linear = _consists_of(found, task, lambda node: _is_linear(found, node))
             added = _trace(found, task, found.roots[task], linear=linear) or added
     return added
