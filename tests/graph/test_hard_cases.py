@@ -357,15 +357,6 @@ def test_the_explanation_does_not_say_that_heads_are_shared() -> None:
     assert "at most" in str(Balancer().explain(JOINED["sigmoid"](plain())))
 
 
-def test_logits_side_by_side_are_followed_to_the_heads() -> None:
-    net = plain()
-    out = Balancer("ntkmtl-sr", minibatches=1).backward(JOINED["cross entropy of slices"](net))
-    z = net.trunk(net.x).detach().requires_grad_()
-    pairs = [torch.stack([o, 10.0**i - o], 1) for i, o in enumerate(net.outputs(z))]
-    expected = flat_gradients(_entropies(pairs), [z]).square().sum(1)
-    torch.testing.assert_close(out.eigenvalues, expected, **EXACT)
-
-
 def test_parts_of_joined_features_share_what_both_read() -> None:
     # All parameters have gradients in both tasks, so that nothing changes for such networks.
     torch.manual_seed(0)

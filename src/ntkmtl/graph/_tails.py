@@ -33,7 +33,7 @@ def look_through(found: Walk, borders: Sequence[tuple[int, Any, int, Edge]]) -> 
 
     def bare(task: int) -> bool:
         if task not in known:
-            known[task] = _consists_of(found, task, lambda node: True)
+            known[task] = _consists_of(found, task, lambda node: _ops.operation(node) in _ops.TAIL)
         return known[task]
 
     added = False
