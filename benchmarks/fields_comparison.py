@@ -60,7 +60,7 @@ def label(method: str, ratio: Sequence[float] | None) -> str:
         return method
     if ratio[-1] == 1:  # the last task is not one of those whose weight is the ratio
         return f"{method}, {':'.join(f'{value:g}' for value in ratio)}"
-    return f"{method}, ratio {max(ratio):g}"
+    return f"{method}, ratio {max(ratio):.0f}"
 
 
 def read(folder: Path) -> Iterator[tuple[str, str, int, dict[str, Any]]]:
