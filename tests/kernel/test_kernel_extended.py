@@ -182,3 +182,20 @@ def test_pickle() -> None:
 def test_wrong_shapes(arguments: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExtendedNTK(**arguments)
+
+
+def test_affinity_of_a_gradient_that_is_not_finite_is_nan() -> None:
+    gradients = torch.tensor([[1.0, 0.0], [torch.nan, 1.0], [1.0, 1.0]])
+    affinity = ExtendedNTK((gradients @ gradients.T).view(3, 1, 3, 1)).affinity()
+    assert affinity[1].isnan().all()
+    assert affinity[:, 1].isnan().all()
+    assert float(affinity[0, 2]) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("task", [-1, 2])
+def test_positions_of_no_task_are_refused(task: int) -> None:
+    kernel = ExtendedNTK(torch.eye(2).view(2, 1, 2, 1))
+    with pytest.raises(ValueError, match=f"from 0 to 1 here, found {task}"):
+        kernel.select([0, task])
+    with pytest.raises(ValueError, match=f"from 0 to 1 here, found {task}"):
+        kernel.block(0, task)

@@ -137,7 +137,15 @@ class ExtendedNTK:
         Raises:
             ValueError: The block does not exist.
         """
+        self._require_tasks((i, j))
         return self._blocks[i] if i == j else self.values[i, :, j, :]
+
+    def _require_tasks(self, tasks: Sequence[int]) -> None:
+        for task in tasks:
+            if not 0 <= task < self.tasks:
+                raise ValueError(
+                    f"tasks are numbered from 0 to {self.tasks - 1} here, found {int(task)}"
+                )
 
     def _with(self, tensor: Tensor, shares: Tensor | None) -> ExtendedNTK:
         """Return a kernel of the same form with other numbers."""
@@ -166,10 +174,11 @@ class ExtendedNTK:
             tasks: The positions, at least one; the kernel that is returned has their order.
 
         Raises:
-            ValueError: No position is given.
+            ValueError: No position is given, or one is not a task's.
         """
         if not len(tasks):
             raise ValueError("tasks is empty; a kernel has one task at least")
+        self._require_tasks(tasks)
         at = torch.tensor(list(tasks), device=self._blocks.device)
         shares = None if self._shares is None else self._shares[at]
         if self._values is None:
@@ -223,7 +232,7 @@ class ExtendedNTK:
         """Return the cosine between the tasks' gradients, float64 of shape (k, k).
 
         Entries are in [-1, 1]: 1 for gradients of the same direction, negative for conflicting
-        ones, 0 if a gradient is zero.
+        ones, 0 if a gradient is zero, NaN if one is not finite.
 
         Raises:
             ValueError: Only the diagonal blocks exist.
@@ -231,9 +240,10 @@ class ExtendedNTK:
         gramian = self.gramian()
         norms = gramian.diagonal().clamp_min(0.0).sqrt()
         # Divide by one norm at a time: the product of two tiny norms may underflow to zero.
-        inverse = torch.where(norms > 0, 1.0 / norms, 0.0)
+        inverse = torch.where(norms == 0, 0.0, 1.0 / norms)
         cosine = (gramian * inverse[:, None] * inverse[None, :]).clamp(-1.0, 1.0)
-        return cosine.fill_diagonal_(1.0) * ((norms > 0)[:, None] & (norms > 0)[None, :])
+        cosine.diagonal().copy_(torch.where(norms == 0, 0.0, norms / norms))
+        return cosine
 
     def weighted(self, weights: Tensor) -> ExtendedNTK:
         """Return the kernel of weighted losses, with blocks w_i w_j K_ij (Prop. 3.3, Eq. 13).
