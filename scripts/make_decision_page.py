@@ -38,7 +38,7 @@ losses = {"size": heads[0](z).square().mean(), "kind": heads[1](z).square().mean
 >>> advice = ntkmtl.advise(losses, priorities={"size": 3}, loop="scaler")
 balancer = Balancer(priorities={'size': 3})
 balancer.backward(losses, scaler=scaler)
-# Exact kernels as rarely as the budget demands, averaged: right for any network. (docs/...)
+# Exact kernels as often as the budget allows, averaged: right for any network. (docs/...)
 # A factor in front of a loss is balanced away; a priority is not. (docs/guide.md#priorities)
 # Pass the losses unscaled; the scaler skips steps as always. (docs/guide.md#mixed-precision)
 ```

@@ -100,7 +100,7 @@ RULES: tuple[Rule, ...] = (
         "method",
         "any network of several losses",
         "Balancer({budget})",
-        "Exact kernels as rarely as the budget demands, averaged: right for any network.",
+        "Exact kernels as often as the budget allows, averaged: right for any network.",
         "methods/ntkmtl-auto.md",
         lambda s: True,
     ),
@@ -285,7 +285,7 @@ def advise(
         >>> advice = ntkmtl.advise(losses, priorities={"size": 3})  # doctest: +ELLIPSIS
         balancer = Balancer(priorities={'size': 3})
         balancer.backward(losses)
-        # Exact kernels as rarely as the budget demands, averaged: right for any network. (docs/...)
+        # Exact kernels as often as the budget allows, averaged: right for any network. (docs/...)
         # A factor in front of a loss is balanced away; a priority is not. (docs/guide.md...)
         # It replaces `sum(losses.values()).backward()`. (docs/recipes/plain-pytorch.md)
         >>> advice.explanation.clean

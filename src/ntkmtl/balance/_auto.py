@@ -83,7 +83,7 @@ def _operations(step: Step) -> dict[int, str]:
 
 
 def note_exact(core: Core, step: Step) -> None:
-    """Schedule the next exact kernel: soon at the start, later as rarely as the budget demands."""
+    """Schedule the next exact kernel: soon at the start, then as often as the budget allows."""
     memory = core.memory
     longest = period(core, step.total)
     growth = _RARE_GROWTH if rare(core, step) else _GROWTH

@@ -70,7 +70,7 @@ class Balancer:
         source: Where the kernel comes from. ``"representation"``: the tensors at which the shared
             part of the network ends; costs almost nothing. ``"exact"``: the shared parameters; one
             backward pass per task and mini-batch. ``"probe"``: random directions, see ``trunk``.
-            ``"auto"``: exact kernels as rarely as ``budget`` demands, with eigenvalues averaged in
+            ``"auto"``: exact kernels only as often as ``budget`` allows, eigenvalues averaged in
             logarithms; right for any network. None for the method's default.
         pooling: How the representation's gradients form a kernel: ``"blockwise"`` (the published
             code), ``"pooled"`` (Eq. 17), or ``"kernel"`` (multiplied by the kernel of the features,

@@ -113,8 +113,8 @@ class NTKMTL(Weighting):
     i's kernel and the mean :math:`\bar\lambda` of them all (Eq. 15 and 18 of the NTKMTL paper).
 
     The Balancer decides which kernel the eigenvalues come from: that of the shared parameters in
-    every step (``ntkmtl``, Eq. 15), the same as rarely as a budget allows, averaged in logarithms
-    (``ntkmtl-auto``), that of the shared representation (``ntkmtl-sr``, Eq. 18), or
+    every step (``ntkmtl``, Eq. 15), the same only as often as a budget allows, averaged in
+    logarithms (``ntkmtl-auto``), that of the shared representation (``ntkmtl-sr``, Eq. 18), or
     that of the representation joined with the last layer's kernel (``ntkmtl-tk``).
 
     The representation's kernel exists where every path from a loss to the shared parameters passes

@@ -81,7 +81,7 @@ def cost_figure(overall: Sequence[Overall]) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(f"time of a training step, times that of {REFERENCE}")
-        axes.set_ylabel(f"Δm less that of {REFERENCE}, points (below 0: better)")
+        axes.set_ylabel(f"Δm minus that of {REFERENCE}, in points (below 0: better)")
         _label(axes, points)
     return figure
 
@@ -95,7 +95,7 @@ def _label(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
         across, up = axes.transData.transform((x, y))
         at = up
         while any(abs(across - a) < 75 and abs(at - u) < 13 for a, u in taken) or any(
-            0 < a - across < 75 and abs(at - u) < 11 for a, u in places
+            0 < a - across < 85 and abs(at - u) < 17 for a, u in places
         ):
             at += 2
         taken.append((across, at))

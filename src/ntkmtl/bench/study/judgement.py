@@ -91,7 +91,7 @@ class Overall:
         method: Its name.
         problems: Number of problems that it was tuned on.
         seeds: Least number of seeds on any.
-        difference: Its Delta-m less that of the plain sum, both tuned, in points, with a 95 %
+        difference: Its Delta-m minus that of the plain sum, both tuned, in points, with a 95 %
             interval; None if there is no problem on which both are complete.
         step_ratio: Geometric mean of the time of a step over that of the plain sum.
         tuning_ratio: The same of the time of all trials.

@@ -28,7 +28,7 @@ class ForceBatch(NamedTuple):
         elements: Positions in :data:`ELEMENTS`, 0 for padding, int64 of shape (b, n).
         mask: 1 where there is an atom, shape (b, n).
         positions: In Angstrom, shape (b, n, 3).
-        energy: Energy less that of the free atoms, per atom, in eV; shape (b,).
+        energy: Energy minus that of the free atoms, per atom, in eV; shape (b,).
         forces: In eV/Angstrom, shape (b, n, 3).
         dipole: In e Angstrom, shape (b, 3).
         charges: In e, shape (b, n).
