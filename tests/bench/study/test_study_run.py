@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.jobs.reporters import Reporter
+from ntkmtl.bench.problems import ProblemNotFoundError
 from ntkmtl.bench.runs import RunFileError, load_run
 from ntkmtl.bench.study import judge, read_plan, run_study
 from ntkmtl.bench.study.estimate import estimate
@@ -306,6 +307,21 @@ def test_a_method_that_does_not_fit_is_found_before_anything_is_trained(tmp_path
 
 
 # --------------------------------------------------------------------------- the command
+
+
+def test_every_problem_is_read_before_anything_is_trained(tmp_path: Path) -> None:
+    second = SECOND.replace('"toy_problem:Toy"', '"table"').replace(
+        "{ data_seed = 1 }", '{ csv = "nowhere.csv", targets = "y" }'
+    )
+    plan = read_plan(plan_of(tmp_path, PLAN + second))
+    said: list[str] = []
+    with pytest.raises(ProblemNotFoundError, match=r"nowhere\.csv"):
+        estimate(plan, tmp_path / "out", progress=said.append)
+    with pytest.raises(ProblemNotFoundError, match=r"nowhere\.csv"):
+        run_study(plan, tmp_path / "out")
+    assert said == []
+    assert not (tmp_path / "out" / "results").exists()
+    assert not (tmp_path / "out" / "work").exists()
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -64,12 +64,12 @@ def estimate(
         RunFileError: A result is damaged, or of another study.
     """
     trainer = trainer or Trainer()
+    parts = [StudyPart(plan, asked, out, trainer, StudyOutcome()) for asked in plan.problem]
+    lacking = [(part, missing) for part in parts if (missing := part.missing())]
     found = []
-    for asked in plan.problem:
-        study = StudyPart(plan, asked, out, trainer, StudyOutcome())
-        if missing := study.missing():
-            progress(f"timing {len(missing)} methods on {asked.name}")
-            found += _of_problem(study, missing)
+    for part, missing in lacking:
+        progress(f"timing {len(missing)} methods on {part.asked.name}")
+        found += _of_problem(part, missing)
     return found
 
 

@@ -21,7 +21,8 @@ __all__ = ["run_study"]
 def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> StudyOutcome:
     """Train what a study lacks; results that are there are kept.
 
-    Ctrl-C and SIGTERM stop every run at a step boundary; the same call resumes there.
+    All problems are read, and results that are there checked, before anything is trained. Ctrl-C
+    and SIGTERM stop every run at a step boundary; the same call resumes there.
 
     Args:
         plan: The study.
@@ -38,18 +39,19 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
     trainer = trainer or Trainer()
     outcome = StudyOutcome()
     with sweep_lock(out), stop_requests() as stopped:
+        parts = [StudyPart(plan, p, out, trainer, outcome, stopped) for p in plan.problem]
+        missing = [part.missing() for part in parts]
         write_json(out / PLAN, msgspec.to_builtins(plan))
         try:
-            for problem in plan.problem:
-                _run(StudyPart(plan, problem, out, trainer, outcome, stopped))
+            for part, names in zip(parts, missing, strict=True):
+                _run(part, names)
         except RunInterrupted:
             outcome.interrupted = True
     return outcome
 
 
-def _run(part: StudyPart) -> None:
-    """Train what one problem lacks."""
-    missing = part.missing()
+def _run(part: StudyPart, missing: list[str]) -> None:
+    """Train the methods that one problem lacks."""
     part.outcome.known += 1 + len(part.plan.methods_of(part.asked)) - len(missing)
     if SINGLE_TASK in missing:
         part.write(SingleTasks(part).result())
