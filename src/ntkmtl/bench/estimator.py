@@ -487,7 +487,11 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def classes_(self) -> Any:
-        """The classes of each classified target; the array itself if ``y`` was one column."""
+        """The classes of each classified target; the array itself if ``y`` was one column.
+
+        Raises:
+            AttributeError: The estimator is not fitted, or no target is classified.
+        """
         if "_targets" not in vars(self) or "classification" not in self.kinds_:
             raise AttributeError(f"{type(self).__name__} has no classes_")
         found = [target.classes for target in self._targets if target.kind == "classification"]

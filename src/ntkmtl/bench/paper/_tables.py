@@ -104,12 +104,20 @@ class Row:
     variant: str = ""
 
     def value(self, column: str) -> float | None:
-        """Return the number in a column, None if the paper prints none there."""
+        """Return the number in a column, None if the paper prints none there.
+
+        Args:
+            column: Name of the column; None is returned for an unknown one as well.
+        """
         cell = self.cells.get(column)
         return None if cell is None else cell.value
 
     def stderr(self, column: str) -> float | None:
-        """Return the standard error in a column, None if the paper prints none there."""
+        """Return the standard error in a column, None if the paper prints none there.
+
+        Args:
+            column: Name of the column; None is returned for an unknown one as well.
+        """
         cell = self.cells.get(column)
         return None if cell is None else cell.stderr
 
@@ -155,6 +163,9 @@ class PaperTable:
     def column(self, name: str) -> PaperColumn:
         """Return a column by name.
 
+        Args:
+            name: Name of the column, such as ``"miou"``.
+
         Raises:
             KeyError: If there is no such column.
         """
@@ -194,7 +205,14 @@ class PaperTable:
         return chosen[0]
 
     def values(self, row: Row) -> tuple[float, ...]:
-        """Return a row's metrics, in the order of :attr:`metrics`."""
+        """Return a row's metrics, in the order of :attr:`metrics`.
+
+        Args:
+            row: One of :attr:`rows`.
+
+        Raises:
+            KeyError: The paper prints no number for one of the metrics.
+        """
         return tuple(row.cells[column.name].value for column in self.metrics)
 
 

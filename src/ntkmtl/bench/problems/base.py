@@ -208,6 +208,9 @@ class MultiTaskModel(nn.Module, ABC):
 
         A network whose tasks read separate features, as attention networks do, returns a list
         with one tensor per task.
+
+        Args:
+            batch: What :meth:`Problem.batch` returned, on the network's device.
         """
 
     @abstractmethod
@@ -295,11 +298,23 @@ class Problem(ABC):
 
     @abstractmethod
     def size(self, split: Split) -> int:
-        """Return the number of samples in a split."""
+        """Return the number of samples in a split.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+        """
 
     @abstractmethod
     def batch(self, split: Split, indices: Tensor) -> Any:
-        """Return the samples of a split at ``indices`` (int64, shape (b,)) as one batch."""
+        """Return samples of a split as one batch.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            indices: Positions in the split, from 0; int64 of shape (b,).
+
+        Returns:
+            In any form that the network and the losses accept.
+        """
 
     @abstractmethod
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
@@ -308,6 +323,9 @@ class Problem(ABC):
         Args:
             tasks: Tasks to build heads for, all of them if None. One task makes the single-task
                 baseline.
+
+        Returns:
+            A network with one head per task, in the order of ``tasks``.
 
         Raises:
             ValueError: A task is unknown or named twice.
@@ -318,6 +336,11 @@ class Problem(ABC):
         self, outputs: Sequence[Tensor], batch: Any, tasks: Sequence[str] | None = None
     ) -> dict[str, Tensor | None]:
         """Return one scalar training loss per task, None where the batch has no label for it.
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned, one tensor per task.
+            batch: What :meth:`batch` returned.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
 
         Raises:
             ValueError: The number of outputs is not that of tasks, or a task is unknown.
@@ -332,6 +355,11 @@ class Problem(ABC):
         The network is left in the mode (train or eval) it was in. With ``tasks``, only the metrics
         of those tasks are returned, in the order of :attr:`metrics`.
 
+        Args:
+            model: The network.
+            split: ``"train"``, ``"val"`` or ``"test"``, as a whole and without augmentation.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
+
         Raises:
             ValueError: The number of heads is not that of tasks.
         """
@@ -341,6 +369,10 @@ class Problem(ABC):
 
         A problem whose losses are means over labels of which samples have different numbers, as
         valid pixels, says so here: a mini-batch's share of the batch's loss depends on it.
+
+        Args:
+            batch: What :meth:`batch` returned.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
 
         Returns:
             Shape (k, b), or None.
@@ -354,19 +386,37 @@ class Problem(ABC):
 
         ``ntkmtl analyze`` shows their kernels (:func:`ntkmtl.analysis.residual_ntk`).
 
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned, one tensor per task.
+            batch: What :meth:`batch` returned.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
+
         Returns:
             By task, in any shape, each entry a point; here of no task.
         """
         return {}
 
     def evaluation_batch(self, split: Split, indices: Tensor) -> Any:
-        """Return the batch that networks are evaluated on: :meth:`batch` without augmentation."""
+        """Return the batch that networks are evaluated on: :meth:`batch` without augmentation.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            indices: Positions in the split, from 0; int64 of shape (b,).
+        """
         return self.batch(split, indices)
 
     def predictions(
         self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
     ) -> dict[str, Prediction]:
-        """Return what a network's outputs say, by task; here the outputs as they are."""
+        """Return what a network's outputs say, by task; here the outputs as they are.
+
+        Args:
+            outputs: What :meth:`MultiTaskModel.predict` returned, one tensor per task.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
+
+        Raises:
+            ValueError: The number of outputs is not that of tasks.
+        """
         names = self.tasks if tasks is None else tasks
         return {task: Prediction(out) for task, out in zip(names, outputs, strict=True)}
 
@@ -376,11 +426,21 @@ class Problem(ABC):
         """Return the labels in the terms of :meth:`predictions`, by task.
 
         A missing label is NaN, or -1 for a class. Tasks may be left out; here all are.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            indices: Positions in the split, from 0; int64 of shape (b,).
+            tasks: Tasks to return the labels of, all if None.
         """
         return {}
 
     def sample(self, split: Split, index: int) -> Sample:
-        """Return a sample for display; here only its number in the split, from 1."""
+        """Return a sample for display; here only its number in the split, from 1.
+
+        Args:
+            split: ``"train"``, ``"val"`` or ``"test"``.
+            index: Position in the split, from 0.
+        """
         return Sample(f"{split} sample {index + 1:,}")
 
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -411,6 +471,10 @@ class Problem(ABC):
 
         Here the mean over metrics of the logarithm on the validation split, with the sign of its
         direction, so that it does not depend on units.
+
+        Args:
+            model: The network after the epoch.
+            tasks: Those that the network was built for, in the order of its heads; all if None.
         """
         chosen = self.tasks if tasks is None else tasks
         values = self.evaluate(model, "val", tasks).clamp(min=1e-30).log()

@@ -255,6 +255,9 @@ class MetaWorld:
         Args:
             actions: Shape (k, 4), clipped to [-1, 1] by the simulators.
 
+        Returns:
+            Observations, rewards and successes of the k tasks, and whether the episode has ended.
+
         Raises:
             ValueError: The actions have another shape or are not finite.
             RuntimeError: No episode has begun, or it has ended.
@@ -325,7 +328,10 @@ class MetaWorld:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, of a world made alike.
+        """Take over what :meth:`state_dict` returned; call :meth:`reset` before the next step.
+
+        Args:
+            state: That of a world made with the same arguments.
 
         Raises:
             ValueError: The state is of a world with or without reward scaling, unlike this one.

@@ -117,6 +117,9 @@ class Replay:
             actions: Shape (k, action).
             rewards: Shape (k,).
             next_observations: Shape (k, observation).
+
+        Raises:
+            ValueError: A tensor has another shape.
         """
         given = (observations, actions, rewards, next_observations)
         for name, values in zip(_FIELDS, given, strict=True):
@@ -132,8 +135,14 @@ class Replay:
     def stratified(self, per_task: int) -> ReplayBatch:
         """Draw equally many transitions of every task, with replacement.
 
+        Args:
+            per_task: Transitions of each task, at least 1.
+
+        Returns:
+            k * ``per_task`` rows.
+
         Raises:
-            ValueError: There is nothing to draw from, or nothing to be drawn.
+            ValueError: The replay is empty, or ``per_task`` is below 1.
         """
         self._require(per_task)
         at = torch.randint(self._size, (self.tasks, per_task), generator=self._draws)
@@ -143,8 +152,14 @@ class Replay:
     def uniform(self, size: int) -> ReplayBatch:
         """Draw transitions of all tasks as from one buffer, with replacement.
 
+        Args:
+            size: Transitions of all tasks together, at least 1.
+
+        Returns:
+            ``size`` rows; how many are of each task is random, and may be 0.
+
         Raises:
-            ValueError: There is nothing to draw from, or nothing to be drawn.
+            ValueError: The replay is empty, or ``size`` is below 1.
         """
         self._require(size)
         at = torch.randint(self._size * self.tasks, (size,), generator=self._draws).sort().values
@@ -173,8 +188,12 @@ class Replay:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` returned.
 
+        Args:
+            state: That of a replay with the same tasks, capacity, observation and action.
+
         Raises:
-            ValueError: It is of another number of tasks, or holds more than there is room for.
+            ValueError: It has another number of tasks, or observations or actions of another size,
+                or holds more than there is room for.
         """
         size = state["rewards"].shape[1]
         for name, values in self._rows.items():

@@ -288,6 +288,9 @@ class MultiTaskSAC:
         Args:
             batch: Transitions with observations as the networks read them.
 
+        Returns:
+            Losses and weights of this update, and the temperatures after it.
+
         Raises:
             NonFiniteError: A loss or gradient is not finite. What it is of, critics or actor, is as
                 before; the critics' step comes first, so it may have been made.
@@ -411,7 +414,17 @@ class MultiTaskSAC:
     def critic_losses(
         self, batch: ReplayBatch, view: TaskView, targets: Tensor
     ) -> list[Tensor | None]:
-        """Return the k losses of both critics, from one pass over the batch."""
+        """Return the k losses of both critics, from one pass over the batch.
+
+        Args:
+            batch: B transitions.
+            view: Which task each row of the batch is of.
+            targets: y of each row, shape (B,).
+
+        Returns:
+            One scalar per task: its mean squared errors, summed over both critics. None for a task
+            without rows.
+        """
         # A trace is of layers one by one, which compiled code no longer has.
         rows = self._critic_rows if self.critic.trace is None else critic_rows
         place = (batch.observations, batch.actions, view.index, batch.sizes)
@@ -447,7 +460,17 @@ class MultiTaskSAC:
     def actor_losses(
         self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
     ) -> list[Tensor | None]:
-        """Return the k losses of the actor, from one pass over the batch."""
+        """Return the k losses of the actor, from one pass over the batch.
+
+        Args:
+            batch: B transitions.
+            view: Which task each row of the batch is of.
+            alpha: Temperature of each row, shape (B,).
+            noise: What actions are drawn with, standard normal of shape (B, action).
+
+        Returns:
+            One scalar per task, None for a task without rows.
+        """
         rows = self._actor_rows if self.actor.trace is None else actor_rows
         place = (batch.observations, view.index, batch.sizes)
         terms, self._log_probabilities[0] = rows(self.actor, self.critic, *place, alpha, noise)
@@ -516,7 +539,15 @@ class MultiTaskSAC:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`state_dict` returned, of an agent made alike."""
+        """Take over what :meth:`state_dict` returned.
+
+        Args:
+            state: That of an agent made with the same arguments.
+
+        Raises:
+            RuntimeError: The networks in the state are of other sizes.
+            ValueError: The state is of another method.
+        """
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         self.target.load_state_dict(state["target"])

@@ -35,7 +35,11 @@ class MetricColumn:
 
     @classmethod
     def of(cls, metric: RunMetric) -> MetricColumn:
-        """Return the column of a metric as a run records it."""
+        """Return the column of a metric as a run records it.
+
+        Args:
+            metric: The metric; without a label, it is labeled by its name.
+        """
         label = metric.label or metric.name
         return cls(metric.name, metric.task, metric.unit, metric.higher_is_better, label)
 
@@ -65,7 +69,10 @@ class SeedMean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> SeedMean:
-        """Return the estimate from one value per seed.
+        """Return the mean of one value per seed, with its standard error.
+
+        Args:
+            values: One per seed, all in the same unit.
 
         Raises:
             ValueError: There are no values.
@@ -163,6 +170,9 @@ class ResultTable:
 
     def row(self, method: str) -> MethodRow:
         """Return a method's row.
+
+        Args:
+            method: Name of the method, ``"stl"`` for the single-task networks.
 
         Raises:
             KeyError: The method is not in the table.

@@ -86,6 +86,12 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def methods_of(self, problem: ProblemPlan) -> list[str]:
         """Return the methods that a problem is trained with, the plain sum first.
 
+        Args:
+            problem: The problem; where it has no methods of its own, the study's are taken.
+
+        Raises:
+            SweepError: A method is unknown.
+
         Example:
             >>> problem = ProblemPlan(name="qm9-mini")
             >>> plan = StudyPlan(methods=["si", "ls"], trials=4, seeds=3, problem=[problem])
@@ -96,11 +102,20 @@ class StudyPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return method_names([REFERENCE, *asked])
 
     def trials_of(self, problem: ProblemPlan, method: str) -> int:
-        """Return the number of trials of a method."""
+        """Return the number of trials of a method, 0 if ``published_only`` names it.
+
+        Args:
+            problem: The problem; where it has no number of its own, the study's is taken.
+            method: Name of the method, or of the single-task networks.
+        """
         return 0 if method in self.published_only else problem.trials or self.trials
 
     def seeds_of(self, problem: ProblemPlan) -> list[int]:
-        """Return the seeds of final runs."""
+        """Return the seeds of final runs.
+
+        Args:
+            problem: The problem; where it has no number of its own, the study's is taken.
+        """
         return list(range(problem.seeds or self.seeds))
 
     def comparison(
