@@ -67,5 +67,20 @@ def test_invalid_arguments_are_refused() -> None:
         replay.add(torch.ones(3, 2), torch.ones(3, 1), torch.ones(3, 1), torch.ones(3, 2))
     with pytest.raises(ValueError, match="capacity must be at least 1"):
         Replay(3, 0)
-    with pytest.raises(ValueError, match="holds 8 transitions per task, this replay 4"):
-        Replay(3, 4, observation=2, action=1).load_state_dict(filled(9).state_dict())
+
+
+@pytest.mark.parametrize(("steps", "capacity"), [(9, 4), (9, 16), (8, 16), (6, 6)])
+def test_a_state_of_another_capacity_is_refused(steps: int, capacity: int) -> None:
+    replay = Replay(3, capacity, observation=2, action=1)
+    with pytest.raises(ValueError, match=f"not of a replay of capacity {capacity}"):
+        replay.load_state_dict(filled(steps).state_dict())
+    assert len(replay) == 0
+
+
+def test_a_refused_transition_leaves_the_oldest_one_whole() -> None:
+    replay = filled(9)
+    before = replay.state_dict()
+    with pytest.raises(ValueError, match="actions must have shape"):
+        replay.add(torch.ones(3, 2), torch.ones(3, 2), torch.ones(3), torch.ones(3, 2))
+    after = replay.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if name != "next")

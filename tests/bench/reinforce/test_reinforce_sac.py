@@ -476,6 +476,15 @@ def test_a_saved_agent_goes_on_bit_for_bit(method: str) -> None:
     assert torch.equal(one.act(seen), two.act(seen))
 
 
+def test_a_state_with_other_temperatures_is_refused() -> None:
+    agent = MultiTaskSAC(3, **SMALL, temperature="per-task")
+    state = copy.deepcopy(MultiTaskSAC(3, **SMALL, temperature="shared").state_dict())
+    before = copy.deepcopy(agent.actor.state_dict())
+    with pytest.raises(ValueError, match=r"of shape \(1,\), this agent of shape \(3,\)"):
+        agent.load_state_dict(state)
+    assert all(torch.equal(v, before[name]) for name, v in agent.actor.state_dict().items())
+
+
 def test_what_does_not_suit_is_refused() -> None:
     with pytest.raises(ValueError, match="consmtl does not suit multi-task SAC: it needs heads"):
         MultiTaskSAC(3, **SMALL, method="consmtl")

@@ -122,12 +122,13 @@ class Replay:
             ValueError: A tensor has another shape.
         """
         given = (observations, actions, rewards, next_observations)
-        for name, values in zip(_FIELDS, given, strict=True):
-            place = self._rows[name][:, self._next]
+        places = [self._rows[name][:, self._next] for name in _FIELDS]
+        for name, values, place in zip(_FIELDS, given, places, strict=True):
             if values.shape != place.shape:
                 raise ValueError(
                     f"{name} must have shape {tuple(place.shape)}, found {tuple(values.shape)}"
                 )
+        for values, place in zip(given, places, strict=True):
             place.copy_(values)
         self._next = (self._next + 1) % self.capacity
         self._size = min(self._size + 1, self.capacity)
@@ -193,9 +194,9 @@ class Replay:
 
         Raises:
             ValueError: It has another number of tasks, or observations or actions of another size,
-                or holds more than there is room for.
+                or is of a replay with another capacity.
         """
-        size = state["rewards"].shape[1]
+        size, following = state["rewards"].shape[1], int(state["next"])
         for name, values in self._rows.items():
             found = state[name]
             if found.shape[0] != self.tasks or found.shape[2:] != values.shape[2:]:
@@ -203,11 +204,14 @@ class Replay:
                     f"{name} of the state have shape {tuple(found.shape)}, this replay's "
                     f"{tuple(values.shape)}"
                 )
-            if size > self.capacity:
-                raise ValueError(
-                    f"the state holds {size} transitions per task, this replay {self.capacity}"
-                )
-            values[:, :size] = found.to(values.device)
+        # The next place follows the last one until the ring is full.
+        if not (following == size < self.capacity or following < size == self.capacity):
+            raise ValueError(
+                f"the state holds {size} transitions per task, the next one in place {following}; "
+                f"it is not of a replay of capacity {self.capacity}"
+            )
+        for name, values in self._rows.items():
+            values[:, :size] = state[name].to(values.device)
         self._size = size
-        self._next = int(state["next"])
+        self._next = following
         self._draws.set_state(state["draws"])

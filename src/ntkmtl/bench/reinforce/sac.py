@@ -546,8 +546,14 @@ class MultiTaskSAC:
 
         Raises:
             RuntimeError: The networks in the state are of other sizes.
-            ValueError: The state is of another method.
+            ValueError: The state is of another method, or of another number of temperatures.
         """
+        found = state["log_temperature"].shape
+        if found != self.log_temperature.shape:
+            raise ValueError(
+                f"the state has temperatures of shape {tuple(found)}, this agent of shape "
+                f"{tuple(self.log_temperature.shape)}: make it with the same arguments"
+            )
         self.actor.load_state_dict(state["actor"])
         self.critic.load_state_dict(state["critic"])
         self.target.load_state_dict(state["target"])
