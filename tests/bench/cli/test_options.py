@@ -89,3 +89,15 @@ def test_texts_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     assert "an option is written KEY=VALUE. Found 'a'." in said
     assert "--set takes METHOD.KEY=VALUE. Found 'a=1'." in said
     assert "--seed-list takes whole numbers with commas between them. Found '1,x'." in said
+
+
+def test_what_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for call in (
+        lambda: options_in(["depth=1", "width=2", "depth=3"]),
+        lambda: method_settings(["famo.w=2", "ls.w=2", "famo.w=3"]),
+    ):
+        with pytest.raises(typer.Exit):
+            call()
+    said = capsys.readouterr().err
+    assert "the option depth is given twice" in said
+    assert "--set famo.w is given twice" in said

@@ -43,6 +43,8 @@ def test_json() -> None:
         (["--method", "nonsense"], "nonsense"),
         (["--priority", "mu"], "--priority must be TASK=P"),
         (["--priority", "mass=2"], "unknown tasks"),
+        (["--priority", "mu=2", "--priority", "mu=3"], "--priority is given twice for mu"),
+        (["--lr", "1e30"], "lower the learning rate"),
         (["--minibatches", "2"], "--minibatches is for methods in training"),
         (["--problem-option", "shape=round"], "qm9-mini has no option 'shape'"),
     ],

@@ -121,6 +121,8 @@ def options_in(pairs: Sequence[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
+        if key in found:
+            refuse(f"the option {key} is given twice")
         try:
             found[key] = parse_json(_JSON.get(value, value).encode("utf-8", "replace"))
         except ValueError:
@@ -137,7 +139,9 @@ def method_settings(pairs: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         method, _, key = named.rpartition(".")
         if not (method and key and equals):
             refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
-        found.setdefault(method, {}).update(options_in([f"{key}={value}"]))
+        if key in found.setdefault(method, {}):
+            refuse(f"--set {method}.{key} is given twice")
+        found[method].update(options_in([f"{key}={value}"]))
     return found
 
 

@@ -18,6 +18,7 @@ from ntkmtl.bench.cli.options import (
     grouped,
 )
 from ntkmtl.bench.cli.values import find_modules_here
+from ntkmtl.errors import NonFiniteError
 
 __all__ = ["weigh"]
 
@@ -70,7 +71,7 @@ def weigh(
     if changed.minibatches is not None:
         refuse("--minibatches is for methods in training; weights are measured on whole batches")
     find_modules_here(problem, method)
-    with refusing(ValueError):
+    with refusing(ValueError, NonFiniteError):
         from ntkmtl.bench.training import changed_recipe, find_problem, method_names
         from ntkmtl.bench.training.weigh import weigh_problem
 
@@ -96,13 +97,15 @@ def weigh(
 
 def _priorities(given: list[str]) -> dict[str, float] | None:
     """Read TASK=P pairs."""
-    found = {}
+    found: dict[str, float] = {}
     for pair in given:
-        name, equals, value = pair.rpartition("=")
+        name, _, value = pair.rpartition("=")
+        if name in found:
+            raise ValueError(f"--priority is given twice for {name}")
         try:
             found[name] = float(value)
         except ValueError:
-            equals = ""
-        if not equals or not name:
+            name = ""
+        if not name:
             raise ValueError(f"--priority must be TASK=P with a number P, found {pair}")
     return found or None
