@@ -342,6 +342,7 @@ HEAD = "x,y,c\n"
         ),
         (HEAD + GOOD, {"types": "z=number"}, "no column 'z' to be a column of types"),
         (HEAD + GOOD, {"types": "y"}, "types are written NAME=TYPE"),
+        (HEAD + GOOD, {"types": "y=regression,y=classification"}, "type of 'y' is given twice"),
         (HEAD + GOOD, {"types": "c=number"}, "row 1, column 'c': 'a' is not a number"),
         (HEAD + GOOD, {"types": "c=date"}, "row 1, column 'c': 'a' is not a date"),
         (HEAD + GOOD, {"split_column": "c"}, "row 1, column 'c': 'a' must be train, val or test"),

@@ -73,7 +73,7 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
     """Return pairs of name and type.
 
     Raises:
-        TableError: They are not written NAME=TYPE, or a type is unknown.
+        TableError: They are not written NAME=TYPE, or a type is unknown or given twice.
 
     Example:
         >>> types_in("a=number, b=date:%d.%m.%Y")
@@ -96,6 +96,8 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
             name, equals, kind = pair.rpartition("=")
             if not (name.strip() and equals):
                 raise TableError(f"types are written NAME=TYPE,NAME=TYPE. Found {shorten(given)}.")
+            if name.strip() in found:
+                raise TableError(f"the type of {name.strip()!r} is given twice")
             found[name.strip()] = kind.strip()
     for name, kind in found.items():
         word, colon, form = kind.partition(":")
