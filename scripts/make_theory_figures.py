@@ -34,7 +34,13 @@ from ntkmtl.analysis import (
     task_losses,
     weighting_effect,
 )
-from ntkmtl.bench.report.figures import _COLOURS, _INK, _MUTED, _STYLE, _write
+from ntkmtl.bench.report.drawing import (
+    COLORS,
+    INK,
+    MUTED,
+    STYLE,
+    write_figure,
+)
 from ntkmtl.files import write_json, write_text
 
 if TYPE_CHECKING:
@@ -71,7 +77,7 @@ def panels(columns: int, width: float, height: float) -> tuple[Figure, list[Axes
 
 
 def caption(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", fontsize=9.5, color=_MUTED)
+    axes.set_title(text, loc="left", fontsize=9.5, color=MUTED)
 
 
 def spaced(steps: int, points: int = 60) -> list[int]:
@@ -103,7 +109,7 @@ def draw_losses(widths: list[int], steps: int, folder: Path) -> list[dict[str, A
         measured = run.losses()
         predicted = task_losses(run.predicted(), run.targets, reduction="mean")
         for task, name in enumerate(("task 1", "task 2")):
-            colour = _COLOURS[task]
+            colour = COLORS[task]
             place.plot(run.steps, measured[:, task], color=colour, lw=2.4, alpha=0.45, label=name)
             place.plot(run.steps, predicted[:, task], color=colour, lw=1.1, ls="--")
         place.set_xscale("symlog", linthresh=1)
@@ -124,10 +130,10 @@ def draw_losses(widths: list[int], steps: int, folder: Path) -> list[dict[str, A
             }
         )
     axes[0].set_ylabel("Mean squared error")
-    axes[0].plot([], [], color=_INK, lw=2.4, alpha=0.45, label="measured")
-    axes[0].plot([], [], color=_INK, lw=1.1, ls="--", label="predicted")
+    axes[0].plot([], [], color=INK, lw=2.4, alpha=0.45, label="measured")
+    axes[0].plot([], [], color=INK, lw=1.1, ls="--", label="predicted")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-    _write(figure, folder / "theory-losses.png", "png")
+    write_figure(figure, folder / "theory-losses.png", "png")
     return rows
 
 
@@ -169,7 +175,7 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
                 "drift_slope": fit(widths, drifts)[0],
             }
         )
-        colour = _COLOURS[index]
+        colour = COLORS[index]
         for seed in range(seeds):
             axes[0].plot(widths, errors[:, seed], ".", color=colour, ms=4, alpha=0.5)
         line = [math.exp(intercept) * width**slope for width in widths]
@@ -177,14 +183,14 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
         label = f"{parametrisation}, {layers}: slope {slope:.2f}"
         axes[0].plot(widths, line, color=colour, lw=1.4, label=label)
     bound = [0.03 * (width / widths[0]) ** -0.5 for width in widths]
-    axes[0].plot(widths, bound, color=_MUTED, lw=1, ls=":", label="slope -1/2, to compare")
+    axes[0].plot(widths, bound, color=MUTED, lw=1, ls=":", label="slope -1/2, to compare")
     axes[0].set_xscale("log", base=2)
     axes[0].set_yscale("log")
     axes[0].set_xlabel("Width")
     axes[0].set_ylabel("Largest error of the outputs, relative")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")
     caption(axes[0], f"{seeds} seeds, {steps} steps of gradient descent")
-    _write(figure, folder / "theory-width.png", "png")
+    write_figure(figure, folder / "theory-width.png", "png")
     return rows
 
 
@@ -216,7 +222,7 @@ def draw_components(width: int, steps: int, folder: Path) -> dict[str, Any]:
     figure, axes = panels(1, 5.6, 3.6)
     rows = []
     for index, component in enumerate(chosen):
-        start, colour = found.values[0, component], _COLOURS[index]
+        start, colour = found.values[0, component], COLORS[index]
         rate = float(run.learning_rate * 2 / SAMPLES * found.eigenvalues[component])
         shares = (found.values[:, component] / start).abs()
         axes[0].plot(run.steps, shares, ".", color=colour, ms=5, label=f"rate {rate:.2g}")
@@ -234,9 +240,9 @@ def draw_components(width: int, steps: int, folder: Path) -> dict[str, Any]:
                 "step_recorded_at_or_below": int(run.steps[done[0, 0]]) if len(done) else None,
             }
         )
-    axes[0].plot([], [], ".", color=_INK, label="measured")
-    axes[0].plot([], [], color=_INK, lw=1.2, label="descent, (1 - rate)$^t$")
-    axes[0].plot([], [], color=_INK, lw=0.9, ls=":", label="flow, exp(-rate t)")
+    axes[0].plot([], [], ".", color=INK, label="measured")
+    axes[0].plot([], [], color=INK, lw=1.2, label="descent, (1 - rate)$^t$")
+    axes[0].plot([], [], color=INK, lw=0.9, ls=":", label="flow, exp(-rate t)")
     axes[0].set_xscale("symlog", linthresh=1)
     axes[0].set_yscale("log")
     axes[0].set_xlim(0, steps)
@@ -245,7 +251,7 @@ def draw_components(width: int, steps: int, folder: Path) -> dict[str, Any]:
     axes[0].set_ylabel("Share of the component left")
     axes[0].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     caption(axes[0], f"width {width}, weights 0.5 and 1, {2 * SAMPLES} components")
-    _write(figure, folder / "theory-components.png", "png")
+    write_figure(figure, folder / "theory-components.png", "png")
     distance = (found.values - forms[0]).abs().max() / found.values[0].norm()
     return {"width": width, "steps": steps, "largest_error": float(distance), "components": rows}
 
@@ -323,12 +329,12 @@ def draw_weighting(width: int, limit: int, folder: Path) -> list[dict[str, Any]]
         outputs = predict_descent(kernel, initial, y, marks, **options)
         predicted = task_losses(outputs, y, reduction="mean")
         for task, name in enumerate(names):
-            colour, start = _COLOURS[task], measured[0, task]
+            colour, start = COLORS[task], measured[0, task]
             place.plot(
                 run.steps, measured[:, task] / start, color=colour, lw=2.4, alpha=0.45, label=name
             )
             place.plot(marks, predicted[:, task] / start, color=colour, lw=1.1, ls="--")
-        place.axhline(TOLERANCE, color=_MUTED, lw=0.8, ls=":")
+        place.axhline(TOLERANCE, color=MUTED, lw=0.8, ls=":")
         place.set_xscale("symlog", linthresh=1)
         place.set_yscale("log")
         place.set_xlim(0, 1000)
@@ -362,10 +368,10 @@ def draw_weighting(width: int, limit: int, folder: Path) -> list[dict[str, Any]]
             }
         )
     axes[0].set_ylabel("Loss, share of its start")
-    axes[0].plot([], [], color=_INK, lw=2.4, alpha=0.45, label="measured")
-    axes[0].plot([], [], color=_INK, lw=1.1, ls="--", label="predicted")
+    axes[0].plot([], [], color=INK, lw=2.4, alpha=0.45, label="measured")
+    axes[0].plot([], [], color=INK, lw=1.1, ls="--", label="predicted")
     axes[0].legend(frameon=False, fontsize=8, loc="lower left")
-    _write(figure, folder / "theory-weighting.png", "png")
+    write_figure(figure, folder / "theory-weighting.png", "png")
     return rows
 
 
@@ -547,7 +553,7 @@ def main() -> None:
     torch.set_num_threads(1)
     began = time.monotonic()
     quick, folder = arguments.quick, arguments.out
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         numbers: dict[str, Any] = {
             "losses": draw_losses([32, 128] if quick else [32, 1024], 300, folder),
             "width": draw_width(

@@ -13,17 +13,17 @@ import numpy as np
 from ntkmtl.bench.paper._settings import differences, listing
 from ntkmtl.bench.report._render import finite, printable
 from ntkmtl.bench.report._words import aligned, run_text
-from ntkmtl.bench.report.figures import (
-    _COLOURS,
-    _INK,
-    _MUTED,
-    _STYLE,
-    _new,
-    _plain,
-    _title,
-    _write,
-    eigenvalue_figure,
+from ntkmtl.bench.report.drawing import (
+    COLORS,
+    INK,
+    MUTED,
+    STYLE,
+    new_figure,
+    plain_text,
+    set_title,
+    write_figure,
 )
+from ntkmtl.bench.report.figures import eigenvalue_figure
 from ntkmtl.errors import imports_for
 from ntkmtl.files import numbers_beside, write_json
 
@@ -261,9 +261,9 @@ def draw(drawn: Drawn, path: Path) -> tuple[Path, Path]:
         import matplotlib as mpl
     numbers = numbers_beside(path)
     make = {1: _bars, 2: _curves, 3: _points, 4: _bars}[drawn.result.number]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = make(drawn)
-        _write(figure, path, "png")
+        write_figure(figure, path, "png")
     write_json(numbers, drawn.to_json())
     return path, numbers
 
@@ -287,15 +287,15 @@ def _bars(drawn: Drawn) -> Figure:
         for one in entries
     ]
     methods = list(dict.fromkeys(one["method"] for one in entries))
-    figure, axes = _new(6.4, 1.1 + 0.3 * len(entries))
+    figure, axes = new_figure(6.4, 1.1 + 0.3 * len(entries))
     place = np.arange(len(entries))
     axes.barh(
         place,
         middle,
         height=0.66,
-        color=[_COLOURS[methods.index(one["method"]) % len(_COLOURS)] for one in entries],
+        color=[COLORS[methods.index(one["method"]) % len(COLORS)] for one in entries],
         xerr=errors,
-        error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2.5},
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2.5},
     )
     right = max(m + e for m, e in zip(middle, errors[1], strict=True))
     for where, (value, error, one) in enumerate(zip(middle, errors[1], entries, strict=True)):
@@ -305,32 +305,32 @@ def _bars(drawn: Drawn) -> Figure:
             f"{one['ratio']:.2f} × LS",
             va="center",
             fontsize=8,
-            color=_MUTED,
+            color=MUTED,
         )
     axes.set_xlim(0, 1.18 * right)
-    axes.set_yticks(place, [_plain(name, 40) for name in names])
+    axes.set_yticks(place, [plain_text(name, 40) for name in names])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     what = "Training time per epoch (s)" if epochs else "Time per training step (ms)"
     axes.set_xlabel(f"{what}: ratio to LS, times the median of LS")
-    _title(axes, drawn.subtitle, 80)
+    set_title(axes, drawn.subtitle, 80)
     return figure
 
 
 def _points(drawn: Drawn) -> Figure:
     """Draw Delta-m over n with standard errors."""
     entries = drawn.numbers["by_n"]
-    figure, axes = _new(5.6, 3.4)
+    figure, axes = new_figure(5.6, 3.4)
     place = np.arange(len(entries))
     means = [one["delta_m"] for one in entries]
     axes.errorbar(
         place,
         means,
         yerr=[one["stderr"] or 0.0 for one in entries],
-        color=_COLOURS[0],
-        ecolor=_INK,
+        color=COLORS[0],
+        ecolor=INK,
         elinewidth=1,
         capsize=3,
         marker="o",
@@ -340,10 +340,10 @@ def _points(drawn: Drawn) -> Figure:
     axes.set_xticks(place, [str(one["n"]) for one in entries])
     axes.margins(x=0.08, y=0.15)
     axes.grid(axis="y")
-    axes.set_xlabel(f"Mini-batches n of {_plain(drawn.numbers['method'], 40)}")
+    axes.set_xlabel(f"Mini-batches n of {plain_text(drawn.numbers['method'], 40)}")
     against = "the paper's STL row" if drawn.numbers["stl"] == "published" else "STL"
     axes.set_ylabel(f"Δm against {against} (%), lower is better")
-    _title(axes, drawn.subtitle, 80)
+    set_title(axes, drawn.subtitle, 80)
     return figure
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -17,40 +16,27 @@ from ntkmtl.bench.report._runs import load
 from ntkmtl.bench.report._series import Series, series_of
 from ntkmtl.bench.report._table import MethodRow, ResultTable
 from ntkmtl.bench.report._words import run_text
+from ntkmtl.bench.report.drawing import (
+    COLORS,
+    DASHES,
+    INK,
+    STYLE,
+    new_figure,
+    plain_text,
+    set_title,
+    write_figure,
+)
 from ntkmtl.bench.runs import folder_name
 from ntkmtl.errors import imports_for
-from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
 __all__ = ["save_figures"]
 
-_INK, _MUTED, _GRID = "#1c2128", "#5b6570", "#e8ebef"
-# Okabe and Ito's colours without black and yellow, and an olive; then the same dashed.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b")
-_DASHES = ("-", "--", ":", "-.")
 _POINTS = 60
 """Windows of steps that a curve averages over: eigenvalues of single steps are noisy."""
-
-_STYLE: dict[Any, Any] = {
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "grid.color": _GRID,
-    # Equal figures get equal bytes.
-    "svg.hashsalt": "ntkmtl",
-}
 
 
 def save_figures(
@@ -85,7 +71,7 @@ def save_figures(
         import matplotlib as mpl
 
     written = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for problem, runs in load(runs_dir).items():
             table = table_of(runs)
             methods = [row.method for row in table.rows if not row.is_baseline]
@@ -93,17 +79,9 @@ def save_figures(
             for name, figure in _figures(table, series, method):
                 for ending in formats:
                     path = Path(out_dir) / f"{folder_name(problem)}-{name}.{ending}"
-                    _write(figure, path, ending)
+                    write_figure(figure, path, ending)
                     written.append(path)
     return written
-
-
-def _write(figure: Figure, path: Path, ending: str) -> None:
-    buffer = io.BytesIO()
-    undated = {"Date": None} if ending == "svg" else None
-    figure.savefig(buffer, format=ending, dpi=200, metadata=undated)
-    with atomic_write(path) as file:
-        file.write(buffer.getvalue())
 
 
 def _figures(
@@ -126,46 +104,32 @@ def _figures(
         yield "eigenvalues", _eigenvalues(table, series[chosen], chosen)
 
 
-def _plain(text: str, longest: int) -> str:
-    """Return a text with dollar signs escaped, which matplotlib would read as mathematics."""
-    return printable(text, longest).replace("$", r"\$")
-
-
 def _worth(row: MethodRow) -> float:
     if row.delta_m is not None and math.isfinite(row.delta_m.mean):
         return row.delta_m.mean
     return math.inf if row.mean_rank is None else row.mean_rank
 
 
-def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
 def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
     """Draw bars of Delta-m, the best on top."""
     order = sorted(rows, key=_worth)
-    figure, axes = _new(6.4, 1.1 + 0.27 * len(order))
+    figure, axes = new_figure(6.4, 1.1 + 0.27 * len(order))
     place = np.arange(len(order))
     means = [row.delta_m.mean for row in order if row.delta_m is not None]
     errors = [row.delta_m.stderr or 0.0 for row in order if row.delta_m is not None]
-    colours = [_COLOURS[0] if mean < 0 else _COLOURS[1] for mean in means]
+    colours = [COLORS[0] if mean < 0 else COLORS[1] for mean in means]
     axes.barh(place, means, height=0.66, color=colours)
     if any(errors):
-        axes.errorbar(means, place, xerr=errors, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5)
-    axes.axvline(0, color=_INK, linewidth=0.8)
-    axes.set_yticks(place, [_plain(row.label, 40) for row in order])
+        axes.errorbar(means, place, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(place, [plain_text(row.label, 40) for row in order])
     axes.tick_params(axis="y", length=0)
     axes.invert_yaxis()
     axes.margins(y=0.02)
     axes.grid(axis="x")
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("Δm against single-task learning (%), lower is better")
-    _title(axes, run_text(printable(table.problem, 40), table.facts))
+    set_title(axes, run_text(printable(table.problem, 40), table.facts))
     return figure
 
 
@@ -195,15 +159,15 @@ def eigenvalue_figure(
 ) -> Figure:
     """Draw the largest eigenvalue of each task's kernel, shape (T, k), over the steps, (T,)."""
     legend_columns = math.ceil(len(tasks) / 16)
-    figure, axes = _new(5.6 + 1.2 * legend_columns, 3.6)
+    figure, axes = new_figure(5.6 + 1.2 * legend_columns, 3.6)
     lines = []
     for task, own in enumerate(values.T):
         known = np.isfinite(own)
         lines += axes.plot(
             step[known],
             own[known],
-            color=_COLOURS[task % len(_COLOURS)],
-            linestyle=_DASHES[task // len(_COLOURS) % len(_DASHES)],
+            color=COLORS[task % len(COLORS)],
+            linestyle=DASHES[task // len(COLORS) % len(DASHES)],
             linewidth=linewidth,
             marker="o" if known.sum() == 1 else "",
         )
@@ -214,11 +178,11 @@ def eigenvalue_figure(
     axes.set_ylabel(ylabel)
     axes.margins(x=0.01)
     axes.grid(axis="y")
-    _title(axes, title)
+    set_title(axes, title)
     # Given the lines, the legend keeps names that begin with an underscore.
     axes.legend(
         handles=lines,
-        labels=[_plain(name, 24) for name in tasks],
+        labels=[plain_text(name, 24) for name in tasks],
         loc="center left",
         bbox_to_anchor=(1.0, 0.5),
         frameon=False,
@@ -226,7 +190,3 @@ def eigenvalue_figure(
         ncols=legend_columns,
     )
     return figure
-
-
-def _title(axes: Axes, text: str, longest: int = 160) -> None:
-    axes.set_title(_plain(text, longest), loc="left", fontsize=9.5, color=_MUTED)
