@@ -10,7 +10,7 @@ from ntkmtl.files import atomic_write
 
 __all__ = ["draw", "table"]
 
-_COLOURS = {
+_COLORS = {
     "plain": "#5b6570",
     "free": "#0072b2",
     "probe": "#e69f00",
@@ -77,13 +77,13 @@ def draw(report: Mapping[str, Any], folder: Path) -> None:
         with mpl.rc_context(style):
             figure, axes = plt.subplots(figsize=(9.2, 4.8), layout="constrained")
             front = _front(case["rows"])
-            for group, colour in _COLOURS.items():
+            for group, color in _COLORS.items():
                 rows = [row for row in case["rows"] if row["group"] == group]
                 axes.scatter(
                     [row["price"] for row in rows],
                     [row["smoothed"] for row in rows],
                     s=[46 if row in front else 20 for row in rows],
-                    color=colour,
+                    color=color,
                     label=_NAMES[group],
                     zorder=3,
                 )

@@ -121,14 +121,14 @@ def record(training: Training, progress: Callable[[float], None]) -> dict[str, A
     """
     trunk = RememberInputs(training.model, "represent")
     tap = _Tap(training.layers)
-    optimiser = torch.optim.Adam(training.model.parameters(), lr=training.learning_rate)
+    optimizer = torch.optim.Adam(training.model.parameters(), lr=training.learning_rate)
     probe = Probe(trunk, parameters=training.shared)
     weights: Tensor | None = None
     kept: dict[str, list[Tensor]] = {"exact": [], "slopes": [], "losses": []}
     free: dict[str, list[Tensor]] = {}
     layers = len(training.layers)
     for t in range(training.steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         step = _Step(training, trunk, tap, next(training.batches))
         gradients, by_layer = step.differentiate(layers)
         parts: dict[str, Tensor] = {name: step.free(gradients, name) for name in POOLINGS}
@@ -149,7 +149,7 @@ def record(training: Training, progress: Callable[[float], None]) -> dict[str, A
         kept["losses"].append(torch.stack([loss.detach() for loss in step.losses]))
         assert weights is not None
         step.plain(weights)
-        optimiser.step()
+        optimizer.step()
         progress((t + 1) / training.steps)
     return {
         "title": training.title,
@@ -172,7 +172,7 @@ def prices(training: Training) -> dict[str, float]:
     trunk = RememberInputs(training.model, "represent")
     tap = _Tap(training.layers)
     probe = Probe(trunk, parameters=training.shared)
-    optimiser = torch.optim.Adam(training.model.parameters(), lr=training.learning_rate)
+    optimizer = torch.optim.Adam(training.model.parameters(), lr=training.learning_rate)
     batch = next(training.batches)
     k = len(training.model.heads)
     balancers = {
@@ -181,7 +181,7 @@ def prices(training: Training) -> dict[str, float]:
     }
 
     def whole(balancer: Balancer | None) -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         z: Any = training.model.represent(training.inputs(batch))
         views = z if isinstance(z, list) or balancer is None else branch(z, k)
         losses = training.losses(training.model.predict(views), batch)
@@ -189,7 +189,7 @@ def prices(training: Training) -> dict[str, float]:
             torch.stack(losses).sum().backward()
         else:
             balancer.backward(losses, features=views)
-        optimiser.step()
+        optimizer.step()
 
     counts = {name: i + 1 for i, name in enumerate(layer_names(len(training.layers)))}
     times: dict[str, list[float]] = {}

@@ -2,7 +2,7 @@
 
     python benchmarks/output_kernel.py --samples 2000
 
-A freshly initialised network of qm9-mini, its first training molecules, all 11 tasks: the largest
+A freshly initialized network of qm9-mini, its first training molecules, all 11 tasks: the largest
 eigenvalue of each task's block K_ii (Eq. 8) and of the extended NTK (Eq. 9), by Lanczos on
 products of one backward and one forward-mode pass. Peak memory is that of the whole process.
 """

@@ -634,15 +634,15 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     style = {"font.size": 9.5, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):  # type: ignore[arg-type]
         figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.2), layout="constrained")
-        for label, colour in _SHOWN.items():
+        for label, color in _SHOWN.items():
             left.plot(
-                sizes, line(label, lambda r: r["sent"] / 1e6), "o-", c=colour, label=label, ms=4
+                sizes, line(label, lambda r: r["sent"] / 1e6), "o-", c=color, label=label, ms=4
             )
-            right.plot(sizes, line(label, milliseconds), "o-", c=colour, label=label, ms=4)
-        gathered, colour = KERNEL_GATHERED.label, _SHOWN["kernel"]
+            right.plot(sizes, line(label, milliseconds), "o-", c=color, label=label, ms=4)
+        gathered, color = KERNEL_GATHERED.label, _SHOWN["kernel"]
         name = "kernel, had all been gathered"
-        left.plot(sizes, line(gathered, lambda r: r["sent"] / 1e6), ":", c=colour, label=name)
-        right.plot(sizes, line(gathered, milliseconds), ":", c=colour)
+        left.plot(sizes, line(gathered, lambda r: r["sent"] / 1e6), ":", c=color, label=name)
+        right.plot(sizes, line(gathered, milliseconds), ":", c=color)
         gradients = line("no kernel (ls)", lambda r: r["gradients"] / 1e6)
         left.plot(sizes, gradients, "--", c="#1c2128", label="DDP's gradients; plain training")
         plain = line("no kernel (ls)", milliseconds)

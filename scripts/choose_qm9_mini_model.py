@@ -111,7 +111,7 @@ class PerceptronQM9(QM9Mini):
         return Features(self._features[rows], super()._take(rows).targets)
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a freshly initialised perceptron."""
+        """Build a freshly initialized perceptron."""
         return Perceptron(self._features.shape[1], len(tasks or self.tasks))
 
 
@@ -127,12 +127,12 @@ def train(
     torch.manual_seed(seed)
     order = torch.Generator().manual_seed(seed)
     model = problem.model(tasks)
-    optimiser = torch.optim.Adam(
+    optimizer = torch.optim.Adam(
         model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True
     )
     size, batch_size = problem.size("train"), problem.recipe.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, learning_rate, total_steps=epochs * (size // batch_size), pct_start=0.2
+        optimizer, learning_rate, total_steps=epochs * (size // batch_size), pct_start=0.2
     )
     start = time.perf_counter()
     for _ in range(epochs):
@@ -141,9 +141,9 @@ def train(
             outputs = model.predict(model.represent(batch))
             losses = problem.losses(outputs, batch, tasks).values()
             total = torch.stack([loss for loss in losses if loss is not None]).sum()
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             total.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return time.perf_counter() - start, problem.evaluate(model, "test", tasks)
 

@@ -109,9 +109,9 @@ def draw_losses(widths: list[int], steps: int, folder: Path) -> list[dict[str, A
         measured = run.losses()
         predicted = task_losses(run.predicted(), run.targets, reduction="mean")
         for task, name in enumerate(("task 1", "task 2")):
-            colour = COLORS[task]
-            place.plot(run.steps, measured[:, task], color=colour, lw=2.4, alpha=0.45, label=name)
-            place.plot(run.steps, predicted[:, task], color=colour, lw=1.1, ls="--")
+            color = COLORS[task]
+            place.plot(run.steps, measured[:, task], color=color, lw=2.4, alpha=0.45, label=name)
+            place.plot(run.steps, predicted[:, task], color=color, lw=1.1, ls="--")
         place.set_xscale("symlog", linthresh=1)
         place.set_yscale("log")
         place.set_xlim(0, steps)
@@ -175,13 +175,13 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
                 "drift_slope": fit(widths, drifts)[0],
             }
         )
-        colour = COLORS[index]
+        color = COLORS[index]
         for seed in range(seeds):
-            axes[0].plot(widths, errors[:, seed], ".", color=colour, ms=4, alpha=0.5)
+            axes[0].plot(widths, errors[:, seed], ".", color=color, ms=4, alpha=0.5)
         line = [math.exp(intercept) * width**slope for width in widths]
         layers = f"{depth} hidden layer{'s' if depth > 1 else ''}"
         label = f"{parametrisation}, {layers}: slope {slope:.2f}"
-        axes[0].plot(widths, line, color=colour, lw=1.4, label=label)
+        axes[0].plot(widths, line, color=color, lw=1.4, label=label)
     bound = [0.03 * (width / widths[0]) ** -0.5 for width in widths]
     axes[0].plot(widths, bound, color=MUTED, lw=1, ls=":", label="slope -1/2, to compare")
     axes[0].set_xscale("log", base=2)
@@ -222,14 +222,12 @@ def draw_components(width: int, steps: int, folder: Path) -> dict[str, Any]:
     figure, axes = panels(1, 5.6, 3.6)
     rows = []
     for index, component in enumerate(chosen):
-        start, colour = found.values[0, component], COLORS[index]
+        start, color = found.values[0, component], COLORS[index]
         rate = float(run.learning_rate * 2 / SAMPLES * found.eigenvalues[component])
         shares = (found.values[:, component] / start).abs()
-        axes[0].plot(run.steps, shares, ".", color=colour, ms=5, label=f"rate {rate:.2g}")
-        axes[0].plot(run.steps, (forms[0][:, component] / start).abs(), color=colour, lw=1.2)
-        axes[0].plot(
-            run.steps, (forms[1][:, component] / start).abs(), color=colour, lw=0.9, ls=":"
-        )
+        axes[0].plot(run.steps, shares, ".", color=color, ms=5, label=f"rate {rate:.2g}")
+        axes[0].plot(run.steps, (forms[0][:, component] / start).abs(), color=color, lw=1.2)
+        axes[0].plot(run.steps, (forms[1][:, component] / start).abs(), color=color, lw=0.9, ls=":")
         done = (shares**2 <= TOLERANCE).nonzero()
         rows.append(
             {
@@ -329,11 +327,11 @@ def draw_weighting(width: int, limit: int, folder: Path) -> list[dict[str, Any]]
         outputs = predict_descent(kernel, initial, y, marks, **options)
         predicted = task_losses(outputs, y, reduction="mean")
         for task, name in enumerate(names):
-            colour, start = COLORS[task], measured[0, task]
+            color, start = COLORS[task], measured[0, task]
             place.plot(
-                run.steps, measured[:, task] / start, color=colour, lw=2.4, alpha=0.45, label=name
+                run.steps, measured[:, task] / start, color=color, lw=2.4, alpha=0.45, label=name
             )
-            place.plot(marks, predicted[:, task] / start, color=colour, lw=1.1, ls="--")
+            place.plot(marks, predicted[:, task] / start, color=color, lw=1.1, ls="--")
         place.axhline(TOLERANCE, color=MUTED, lw=0.8, ls=":")
         place.set_xscale("symlog", linthresh=1)
         place.set_yscale("log")

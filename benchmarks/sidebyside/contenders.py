@@ -131,13 +131,13 @@ def make_step(contender: Contender, case: Case) -> Callable[[], None]:
     torch.manual_seed(0)
     kind = WORKLOADS[case.network]
     workload = kind.make(case.tasks, case.batch, case.scale, case.device)
-    optimiser = torch.optim.Adam(workload.model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(workload.model.parameters(), lr=1e-4)
     step = _RUNS[contender.run](contender, case, workload)
 
     def whole() -> None:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         step()
-        optimiser.step()
+        optimizer.step()
 
     return whole
 

@@ -11,7 +11,7 @@ from ntkmtl.files import atomic_write
 __all__ = ["draw"]
 
 _INK, _MUTED, _GRID = "#1c2128", "#5b6570", "#e8ebef"
-_COLOURS = {
+_COLORS = {
     "plain": "#5b6570",
     "ntkmtl": "#0072b2",
     "torchjd": "#e69f00",
@@ -118,7 +118,7 @@ def _step_times(case: Case, path: Path) -> None:
         ratio = row["ratio"]
         # Ratios are what was measured in pairs; seconds follow from them.
         width = base * ratio["median"]
-        axes.barh(place, width, color=_COLOURS[row["group"]], height=0.66)
+        axes.barh(place, width, color=_COLORS[row["group"]], height=0.66)
         axes.plot(
             [base * ratio["lower"], base * ratio["upper"]], [place] * 2, color=_INK, linewidth=1.1
         )
@@ -144,7 +144,7 @@ def _step_times(case: Case, path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     groups = [group for group in _NAMES if any(row["group"] == group for row in rows)]
     axes.legend(
-        handles=[Patch(color=_COLOURS[group], label=_NAMES[group]) for group in groups],
+        handles=[Patch(color=_COLORS[group], label=_NAMES[group]) for group in groups],
         loc="upper right",
         frameon=False,
         fontsize=8.5,
@@ -165,7 +165,7 @@ def _minibatches(case: Case, path: Path) -> None:
     counts = sorted({int(row["minibatches"]) for rows in series.values() for row in rows})
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     axes.axhline(1.0, color=_MUTED, linewidth=1.0, linestyle=":")
-    axes.bar([-1], [1.0], width=0.4, color=_COLOURS["plain"], label="plain training (LS)")
+    axes.bar([-1], [1.0], width=0.4, color=_COLORS["plain"], label="plain training (LS)")
     names = {"ntkmtl": "ntkmtl-sr", "published": "k n autograd.grad calls, as published"}
     present = [group for group, rows in series.items() if rows]
     width = 0.4
@@ -173,7 +173,7 @@ def _minibatches(case: Case, path: Path) -> None:
         offset = (g - (len(present) - 1) / 2) * width
         places = [counts.index(int(row["minibatches"])) + offset for row in series[group]]
         medians = [float(row["ratio"]["median"]) for row in series[group]]
-        axes.bar(places, medians, width=width * 0.94, color=_COLOURS[group], label=names[group])
+        axes.bar(places, medians, width=width * 0.94, color=_COLORS[group], label=names[group])
         for place, median, row in zip(places, medians, series[group], strict=True):
             lower, upper = float(row["ratio"]["lower"]), float(row["ratio"]["upper"])
             axes.plot([place, place], [lower, upper], color=_INK, linewidth=1.1)

@@ -16,7 +16,7 @@ from typing import Any
 __all__ = ["Entrant", "take_turns"]
 
 Step = Callable[[], None]
-# torch.optim imports _dynamo with the first optimiser that is made.
+# torch.optim imports _dynamo with the first optimizer that is made.
 LIBRARIES = (
     "networks",
     "torch._dynamo",

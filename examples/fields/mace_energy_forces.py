@@ -1,6 +1,6 @@
 """Energy, forces and stress with MACE: ``python examples/fields/mace_energy_forces.py``.
 
-Strained and rattled copper, labelled by ASE's EMT. Every second cell has no stress. MACE's own
+Strained and rattled copper, labeled by ASE's EMT. Every second cell has no stress. MACE's own
 script weighs the losses inside a loss function; in a loop of your own they stay apart.
 """
 

@@ -111,7 +111,7 @@ def test_tasks_built_to_agree_are_grouped_through_the_real_kernel(source: str) -
     truth = torch.randn(6, dtype=torch.float64, generator=generator)
     recorder = Recorder(every=2, source=source, minibatches=4)
     balancer = Balancer("ls", tasks=5, record=recorder)
-    optimiser = torch.optim.SGD(trunk.parameters(), lr=0.002)
+    optimizer = torch.optim.SGD(trunk.parameters(), lr=0.002)
     for _ in range(20):
         x = torch.randn(32, 6, dtype=torch.float64, generator=generator)
         noise = 0.3 * torch.randn(5, 32, dtype=torch.float64, generator=generator)
@@ -120,9 +120,9 @@ def test_tasks_built_to_agree_are_grouped_through_the_real_kernel(source: str) -
             (z @ read - (s * 5 * (x @ truth) + e)).square().mean()
             for s, e in zip(sign, noise, strict=True)
         ]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         balancer.backward(losses, features=z)
-        optimiser.step()
+        optimizer.step()
     affinity = recorder.mean_affinity()
     found = group_tasks(affinity)
     assert found.groups == ((0, 2, 4), (1, 3))

@@ -231,15 +231,15 @@ def linear_training(recorder: Recorder | None, method: str, steps: int = 5) -> l
     trunk = torch.nn.Linear(3, 4).double()
     heads = [torch.nn.Linear(4, 1).double() for _ in range(3)]
     parameters = [p for module in (trunk, *heads) for p in module.parameters()]
-    optimiser = torch.optim.SGD(parameters, lr=0.05)
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
     balancer = Balancer(method, tasks=TASKS, record=recorder)
     for _ in range(steps):
         x = torch.randn(8, 3, dtype=torch.float64)
         z = trunk(x)
         losses = [(head(z) - i).square().mean() for i, head in enumerate(heads)]
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         balancer.backward(losses, features=z)
-        optimiser.step()
+        optimizer.step()
     return parameters
 
 

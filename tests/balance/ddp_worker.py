@@ -47,10 +47,10 @@ def run(
 ) -> dict[str, Any]:
     """Take some steps on some rows of the data; return weights and the last gradients."""
     x, y = data()
-    optimiser = torch.optim.SGD(net.parameters(), lr=1e-3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
     weights = []
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         _, outputs = net(x[rows])
         z = getattr(net, "module", net).features
         losses: list[torch.Tensor | None] = [
@@ -60,7 +60,7 @@ def run(
             losses[missing] = None
         out = balancer.backward(losses, features=z)
         weights.append(out.weights)
-        optimiser.step()
+        optimizer.step()
     return {
         "weights": torch.stack(weights),
         "eigenvalues": out.eigenvalues,

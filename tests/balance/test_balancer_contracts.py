@@ -366,7 +366,7 @@ def test_state_goes_through_a_file(method: str, options: dict[str, Any], at: int
     other = {"seed": 99} if method in SEEDED else {}
     second = make_balancer(method, **options, **other)
     if at == 0:
-        list(second.parameters())  # what an optimiser would do
+        list(second.parameters())  # what an optimizer would do
     second.load_state_dict(torch.load(buffer, weights_only=True))
     copied = copy.deepcopy(case)
     for i in range(5):
@@ -566,7 +566,7 @@ def test_after_step_does_nothing_where_it_is_not_needed(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_parameters_are_learned_by_the_users_optimiser(method: str) -> None:
+def test_parameters_are_learned_by_the_users_optimizer(method: str) -> None:
     case = make_case()
     balancer = make_balancer(method, tasks=3)
     parameters = list(balancer.parameters())

@@ -37,7 +37,7 @@ def test_a_state_from_before_the_first_step_starts_again(method: str) -> None:
         for module in (trunk, heads):
             module.zero_grad()
         parameters = list(balancer.parameters())
-        optimiser = torch.optim.SGD(parameters, lr=0.1) if parameters else None
+        optimizer = torch.optim.SGD(parameters, lr=0.1) if parameters else None
         for step in range(3):
             losses: list[Tensor | None] = []
             z = trunk(inputs(seed=step))
@@ -47,9 +47,9 @@ def test_a_state_from_before_the_first_step_starts_again(method: str) -> None:
             found.append(balancer.backward(losses, features=z).weights)
             if balancer.weighting.needs_after_step:
                 balancer.after_step([None if v is None else v.detach() * 0.9 for v in losses])
-            if optimiser is not None:
-                optimiser.step()
-                optimiser.zero_grad()
+            if optimizer is not None:
+                optimizer.step()
+                optimizer.zero_grad()
         balancer.load_state_dict(fresh)
     for one, other in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=0.0, equal_nan=True)

@@ -65,8 +65,8 @@ def expected_weights(form: Form, net: Net, batches: list) -> Tensor:
             blocks = blocks @ blocks.mT
         eigenvalues = torch.linalg.eigvalsh(blocks)[:, -1]
         return (eigenvalues.mean() / eigenvalues).sqrt()
-    labelled = torch.tensor([[loss is not None for loss in losses] for _, losses in batches])
-    share = labelled / labelled.sum(dim=0)
+    labeled = torch.tensor([[loss is not None for loss in losses] for _, losses in batches])
+    share = labeled / labeled.sum(dim=0)
     means = [torch.stack(own) * row[:, None] for row, own in zip(share, rows, strict=True)]
     gramian = sum(m @ m.T for m in means) if free else sum(means) @ sum(means).T
     return create(form.method)(ExtendedNTK(gramian[:, None, :, None]))

@@ -130,7 +130,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (type(create("ls")), {}, r"found the class LinearScalarization; make one"),
     (create("ntkmtl"), {"exponent": 0.3}, "given when it is made"),
     ("ntkmtl", {"published": 1}, "published must be True or False"),
-    ("mgda", {"normalise": True}, "mgda has no option 'normalise'"),
+    ("mgda", {"normalize": True}, "mgda has no option 'normalize'"),
     ("ntkmtl", {"exponents": 0.3}, "exponent"),
     ("ntkmtl", {"minibatch": 4}, "did you mean 'minibatches'"),
     ("ntkmtl", {"weight_head": True}, "did you mean 'weight_heads'"),

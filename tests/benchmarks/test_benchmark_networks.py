@@ -121,7 +121,7 @@ def test_losses_of_a_batch_without_a_valid_pixel_are_zero() -> None:
         assert not gradient.any()
 
 
-def test_segmentation_is_the_mean_over_labelled_pixels() -> None:
+def test_segmentation_is_the_mean_over_labeled_pixels() -> None:
     scores = torch.randn(3, 5, 6, 8, requires_grad=True)
     labels = torch.randint(-1, 5, (3, 6, 8))
     (found,) = dense_losses(["segmentation"], [scores], [labels])

@@ -23,7 +23,7 @@ def test_at_a_change_of_speed_the_base_is_the_mean_of_both_sides() -> None:
     assert ratios([(1, 4.0)], [(0, 1.0), (2, 3.0)]) == [2.0]
 
 
-def test_a_turn_at_an_end_has_one_neighbour() -> None:
+def test_a_turn_at_an_end_has_one_neighbor() -> None:
     assert ratios([(0, 4.0), (9, 4.0)], [(1, 2.0), (5, 1.0)]) == [2.0, 4.0]
 
 

@@ -165,13 +165,13 @@ def test_a_step_that_the_optimizer_skips_is_no_step_of_a_method() -> None:
 
 
 def test_what_was_accumulated_outlasts_a_batch_without_a_label() -> None:
-    labelled = {"small": np.ones(32), "large": np.repeat([1.0, 0.0, 1.0, 0.0], 8)}
+    labeled = {"small": np.ones(32), "large": np.repeat([1.0, 0.0, 1.0, 0.0], 8)}
     pair = [
         compiled(method, keras.optimizers.SGD(1e-4, gradient_accumulation_steps=2))
         for method in ("ls", None)
     ]
     for one in pair:
-        fit(one, sample_weight=labelled)
+        fit(one, sample_weight=labeled)
     assert_same(*pair)
 
 

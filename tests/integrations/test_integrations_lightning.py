@@ -247,11 +247,11 @@ def test_lbfgs_gets_the_value_of_what_it_differentiates() -> None:
 
 
 def test_a_batch_without_labels_is_left_out() -> None:
-    class Unlabelled(Module):
+    class Unlabeled(Module):
         def compute_losses(self, batch: Any) -> Any:
             return dict.fromkeys(tasks.TASKS)
 
-    module = tasks.seeded(Unlabelled)
+    module = tasks.seeded(Unlabeled)
     before = weights_of(module)
     fit(module, max_epochs=1)
     assert_same(before, weights_of(module))

@@ -49,7 +49,7 @@ def test_ldc_mtl_by_hand() -> None:
 
 
 def test_ldc_mtl_weights_may_be_negative() -> None:
-    # Three equal shares; a loss below both its neighbours loses 2 * .2.
+    # Three equal shares; a loss below both its neighbors loses 2 * .2.
     found = create("ldc-mtl", penalty=0.2, tau="one")(losses=tensor([2.0, 1.0, 2.0]))
     close(found, [1 / 3 + 0.2, 1 / 3 - 0.4, 1 / 3 + 0.2])
 
@@ -76,7 +76,7 @@ def test_ldc_mtl_is_the_gradient_of_its_total(seed: int, tau: str) -> None:
 
 
 def test_ldc_mtl_trains_its_router_beside_the_model() -> None:
-    # Against the published loop: one optimiser, one backward pass of the total.
+    # Against the published loop: one optimizer, one backward pass of the total.
     results = []
     for by_balancer in (True, False):
         case = make_case()

@@ -77,7 +77,7 @@ def test_ntkmtl_weights_fall_as_the_eigenvalue_grows() -> None:
     steps = weights.log().diff(dim=0)
     assert bool((steps[:, 1] <= 1e-12).all())
     assert bool((steps.abs() <= 0.26).all())  # half of the steps of 0.5 in the logarithm
-    # The zero is the one exception; its neighbour is not.
+    # The zero is the one exception; its neighbor is not.
     smallest = eigenvalue_weights(tensor([1.0, 5e-324]))
     torch.testing.assert_close(smallest[1].log(), tensor([-math.log(10e-324) / 2])[0])
     assert eigenvalue_weights(tensor([1.0, 0.0])).tolist() == [math.sqrt(0.5), 1.0]

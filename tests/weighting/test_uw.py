@@ -47,7 +47,7 @@ def test_uw_trains_as_torchjd_does() -> None:
             optimizer.step()
 
 
-def test_uw_parameter_is_accepted_by_optimisers_before_the_first_step() -> None:
+def test_uw_parameter_is_accepted_by_optimizers_before_the_first_step() -> None:
     weighting = create("uw")
     optimizer = torch.optim.Adam(weighting.parameters(), lr=0.1)
     for _ in range(2):

@@ -176,7 +176,7 @@ def test_weighted_losses_do_not_depend_on_their_units(name: str) -> None:
         losses = torch.rand(3, dtype=torch.float64) + 0.5
         expected = plain(losses=losses) * losses
         found = other(losses=losses * units) * losses * units
-        if name == "famo":  # up to the normalisation of the weights
+        if name == "famo":  # up to the normalization of the weights
             expected, found = expected / expected.sum(), found / found.sum()
         # FAMO adds 1e-8 to every loss.
         rough = 0.02 if name == "famo" else 1e-9

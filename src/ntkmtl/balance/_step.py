@@ -79,7 +79,7 @@ class Samples:
 
     @property
     def count(self) -> int:
-        """Number of samples B, labelled or not."""
+        """Number of samples B, labeled or not."""
         return len(self.values)
 
     def mean(self) -> Tensor | None:

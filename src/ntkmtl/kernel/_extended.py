@@ -21,7 +21,7 @@ class ExtendedNTK:
         values: All blocks, shape (k, n, k, n). Must be symmetric positive semi-definite as a
             (kn, kn) matrix, which is not checked.
         blocks: The diagonal blocks only, shape (k, n, n). Give either this or ``values``.
-        shares: Share of task i's labelled samples that are in mini-batch u, shape (k, n); rows sum
+        shares: Share of task i's labeled samples that are in mini-batch u, shape (k, n); rows sum
             to 1. None for ``1 / n`` each.
         diagonal: True if each block is known to be a diagonal matrix, so that its eigenvalues need
             no solver.

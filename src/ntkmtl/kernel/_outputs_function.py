@@ -84,13 +84,13 @@ def require_eval(network: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is None:
                 raise ValueError(
-                    f"{where} was made with track_running_stats=False: it normalises by the "
+                    f"{where} was made with track_running_stats=False: it normalizes by the "
                     "statistics of the batch in every mode, so that an output depends on the other "
                     "samples and has no kernel of its own. Make it with running statistics"
                 )
             if module.training:
                 raise ValueError(
-                    f"{where} is in training mode: it normalises by the statistics of the batch, "
+                    f"{where} is in training mode: it normalizes by the statistics of the batch, "
                     "so that an output depends on the other samples. Call .eval() on the network "
                     "first"
                 )

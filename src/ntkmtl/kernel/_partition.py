@@ -61,7 +61,7 @@ class Partition:
         scales: Factors that turn rows of the gradient of task i's batch loss into rows of the
             gradient of mini-batch u's mean loss, float64 of shape (k, n); (1, n) where they are the
             same for all tasks.
-        shares: Share of task i's labelled samples that are in mini-batch u, same shape.
+        shares: Share of task i's labeled samples that are in mini-batch u, same shape.
         own: One partition per task where each has its own batch; else empty.
     """
 

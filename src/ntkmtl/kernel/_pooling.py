@@ -48,7 +48,7 @@ def _power_of_two(peak: Tensor) -> Tensor:
     return torch.where(peak > 0, torch.ldexp(torch.ones_like(peak), exponent), 1.0)
 
 
-def _normalised(x: Tensor) -> tuple[Tensor, Tensor]:
+def _normalized(x: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each slice along dimension 0 so that its largest absolute entry is in [1, 2).
 
     Returns the scaled slices and the divisors, float64 of shape (len(x),). Slices of zeros stay as
@@ -173,14 +173,14 @@ def _pooled_block(rows: Tensor) -> Tensor:
     if rows.numel() <= _DOUBLE_LIMIT:
         rows = rows.to(torch.float64)
         return rows @ rows.mT
-    rows, peak = _normalised(rows)
+    rows, peak = _normalized(rows)
     return (rows @ rows.mT).to(torch.float64) * peak.square()[:, None, None]
 
 
 def _pooled_full(
     gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
 ) -> Tensor:
-    rows, peak = _normalised(minibatch_sums(gradients, partition))
+    rows, peak = _normalized(minibatch_sums(gradients, partition))
     k, n, _ = rows.shape
     flat = rows.flatten(0, 1)
     values = (flat @ flat.T).to(torch.float64).view(k, n, k, n)
@@ -204,7 +204,7 @@ def _blockwise(
 def _blockwise_full(
     gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
 ) -> Tensor:
-    stacked, peak = _normalised(_stack(gradients))
+    stacked, peak = _normalized(_stack(gradients))
     per_sample = stacked.transpose(0, 1)  # (B, k, D)
     grams = (per_sample @ per_sample.mT).to(torch.float64)  # (B, k, k)
     by_minibatch = torch.einsum("ub,bij->uij", partition.indicator(grams), grams)
@@ -226,7 +226,7 @@ def _kernel_block(stacked: Tensor, partition: Partition, theta: Tensor) -> Tenso
     if stacked.numel() <= _DOUBLE_LIMIT:
         rows = stacked.to(torch.float64)
         return sums @ (rows @ rows.mT * theta) @ sums.T
-    rows, peak = _normalised(stacked)
+    rows, peak = _normalized(stacked)
     weighted = (rows @ rows.mT).to(torch.float64) * theta
     return sums @ weighted @ sums.T * peak.square()[:, None, None]
 
@@ -235,7 +235,7 @@ def _kernel_full(
     gradients: Tensor | Sequence[Tensor], partition: Partition, theta: Tensor | None
 ) -> Tensor:
     assert theta is not None
-    rows, peak = _normalised(_stack(gradients))
+    rows, peak = _normalized(_stack(gradients))
     k, batch, _ = rows.shape
     flat = rows.flatten(0, 1)
     sums = partition.indicator(theta)

@@ -16,7 +16,7 @@ def independent_products(kernel: ExtendedNTK, method: str) -> Tensor:
     A gradient's product with itself overestimates the squared norm of its mean by its variance;
     the product of the gradients of two independent samples does not. Those products are the blocks
     :math:`K_{iu,jv}` of two different mini-batches, :math:`u \ne v`. All pairs are averaged, each
-    by the product of the shares of labelled samples that the two mini-batches hold. Two tasks
+    by the product of the shares of labeled samples that the two mini-batches hold. Two tasks
     without such a pair get 0.
 
     Args:

@@ -27,7 +27,7 @@ TRAINING, TESTING = 84, 5
 
 
 def frame(number: int) -> dict[str, np.ndarray]:
-    """Return one frame as released: classes in bands, of colours and disparities of their own."""
+    """Return one frame as released: classes in bands, of colors and disparities of their own."""
     rng = np.random.default_rng(number)
     label = np.sort(rng.integers(0, 7, H // 16)).repeat(16)[:, None].repeat(W, 1)
     label[:, :16] = -1

@@ -18,7 +18,7 @@ ROWS = [
     f'"{1000 + 10.5 * (i % 13):,.2f}",{"yes" if i % 2 else "no"}'
     for i in range(120)
 ]
-HEADER = "key,size,colour,day,town,price,sold"
+HEADER = "key,size,color,day,town,price,sold"
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_what_is_unlike_training_is_told(problem: Table, tmp_path: Path) -> None
     path = new(
         tmp_path,
         [
-            "key,size,colour,day,further",
+            "key,size,color,day,further",
             "N1,3.5,RED,05.06.2023,1",
             "N2,x,mauve,2023-06-05,2",
             "N3,,green,06.06.2023,3",
@@ -102,7 +102,7 @@ def test_what_is_unlike_training_is_told(problem: Table, tmp_path: Path) -> None
     ):
         assert words in told
     names = problem._fitted.inputs
-    red = [i for i, name in enumerate(names) if name == "colour=red"]
+    red = [i for i, name in enumerate(names) if name == "color=red"]
     assert found.inputs.inputs[:, red].flatten().tolist() == [1.0, 0.0, 0.0]
     assert found.inputs.inputs.isfinite().all()
     with pytest.raises(TableError, match="has none of the columns that the network was trained"):
@@ -181,8 +181,8 @@ def test_strings_of_every_arrow_type_are_levels(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     for kind in (pa.string(), pa.large_string(), pa.string_view()):
-        colours = pa.array([("red", "green", None)[i % 3] for i in range(60)], kind)
-        table = pa.table({"c": colours, "y": [i * i % 13 for i in range(60)]})
+        colors = pa.array([("red", "green", None)[i % 3] for i in range(60)], kind)
+        table = pa.table({"c": colors, "y": [i * i % 13 for i in range(60)]})
         parquet.write_table(table, tmp_path / "t.parquet")
         problem = Table(tmp_path / "t.parquet", "y")
         assert problem._fitted.inputs == ("c=green", "c=red", "c missing"), kind

@@ -37,7 +37,7 @@ def table(folder: Path, text: str | bytes, name: str = "t.csv") -> Path:
 def mixed(rows: int = 60, seed: int = 0) -> str:
     """Two targets with missing labels, and a feature of every kind."""
     random = np.random.default_rng(seed)
-    lines = ["id,size,colour,sold,built,comment,price,kind"]
+    lines = ["id,size,color,sold,built,comment,price,kind"]
     for i in range(rows):
         size = random.normal()
         price = "" if i % 7 == 0 else f"{3 * size + 0.1 * random.normal():.4f}"
@@ -59,7 +59,7 @@ def test_columns_are_typed_and_shown(tmp_path: Path) -> None:
     assert {name: (c.role, c.kind) for name, c in columns.items()} == {
         "id": ("id", "number"),
         "size": ("feature", "number"),
-        "colour": ("feature", "category"),
+        "color": ("feature", "category"),
         "sold": ("feature", "yes/no"),
         "built": ("feature", "date"),
         "comment": ("id", "text"),
@@ -73,15 +73,15 @@ def test_columns_are_typed_and_shown(tmp_path: Path) -> None:
         assert text in notice
     names = problem._fitted.inputs
     assert "size missing" in names
-    assert {"colour=red", "colour=green", "colour=blue"} <= set(names)
+    assert {"color=red", "color=green", "color=blue"} <= set(names)
 
 
 def test_types_asked_for_win(tmp_path: Path) -> None:
     path = table(tmp_path, mixed())
-    problem = Table(path, "price,kind", types="id=number, colour=ignore,built=category")
+    problem = Table(path, "price,kind", types="id=number, color=ignore,built=category")
     columns = by_name(problem)
     assert columns["id"].role == "feature"
-    assert columns["colour"].role == "left out"
+    assert columns["color"].role == "left out"
     assert columns["built"].kind == "category"
     rows = "\n".join(f"{i % 4},{i % 3},{i}.5" for i in range(40))
     path = table(tmp_path, f"a,b,x\n{rows}", "u.csv")
@@ -242,7 +242,7 @@ def test_parquet_and_csv_give_the_same(tmp_path: Path) -> None:
 
     path = table(tmp_path, mixed(80))
     frame = pd.read_csv(path, parse_dates=["built"])
-    frame["colour"] = frame["colour"].astype("category")
+    frame["color"] = frame["color"].astype("category")
     frame["sold"] = frame["sold"] == "yes"
     frame.to_parquet(tmp_path / "t.parquet")
     a = Table(path, "price,kind")
@@ -410,7 +410,7 @@ def test_a_file_that_is_not_there_or_no_table(tmp_path: Path) -> None:
         ("@relation r\n@attribute x numeric\n", "no line @data"),
         ("@data\n1\n", "line 1: @data without any @attribute"),
         ("a,b\n1,2\n", "line 1: an ARFF header holds"),
-        ("@attribute x colour\n@data\n1\n", "line 1: the type of 'x' must be numeric"),
+        ("@attribute x color\n@data\n1\n", "line 1: the type of 'x' must be numeric"),
         ("@attribute x {a,b\n@data\n1\n", "line 1: the list of 'x' is not closed"),
         ("@attribute x {a,b}\n@data\na\nc\n", "row 2, column 'x': 'c' is not among"),
         ("@attribute x numeric\n@data\n1\n1,2\n", "line 4: 2 cells, where the header has 1"),
@@ -470,7 +470,7 @@ def test_command_line(tmp_path: Path) -> None:
     path = table(tmp_path, mixed(80))
     environment = {**os.environ, "NTKMTL_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ntkmtl", "compare", "table", "--csv", path.name]
-    command += ["--targets", "price,kind", "--types", "colour=ignore", "--methods", "ls,ntkmtl-sr"]
+    command += ["--targets", "price,kind", "--types", "color=ignore", "--methods", "ls,ntkmtl-sr"]
     command += ["--seeds", "1", "--jobs", "1", "--epochs", "3", "--out", "runs"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
@@ -486,7 +486,7 @@ def test_command_line(tmp_path: Path) -> None:
     done = run("--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["trained"] == 4
-    assert "Warning: 3 columns are not used: id, comment, colour" in done.stderr
+    assert "Warning: 3 columns are not used: id, comment, color" in done.stderr
     refused = run("--targets", "prize")
     assert refused.returncode == 2
     assert "did you mean 'price'" in refused.stderr

@@ -269,11 +269,11 @@ def test_letters_are_yes_and_no_only_in_their_own_pair(
 def test_classes_that_are_equal_but_for_case_are_one_or_two(tmp_path: Path) -> None:
     words = ["Yes", "No", "yes", "no", "Yes", "No"]
     rows = [f"{i * i % 31},{words[i % 6]},{('Red', 'red', 'blue')[i % 3]}" for i in range(60)]
-    path = written(tmp_path, "x,y,colour", rows)
+    path = written(tmp_path, "x,y,color", rows)
     problem = Table(path, "y")
     assert problem._fitted.targets[0].classes == ("No", "Yes")
     assert "yes is Yes" in column(problem, "y").note
-    assert "case_sensitive=true" in column(problem, "colour").note
+    assert "case_sensitive=true" in column(problem, "color").note
     problem = Table(path, "y", case_sensitive=True)
     assert problem._fitted.targets[0].classes == ("No", "Yes", "no", "yes")
 

@@ -20,7 +20,7 @@ from ntkmtl.bench.training import Comparison, RunInterrupted, compare, train
 def start(target: Callable[..., None], *args: Any) -> tuple[BaseProcess, Connection]:
     """Start ``target(connection, *args)`` in a process that has torch already."""
     context = multiprocessing.get_context("forkserver")
-    # torch imports the second when the first optimiser is made.
+    # torch imports the second when the first optimizer is made.
     context.set_forkserver_preload(["ntkmtl.bench.training.sweep", "torch._dynamo"])
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs, *args))

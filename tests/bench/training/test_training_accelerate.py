@@ -244,7 +244,7 @@ def test_weights_of_a_step_are_the_mean_over_its_parts(tmp_path: Path) -> None:
 def test_clipping_is_of_the_gradient_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """The norm that arrives at the optimiser, also under the scaler of fp16."""
+    """The norm that arrives at the optimizer, also under the scaler of fp16."""
     norms: list[float] = []
     taken = Arithmetic.step
 

@@ -248,7 +248,7 @@ def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[Pr
 
 
 def join_minibatches(kernel: ExtendedNTK, n: int) -> ExtendedNTK:
-    r"""Return the kernel of n mini-batches, each made of several neighbours.
+    r"""Return the kernel of n mini-batches, each made of several neighbors.
 
     The gradient of a union is the mean of its parts' gradients by their shares s of the task's
     samples, so its kernel is :math:`\sum_{uv} s_{iu} s_{jv} K_{iu,jv}` over the parts u and v.

@@ -174,7 +174,7 @@ def _minus(text: str) -> str:
 
 
 def _tint(table: ResultTable, row: MethodRow) -> dict[str, Any] | None:
-    """Return how strongly to colour a Delta-m: its share of the largest, by square root."""
+    """Return how strongly to color a Delta-m: its share of the largest, by square root."""
     if row.delta_m is None or not math.isfinite(row.delta_m.mean):
         return None
     sizes = [abs(r.delta_m.mean) for r in table.rows if r.delta_m is not None]

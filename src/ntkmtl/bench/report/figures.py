@@ -117,8 +117,8 @@ def _delta_m(table: ResultTable, rows: Sequence[MethodRow]) -> Figure:
     place = np.arange(len(order))
     means = [row.delta_m.mean for row in order if row.delta_m is not None]
     errors = [row.delta_m.stderr or 0.0 for row in order if row.delta_m is not None]
-    colours = [COLORS[0] if mean < 0 else COLORS[1] for mean in means]
-    axes.barh(place, means, height=0.66, color=colours)
+    colors = [COLORS[0] if mean < 0 else COLORS[1] for mean in means]
+    axes.barh(place, means, height=0.66, color=colors)
     if any(errors):
         axes.errorbar(means, place, xerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
     axes.axvline(0, color=INK, linewidth=0.8)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 INTRINSICS = (518.857901, 519.469611, 325.582449, 253.736166)
-"""Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's colour camera at 640 x 480."""
+"""Focal lengths and center, fx, fy, cx, cy in pixels, of NYUv2's color camera at 640 x 480."""
 
 WINDOW = 19
 """Side in pixels, at 288 x 384, of the squares that planes are fitted to."""

@@ -163,10 +163,10 @@ def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
     return Source(path, names["train"], names["val"], read, sizes, facts)
 
 
-def _decoded(content: bytes, name: str, colour: bool) -> NDArray[np.uint8]:
+def _decoded(content: bytes, name: str, color: bool) -> NDArray[np.uint8]:
     with imports_for("decoding images"):
         from PIL import Image
-    mode = "RGB" if colour else "L"
+    mode = "RGB" if color else "L"
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode != mode or image.size != SIZE[::-1]:

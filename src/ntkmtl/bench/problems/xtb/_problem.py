@@ -129,7 +129,7 @@ class XTB(Problem):
         return (
             f"{self.size('train'):,} geometries at 500 K of ethanol, aspirin and 55 small "
             f"molecules ({self.size('val')} for validation, {self.size('test')} for testing, from "
-            "trajectories of their own), labelled by GFN2-xTB. An invariant network passes "
+            "trajectories of their own), labeled by GFN2-xTB. An invariant network passes "
             "messages that depend on distances twice; energies are sums over atoms, forces "
             f"their gradients: {parameters:,} parameters. Errors are mean absolute errors: energy "
             "per atom, components of forces, the length of the dipole's error, and charges."
