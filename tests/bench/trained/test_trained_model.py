@@ -199,7 +199,7 @@ def describe(folder: Path, content: bytes) -> None:
         (remove, r"model\.safetensors: is not there, though result\.json names it"),
         (make_folder, r"model\.safetensors: is not there"),
         (lambda f: describe(f, b"\x80\x04pickle"), "is no network that ntkmtl wrote"),
-        (lambda f: describe(f, b""), "is no network that ntkmtl wrote"),
+        (lambda f: describe(f, b""), "'model.bytes' must be a whole number from 1, found 0"),
         (
             lambda f: describe(f, safetensors.torch.save({"a": torch.ones(2)})),
             "is no network that ntkmtl wrote",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -425,7 +424,8 @@ class ColumnValues:
         """Return dates as numbers; say so where two digits of a year give a date to come."""
         days = self.form.numbers(plain)
         latest = int(days.argmax())
-        if "%y" in self.form.date and days[latest] > time.time() / 86_400:
+        today = int(np.datetime64("today").astype(int))  # in days since 1970, as all dates
+        if "%y" in self.form.date and days[latest] > today:
             self.warnings.append(
                 f"{self.name!r}: {plain[latest]} is read as {date_text(days[latest])}, as years "
                 "from 00 to 68 are of this century and those from 69 to 99 of the last one. If "
