@@ -52,8 +52,8 @@ MUTATIONS = (
         "shared",
         "what two tasks reach is shared, what one reaches is not",
         "graph/_cut.py",
-        "    return bool(mask & (mask - 1))\n",
-        "    return bool(mask)\n",
+        "if child is not None and masks[child] & (masks[child] - 1):",
+        "if child is not None and masks[child]:",
         "tests/graph/test_zoo.py::test_the_cut_is_at_the_border_found_by_hand",
     ),
     Mutation(
