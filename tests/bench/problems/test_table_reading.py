@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from ntkmtl.bench.problems.table import Table, TableError
+from ntkmtl.bench.problems.table._dates import date_text
 from ntkmtl.bench.problems.table._numbers import NumberFormat, choose_numbers, read_numbers
 from ntkmtl.bench.problems.table._read import read_table
 
@@ -632,3 +633,8 @@ def test_a_table_of_targets_alone_is_told_as_such(tmp_path: Path) -> None:
     path = written(tmp_path, "y", [str(i * i % 11) for i in range(40)])
     with pytest.raises(TableError, match="no column to predict y from: all of its columns are"):
         Table(csv=str(path), targets="y")
+
+
+@pytest.mark.parametrize("days", [-719_163.0, 2_932_897.0, -1e17, 1e17])
+def test_days_outside_the_years_1_to_9999_are_told_as_numbers(days: float) -> None:
+    assert date_text(days) == f"day {days:.6g} from 1970"

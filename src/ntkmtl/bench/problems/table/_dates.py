@@ -164,5 +164,5 @@ def date_text(days: float) -> str:
     """
     try:
         return str((pd.Timestamp("1970-01-01") + pd.Timedelta(days=days)).date())
-    except (OverflowError, ValueError):
+    except (NotImplementedError, OverflowError, ValueError):  # years before 1 or after 9999
         return f"day {days:.6g} from 1970"
