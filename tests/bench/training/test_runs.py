@@ -181,7 +181,7 @@ EPOCHS = (
         (
             "config.json",
             changed(CONFIG_JSON, metrics=[{**CONFIG_JSON["metrics"][0], "task": "z"}]),
-            r"'metrics\[0\].task' must be one of the tasks x, y, found 'z'",
+            r"'metrics\[0\].task' must be one of the tasks 'x', 'y', found 'z'",
         ),
         ("config.json", changed(CONFIG_JSON, metrics=[{"name": 1}]), r"metrics\[0\].name"),
         ("result.json", b'{"schema": 1}', "'test' is missing"),

@@ -452,7 +452,7 @@ def read_config(path: str | os.PathLike[str]) -> RunConfig:
             raise RunFileError(
                 path,
                 f"key 'metrics[{number}].task' must be one of the tasks "
-                f"{', '.join(config.tasks)}, found {shown(metric.task)}",
+                f"{', '.join(shown(task) for task in config.tasks)}, found {shown(metric.task)}",
             )
     if config.baseline is not None:
         require_length(path, "baseline", config.baseline, len(config.metrics))

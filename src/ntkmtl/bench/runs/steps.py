@@ -87,7 +87,7 @@ def read_steps(path: Path, k: int) -> Steps:
     except RunFileError:
         raise
     except _ARRAY_ERRORS as error:
-        raise RunFileError(path, f"is not a readable .npz file ({error})") from error
+        raise RunFileError(path, f"is not a readable .npz file ({str(error)[:200]})") from error
     if step.ndim != 1 or not np.issubdtype(step.dtype, np.integer):
         raise RunFileError(path, f"'step' must be integers of shape (T,), found {step.shape}")
     for name, array in (("weights", weights), ("eigenvalues", eigenvalues)):
