@@ -65,8 +65,12 @@ MOVING = _named("Flip Roll")
 ARRANGING = (VIEWS | JOINING | MOVING | INDEXING) - _named("Expand")
 """Rearrange entries without changing them: gradients keep their norm."""
 
-LINEAR = _named("Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy") | {"CopyBackwards"}
-"""Linear in a tensor if the other operands, where there are any, are constants."""
+LINEAR = _named(
+    "Mean Sum Add Sub Rsub Mul Div Neg Clone Alias ToCopy Cumsum Max Min Amax Amin Median "
+    "Nanmedian Mode Kthvalue Topk Sort Norm LinalgVectorNorm Std"
+) | {"CopyBackwards"}
+"""Linear in a tensor if the other operands, where there are any, are constants; or, as a maximum or
+a norm, with a gradient whose length does not depend on the tensor."""
 
 SUMMARIES = _named(
     "Max Min Amax Amin Median Nanmedian Mode Kthvalue Topk Sort Cumsum Cumprod Logcumsumexp Prod "
