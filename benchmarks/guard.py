@@ -28,7 +28,7 @@ import torch
 from small_step import SMALL, _linear, _workload
 
 import ntkmtl
-from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.compute.environment import hardware, versions
 from ntkmtl.files import parse_json, read_bytes, write_json
 
 KEPT = Path(__file__).with_name("guard.json")

@@ -263,7 +263,7 @@ def test_a_checkpoint_of_another_version_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted_at(tmp_path, 10)
-    monkeypatch.setattr("ntkmtl.bench.runs.provenance.__version__", "9.9")
+    monkeypatch.setattr("ntkmtl.bench.compute.environment.__version__", "9.9")
     with pytest.warns(RuntimeWarning, match="another version"):
         run = train(Toy(), "ls", 0, tmp_path, threads=1)
     assert run.config.versions["ntkmtl"] == "9.9"

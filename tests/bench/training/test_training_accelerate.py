@@ -19,7 +19,6 @@ from training_accelerate_worker import DryToy, SmallQM9, stopped
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
-from ntkmtl.bench.compute.accelerate_ import check_launch
 from ntkmtl.bench.compute.device import (
     Arithmetic,
     DeviceError,
@@ -27,6 +26,7 @@ from ntkmtl.bench.compute.device import (
     choose_device,
     to_device,
 )
+from ntkmtl.bench.compute.processes import check_launch
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe
 from ntkmtl.bench.runs import canonical_json
 from ntkmtl.bench.runs.folder import read_checkpoint
@@ -502,7 +502,7 @@ def test_tensorboard_gets_losses_weights_eigenvalues_and_metrics(tmp_path: Path)
 def test_a_tracker_that_is_not_installed_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.compute.accelerate_.find_spec", lambda module: None)
+    monkeypatch.setattr("ntkmtl.bench.training.log.find_spec", lambda module: None)
     with pytest.raises(MissingExtraError, match=f"the tracker {name} needs .*pip install"):
         train(Toy(), "ls", 0, tmp_path / "run", tracker=name)
     assert not (tmp_path / "run").exists()

@@ -13,8 +13,8 @@ import torch
 import training_accelerate_worker as worker
 
 import two_processes
-from ntkmtl.bench.compute.processes import join_minibatches
 from ntkmtl.bench.training import RunConflictError, load_run, train
+from ntkmtl.bench.training.learner import join_minibatches
 from ntkmtl.kernel import ExtendedNTK
 
 

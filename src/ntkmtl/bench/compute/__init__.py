@@ -1,1 +1,1 @@
-"""Devices, precisions, threads, processes and stop requests: what a run computes with."""
+"""Devices, precisions, threads, versions and processes: what a run computes with."""

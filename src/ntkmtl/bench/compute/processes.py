@@ -13,29 +13,31 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ntkmtl.balance import Balancer
-from ntkmtl.bench.compute.accelerate_ import accelerator, check_launch
-from ntkmtl.kernel import ExtendedNTK
+from ntkmtl.bench.problems.base import Precision
+from ntkmtl.errors import missing_extra
 
 __all__ = [
-    "JoiningBalancer",
     "ProcessGroup",
     "announced",
+    "check_launch",
     "follow",
     "is_raised_on_all_ranks",
-    "join_minibatches",
     "launched",
     "leading",
     "processes",
     "raised_on_all_ranks",
     "rank",
 ]
+
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for each other: one evaluates while the others wait."""
 
 _T = TypeVar("_T")
 _E = TypeVar("_E", bound=BaseException)
@@ -213,6 +215,86 @@ def _portable(error: BaseException) -> BaseException:
     return error
 
 
+def _is_true(key: str) -> bool:
+    return os.environ.get(key, "false").lower() in ("true", "1")
+
+
+def check_launch(precision: str | None = None) -> None:
+    """Refuse settings of ``accelerate launch`` that the trainer does not follow.
+
+    Args:
+        precision: The recipe's; not looked at if None.
+
+    Raises:
+        ValueError: FSDP, DeepSpeed, Megatron-LM, a compiler, or another precision are asked for.
+    """
+    for key, what in (
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+    ):
+        if _is_true(key):
+            raise ValueError(
+                f"accelerate was told to use {what}, which ntkmtl's trainer does not: it trains "
+                "with DDP. Launch without it; in your own training loop, Balancer works with any "
+                "wrapper whose hooks fire"
+            )
+    # accelerate would compile the network as a whole, and the run would not say so.
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise ValueError(
+            f"accelerate was told to compile with {backend}; launch with --dynamo_backend no, and "
+            "give --compile to ntkmtl, which compiles trunk and heads"
+        )
+    if precision is None:
+        return
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    mine = "no" if precision == "fp32" else precision
+    known = get_args(Precision)
+    if launched not in ("no", *known):
+        raise ValueError(
+            f"accelerate launch was told to use {launched}, which ntkmtl's trainer does not: "
+            f"launch with --mixed_precision no, and give --precision {'|'.join(known)} to ntkmtl"
+        )
+    if launched not in ("no", mine):
+        raise ValueError(
+            f"accelerate launch was told to use {launched}, and the recipe says {precision}; "
+            f"give --precision {launched} to ntkmtl as well, or leave it to ntkmtl alone"
+        )
+
+
+@contextlib.contextmanager
+def _accelerator(device: torch.device) -> Iterator[Any]:
+    """Make an ``Accelerator``, and restore accelerate's global state afterwards.
+
+    Raises:
+        MissingExtraError: accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+        from accelerate.utils import InitProcessGroupKwargs
+    except ImportError as error:
+        raise missing_extra("training in several processes", "bench", error) from error
+    # Its state is global to the process: a second device would be refused.
+    kept = [(kind, dict(kind._shared_state)) for kind in (AcceleratorState, GradientState)]
+    kept.append((PartialState, dict(PartialState._shared_state)))
+    for kind, _ in kept:
+        kind._shared_state.clear()
+    try:
+        yield Accelerator(
+            cpu=device.type == "cpu",
+            # The trainer does precision and accumulation itself: the Balancer takes part in both.
+            mixed_precision="no",
+            gradient_accumulation_steps=1,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
+    finally:
+        for kind, state in kept:
+            kind._shared_state.clear()
+            kind._shared_state.update(state)
+
+
 @contextlib.contextmanager
 def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[ProcessGroup]:
     """Join the other processes, if there are any.
@@ -232,7 +314,7 @@ def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[Pr
         yield ProcessGroup(device)
         return
     met = dist.is_available() and dist.is_initialized()
-    with accelerator(device) as accelerate:
+    with _accelerator(device) as accelerate:
         try:
             if count == 1:
                 yield ProcessGroup(device)
@@ -241,56 +323,6 @@ def processes(device: torch.device, *, accelerated: bool = False) -> Iterator[Pr
         finally:
             if not met and dist.is_available() and dist.is_initialized():
                 dist.destroy_process_group()
-
-
-# ------------------------------------------------------------------------------------------------
-# Mini-batches that are split over several processes
-
-
-def join_minibatches(kernel: ExtendedNTK, n: int) -> ExtendedNTK:
-    r"""Return the kernel of n mini-batches, each made of several neighbors.
-
-    The gradient of a union is the mean of its parts' gradients by their shares s of the task's
-    samples, so its kernel is :math:`\sum_{uv} s_{iu} s_{jv} K_{iu,jv}` over the parts u and v.
-
-    Args:
-        kernel: Of N mini-batches, a multiple of n.
-        n: Number of mini-batches.
-
-    Example:
-        >>> kernel = ExtendedNTK(blocks=torch.tensor([[[4.0, 2.0], [2.0, 0.0]]]))
-        >>> join_minibatches(kernel, 1).blocks
-        tensor([[[2.]]])
-    """
-    shares = kernel.shares.view(kernel.tasks, n, -1)
-    whole = shares.sum(dim=2, keepdim=True)
-    means = torch.where(whole > 0, shares / whole, 1.0 / shares.shape[2])
-    # Row a of task i's matrix averages over the parts of mini-batch a.
-    matrix = torch.stack([torch.block_diag(*task[:, None]) for task in means])
-    matrix = matrix.to(kernel.blocks)
-    joint = whole[:, :, 0]
-    if kernel.has_all_blocks:
-        values = torch.einsum("iau,iujv,jbv->iajb", matrix, kernel.values, matrix)
-        return ExtendedNTK(values, shares=joint)
-    return ExtendedNTK(blocks=matrix @ kernel.blocks @ matrix.mT, shares=joint)
-
-
-class JoiningBalancer(Balancer):
-    """A Balancer whose mini-batches are each spread over several processes.
-
-    Args:
-        method: As for :class:`ntkmtl.Balancer`.
-        joined: Number of mini-batches of all processes together.
-        **options: As for :class:`ntkmtl.Balancer`.
-    """
-
-    def __init__(self, method: str, joined: int, **options: Any) -> None:
-        super().__init__(method, **options)
-        self.joined = joined
-
-    def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
-        """Join the parts of each mini-batch."""
-        return join_minibatches(kernel, self.joined)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ as a run computes with the same number of threads.
 from __future__ import annotations
 
 import functools
+import signal
+import threading
 import time
 import traceback
 import warnings
@@ -15,10 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ntkmtl.bench.compute.processes import announced, follow, is_raised_on_all_ranks, launched
-from ntkmtl.bench.compute.stop_requests import stop_requests
 from ntkmtl.bench.runs import FAILURE, SCHEMA, RunBusyError
 from ntkmtl.files import write_json
 
@@ -45,9 +47,11 @@ __all__ = [
     "Runner",
     "SweepError",
     "follow_jobs",
+    "handlers_kept",
     "run_here",
     "run_job",
     "run_jobs",
+    "stop_requests",
 ]
 
 Message = tuple[Any, ...]
@@ -429,3 +433,58 @@ def run_jobs(
     finally:
         reporter.close()
     return Outcome(tuple(log.finished), tuple(log.failures), interrupted)
+
+
+# ------------------------------------------------------------------------------------------------
+# Stopping at a step boundary when the user or the system asks for it
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_ACTIVE: list[list[int]] = []
+"""The signals seen so far, a list for each active block."""
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a request to stop.
+
+    The first signal is recorded, and the caller acts on it at the next safe point. A second Ctrl-C
+    raises ``KeyboardInterrupt`` at once. An enclosing block sees the signal as well, so that a job
+    of several parts stops even if the signal comes when a part is about to end. Outside the main
+    thread, where Python handles no signals, nothing is changed and the list stays empty.
+
+    Yields:
+        A function that says whether a stop was requested.
+    """
+    requests: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if requests and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        for seen in _ACTIVE:
+            seen.append(number)
+
+    _ACTIVE.append(requests)
+    try:
+        with handlers_kept():
+            for number in _SIGNALS:
+                signal.signal(number, note)
+            yield lambda: bool(requests)
+    finally:
+        _ACTIVE.pop()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Restore the handlers of Ctrl-C and SIGTERM afterwards, if others are set in between."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is not handler:
+                # None means a handler that was not installed from Python; it cannot be restored.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)

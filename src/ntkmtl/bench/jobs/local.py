@@ -12,7 +12,6 @@ from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.compute.environment import default_threads
-from ntkmtl.bench.compute.stop_requests import without_interrupts
 from ntkmtl.bench.jobs.engine import POLL_SECONDS, run_here, run_job
 
 if TYPE_CHECKING:
@@ -53,6 +52,23 @@ class LocalEngine:
 
 # ------------------------------------------------------------------------------------------------
 # Worker processes
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Block Ctrl-C while processes are started, so that they ignore it from the start.
+
+    A terminal sends Ctrl-C to every process of the group, but workers are stopped by their parent,
+    and not in the middle of importing torch. The signal mask is inherited.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _PipeChannel:
@@ -98,7 +114,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=serve, args=(theirs,), daemon=True)
-        with without_interrupts():
+        with _without_interrupts():
             self.process.start()
         # Without this copy, the pipe ends when the process does.
         theirs.close()

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.compute.environment import cores
-from ntkmtl.bench.compute.stop_requests import stop_requests
-from ntkmtl.bench.jobs.engine import POLL_SECONDS, EngineError, run_job
-from ntkmtl.bench.jobs.ray_session import first_line, ray_session
-from ntkmtl.bench.jobs.surroundings import Surroundings, shared_surroundings
+from ntkmtl.bench.jobs.engine import POLL_SECONDS, EngineError, run_job, stop_requests
+from ntkmtl.bench.jobs.ray_session import Surroundings, first_line, ray_session, shared_surroundings
 from ntkmtl.bench.runs import RunBusyError
 from ntkmtl.errors import missing_extra
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkmtl import weighting
-from ntkmtl.bench.compute.environment import default_threads, reproducible
-from ntkmtl.bench.runs.provenance import hardware, versions
+from ntkmtl.bench.compute.environment import default_threads, hardware, reproducible, versions
 from ntkmtl.bench.training import changed_recipe
 from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.compute.device import choose_device
-from ntkmtl.bench.compute.environment import reproducible
-from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.compute.environment import hardware, reproducible, versions
+from ntkmtl.bench.jobs.engine import stop_requests
 from ntkmtl.bench.reinforce.environment import MetaWorld, Simulator
 from ntkmtl.bench.reinforce.recipes import ReinforceRecipe, Variant
 from ntkmtl.bench.reinforce.replay import Replay
@@ -39,7 +39,6 @@ from ntkmtl.bench.runs import (
     load_run,
 )
 from ntkmtl.bench.runs.folder import RunFolder, write_checkpoint
-from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.training.comparison import method_source
 from ntkmtl.weighting import spec
 

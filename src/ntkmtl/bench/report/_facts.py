@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
+from ntkmtl.bench.jobs.reporters import duration
 from ntkmtl.bench.report._times import LEAST_CPU_SHARE, is_busy
 from ntkmtl.bench.report._words import count, listing, plain_label, plain_method
-from ntkmtl.bench.runs.durations import duration
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._runs import ProblemRuns

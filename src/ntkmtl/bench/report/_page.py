@@ -12,10 +12,10 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench import problems
+from ntkmtl.bench.jobs.reporters import duration
 from ntkmtl.bench.report._differences import differing_settings
 from ntkmtl.bench.report._render import Head, TableCell, layout, printable
 from ntkmtl.bench.report._words import listing, plain_label, seeds_text
-from ntkmtl.bench.runs.durations import duration
 from ntkmtl.bench.runs.run import best_run, use_command
 
 if TYPE_CHECKING:

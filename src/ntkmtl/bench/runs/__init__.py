@@ -1,7 +1,7 @@
 """The folders of runs: names of files, records, locks, checkpoints.
 
 Reading runs needs no torch; what needs it is imported from its own module
-(:mod:`~ntkmtl.bench.runs.folder`, :mod:`~ntkmtl.bench.runs.provenance`).
+(:mod:`~ntkmtl.bench.runs.folder`).
 """
 
 from ntkmtl.bench.runs.errors import (

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ntkmtl.bench.compute.environment import default_threads
+from ntkmtl.bench.compute.environment import default_threads, hardware, versions
 from ntkmtl.bench.jobs.engine import Engine, Failure
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Problem
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, RunInterrupted, RunMetric, load_run, run_folder
-from ntkmtl.bench.runs.provenance import hardware, versions
 from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
 from ntkmtl.bench.training import Comparison, Sweep, compare

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.jobs.engine import stop_requests
 from ntkmtl.bench.runs import SINGLE_TASK, RunInterrupted
 from ntkmtl.bench.runs.locks import sweep_lock
 from ntkmtl.bench.study.methods import Methods

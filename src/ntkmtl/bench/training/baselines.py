@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import platformdirs
 from filelock import FileLock, Timeout
 
+from ntkmtl.bench.compute.environment import hardware, source_digest, versions
 from ntkmtl.bench.runs import (
     CONFIG,
     HISTORY,
@@ -29,7 +30,6 @@ from ntkmtl.bench.runs import (
 )
 from ntkmtl.bench.runs.locks import PATIENCE
 from ntkmtl.bench.runs.model_file import model_bytes
-from ntkmtl.bench.runs.provenance import hardware, source_digest, versions
 from ntkmtl.files import atomic_write, read_bytes, write_json
 
 if TYPE_CHECKING:

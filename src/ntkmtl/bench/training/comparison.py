@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
+from ntkmtl.bench.compute.environment import source_digest
 from ntkmtl.bench.jobs.engine import SweepError
 from ntkmtl.bench.runs import SINGLE_TASK
-from ntkmtl.bench.runs.provenance import source_digest
 from ntkmtl.weighting import Weighting
 from ntkmtl.weighting._registry import spec_of
 from ntkmtl.weighting._settings import settings_of

@@ -18,14 +18,14 @@ from ntkmtl.bench.compute.device import (
     compiled,
     to_device,
 )
-from ntkmtl.bench.compute.processes import JoiningBalancer, ProcessGroup
+from ntkmtl.bench.compute.environment import hardware, problem_version, versions
+from ntkmtl.bench.compute.processes import ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
 from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
-from ntkmtl.bench.runs.provenance import hardware, problem_version, versions
 from ntkmtl.bench.training.identity import reruns_trunk, steps_per_epoch, total_steps
 from ntkmtl.bench.training.scores import check_baseline
 from ntkmtl.bench.training.spec import record_settings
-from ntkmtl.kernel import RememberInputs, branch
+from ntkmtl.kernel import ExtendedNTK, RememberInputs, branch
 from ntkmtl.metrics import delta_m
 from ntkmtl.weighting import spec as method_spec
 
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Split
     from ntkmtl.bench.training.spec import RunSpec
 
-__all__ = ["Learner", "LearningRate", "learning_rate_factor", "text_seed", "validation_split"]
+__all__ = [
+    "Learner",
+    "LearningRate",
+    "join_minibatches",
+    "learning_rate_factor",
+    "text_seed",
+    "validation_split",
+]
 
 
 WARM_UP = 0.1
@@ -393,3 +400,49 @@ def share_of_minibatches(
         f"the kernel of {n} mini-batches cannot be shared out to {size} processes: one number must "
         "be a multiple of the other; change minibatches or the number of processes"
     )
+
+
+def join_minibatches(kernel: ExtendedNTK, n: int) -> ExtendedNTK:
+    r"""Return the kernel of n mini-batches, each made of several neighbors.
+
+    The gradient of a union is the mean of its parts' gradients by their shares s of the task's
+    samples, so its kernel is :math:`\sum_{uv} s_{iu} s_{jv} K_{iu,jv}` over the parts u and v.
+
+    Args:
+        kernel: Of N mini-batches, a multiple of n.
+        n: Number of mini-batches.
+
+    Example:
+        >>> kernel = ExtendedNTK(blocks=torch.tensor([[[4.0, 2.0], [2.0, 0.0]]]))
+        >>> join_minibatches(kernel, 1).blocks
+        tensor([[[2.]]])
+    """
+    shares = kernel.shares.view(kernel.tasks, n, -1)
+    whole = shares.sum(dim=2, keepdim=True)
+    means = torch.where(whole > 0, shares / whole, 1.0 / shares.shape[2])
+    # Row a of task i's matrix averages over the parts of mini-batch a.
+    matrix = torch.stack([torch.block_diag(*task[:, None]) for task in means])
+    matrix = matrix.to(kernel.blocks)
+    joint = whole[:, :, 0]
+    if kernel.has_all_blocks:
+        values = torch.einsum("iau,iujv,jbv->iajb", matrix, kernel.values, matrix)
+        return ExtendedNTK(values, shares=joint)
+    return ExtendedNTK(blocks=matrix @ kernel.blocks @ matrix.mT, shares=joint)
+
+
+class JoiningBalancer(Balancer):
+    """A Balancer whose mini-batches are each spread over several processes.
+
+    Args:
+        method: As for :class:`ntkmtl.Balancer`.
+        joined: Number of mini-batches of all processes together.
+        **options: As for :class:`ntkmtl.Balancer`.
+    """
+
+    def __init__(self, method: str, joined: int, **options: Any) -> None:
+        super().__init__(method, **options)
+        self.joined = joined
+
+    def prepare_kernel(self, kernel: ExtendedNTK) -> ExtendedNTK:
+        """Join the parts of each mini-batch."""
+        return join_minibatches(kernel, self.joined)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import statistics
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ntkmtl.bench.compute.accelerate_ import Tracker
 from ntkmtl.bench.runs import MAX_STEP_ROWS, Epoch, Steps
+from ntkmtl.errors import MissingExtraError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,7 +24,15 @@ if TYPE_CHECKING:
     from ntkmtl.bench.training.learner import Learner
     from ntkmtl.bench.training.step import StepPart
 
-__all__ = ["TrainingLog"]
+__all__ = ["TRACKERS", "TrainingLog", "check_tracker"]
+
+TRACKERS = {
+    "tensorboard": ("tensorboard", "pip install 'ntkmtl[tracking]'"),
+    "wandb": ("wandb", "pip install wandb"),
+    "mlflow": ("mlflow", "pip install mlflow"),
+    "trackio": ("trackio", "pip install trackio"),
+}
+"""Names of trackers, the module that each needs, and what installs it."""
 
 
 class TrainingLog:
@@ -225,3 +235,76 @@ def _mean_row(rows: Sequence[Tensor]) -> Tensor | None:
     if not rows:
         return None
     return _row(rows[0]) if len(rows) == 1 else torch.stack([_row(r) for r in rows]).nanmean(0)
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker that is unknown or not installed."""
+    if name is None:
+        return
+    if name not in TRACKERS:
+        raise ValueError(f"tracker must be one of {', '.join(TRACKERS)}. Found {name!r}.")
+    module, install = TRACKERS[name]
+    if find_spec(module) is None:
+        raise MissingExtraError(
+            f"the tracker {name} needs {module}, which is not installed. "
+            f"Install it with: {install}",
+            name=module,
+        )
+
+
+class Tracker:
+    """Logs numbers of a run by one of accelerate's trackers.
+
+    Nothing leaves the machine unless the user's own settings say so: W&B runs offline where
+    ``WANDB_MODE`` is not set, MLflow writes into the run's folder where ``MLFLOW_TRACKING_URI`` is
+    not set, TensorBoard writes there, and trackio into its own folder.
+
+    Args:
+        name: A key of :data:`TRACKERS`.
+        folder: The run's folder.
+        config: What determines the run, flat.
+        title: Name of the run.
+    """
+
+    def __init__(self, name: str, folder: Path, config: Mapping[str, Any], title: str) -> None:
+        check_tracker(name)
+        try:
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+        except ImportError as error:
+            raise missing_extra("a tracker", "bench", error) from error
+        folder.mkdir(parents=True, exist_ok=True)
+        project = "ntkmtl"
+        options: dict[str, Any] = {}
+        if name == "tensorboard":
+            project = "tensorboard"
+            options = {"logging_dir": str(folder)}
+        elif name == "wandb":
+            options = {"dir": str(folder), "name": title}
+            if "WANDB_MODE" not in os.environ:
+                options["mode"] = "offline"
+        elif name == "mlflow":
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                import mlflow
+
+                mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+                options = {"logging_dir": (folder / "mlartifacts").resolve().as_uri()}
+            options["run_name"] = title
+        else:
+            options = {"name": title}
+        self._tracker: Any = LOGGER_TYPE_TO_CLASS[name](project, **options)
+        if hasattr(self._tracker, "start"):
+            self._tracker.start()
+        self._tracker.store_init_configuration(
+            {
+                key: value if isinstance(value, int | float | str) else str(value)
+                for key, value in config.items()
+            }
+        )
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers of a step."""
+        self._tracker.log(dict(values), step=step)
+
+    def finish(self) -> None:
+        """Flush and close."""
+        self._tracker.finish()

@@ -45,7 +45,7 @@ class RunSpec:
             changes none of the run's numbers.
         device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for a GPU if there is one.
         tracker: What logs losses, task weights, eigenvalues and metrics during training: a key of
-            :data:`ntkmtl.bench.compute.accelerate_.TRACKERS`, None for nothing.
+            :data:`ntkmtl.bench.training.log.TRACKERS`, None for nothing.
         keep_model: Whether the run keeps its trained network, ``model.safetensors``. A run that is
             complete stays as it is either way.
     """

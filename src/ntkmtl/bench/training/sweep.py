@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ntkmtl.bench.compute.accelerate_ import check_tracker
 from ntkmtl.bench.compute.device import Arithmetic, choose_device
 from ntkmtl.bench.compute.processes import launched
 from ntkmtl.bench.jobs.engine import run_jobs
@@ -22,6 +21,7 @@ from ntkmtl.bench.runs.locks import run_lock, sweep_lock
 from ntkmtl.bench.runs.references import Reference, read_references, save_references
 from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, recipe_line, recipe_of
+from ntkmtl.bench.training.log import check_tracker
 from ntkmtl.bench.training.planning import conflict_message, judged_tasks, plan_runs
 from ntkmtl.bench.training.scores import read_baseline
 from ntkmtl.errors import MissingExtraError

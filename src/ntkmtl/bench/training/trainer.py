@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ntkmtl.bench.compute.accelerate_ import check_launch, check_tracker
 from ntkmtl.bench.compute.device import buffers_kept, choose_device
-from ntkmtl.bench.compute.environment import default_threads, reproducible
-from ntkmtl.bench.compute.processes import processes
-from ntkmtl.bench.compute.stop_requests import stop_requests
+from ntkmtl.bench.compute.environment import default_threads, reproducible, versions
+from ntkmtl.bench.compute.processes import check_launch, processes
+from ntkmtl.bench.jobs.engine import stop_requests
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.runs import (
@@ -29,10 +28,10 @@ from ntkmtl.bench.runs import (
 )
 from ntkmtl.bench.runs.folder import CheckpointError, RunFolder
 from ntkmtl.bench.runs.model_file import check_weights
-from ntkmtl.bench.runs.provenance import versions
 from ntkmtl.bench.training.comparison import named
 from ntkmtl.bench.training.identity import combines_entries, run_identity
 from ntkmtl.bench.training.learner import Learner, share_of_minibatches
+from ntkmtl.bench.training.log import check_tracker
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ntkmtl.bench.runs.provenance import source_digest
+from ntkmtl.bench.compute.environment import source_digest
 
 FILES = {
     "one_problem.py": "from one_parts import losses\nclass P: ...\n",
@@ -88,7 +88,7 @@ def test_the_digest_is_the_same_in_a_process_that_imported_less(
     kind = importlib.import_module("one_problem").P
     importlib.import_module("one_parts.losses").weigh()
     code = (
-        "from ntkmtl.bench.runs.provenance import source_digest; import one_problem, sys\n"
+        "from ntkmtl.bench.compute.environment import source_digest; import one_problem, sys\n"
         "assert 'one_deep' not in sys.modules; print(source_digest(one_problem.P))"
     )
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
