@@ -28,7 +28,7 @@ from ntkmtl.bench.problems import create
 from ntkmtl.bench.problems.base import Problem, Recipe
 from ntkmtl.bench.runs import Run
 from ntkmtl.bench.training import RunSpec, train_spec
-from ntkmtl.bench.training.weigh import weigh_problem
+from ntkmtl.bench.training.trainer import weigh_problem
 from ntkmtl.files import write_json, write_text
 from ntkmtl.metrics import delta_m
 

@@ -12,7 +12,7 @@ import pytest
 
 from ntkmtl.bench.report import build_table
 from ntkmtl.bench.runs import RunBusyError
-from ntkmtl.bench.runs.locks import run_lock, sweep_lock
+from ntkmtl.bench.runs.folder import run_lock, sweep_lock
 from ntkmtl.bench.training import Comparison, compare, load_runs
 
 TRAINING = Path(__file__).parents[1] / "training"
@@ -62,7 +62,7 @@ def test_commands_train_side_by_side_in_one_folder(
 def test_a_run_that_another_process_trains_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("ntkmtl.bench.runs.folder.PATIENCE", 0.1)
     folder = tmp_path / "toy" / "ls" / "seed-0"
     with run_lock(folder):
         (failure,) = compare(ask(tmp_path), share_folder=True).failures

@@ -23,8 +23,8 @@ from ntkmtl.bench.paper._reinforce import PUBLISHED
 from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarize
 from ntkmtl.bench.reinforce import training as training_module
 from ntkmtl.bench.reinforce.sweep import jobs_of
-from ntkmtl.bench.runs import load_run, load_runs
-from ntkmtl.bench.runs.locks import RunBusyError, sweep_lock
+from ntkmtl.bench.runs import RunBusyError, load_run, load_runs
+from ntkmtl.bench.runs.folder import sweep_lock
 
 NO_FRAMES = ["--problem-option", "frames=false"]
 _agent_for, _train = training_module.agent_for, training_module.train

@@ -27,8 +27,8 @@ from ntkmtl.bench.reinforce import (
 )
 from ntkmtl.bench.reinforce.results import as_markdown, bootstrap, section
 from ntkmtl.bench.reinforce.training import agent_for, settings_of
-from ntkmtl.bench.runs import RunConflictError, RunInterrupted
-from ntkmtl.bench.runs.locks import RunBusyError, run_lock
+from ntkmtl.bench.runs import RunBusyError, RunConflictError, RunInterrupted
+from ntkmtl.bench.runs.folder import run_lock
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path: Path) -> None:
 def test_two_processes_do_not_train_in_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("ntkmtl.bench.runs.folder.PATIENCE", 0.1)
     with run_lock(tmp_path), pytest.raises(RunBusyError, match="another process is training"):
         train(toy_recipe(), variant_named("mtl-sac"), 0, tmp_path, make_simulator=make_toy)
     assert list(tmp_path.iterdir()) == []

@@ -78,10 +78,10 @@ def test_a_folder_in_which_another_trains_is_refused(
 ) -> None:
     from filelock import FileLock
 
-    from ntkmtl.bench.runs.locks import LOCK
+    from ntkmtl.bench.runs.folder import LOCK
     from ntkmtl.bench.training import RunBusyError
 
-    monkeypatch.setattr("ntkmtl.bench.runs.locks.PATIENCE", 0.1)
+    monkeypatch.setattr("ntkmtl.bench.runs.folder.PATIENCE", 0.1)
     tmp_path.joinpath("run").mkdir()
     with (
         FileLock(tmp_path / "run" / LOCK),
@@ -272,7 +272,7 @@ def test_writing_in_place_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for module in (
         "ntkmtl.files",
         "ntkmtl.bench.runs.folder",
-        "ntkmtl.bench.runs.steps",
+        "ntkmtl.bench.runs.run",
     ):
         monkeypatch.setattr(f"{module}.atomic_write", in_place)
     assert disk.size_limit(4, tmp_path).broken

@@ -9,7 +9,7 @@ import pytest
 
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.search import Trial, parameters_of
-from ntkmtl.bench.search.weights import WeightSearch, power_weights
+from ntkmtl.bench.search.study import WeightSearch, power_weights
 
 TASKS = ("a", "b", "c")
 SCALES = {"a": 1.0, "b": 100.0, "c": 10.0}

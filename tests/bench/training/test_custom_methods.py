@@ -19,7 +19,8 @@ from ntkmtl import weighting
 from ntkmtl.bench.report import build_table, write_html
 from ntkmtl.bench.runs import RunConflictError, load_run, load_runs
 from ntkmtl.bench.training import Comparison, SweepError, compare, train
-from ntkmtl.bench.training.comparison import method_source, named, named_all
+from ntkmtl.bench.training.comparison import named, named_all
+from ntkmtl.bench.training.spec import method_source
 from ntkmtl.weighting import LossWeighting
 
 TOY = "toy_problem:Toy"

@@ -11,9 +11,9 @@ from toy_problem import Toy
 
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.training import RunInterrupted, RunSpec, load_run, train, train_spec
-from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
+from ntkmtl.bench.training.spec import run_identity
 from ntkmtl.errors import NonFiniteError
 
 RECIPE = replace(Toy.recipe, lbfgs_steps=3)

@@ -9,9 +9,9 @@ from ntkmtl.analysis import residual_ntk
 from ntkmtl.bench import problems
 from ntkmtl.bench.training import RunSpec
 from ntkmtl.bench.training.comparison import changed_recipe
-from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
+from ntkmtl.bench.training.spec import run_identity
 
 
 @pytest.mark.parametrize("name", ["pinn-burgers", "xtb"])

@@ -26,12 +26,12 @@ from ntkmtl.bench.training import (
     train,
     train_spec,
 )
-from ntkmtl.bench.training.learner import validation_split
-from ntkmtl.bench.training.scores import (
+from ntkmtl.bench.training.baselines import (
     check_baseline,
     read_baseline,
     task_scores,
 )
+from ntkmtl.bench.training.learner import validation_split
 from ntkmtl.weighting._ls import LinearScalarization
 from ntkmtl.weighting._pivrg import PIVRG
 
@@ -250,11 +250,14 @@ def test_a_problem_without_validation_split_is_watched_on_its_training_split(
 
 def test_read_baseline_wants_every_metric(tmp_path: Path) -> None:
     compare(ask(tmp_path, methods=["stl"]))
-    folders = {task: tmp_path / "toy/stl/seed-0" / task for task in "abc"}
-    found = read_baseline(Toy.metrics, folders)
-    assert found == tuple(load_run(folders[task]).result.val[0] for task in "abc")
-    with pytest.raises(ValueError, match="no single-task network of 'c'"):
-        read_baseline(Toy.metrics, {task: folders[task] for task in "ab"})
+    problem = Toy()
+    folder = tmp_path / "toy/stl/seed-0"
+    found = read_baseline(problem, tmp_path, 0)
+    assert found == tuple(load_run(folder / task).result.val[0] for task in "abc")
+    (folder / "c").rename(folder / "moved")
+    with pytest.raises(ValueError, match=r"c/config\.json: cannot be read"):
+        read_baseline(problem, tmp_path, 0)
+    problem.metrics = (Metric("z", "a"),)
     with pytest.raises(ValueError, match="does not hold the metric 'z'"):
-        read_baseline([Metric("z", "a")], folders)
+        read_baseline(problem, tmp_path, 0)
     check_baseline([1e-9], [Metric("z", "a")])

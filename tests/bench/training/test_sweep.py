@@ -17,7 +17,7 @@ from toy_problem import Toy
 
 from ntkmtl.bench.jobs.local import serve
 from ntkmtl.bench.jobs.reporters import PlainReporter, Reporter, RichReporter, reporter_for
-from ntkmtl.bench.runs.locks import RunBusyError
+from ntkmtl.bench.runs import RunBusyError
 from ntkmtl.bench.training import (
     Comparison,
     ProblemNotFoundError,
@@ -29,7 +29,7 @@ from ntkmtl.bench.training import (
     plan,
 )
 from ntkmtl.bench.training.baselines import BaselineCache, baseline_key
-from ntkmtl.bench.training.identity import run_identity
+from ntkmtl.bench.training.spec import run_identity
 
 TOY = "toy_problem:Toy"
 

@@ -31,7 +31,7 @@ from ntkmtl.bench.problems.base import MultiTaskModel, Recipe
 from ntkmtl.bench.runs import canonical_json
 from ntkmtl.bench.runs.folder import read_checkpoint
 from ntkmtl.bench.training import load_run, train
-from ntkmtl.bench.training.identity import run_identity
+from ntkmtl.bench.training.spec import run_identity
 from ntkmtl.errors import MissingExtraError, NonFiniteError
 
 CPU = torch.device("cpu")

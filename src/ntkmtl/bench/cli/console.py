@@ -47,7 +47,7 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
     except ValueError as error:
         from ntkmtl.bench.problems import ProblemNotFoundError
         from ntkmtl.bench.runs import RunFileError
-        from ntkmtl.bench.runs.locks import RunBusyError
+        from ntkmtl.bench.runs.layout import RunBusyError
         from ntkmtl.bench.training import SweepError
 
         known = ProblemNotFoundError | RunBusyError | RunFileError | SweepError

@@ -73,7 +73,7 @@ def weigh(
     find_modules_here(problem, method)
     with refusing(ValueError, NonFiniteError):
         from ntkmtl.bench.training import changed_recipe, find_problem, method_names
-        from ntkmtl.bench.training.weigh import weigh_problem
+        from ntkmtl.bench.training.trainer import weigh_problem
 
         method_names([method])  # unknown ones are refused before data are read
         found = find_problem(problem, made_with.options())

@@ -16,10 +16,9 @@ import torch
 from ntkmtl import weighting
 from ntkmtl.bench.compute.environment import default_threads, hardware, reproducible, versions
 from ntkmtl.bench.training import changed_recipe
-from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.spec import RunSpec
+from ntkmtl.bench.training.spec import RunSpec, run_identity
 from ntkmtl.files import parse_json, read_bytes
 
 if TYPE_CHECKING:

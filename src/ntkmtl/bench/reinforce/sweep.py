@@ -24,7 +24,7 @@ from ntkmtl.bench.runs import (
     read_config,
     run_folder,
 )
-from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.runs.folder import sweep_lock
 from ntkmtl.bench.training.planning import conflict_message, damaged
 
 __all__ = ["AgentJob", "compare", "jobs_of"]

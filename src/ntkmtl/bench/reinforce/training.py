@@ -39,7 +39,7 @@ from ntkmtl.bench.runs import (
     load_run,
 )
 from ntkmtl.bench.runs.folder import RunFolder, write_checkpoint
-from ntkmtl.bench.training.comparison import method_source
+from ntkmtl.bench.training.spec import method_source
 from ntkmtl.weighting import spec
 
 __all__ = ["PROBLEM", "Progress", "agent_for", "evaluate", "train"]

@@ -16,7 +16,7 @@ from ntkmtl.bench.report._times import RunTimes
 from ntkmtl.bench.report._warnings import warnings_of
 from ntkmtl.bench.report._words import listing, plain_method
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
-from ntkmtl.bench.runs.references import read_references
+from ntkmtl.bench.runs.run import read_references
 from ntkmtl.bench.search.records import tuning_of
 
 

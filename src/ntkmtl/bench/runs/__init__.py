@@ -4,20 +4,12 @@ Reading runs needs no torch; what needs it is imported from its own module
 (:mod:`~ntkmtl.bench.runs.folder`).
 """
 
-from ntkmtl.bench.runs.errors import (
-    RunBusyError,
-    RunConflictError,
-    RunFileError,
-    RunFolderLostError,
-    RunInterrupted,
-)
 from ntkmtl.bench.runs.layout import (
     AGENT,
     BEST,
     CHECKPOINT,
     CONFIG,
     FAILURE,
-    FILES,
     HISTORY,
     MAX_STEP_ROWS,
     MODEL,
@@ -30,6 +22,11 @@ from ntkmtl.bench.runs.layout import (
     STEPS,
     STUDY,
     TRIAL,
+    RunBusyError,
+    RunConflictError,
+    RunFileError,
+    RunFolderLostError,
+    RunInterrupted,
     clear_run,
     folder_name,
     method_labels,
@@ -38,7 +35,6 @@ from ntkmtl.bench.runs.layout import (
 from ntkmtl.bench.runs.records import (
     Epoch,
     Finite,
-    KeptModel,
     RunConfig,
     RunMetric,
     RunResult,
@@ -50,8 +46,7 @@ from ntkmtl.bench.runs.records import (
     require_schema,
     write_history,
 )
-from ntkmtl.bench.runs.run import IncompleteRun, Run, load_run, load_runs
-from ntkmtl.bench.runs.steps import Steps, write_steps
+from ntkmtl.bench.runs.run import IncompleteRun, Run, Steps, load_run, load_runs, write_steps
 
 __all__ = [
     "AGENT",
@@ -59,7 +54,6 @@ __all__ = [
     "CHECKPOINT",
     "CONFIG",
     "FAILURE",
-    "FILES",
     "HISTORY",
     "MAX_STEP_ROWS",
     "MODEL",
@@ -75,7 +69,6 @@ __all__ = [
     "Epoch",
     "Finite",
     "IncompleteRun",
-    "KeptModel",
     "Run",
     "RunBusyError",
     "RunConfig",

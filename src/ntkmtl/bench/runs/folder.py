@@ -1,7 +1,8 @@
-"""One run's folder while it is trained: identity, lock, checkpoints, result."""
+"""Folders of runs while they are trained: locks, identity, checkpoints, result."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -10,43 +11,55 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, cast
 
 import torch
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ntkmtl._warnings import warn
-from ntkmtl.bench.runs.errors import RunConflictError, RunFolderLostError
 from ntkmtl.bench.runs.layout import (
+    BEST,
     CHECKPOINT,
     CONFIG,
     FAILURE,
     FILES,
     HISTORY,
     PREVIOUS,
+    REFERENCES,
+    REQUEST,
     RESULT,
     STEPS,
+    STUDY,
+    RunBusyError,
+    RunConflictError,
+    RunFolderLostError,
     clear_run,
 )
-from ntkmtl.bench.runs.locks import run_lock
 from ntkmtl.bench.runs.records import canonical_json, differences, read_config, write_history
-from ntkmtl.bench.runs.run import Run, load_run
-from ntkmtl.bench.runs.steps import write_steps
+from ntkmtl.bench.runs.run import Run, load_run, write_steps
 from ntkmtl.files import atomic_write, require_regular, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from ntkmtl.bench.runs.records import Epoch, RunConfig, RunResult
-    from ntkmtl.bench.runs.steps import Steps
+    from ntkmtl.bench.runs.run import Steps
 
 __all__ = [
+    "LOCK",
+    "PATIENCE",
     "CheckpointError",
     "RunFolder",
-    "previous_checkpoint",
     "read_checkpoint",
     "remove_checkpoints",
-    "usable_checkpoint",
+    "run_lock",
+    "sweep_lock",
     "write_checkpoint",
 ]
 
+
+LOCK = ".ntkmtl.lock"
+
+PATIENCE = 10.0
+"""Seconds to wait for the other process: orphaned workers exit after their current step."""
 
 # Torch has no error class for it.
 _NO_MEMORY = "DefaultCPUAllocator"
@@ -56,21 +69,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used: damaged, or made by something else."""
 
 
-def previous_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """Return where the previous checkpoint is kept.
-
-    Example:
-        >>> previous_checkpoint("run/checkpoint.pt").as_posix()
-        'run/checkpoint.previous.pt'
-    """
-    path = Path(path)
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def remove_checkpoints(path: str | os.PathLike[str]) -> None:
-    """Remove a checkpoint and the previous one, if they exist."""
-    for place in (Path(path), previous_checkpoint(path)):
-        place.unlink(missing_ok=True)
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoint of a run and the previous one, if they exist."""
+    for name in (CHECKPOINT, PREVIOUS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_checkpoint(
@@ -81,14 +83,14 @@ def write_checkpoint(
     Args:
         path: The file.
         state: Tensors, numbers, strings, None, and dicts and lists of them.
-        keep_previous: Whether the checkpoint that stood at ``path`` is kept under the name that
-            :func:`previous_checkpoint` gives, to be used if the new one is corrupt.
+        keep_previous: Whether the checkpoint that stood at ``path`` is kept beside it, as
+            :data:`PREVIOUS`, to be used if the new one is corrupt.
 
     Raises:
         OSError: It cannot be written, as on a full disk; the error names ``path``. What stood there
             is still there, under one of the two names.
     """
-    with atomic_write(path, previous_checkpoint(path) if keep_previous else None) as file:
+    with atomic_write(path, Path(path).with_name(PREVIOUS) if keep_previous else None) as file:
         watched = _Watched(file)
         try:
             torch.save(dict(state), cast("IO[bytes]", watched))
@@ -166,53 +168,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds {type(state).__name__}, not a checkpoint")
     return state
-
-
-def usable_checkpoint(
-    path: str | os.PathLike[str], why_not: Callable[[Mapping[str, Any]], str | None]
-) -> dict[str, Any] | None:
-    """Return the latest usable checkpoint, and warn if it is not the latest one.
-
-    If there are checkpoints and none is usable, all are removed.
-
-    Args:
-        path: The latest one; the previous one is looked for too.
-        why_not: From a checkpoint to the reason why it cannot be used, None if it can.
-
-    Raises:
-        OSError: One cannot be opened or read; none is removed.
-        MemoryError: There is not enough memory for one; none is removed.
-    """
-    path = Path(path)
-    reasons = []
-    for place in (path, previous_checkpoint(path)):
-        try:
-            state = read_checkpoint(place)
-        except FileNotFoundError:
-            continue
-        except CheckpointError as error:
-            reasons.append(str(error))
-            continue
-        why = why_not(state)
-        if why is None:
-            if reasons:
-                warn(
-                    "the latest checkpoint cannot be used, so the run resumes from the previous "
-                    f"one, {place}. {'; '.join(reasons)}",
-                    RuntimeWarning,
-                )
-                # Otherwise the next write would replace the good one by it.
-                path.unlink(missing_ok=True)
-            return state
-        reasons.append(f"{place}: {why}")
-    if reasons:
-        warn(
-            "the checkpoint cannot be used, so the run starts again from its beginning. "
-            f"{'; '.join(reasons)}",
-            RuntimeWarning,
-        )
-        remove_checkpoints(path)
-    return None
 
 
 class RunFolder:
@@ -319,19 +274,54 @@ class RunFolder:
             why_not: Returns why else a checkpoint cannot be used, None if it can.
 
         Raises:
-            OSError: A checkpoint cannot be opened or read.
-            MemoryError: There is not enough memory for one.
+            OSError: A checkpoint cannot be opened or read; none is removed.
+            MemoryError: There is not enough memory for one; none is removed.
         """
         for name in FILES:
             for leftover in self.path.glob(f".{name}.*.tmp"):
                 leftover.unlink(missing_ok=True)
         self.file(FAILURE).unlink(missing_ok=True)
-        state = usable_checkpoint(
-            self.file(CHECKPOINT), lambda state: self._why_foreign(state) or why_not(state)
-        )
+        state = self._usable_checkpoint(why_not)
         if state is not None:
             self._note_place()
         return state
+
+    def _usable_checkpoint(
+        self, why_not: Callable[[Mapping[str, Any]], str | None]
+    ) -> dict[str, Any] | None:
+        """Return the latest usable checkpoint, and warn if it is not the latest one.
+
+        If there are checkpoints and none is usable, both are removed.
+        """
+        reasons = []
+        for place in (self.file(CHECKPOINT), self.file(PREVIOUS)):
+            try:
+                state = read_checkpoint(place)
+            except FileNotFoundError:
+                continue
+            except CheckpointError as error:
+                reasons.append(str(error))
+                continue
+            why = self._why_foreign(state) or why_not(state)
+            if why is None:
+                if reasons:
+                    warn(
+                        "the latest checkpoint cannot be used, so the run resumes from the "
+                        f"previous one, {place}. {'; '.join(reasons)}",
+                        RuntimeWarning,
+                    )
+                    # Otherwise the next write would replace the good one by it.
+                    self.file(CHECKPOINT).unlink(missing_ok=True)
+                return state
+            reasons.append(f"{place}: {why}")
+        if reasons:
+            warn(
+                "the checkpoint cannot be used, so the run starts again from its beginning. "
+                f"{'; '.join(reasons)}",
+                RuntimeWarning,
+            )
+            remove_checkpoints(self.path)
+        return None
 
     def _why_foreign(self, state: Mapping[str, Any]) -> str | None:
         if not self.file(CONFIG).exists():
@@ -405,4 +395,100 @@ class RunFolder:
         write_steps(self.file(STEPS), steps)
         others()
         write_json(self.file(RESULT), content)
-        remove_checkpoints(self.file(CHECKPOINT))
+        remove_checkpoints(self.path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Locks: one process at a time in the folder of a run, or of a comparison
+
+
+@contextlib.contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a run's folder; the system releases the lock when the process dies.
+
+    Args:
+        folder: The folder, made if there is none. No file is left in it.
+
+    Raises:
+        RunBusyError: Another process has held the lock for :data:`PATIENCE` seconds.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "run"
+        >>> with run_lock(folder):
+        ...     [path.name for path in folder.iterdir()]
+        ['.ntkmtl.lock']
+    """
+    made = not folder.exists()
+    lock = _acquired(folder, "training", PATIENCE)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            # Removed while it is held: a process that waits for the removed file notices and
+            # tries again.
+            (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        if made:
+            # A run that could not begin leaves nothing behind.
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def sweep_lock(out: Path) -> Iterator[None]:
+    """Lock the folder of a comparison, and remove what killed processes left in it.
+
+    Args:
+        out: The folder, made if there is none.
+
+    Raises:
+        RunBusyError: Another process holds the lock; it is not waited for.
+        OSError: The folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "runs"
+        >>> with sweep_lock(folder), sweep_lock(folder):  # doctest: +ELLIPSIS
+        ...     pass
+        Traceback (most recent call last):
+            ...
+        ntkmtl.bench.runs.layout.RunBusyError: another process is working in ...
+    """
+    lock = _acquired(out, "working", 0)
+    try:
+        _remove_leftovers(out)
+        yield
+    finally:
+        lock.release()
+
+
+def _acquired(folder: Path, what: str, patience: float) -> BaseFileLock:
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as error:
+        raise RunBusyError(
+            f"another process is {what} in {folder}; wait until it is done, or give another folder"
+        ) from error
+    return lock
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove files of killed processes, except in runs that another process is training."""
+    ours = {*FILES, STUDY, BEST, REQUEST, REFERENCES}
+    for path in list(out.rglob(".*.tmp")):
+        if path.name[1:].rsplit(".", 2)[0] not in ours:
+            continue
+        lock = FileLock(path.parent / LOCK)
+        if path.parent != out:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+        path.unlink(missing_ok=True)
+        if lock.is_locked:
+            (path.parent / LOCK).unlink(missing_ok=True)
+            lock.release()

@@ -1,10 +1,10 @@
-"""Names of files and folders that runs leave behind; see ``docs/run-format.md``."""
+"""Files and folders of runs: names, as ``docs/run-format.md`` says, and errors about them."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,6 +28,11 @@ __all__ = [
     "STEPS",
     "STUDY",
     "TRIAL",
+    "RunBusyError",
+    "RunConflictError",
+    "RunFileError",
+    "RunFolderLostError",
+    "RunInterrupted",
     "clear_run",
     "folder_name",
     "method_labels",
@@ -125,3 +130,68 @@ def clear_run(folder: Path) -> None:
     """Remove the files of a run, and nothing else."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# Errors
+
+
+class RunFileError(ValueError):
+    """A file of a run folder cannot be read: damaged, foreign, or of another version.
+
+    Attributes:
+        path: The file.
+        why: What is wrong with it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], why: str) -> None:
+        self.path = Path(path)
+        self.why = why
+        super().__init__(f"{path}: {why}")
+
+    def __reduce__(self) -> tuple[type[RunFileError], tuple[Path, str]]:
+        return (type(self), (self.path, self.why))
+
+
+class RunConflictError(ValueError):
+    """The folder of a run holds another run.
+
+    Attributes:
+        path: The folder.
+        differences: One string per key that differs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], differences: Sequence[str]) -> None:
+        self.path = Path(path)
+        self.differences = list(differences)
+        super().__init__(f"{path} holds another run: {'; '.join(differences)}")
+
+    def __reduce__(self) -> tuple[type[RunConflictError], tuple[Path, list[str]]]:
+        return (type(self), (self.path, self.differences))
+
+
+class RunBusyError(ValueError):
+    """Another process works in the folder of a run or of a comparison."""
+
+
+class RunFolderLostError(OSError):
+    """The folder of a run was removed, moved or replaced while the run was being trained.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        super().__init__(
+            f"{path} was removed, moved or replaced while the run in it was being trained; "
+            "training has stopped, as nothing of it could be kept. Run the same command again to "
+            "start over"
+        )
+
+    def __reduce__(self) -> tuple[type[RunFolderLostError], tuple[Path]]:
+        return (type(self), (self.path,))
+
+
+class RunInterrupted(KeyboardInterrupt):
+    """A run was stopped on request at a step boundary; its checkpoint is written."""

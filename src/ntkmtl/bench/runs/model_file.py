@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.runs.errors import RunFileError
-from ntkmtl.bench.runs.layout import MODEL
+from ntkmtl.bench.runs.layout import MODEL, RunFileError
 from ntkmtl.bench.runs.records import KeptModel
 from ntkmtl.errors import missing_extra
 from ntkmtl.files import atomic_write
@@ -26,33 +25,11 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.runs.run import Run
 
-__all__ = ["check_weights", "model_bytes", "read_model", "write_model"]
+__all__ = ["model_bytes", "read_model", "write_model"]
 
 _WEIGHTS, _FITTED = "model.", "fitted."
 # One key: the order of several is not the same each time.
 _VALUES = "ntkmtl"
-
-
-def check_weights(weights: Mapping[str, Any]) -> None:
-    """Refuse a network whose state holds something else than tensors.
-
-    Raises:
-        ValueError: It does.
-
-    Example:
-        >>> check_weights({"extra": {"a": 1}})
-        Traceback (most recent call last):
-        ...
-        ValueError: the network's state has 'extra', a dict: only tensors can be kept. Take it ...
-    """
-    import torch
-
-    for name, value in weights.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"the network's state has {name!r}, a {type(value).__name__}: only tensors can be "
-                "kept. Take it out of state_dict(), or train with --no-model (keep_model=False)"
-            )
 
 
 def write_model(

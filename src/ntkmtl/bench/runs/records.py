@@ -12,14 +12,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from ntkmtl.bench.runs.errors import RunFileError
-from ntkmtl.bench.runs.layout import SCHEMA, SINGLE_TASK
+from ntkmtl.bench.runs.layout import SCHEMA, SINGLE_TASK, RunFileError
 from ntkmtl.files import parse_json, read_bytes, write_json
 
 __all__ = [
@@ -247,14 +246,7 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
-        content = {"schema": SCHEMA, **json.loads(json.dumps(asdict(self)))}
-        if self.baseline is None:
-            del content["baseline"]
-        if not self.method_source:
-            del content["method_source"]
-        if self.created_with is None:
-            del content["created_with"]
-        return content
+        return _content(self)
 
     def identity(self) -> dict[str, Any]:
         """Return what two runs must share to be the same.
@@ -349,6 +341,8 @@ class RunResult:
         wall_seconds: Time from start to end, in seconds, summed over the parts of a resumed run.
         steps: Number of optimizer steps.
         finished: UTC time, ISO 8601.
+        epoch: The epoch whose network was tested, from 0, where it was chosen on the validation
+            split; None for the last.
         skipped_steps: Steps left out, as a loss or a gradient was not finite; None where the
             recipe does not allow that.
         overflowed_steps: Steps left out while the gradient scaler of fp16 found its scale; None in
@@ -356,8 +350,6 @@ class RunResult:
         cpu_share: Median over epochs of ``cpu_seconds`` over ``train_seconds``: 1 on a machine with
             nothing else to do, less the busier it was. None where it is not known.
         model: The file of the trained network, None if it was not kept.
-        epoch: The epoch whose network was tested, from 0, where it was chosen on the validation
-            split; None for the last.
     """
 
     test: tuple[Finite, ...]
@@ -367,32 +359,22 @@ class RunResult:
     wall_seconds: Amount
     steps: Count
     finished: str
+    epoch: Count | None = None
     skipped_steps: Count | None = None
     overflowed_steps: Count | None = None
     cpu_share: Amount | None = None
     model: KeptModel | None = None
-    epoch: Count | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``result.json``."""
-        optional = {
-            "epoch": self.epoch,
-            "skipped_steps": self.skipped_steps,
-            "overflowed_steps": self.overflowed_steps,
-            "cpu_share": self.cpu_share,
-            "model": None if self.model is None else asdict(self.model),
-        }
-        return {
-            "schema": SCHEMA,
-            "test": list(self.test),
-            "val": list(self.val),
-            "seconds_per_epoch": self.seconds_per_epoch,
-            "train_seconds": self.train_seconds,
-            "wall_seconds": self.wall_seconds,
-            "steps": self.steps,
-            "finished": self.finished,
-            **{key: value for key, value in optional.items() if value is not None},
-        }
+        return _content(self)
+
+
+def _content(record: RunConfig | RunResult) -> dict[str, Any]:
+    """Return what the file of a record holds: fields that have their default value are left out."""
+    values = json.loads(json.dumps(asdict(record)))
+    kept = {f.name: values[f.name] for f in fields(record) if values[f.name] != f.default}
+    return {"schema": SCHEMA, **kept}
 
 
 # ------------------------------------------------------------------------------------------------

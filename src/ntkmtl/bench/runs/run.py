@@ -1,21 +1,39 @@
-"""Reading complete runs, one or all below a folder, and choosing the one to use."""
+"""Complete runs: reading one or all below a folder, their steps, the best one, and references."""
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import statistics
-from collections.abc import Sequence
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from ntkmtl.bench.runs.errors import RunFileError
-from ntkmtl.bench.runs.layout import CONFIG, FAILURE, HISTORY, RESULT, STEPS, STUDY
+from ntkmtl.bench.runs.layout import (
+    CONFIG,
+    FAILURE,
+    HISTORY,
+    REFERENCES,
+    RESULT,
+    SCHEMA,
+    STEPS,
+    STUDY,
+    RunFileError,
+)
 from ntkmtl.bench.runs.records import (
     Epoch,
+    Finite,
     RunConfig,
     RunResult,
     convert,
@@ -23,10 +41,25 @@ from ntkmtl.bench.runs.records import (
     read_history,
     read_json,
     read_result,
+    require_length,
+    require_schema,
 )
-from ntkmtl.bench.runs.steps import Steps, read_steps
+from ntkmtl.files import atomic_write, require_regular, write_json
 
-__all__ = ["IncompleteRun", "Run", "best_run", "load_run", "load_runs", "use_command"]
+__all__ = [
+    "IncompleteRun",
+    "Reference",
+    "Run",
+    "Steps",
+    "best_run",
+    "load_run",
+    "load_runs",
+    "read_references",
+    "read_steps",
+    "save_references",
+    "use_command",
+    "write_steps",
+]
 
 
 @dataclass(frozen=True)
@@ -197,3 +230,185 @@ def use_command(run: Run, source: str = "") -> str:
     else:
         command += ["--split", "test", "-o", "predictions.npz"]
     return shlex.join(command)
+
+
+# ------------------------------------------------------------------------------------------------
+# Steps
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Task weights and eigenvalues over training: ``steps.npz``.
+
+    Attributes:
+        step: Numbers of the recorded steps, int64 of shape (T,).
+        weights: The tasks' weights, float32 of shape (T, k).
+        eigenvalues: The largest eigenvalue of each task's kernel, float32 of shape (T, k); None for
+            methods that have none. NaN at a step at which the kernel was not read.
+    """
+
+    step: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
+    eigenvalues: npt.NDArray[np.float32] | None
+
+
+# What zipfile and NumPy raise on bytes that are not theirs.
+_ARRAY_ERRORS = (
+    AttributeError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+def read_steps(path: Path, k: int) -> Steps:
+    """Read ``steps.npz``.
+
+    Args:
+        path: The file.
+        k: Number of tasks.
+
+    Raises:
+        RunFileError: It is missing or damaged, or of another number of tasks.
+    """
+    try:
+        require_regular(path)
+    except OSError as error:
+        raise RunFileError(path, error.strerror or str(error)) from error
+    try:
+        # Not np.load: it reads the archive's index twice, which adds up over a thousand runs, and
+        # it accepts some files that are not archives.
+        with zipfile.ZipFile(path) as archive:
+            names = set(archive.namelist())
+            if not {"step.npy", "weights.npy"} <= names:
+                raise RunFileError(path, f"must hold 'step' and 'weights', found {sorted(names)}")
+            step, weights = _member(archive, "step.npy"), _member(archive, "weights.npy")
+            eigenvalues = None
+            if "eigenvalues.npy" in names:
+                eigenvalues = _member(archive, "eigenvalues.npy")
+    except RunFileError:
+        raise
+    except _ARRAY_ERRORS as error:
+        raise RunFileError(path, f"is not a readable .npz file ({str(error)[:200]})") from error
+    if step.ndim != 1 or not np.issubdtype(step.dtype, np.integer):
+        raise RunFileError(path, f"'step' must be integers of shape (T,), found {step.shape}")
+    for name, array in (("weights", weights), ("eigenvalues", eigenvalues)):
+        if array is None:
+            continue
+        if array.shape != (len(step), k) or not np.issubdtype(array.dtype, np.floating):
+            raise RunFileError(
+                path,
+                f"'{name}' must be floats of shape {(len(step), k)}, "
+                f"found {array.dtype} of shape {array.shape}",
+            )
+    return Steps(
+        step=step.astype(np.int64, copy=False),
+        weights=weights.astype(np.float32, copy=False),
+        eigenvalues=None if eigenvalues is None else eigenvalues.astype(np.float32, copy=False),
+    )
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    with archive.open(name) as file:
+        # Read to its end, which is where its checksum is looked at.
+        return np.asarray(np.lib.format.read_array(io.BytesIO(file.read()), allow_pickle=False))
+
+
+def write_steps(path: str | os.PathLike[str], steps: Steps) -> None:
+    """Write ``steps.npz`` in one piece. The same steps give the same bytes."""
+    require_regular(path)
+    arrays: dict[str, npt.NDArray[Any]] = {"step": steps.step, "weights": steps.weights}
+    if steps.eigenvalues is not None:
+        arrays["eigenvalues"] = steps.eigenvalues
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())
+
+
+# ------------------------------------------------------------------------------------------------
+# References: metrics of models that are no networks, kept beside the runs of a problem
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that networks are compared with.
+
+    Attributes:
+        name: Its name, as ``ridge``.
+        description: What it is, in words.
+        test: One number per metric on the test split.
+        seconds: Time that it took.
+    """
+
+    name: str
+    description: str
+    test: tuple[Finite, ...]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Content:
+    problem_options: dict[str, Any]
+    rows: tuple[Reference, ...]
+
+
+def save_references(
+    folder: str | os.PathLike[str], problem_options: Mapping[str, Any], rows: list[Reference]
+) -> None:
+    """Write the references of a problem in one piece.
+
+    Args:
+        folder: The problem's folder below that of the comparison.
+        problem_options: What determines its data.
+        rows: The references.
+    """
+    content = [
+        {"name": r.name, "description": r.description, "test": list(r.test), "seconds": r.seconds}
+        for r in rows
+    ]
+    write_json(
+        Path(folder) / REFERENCES,
+        {"schema": SCHEMA, "problem_options": dict(problem_options), "rows": content},
+    )
+
+
+def read_references(
+    folder: str | os.PathLike[str], problem_options: Mapping[str, Any], metrics: int
+) -> tuple[Reference, ...]:
+    """Read the references of a problem; empty if there are none, or they are of other data.
+
+    Args:
+        folder: The problem's folder below that of the comparison.
+        problem_options: What determines the data of its runs.
+        metrics: Number of its metrics.
+
+    Raises:
+        RunFileError: The file is damaged.
+    """
+    path = Path(folder) / REFERENCES
+    if not path.is_file():
+        return ()
+    found = read_json(path)
+    require_schema(path, found)
+    content = convert(path, found, _Content)
+    if _of_data(content.problem_options) != _of_data(problem_options):
+        return ()
+    for row in content.rows:
+        require_length(path, f"test of {row.name}", row.test, metrics)
+    return content.rows
+
+
+def _of_data(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "network"}

@@ -46,8 +46,7 @@ from typing import TYPE_CHECKING
 from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.search.parameters import Parameter, parameters_of
-    from ntkmtl.bench.search.records import Trial, Tuning, read_tuning
+    from ntkmtl.bench.search.records import Parameter, Trial, Tuning, parameters_of, read_tuning
     from ntkmtl.bench.search.tuning import Search, search_settings, tune
 
 __all__ = [
@@ -64,8 +63,7 @@ __all__ = [
 __getattr__, __dir__ = on_first_use(
     __name__,
     {
-        ".parameters": ("Parameter", "parameters_of"),
-        ".records": ("Trial", "Tuning", "read_tuning"),
+        ".records": ("Parameter", "Trial", "Tuning", "parameters_of", "read_tuning"),
         ".tuning": ("Search", "search_settings", "tune"),
     },
 )

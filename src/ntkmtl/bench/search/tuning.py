@@ -6,7 +6,6 @@ which no final run has. Optuna chooses what to try next.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,27 +15,30 @@ from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Problem
-from ntkmtl.bench.runs import CHECKPOINT, CONFIG, SCHEMA, SINGLE_TASK, STUDY, load_run, run_folder
-from ntkmtl.bench.runs.folder import remove_checkpoints
-from ntkmtl.bench.runs.locks import sweep_lock
-from ntkmtl.bench.search.parameters import RATE, Value, method_options_of, option_of, parameters_of
-from ntkmtl.bench.search.records import TUNING, Trial, Tuning, study_request
-from ntkmtl.bench.search.study import OptunaStudy, optuna_module
-from ntkmtl.bench.search.weights import WeightSearch
-from ntkmtl.bench.training.baselines import BaselineCache
+from ntkmtl.bench.runs import CONFIG, SCHEMA, SINGLE_TASK, STUDY, load_run, run_folder
+from ntkmtl.bench.runs.folder import remove_checkpoints, sweep_lock
+from ntkmtl.bench.search.records import (
+    RATE,
+    TUNING,
+    Trial,
+    Tuning,
+    Value,
+    method_options_of,
+    option_of,
+    parameters_of,
+    study_request,
+)
+from ntkmtl.bench.search.study import OptunaStudy, WeightSearch, optuna_module
+from ntkmtl.bench.training.baselines import BaselineCache, read_baseline
 from ntkmtl.bench.training.comparison import (
     Comparison,
-    Sweep,
     SweepError,
     changed_recipe,
-    method_names,
     recipe_of,
     recipes_by_method,
 )
-from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.planning import Planner, judged_tasks, options_by_method
-from ntkmtl.bench.training.scores import read_baseline
-from ntkmtl.bench.training.sweep import checked, compare
+from ntkmtl.bench.training.sweep import Sweep, checked, compare
 from ntkmtl.bench.training.trainer import TrainingJob
 from ntkmtl.files import write_json
 from ntkmtl.metrics import delta_m
@@ -60,7 +62,7 @@ class Search:
         length: Whether the length of the combined gradient is searched as well.
         scales: Length of each task's gradient, measured, by the task's name: the weights of
             ``fixed`` are then searched from powers of it; see
-            :class:`ntkmtl.bench.search.weights.WeightSearch`.
+            :class:`ntkmtl.bench.search.study.WeightSearch`.
     """
 
     comparison: Comparison
@@ -101,20 +103,19 @@ def tune(
         ProblemNotFoundError: There is no such problem, or it refuses its options.
         RunFileError: A file of an earlier run is damaged.
     """
-    asked = checked(search.comparison, engine)
     sweep, found = search_settings(
         search, overwrite=overwrite, cache=cache, reporter=reporter, engine=engine
     )
     if sweep.interrupted or sweep.failures:
         return sweep
-    wanted = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
+    wanted = [name for name in search.comparison.names if name != SINGLE_TASK]
     if lost := [name for name in wanted if name not in found]:
         raise SweepError(
             f"all {search.trials} trials of {lost[0]} diverged: lower the learning rate and tune "
             "again"
         )
     final = replace(
-        asked,
+        search.comparison,
         method_options={name: dict(tuning.method_options) for name, tuning in found.items()},
         method_recipes={name: dict(tuning.recipe) for name, tuning in found.items()},
     )
@@ -154,19 +155,27 @@ def search_settings(
     asked = checked(search.comparison, engine)
     search = replace(search, comparison=asked)
     problem = find_problem(asked.problem, asked.problem_options, try_out=True)
-    studies = _studies(search, problem)
+    planner = _planner(search, problem)
+    studies = _studies(search, planner)
     out = Path(asked.out)
     with sweep_lock(out):
         _begin(search, problem, studies, overwrite=overwrite)
-    train = functools.partial(compare, overwrite=overwrite, cache=cache, engine=engine)
     chosen = engine or LocalEngine(asked.jobs)
     with chosen.start(out, reporter().message) as runner:
         baselines = _baselines(search, problem)
-        sweep = train(baselines, keep_request=False, reporter=reporter())
+        sweep = compare(
+            baselines,
+            overwrite=overwrite,
+            keep_request=False,
+            cache=cache,
+            reporter=reporter(),
+            engine=engine,
+        )
         if sweep.interrupted or sweep.failures:
             return sweep, {}
         with sweep_lock(out):
-            trials = _Trials(search, problem, studies, _judges(baselines, problem))
+            judged_against = read_baseline(problem, baselines.out, search.seed)
+            trials = _Trials(search, planner, studies, judged_against)
             outcome = trials.run(reporter(), runner)
             sweep = replace(
                 sweep,
@@ -188,31 +197,39 @@ def search_settings(
 # Studies and baselines
 
 
-def _studies(search: Search, problem: Problem) -> dict[str, OptunaStudy]:
-    """Return the study of each method."""
-    asked = search.comparison
+def _planner(search: Search, problem: Problem) -> Planner:
+    """Return what makes the jobs of trials, of the methods in its ``options``."""
+    asked = replace(search.comparison, record=None, keep_model=False)
     _check(search, problem)
-    names = [name for name in method_names(asked.methods) if name != SINGLE_TASK]
+    names = [name for name in asked.names if name != SINGLE_TASK]
     if not names:
         raise SweepError("at least one multi-task method is needed, found none")
     recipe = recipe_of(asked, problem)
-    short = changed_recipe(recipe, epochs=search.epochs)
     options, _ = options_by_method(problem, names, asked.method_options, recipe)
     recipes_by_method(names, asked.method_recipes, recipe)
+    return Planner(asked, problem, changed_recipe(recipe, epochs=search.epochs), options)
+
+
+def _studies(search: Search, planner: Planner) -> dict[str, OptunaStudy]:
+    """Return the study of each method."""
+    asked, problem = search.comparison, planner.problem
     found = {}
-    for name in names:
+    for name in planner.options:
         given = asked.method_options.get(name, {})
         scales = search.scales if name == "fixed" else None
         parameters = parameters_of(
-            name, problem.tasks, recipe, length=search.length, given=given, wide=scales is not None
+            name,
+            problem.tasks,
+            planner.recipe,
+            length=search.length,
+            given=given,
+            wide=scales is not None,
         )
         for option in dict.fromkeys(map(option_of, parameters)):
             if option in given:
                 raise SweepError(f"{option} of {name} is given: there is nothing to tune in it")
         try:
-            identity = run_identity(
-                problem, name, search.seed, recipe=short, method_options=options[name]
-            )
+            identity = planner.job(name, search.seed).identity
         except ValueError as error:
             raise SweepError(str(error)) from error
         folder = run_folder(asked.out, problem.name, name, 0).parent / TUNING
@@ -309,16 +326,6 @@ def _baselines(search: Search, problem: Problem) -> Comparison:
     )
 
 
-def _judges(baselines: Comparison, problem: Problem) -> tuple[float, ...]:
-    """Return the validation metrics of the single-task networks."""
-    (seed,) = baselines.seeds
-    folders = {
-        task: run_folder(baselines.out, problem.name, SINGLE_TASK, seed, task)
-        for task in judged_tasks(problem, None)
-    }
-    return read_baseline(problem.metrics, folders)
-
-
 # ------------------------------------------------------------------------------------------------
 # Trials
 
@@ -329,18 +336,13 @@ class _Trials:
     def __init__(
         self,
         search: Search,
-        problem: Problem,
+        planner: Planner,
         studies: Mapping[str, OptunaStudy],
         baseline: tuple[float, ...],
     ) -> None:
-        self.search, self.problem, self.studies = search, problem, studies
+        self.search, self.planner, self.studies = search, planner, studies
         self.baseline = baseline
         self.values: dict[tuple[str, int], dict[str, Value]] = {}
-        asked = replace(search.comparison, record=None, keep_model=False)
-        recipe = recipe_of(asked, problem)
-        self.recipe = changed_recipe(recipe, epochs=search.epochs)
-        options, _ = options_by_method(problem, list(studies), asked.method_options, recipe)
-        self.planner = Planner(asked, problem, self.recipe, options)
 
     def left(self) -> int:
         """Return the number of trials that have not ended."""
@@ -380,7 +382,7 @@ class _Trials:
         spec = replace(
             spec,
             method_options={**(spec.method_options or {}), **method_options_of(values)},
-            recipe=changed_recipe(self.recipe, learning_rate=float(values[RATE])),
+            recipe=changed_recipe(self.planner.recipe, learning_rate=float(values[RATE])),
         )
         return replace(job, spec=spec)
 
@@ -389,11 +391,11 @@ class _Trials:
         assert job.trial is not None
         if error:
             # Without a result, nothing else would remove them.
-            remove_checkpoints(job.folder / CHECKPOINT)
+            remove_checkpoints(job.folder)
             state, value = "diverged", None
         else:
             result = load_run(job.folder).result
-            higher = [metric.higher_is_better for metric in self.problem.metrics]
+            higher = [metric.higher_is_better for metric in self.planner.problem.metrics]
             state, value = "complete", float(delta_m(result.val, self.baseline, higher))
             seconds = result.wall_seconds
         values = self.values[job.spec.method, job.trial]

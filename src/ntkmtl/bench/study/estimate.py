@@ -16,10 +16,10 @@ from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
 from ntkmtl.bench.study.plan import StudyPlan
 from ntkmtl.bench.training import RunSpec, SweepError
 from ntkmtl.bench.training.comparison import recipe_of
-from ntkmtl.bench.training.identity import run_identity
 from ntkmtl.bench.training.learner import Learner
 from ntkmtl.bench.training.loop import TrainingLoop
 from ntkmtl.bench.training.planning import judged_tasks
+from ntkmtl.bench.training.spec import run_identity
 
 __all__ = ["StudyEstimate", "estimate"]
 

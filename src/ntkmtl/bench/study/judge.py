@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ntkmtl.bench.runs import SINGLE_TASK
-from ntkmtl.bench.search.parameters import RATE
+from ntkmtl.bench.search.records import RATE
 from ntkmtl.bench.study.inference import Ranking, bootstrap, paired_p_values, rank_test
 from ntkmtl.bench.study.judgement import MethodOnProblem, Overall, ProblemJudgement, StudyJudgement
 from ntkmtl.bench.study.plan import REFERENCE

@@ -20,7 +20,7 @@ from ntkmtl.bench.runs import (
     read_json,
     require_schema,
 )
-from ntkmtl.bench.search.parameters import Value
+from ntkmtl.bench.search.records import Value
 from ntkmtl.files import write_json
 
 __all__ = [

@@ -8,7 +8,7 @@ import msgspec
 
 from ntkmtl.bench.jobs.engine import stop_requests
 from ntkmtl.bench.runs import SINGLE_TASK, RunInterrupted
-from ntkmtl.bench.runs.locks import sweep_lock
+from ntkmtl.bench.runs.folder import sweep_lock
 from ntkmtl.bench.study.methods import Methods
 from ntkmtl.bench.study.part import StudyOutcome, StudyPart, Trainer
 from ntkmtl.bench.study.plan import PLAN, StudyPlan

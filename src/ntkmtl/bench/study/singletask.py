@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
-from ntkmtl.bench.search.parameters import LEARNING_RATE_FACTOR, RATE
+from ntkmtl.bench.search.records import LEARNING_RATE_FACTOR, RATE
 from ntkmtl.bench.study.part import StudyPart
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings
 from ntkmtl.bench.training import Sweep, SweepError

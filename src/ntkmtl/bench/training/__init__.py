@@ -69,14 +69,13 @@ if TYPE_CHECKING:
     )
     from ntkmtl.bench.training.comparison import (
         Comparison,
-        Sweep,
         SweepError,
         changed_recipe,
         method_names,
     )
     from ntkmtl.bench.training.planning import Plan, plan
     from ntkmtl.bench.training.spec import RunSpec
-    from ntkmtl.bench.training.sweep import compare
+    from ntkmtl.bench.training.sweep import Sweep, compare
     from ntkmtl.bench.training.trainer import train, train_spec
 
 __all__ = [
@@ -129,10 +128,10 @@ __getattr__, __dir__ = on_first_use(
             "load_run",
             "load_runs",
         ),
-        ".comparison": ("Comparison", "Sweep", "SweepError", "changed_recipe", "method_names"),
+        ".comparison": ("Comparison", "SweepError", "changed_recipe", "method_names"),
         ".planning": ("Plan", "plan"),
         ".spec": ("RunSpec",),
-        ".sweep": ("compare",),
+        ".sweep": ("Sweep", "compare"),
         ".trainer": ("train", "train_spec"),
     },
 )

@@ -1,12 +1,15 @@
-"""The cache of single-task baselines.
+"""Single-task baselines: their cache, and how a multi-task network performs against them.
 
 A baseline costs as much as a run and does not depend on the methods that it is compared with, so it
-is trained once per machine and copied from then on.
+is trained once per machine and copied from then on. Nothing here
+looks at the test split: methods that learn from scores, and the search of settings, must not see
+it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -15,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from ntkmtl.bench.compute.environment import hardware, source_digest, versions
 from ntkmtl.bench.runs import (
@@ -23,19 +28,33 @@ from ntkmtl.bench.runs import (
     HISTORY,
     MODEL,
     RESULT,
+    SINGLE_TASK,
     STEPS,
     RunFileError,
     canonical_json,
     load_run,
+    run_folder,
 )
-from ntkmtl.bench.runs.locks import PATIENCE
+from ntkmtl.bench.runs.folder import PATIENCE
 from ntkmtl.bench.runs.model_file import model_bytes
 from ntkmtl.files import atomic_write, read_bytes, write_json
+from ntkmtl.metrics import delta_m
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["TRAINING_VERSION", "BaselineCache", "baseline_key", "cache_folder"]
+    from ntkmtl.bench.problems.base import Metric, Problem
+    from ntkmtl.bench.runs import RunMetric
+
+__all__ = [
+    "TRAINING_VERSION",
+    "BaselineCache",
+    "baseline_key",
+    "cache_folder",
+    "check_baseline",
+    "read_baseline",
+    "task_scores",
+]
 
 TRAINING_VERSION = 2
 """Raised when a change of the trainer changes the numbers of a run."""
@@ -56,7 +75,7 @@ def baseline_key(identity: Mapping[str, Any], problem_class: type, threads: int)
     source of the problem, the processor, and the number of threads.
 
     Args:
-        identity: What :func:`ntkmtl.bench.training.identity.run_identity` returned.
+        identity: What :func:`ntkmtl.bench.training.spec.run_identity` returned.
         problem_class: The problem's class.
         threads: Threads that torch computes with.
 
@@ -162,3 +181,96 @@ def _copy(source: Path, to: Path, names: Sequence[str]) -> None:
     for name in names:
         with atomic_write(to / name) as file:
             file.write(read_bytes(source / name))
+
+
+# ------------------------------------------------------------------------------------------------
+# Against the baselines
+
+
+def read_baseline(problem: Problem, out: str | os.PathLike[str], seed: int) -> tuple[float, ...]:
+    """Return the validation metrics of the single-task networks of one seed.
+
+    Args:
+        problem: The problem.
+        out: Folder of the comparison in which their runs are complete.
+        seed: The seed.
+
+    Returns:
+        One number per metric.
+
+    Raises:
+        ValueError: :func:`check_baseline` refuses a number.
+        RunFileError: A run is incomplete or damaged.
+    """
+    values = []
+    for metric in problem.metrics:
+        run = load_run(run_folder(out, problem.name, SINGLE_TASK, seed, metric.task))
+        own = dict(zip((m.name for m in run.config.metrics), run.result.val, strict=True))
+        if metric.name not in own:
+            raise RunFileError(run.path / CONFIG, f"does not hold the metric {metric.name!r}")
+        values.append(own[metric.name])
+    check_baseline(values, problem.metrics)
+    return tuple(values)
+
+
+def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetric]) -> None:
+    """Check that Delta-m can be measured against a baseline.
+
+    Args:
+        baseline: One number per metric.
+        metrics: The metrics.
+
+    Raises:
+        ValueError: There are more or fewer numbers than metrics, or one is not positive or not
+            finite.
+    """
+    if len(baseline) != len(metrics):
+        raise ValueError(
+            f"the baseline must hold one number for each of {len(metrics)} metrics. "
+            f"Found {len(baseline)}."
+        )
+    for metric, value in zip(metrics, baseline, strict=True):
+        # Relative to a negative number, better would count as worse.
+        if value <= 0 or not math.isfinite(value):
+            raise ValueError(
+                f"the single-task network has {value} in {metric.name}, which Delta-m cannot be "
+                "measured against: leave that metric out of the problem, or train longer"
+            )
+
+
+def task_scores(
+    values: Sequence[float],
+    baseline: Sequence[float],
+    metrics: Sequence[RunMetric],
+    tasks: Sequence[str],
+) -> Tensor:
+    """Return Delta-m of each task in percent, the mean over the task's metrics; lower is better.
+
+    Args:
+        values: One number per metric.
+        baseline: The same of the single-task networks, all of them positive.
+        metrics: The metrics.
+        tasks: Names of the k tasks.
+
+    Returns:
+        float64 of shape (k,), NaN for a task that no metric judges.
+
+    Example:
+        >>> from ntkmtl.bench.runs import RunMetric
+        >>> metrics = [RunMetric("error", "depth"), RunMetric("accuracy", "seg", "", True)]
+        >>> task_scores([0.3, 60.0], [0.2, 50.0], metrics, ["seg", "depth"]).round().tolist()
+        [-20.0, 50.0]
+    """
+    found = []
+    for task in tasks:
+        own = [place for place, metric in enumerate(metrics) if metric.task == task]
+        if not own:
+            found.append(math.nan)
+            continue
+        score = delta_m(
+            [values[place] for place in own],
+            [baseline[place] for place in own],
+            [metrics[place].higher_is_better for place in own],
+        )
+        found.append(float(score))
+    return torch.tensor(found, dtype=torch.float64)

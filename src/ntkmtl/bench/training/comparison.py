@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
-from ntkmtl.bench.compute.environment import source_digest
 from ntkmtl.bench.jobs.engine import SweepError
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.weighting import Weighting
@@ -16,24 +15,19 @@ from ntkmtl.weighting._settings import settings_of
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from ntkmtl.bench.compute.device import Device
-    from ntkmtl.bench.jobs.engine import Failure
     from ntkmtl.bench.problems.base import Problem, Recipe
 
 __all__ = [
     "ALL_METHODS",
     "Comparison",
     "MethodLike",
-    "Sweep",
     "SweepError",
     "changed_recipe",
     "method_names",
-    "method_source",
     "named",
     "named_all",
-    "recipe_line",
     "recipe_of",
     "recipes_by_method",
 ]
@@ -137,26 +131,6 @@ def named_all(
     return list(found), own
 
 
-def method_source(name: str) -> str:
-    """Return a digest of the source of a method that is not of this package, else nothing.
-
-    It covers the files that the class is made of: its own, those of its base classes, and what they
-    import from beside them.
-
-    Raises:
-        ValueError: No file defines the class.
-    """
-    if ":" not in name:
-        return ""
-    digest = source_digest(weighting.load(name))
-    if not digest:
-        raise ValueError(
-            f"the class of {name} is defined in no file, so that nobody could tell its runs from "
-            "those of another version: put it into a file, and name it path/file.py:ClassName"
-        )
-    return digest[:12]
-
-
 _CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
 _TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite", "lbfgs_steps")
 
@@ -215,28 +189,6 @@ def changed_recipe(
         **changes,
         reduced=recipe.reduced or (epochs is not None and epochs < recipe.epochs),
         description=f"{recipe.description} (changed: {words})".strip(),
-    )
-
-
-def recipe_line(recipe: Recipe) -> str:
-    """Return a recipe in one line, for people.
-
-    Example:
-        >>> from ntkmtl.bench.problems.base import Recipe
-        >>> recipe_line(Recipe(epochs=2, batch_size=64, learning_rate=1e-3, description="Tiny"))
-        'Recipe: 2 epochs, batches of 64, learning rate 0.001, the last epoch is tested. Tiny.'
-    """
-    chosen = {
-        "last": "the last epoch is tested",
-        "validation": "the epoch is chosen on the validation split",
-    }[recipe.chosen_epoch]
-    description = f" {recipe.description.removesuffix('.')}." if recipe.description else ""
-    epochs = f"{recipe.epochs:,} epoch{'' if recipe.epochs == 1 else 's'}"
-    if recipe.lbfgs_steps:
-        epochs += f" of Adam and {recipe.lbfgs_steps:,} of L-BFGS"
-    return (
-        f"Recipe: {epochs}, batches of {recipe.batch_size:,}, learning rate "
-        f"{recipe.learning_rate:g}, {chosen}.{description}"
     )
 
 
@@ -362,33 +314,6 @@ class Comparison:
     def names(self) -> list[str]:
         """The names under which runs keep the methods."""
         return [method for method in self.methods if isinstance(method, str)]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The outcome of a comparison.
-
-    Attributes:
-        problem: Name of the problem.
-        out: Its folder.
-        trained: Runs trained now.
-        complete: Runs that were complete before.
-        cached: Baselines that were copied from the cache.
-        unfinished: Runs that are still to be trained.
-        failures: Runs that failed.
-        interrupted: True if it was stopped before the end.
-        seconds: Time taken.
-    """
-
-    problem: str
-    out: Path
-    trained: int
-    complete: int
-    cached: int
-    unfinished: int
-    failures: tuple[Failure, ...]
-    interrupted: bool
-    seconds: float
 
 
 def method_names(asked: Sequence[MethodLike]) -> list[str]:

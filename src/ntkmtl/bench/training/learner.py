@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ntkmtl.analysis import Recorder, residual_ntk
+from ntkmtl.analysis import Recorder
 from ntkmtl.balance import Balancer
 from ntkmtl.bench.compute.device import (
     Arithmetic,
     Evaluated,
     compile_heads,
     compiled,
-    to_device,
 )
 from ntkmtl.bench.compute.environment import hardware, problem_version, versions
 from ntkmtl.bench.compute.processes import ProcessGroup
 from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Recipe
 from ntkmtl.bench.runs import RunConfig, RunMetric, canonical_json
-from ntkmtl.bench.training.identity import reruns_trunk, steps_per_epoch, total_steps
-from ntkmtl.bench.training.scores import check_baseline
-from ntkmtl.bench.training.spec import record_settings
+from ntkmtl.bench.training.baselines import check_baseline
+from ntkmtl.bench.training.spec import record_settings, reruns_trunk, steps_per_epoch, total_steps
 from ntkmtl.kernel import ExtendedNTK, RememberInputs, branch
 from ntkmtl.metrics import delta_m
 from ntkmtl.weighting import spec as method_spec
@@ -189,7 +187,7 @@ class Learner:
         problem: The problem.
         spec: What is asked for.
         identity: What determines the run's numbers, by
-            :func:`ntkmtl.bench.training.identity.run_identity`.
+            :func:`ntkmtl.bench.training.spec.run_identity`.
         group: The processes that train together; this one alone if None.
 
     Attributes:
@@ -313,26 +311,6 @@ class Learner:
     def losses(self, outputs: Sequence[Tensor], batch: Any) -> dict[str, Tensor | None]:
         """Return the losses of the tasks, in fp32; None for a task without labels."""
         return self.problem.losses(self.arithmetic.full(outputs), batch, self.chosen_tasks)
-
-    def record_residuals(self, recorder: Recorder) -> None:
-        """Add the kernels of the problem's residuals, if it has any, to the step last recorded."""
-        if type(self.problem).task_residuals is Problem.task_residuals:
-            return
-        count = min(self.problem.residual_samples, self.problem.size("train"))
-        rows = torch.randperm(
-            self.problem.size("train"), generator=torch.Generator().manual_seed(0)
-        )[:count]
-        batch = to_device(self.problem.batch("train", rows), self.device)
-        buffers = [buffer.detach().clone() for buffer in self.model.buffers()]
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            outputs = self.model.predict(self.model.represent(batch))
-        residuals = self.problem.task_residuals(outputs, batch, self.chosen_tasks)
-        if residuals:
-            recorder.add_residuals(residual_ntk(residuals, self.model.parameters()))
-        with torch.no_grad():  # running means of batch norm
-            for buffer, value in zip(self.model.buffers(), buffers, strict=True):
-                buffer.copy_(value)
 
     def epoch_of(self, step: int) -> tuple[int, int]:
         """Return the epoch of a step, and the number of the step in it; both from 0."""

@@ -15,9 +15,9 @@ from ntkmtl.bench.compute.processes import raised_on_all_ranks
 from ntkmtl.bench.problems.base import batches
 from ntkmtl.bench.runs import MODEL, RECORD, RunFolderLostError, RunInterrupted, RunResult
 from ntkmtl.bench.runs.model_file import write_model
+from ntkmtl.bench.training.baselines import task_scores
 from ntkmtl.bench.training.learner import text_seed
 from ntkmtl.bench.training.log import TrainingLog
-from ntkmtl.bench.training.scores import task_scores
 from ntkmtl.bench.training.step import Stepper, cuda_random
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.metrics import delta_m
@@ -90,14 +90,14 @@ class TrainingLoop:
             NonFiniteError: A loss or gradient is not finite.
             FloatingPointError: A metric is not finite.
         """
-        total = self.learner.total_steps
-        clock = _RunClock(self.learner.spec.checkpoint_seconds, self.wall_seconds)
+        learner, total = self.learner, self.learner.total_steps
+        clock = _RunClock(learner.spec.checkpoint_seconds, self.wall_seconds)
         while self.step < total:
             for indices in self._rest_of_epoch():
                 self._take_step(indices, folder, clock)
                 if progress is not None:
                     progress(self.step, total)
-                if self.learner.epoch_of(self.step)[1] == 0:
+                if learner.epoch_of(self.step)[1] == 0:
                     self._end_epoch()
                     if note is not None:
                         note(self._words())
@@ -120,10 +120,13 @@ class TrainingLoop:
     def _take_step(self, indices: Tensor, folder: RunFolder, clock: _RunClock) -> None:
         try:
             self.train_step(indices)
-        except NonFiniteError as error:
-            self._save_before(folder, clock)
-            raise raised_on_all_ranks(error)  # noqa: B904  (the same error)
-        except FloatingPointError as error:
+        except (NonFiniteError, FloatingPointError) as error:
+            if isinstance(error, NonFiniteError):
+                before = self.stepper.before()
+                # Not where the method's state has changed and is too large to be copied in every
+                # step: the last checkpoint stands then, and the run resumes from there.
+                if not self.group.flags(before is None)[0]:
+                    self._save(folder, clock, before)
             raise raised_on_all_ranks(error)  # noqa: B904  (the same error)
 
     def train_step(self, indices: Tensor) -> None:
@@ -204,25 +207,26 @@ class TrainingLoop:
             self.log.tested.append(self._evaluate("test", self.best.epoch))
 
     def _evaluate(self, split: Split, epoch: int) -> tuple[float, ...]:
-        # Running means of batch norm differ between processes: the first one's count.
-        return self.group.from_first(lambda: self._evaluate_here(split, epoch))
-
-    def _evaluate_here(self, split: Split, epoch: int) -> tuple[float, ...]:
         learner = self.learner
-        values = learner.problem.evaluate(learner.evaluated, split, learner.chosen_tasks)
-        if values.shape != (len(learner.metrics),):
-            raise ValueError(
-                f"{learner.problem.name}.evaluate must return shape ({len(learner.metrics)},), one "
-                f"number per metric. Found {tuple(values.shape)}."
-            )
-        numbers = tuple(float(value) for value in values.tolist())
-        for metric, number in zip(learner.metrics, numbers, strict=True):
-            if not math.isfinite(number):
-                raise FloatingPointError(
-                    f"metric {metric.name} is {number} on the {split} split after epoch {epoch}. "
-                    "The training has diverged: lower the learning rate."
+
+        def evaluate() -> tuple[float, ...]:
+            values = learner.problem.evaluate(learner.evaluated, split, learner.chosen_tasks)
+            if values.shape != (len(learner.metrics),):
+                raise ValueError(
+                    f"{learner.problem.name}.evaluate must return shape ({len(learner.metrics)},), "
+                    f"one number per metric. Found {tuple(values.shape)}."
                 )
-        return numbers
+            numbers = tuple(float(value) for value in values.tolist())
+            for metric, number in zip(learner.metrics, numbers, strict=True):
+                if not math.isfinite(number):
+                    raise FloatingPointError(
+                        f"metric {metric.name} is {number} on the {split} split after epoch "
+                        f"{epoch}. The training has diverged: lower the learning rate."
+                    )
+            return numbers
+
+        # Running means of batch norm differ between processes: the first one's count.
+        return self.group.from_first(evaluate)
 
     def _finish(self, folder: RunFolder, clock: _RunClock) -> None:
         learner, log, stepper = self.learner, self.log, self.stepper
@@ -259,25 +263,15 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def _save(self, folder: RunFolder, clock: _RunClock) -> None:
+    def _save(
+        self, folder: RunFolder, clock: _RunClock, before: StepSnapshot | None = None
+    ) -> None:
+        """Write a checkpoint, from before the last step if that was rejected."""
         begun = time.monotonic()
-        self.wall_seconds = clock.wall_seconds()
-        state = self.state_dict()
-        self.group.from_first(lambda: folder.save(state))
-        clock.saved(time.monotonic() - begun)
-
-    def _save_before(self, folder: RunFolder, clock: _RunClock) -> None:
-        """Write a checkpoint from before the step that was rejected.
-
-        Not where the method's state has changed and is too large to be copied in every step: the
-        last checkpoint stands then, and the run resumes from there.
-        """
-        before = self.stepper.before()
-        if self.group.flags(before is None)[0]:
-            return
         self.wall_seconds = clock.wall_seconds()
         state = self.state_dict(before)
         self.group.from_first(lambda: folder.save(state))
+        clock.saved(time.monotonic() - begun)
 
     def state_dict(self, before: StepSnapshot | None = None) -> dict[str, Any]:
         """Return what a checkpoint holds; every process calls it.

@@ -27,8 +27,14 @@ from ntkmtl.bench.runs import (
 )
 from ntkmtl.bench.training.baselines import baseline_key
 from ntkmtl.bench.training.comparison import SweepError, recipe_of, recipes_by_method
-from ntkmtl.bench.training.identity import reruns_trunk, run_identity, total_steps
-from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
+from ntkmtl.bench.training.spec import (
+    RunSpec,
+    record_differences,
+    record_settings,
+    reruns_trunk,
+    run_identity,
+    total_steps,
+)
 from ntkmtl.bench.training.trainer import TrainingJob
 from ntkmtl.errors import MissingExtraError
 

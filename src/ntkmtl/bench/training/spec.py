@@ -1,20 +1,43 @@
-"""What one run is asked to be and to record, carried whole to the place that uses it."""
+"""What one run is asked to be and to record, and what determines its numbers, checked early."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, get_args
 
+from ntkmtl import weighting
 from ntkmtl.analysis import Recorder, RecordFileError
+from ntkmtl.bench.compute.environment import source_digest
+from ntkmtl.bench.problems.base import (
+    ChosenEpoch,
+    OnNonFinite,
+    Precision,
+    Problem,
+    Recipe,
+    Schedule,
+    Split,
+)
+from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ntkmtl.bench.compute.device import Device
-    from ntkmtl.bench.problems.base import Recipe
 
-__all__ = ["RunSpec", "record_differences", "record_settings"]
+__all__ = [
+    "RunSpec",
+    "combines_entries",
+    "method_source",
+    "record_differences",
+    "record_settings",
+    "reruns_trunk",
+    "run_identity",
+    "steps_per_epoch",
+    "total_steps",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +56,8 @@ class RunSpec:
         baseline: For methods that learn from scores after each epoch
             (:attr:`ntkmtl.weighting.Weighting.needs_scores`): metrics of the single-task networks
             of the same seed on the validation split, one number per metric, as
-            :func:`ntkmtl.bench.training.scores.read_baseline` reads them. A resumed run keeps the
-            baseline that it began with. Other methods ignore it.
+            :func:`ntkmtl.bench.training.baselines.read_baseline` reads them. A resumed run keeps
+            the baseline that it began with. Other methods ignore it.
         threads: Threads that torch computes with; ``OMP_NUM_THREADS`` or all cores if None. A
             resumed run keeps the number that it began with.
         checkpoint_seconds: Least time between two checkpoints. Where writing one takes long, they
@@ -62,6 +85,236 @@ class RunSpec:
     device: Device = "cpu"
     tracker: str | None = None
     keep_model: bool = True
+
+
+# ------------------------------------------------------------------------------------------------
+# What determines the numbers of a run
+
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+def run_identity(
+    problem: Problem,
+    method: str,
+    seed: int,
+    *,
+    recipe: Recipe | None = None,
+    method_options: Mapping[str, Any] | None = None,
+    single_task: str | None = None,
+) -> dict[str, Any]:
+    """Return what determines a run's numbers: everything in ``config.json`` except its provenance.
+
+    Args:
+        problem: What is trained.
+        method: Name of the method.
+        seed: Seed, not negative.
+        recipe: How long it is trained; the problem's own if None.
+        method_options: Options given to :class:`ntkmtl.Balancer`.
+        single_task: The task of a single-task baseline, whose method is ``"stl"``.
+
+    Raises:
+        ValueError: The parts do not fit each other, or an option is no JSON value.
+    """
+    chosen = recipe or problem.recipe
+    options = dict(method_options or {})
+    _require_consistent(problem, method, seed, chosen, options, single_task)
+    kind = type(problem)
+    identity = {
+        "schema": SCHEMA,
+        "problem": problem.name,
+        "problem_class": f"{kind.__module__}:{kind.__qualname__}",
+        "problem_options": dict(problem.options),
+        "method": method,
+        "method_options": options,
+        "seed": seed,
+        "recipe": chosen.to_json(),
+        "tasks": list(problem.tasks) if single_task is None else [single_task],
+        "metrics": [
+            asdict(metric)
+            for metric in problem.metrics
+            if single_task is None or metric.task == single_task
+        ],
+        "sizes": {split: problem.size(split) for split in _SPLITS},
+    }
+    if source := method_source(method):
+        identity["method_source"] = source
+    try:
+        found: dict[str, Any] = json.loads(canonical_json(identity))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the options of {problem.name} and {method} must be JSON values: {error}"
+        ) from error
+    return found
+
+
+def method_source(name: str) -> str:
+    """Return a digest of the source of a method that is not of this package, else nothing.
+
+    It covers the files that the class is made of: its own, those of its base classes, and what they
+    import from beside them.
+
+    Raises:
+        ValueError: No file defines the class.
+    """
+    if ":" not in name:
+        return ""
+    digest = source_digest(weighting.load(name))
+    if not digest:
+        raise ValueError(
+            f"the class of {name} is defined in no file, so that nobody could tell its runs from "
+            "those of another version: put it into a file, and name it path/file.py:ClassName"
+        )
+    return digest[:12]
+
+
+def _require_consistent(
+    problem: Problem,
+    method: str,
+    seed: int,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    single_task: str | None,
+) -> None:
+    """Check that the parts of a run fit each other.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if seed < 0:
+        raise ValueError(f"seed must not be negative. Found {seed}.")
+    if (method == SINGLE_TASK) != (single_task is not None):
+        raise ValueError(
+            f"method {SINGLE_TASK!r} trains one task, the others all of them. "
+            f"Found method={method!r} with single_task={single_task!r}."
+        )
+    if single_task is not None and single_task not in problem.tasks:
+        raise ValueError(
+            f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
+        )
+    steps_per_epoch(problem, recipe)
+    if recipe.lbfgs_steps and combines_entries(method):
+        raise ValueError(
+            f"{method} does more than weigh whole gradients, so there is no weighted loss that "
+            "L-BFGS could compare in its line search; train it with lbfgs_steps=0"
+        )
+    if recipe.compile and reruns_trunk(method, options):
+        raise ValueError(
+            f"{method} runs the trunk again at other parameters, which a compiled one does not "
+            "allow; train without compile, or set source='representation'"
+        )
+
+
+def combines_entries(method: str) -> bool:
+    """Return whether a method does more than weigh whole gradients."""
+    needs = weighting.spec(method).requires
+    return needs == "jacobian" or weighting.create(method).has_head_objective
+
+
+def reruns_trunk(method: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a Balancer with these options needs to be given the trunk."""
+    source = options.get("source", weighting.spec(method).defaults.get("source"))
+    return source in ("probe", "auto")
+
+
+def steps_per_epoch(problem: Problem, recipe: Recipe) -> int:
+    """Return the number of whole batches in the training split.
+
+    Raises:
+        ValueError: The recipe makes no sense for the problem.
+    """
+    _check_recipe(recipe)
+    if recipe.schedule == "plateau":
+        _check_plateau(problem, recipe)
+    size = problem.size("train")
+    if size < recipe.batch_size:
+        raise ValueError(
+            f"batch_size must be at most {size}, the size of the training split. "
+            f"Found {recipe.batch_size}."
+        )
+    return size // recipe.batch_size
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    """Refuse settings of a recipe that make no sense for any problem.
+
+    Raises:
+        ValueError: One is unknown or out of range.
+    """
+    for name in ("epochs", "batch_size", "tested_epochs"):
+        if getattr(recipe, name) < 1:
+            raise ValueError(f"{name} must be at least 1. Found {getattr(recipe, name)}.")
+    for name, known in (
+        ("schedule", Schedule),
+        ("precision", Precision),
+        ("on_nonfinite", OnNonFinite),
+        ("chosen_epoch", ChosenEpoch),
+    ):
+        value, names = getattr(recipe, name), get_args(known)
+        if value not in names:
+            raise ValueError(f"{name} must be one of {', '.join(names)}. Found {value!r}.")
+    for name, least in (("accumulate", 1), ("lbfgs_steps", 0)):
+        value = getattr(recipe, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}. Found {value!r}.")
+    if not 0 < recipe.learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be positive. Found {recipe.learning_rate}.")
+    if not 0 <= recipe.weight_decay < math.inf:
+        raise ValueError(f"weight_decay must be 0 or more. Found {recipe.weight_decay}.")
+    if not 0 <= recipe.clip < math.inf:
+        raise ValueError(f"clip must be a norm, or 0 for none. Found {recipe.clip}.")
+    if recipe.chosen_epoch == "validation" and recipe.tested_epochs != 1:
+        raise ValueError(
+            "chosen_epoch='validation' tests the network of one epoch: tested_epochs must be 1. "
+            f"Found {recipe.tested_epochs}."
+        )
+    if recipe.batch_size % recipe.accumulate:
+        raise ValueError(
+            f"accumulate={recipe.accumulate} must divide the samples of a step, "
+            f"batch_size={recipe.batch_size}: its parts are of one size"
+        )
+    usual = {"precision": "fp32", "accumulate": 1, "clip": 0.0, "weight_decay": 0.0}
+    for name, value in usual.items():
+        if recipe.lbfgs_steps and getattr(recipe, name) != value:
+            raise ValueError(
+                f"L-BFGS evaluates the loss itself, in single precision: {name} must be {value}. "
+                f"Found {getattr(recipe, name)}."
+            )
+
+
+def _check_plateau(problem: Problem, recipe: Recipe) -> None:
+    """Check the settings of the schedule ``plateau``.
+
+    Raises:
+        ValueError: One is out of range, or the problem has nothing to measure Delta-m against.
+    """
+    if not 0 < recipe.plateau_factor < 1:
+        raise ValueError(f"plateau_factor must be in (0, 1). Found {recipe.plateau_factor}.")
+    if recipe.plateau_patience < 0:
+        raise ValueError(f"plateau_patience must not be negative. Found {recipe.plateau_patience}.")
+    if not 0 <= recipe.min_learning_rate < math.inf:
+        raise ValueError(
+            f"min_learning_rate must not be negative. Found {recipe.min_learning_rate}."
+        )
+    if problem.reference is None or len(problem.reference) != len(problem.metrics):
+        found = "none" if problem.reference is None else f"{len(problem.reference)}"
+        raise ValueError(
+            f"the schedule 'plateau' needs {problem.name}.reference, one number for each of its "
+            f"{len(problem.metrics)} metrics. Found {found}."
+        )
+
+
+def total_steps(problem: Problem, recipe: Recipe) -> int:
+    """Return the number of steps of a run, those of L-BFGS included.
+
+    Raises:
+        ValueError: The recipe makes no sense for the problem.
+    """
+    return recipe.epochs * steps_per_epoch(problem, recipe) + recipe.lbfgs_steps
+
+
+# ------------------------------------------------------------------------------------------------
+# What is recorded of the kernel
 
 
 def record_settings(record: Mapping[str, Any] | None, recipe: Recipe) -> dict[str, Any] | None:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ntkmtl.analysis import residual_ntk
 from ntkmtl.bench.compute.device import to_device
+from ntkmtl.bench.problems.base import Problem
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.graph import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ntkmtl.analysis import Recorder
     from ntkmtl.balance import BalanceResult
     from ntkmtl.bench.training.learner import Learner
 
@@ -170,7 +173,7 @@ class Stepper:
         recorded = len(learner.recorder or ())
         balanced = self._balance(losses, batch, scale)
         if learner.recorder is not None and len(learner.recorder) > recorded:
-            learner.record_residuals(learner.recorder)
+            self._record_residuals(learner.recorder)
         if unreached is not None:
             roots, parameters = unreached
             torch.autograd.backward(roots, [torch.zeros_like(r) for r in roots], inputs=parameters)
@@ -194,6 +197,24 @@ class Stepper:
             raise
         self._balancer_moved = True
         return balanced
+
+    def _record_residuals(self, recorder: Recorder) -> None:
+        """Add the kernels of the problem's residuals, if it has any, to the step last recorded."""
+        learner, problem = self.learner, self.learner.problem
+        if type(problem).task_residuals is Problem.task_residuals:
+            return
+        size = problem.size("train")
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
+        rows = order[: min(problem.residual_samples, size)]
+        batch = to_device(problem.batch("train", rows), learner.device)
+        buffers = self._buffers()  # running means of batch norm
+        devices = [learner.device] if learner.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            outputs = learner.model.predict(learner.model.represent(batch))
+        residuals = problem.task_residuals(outputs, batch, learner.chosen_tasks)
+        if residuals:
+            recorder.add_residuals(residual_ntk(residuals, learner.model.parameters()))
+        self._restore(buffers)
 
     def _require_finite(self, losses: Mapping[int, Tensor], number: int) -> None:
         values = {i: float(loss.detach()) for i, loss in losses.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,26 +14,51 @@ from ntkmtl.bench.jobs.engine import run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import find_problem
-from ntkmtl.bench.runs import CHECKPOINT, FAILURE, SINGLE_TASK, RunFileError, clear_run, run_folder
-from ntkmtl.bench.runs.folder import remove_checkpoints
+from ntkmtl.bench.runs import FAILURE, RunFileError, clear_run
+from ntkmtl.bench.runs.folder import remove_checkpoints, run_lock, sweep_lock
 from ntkmtl.bench.runs.layout import folder_name
-from ntkmtl.bench.runs.locks import run_lock, sweep_lock
-from ntkmtl.bench.runs.references import Reference, read_references, save_references
-from ntkmtl.bench.training.baselines import BaselineCache
-from ntkmtl.bench.training.comparison import Comparison, Sweep, SweepError, recipe_line, recipe_of
+from ntkmtl.bench.runs.run import Reference, read_references, save_references
+from ntkmtl.bench.training.baselines import BaselineCache, read_baseline
+from ntkmtl.bench.training.comparison import Comparison, SweepError, recipe_of
 from ntkmtl.bench.training.log import check_tracker
-from ntkmtl.bench.training.planning import conflict_message, judged_tasks, plan_runs
-from ntkmtl.bench.training.scores import read_baseline
+from ntkmtl.bench.training.planning import conflict_message, plan_runs
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine, Runner
-    from ntkmtl.bench.problems.base import Problem
+    from ntkmtl.bench.jobs.engine import Engine, Failure, Runner
+    from ntkmtl.bench.problems.base import Problem, Recipe
     from ntkmtl.bench.training.planning import Plan
     from ntkmtl.bench.training.trainer import TrainingJob
 
-__all__ = ["checked", "compare"]
+__all__ = ["Sweep", "checked", "compare", "recipe_line"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The outcome of a comparison.
+
+    Attributes:
+        problem: Name of the problem.
+        out: Its folder.
+        trained: Runs trained now.
+        complete: Runs that were complete before.
+        cached: Baselines that were copied from the cache.
+        unfinished: Runs that are still to be trained.
+        failures: Runs that failed.
+        interrupted: True if it was stopped before the end.
+        seconds: Time taken.
+    """
+
+    problem: str
+    out: Path
+    trained: int
+    complete: int
+    cached: int
+    unfinished: int
+    failures: tuple[Failure, ...]
+    interrupted: bool
+    seconds: float = 0.0
 
 
 def compare(
@@ -96,19 +121,14 @@ def compare(
                 clear_run(folder)
         if keep_request:
             write_json(out / "compare.json", todo.asked)
-        sweep = _train(todo, problem, runner, reporter, cache or BaselineCache(), begun)
+        sweep = _train(todo, problem, runner, reporter, cache or BaselineCache())
         if comparison.references and keep_request and not sweep.interrupted:
             _write_references(problem, out, reporter)
         return replace(sweep, seconds=time.monotonic() - begun)
 
 
 def _train(
-    todo: Plan,
-    problem: Problem,
-    runner: Runner,
-    reporter: Reporter,
-    cache: BaselineCache,
-    begun: float,
+    todo: Plan, problem: Problem, runner: Runner, reporter: Reporter, cache: BaselineCache
 ) -> Sweep:
     """Train the runs of a plan that the cache does not hold."""
     jobs = [job for job in todo.jobs if not _from_cache(job, cache, reporter)]
@@ -128,11 +148,7 @@ def _train(
     def prepare(job: TrainingJob) -> TrainingJob:
         if not job.scored:
             return job
-        folders = {
-            task: run_folder(todo.out, todo.problem, SINGLE_TASK, job.spec.seed, task)
-            for task in judged_tasks(problem, None)
-        }
-        baseline = read_baseline(problem.metrics, folders)
+        baseline = read_baseline(problem, todo.out, job.spec.seed)
         return replace(job, spec=replace(job.spec, baseline=baseline))
 
     outcome = run_jobs(jobs, runner, reporter, on_ended=ended, prepare=prepare)
@@ -145,7 +161,6 @@ def _train(
         unfinished=len(jobs) - len(outcome.finished) - len(outcome.failures),
         failures=outcome.failures,
         interrupted=outcome.interrupted,
-        seconds=time.monotonic() - begun,
     )
 
 
@@ -179,6 +194,28 @@ def checked(comparison: Comparison, engine: Engine | None) -> Comparison:
     return comparison
 
 
+def recipe_line(recipe: Recipe) -> str:
+    """Return a recipe in one line, for people.
+
+    Example:
+        >>> from ntkmtl.bench.problems.base import Recipe
+        >>> recipe_line(Recipe(epochs=2, batch_size=64, learning_rate=1e-3, description="Tiny"))
+        'Recipe: 2 epochs, batches of 64, learning rate 0.001, the last epoch is tested. Tiny.'
+    """
+    chosen = {
+        "last": "the last epoch is tested",
+        "validation": "the epoch is chosen on the validation split",
+    }[recipe.chosen_epoch]
+    description = f" {recipe.description.removesuffix('.')}." if recipe.description else ""
+    epochs = f"{recipe.epochs:,} epoch{'' if recipe.epochs == 1 else 's'}"
+    if recipe.lbfgs_steps:
+        epochs += f" of Adam and {recipe.lbfgs_steps:,} of L-BFGS"
+    return (
+        f"Recipe: {epochs}, batches of {recipe.batch_size:,}, learning rate "
+        f"{recipe.learning_rate:g}, {chosen}.{description}"
+    )
+
+
 def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> bool:
     """Copy a baseline from the cache; return whether it is now complete."""
     if not job.key:
@@ -193,7 +230,7 @@ def _from_cache(job: TrainingJob, cache: BaselineCache, reporter: Reporter) -> b
         reporter.message(f"{job.label}: the cached baseline cannot be copied: {error}")
         return False
     if found:
-        remove_checkpoints(job.folder / CHECKPOINT)
+        remove_checkpoints(job.folder)
         (job.folder / FAILURE).unlink(missing_ok=True)
     return found
 

@@ -1,11 +1,12 @@
-"""Training one network with one method and one seed, alone or as a job of a comparison."""
+"""Training one network with one method and one seed: alone, as a job, or its first percent."""
 
 from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +28,18 @@ from ntkmtl.bench.runs import (
     load_run,
 )
 from ntkmtl.bench.runs.folder import CheckpointError, RunFolder
-from ntkmtl.bench.runs.model_file import check_weights
 from ntkmtl.bench.training.comparison import named
-from ntkmtl.bench.training.identity import combines_entries, run_identity
 from ntkmtl.bench.training.learner import Learner, share_of_minibatches
 from ntkmtl.bench.training.log import check_tracker
 from ntkmtl.bench.training.loop import TrainingLoop
-from ntkmtl.bench.training.spec import RunSpec, record_differences, record_settings
+from ntkmtl.bench.training.spec import (
+    RunSpec,
+    combines_entries,
+    record_differences,
+    record_settings,
+    run_identity,
+)
+from ntkmtl.watch import weigh
 
 if TYPE_CHECKING:
     import os
@@ -42,8 +48,9 @@ if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Problem
     from ntkmtl.bench.runs import Run
     from ntkmtl.bench.training.comparison import MethodLike
+    from ntkmtl.watch import ConstantWeights
 
-__all__ = ["RunConflictError", "RunInterrupted", "RunSpec", "TrainingJob", "train", "train_spec"]
+__all__ = ["TrainingJob", "train", "train_spec", "weigh_problem"]
 
 
 def train(
@@ -219,7 +226,8 @@ def _begin(
 
     Raises:
         RunBusyError: Another process is training in the folder.
-        RunConflictError: The folder holds another run.
+        RunConflictError: The folder holds another run, or one begun on another device or with
+            another number of processes.
         RunFileError: A file in it is damaged.
     """
     settings = record_settings(spec.record, Recipe(**folder.identity["recipe"]))
@@ -241,20 +249,11 @@ def _begin(
         return done, None
     state = folder.resume(why_not)
     if state is not None:
-        _require_same_place(folder, state, group)
+        here = {"device": group.device.type, "processes": group.size}
+        written = {key: state[key] for key in here if key in state}
+        if found := differences(written, here):
+            raise RunConflictError(folder.file(CHECKPOINT), found)
     return None, state
-
-
-def _require_same_place(folder: RunFolder, state: Mapping[str, Any], group: ProcessGroup) -> None:
-    """Refuse to resume on another device or with another number of processes.
-
-    Raises:
-        RunConflictError: The device or the number of processes is another.
-    """
-    here = {"device": group.device.type, "processes": group.size}
-    written = {key: state[key] for key in here if key in state}
-    if found := differences(written, here):
-        raise RunConflictError(folder.file(CHECKPOINT), found)
 
 
 def _prepare(
@@ -268,11 +267,12 @@ def _prepare(
 
     Raises:
         CheckpointError: The checkpoint does not fit the network or the method.
+        ValueError: The network cannot be kept.
     """
     threads = torch.get_num_threads()
     learner = Learner(problem, spec, folder.identity, group)
     if spec.keep_model:
-        check_weights(learner.model.state_dict())
+        _check_weights(learner.model.state_dict())
     loop = TrainingLoop(learner, threads)
     config = learner.config(threads)
     if state is not None:
@@ -294,6 +294,16 @@ def _prepare(
     return loop
 
 
+def _check_weights(weights: Mapping[str, Any]) -> None:
+    """Refuse a network whose state holds something else than tensors."""
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"the network's state has {name!r}, a {type(value).__name__}: only tensors can be "
+                "kept. Take it out of state_dict(), or train with --no-model (keep_model=False)"
+            )
+
+
 @dataclass(frozen=True)
 class TrainingJob:
     """One run of a problem.
@@ -304,7 +314,7 @@ class TrainingJob:
         spec: What the run is asked to be.
         folder: The run's folder.
         steps: Number of optimizer steps.
-        identity: What determines the run, as :func:`ntkmtl.bench.training.identity.run_identity`
+        identity: What determines the run, as :func:`ntkmtl.bench.training.spec.run_identity`
             returns it.
         key: Key in the cache of baselines, ``""`` for other runs.
         after: Folders of the runs that must be complete before this one can begin.
@@ -370,3 +380,60 @@ class TrainingJob:
         except RunInterrupted:
             return False
         return True
+
+
+# ------------------------------------------------------------------------------------------------
+# The first percent of a run
+
+
+def weigh_problem(
+    problem: Problem,
+    *,
+    percent: float = 2.0,
+    method: str = "ntkmtl",
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    priorities: dict[str, float] | Sequence[float] | None = None,
+    train: str = "balanced",
+    threads: int | None = None,
+) -> ConstantWeights:
+    """Watch the first percent of a run of a problem, as its recipe has it.
+
+    Args:
+        problem: The problem.
+        percent: As for :func:`ntkmtl.weigh`.
+        method: As for :func:`ntkmtl.weigh`.
+        seed: Of the initial weights and of the order of the data.
+        recipe: How long and how the network is trained; the problem's own if None.
+        priorities: As for :func:`ntkmtl.weigh`.
+        train: As for :func:`ntkmtl.weigh`.
+        threads: Threads that torch computes with; ``OMP_NUM_THREADS`` or all cores if None.
+
+    Raises:
+        ValueError: A number is out of range, or a method has no weights to keep.
+    """
+    identity = run_identity(problem, "ls", seed, recipe=recipe)
+    with reproducible(threads or default_threads(jobs=1)):
+        learner = Learner(problem, RunSpec(method="ls", seed=seed, recipe=recipe), identity)
+        options: dict[str, Any] = {"tasks": list(learner.tasks)}
+        if learner.model.private_below:
+            options["shared"] = list(learner.model.shared_parameters())
+        watch = weigh(
+            learner.total_steps,
+            percent,
+            method=method,
+            priorities=priorities,
+            train=train,  # type: ignore[arg-type]
+            **options,
+        )
+        learner.balancer = watch.balancer
+        loop = TrainingLoop(learner, 1)
+        for indices in islice(loop.batches(), watch.total):
+            parts = loop.stepper.take(indices, loop.step)
+            loop.step += 1
+            if not parts:
+                raise ValueError("a step was skipped, as a loss or gradient was not finite")
+            watch.observe(parts[-1].balanced)
+            if loop.step % learner.steps_per_epoch == 0:
+                watch.balancer.end_epoch()
+        return watch.result()

@@ -152,7 +152,7 @@ def _eigenvalues(
         from dataclasses import replace
 
         from ntkmtl.bench.training.comparison import recipe_of
-        from ntkmtl.bench.training.identity import steps_per_epoch
+        from ntkmtl.bench.training.spec import steps_per_epoch
 
         recipe = recipe_of(comparison, prepared.problem)
         total = recipe.epochs * steps_per_epoch(prepared.problem, recipe)
