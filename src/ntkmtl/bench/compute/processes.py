@@ -137,34 +137,21 @@ class _Distributed(ProcessGroup):
         self.size = int(accelerate.num_processes)
 
     def from_first(self, decide: Callable[[], _T]) -> _T:
-        told: list[Any] = [None]
-        raised: BaseException | None = None
-        if self.first:
-            try:
-                told = [(decide(), None)]
-            except Exception as error:  # noqa: BLE001  (raised again on every process)
-                raised = error
-                told = [(None, _portable(error))]
+        value, raised = _attempt(decide) if self.first else (None, None)
+        told = [(value, None if raised is None else _portable(raised))]
         dist.broadcast_object_list(told, src=0)
-        value, elsewhere = told[0]
+        if not self.first:
+            value, raised = told[0]
         if raised is not None:
             raise raised_on_all_ranks(raised)
-        if elsewhere is not None:
-            raise raised_on_all_ranks(elsewhere)
-        return value  # type: ignore[no-any-return]
+        return value  # type: ignore[return-value]
 
     def everyone(self, check: Callable[[], _T]) -> _T:
-        value, raised = None, None
-        try:
-            value = check()
-        except Exception as error:  # noqa: BLE001  (raised again on every process)
-            raised = error
+        value, raised = _attempt(check)
         errors = self.gather(None if raised is None else _portable(raised))
-        if raised is not None:
-            raise raised_on_all_ranks(raised)
-        for elsewhere in errors:
-            if elsewhere is not None:
-                raise raised_on_all_ranks(elsewhere)
+        for error in (raised, *errors):
+            if error is not None:
+                raise raised_on_all_ranks(error)
         return value  # type: ignore[return-value]
 
     def gather(self, value: _T) -> list[_T]:
@@ -188,6 +175,14 @@ class _Distributed(ProcessGroup):
     def without_sync(self, module: nn.Module) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.accelerate.no_sync(module)
         return context
+
+
+def _attempt(do: Callable[[], _T]) -> tuple[_T | None, BaseException | None]:
+    """Return what a function returns, and what it raises."""
+    try:
+        return do(), None
+    except Exception as error:  # noqa: BLE001  (raised again on every process)
+        return None, error
 
 
 _ON_ALL = "_ntkmtl_raised_on_all_ranks"

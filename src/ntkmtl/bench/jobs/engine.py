@@ -1,4 +1,4 @@
-"""Jobs: what one is and how it runs, the queue of those that wait, and the protocol of an engine.
+"""Jobs: what one is, how it runs and is stopped, those that wait, and the protocol of an engine.
 
 What an engine leaves in the folders of the runs is the same for all engines, bit for bit, as long
 as a run computes with the same number of threads.

@@ -46,6 +46,7 @@ class TrainingLog:
     Attributes:
         history: The epochs so far.
         tested: Test metrics of the epochs that count.
+        tracker: One of accelerate's, None without.
     """
 
     def __init__(self, learner: Learner) -> None:
@@ -58,7 +59,7 @@ class TrainingLog:
         self.row_steps: list[int] = []
         self.row_weights: list[Tensor] = []
         self.row_eigenvalues: list[Tensor | None] = []
-        self.tracker: Tracker | None = None
+        self.tracker: Any = None
         self._clear_losses()
 
     def _clear_losses(self) -> None:
@@ -79,7 +80,7 @@ class TrainingLog:
         identity = self.learner.identity
         about = {key: identity[key] for key in ("problem", "method", "seed")}
         title = " ".join(map(str, about.values()))
-        self.tracker = Tracker(name, folder, {**about, **identity["recipe"]}, title)
+        self.tracker = _started_tracker(name, folder, {**about, **identity["recipe"]}, title)
 
     # ------------------------------------------------------------------ steps
 
@@ -94,7 +95,7 @@ class TrainingLog:
         self.row_weights.append(torch.zeros(len(self.tasks)) if weights is None else weights)
         self.row_eigenvalues.append(_mean_row(read))
         if self.tracker is not None:
-            self._track_step(self.tracker, number, means)
+            self._track_step(number, means)
 
     def _add_losses(self, parts: Sequence[StepPart]) -> list[float | None]:
         """Add the losses of a step to the epoch's; return their means over its parts."""
@@ -113,7 +114,7 @@ class TrainingLog:
                 self.loss_counts[position] += 1
         return means
 
-    def _track_step(self, tracker: Tracker, number: int, losses: Sequence[float | None]) -> None:
+    def _track_step(self, number: int, losses: Sequence[float | None]) -> None:
         values = {f"loss/{t}": loss for t, loss in zip(self.tasks, losses, strict=True)}
         for kind, row in (
             ("weight", self.row_weights[-1]),
@@ -124,7 +125,7 @@ class TrainingLog:
                     values[f"{kind}/{task}"] = value
         values["learning_rate"] = self.learner.learning_rate.last
         known = {key: value for key, value in values.items() if value is not None}
-        tracker.log({k: value for k, value in known.items() if math.isfinite(value)}, number)
+        self.tracker.log({k: v for k, v in known.items() if math.isfinite(v)}, step=number)
 
     # ------------------------------------------------------------------ epochs
 
@@ -157,7 +158,7 @@ class TrainingLog:
         )
         if self.tracker is not None:
             names = [f"{learner.split}/{metric.name}" for metric in learner.metrics]
-            self.tracker.log(dict(zip(names, val, strict=True)), step)
+            self.tracker.log(dict(zip(names, val, strict=True)), step=step)
         self._clear_losses()
         self.epoch_seconds = self.epoch_cpu_seconds = 0.0
 
@@ -252,59 +253,49 @@ def check_tracker(name: str | None) -> None:
         )
 
 
-class Tracker:
-    """Logs numbers of a run by one of accelerate's trackers.
+def _started_tracker(name: str, folder: Path, config: Mapping[str, Any], title: str) -> Any:
+    """Return one of accelerate's trackers, which logs numbers of a run.
 
     Nothing leaves the machine unless the user's own settings say so: W&B runs offline where
     ``WANDB_MODE`` is not set, MLflow writes into the run's folder where ``MLFLOW_TRACKING_URI`` is
     not set, TensorBoard writes there, and trackio into its own folder.
 
     Args:
-        name: A key of :data:`TRACKERS`.
+        name: A key of :data:`TRACKERS`, installed.
         folder: The run's folder.
         config: What determines the run, flat.
         title: Name of the run.
     """
+    try:
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    except ImportError as error:
+        raise missing_extra("a tracker", "bench", error) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    project = "ntkmtl"
+    options: dict[str, Any] = {}
+    if name == "tensorboard":
+        project = "tensorboard"
+        options = {"logging_dir": str(folder)}
+    elif name == "wandb":
+        options = {"dir": str(folder), "name": title}
+        if "WANDB_MODE" not in os.environ:
+            options["mode"] = "offline"
+    elif name == "mlflow":
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            import mlflow
 
-    def __init__(self, name: str, folder: Path, config: Mapping[str, Any], title: str) -> None:
-        check_tracker(name)
-        try:
-            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-        except ImportError as error:
-            raise missing_extra("a tracker", "bench", error) from error
-        folder.mkdir(parents=True, exist_ok=True)
-        project = "ntkmtl"
-        options: dict[str, Any] = {}
-        if name == "tensorboard":
-            project = "tensorboard"
-            options = {"logging_dir": str(folder)}
-        elif name == "wandb":
-            options = {"dir": str(folder), "name": title}
-            if "WANDB_MODE" not in os.environ:
-                options["mode"] = "offline"
-        elif name == "mlflow":
-            if "MLFLOW_TRACKING_URI" not in os.environ:
-                import mlflow
-
-                mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
-                options = {"logging_dir": (folder / "mlartifacts").resolve().as_uri()}
-            options["run_name"] = title
-        else:
-            options = {"name": title}
-        self._tracker: Any = LOGGER_TYPE_TO_CLASS[name](project, **options)
-        if hasattr(self._tracker, "start"):
-            self._tracker.start()
-        self._tracker.store_init_configuration(
-            {
-                key: value if isinstance(value, int | float | str) else str(value)
-                for key, value in config.items()
-            }
-        )
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Log numbers of a step."""
-        self._tracker.log(dict(values), step=step)
-
-    def finish(self) -> None:
-        """Flush and close."""
-        self._tracker.finish()
+            mlflow.set_tracking_uri(f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+            options = {"logging_dir": (folder / "mlartifacts").resolve().as_uri()}
+        options["run_name"] = title
+    else:
+        options = {"name": title}
+    tracker: Any = LOGGER_TYPE_TO_CLASS[name](project, **options)
+    if hasattr(tracker, "start"):
+        tracker.start()
+    tracker.store_init_configuration(
+        {
+            key: value if isinstance(value, int | float | str) else str(value)
+            for key, value in config.items()
+        }
+    )
+    return tracker

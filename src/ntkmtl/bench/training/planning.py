@@ -334,6 +334,7 @@ class Planner:
         identity = run_identity(
             self.problem, method, seed, recipe=recipe, method_options=options, single_task=task
         )
+        steps = total_steps(self.problem, recipe)
         spec = RunSpec(
             method=method,
             seed=seed,
@@ -352,7 +353,7 @@ class Planner:
             problem_options=dict(asked.problem_options),
             spec=spec,
             folder=folder or run_folder(asked.out, self.problem.name, method, seed, task),
-            steps=total_steps(self.problem, recipe),
+            steps=steps,
             identity=identity,
             key="" if task is None else self._cache_key(identity),
             **more,

@@ -19,7 +19,7 @@ from ntkmtl.bench.problems.base import (
     Schedule,
     Split,
 )
-from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK, canonical_json
+from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -140,7 +140,8 @@ def run_identity(
     if source := method_source(method):
         identity["method_source"] = source
     try:
-        found: dict[str, Any] = json.loads(canonical_json(identity))
+        # As it is read back from config.json.
+        found: dict[str, Any] = json.loads(json.dumps(identity, sort_keys=True, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the options of {problem.name} and {method} must be JSON values: {error}"

@@ -273,8 +273,8 @@ def _prepare(
     learner = Learner(problem, spec, folder.identity, group)
     if spec.keep_model:
         _check_weights(learner.model.state_dict())
-    loop = TrainingLoop(learner, threads)
     config = learner.config(threads)
+    loop = TrainingLoop(learner, threads)
     if state is not None:
         try:
             loop.load_state_dict(state)
