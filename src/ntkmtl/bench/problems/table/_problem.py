@@ -22,11 +22,16 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
-from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
-from ntkmtl.bench.problems.table._data import PreparedTable, prepare
-from ntkmtl.bench.problems.table._fitted import FittedTable
-from ntkmtl.bench.problems.table._metrics import metric_of, score
-from ntkmtl.bench.problems.table._model import TableNet, backbone
+from ntkmtl.bench.problems.table._data import PreparedTable, prepare, shown_columns, unused
+from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows
+from ntkmtl.bench.problems.table._metrics import REFERENCES, metric_of, references, score, trivial
+from ntkmtl.bench.problems.table._model import (
+    RowBatch,
+    TableNet,
+    backbone,
+    default_width,
+    recipe_for,
+)
 from ntkmtl.bench.problems.table._options import (
     Asked,
     check_ranges,
@@ -36,9 +41,6 @@ from ntkmtl.bench.problems.table._options import (
 )
 from ntkmtl.bench.problems.table._raw import TableError
 from ntkmtl.bench.problems.table._read import check_reading
-from ntkmtl.bench.problems.table._recipe import default_width, recipe_for
-from ntkmtl.bench.problems.table._references import REFERENCES, references, trivial
-from ntkmtl.bench.problems.table._shown import shown_columns, unused
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
 
