@@ -19,7 +19,7 @@ from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import HardSharing
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.problems.qm9_mini import QM9Mini
-from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet
+from ntkmtl.bench.problems.qm9_mini._problem import MoleculeNet
 from ntkmtl.bench.problems.table import Table
 from ntkmtl.bench.problems.table._model import TableNet, backbone
 from ntkmtl.bench.training import train

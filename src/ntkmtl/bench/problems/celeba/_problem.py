@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
     SPLITS,
     ColumnsProblem,
     chosen_recipe,
+    custom_split,
     enough,
     fewer,
     fitted,
@@ -115,7 +115,7 @@ class CelebA(ColumnsProblem):
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the images of the three splits, as ``"000001.jpg"`` or 1,
             instead of the recipe's; see
-            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. All images may then be of
+            :func:`~ntkmtl.bench.problems._supervised.custom_split`. All images may then be of
             any number.
 
     Raises:

@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
+    NOTE,
+    OVERRULE,
     ArrayLayout,
     PreparedData,
+    accepted_notice,
     beside,
+    decode_samples,
     publish,
+    refuse_implausible,
     require_layout,
     write_array,
     write_manifest,
 )
-from ntkmtl.bench.problems._decoding import NOTE, decode_samples
-from ntkmtl.bench.problems._plausible import OVERRULE, accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.celeba._source import (
     ATTRIBUTES,
     IMAGES,

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
-from ntkmtl.bench.problems._plausible import accepted_notice
+from ntkmtl.bench.problems._arrays import accepted_notice, data_folder, last_change
 from ntkmtl.bench.problems._supervised import (
     SPLITS,
     RowsProblem,
     chosen_recipe,
+    custom_split,
     evaluating,
     fewer,
     fitted,
@@ -233,7 +232,7 @@ class DenseProblem(RowsProblem):
             ``augmentations``; their first if None.
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the frames of the three splits, instead of the recipe's; see
-            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. Frames are called as they
+            :func:`~ntkmtl.bench.problems._supervised.custom_split`. Frames are called as they
             were prepared, ``"train/0"``, or by their row, from 0, the training frames first.
 
     Attributes:

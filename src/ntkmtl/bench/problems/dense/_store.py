@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
+    NOTE,
+    OVERRULE,
     ArrayLayout,
     PreparedData,
     beside,
+    decode_samples,
     publish,
+    refuse_implausible,
     require_layout,
     write_manifest,
 )
-from ntkmtl.bench.problems._decoding import NOTE, decode_samples
-from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""

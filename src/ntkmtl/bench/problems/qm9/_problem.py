@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
     SPLITS,
     chosen_recipe,
+    custom_split,
     enough,
     fewer,
     fitted,
@@ -30,7 +30,7 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
-from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
+from ntkmtl.bench.problems.qm9._molecules import COLUMNS, RANGES, Molecules
 from ntkmtl.bench.problems.qm9._network import (
     Graphs,
     MoleculeBatch,
@@ -39,9 +39,7 @@ from ntkmtl.bench.problems.qm9._network import (
     head,
 )
 from ntkmtl.bench.problems.qm9._store import HOW, load
-from ntkmtl.bench.problems.qm9._units import RANGES
-from ntkmtl.bench.problems.qm9_mini._data import TARGETS
-from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
+from ntkmtl.bench.problems.qm9_mini._properties import TARGETS, PropertiesProblem, Targets
 
 __all__ = ["PARTS", "QM9", "Graphs", "MoleculeBatch", "Targets", "graphs"]
 
@@ -153,7 +151,7 @@ class QM9(PropertiesProblem):
             :mod:`ntkmtl.bench.problems.architectures`.
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the GDB indices of the three splits, instead of the recipe's;
-            see :func:`~ntkmtl.bench.problems._custom_split.custom_split`. There may then be any
+            see :func:`~ntkmtl.bench.problems._supervised.custom_split`. There may then be any
             number of molecules.
 
     Raises:
