@@ -90,30 +90,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One frame, H x W.
-
-    Attributes:
-        image: uint8 of shape (H, W, 3).
-        label: Classes, int8 of shape (H, W), -1 where there is none.
-        depth: Depth or disparity, float32 of shape (H, W), 0 where there is none.
-        normal: Unit normals, float16 of shape (H, W, 3), 0 where there is none; None if the data
-            have no normals.
-    """
-
-    image: NDArray[np.uint8]
-    label: NDArray[np.int8]
-    depth: NDArray[np.float32]
-    normal: NDArray[np.float16] | None = None
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """Its part of each array."""
-        parts = self.image, self.label, self.depth, self.normal
-        return dict(zip(("images", "labels", "depths", "normals"), parts, strict=True))
-
-
-@dataclass(frozen=True)
 class Source:
     """Frames to be prepared.
 
@@ -121,7 +97,7 @@ class Source:
         path: Where they are.
         training: Names of the training frames, in order.
         testing: Names of the test frames, in order.
-        read: Reads a frame by name.
+        read: Reads a frame by name: its part of each of :attr:`Layout.arrays`.
         key: A text that changes with the frames.
         facts: For people: where the frames came from, what was derived.
     """
@@ -129,7 +105,7 @@ class Source:
     path: Path
     training: tuple[str, ...]
     testing: tuple[str, ...]
-    read: Callable[[str], Frame]
+    read: Callable[[str], Mapping[str, Any]]
     key: str
     facts: Mapping[str, Any]
 
@@ -220,7 +196,7 @@ def prepare_frames(
         [layout.kind, str(source.path.resolve()), source.key],
         names,
         layout.arrays,
-        lambda name: source.read(name).arrays,
+        source.read,
         progress,
         "frames",
         EVERY,
@@ -340,13 +316,12 @@ def released(path: Path, layout: Layout) -> Source | None:
             raise ValueError(f"{path / split} holds different numbers of files: {said}")
         names[split] = tuple(f"{split}/{number}" for number in range(counts["images"]))
 
-    def read(name: str) -> Frame:
+    def read(name: str) -> dict[str, Any]:
         split, _, number = name.partition("/")
-        found = {
+        return {
             array: _read_array(folders[split, array] / f"{number}.npy", layout, array)
             for array in layout.folders
         }
-        return Frame(found["images"], found["labels"], found["depths"], found.get("normals"))
 
     facts = {"layout": "released"}
     if layout.normals:

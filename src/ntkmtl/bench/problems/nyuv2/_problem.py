@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
-from ntkmtl.bench.problems.dense._store import Frame, Layout, Source, prepare_frames, released
+from ntkmtl.bench.problems.dense._store import Layout, Source, prepare_frames, released
 from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
 from ntkmtl.errors import imports_for
 from ntkmtl.files import require_regular
@@ -142,7 +142,7 @@ def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
             raise ValueError(f"{path} is cut off at {member.name}")
         return _decoded(content, f"{member.name} in {path}", part == "image")
 
-    def read(name: str) -> Frame:
+    def read(name: str) -> dict[str, Any]:
         split, _, number = name.partition("/")
         label = picture(split, "label13", number)
         known = label != IGNORED_8_BIT
@@ -152,12 +152,12 @@ def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
                 f"{IGNORED_8_BIT} for none. Found {label[known].max()}."
             )
         depth = (picture(split, "depth8", number) + 0.5) / DEPTH_STEPS
-        return Frame(
-            picture(split, "image", number),
-            np.where(known, label, -1).astype(np.int8),
-            depth.astype(np.float32),
-            normals_from_depth(depth).astype(np.float16),
-        )
+        return {
+            "images": picture(split, "image", number),
+            "labels": np.where(known, label, -1).astype(np.int8),
+            "depths": depth.astype(np.float32),
+            "normals": normals_from_depth(depth).astype(np.float16),
+        }
 
     facts = {
         "layout": "pictures",
