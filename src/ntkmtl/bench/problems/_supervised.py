@@ -379,10 +379,28 @@ class RowsProblem(Problem):
     """A problem whose splits are rows of prepared data."""
 
     _rows: dict[Split, Tensor]
+    _split_said: Any = None
+    """What the split is called in a run's identity."""
     _sizes_said: str = ""
     """A sentence on splits that are not those of the recipe, "" where they are."""
     _accepted: str = ""
     """A sentence on values that were accepted as implausible, "" where there are none."""
+
+    def _use_lists(
+        self, path: object, known: Mapping[str, int], samples: str, example: str
+    ) -> None:
+        """Take the splits from a file of the user; arguments are those of :func:`custom_split`."""
+        custom = custom_split(path, known, samples, example)
+        self._rows, self._split_said = custom.rows, custom.said
+        self._sizes_said = custom.sizes(samples)
+
+    def _share_out(self, order: Tensor, wanted: Sequence[int], samples: str) -> dict[Split, Tensor]:
+        """Split samples in this order: so many for testing, validation and training, see shares."""
+        sizes = shares(len(order), wanted)
+        if len(order) < sum(wanted):
+            self._sizes_said = fewer(sum(wanted), sizes[::-1], samples)
+        test, val, train = order[: sum(sizes)].split(list(sizes))
+        return {"test": test, "val": val, "train": train}
 
     def notice(self) -> str:
         """Say where splits are not those of the recipe, or values were accepted as implausible."""

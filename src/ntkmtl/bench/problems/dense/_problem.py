@@ -18,7 +18,6 @@ from ntkmtl.bench.problems._supervised import (
     SPLITS,
     RowsProblem,
     chosen_recipe,
-    custom_split,
     evaluating,
     fewer,
     fitted,
@@ -247,7 +246,6 @@ class DenseProblem(RowsProblem):
     frames_said: ClassVar[str]
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
-    _split_said: str | None = None
 
     def __init__(
         self,
@@ -278,7 +276,10 @@ class DenseProblem(RowsProblem):
         folder = data_folder(self.name, data)
         self._frames = _load(self.layout, folder, last_change(folder), self._part.factor)
         self._accepted = accepted_notice(self._frames.facts)
-        self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)
+        if split is None:
+            self._rows = self._split(recipe, folder)
+        else:
+            self._use_names(split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
         if self.layout.normals:
@@ -308,16 +309,15 @@ class DenseProblem(RowsProblem):
             self._sizes_said = fewer(part.training + part.testing, sizes, "frames")
         return {"train": train, "val": held, "test": test}
 
-    def _custom_split(self, path: str) -> dict[Split, Tensor]:
+    def _use_names(self, path: str) -> None:
+        """Take the splits from a file of the user, which names frames by name or row."""
         known = {str(row): row for row in range(len(self._frames))}
         names = self._frames.facts.get("names", [])
         known.update({name: row for row, name in enumerate(names)})
         called = f"they are called by their row, 0 to {len(known) - len(names) - 1}"
         if names:
             called += f", or as {names[0]!r} and {names[-1]!r}"
-        custom = custom_split(path, known, "frames", called)
-        self._sizes_said, self._split_said = custom.sizes("frames"), custom.said
-        return custom.rows
+        self._use_lists(path, known, "frames", called)
 
     @property
     def options(self) -> dict[str, Any]:

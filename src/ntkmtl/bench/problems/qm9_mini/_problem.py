@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import LEAST, custom_split, fitted, positions, refuse_unfit
+from ntkmtl.bench.problems._supervised import LEAST, fitted, positions, refuse_unfit
 from ntkmtl.bench.problems.architectures import Backbone, Represent, choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9_mini._data import (
@@ -232,12 +232,9 @@ class QM9Mini(PropertiesProblem):
         prepared = _prepare()
         self._sha256 = prepared.sha256
         self._rows = {name: torch.arange(*SPLITS[name]) for name in get_args(Split)}
-        self._split_said: object = {name: list(rows) for name, rows in SPLITS.items()}
+        self._split_said = {name: list(rows) for name, rows in SPLITS.items()}
         if split is not None:
-            named = {str(index): row for row, index in enumerate(prepared.indices)}
-            custom = custom_split(split, named, "molecules", "they are called by their GDB index")
-            self._rows, self._split_said = custom.rows, custom.said
-            self._sizes_said = custom.sizes("molecules")
+            self._use_indices(split, prepared.indices)
             if self.size("train") < LEAST:
                 raise ValueError(
                     f"split={split}: train must name at least {LEAST} molecules, whose features "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -81,6 +81,11 @@ class PropertiesProblem(ColumnsProblem):
             known = " or ".join(map(repr, get_args(Targets)))
             raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
         self._targets = targets
+
+    def _use_indices(self, path: object, indices: Iterable[int]) -> None:
+        """Take the splits from a file of the user, which names molecules by their GDB index."""
+        known = {str(index): row for row, index in enumerate(indices)}
+        self._use_lists(path, known, "molecules", "they are called by their GDB index")
 
     def _scaled(self, properties: Tensor) -> Tensor:
         """Keep properties; return labels of shape (m, 11), scaled by the training rows if asked."""
