@@ -7,8 +7,8 @@ missing labels are dealt with.
 from __future__ import annotations
 
 from ntkmtl.bench.problems.table._fitted import NewRows
-from ntkmtl.bench.problems.table._model import RowBatch, TableNet
+from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._problem import Table
 from ntkmtl.bench.problems.table._raw import TableError
 
-__all__ = ["NewRows", "RowBatch", "Table", "TableError", "TableNet"]
+__all__ = ["NewRows", "RowBatch", "Table", "TableError"]

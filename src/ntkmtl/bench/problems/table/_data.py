@@ -172,8 +172,7 @@ def _widest(feature: Feature, max_categories: int) -> int:
 def _aims(target: Target, fit: FittedTarget) -> list[Array]:
     """Return what means over levels are taken of: standardized values, or one 0 and 1 per class."""
     if not target.classes:
-        values = (target.values / 2 - fit.center / 2) / fit.scale * 2
-        return [np.clip(values, -CLIP, CLIP)]
+        return [np.clip(fit.scaled(target.values), -CLIP, CLIP)]
     known = np.where(target.labeled, 0.0, np.nan)
     found = [known + (target.values == code) for code in range(len(target.classes))]
     centered = [each - np.nanmean(each) for each in found]
@@ -257,8 +256,7 @@ def _labels(target: Target, fit: FittedTarget, places: Array) -> Tensor:
     values = target.values[places]
     if target.classes:
         return torch.from_numpy(values)
-    scaled = (values / 2 - fit.center / 2) / fit.scale * 2
-    return torch.from_numpy(scaled.astype(np.float32))
+    return torch.from_numpy(fit.scaled(values).astype(np.float32))
 
 
 # ------------------------------------------------------------------------------------------------

@@ -51,13 +51,18 @@ def standardization(values: Array) -> tuple[float, float]:
     return mean * largest, deviation * largest
 
 
+def scaled(values: Any, center: float, scale: float) -> Any:
+    """Return values, an array or a tensor, less a center and in units of a scale."""
+    # Halves: the difference of two of the largest floats would be infinite.
+    return (values / 2 - center / 2) / scale * 2
+
+
 def standardized(values: Array, center: float, scale: float) -> Array:
     """Return standardized values, 0 where missing, cut off at :data:`CLIP`."""
-    # Halves: the difference of two of the largest floats would be infinite.
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled: Array = (values / 2 - center / 2) / scale * 2
-    scaled[np.isnan(values)] = 0.0
-    return np.clip(scaled, -CLIP, CLIP)
+        found: Array = scaled(values, center, scale)
+    found[np.isnan(values)] = 0.0
+    return np.clip(found, -CLIP, CLIP)
 
 
 @dataclass(frozen=True)
@@ -334,6 +339,14 @@ class FittedTarget:
     def size(self) -> int:
         """Number of outputs of its head."""
         return len(self.classes) or 1
+
+    def known(self, labels: Any) -> Any:
+        """Return where there is a label, of an array or a tensor: no NaN, or no class of -1."""
+        return labels >= 0 if self.classes else labels == labels
+
+    def scaled(self, values: Any) -> Any:
+        """Return standardized values, an array or a tensor, of those in the target's unit."""
+        return scaled(values, self.center, self.scale)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,7 @@ def rmse(predicted: Tensor, truth: Tensor, target: FittedTarget) -> float:
         truth: Labels in the target's unit, float64 of shape (b,).
         target: The target.
     """
-    # Halves: the difference of two of the largest floats would be infinite.
-    error = predicted.double() - (truth / 2 - target.center / 2) / target.scale * 2
+    error = predicted.double() - target.scaled(truth)
     return float(error.square().mean().sqrt() * target.scale)
 
 
@@ -56,7 +55,7 @@ def score(predicted: Tensor, truth: Tensor, target: FittedTarget) -> float:
         truth: Labels in the target's unit, or class numbers, shape (b,).
         target: The target.
     """
-    known = truth >= 0 if target.classes else ~truth.isnan()
+    known = target.known(truth)
     predicted, truth = predicted[known], truth[known]
     if target.classes:
         return macro_f1(predicted, truth, target.size)
@@ -143,7 +142,7 @@ def _predicted(
     data: PreparedTable, split: Split, place: int, target: FittedTarget, model: Any
 ) -> Tensor:
     labels = data.splits["train"].labels[place].numpy()
-    known = labels >= 0 if target.classes else ~np.isnan(labels)
+    known = target.known(labels)
     with warnings.catch_warnings():
         # Inputs that are sums of others, as the levels of a category are, are no concern of users.
         warnings.simplefilter("ignore")

@@ -28,7 +28,6 @@ from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows
 from ntkmtl.bench.problems.table._metrics import REFERENCES, metric_of, references, score, trivial
 from ntkmtl.bench.problems.table._model import (
     RowBatch,
-    TableNet,
     backbone,
     default_width,
     recipe_for,
@@ -154,14 +153,11 @@ class Table(Problem):
         )
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a new :class:`TableNet`, or another architecture over it."""
+        """Build a new network of the architecture, with linear heads."""
         outputs = [self._fitted.targets[place].size for place in positions(self.tasks, tasks)]
-        inputs, width = len(self._fitted.inputs), int(self._network["width"])
-        depth, dropout = int(self._network["depth"]), self._network["dropout"]
-        if self._architecture.name == "hard":
-            return TableNet(inputs, outputs, width, depth, dropout)
+        width, depth = int(self._network["width"]), int(self._network["depth"])
         return self._architecture.build(
-            backbone(inputs, width, depth, dropout),
+            backbone(len(self._fitted.inputs), width, depth, self._network["dropout"]),
             [partial(nn.Linear, width, size) for size in outputs],
         )
 
@@ -171,9 +167,8 @@ class Table(Problem):
         """Return each task's mean squared error or cross-entropy over the rows with a label."""
         found: dict[str, Tensor | None] = {}
         for place, output in paired(self.tasks, outputs, tasks):
-            labels = batch.labels[place]
-            classes = self._fitted.targets[place].classes
-            known = labels >= 0 if classes else ~labels.isnan()
+            labels, target = batch.labels[place], self._fitted.targets[place]
+            known = target.known(labels)
             count = int(known.sum())
             if count == 0:
                 found[self.tasks[place]] = None
@@ -182,7 +177,7 @@ class Table(Problem):
                 labels, output = labels[known], output[known]
             found[self.tasks[place]] = (
                 functional.cross_entropy(output, labels)
-                if classes
+                if target.classes
                 else functional.mse_loss(output[:, 0], labels)
             )
         return found
@@ -223,7 +218,7 @@ class Table(Problem):
         ratios = []
         for place, output in self._outputs(model, "val", tasks):
             truth, target = labels[place], self._fitted.targets[place]
-            known = truth >= 0 if target.classes else ~truth.isnan()
+            known = target.known(truth)
             truth, output = truth[known], output[known].double()
             if target.classes:
                 seen = training[place][training[place] >= 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,7 +13,7 @@ import pandas as pd
 
 from ntkmtl.bench.problems._arrays import file_digest
 from ntkmtl.bench.problems.table._arff import read_arff
-from ntkmtl.bench.problems.table._csv import CsvTable, read_csv
+from ntkmtl.bench.problems.table._csv import read_csv
 from ntkmtl.bench.problems.table._raw import (
     RawColumn,
     RawTable,
@@ -104,8 +105,7 @@ def read_any(
         TableError: It cannot be read.
     """
     if hasattr(source, "columns") and hasattr(source, "iloc"):
-        columns = read_frame(source)
-        return RawTable(Path("data frame"), len(source), {c.name: c for c in columns}, "")
+        return read_frame(source)
     return read_table(Path(str(source)).expanduser(), encoding, separator, header)
 
 
@@ -140,23 +140,21 @@ def read_table(
     # Measured: strings as Arrow has them, one chunk as Python has them, and a column of numbers.
     require_memory(size * (6 if suffix in PARQUET else 3), f"reading {path}")
     if suffix in PARQUET:
-        found = CsvTable(read_parquet(path), (), "")
+        found = read_parquet(path)
     else:
         encoding = _without_mark(path, encoding, start)
         if "\n".encode(encoding.removesuffix("-sig")) == b"\n":
             _refuse_null_bytes(path)
         try:
             if suffix in ARFF:
-                found = CsvTable(read_arff(path, encoding), (), "")
+                found = read_arff(path, encoding)
             else:
                 found = read_csv(path, encoding, separator, header)
         except UnicodeError as error:
             raise _encoding_error(path, encoding, error) from error
-    rows = len(found.columns[0]) if found.columns else 0
-    if rows == 0:
+    if found.rows == 0:
         raise TableError(f"{path} has a header, and no rows after it.")
-    columns = {c.name: c for c in found.columns}
-    return RawTable(path, rows, columns, digest, found.notes, found.doubt)
+    return replace(found, sha256=digest)
 
 
 def _without_mark(path: Path, encoding: str, start: bytes) -> str:
@@ -239,7 +237,7 @@ def _undecodable(line: bytes, encoding: str) -> int | None:
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 
-def read_parquet(path: Path) -> list[RawColumn]:
+def read_parquet(path: Path) -> RawTable:
     """Read a Parquet file.
 
     Raises:
@@ -253,10 +251,10 @@ def read_parquet(path: Path) -> list[RawColumn]:
         table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
         raise TableError(f"{path} cannot be read as Parquet: {shorten(str(error), 200)}") from error
-    return _arrow_columns(path, table, pa)
+    return _arrow_table(path, table, pa)
 
 
-def read_frame(frame: Any) -> list[RawColumn]:
+def read_frame(frame: Any) -> RawTable:
     """Read a pandas data frame, its index left out.
 
     Raises:
@@ -269,13 +267,14 @@ def read_frame(frame: Any) -> list[RawColumn]:
         table = pa.Table.from_pandas(frame, preserve_index=False)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise TableError(f"the data frame cannot be read: {shorten(str(error), 200)}") from error
-    return _arrow_columns(Path("data frame"), table, pa)
+    return _arrow_table(Path("data frame"), table, pa)
 
 
-def _arrow_columns(path: Path, table: Any, pa: Any) -> list[RawColumn]:
+def _arrow_table(path: Path, table: Any, pa: Any) -> RawTable:
     names = [clean_name(n) or f"column {i}" for i, n in enumerate(table.column_names, start=1)]
     check_names(path, names)
-    return [_arrow_column(path, name, table.column(place), pa) for place, name in enumerate(names)]
+    columns = [_arrow_column(path, n, table.column(place), pa) for place, n in enumerate(names)]
+    return RawTable.of(path, columns)
 
 
 def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
@@ -297,11 +296,9 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             seconds = column.to_numpy(zero_copy_only=False) / _PER_SECOND[kind.unit]
             return RawColumn(name, numbers=seconds.astype(np.float64), declared="number")
         numeric = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
-        if kinds.is_integer(kind) and _long(column):
-            # Ids, most likely: as strings they are kept whole.
-            texts = column.cast(pa.string()).to_pandas().astype(pd.StringDtype("pyarrow"))
-            return RawColumn(name, texts=texts, declared=declared)
-        if (numeric and declared != "category") or column.type == pa.float64():
+        # Ids, most likely: as strings they are kept whole.
+        long = kinds.is_integer(kind) and _long(column)
+        if not long and ((numeric and declared != "category") or column.type == pa.float64()):
             column = column.cast(pa.float64(), safe=False)
             numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
             return RawColumn(name, numbers=numbers, declared="number")
@@ -312,8 +309,7 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             or kinds.is_large_string(kind)
             or kinds.is_string_view(kind)
         ):
-            texts = column.cast(pa.string()).to_pandas()
-            texts = texts.astype(pd.StringDtype("pyarrow"))
+            texts = column.cast(pa.string()).to_pandas().astype(pd.StringDtype("pyarrow"))
             return RawColumn(name, texts=texts, declared=declared)
     except pa.ArrowException as error:
         raise TableError(
