@@ -430,6 +430,9 @@ def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
 # Data whose values are implausible: another unit, an empty label, a wrong file
 
 OVERRULE = "If the data are really so, pass --accept-implausible."
+DARKEST = 2
+"""Smallest mean of 8-bit images that show something."""
+
 ACCEPTED = "accepted_as_implausible"
 """The fact in a manifest that holds what was found and accepted."""
 
@@ -457,6 +460,14 @@ def refuse_implausible(
         said = "; ".join(found)
         raise ValueError(f"{source}: {said}{'' if said.endswith('?') else '.'} {OVERRULE}")
     return {ACCEPTED: list(found)} if found else {}
+
+
+def dark(images: NDArray[np.uint8], must: str) -> list[str]:
+    """Return a phrase on 8-bit images that are black or white all over; ``must`` begins it."""
+    brightness = float(images.mean())
+    if DARKEST <= brightness <= 255 - DARKEST:
+        return []
+    return [f"{must}, found a mean of {brightness / 255:.4f} of 1"]
 
 
 def accepted_notice(facts: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from ntkmtl.bench.problems._arrays import (
     ArrayLayout,
     PreparedData,
     beside,
+    dark,
     decode_samples,
     publish,
     refuse_implausible,
@@ -26,9 +27,6 @@ from ntkmtl.bench.problems._arrays import (
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
-
-DARKEST = 2
-"""Smallest mean of 8-bit images that show something."""
 
 FARTHER = 0.8
 """Least ratio of the disparities in the lower and in the upper half of a street's frames."""
@@ -236,10 +234,7 @@ def _implausible(layout: Layout, folder: Path, source: Path) -> list[str]:
     for name, known in labeled.items():
         if not known.any():
             raise ValueError(f"{source}: some pixels must have {name}, found none in any frame")
-    said = []
-    brightness = float(found["images"].mean())
-    if not DARKEST <= brightness <= 255 - DARKEST:
-        said.append(f"images must show something, found a mean of {brightness / 255:.4f} of 1")
+    said = dark(found["images"], "images must show something")
     classes = np.unique(labels[labeled["labels"]])
     if len(labels) >= MANY and len(classes) == 1:
         said.append(f"labels must be of several classes, found class {classes[0]} only")

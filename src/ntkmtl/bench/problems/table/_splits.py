@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
 from ntkmtl.bench.problems.table._raw import Array, TableError
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = 0, 1, 2
 
 
