@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,14 +104,14 @@ class Roles:
 
     Attributes:
         targets: Columns to predict.
-        types: Types of columns, instead of those found.
+        types: Names of columns and their types, instead of those found.
         split: The column that says train, val or test.
         group: The column whose equal values stay on one side of the split.
         time: The column in whose order rows are split.
     """
 
     targets: tuple[str, ...]
-    types: Mapping[str, str]
+    types: tuple[tuple[str, str], ...]
     split: str | None = None
     group: str | None = None
     time: str | None = None
@@ -124,9 +124,9 @@ class Typed:
     Attributes:
         features: What the network sees.
         targets: What it predicts.
-        splits: 0, 1, 2 for train, val, test; None without a split column.
-        groups: Codes of the groups, None without a group column.
-        times: Numbers in the order of time, None without a time column.
+        by: ``split``, ``group`` or ``time``: what the column that splits the rows is, if any.
+        keys: Of that column 0, 1, 2 for train, val, test; codes of groups; or numbers in the order
+            of time. None without such a column.
         ids: Names of the columns that go through to predictions.
         columns: What is shown.
         warnings: What a user should look at, as sentences.
@@ -134,9 +134,8 @@ class Typed:
 
     features: tuple[Feature, ...]
     targets: tuple[Target, ...]
-    splits: Array | None
-    groups: Array | None
-    times: Array | None
+    by: str
+    keys: Array | None
     ids: tuple[str, ...]
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
@@ -155,7 +154,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     """
     roles = _checked(table, roles)
     hints = find_hints(table, reading)
-    found = _Found({}, [], [], [], {})
+    found = _Found({}, [], [], [])
     for name in list(table.columns):
         _take(table, name, roles, reading, hints, found)
     if not found.features:
@@ -173,9 +172,8 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     return Typed(
         tuple(found.features),
         tuple(found.targets[t] for t in roles.targets),
-        found.keys.get("split"),
-        found.keys.get("group"),
-        found.keys.get("time"),
+        found.by,
+        found.keys,
         tuple(column.name for column in found.shown if column.role in ("id", "group")),
         tuple(found.shown),
         tuple(found.warnings),
@@ -188,14 +186,15 @@ class _Found:
     features: list[Feature]
     shown: list[Column]
     warnings: list[str]
-    keys: dict[str, Array]
+    by: str = ""
+    keys: Array | None = None
 
 
 def _take(
     table: RawTable, name: str, roles: Roles, reading: Reading, hints: Hints, found: _Found
 ) -> None:
     """Take a column out of the table and note what it is."""
-    wanted, _, date = roles.types.get(name, "").partition(":")
+    wanted, _, date = dict(roles.types).get(name, "").partition(":")
     raw = table.columns.pop(name)
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
@@ -215,13 +214,13 @@ def _take(
         )
     feature: Feature | None = None
     if name == roles.split:
-        found.keys["split"], column = _split(values)
+        found.by, (found.keys, column) = "split", _split(values)
     elif name == roles.group:
-        found.keys["group"], column = _group(values)
+        found.by, (found.keys, column) = "group", _group(values)
     elif name in roles.targets:
         found.targets[name], column = _target(values, wanted)
     elif name == roles.time:
-        found.keys["time"], feature, column = _time(values, wanted)
+        found.by, (found.keys, feature, column) = "time", _time(values, wanted)
     else:
         feature, column = _feature(values, wanted)
     if wanted not in ("ignore", "id", "text"):
@@ -259,7 +258,7 @@ def _checked(table: RawTable, roles: Roles) -> Roles:
     targets = tuple(named(name, "target") for name in roles.targets)
     if len(set(targets)) != len(targets):
         raise TableError(f"a target is named twice in {', '.join(targets)}")
-    types = {named(name, "column of types"): kind for name, kind in roles.types.items()}
+    types = {named(name, "column of types"): kind for name, kind in roles.types}
     special = {
         what: None if name is None else named(name, f"{what} column")
         for what, name in (("split", roles.split), ("group", roles.group), ("time", roles.time))
@@ -280,7 +279,7 @@ def _checked(table: RawTable, roles: Roles) -> Roles:
             raise TableError(
                 f"the type of the {role} {name!r} must be {' or '.join(allowed)}. Found {kind!r}."
             )
-    return Roles(targets, types, **special)
+    return Roles(targets, tuple(types.items()), **special)
 
 
 def _listed(names: Sequence[str]) -> str:

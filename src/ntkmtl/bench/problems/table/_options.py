@@ -21,22 +21,13 @@ class Asked(NamedTuple):
 
     path: Path
     stamp: tuple[int, int]
-    targets: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    split: str | None
-    group: str | None
-    time: str | None
+    roles: Roles
     shares: Shares
     reading: Reading
     encoding: str
     separator: str | None
     header: bool
     max_categories: int
-
-    @property
-    def roles(self) -> Roles:
-        """What columns are for."""
-        return Roles(self.targets, dict(self.types), self.split, self.group, self.time)
 
 
 @dataclass(frozen=True)
@@ -125,11 +116,7 @@ class TableOptions:
         return Asked(
             self.path.resolve(),
             (stat.st_mtime_ns, stat.st_size),
-            targets,
-            types,
-            _text(self.split_column),
-            _text(self.group),
-            _text(self.time),
+            Roles(targets, types, _text(self.split_column), _text(self.group), _text(self.time)),
             Shares(float(self.val), float(self.test), self.split_seed),
             Reading(
                 tuple(text.strip().lower() for text in names_in(self.missing)),

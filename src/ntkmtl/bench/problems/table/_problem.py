@@ -107,9 +107,10 @@ class Table(Problem):
 
     def _described_options(self, sha256: str) -> dict[str, Any]:
         asked, shares, reading = self._asked, self._asked.shares, self._asked.reading
-        by = {"column": asked.split, "group": asked.group, "time": asked.time}
+        roles = asked.roles
+        by = {"column": roles.split, "group": roles.group, "time": roles.time}
         split: dict[str, Any] = {key: name for key, name in by.items() if name is not None}
-        if asked.split is None:
+        if roles.split is None:
             split |= {"seed": shares.seed, "val": shares.val, "test": shares.test}
         return {
             "data_sha256": sha256,
@@ -117,7 +118,7 @@ class Table(Problem):
                 target.name: "classification" if target.classes else "regression"
                 for target in self._fitted.targets
             },
-            "types": dict(asked.types),
+            "types": dict(roles.types),
             "split": split,
             "reading": {
                 "missing": list(reading.missing),
