@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems.celeba._network import CelebANetwork
-from ntkmtl.bench.problems.qm9._message_passing import MessagePassingNetwork, random_molecules
+from ntkmtl.bench.problems.qm9._network import MessagePassingNetwork, random_molecules
 
 __all__ = ["WORKLOADS", "Workload"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ntkmtl import Balancer
 from ntkmtl.bench.problems.dense import MTANNetwork
-from ntkmtl.bench.problems.qm9._message_passing import (
+from ntkmtl.bench.problems.qm9._network import (
     Graphs,
     MessagePassingNetwork,
     random_molecules,

@@ -27,11 +27,11 @@ from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems._arrays import write_array, write_manifest
 from ntkmtl.bench.problems._supervised import moved, shuffled
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
-from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split
+from ntkmtl.bench.problems.base import MultiTaskModel, Problem
 from ntkmtl.bench.problems.celeba import ATTRIBUTES, CelebA
 from ntkmtl.bench.problems.celeba import FaceBatch as Faces
 from ntkmtl.bench.problems.celeba import _problem as celeba
-from ntkmtl.bench.problems.celeba._network import FaceNetwork
+from ntkmtl.bench.problems.celeba._network import CelebANetwork
 from ntkmtl.bench.problems.celeba._network import backbone as face_backbone
 from ntkmtl.bench.problems.celeba._network import head as face_head
 from ntkmtl.bench.problems.cityscapes import Cityscapes
@@ -240,7 +240,7 @@ def test_hard_sharing_over_the_stages_is_the_network_of_the_problem() -> None:
     assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
     torch.manual_seed(4)
-    network = FaceNetwork(3, 2)
+    network = CelebANetwork(3, 2)
     torch.manual_seed(4)
     staged = HardSharing(face_backbone(2), [partial(face_head, 2)] * 3)
     x = torch.rand(4, 3, 16, 16)
@@ -432,14 +432,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _few_faces(monkeypatch: pytest.MonkeyPatch) -> None:
-    split: dict[Split, slice] = {
-        "test": slice(0, 10),
-        "val": slice(10, 20),
-        "train": slice(20, 60),
-    }
     part = celeba._ImagePart(("Male", "Smiling", "Young"), side=16, width=2)
-    monkeypatch.setattr(celeba, "SMALL_IMAGES", 60)
-    monkeypatch.setattr(celeba, "_SMALL_SPLIT", split)
+    monkeypatch.setattr(celeba, "SMALL_SIZES", (10, 10, 40))
     monkeypatch.setitem(celeba.PARTS, "small", part)
 
 
@@ -516,7 +510,7 @@ def test_identities_of_earlier_networks_stay(folders: Path) -> None:
         "width": 2,
         "loss": "bce",
     }
-    assert isinstance(create(folders, "celeba", "hard").model(), FaceNetwork)
+    assert isinstance(create(folders, "celeba", "hard").model(), CelebANetwork)
 
 
 @pytest.mark.parametrize("problem", list(PROBLEMS))

@@ -24,7 +24,7 @@ from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import Architecture, HardSharing, choose
 from ntkmtl.bench.problems.qm9 import QM9, Graphs, MoleculeBatch, prepare, random_molecules
 from ntkmtl.bench.problems.qm9 import _problem as qm9
-from ntkmtl.bench.problems.qm9._network import MoleculeNetwork, backbone, head
+from ntkmtl.bench.problems.qm9._network import MoleculeNetwork, _CarriedGraphs, backbone, head
 from ntkmtl.bench.training import train
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "qm9" / "qm9_10k.npz"
@@ -84,9 +84,9 @@ class Way:
     def run(self, expert: Any) -> Tensor:
         """Return what the next stage of an encoder says: (N, width), then (width,)."""
         if self.states is None:
-            found: Tensor = expert.part(self.alone)[0]
+            found: Tensor = expert(self.alone)[0].T
         else:
-            found = expert.part(self.states[None], self.alone.present)[0]
+            found = expert(_CarriedGraphs(self.states.T[None], self.alone.present))[0]
         return found
 
     def go_on(self, said: Tensor) -> None:

@@ -19,9 +19,9 @@ from ntkmtl.bench.problems import architectures
 from ntkmtl.bench.problems.architectures import HardSharing
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.problems.qm9_mini import QM9Mini
-from ntkmtl.bench.problems.qm9_mini._model import MoleculeNet
+from ntkmtl.bench.problems.qm9_mini._problem import MoleculeNet
 from ntkmtl.bench.problems.table import Table
-from ntkmtl.bench.problems.table._model import TableNet, backbone
+from ntkmtl.bench.problems.table._model import layers
 from ntkmtl.bench.training import train
 
 SOFT = [name for name in architectures.names() if name != "hard"]
@@ -75,23 +75,27 @@ def test_without_a_choice_network_and_identity_are_what_they_were(file: Path) ->
     problem = table(file)
     assert problem.options["network"] == {"width": 6, "depth": 2, "dropout": 0.0}
     assert "architecture" not in QM9Mini().options
-    assert isinstance(problem.model(), TableNet)
+    assert isinstance(problem.model(), HardSharing)
     assert isinstance(QM9Mini().model(), MoleculeNet)
     assert "Architecture" not in problem.describe()
 
 
-def test_hard_sharing_over_the_backbone_is_the_problems_own_network(file: Path) -> None:
+def test_hard_sharing_is_layers_and_linear_heads_as_in_the_files_of_earlier_runs(
+    file: Path,
+) -> None:
     problem = table(file)
     torch.manual_seed(3)
-    own = problem.model()
+    hard = problem.model()
     torch.manual_seed(3)
-    heads = [lambda size=size: nn.Linear(6, size) for size in (1, 1, 2)]
-    hard = HardSharing(backbone(3, 6, 2, 0.0), heads)
+    trunk = nn.Sequential(*layers(3, 6, 2, 0.0))
+    heads = nn.ModuleList(nn.Linear(6, size) for size in (1, 1, 2))
+    assert list(hard.state_dict()) == list(
+        nn.ModuleDict({"trunk": trunk, "heads": heads}).state_dict()
+    )
     batch = problem.batch("train", torch.arange(9))
-    for mine, theirs in zip(
-        own.predict(own.represent(batch)), hard.predict(hard.represent(batch)), strict=True
-    ):
-        assert torch.equal(mine, theirs)
+    z = trunk(batch.inputs)
+    for output, head in zip(hard.predict(hard.represent(batch)), heads, strict=True):
+        assert torch.equal(output, head(z))
 
 
 def test_creating_a_problem_draws_no_random_number(file: Path) -> None:

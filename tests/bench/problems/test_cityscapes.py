@@ -15,7 +15,7 @@ from ntkmtl import Balancer
 from ntkmtl.bench.problems._arrays import DataMissingError
 from ntkmtl.bench.problems.base import Problem, Recipe
 from ntkmtl.bench.problems.cityscapes import Cityscapes, ImageBatch, prepare
-from ntkmtl.bench.problems.cityscapes._source import LAYOUT
+from ntkmtl.bench.problems.cityscapes._problem import LAYOUT
 from ntkmtl.bench.problems.dense._problem import Part
 from ntkmtl.bench.problems.dense._store import load_frames
 from ntkmtl.bench.training import train, trainer

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from ntkmtl.bench.problems._custom_split import custom_split
-from ntkmtl.bench.problems._supervised import shares
+from ntkmtl.bench.problems._supervised import custom_split, shares
 from ntkmtl.bench.problems.celeba import CelebA
 from ntkmtl.bench.problems.celeba import prepare as prepare_celeba
 from ntkmtl.bench.problems.nyuv2 import NYUv2

@@ -17,7 +17,6 @@ from ntkmtl.bench.problems.qm9 import (
     QM9,
     Graphs,
     Molecules,
-    _sources,
     _store,
     load,
     prepare,
@@ -323,8 +322,8 @@ def test_molecules_to_leave_out_that_are_not_named_are_not_let_in(
 ) -> None:
     write_raw(tmp_path / "raw", 20)
     # As if these were all molecules of QM9.
-    monkeypatch.setattr(_sources, "UNCHARACTERIZED", 2)
-    monkeypatch.setattr(_sources, "LAST_INDEX", 20)
+    monkeypatch.setattr(_store, "UNCHARACTERIZED", 2)
+    monkeypatch.setattr(_store, "LAST_INDEX", 20)
     assert len(read_source(tmp_path)) == 18
     content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "raw" / "uncharacterized.txt").write_bytes(content)

@@ -91,3 +91,22 @@ def test_missing_numpy_says_what_to_install() -> None:
     )
     assert "qm9-mini needs numpy" in result.stdout
     assert "pip install 'ntkmtl[bench]'" in result.stdout
+
+
+def test_classes_stand_where_the_runs_of_earlier_versions_say() -> None:
+    # config.json names a run's class; a network whose class is elsewhere is not used again.
+    kinds = [problems.load_target(spec.name) for spec in problems.specs() if spec.supervised]
+    assert [f"{kind.__module__}:{kind.__qualname__}" for kind in kinds] == [
+        "ntkmtl.bench.problems.qm9_mini._problem:QM9Mini",
+        "ntkmtl.bench.problems.qm9._problem:QM9",
+        "ntkmtl.bench.problems.celeba._problem:CelebA",
+        "ntkmtl.bench.problems.nyuv2._problem:NYUv2",
+        "ntkmtl.bench.problems.cityscapes._problem:Cityscapes",
+        "ntkmtl.bench.problems.table._problem:Table",
+        "ntkmtl.bench.problems.xtb._problem:XTB",
+        "ntkmtl.bench.problems.pinn.burgers:Burgers",
+        "ntkmtl.bench.problems.pinn.helmholtz:Helmholtz",
+        "ntkmtl.bench.problems.pinn.allen_cahn:AllenCahn",
+        "ntkmtl.bench.problems.pinn.wave:Wave",
+        "ntkmtl.bench.problems.pinn.navier_stokes:NavierStokes",
+    ]

@@ -17,10 +17,10 @@ import torch
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.table import Table, TableError
-from ntkmtl.bench.problems.table._encode import fit_encoder, standardization
+from ntkmtl.bench.problems.table._fitted import fit_encoder, standardization
 from ntkmtl.bench.problems.table._metrics import macro_f1
+from ntkmtl.bench.problems.table._model import recipe_for
 from ntkmtl.bench.problems.table._read import read_table
-from ntkmtl.bench.problems.table._recipe import recipe_for
 from ntkmtl.bench.training.trainer import train
 
 ROOT = Path(__file__).parents[3]

@@ -16,8 +16,12 @@ import pytest
 import torch
 
 from ntkmtl.bench.problems.table import Table, TableError
-from ntkmtl.bench.problems.table._dates import date_text
-from ntkmtl.bench.problems.table._numbers import NumberFormat, choose_numbers, read_numbers
+from ntkmtl.bench.problems.table._formats import (
+    NumberFormat,
+    choose_numbers,
+    date_text,
+    read_numbers,
+)
 from ntkmtl.bench.problems.table._read import read_table
 
 

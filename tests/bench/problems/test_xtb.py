@@ -13,7 +13,7 @@ from torch import Tensor
 from ntkmtl import Balancer
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems import check
-from ntkmtl.bench.problems.xtb._data import DATA, GROUPS, ForceBatch, read
+from ntkmtl.bench.problems.xtb._problem import DATA, GROUPS, ForceBatch, read
 from ntkmtl.bench.training import train
 from ntkmtl.bench.training.comparison import changed_recipe
 

@@ -1,20 +1,17 @@
-"""Prepared data: one file per array, mapped into memory and checked.
-
-A prepared data set is a folder of ``.npy`` files and a ``manifest.json``, which is written last and
-holds shape, type, size and SHA-256 of every array. A folder without a manifest is incomplete.
-"""
+"""Prepared data: one file per array, mapped into memory and checked."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -355,3 +352,125 @@ class PreparedData:
 
     def _damaged(self, path: Path, what: str) -> ValueError:
         return ValueError(f"{path} cannot be used: {what}. {self._how}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Decoding samples one by one into arrays; a stopped call is continued by the next one
+
+NOTE = "progress.json"
+"""Name of the file that says how many samples are decoded."""
+
+
+def decode_samples(
+    folder: Path,
+    source: Sequence[Any],
+    names: Sequence[str],
+    arrays: ArrayLayout,
+    read: Callable[[str], Mapping[str, Any]],
+    progress: Callable[[str], None],
+    samples: str,
+    every: int,
+) -> None:
+    """Fill ``NAME.npy`` of each array in a folder, from where an earlier call stopped.
+
+    Args:
+        folder: The folder, which exists.
+        source: JSON values that change with what is decoded.
+        names: The samples, in the order of the arrays' rows.
+        arrays: The arrays, their shapes without the samples.
+        read: Returns a sample's part of each array.
+        progress: Called with progress messages.
+        samples: What the samples are called, as ``"images"``.
+        every: Samples between two notes of how far the decoding has come.
+
+    Raises:
+        ValueError: The note of an earlier call is damaged.
+    """
+    note = folder / NOTE
+    key = hashlib.sha256(json.dumps([*source, names]).encode()).hexdigest()
+    paths = {name: folder / f"{name}.npy" for name in arrays}
+    done = _done(note, key, list(paths.values()))
+    if done:
+        progress(f"continuing after {done:,} {samples}")
+    else:
+        note.unlink(missing_ok=True)
+    opened: dict[str, Any] = {
+        name: np.lib.format.open_memmap(paths[name], mode="r+")
+        if done
+        else np.lib.format.open_memmap(
+            paths[name], mode="w+", dtype=dtype, shape=(len(names), *shape)
+        )
+        for name, (dtype, shape) in arrays.items()
+    }
+    for row in range(done, len(names)):
+        sample = read(names[row])
+        for name, array in opened.items():
+            array[row] = sample[name]
+        if (row + 1) % every == 0 or row + 1 == len(names):
+            for name, array in opened.items():
+                array.flush()
+                with paths[name].open("rb") as file:
+                    os.fsync(file.fileno())
+            write_json(note, {"key": key, "done": row + 1})
+            progress(f"{row + 1:,} of {len(names):,} {samples} decoded")
+
+
+def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
+    """Return how many samples an earlier call has decoded, 0 if it was of others."""
+    if not (note.is_file() and all(path.is_file() for path in paths)):
+        return 0
+    try:
+        found = parse_json(read_bytes(note))
+        return int(found["done"]) if found["key"] == key else 0
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{note} is damaged; remove {note.parent} and call again") from error
+
+
+# ------------------------------------------------------------------------------------------------
+# Data whose values are implausible: another unit, an empty label, a wrong file
+
+OVERRULE = "If the data are really so, pass --accept-implausible."
+DARKEST = 2
+"""Smallest mean of 8-bit images that show something."""
+
+ACCEPTED = "accepted_as_implausible"
+"""The fact in a manifest that holds what was found and accepted."""
+
+
+def refuse_implausible(
+    source: Path | str, found: Sequence[str], accept: bool
+) -> dict[str, list[str]]:
+    """Refuse data of which something is implausible, or return it as a fact for the manifest.
+
+    Args:
+        source: Where the data are.
+        found: What is implausible: a phrase each, with what was expected and what was found.
+        accept: Whether the user says that the data are really so.
+
+    Example:
+        >>> refuse_implausible("x.npz", ["depths must be in meters, found 250"], accept=False)
+        Traceback (most recent call last):
+        ...
+        ValueError: x.npz: depths must be in meters, found 250. If the data are really so, pass \
+--accept-implausible.
+        >>> refuse_implausible("x.npz", [], accept=False)
+        {}
+    """
+    if found and not accept:
+        said = "; ".join(found)
+        raise ValueError(f"{source}: {said}{'' if said.endswith('?') else '.'} {OVERRULE}")
+    return {ACCEPTED: list(found)} if found else {}
+
+
+def dark(images: NDArray[np.uint8], must: str) -> list[str]:
+    """Return a phrase on 8-bit images that are black or white all over; ``must`` begins it."""
+    brightness = float(images.mean())
+    if DARKEST <= brightness <= 255 - DARKEST:
+        return []
+    return [f"{must}, found a mean of {brightness / 255:.4f} of 1"]
+
+
+def accepted_notice(facts: Mapping[str, Any]) -> str:
+    """Return what to say before a run on data that were accepted as implausible, "" for others."""
+    found = facts.get(ACCEPTED)
+    return f"These data were accepted though {'; '.join(found)}." if found else ""

@@ -14,15 +14,23 @@ from __future__ import annotations
 from ntkmtl.bench.problems.architectures._backbone import (
     Architecture,
     Backbone,
+    HardSharing,
     Head,
     Represent,
     pooled,
 )
 from ntkmtl.bench.problems.architectures._choice import ARCHITECTURES, Choice, choose, names
 from ntkmtl.bench.problems.architectures._cross_stitch import CrossStitch
-from ntkmtl.bench.problems.architectures._dselect import DSelectK, DSelectKGate, smooth_step
-from ntkmtl.bench.problems.architectures._experts import CGC, PLE, MMoE, SoftmaxGate, mixed
-from ntkmtl.bench.problems.architectures._hard import HardSharing
+from ntkmtl.bench.problems.architectures._experts import (
+    CGC,
+    PLE,
+    DSelectK,
+    DSelectKGate,
+    MMoE,
+    SoftmaxGate,
+    mixed,
+    smooth_step,
+)
 
 __all__ = [
     "ARCHITECTURES",

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone, Head
+from ntkmtl.bench.problems.architectures._backbone import Architecture, Backbone, HardSharing, Head
 from ntkmtl.bench.problems.architectures._cross_stitch import CrossStitch
-from ntkmtl.bench.problems.architectures._dselect import DSelectK
-from ntkmtl.bench.problems.architectures._experts import CGC, PLE, MMoE
-from ntkmtl.bench.problems.architectures._hard import HardSharing
+from ntkmtl.bench.problems.architectures._experts import CGC, PLE, DSelectK, MMoE
 
 ARCHITECTURES: Mapping[str, type[Architecture]] = MappingProxyType(
     {

@@ -79,9 +79,9 @@ class CelebANetwork(MultiTaskModel):
         self.trunk = nn.Sequential(*layers)
         self.heads = nn.ModuleList(nn.Linear(channels, 1) for _ in range(heads))
 
-    def represent(self, batch: Tensor) -> Tensor:
-        """Return z, shape (B, 8 width), of images of shape (B, 3, H, W)."""
-        features: Tensor = self.trunk(batch)
+    def represent(self, batch: FaceBatch | Tensor) -> Tensor:
+        """Return z, shape (B, 8 width), of a batch, or of images of shape (B, 3, H, W)."""
+        features: Tensor = self.trunk(_images(batch))
         return features
 
     def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
@@ -91,14 +91,6 @@ class CelebANetwork(MultiTaskModel):
     def shared_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the parameters of the convolutions and the two linear layers."""
         return self.trunk.parameters()
-
-
-class FaceNetwork(CelebANetwork):
-    """The network on batches of the problem."""
-
-    def represent(self, batch: FaceBatch | Tensor) -> Tensor:
-        """Return z of a batch, or of its images."""
-        return super().represent(_images(batch))
 
 
 def _stages(width: int) -> list[nn.Module]:

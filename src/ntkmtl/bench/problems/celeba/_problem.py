@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
@@ -22,17 +21,15 @@ from ntkmtl.bench.problems._supervised import (
     ColumnsProblem,
     chosen_recipe,
     enough,
-    fewer,
     fitted,
     paired,
     positions,
     refuse_unfit,
-    shares,
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
-from ntkmtl.bench.problems.celeba._network import FaceBatch, FaceNetwork, backbone, head
+from ntkmtl.bench.problems.celeba._network import CelebANetwork, FaceBatch, backbone, head
 from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
 from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
 
@@ -44,7 +41,6 @@ MODEL_VERSION = "nine-layer 1"
 EVALUATED = 256
 """Images in a batch of an evaluation."""
 
-SMALL_IMAGES = 4_000
 SMALL = (
     *("Attractive", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Smiling"),
     *("Wavy_Hair", "Wearing_Lipstick"),
@@ -68,8 +64,8 @@ PARTS = {
     "paper": _ImagePart(ATTRIBUTES, side=SIDE, width=64),
     "small": _ImagePart(SMALL, side=SIDE // 2, width=16),
 }
-_SMALL_SPLIT: tuple[Split, ...] = ("test", "val", "train")
-_SMALL_SIZES = (800, 400, 2_800)
+SMALL_SIZES = (800, 400, 2_800)
+"""Images for testing, validation and training."""
 
 
 def f1_scores(predicted: Tensor, labels: Tensor) -> Tensor:
@@ -115,7 +111,7 @@ class CelebA(ColumnsProblem):
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the images of the three splits, as ``"000001.jpg"`` or 1,
             instead of the recipe's; see
-            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. All images may then be of
+            :func:`~ntkmtl.bench.problems._supervised.custom_split`. All images may then be of
             any number.
 
     Raises:
@@ -170,41 +166,35 @@ class CelebA(ColumnsProblem):
         folder = data_folder("celeba", data)
         self._faces, self._sha256 = _load(folder, last_change(folder))
         self._accepted = self._faces.accepted
-        self._rows, self._split_said = self._split(recipe, folder, split)
+        if split is None:
+            self._rows, self._split_said = self._split(recipe, folder)
+        else:
+            self._use_names(split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         columns = [ATTRIBUTES.index(task) for task in self.tasks]
         self._labels = torch.from_numpy(self._faces.labels[:, columns].copy())
         refuse_unfit(self)
 
-    def _split(
-        self, recipe: str, folder: Path, split: str | None
-    ) -> tuple[dict[Split, Tensor], str]:
+    def _split(self, recipe: str, folder: Path) -> tuple[dict[Split, Tensor], str]:
         """Return the rows of each split, and what the split is called in a run's identity."""
         numbers = self._faces.numbers.tolist()
-        if split is not None:
-            known = {
-                name: row
-                for row, number in enumerate(numbers)
-                for name in (str(number), f"{number:06d}.jpg")
-            }
-            custom = custom_split(split, known, "images", "they are called 000001.jpg or 1")
-            self._sizes_said = custom.sizes("images")
-            return custom.rows, custom.said
         if recipe == "paper":
             enough(recipe, IMAGES, len(numbers), "images", folder, HOW)
-            official = self._faces.partition
-            return {
-                name: torch.from_numpy(np.flatnonzero(official == number))
-                for number, name in enumerate(SPLITS)
-            }, "official"
-        order = shuffled("celeba split", numbers[:SMALL_IMAGES])
-        enough(recipe, SMALL_IMAGES, len(order), "images", folder, HOW, LEAST)
-        sizes = shares(len(order), _SMALL_SIZES)
-        if len(order) < SMALL_IMAGES:
-            self._sizes_said = fewer(SMALL_IMAGES, sizes[::-1], "images")
-        return dict(
-            zip(_SMALL_SPLIT, order[: sum(sizes)].split(list(sizes)), strict=True)
-        ), "SHA-256 of the image's number"
+            official = torch.from_numpy(np.array(self._faces.partition))
+            rows = {name: (official == k).nonzero()[:, 0] for k, name in enumerate(SPLITS)}
+            return rows, "official"
+        order = shuffled("celeba split", numbers[: sum(SMALL_SIZES)])
+        enough(recipe, sum(SMALL_SIZES), len(order), "images", folder, HOW, LEAST)
+        return self._share_out(order, SMALL_SIZES, "images"), "SHA-256 of the image's number"
+
+    def _use_names(self, path: str) -> None:
+        """Take the splits from a file of the user, which names images by name or number."""
+        known = {
+            name: row
+            for row, number in enumerate(self._faces.numbers.tolist())
+            for name in (str(number), f"{number:06d}.jpg")
+        }
+        self._use_lists(path, known, "images", "they are called 000001.jpg or 1")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -235,7 +225,7 @@ class CelebA(ColumnsProblem):
         """
         count, width = len(positions(self.tasks, tasks)), self._part.width
         if self._architecture.name == "hard":
-            return FaceNetwork(count, width)
+            return CelebANetwork(count, width)
         return self._architecture.build(backbone(width), [partial(head, width)] * count)
 
     @staticmethod

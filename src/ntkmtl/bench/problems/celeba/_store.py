@@ -11,16 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
+    NOTE,
+    OVERRULE,
     ArrayLayout,
     PreparedData,
+    accepted_notice,
     beside,
+    dark,
+    decode_samples,
     publish,
+    refuse_implausible,
     require_layout,
     write_array,
     write_manifest,
 )
-from ntkmtl.bench.problems._decoding import NOTE, decode_samples
-from ntkmtl.bench.problems._plausible import OVERRULE, accepted_notice, refuse_implausible
 from ntkmtl.bench.problems.celeba._source import (
     ATTRIBUTES,
     IMAGES,
@@ -36,9 +40,6 @@ KIND = "celeba 1"
 SIDE = 64
 SMALLEST_SIDE = 32
 """Pixels; the released faces have 178 x 218."""
-
-DARKEST = 2
-"""Smallest mean of 8-bit images that show something."""
 
 UNLIKELY = 1e-6
 """Chance below which an attribute with one value only is refused."""
@@ -218,10 +219,7 @@ def implausible(labels: NDArray[np.uint8], images: NDArray[np.uint8]) -> list[st
     some = images[:: max(1, len(images) // 100)]
     if len(some) > 1 and (some == some[0]).all():
         said.append(f"images must differ, found {len(some)} equal ones of {len(images):,}")
-    brightness = float(some.mean())
-    if not DARKEST <= brightness <= 255 - DARKEST:
-        said.append(f"images must show faces, found a mean of {brightness / 255:.4f} of 1")
-    return said
+    return said + dark(some, "images must show faces")
 
 
 def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uint8]:

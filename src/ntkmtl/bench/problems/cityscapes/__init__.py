@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.cityscapes._problem import Cityscapes
-from ntkmtl.bench.problems.cityscapes._source import prepare
+from ntkmtl.bench.problems.cityscapes._problem import Cityscapes, prepare
 from ntkmtl.bench.problems.dense._labels import ImageBatch
 
 __all__ = ["Cityscapes", "ImageBatch", "prepare"]

@@ -52,11 +52,21 @@ def _initialize(network: nn.Module) -> None:
             nn.init.zeros_(cast("Tensor", module.bias))
 
 
-def _require_stages(widths: Sequence[int], depths: Sequence[int]) -> None:
+_Plan = list[tuple[int, int, int]]
+
+
+def _plan(widths: Sequence[int], depths: Sequence[int]) -> tuple[_Plan, _Plan]:
+    """Return the stages of the encoder and those of the decoder, from the coarsest, as run.
+
+    Each is its channels before and after it, and its number of convolutions.
+    """
     if len(widths) != len(depths) or not widths:
         raise ValueError(
             f"widths and depths must name the same stages. Found {len(widths)} and {len(depths)}."
         )
+    down = zip((3, *widths[:-1]), widths, depths, strict=True)
+    up = zip(widths, (widths[0], *widths[:-1]), depths, strict=True)
+    return list(down), list(up)[::-1]
 
 
 def _fitting(images: Tensor, stages: int) -> Tensor:
@@ -119,19 +129,10 @@ class SegNetNetwork(MultiTaskModel):
         super().__init__()
         if not outputs:
             raise ValueError("a network needs at least one task")
-        _require_stages(widths, depths)
         self.kinds: tuple[Kind, ...] = tuple(outputs)
-        self.encoder = nn.ModuleList(
-            _Stage(before, after, depth)
-            for before, after, depth in zip((3, *widths[:-1]), widths, depths, strict=True)
-        )
-        # From the coarsest stage to the finest, as they are run.
-        self.decoder = nn.ModuleList(
-            _Stage(before, after, depth)
-            for before, after, depth in reversed(
-                list(zip(widths, (widths[0], *widths[:-1]), depths, strict=True))
-            )
-        )
+        down, up = _plan(widths, depths)
+        self.encoder = nn.ModuleList(_Stage(*stage) for stage in down)
+        self.decoder = nn.ModuleList(_Stage(*stage) for stage in up)
         self.add_attention(widths)
         self.heads = nn.ModuleList(_head(widths[0], channels) for channels in outputs.values())
         _initialize(self)
@@ -298,13 +299,12 @@ class _Normalized(nn.Module):
 
 
 def _stages(widths: Sequence[int], depths: Sequence[int]) -> list[nn.Module]:
-    down = list(zip((3, *widths[:-1]), widths, depths, strict=True))
-    up = list(zip(widths, (widths[0], *widths[:-1]), depths, strict=True))
+    down, up = _plan(widths, depths)
     made = [
         _Convolutions(
             _convolution(before, after), *(_convolution(after, after) for _ in range(depth - 1))
         )
-        for before, after, depth in (*down, *reversed(up))
+        for before, after, depth in (*down, *up)
     ]
     for stage in made:
         _initialize(stage)
@@ -344,7 +344,7 @@ def backbone(widths: Sequence[int] = WIDTHS, depths: Sequence[int] = DEPTHS) -> 
         >>> segnet.encoder()(segnet.read(torch.zeros(2, 3, 8, 12))).shape
         torch.Size([2, 4, 8, 12])
     """
-    _require_stages(widths, depths)
+    _plan(widths, depths)  # refuses stages that do not fit before one is made
     return Backbone(
         partial(_stages, tuple(widths), tuple(depths)),
         widths=(*widths, *reversed((widths[0], *widths[:-1]))),

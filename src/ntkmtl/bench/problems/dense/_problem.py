@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
-from ntkmtl.bench.problems._plausible import accepted_notice
+from ntkmtl.bench.problems._arrays import accepted_notice, data_folder, last_change
 from ntkmtl.bench.problems._supervised import (
     SPLITS,
     RowsProblem,
@@ -175,44 +173,35 @@ def _some(count: int, most: int) -> Tensor:
     return torch.arange(most) * count // most
 
 
-@dataclass(frozen=True)
-class _Pixels:
-    """Frames at the size that a recipe takes, as mapped or reduced arrays."""
+def _reduced(frames: Frames, factor: int) -> Frames:
+    """Return smaller frames: means of pixels for images, the middle pixel's labels.
 
-    images: Any
-    labels: Any
-    depths: Any
-    normals: Any
+    Frame by frame, so that no more than the result is held in memory.
+    """
+    step = (slice(factor // 2, None, factor), slice(factor // 2, None, factor))
 
-    def reduced(self, factor: int) -> _Pixels:
-        """Return smaller frames: means of pixels for images, the middle pixel's labels.
+    def picked(array: Any) -> Any:
+        return None if array is None else np.stack([frame[step] for frame in array])
 
-        Frame by frame, so that no more than the result is held in memory.
-        """
-        step = (slice(factor // 2, None, factor), slice(factor // 2, None, factor))
+    def smaller(frame: Any) -> Any:
+        pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
+        mean = functional.avg_pool2d(pixels, factor)[0].permute(1, 2, 0)
+        return mean.round().to(torch.uint8).numpy()
 
-        def picked(array: Any) -> Any:
-            return None if array is None else np.stack([frame[step] for frame in array])
-
-        def smaller(frame: Any) -> Any:
-            pixels = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float()
-            mean = functional.avg_pool2d(pixels, factor)[0].permute(1, 2, 0)
-            return mean.round().to(torch.uint8).numpy()
-
-        return _Pixels(
-            np.stack([smaller(frame) for frame in self.images]),
-            picked(self.labels),
-            picked(self.depths),
-            picked(self.normals),
-        )
+    return replace(
+        frames,
+        images=np.stack([smaller(frame) for frame in frames.images]),
+        labels=picked(frames.labels),
+        depths=picked(frames.depths),
+        normals=picked(frames.normals),
+    )
 
 
 @lru_cache(maxsize=2)
-def _load(layout: Layout, folder: Path, changed: int, factor: int) -> tuple[Frames, _Pixels]:
+def _load(layout: Layout, folder: Path, changed: int, factor: int) -> Frames:
     """Return the data. ``changed`` is the time at which they were made."""
     frames = load_frames(folder, layout)
-    pixels = _Pixels(frames.images, frames.labels, frames.depths, frames.normals)
-    return frames, pixels if factor == 1 else pixels.reduced(factor)
+    return frames if factor == 1 else _reduced(frames, factor)
 
 
 class DenseProblem(RowsProblem):
@@ -233,7 +222,7 @@ class DenseProblem(RowsProblem):
             ``augmentations``; their first if None.
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the frames of the three splits, instead of the recipe's; see
-            :func:`~ntkmtl.bench.problems._custom_split.custom_split`. Frames are called as they
+            :func:`~ntkmtl.bench.problems._supervised.custom_split`. Frames are called as they
             were prepared, ``"train/0"``, or by their row, from 0, the training frames first.
 
     Attributes:
@@ -257,7 +246,6 @@ class DenseProblem(RowsProblem):
     frames_said: ClassVar[str]
     tasks: tuple[str, ...]
     metrics: tuple[Metric, ...]
-    _split_said: str | None = None
 
     def __init__(
         self,
@@ -286,11 +274,12 @@ class DenseProblem(RowsProblem):
             chosen, tested_epochs=TESTED_EPOCHS if self.protocol == "paper" else 1
         )
         folder = data_folder(self.name, data)
-        self._frames, self._pixels = _load(
-            self.layout, folder, last_change(folder), self._part.factor
-        )
+        self._frames = _load(self.layout, folder, last_change(folder), self._part.factor)
         self._accepted = accepted_notice(self._frames.facts)
-        self._rows = self._split(recipe, folder) if split is None else self._custom_split(split)
+        if split is None:
+            self._rows = self._split(recipe, folder)
+        else:
+            self._use_names(split)
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._kinds: dict[Kind, int] = {"segmentation": self.layout.classes, "depth": 1}
         if self.layout.normals:
@@ -320,16 +309,15 @@ class DenseProblem(RowsProblem):
             self._sizes_said = fewer(part.training + part.testing, sizes, "frames")
         return {"train": train, "val": held, "test": test}
 
-    def _custom_split(self, path: str) -> dict[Split, Tensor]:
+    def _use_names(self, path: str) -> None:
+        """Take the splits from a file of the user, which names frames by name or row."""
         known = {str(row): row for row in range(len(self._frames))}
         names = self._frames.facts.get("names", [])
         known.update({name: row for row, name in enumerate(names)})
         called = f"they are called by their row, 0 to {len(known) - len(names) - 1}"
         if names:
             called += f", or as {names[0]!r} and {names[-1]!r}"
-        custom = custom_split(path, known, "frames", called)
-        self._sizes_said, self._split_said = custom.sizes("frames"), custom.said
-        return custom.rows
+        self._use_lists(path, known, "frames", called)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -362,16 +350,15 @@ class DenseProblem(RowsProblem):
         return self._take(self._rows[split][indices])
 
     def _take(self, rows: Tensor) -> ImageBatch:
-        at = rows.numpy()
-        pixels = self._pixels
-        images = torch.from_numpy(pixels.images[at]).permute(0, 3, 1, 2).float() / 255
+        at, frames = rows.numpy(), self._frames
+        images = torch.from_numpy(frames.images[at]).permute(0, 3, 1, 2).float() / 255
         normals = None
-        if pixels.normals is not None:
-            normals = torch.from_numpy(pixels.normals[at]).permute(0, 3, 1, 2).float().contiguous()
+        if frames.normals is not None:
+            normals = torch.from_numpy(frames.normals[at]).permute(0, 3, 1, 2).float().contiguous()
         return ImageBatch(
             images.contiguous(),
-            torch.from_numpy(pixels.labels[at]).long(),
-            torch.from_numpy(pixels.depths[at]).unsqueeze(1),
+            torch.from_numpy(frames.labels[at]).long(),
+            torch.from_numpy(frames.depths[at]).unsqueeze(1),
             normals,
         )
 

@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
+    NOTE,
+    OVERRULE,
     ArrayLayout,
     PreparedData,
     beside,
+    dark,
+    decode_samples,
     publish,
+    refuse_implausible,
     require_layout,
     write_manifest,
 )
-from ntkmtl.bench.problems._decoding import NOTE, decode_samples
-from ntkmtl.bench.problems._plausible import OVERRULE, refuse_implausible
 
 EVERY = 50
 """Frames between two notes of how far the decoding has come."""
-
-DARKEST = 2
-"""Smallest mean of 8-bit images that show something."""
 
 FARTHER = 0.8
 """Least ratio of the disparities in the lower and in the upper half of a street's frames."""
@@ -88,30 +88,6 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """One frame, H x W.
-
-    Attributes:
-        image: uint8 of shape (H, W, 3).
-        label: Classes, int8 of shape (H, W), -1 where there is none.
-        depth: Depth or disparity, float32 of shape (H, W), 0 where there is none.
-        normal: Unit normals, float16 of shape (H, W, 3), 0 where there is none; None if the data
-            have no normals.
-    """
-
-    image: NDArray[np.uint8]
-    label: NDArray[np.int8]
-    depth: NDArray[np.float32]
-    normal: NDArray[np.float16] | None = None
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """Its part of each array."""
-        parts = self.image, self.label, self.depth, self.normal
-        return dict(zip(("images", "labels", "depths", "normals"), parts, strict=True))
-
-
-@dataclass(frozen=True)
 class Source:
     """Frames to be prepared.
 
@@ -119,7 +95,7 @@ class Source:
         path: Where they are.
         training: Names of the training frames, in order.
         testing: Names of the test frames, in order.
-        read: Reads a frame by name.
+        read: Reads a frame by name: its part of each of :attr:`Layout.arrays`.
         key: A text that changes with the frames.
         facts: For people: where the frames came from, what was derived.
     """
@@ -127,7 +103,7 @@ class Source:
     path: Path
     training: tuple[str, ...]
     testing: tuple[str, ...]
-    read: Callable[[str], Frame]
+    read: Callable[[str], Mapping[str, Any]]
     key: str
     facts: Mapping[str, Any]
 
@@ -218,7 +194,7 @@ def prepare_frames(
         [layout.kind, str(source.path.resolve()), source.key],
         names,
         layout.arrays,
-        lambda name: source.read(name).arrays,
+        source.read,
         progress,
         "frames",
         EVERY,
@@ -258,10 +234,7 @@ def _implausible(layout: Layout, folder: Path, source: Path) -> list[str]:
     for name, known in labeled.items():
         if not known.any():
             raise ValueError(f"{source}: some pixels must have {name}, found none in any frame")
-    said = []
-    brightness = float(found["images"].mean())
-    if not DARKEST <= brightness <= 255 - DARKEST:
-        said.append(f"images must show something, found a mean of {brightness / 255:.4f} of 1")
+    said = dark(found["images"], "images must show something")
     classes = np.unique(labels[labeled["labels"]])
     if len(labels) >= MANY and len(classes) == 1:
         said.append(f"labels must be of several classes, found class {classes[0]} only")
@@ -338,13 +311,12 @@ def released(path: Path, layout: Layout) -> Source | None:
             raise ValueError(f"{path / split} holds different numbers of files: {said}")
         names[split] = tuple(f"{split}/{number}" for number in range(counts["images"]))
 
-    def read(name: str) -> Frame:
+    def read(name: str) -> dict[str, Any]:
         split, _, number = name.partition("/")
-        found = {
+        return {
             array: _read_array(folders[split, array] / f"{number}.npy", layout, array)
             for array in layout.folders
         }
-        return Frame(found["images"], found["labels"], found["depths"], found.get("normals"))
 
     facts = {"layout": "released"}
     if layout.normals:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ntkmtl.bench.problems.dense._labels import ImageBatch
 from ntkmtl.bench.problems.nyuv2._normals import normals_from_depth
-from ntkmtl.bench.problems.nyuv2._problem import NYUv2
-from ntkmtl.bench.problems.nyuv2._source import prepare
+from ntkmtl.bench.problems.nyuv2._problem import NYUv2, prepare
 
 __all__ = ["ImageBatch", "NYUv2", "normals_from_depth", "prepare"]

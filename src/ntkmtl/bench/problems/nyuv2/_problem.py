@@ -1,16 +1,188 @@
-"""The problem ``nyuv2``."""
+"""The problem ``nyuv2``, and its frames: the released arrays, or pictures in an archive."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import ClassVar
+import io
+import tarfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems.base import Metric, Recipe
 from ntkmtl.bench.problems.dense._labels import metrics_of
 from ntkmtl.bench.problems.dense._problem import DenseProblem, Part, parts, recipes
-from ntkmtl.bench.problems.dense._store import Layout
-from ntkmtl.bench.problems.nyuv2 import _source
+from ntkmtl.bench.problems.dense._store import Layout, Source, prepare_frames, released
+from ntkmtl.bench.problems.nyuv2._normals import WINDOW, normals_from_depth
+from ntkmtl.errors import imports_for
+from ntkmtl.files import require_regular
+
+SIZE = (288, 384)
+CLASSES = 13
+FRAMES = {"train": 795, "test": 654}
+"""Frames of the official split."""
+
+DEPTH_STEPS = 25.5
+"""Steps of an 8-bit depth per meter: v stands for (v + 0.5) / 25.5 m."""
+
+IGNORED_8_BIT = 255
+"""A pixel without a class in 8-bit labels."""
+
+LAYOUT = Layout(
+    kind="nyuv2 1",
+    size=SIZE,
+    classes=CLASSES,
+    normals=True,
+    folders={
+        "images": ("image",),
+        "labels": ("label",),
+        "depths": ("depth",),
+        "normals": ("normal",),
+    },
+    least=0.0,
+    most=20.0,
+    # Rooms of any kind lie within; depths in other units do not.
+    typical=(0.6, 9.0),
+    unit="depths must be in meters",
+    how=(
+        "`ntkmtl data nyuv2 --source PATH` prepares the data, from the folder with train and val "
+        "that MTAN released (https://github.com/lorenmt/mtan names the place), or from an archive "
+        "with the pictures; --data or NTKMTL_DATA say where prepared data are."
+    ),
+)
+
+_PARTS = {"image": ".jpg", "label13": ".png", "depth8": ".png"}
+
+
+def prepare(
+    source: Path | None,
+    folder: Path,
+    progress: Callable[[str], None] = lambda _: None,
+    accept_implausible: bool = False,
+) -> str:
+    """Decode NYUv2, or a part of it, into prepared arrays.
+
+    Images are stored as 8-bit numbers, depths as float32, normals as float16 (within 0.03 degrees).
+    If it is stopped, the next call continues from there.
+
+    ``source`` is the released folder with ``train`` and ``val``, in each ``image``, ``label``,
+    ``depth`` and ``normal`` with ``0.npy`` and so on; or a ``.tar``, or a folder with one whose
+    name begins with ``nyuv2``, that holds ``train`` and ``val``, in each ``image/*.jpg``,
+    ``label13/*.png`` and ``depth8/*.png``. From these, normals are derived from depth. The other
+    arguments and the return value are those of :attr:`ntkmtl.bench.problems.ProblemSpec.prepare`.
+
+    Raises:
+        FileNotFoundError: There are no frames.
+        ValueError: A frame is damaged.
+        MissingExtraError: Pillow is not installed and pictures have to be read.
+    """
+    if source is None:
+        raise FileNotFoundError(f"the released folder or an archive must be named. {LAYOUT.how}")
+    layout = LAYOUT.tolerant() if accept_implausible else LAYOUT
+    if source.is_dir():
+        arrays = released(source, layout)
+        if arrays is not None:
+            return prepare_frames(arrays, layout, folder, progress, accept_implausible)
+        archives = sorted(source.glob("nyuv2*.tar"))
+        if len(archives) != 1:
+            said = ", ".join(path.name for path in archives) or "none"
+            raise FileNotFoundError(
+                f"{source} must hold train/image/0.npy and so on, or one archive nyuv2*.tar. "
+                f"Found archives: {said}. {LAYOUT.how}"
+            )
+        source = archives[0]
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is not there. {LAYOUT.how}")
+    with ExitStack() as stack:
+        try:
+            require_regular(source)
+            tar = stack.enter_context(tarfile.open(source))
+            pictures = _pictures(source, tar)
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{source} cannot be read: {error}") from error
+        return prepare_frames(pictures, layout, folder, progress, accept_implausible)
+
+
+def _pictures(path: Path, tar: tarfile.TarFile) -> Source:
+    members: dict[tuple[str, str, str], tarfile.TarInfo] = {}
+    for member in tar.getmembers():
+        parts = PurePosixPath(member.name).parts[-3:]
+        if not member.isfile() or len(parts) != 3 or parts[1] not in _PARTS:
+            continue
+        split, part, name = parts
+        if split in ("train", "val") and name.endswith(_PARTS[part]):
+            members[split, part, name.rpartition(".")[0]] = member
+    names: dict[str, tuple[str, ...]] = {}
+    for split in ("train", "val"):
+        found = {
+            part: {name for s, p, name in members if (s, p) == (split, part)} for part in _PARTS
+        }
+        every = set().union(*found.values())
+        for part, own in found.items():
+            if own != every:
+                raise ValueError(
+                    f"{path} has no {split}/{part}/{min(every - own)}{_PARTS[part]}, though other "
+                    "pictures of that frame are there"
+                )
+        names[split] = tuple(f"{split}/{name}" for name in sorted(every))
+
+    def picture(split: str, part: str, name: str) -> NDArray[np.uint8]:
+        member = members[split, part, name]
+        try:
+            file = tar.extractfile(member)
+            assert file is not None  # only regular files are kept
+            content = file.read()
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(f"{path} cannot be read at {member.name}: {error}") from error
+        if len(content) != member.size:
+            raise ValueError(f"{path} is cut off at {member.name}")
+        return _decoded(content, f"{member.name} in {path}", part == "image")
+
+    def read(name: str) -> dict[str, Any]:
+        split, _, number = name.partition("/")
+        label = picture(split, "label13", number)
+        known = label != IGNORED_8_BIT
+        if label[known].size and label[known].max() >= CLASSES:
+            raise ValueError(
+                f"the label of {name} in {path} must hold 0 to {CLASSES - 1}, or "
+                f"{IGNORED_8_BIT} for none. Found {label[known].max()}."
+            )
+        depth = (picture(split, "depth8", number) + 0.5) / DEPTH_STEPS
+        return {
+            "images": picture(split, "image", number),
+            "labels": np.where(known, label, -1).astype(np.int8),
+            "depths": depth.astype(np.float32),
+            "normals": normals_from_depth(depth).astype(np.float16),
+        }
+
+    facts = {
+        "layout": "pictures",
+        "normals": f"derived from depth (planes in {WINDOW} x {WINDOW} pixels)",
+        "depth": "8 bit, steps of 4 cm",
+    }
+    sizes = ",".join(str(member.size) for _, member in sorted(members.items()))
+    return Source(path, names["train"], names["val"], read, sizes, facts)
+
+
+def _decoded(content: bytes, name: str, color: bool) -> NDArray[np.uint8]:
+    with imports_for("decoding images"):
+        from PIL import Image
+    mode = "RGB" if color else "L"
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.mode != mode or image.size != SIZE[::-1]:
+                raise ValueError(
+                    f"it is {image.mode} of {image.size[1]} x {image.size[0]}, not {mode} of "
+                    f"{SIZE[0]} x {SIZE[1]}"
+                )
+            decoded: NDArray[np.uint8] = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name} cannot be used: {error}") from error
+    return decoded
 
 
 class NYUv2(DenseProblem):
@@ -46,9 +218,9 @@ class NYUv2(DenseProblem):
     )
     tasks: tuple[str, ...] = ("segmentation", "depth", "normals")
     metrics: tuple[Metric, ...] = metrics_of(("segmentation", "depth", "normals"))
-    layout: ClassVar[Layout] = _source.LAYOUT
+    layout: ClassVar[Layout] = LAYOUT
     parts: ClassVar[Mapping[str, Part]] = parts(factor=4, training=199, testing=164)
-    frames_needed: ClassVar[tuple[int, int]] = (_source.FRAMES["train"], _source.FRAMES["test"])
+    frames_needed: ClassVar[tuple[int, int]] = (FRAMES["train"], FRAMES["test"])
     frames_said: ClassVar[str] = (
         "Indoor frames of NYUv2 with 13 classes, depth in meters and surface normals"
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,76 @@ from torch import Tensor, nn
 
 from ntkmtl.bench.problems._supervised import moved, paired, positions
 from ntkmtl.bench.problems.base import Metric, Problem, Recipe, Split, WholeModel
-from ntkmtl.bench.problems.pinn._network import Field
+
+
+class Field(nn.Module):
+    """A network of tanh layers from points to values of the solution.
+
+    Args:
+        low: Lower ends of the domain, one per coordinate; coordinates are brought to [-1, 1].
+        high: Upper ends.
+        outputs: Numbers at a point.
+        width: Width of the hidden layers.
+        depth: Number of hidden layers.
+        features: What is made of the coordinates in [-1, 1] before the first layer; nothing if
+            None.
+    """
+
+    def __init__(
+        self,
+        low: Sequence[float],
+        high: Sequence[float],
+        outputs: int,
+        width: int,
+        depth: int,
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        self.low: Tensor
+        self.high: Tensor
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32), persistent=False)
+        self.features = features
+        inputs = (
+            torch.zeros(1, len(low)) if features is None else features(torch.zeros(1, len(low)))
+        )
+        sizes = [inputs.shape[1], *[width] * depth]
+        layers: list[nn.Module] = []
+        for first, second in itertools.pairwise(sizes):
+            layers += [nn.Linear(first, second), nn.Tanh()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, outputs))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return values of shape (b, outputs) at points of shape (b, d)."""
+        x = 2 * (points - self.low) / (self.high - self.low) - 1
+        values: Tensor = self.layers(x if self.features is None else self.features(x))
+        return values
+
+
+def gradient(values: Tensor, points: Tensor) -> Tensor:
+    """Return the derivatives of values of shape (b,) by their points, shape (b, d).
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[3.0, 1.0]], requires_grad=True)
+        >>> slope = gradient(x[:, 0].square() * x[:, 1], x)
+        >>> slope.tolist(), gradient(slope[:, 0], x).tolist()
+        ([[6.0, 9.0]], [[2.0, 6.0]])
+    """
+    (found,) = torch.autograd.grad(values.sum(), points, create_graph=True)
+    return found
+
+
+def sloped(field: nn.Module, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return points (b, d) that can be differentiated by, u there (b,), and its slope (b, d)."""
+    inside = points.detach().requires_grad_()
+    u = field(inside)[:, 0]
+    return inside, u, gradient(u, inside)
+
 
 POINTS: dict[Split, int] = {"train": 16384, "val": 1024, "test": 4096}
 SEEDS: dict[Split, int] = {"train": 0, "val": 1, "test": 2}
@@ -98,10 +168,6 @@ class PINN(Problem):
         self._compared: dict[Split, tuple[Tensor, Tensor]] = {}
 
     # ------------------------------------------------------------------ of each equation
-
-    @abstractmethod
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points of a condition from points of the unit cube, shape (n, d), float64."""
 
     @abstractmethod
     def residuals(self, field: nn.Module, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
@@ -196,18 +262,23 @@ class PINN(Problem):
             found.append(self.place(condition, unit).float())
         return tuple(found)
 
+    # ------------------------------------------------------------------ where conditions hold
+
+    def place(self, condition: str, unit: Tensor) -> Tensor:
+        """Return points of a condition from points of the unit cube, shape (n, d), float64."""
+        if condition == "boundary":
+            return self.boundary(unit)
+        points = self.inside(unit)
+        if condition in ("initial", "velocity"):
+            points[:, 0] = 0.0
+        return points
+
     def inside(self, unit: Tensor) -> Tensor:
         """Return points anywhere in the domain."""
         low = torch.tensor(self.equation.low, dtype=torch.float64)
         return low + unit * (torch.tensor(self.equation.high, dtype=torch.float64) - low)
 
-    def at(self, unit: Tensor, coordinate: int, value: float) -> Tensor:
-        """Return points with one coordinate fixed."""
-        points = self.inside(unit)
-        points[:, coordinate] = value
-        return points
-
-    def around(self, unit: Tensor) -> Tensor:
+    def boundary(self, unit: Tensor) -> Tensor:
         """Return points on the sides of a plane domain, equally many on each."""
         points = self.inside(unit)
         side = torch.arange(len(unit)) % 4
@@ -216,3 +287,9 @@ class PINN(Problem):
             value = (self.equation.low, self.equation.high)[end][coordinate]
             points[side == number, coordinate] = value
         return points
+
+    def ends(self, unit: Tensor) -> Tensor:
+        """Return points at any time t, their x at the nearer end of the domain."""
+        nearer = unit.clone()
+        nearer[:, 1] = nearer[:, 1].round()
+        return self.inside(nearer)

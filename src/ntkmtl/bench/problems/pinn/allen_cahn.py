@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient, sloped
-from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
+from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation, gradient, sloped
 from ntkmtl.errors import imports_for
-
-__all__ = ["AllenCahn"]
 
 DIFFUSION = 1e-4
 MODES = 512
@@ -35,10 +32,6 @@ class AllenCahn(PINN):
     name: ClassVar[str] = "pinn-allen-cahn"
     summary: ClassVar[str] = PROBLEMS["pinn-allen-cahn"].summary
     equation = Equation((0.0, -1.0), (1.0, 1.0), ("residual", "initial"))
-
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points (t, x) of a condition."""
-        return self.inside(unit) if condition == "residual" else self.at(unit, 0, 0.0)
 
     @staticmethod
     def features(x: Tensor) -> Tensor:

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient, sloped
-from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-
-__all__ = ["Burgers"]
+from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation, gradient, sloped
 
 VISCOSITY = 0.01 / math.pi
 NODES = 100
@@ -32,15 +29,7 @@ class Burgers(PINN):
     summary: ClassVar[str] = PROBLEMS["pinn-burgers"].summary
     equation = Equation((0.0, -1.0), (1.0, 1.0), ("residual", "initial", "boundary"))
 
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points (t, x) of a condition."""
-        if condition == "residual":
-            return self.inside(unit)
-        if condition == "initial":
-            return self.at(unit, 0, 0.0)
-        points = self.inside(unit)
-        points[:, 1] = torch.sign(points[:, 1])
-        return points
+    boundary = PINN.ends  # of x: what is at the end of time is not known
 
     def residuals(self, field: nn.Module, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return the residuals of the conditions."""

@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient, sloped
-from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-
-__all__ = ["Helmholtz"]
+from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation, gradient, sloped
 
 WAVES = (1.0, 4.0)
 
@@ -28,10 +25,6 @@ class Helmholtz(PINN):
     name: ClassVar[str] = "pinn-helmholtz"
     summary: ClassVar[str] = PROBLEMS["pinn-helmholtz"].summary
     equation = Equation((-1.0, -1.0), (1.0, 1.0), ("residual", "boundary"))
-
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points (x, y) of a condition."""
-        return self.inside(unit) if condition == "residual" else self.around(unit)
 
     def residuals(self, field: nn.Module, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return the residuals of the conditions."""

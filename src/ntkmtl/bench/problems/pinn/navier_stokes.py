@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient
-from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-
-__all__ = ["NavierStokes"]
+from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation, gradient
 
 REYNOLDS = 40.0
 DECAY = REYNOLDS / 2 - math.sqrt(REYNOLDS**2 / 4 + 4 * math.pi**2)
@@ -35,10 +32,6 @@ class NavierStokes(PINN):
         outputs=3,
         compared=2,
     )
-
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points (x, y) of a condition."""
-        return self.around(unit) if condition == "boundary" else self.inside(unit)
 
     def residuals(self, field: nn.Module, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return the residuals of the conditions; the three equations have the same points."""

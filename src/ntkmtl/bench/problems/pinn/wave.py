@@ -10,10 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems.pinn._network import gradient, sloped
-from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation
-
-__all__ = ["Wave"]
+from ntkmtl.bench.problems.pinn._problem import PINN, Batch, Equation, gradient, sloped
 
 SPEED = 2.0
 
@@ -29,15 +26,7 @@ class Wave(PINN):
     summary: ClassVar[str] = PROBLEMS["pinn-wave"].summary
     equation = Equation((0.0, 0.0), (1.0, 1.0), ("residual", "initial", "velocity", "boundary"))
 
-    def place(self, condition: str, unit: Tensor) -> Tensor:
-        """Return points (t, x) of a condition."""
-        if condition == "residual":
-            return self.inside(unit)
-        if condition == "boundary":
-            points = self.inside(unit)
-            points[:, 1] = points[:, 1].round()
-            return points
-        return self.at(unit, 0, 0.0)
+    boundary = PINN.ends  # of x: what is at the end of time is not known
 
     def residuals(self, field: nn.Module, batch: Batch, wanted: Sequence[int]) -> dict[int, Tensor]:
         """Return the residuals of the conditions."""

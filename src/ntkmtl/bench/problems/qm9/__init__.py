@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.qm9._message_passing import MessagePassingNetwork, random_molecules
 from ntkmtl.bench.problems.qm9._molecules import Molecules
+from ntkmtl.bench.problems.qm9._network import MessagePassingNetwork, random_molecules
 from ntkmtl.bench.problems.qm9._problem import QM9, Graphs, MoleculeBatch
-from ntkmtl.bench.problems.qm9._sources import read_source
-from ntkmtl.bench.problems.qm9._store import load, prepare
+from ntkmtl.bench.problems.qm9._store import load, prepare, read_source
 
 __all__ = [
     "QM9",

@@ -14,23 +14,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from ntkmtl.bench.problems._arrays import data_folder, last_change
-from ntkmtl.bench.problems._custom_split import custom_split
 from ntkmtl.bench.problems._registry import PROBLEMS
 from ntkmtl.bench.problems._supervised import (
     LEAST,
     SPLITS,
     chosen_recipe,
     enough,
-    fewer,
     fitted,
     positions,
     refuse_unfit,
-    shares,
     shuffled,
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
-from ntkmtl.bench.problems.qm9._molecules import COLUMNS, Molecules
+from ntkmtl.bench.problems.qm9._molecules import COLUMNS, RANGES, Molecules
 from ntkmtl.bench.problems.qm9._network import (
     Graphs,
     MoleculeBatch,
@@ -39,9 +36,7 @@ from ntkmtl.bench.problems.qm9._network import (
     head,
 )
 from ntkmtl.bench.problems.qm9._store import HOW, load
-from ntkmtl.bench.problems.qm9._units import RANGES
-from ntkmtl.bench.problems.qm9_mini._data import TARGETS
-from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
+from ntkmtl.bench.problems.qm9_mini._properties import TARGETS, PropertiesProblem, Targets
 
 __all__ = ["PARTS", "QM9", "Graphs", "MoleculeBatch", "Targets", "graphs"]
 
@@ -68,7 +63,6 @@ PARTS = {
     "small": _MoleculePart(test=1_000, val=500, train=3_000, width=32, hidden=32),
 }
 PAPER_TRAIN = 110_831
-_ORDER: tuple[Split, ...] = ("test", "val", "train")
 
 
 def graphs(molecules: Molecules, rows: Tensor) -> Graphs:
@@ -153,7 +147,7 @@ class QM9(PropertiesProblem):
             :mod:`ntkmtl.bench.problems.architectures`.
         architecture_options: Settings of the architecture, as a mapping.
         split: A JSON or CSV file with the GDB indices of the three splits, instead of the recipe's;
-            see :func:`~ntkmtl.bench.problems._custom_split.custom_split`. There may then be any
+            see :func:`~ntkmtl.bench.problems._supervised.custom_split`. There may then be any
             number of molecules.
 
     Raises:
@@ -208,33 +202,23 @@ class QM9(PropertiesProblem):
         self._part = PARTS[recipe]
         folder = data_folder("qm9", data)
         self._molecules, self._sha256, self._accepted, order = _load(folder, last_change(folder))
-        self._rows, self._split_said = self._split(order, recipe, folder, split)
+        if split is None:
+            self._rows = self._split(order, recipe, folder)
+            self._split_said = "SHA-256 of the GDB index"
+        else:
+            self._use_indices(split, self._molecules.index.tolist())
         self.recipe = fitted(self.recipe, self.size("train"), self._sizes_said)
         self._labels = self._scaled(torch.from_numpy(np.array(self._molecules.targets)))
         refuse_unfit(self)
 
-    def _split(
-        self, order: Tensor, recipe: str, folder: Path, split: str | None
-    ) -> tuple[dict[Split, Tensor], str]:
-        """Return the rows of each split, and what the split is called in a run's identity."""
-        if split is not None:
-            known = {str(index): row for row, index in enumerate(self._molecules.index.tolist())}
-            custom = custom_split(split, known, "molecules", "they are called by their GDB index")
-            self._sizes_said = custom.sizes("molecules")
-            return custom.rows, custom.said
+    def _split(self, order: Tensor, recipe: str, folder: Path) -> dict[Split, Tensor]:
         part = self._part
-        wanted = (part.test, part.val, PAPER_TRAIN if part.train is None else part.train)
+        # All that is left is for training where the recipe names no number.
+        train = part.train or max(PAPER_TRAIN, len(order) - part.test - part.val)
+        wanted = (part.test, part.val, train)
         least = LEAST if recipe == "small" else None
         enough(recipe, sum(wanted), len(order), "molecules", folder, HOW, least)
-        if len(order) < sum(wanted):
-            sizes = shares(len(order), wanted)
-            self._sizes_said = fewer(sum(wanted), sizes[::-1], "molecules")
-        else:
-            # All that is left is for training where the recipe names no number.
-            rest = len(order) - part.test - part.val
-            sizes = (part.test, part.val, rest if part.train is None else part.train)
-        rows = order[: sum(sizes)].split(list(sizes))
-        return dict(zip(_ORDER, rows, strict=True)), "SHA-256 of the GDB index"
+        return self._share_out(order, wanted, "molecules")
 
     @property
     def options(self) -> dict[str, Any]:

@@ -6,10 +6,15 @@ in seconds on one CPU core.
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.qm9_mini._data import MiniMolecules, read
-from ntkmtl.bench.problems.qm9_mini._features import Inputs, Invariants, Scaling, invariants
-from ntkmtl.bench.problems.qm9_mini._model import FeatureBatch, MoleculeNet
-from ntkmtl.bench.problems.qm9_mini._problem import QM9Mini
+from ntkmtl.bench.problems.qm9_mini._data import (
+    Inputs,
+    Invariants,
+    MiniMolecules,
+    Scaling,
+    invariants,
+    read,
+)
+from ntkmtl.bench.problems.qm9_mini._problem import FeatureBatch, MoleculeNet, QM9Mini
 
 __all__ = [
     "FeatureBatch",

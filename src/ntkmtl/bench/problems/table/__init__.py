@@ -6,9 +6,9 @@ missing labels are dealt with.
 
 from __future__ import annotations
 
-from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
-from ntkmtl.bench.problems.table._model import TableNet
+from ntkmtl.bench.problems.table._fitted import NewRows
+from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._problem import Table
 from ntkmtl.bench.problems.table._raw import TableError
 
-__all__ = ["NewRows", "RowBatch", "Table", "TableError", "TableNet"]
+__all__ = ["NewRows", "RowBatch", "Table", "TableError"]

@@ -11,6 +11,7 @@ from ntkmtl.bench.problems.table._csv import csv_trouble
 from ntkmtl.bench.problems.table._raw import (
     MAX_CELL,
     RawColumn,
+    RawTable,
     TableError,
     check_names,
     clean_name,
@@ -30,7 +31,7 @@ _LIST = re.compile(
 )
 
 
-def read_arff(path: Path, encoding: str) -> list[RawColumn]:
+def read_arff(path: Path, encoding: str) -> RawTable:
     """Read an ARFF file.
 
     Raises:
@@ -53,7 +54,7 @@ def read_arff(path: Path, encoding: str) -> list[RawColumn]:
                     f"among the declared values {shorten(', '.join(levels))}."
                 )
         columns.append(RawColumn(name, texts=text, declared=kind, levels=levels, date=date))
-    return columns
+    return RawTable.of(path, columns)
 
 
 class _Attribute(NamedTuple):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, clean_name, shorten
 from ntkmtl.bench.problems.table._values import (
     PLAIN,
@@ -103,14 +104,14 @@ class Roles:
 
     Attributes:
         targets: Columns to predict.
-        types: Types of columns, instead of those found.
+        types: Names of columns and their types, instead of those found.
         split: The column that says train, val or test.
         group: The column whose equal values stay on one side of the split.
         time: The column in whose order rows are split.
     """
 
     targets: tuple[str, ...]
-    types: Mapping[str, str]
+    types: tuple[tuple[str, str], ...]
     split: str | None = None
     group: str | None = None
     time: str | None = None
@@ -123,9 +124,9 @@ class Typed:
     Attributes:
         features: What the network sees.
         targets: What it predicts.
-        splits: 0, 1, 2 for train, val, test; None without a split column.
-        groups: Codes of the groups, None without a group column.
-        times: Numbers in the order of time, None without a time column.
+        by: ``split``, ``group`` or ``time``: what the column that splits the rows is, if any.
+        keys: Of that column 0, 1, 2 for train, val, test; codes of groups; or numbers in the order
+            of time. None without such a column.
         ids: Names of the columns that go through to predictions.
         columns: What is shown.
         warnings: What a user should look at, as sentences.
@@ -133,9 +134,8 @@ class Typed:
 
     features: tuple[Feature, ...]
     targets: tuple[Target, ...]
-    splits: Array | None
-    groups: Array | None
-    times: Array | None
+    by: str
+    keys: Array | None
     ids: tuple[str, ...]
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
@@ -154,7 +154,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     """
     roles = _checked(table, roles)
     hints = find_hints(table, reading)
-    found = _Found({}, [], [], [], {})
+    found = _Found({}, [], [], [])
     for name in list(table.columns):
         _take(table, name, roles, reading, hints, found)
     if not found.features:
@@ -172,9 +172,8 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     return Typed(
         tuple(found.features),
         tuple(found.targets[t] for t in roles.targets),
-        found.keys.get("split"),
-        found.keys.get("group"),
-        found.keys.get("time"),
+        found.by,
+        found.keys,
         tuple(column.name for column in found.shown if column.role in ("id", "group")),
         tuple(found.shown),
         tuple(found.warnings),
@@ -187,14 +186,15 @@ class _Found:
     features: list[Feature]
     shown: list[Column]
     warnings: list[str]
-    keys: dict[str, Array]
+    by: str = ""
+    keys: Array | None = None
 
 
 def _take(
     table: RawTable, name: str, roles: Roles, reading: Reading, hints: Hints, found: _Found
 ) -> None:
     """Take a column out of the table and note what it is."""
-    wanted, _, date = roles.types.get(name, "").partition(":")
+    wanted, _, date = dict(roles.types).get(name, "").partition(":")
     raw = table.columns.pop(name)
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
@@ -214,13 +214,13 @@ def _take(
         )
     feature: Feature | None = None
     if name == roles.split:
-        found.keys["split"], column = _split(values)
+        found.by, (found.keys, column) = "split", _split(values)
     elif name == roles.group:
-        found.keys["group"], column = _group(values)
+        found.by, (found.keys, column) = "group", _group(values)
     elif name in roles.targets:
         found.targets[name], column = _target(values, wanted)
     elif name == roles.time:
-        found.keys["time"], feature, column = _time(values, wanted)
+        found.by, (found.keys, feature, column) = "time", _time(values, wanted)
     else:
         feature, column = _feature(values, wanted)
     if wanted not in ("ignore", "id", "text"):
@@ -258,7 +258,7 @@ def _checked(table: RawTable, roles: Roles) -> Roles:
     targets = tuple(named(name, "target") for name in roles.targets)
     if len(set(targets)) != len(targets):
         raise TableError(f"a target is named twice in {', '.join(targets)}")
-    types = {named(name, "column of types"): kind for name, kind in roles.types.items()}
+    types = {named(name, "column of types"): kind for name, kind in roles.types}
     special = {
         what: None if name is None else named(name, f"{what} column")
         for what, name in (("split", roles.split), ("group", roles.group), ("time", roles.time))
@@ -279,7 +279,7 @@ def _checked(table: RawTable, roles: Roles) -> Roles:
             raise TableError(
                 f"the type of the {role} {name!r} must be {' or '.join(allowed)}. Found {kind!r}."
             )
-    return Roles(targets, types, **special)
+    return Roles(targets, tuple(types.items()), **special)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -304,7 +304,6 @@ def _unknown(table: RawTable, name: str, role: str) -> str:
 # ------------------------------------------------------------------------------------------------
 # Columns that split the rows
 
-_SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
     **{"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1},
     **{"test": 2, "testing": 2},
@@ -328,8 +327,8 @@ def _split(values: ColumnValues) -> tuple[Array, Column]:
         raise TableError(f"{values.where(bad)} must be train, val or test.")
     splits: Array = np.array([_SPLIT_WORDS[level.lower()] for level in levels])[codes]
     counts = np.bincount(splits, minlength=3)
-    text = ", ".join(f"{c:,} {s}" for c, s in zip(counts, _SPLITS, strict=True))
-    return splits, Column(values.name, "split", "split", 0, text)
+    text = ", ".join(f"{c:,} {s}" for c, s in zip(counts, SPLITS, strict=True))
+    return splits, _shown(values, "split", "split", text)
 
 
 def _group(values: ColumnValues) -> tuple[Array, Column]:
@@ -341,7 +340,7 @@ def _group(values: ColumnValues) -> tuple[Array, Column]:
             "one to train on, one to validate and one to test."
         )
     note = "each group on one side of the split, and not a feature"
-    return codes, Column(values.name, "group", "category", 0, _list_levels(levels), note)
+    return codes, _shown(values, "group", "category", _list_levels(levels), note)
 
 
 def _time(values: ColumnValues, wanted: str) -> tuple[Array, Feature | None, Column]:
@@ -355,15 +354,13 @@ def _time(values: ColumnValues, wanted: str) -> tuple[Array, Feature | None, Col
     if wanted:
         feature, column = _feature(values, wanted)
         return values.numbers, feature, replace(column, note=f"orders the split; {column.note}")
-    is_date = values.declared == "date"
-    kind = "date" if is_date else "number"
     note = "orders the split: first train, then val, then test"
-    if not is_date:
+    if values.declared != "date":
         note += f"; not a feature (types {values.name}=number makes it one)"
-        return values.numbers, None, Column(values.name, "time", kind, 0, values.range(), note)
+        return values.numbers, None, _shown(values, "time", "number", values.range(), note)
     note += "; its season is a feature, its trend is not"
     feature = Feature(values.name, "season", values.form, numbers=values.numbers)
-    return values.numbers, feature, Column(values.name, "time", kind, 0, values.range(), note)
+    return values.numbers, feature, _shown(values, "time", "date", values.range(), note)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -396,9 +393,8 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
     note = "F1, macro"
     if values.form.kind == "number" and not wanted and values.declared != "category":
         note += f"; two whole numbers (types {name}=regression predicts the number)"
-    return Target(name, codes, levels, form=values.form), Column(
-        name, "target", "classification", values.missing, _list_levels(levels), note
-    )
+    target = Target(name, codes, levels, form=values.form)
+    return target, _shown(values, "target", "classification", _list_levels(levels), note)
 
 
 def _target_kind(values: ColumnValues) -> str:
@@ -447,9 +443,8 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     if values.whole and distinct <= 20 and values.declared != "date":
         note += f"; {distinct} {COUNTS.format(name=name)}"
     unit = "days" if values.declared == "date" else values.form.number.unit
-    return Target(name, values.numbers.copy(), unit=unit, form=values.form), Column(
-        name, "target", "regression", values.missing, values.range(), note
-    )
+    target = Target(name, values.numbers.copy(), unit=unit, form=values.form)
+    return target, _shown(values, "target", "regression", values.range(), note)
 
 
 def _running(values: ColumnValues) -> bool:
@@ -469,35 +464,33 @@ def _running(values: ColumnValues) -> bool:
 
 def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]:
     name = values.name
-
-    def without(role: Role, kind: str, content: str, note: str) -> tuple[None, Column]:
-        return None, Column(name, role, kind, values.missing, content, note)
-
     if wanted == "ignore":
-        return without("left out", "-", "-", "as asked")
+        return None, _shown(values, "left out", "-", "-", "as asked")
     if values.declared == "nested":
-        return without("left out", "nested", "-", "lists, records and bytes are not read")
+        return None, _shown(
+            values, "left out", "nested", "-", "lists, records and bytes are not read"
+        )
     if wanted == "id":
-        return without("id", "-", "-", "goes through to predictions")
+        return None, _shown(values, "id", "-", "-", "goes through to predictions")
     if not values.present:
-        return without("left out", "empty", "-", "all missing")
+        return None, _shown(values, "left out", "empty", "-", "all missing")
     bad = int(values.bad.sum())
     if not wanted and _almost_numbers(values, bad):
         bad = 0
     if wanted in ("number", "date"):
         _require_kind(values, wanted, bad)
     elif wanted in ("category", "text") or bad or values.declared == "category":
-        return _category(values, wanted, bad, without)
+        return _category(values, wanted, bad)
     values.require_finite()
     known = values.numbers[~values.absent]
     if known.min() == known.max() and not values.missing:
         note = "constant"
         if values.rounded:
             note += f" as a float64 (types {name}=category, or {name}=id, keeps its strings)"
-        return without("left out", "number", f"{known[0]:.4g}", note)
+        return None, _shown(values, "left out", "number", f"{known[0]:.4g}", note)
     if not wanted and _running(values):
         note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
-        return without("id", "number", values.range(), note)
+        return None, _shown(values, "id", "number", values.range(), note)
     kind = values.declared if values.declared in ("date", "yes/no") else "number"
     note = {
         "date": f"trend, year, week and time of day (types {name}=ignore)",
@@ -508,9 +501,8 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     if values.missing:
         note = f"{note}; " if note else ""
         note += "mean for missing, and an indicator"
-    return Feature(name, kind, values.form, numbers=values.numbers.copy()), Column(
-        name, "feature", kind, values.missing, values.range(), note
-    )
+    feature = Feature(name, kind, values.form, numbers=values.numbers.copy())
+    return feature, _shown(values, "feature", kind, values.range(), note)
 
 
 def _almost_numbers(values: ColumnValues, bad: int) -> bool:
@@ -541,14 +533,12 @@ def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
         )
 
 
-def _category(
-    values: ColumnValues, wanted: str, bad: int, without: Any
-) -> tuple[Feature | None, Column]:
+def _category(values: ColumnValues, wanted: str, bad: int) -> tuple[Feature | None, Column]:
     name = values.name
     codes, levels = values.categories()
     content = _list_levels(levels)
     if len(levels) == 1 and not values.missing:
-        return without("left out", "category", content, "constant")  # type: ignore[no-any-return]
+        return None, _shown(values, "left out", "category", content, "constant")
     unique = len(levels) > 0.9 * values.present and len(levels) >= 10
     few = 0 < bad < 0.5 * values.present
     numeric = f"{bad:,} of {values.present:,} are not numbers" if bad < values.present else ""
@@ -559,13 +549,15 @@ def _category(
     if unique and not wanted and values.declared != "category":
         note = f"almost every row has its own{', ' if numeric else ''}{numeric}; goes through to "
         note += f"predictions (types {name}=text reads its letters)"
-        return without("id", "text", content, note)  # type: ignore[no-any-return]
+        return None, _shown(values, "id", "text", content, note)
     note = numeric if few else ""
     kind = "text" if wanted == "text" else "category"
-    form = values.form
-    return Feature(name, kind, form, codes=codes, levels=levels), Column(
-        name, "feature", kind, values.missing, content, note
-    )
+    feature = Feature(name, kind, values.form, codes=codes, levels=levels)
+    return feature, _shown(values, "feature", kind, content, note)
+
+
+def _shown(values: ColumnValues, role: Role, kind: str, content: str, note: str = "") -> Column:
+    return Column(values.name, role, kind, values.missing, content, note)
 
 
 def _list_levels(levels: Sequence[str]) -> str:

@@ -10,11 +10,12 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ntkmtl.bench.problems.table._raw import (
     MAX_CELL,
     RawColumn,
+    RawTable,
     TableError,
     check_names,
     clean_name,
@@ -30,21 +31,7 @@ LINES = 20
 """Lines that a separator is found from."""
 
 
-class CsvTable(NamedTuple):
-    """What a file of separated cells holds.
-
-    Attributes:
-        columns: Its columns.
-        notes: What was found out about how it is written.
-        doubt: Why the first line may be no header, ``""`` if nothing says so.
-    """
-
-    columns: list[RawColumn]
-    notes: tuple[str, ...]
-    doubt: str
-
-
-def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> CsvTable:
+def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> RawTable:
     """Read a file of separated cells.
 
     Args:
@@ -90,7 +77,7 @@ def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> 
             notes += ("There is no header, as asked: columns are named column 1, column 2, ...",)
         texts = rows_as_columns(rows, len(names))
     columns = [RawColumn(name, texts=text) for name, text in zip(names, texts, strict=True)]
-    return CsvTable(columns, notes, _doubt(path, columns) if header else "")
+    return RawTable.of(path, columns, notes, _doubt(path, columns) if header else "")
 
 
 _HEADERLESS = (

@@ -1,9 +1,9 @@
-"""A table read, typed, split and encoded: what the problem ``table`` trains on."""
+"""A table read, typed, split, encoded and shown: what the problem ``table`` trains on."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from ntkmtl.bench.problems.base import Split
-from ntkmtl.bench.problems.table._batch import RowBatch
 from ntkmtl.bench.problems.table._columns import Column, Feature, Target, Typed, type_columns
-from ntkmtl.bench.problems.table._encode import CLIP, FeatureEncoder, fit_encoder, standardization
-from ntkmtl.bench.problems.table._fitted import FittedTable, FittedTarget
-from ntkmtl.bench.problems.table._leakage import leaks
+from ntkmtl.bench.problems.table._fitted import (
+    CLIP,
+    FeatureEncoder,
+    FittedTable,
+    FittedTarget,
+    fit_encoder,
+    standardization,
+)
+from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._options import Asked
 from ntkmtl.bench.problems.table._raw import Array, TableError, require_memory, shorten
 from ntkmtl.bench.problems.table._read import read_table
@@ -167,8 +172,7 @@ def _widest(feature: Feature, max_categories: int) -> int:
 def _aims(target: Target, fit: FittedTarget) -> list[Array]:
     """Return what means over levels are taken of: standardized values, or one 0 and 1 per class."""
     if not target.classes:
-        values = (target.values / 2 - fit.center / 2) / fit.scale * 2
-        return [np.clip(values, -CLIP, CLIP)]
+        return [np.clip(fit.scaled(target.values), -CLIP, CLIP)]
     known = np.where(target.labeled, 0.0, np.nan)
     found = [known + (target.values == code) for code in range(len(target.classes))]
     centered = [each - np.nanmean(each) for each in found]
@@ -252,5 +256,146 @@ def _labels(target: Target, fit: FittedTarget, places: Array) -> Tensor:
     values = target.values[places]
     if target.classes:
         return torch.from_numpy(values)
-    scaled = (values / 2 - fit.center / 2) / fit.scale * 2
-    return torch.from_numpy(scaled.astype(np.float32))
+    return torch.from_numpy(fit.scaled(values).astype(np.float32))
+
+
+# ------------------------------------------------------------------------------------------------
+# Features that give a target away: equal to it, or one of the two follows from the other
+
+LOOKED_AT = 20_000
+"""Rows that are looked at for leaks."""
+LEAST = 20
+"""Least number of rows with both values for a statement on a leak."""
+
+
+def leaks(features: Sequence[Feature], targets: Sequence[Target], rows: Array) -> Iterator[str]:
+    """Yield a sentence for each feature that gives a target away.
+
+    Told are features that are equal to the target, rise or fall with it without exception, as its
+    logarithm or its classes do, and those whose every level, each of several rows, has one value of
+    the target.
+    """
+    rows = rows[:: max(1, len(rows) // LOOKED_AT)][:LOOKED_AT]
+    for target in targets:
+        for feature in features:
+            known, values = _known(feature, rows)
+            some = known & target.labeled[rows]
+            if some.sum() < LEAST:
+                continue
+            x, y = values[some], target.values[rows][some]
+            if how := _how(x, y, feature.codes is None, not target.classes):
+                yield (
+                    f"{feature.name!r} {how} the target {target.name!r}: will it be known when you "
+                    f"predict? If not, leave it out with types {feature.name}=ignore."
+                )
+
+
+def _known(feature: Feature, rows: Array) -> tuple[Array, Array]:
+    if feature.numbers is not None:
+        values = feature.numbers[rows]
+        return ~np.isnan(values), values
+    assert feature.codes is not None
+    values = feature.codes[rows]
+    return values >= 0, values
+
+
+def _how(x: Array, y: Array, x_ordered: bool, y_ordered: bool) -> str:
+    """Return what two columns have to do with each other, ``""`` for nothing certain."""
+    if min(len(np.unique(x)), len(np.unique(y))) < 2:
+        return ""
+    if x_ordered and y_ordered and np.array_equal(x, y):
+        return "is equal to"
+    if _determines(x, y) and _determines(y, x):
+        return "says the same as"
+    if _determines(x, y):
+        return "determines"
+    if x_ordered and y_ordered and (_monotone(x, y) or _monotone(x, -y)):
+        return "rises or falls without exception with"
+    if y_ordered and _blocks(y, x):
+        return "follows from"
+    if x_ordered and _blocks(x, y):
+        return "alone tells"
+    return ""
+
+
+def _determines(x: Array, y: Array) -> bool:
+    """Whether rows of equal x have equal y, where that is no chance: two rows a level or more."""
+    levels, codes = np.unique(x, return_inverse=True)
+    if 2 * len(levels) > len(x) or len(levels) < 2:
+        return False
+    order = np.argsort(codes, kind="stable")
+    same = codes[order][1:] == codes[order][:-1]
+    return bool((y[order][1:][same] == y[order][:-1][same]).all())
+
+
+def _monotone(x: Array, y: Array) -> bool:
+    """Whether y never falls where x rises, both of many values."""
+    if min(len(np.unique(x)), len(np.unique(y))) < LEAST // 2:
+        return False
+    order = np.lexsort((y, x))
+    return bool((np.diff(y[order]) >= 0).all())
+
+
+def _blocks(x: Array, y: Array) -> bool:
+    """Whether each value of y is an interval of x: y is a step function of x."""
+    if len(np.unique(x)) < LEAST // 2:
+        return False
+    order = np.argsort(x, kind="stable")
+    levels = len(np.unique(y))
+    if 2 * levels > len(y):
+        return False
+    changes = y[order][1:] != y[order][:-1]
+    # Rows of equal x on both sides of a step are no step.
+    crossing = changes & (x[order][1:] == x[order][:-1])
+    return bool(changes.sum() == levels - 1 and not crossing.any())
+
+
+# ------------------------------------------------------------------------------------------------
+# What a user sees of a table before training
+
+SHOWN = 30
+"""Most columns that are shown one by one."""
+
+
+def shown_columns(columns: Sequence[Column]) -> str:
+    """Return the columns as a table of text: targets first, and what is left out last."""
+    features = [column for column in columns if column.role == "feature"]
+    first = [c for c in columns if c.role not in ("feature", "left out")]
+    out = [c for c in columns if c.role == "left out"]
+    room = max(0, SHOWN - len(first) - min(len(out), SHOWN))
+    lines = [("column", "role", "type", "missing", "values", "note")]
+    lines += [_line(column) for column in (*first, *features[:room])]
+    if hidden := features[room:]:
+        kinds = ", ".join(sorted({column.kind for column in hidden}))
+        missing = sum(column.missing for column in hidden)
+        lines.append((f"... {len(hidden)} more", "feature", kinds, f"{missing:,}", "", ""))
+        # What was decided about a column is told even where the column is not shown.
+        lines += [_line(column) for column in hidden if column.note][:SHOWN]
+    lines += [_line(column) for column in out[:SHOWN]]
+    if len(out) > SHOWN:
+        lines.append((f"... {len(out) - SHOWN} more", "left out", "", "", "", ""))
+    widths = [max(len(line[i]) for line in lines) for i in range(5)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(widths[i]) if i == 3 else cell.ljust(widths[i]) if i < 5 else cell
+            for i, cell in enumerate(line)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def unused(columns: Sequence[Column]) -> str:
+    """Return a sentence on the columns that the network does not see, ``""`` for none."""
+    out = [column for column in columns if column.role in ("left out", "id")]
+    if not out:
+        return ""
+    names = ", ".join(shorten(c.name, 30)[1:-1] for c in out[:8])
+    plural = "column is" if len(out) == 1 else "columns are"
+    return f"Warning: {len(out)} {plural} not used: {names}{', ...' if len(out) > 8 else ''}"
+
+
+def _line(column: Column) -> tuple[str, str, str, str, str, str]:
+    name = shorten(column.name, 32)[1:-1]
+    missing = f"{column.missing:,}"
+    content = column.content if len(column.content) <= 44 else column.content[:41] + "..."
+    return name, column.role, column.kind, missing, content, column.note

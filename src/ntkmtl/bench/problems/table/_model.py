@@ -1,15 +1,27 @@
-"""The network: residual blocks as trunk, and one linear head per task."""
+"""The network, residual blocks and one linear head per task, and its recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from ntkmtl.bench.problems.architectures import Backbone
-from ntkmtl.bench.problems.base import MultiTaskModel
-from ntkmtl.bench.problems.table._batch import RowBatch
+from ntkmtl.bench.problems.base import Recipe
+
+
+class RowBatch(NamedTuple):
+    """b rows of a table.
+
+    Attributes:
+        inputs: float32 of shape (b, columns).
+        labels: One tensor of shape (b,) per task: float32 and standardized, NaN where missing, for
+            regression; int64, -1 where missing, for classification. Empty for rows to predict.
+    """
+
+    inputs: Tensor
+    labels: tuple[Tensor, ...]
 
 
 class ResidualBlock(nn.Module):
@@ -37,9 +49,22 @@ def _inputs(batch: RowBatch) -> Tensor:
 
 
 def backbone(inputs: int, width: int, depth: int, dropout: float) -> Backbone:
-    """Return the trunk of :class:`TableNet` for architectures: each layer is a stage.
+    """Return the trunk: a linear layer and ``depth - 1`` residual blocks, each of them a stage.
 
-    Gates read the row.
+    A linear dependence passes through untouched, as small tables have little else that can be
+    learned. Gates read the row.
+
+    Args:
+        inputs: Numbers that describe a row.
+        width: Width of every layer, and so size d of the shared representation z.
+        depth: Number of layers, the linear one included.
+        dropout: Probability of dropping an entry of a block's hidden layer.
+
+    Example:
+        >>> import torch
+        >>> trunk = backbone(inputs=3, width=8, depth=2, dropout=0.0)
+        >>> trunk.encoder()(trunk.read(RowBatch(torch.zeros(5, 3), ()))).shape
+        torch.Size([5, 8])
     """
     return Backbone(
         partial(layers, inputs, width, depth, dropout),
@@ -50,52 +75,48 @@ def backbone(inputs: int, width: int, depth: int, dropout: float) -> Backbone:
     )
 
 
-class TableNet(MultiTaskModel):
-    """A linear layer and ``depth - 1`` residual blocks of ``width``; linear heads.
+# ------------------------------------------------------------------------------------------------
+# How large it is and how it is trained, by the number of rows
 
-    A linear dependence passes through untouched, as small tables have little else that can be
-    learned.
+STEPS = 2_500
+
+
+def recipe_for(rows: int) -> Recipe:
+    """Return the recipe for so many training rows.
+
+    Small tables get small batches and many epochs, so that every table gets about 2,500 steps and
+    at least two epochs; the epoch is chosen on the validation split.
 
     Args:
-        inputs: Numbers that describe a row.
-        outputs: Outputs of each head: 1 for regression, the number of classes otherwise.
-        width: Width of every layer, and so size d of the shared representation z.
-        depth: Number of layers of the trunk, the linear one included.
-        dropout: Probability of dropping an entry of a block's hidden layer.
+        rows: Number of training rows, at least 8.
 
     Example:
-        >>> import torch
-        >>> network = TableNet(inputs=3, outputs=[1, 4], width=8)
-        >>> z = network.represent(RowBatch(torch.zeros(5, 3), ()))
-        >>> z.shape, [tuple(y.shape) for y in network.predict(z)]
-        (torch.Size([5, 8]), [(5, 1), (5, 4)])
+        >>> for rows in (100, 538, 6_387, 1_000_000):
+        ...     found = recipe_for(rows)
+        ...     print(found.epochs, found.batch_size)
+        208 8
+        156 32
+        104 256
+        3 1024
     """
+    batch = 8
+    while batch < 1024 and batch * 2 <= rows / 16:
+        batch *= 2
+    epochs = max(2, round(STEPS / (rows // batch)))
+    return Recipe(
+        epochs=epochs,
+        batch_size=batch,
+        learning_rate=2e-3,
+        minibatches=4,
+        weight_decay=1.0,
+        chosen_epoch="validation",
+        description=(
+            f"The package's recipe for {rows:,} training rows, about {STEPS:,} steps and at least "
+            "2 epochs; nothing tuned to this table but the epoch"
+        ),
+    )
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: Sequence[int],
-        width: int = 128,
-        depth: int = 2,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.trunk = nn.Sequential(*layers(inputs, width, depth, dropout))
-        self.heads = nn.ModuleList(nn.Linear(width, size) for size in outputs)
 
-    def represent(self, batch: RowBatch) -> Tensor:
-        """Return z of shape (b, width)."""
-        features: Tensor = self.trunk(batch.inputs)
-        return features
-
-    def predict(self, features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-        """Return one output of shape (b, size) per head."""
-        if isinstance(features, Tensor):
-            return [head(features) for head in self.heads]
-        if len(features) != len(self.heads):
-            raise ValueError(f"{len(features)} views of z for {len(self.heads)} heads")
-        return [head(view) for head, view in zip(self.heads, features, strict=True)]
-
-    def shared_parameters(self) -> Iterator[nn.Parameter]:
-        """Yield the parameters of the trunk."""
-        return self.trunk.parameters()
+def default_width(rows: int) -> int:
+    """Return the width of the network for so many training rows."""
+    return 64 if rows < 1_000 else 128 if rows < 20_000 else 256

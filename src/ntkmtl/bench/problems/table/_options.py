@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ntkmtl.bench.problems.table._columns import FEATURE_TYPES, TARGET_TYPES, Roles
 from ntkmtl.bench.problems.table._raw import TableError, shorten
+from ntkmtl.bench.problems.table._read import check_reading
 from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
 
@@ -19,11 +21,7 @@ class Asked(NamedTuple):
 
     path: Path
     stamp: tuple[int, int]
-    targets: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    split: str | None
-    group: str | None
-    time: str | None
+    roles: Roles
     shares: Shares
     reading: Reading
     encoding: str
@@ -31,10 +29,144 @@ class Asked(NamedTuple):
     header: bool
     max_categories: int
 
+
+@dataclass(frozen=True)
+class TableOptions:
+    """What a user asks of a table.
+
+    Attributes:
+        csv: The file: .csv, .tsv, .txt, .parquet, .pq or .arff.
+        targets: Names of the columns to predict, as a list, or with commas between them; a name
+            that has a comma stands in double quotes.
+        types: Types of columns instead of those found, as a mapping or as ``"a=regression,
+            b=category"``. Targets are ``regression`` or ``classification``; other columns
+            ``number``, ``category``, ``date``, ``date:%d.%m.%Y`` (or another format), ``text`` (its
+            letters are hashed), ``id`` (goes through to predictions) or ``ignore``.
+        split_column: A column that says train, val or test.
+        group: A column whose equal values stay on one side of the split.
+        time: A column in whose order rows are split, the latest for testing. Without any of the
+            three, rows are split at random, and each class is shared out to all sides.
+        split_seed: Seed of what is random in that. The runs of a comparison share one split.
+        val: Share of the rows for validation.
+        test: Share of the rows for testing.
+        missing: Further strings that stand for a missing value, numbers in whatever form.
+        not_missing: Strings that never do, as ``none`` or ``NA``.
+        case_sensitive: Whether levels that are equal but for case are two.
+        encoding: Encoding of a CSV or ARFF file.
+        separator: Separator of a CSV file, a space for any number of them; found if None.
+        header: Whether the first line of a CSV file names the columns.
+        decimal: Decimal sign, found column by column if None.
+        thousands: Sign between groups of digits, found if None.
+        max_categories: Most levels of a category that get their own input; the rest share
+            one, and all have the means of the targets over each level.
+        width: Width of the network, by the number of rows if None.
+        depth: Number of its layers.
+        dropout: Probability of dropping an entry of a hidden layer.
+        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
+            ``ple`` or ``dselect-k``, over the perceptron. See
+            :mod:`ntkmtl.bench.problems.architectures`.
+        architecture_options: Settings of the architecture, as a mapping.
+    """
+
+    csv: str | Path | None = None
+    targets: str | Sequence[str] = ()
+    types: str | Mapping[str, str] | None = None
+    split_column: str | None = None
+    group: str | None = None
+    time: str | None = None
+    split_seed: int = 0
+    val: float = 0.15
+    test: float = 0.15
+    missing: str | Sequence[str] = ()
+    not_missing: str | Sequence[str] = ()
+    case_sensitive: bool = False
+    encoding: str = "utf-8"
+    separator: str | None = None
+    header: bool = True
+    decimal: str | None = None
+    thousands: str | None = None
+    max_categories: int = 100
+    width: int | None = None
+    depth: int = 2
+    dropout: float = 0.1
+    architecture: str = "hard"
+    architecture_options: Mapping[str, Any] | None = None
+
     @property
-    def roles(self) -> Roles:
-        """What columns are for."""
-        return Roles(self.targets, dict(self.types), self.split, self.group, self.time)
+    def path(self) -> Path:
+        """The file."""
+        return Path(str(self.csv)).expanduser()
+
+    def of_data(self) -> Asked:
+        """Check all but the architecture, and return what determines the data.
+
+        Raises:
+            TableError: There is no file, or an option is of another form or out of range.
+        """
+        if self.csv is None:
+            raise TableError("say which file to read, as --csv FILE (CSV, Parquet or ARFF)")
+        self._check_numbers()
+        separator = _text(self.separator)
+        check_reading(self.path, self.encoding, separator, self.decimal, self.thousands)
+        targets, types = names_in(self.targets), types_in(self.types)
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise TableError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return Asked(
+            self.path.resolve(),
+            (stat.st_mtime_ns, stat.st_size),
+            Roles(targets, types, _text(self.split_column), _text(self.group), _text(self.time)),
+            Shares(float(self.val), float(self.test), self.split_seed),
+            Reading(
+                tuple(text.strip().lower() for text in names_in(self.missing)),
+                tuple(text.strip().lower() for text in names_in(self.not_missing)),
+                self.decimal,
+                self.thousands,
+                self.case_sensitive,
+            ),
+            self.encoding,
+            separator,
+            self.header,
+            self.max_categories,
+        )
+
+    def _check_numbers(self) -> None:
+        for key, (low, high) in _RANGES.items():
+            value = getattr(self, key)
+            if value is None and key == "width":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise TableError(
+                    f"{key} must be a whole number from {low} to {high}. Found {value!r}."
+                )
+        for key in ("val", "test", "dropout"):
+            share = getattr(self, key)
+            if not isinstance(share, int | float) or isinstance(share, bool):
+                raise TableError(f"{key} must be a number. Found {share!r}.")
+            if not 0 <= share < 1 or (share == 0 and key != "dropout"):
+                raise TableError(f"{key} must be a share between 0 and 1. Found {share!r}.")
+        if self.val + self.test >= 1:
+            raise TableError(
+                f"val and test leave nothing to train on. Found {self.val} and {self.test}."
+            )
+        for key in ("header", "case_sensitive"):
+            if not isinstance(getattr(self, key), bool):
+                raise TableError(f"{key} must be true or false. Found {getattr(self, key)!r}.")
+
+
+def _text(given: object) -> str | None:
+    """Return a name as a string: the command line reads 5 as a number."""
+    return None if given is None else str(given)
+
+
+_RANGES = {
+    "split_seed": (0, 2**63 - 1),
+    "max_categories": (1, 1_000),
+    "width": (1, 8_192),
+    "depth": (1, 20),
+}
+"""Options that are whole numbers, and their least and largest values."""
 
 
 def names_in(given: Any) -> tuple[str, ...]:
@@ -108,30 +240,3 @@ def types_in(given: str | Mapping[str, str] | None) -> tuple[tuple[str, str], ..
                 f"Found {kind!r}."
             )
     return tuple(sorted(found.items()))
-
-
-def check_ranges(ranges: Mapping[str, tuple[Any, int, int]]) -> None:
-    """Check whole numbers against their ranges.
-
-    Raises:
-        TableError: One is no whole number, or out of its range.
-    """
-    for key, (value, low, high) in ranges.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise TableError(f"{key} must be a whole number from {low} to {high}. Found {value!r}.")
-
-
-def check_shares(val: Any, test: Any, dropout: Any) -> None:
-    """Check the shares of rows for validation and testing, and the dropout.
-
-    Raises:
-        TableError: One is out of range, or no row is left to train on.
-    """
-    for key, share in (("val", val), ("test", test), ("dropout", dropout)):
-        low_open = key != "dropout"
-        if not isinstance(share, int | float) or isinstance(share, bool):
-            raise TableError(f"{key} must be a number. Found {share!r}.")
-        if not (0 <= share < 1) or (low_open and share == 0):
-            raise TableError(f"{key} must be a share between 0 and 1. Found {share!r}.")
-    if val + test >= 1:
-        raise TableError(f"val and test leave nothing to train on. Found {val} and {test}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,27 +23,17 @@ from ntkmtl.bench.problems._supervised import (
 )
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
-from ntkmtl.bench.problems.table._batch import NewRows, RowBatch
-from ntkmtl.bench.problems.table._data import PreparedTable, prepare
-from ntkmtl.bench.problems.table._fitted import FittedTable
-from ntkmtl.bench.problems.table._metrics import metric_of, score
-from ntkmtl.bench.problems.table._model import TableNet, backbone
-from ntkmtl.bench.problems.table._options import (
-    Asked,
-    check_ranges,
-    check_shares,
-    names_in,
-    types_in,
+from ntkmtl.bench.problems.table._data import PreparedTable, prepare, shown_columns, unused
+from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows
+from ntkmtl.bench.problems.table._metrics import REFERENCES, metric_of, references, score, trivial
+from ntkmtl.bench.problems.table._model import (
+    RowBatch,
+    backbone,
+    default_width,
+    recipe_for,
 )
+from ntkmtl.bench.problems.table._options import TableOptions
 from ntkmtl.bench.problems.table._raw import TableError
-from ntkmtl.bench.problems.table._read import check_reading
-from ntkmtl.bench.problems.table._recipe import default_width, recipe_for
-from ntkmtl.bench.problems.table._references import REFERENCES, references, trivial
-from ntkmtl.bench.problems.table._shown import shown_columns, unused
-from ntkmtl.bench.problems.table._splits import Shares
-from ntkmtl.bench.problems.table._values import Reading
-
-DROPOUT = 0.1
 
 VERSION = "table 2"
 """Changes with everything in reading, encoding, network and losses that changes a run."""
@@ -56,38 +47,7 @@ class Table(Problem):
     trained by mean squared errors; classes by cross-entropy. A missing label takes no part in its
     task's loss. Metrics are the root mean squared error in the target's own units, and macro F1.
 
-    Args:
-        csv: The file: .csv, .tsv, .txt, .parquet, .pq or .arff.
-        targets: Names of the columns to predict, as a list, or with commas between them; a name
-            that has a comma stands in double quotes.
-        types: Types of columns instead of those found, as a mapping or as ``"a=regression,
-            b=category"``. Targets are ``regression`` or ``classification``; other columns
-            ``number``, ``category``, ``date``, ``date:%d.%m.%Y`` (or another format), ``text`` (its
-            letters are hashed), ``id`` (goes through to predictions) or ``ignore``.
-        split_column: A column that says train, val or test.
-        group: A column whose equal values stay on one side of the split.
-        time: A column in whose order rows are split, the latest for testing. Without any of the
-            three, rows are split at random, and each class is shared out to all sides.
-        split_seed: Seed of what is random in that. The runs of a comparison share one split.
-        val: Share of the rows for validation.
-        test: Share of the rows for testing.
-        missing: Further strings that stand for a missing value, numbers in whatever form.
-        not_missing: Strings that never do, as ``none`` or ``NA``.
-        case_sensitive: Whether levels that are equal but for case are two.
-        encoding: Encoding of a CSV or ARFF file.
-        separator: Separator of a CSV file, a space for any number of them; found if None.
-        header: Whether the first line of a CSV file names the columns.
-        decimal: Decimal sign, found column by column if None.
-        thousands: Sign between groups of digits, found if None.
-        max_categories: Most levels of a category that get their own input; the rest share
-            one, and all have the means of the targets over each level.
-        width: Width of the network, by the number of rows if None.
-        depth: Number of its layers.
-        dropout: Probability of dropping an entry of a hidden layer.
-        architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
-            ``ple`` or ``dselect-k``, over the perceptron. See
-            :mod:`ntkmtl.bench.problems.architectures`.
-        architecture_options: Settings of the architecture, as a mapping.
+    Arguments are the fields of :class:`~ntkmtl.bench.problems.table._options.TableOptions`.
 
     Raises:
         ValueError: The architecture or one of its settings is unknown or out of range.
@@ -111,84 +71,18 @@ class Table(Problem):
     name: ClassVar[str] = "table"
     summary: ClassVar[str] = PROBLEMS["table"].summary
 
-    def __init__(
-        self,
-        csv: str | Path | None = None,
-        targets: str | Sequence[str] = (),
-        types: str | Mapping[str, str] | None = None,
-        split_column: str | None = None,
-        group: str | None = None,
-        time: str | None = None,
-        split_seed: int = 0,
-        val: float = 0.15,
-        test: float = 0.15,
-        missing: str | Sequence[str] = (),
-        not_missing: str | Sequence[str] = (),
-        case_sensitive: bool = False,
-        encoding: str = "utf-8",
-        separator: str | None = None,
-        header: bool = True,
-        decimal: str | None = None,
-        thousands: str | None = None,
-        max_categories: int = 100,
-        width: int | None = None,
-        depth: int = 2,
-        dropout: float = DROPOUT,
-        architecture: str = "hard",
-        architecture_options: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._architecture = choose(architecture, architecture_options)
-        if csv is None:
-            raise TableError("say which file to read, as --csv FILE (CSV, Parquet or ARFF)")
-        path = Path(str(csv)).expanduser()
-        check_ranges(
-            {
-                "split_seed": (split_seed, 0, 2**63 - 1),
-                "max_categories": (max_categories, 1, 1_000),
-                "width": (1 if width is None else width, 1, 8_192),
-                "depth": (depth, 1, 20),
-            }
-        )
-        check_shares(val, test, dropout)
-        for key, value in (("header", header), ("case_sensitive", case_sensitive)):
-            if not isinstance(value, bool):
-                raise TableError(f"{key} must be true or false. Found {value!r}.")
-        separator = None if separator is None else str(separator)
-        check_reading(path, encoding, separator, decimal, thousands)
-        chosen, kinds = names_in(targets), types_in(types)
-        try:
-            stat = path.stat()
-        except OSError as error:
-            raise TableError(f"{path} cannot be read: {error.strerror or error}") from error
-        self.path = path
-        by_split, by_group, by_time = (
-            None if name is None else str(name) for name in (split_column, group, time)
-        )
-        self._asked = Asked(
-            path.resolve(),
-            (stat.st_mtime_ns, stat.st_size),
-            chosen,
-            kinds,
-            by_split,
-            by_group,
-            by_time,
-            Shares(float(val), float(test), split_seed),
-            Reading(
-                tuple(text.strip().lower() for text in names_in(missing)),
-                tuple(text.strip().lower() for text in names_in(not_missing)),
-                decimal,
-                thousands,
-                case_sensitive,
-            ),
-            encoding,
-            separator,
-            header,
-            max_categories,
-        )
+    __signature__ = inspect.signature(TableOptions)
+
+    def __init__(self, *values: Any, **options: Any) -> None:
+        asked = TableOptions(*values, **options)
+        self._architecture = choose(asked.architecture, asked.architecture_options)
+        self._asked = asked.of_data()
+        self.path = asked.path
         data = prepare(self._asked)
         self._data: PreparedTable | None = data
         rows = int(data.splits["train"].inputs.shape[0])
-        network = {"width": width or default_width(rows), "depth": depth, "dropout": float(dropout)}
+        width = asked.width or default_width(rows)
+        network = {"width": width, "depth": asked.depth, "dropout": float(asked.dropout)}
         self._set_up(data.fitted, network)
         self.recipe = recipe_for(rows)
         self._options = self._described_options(data.sha256)
@@ -213,9 +107,10 @@ class Table(Problem):
 
     def _described_options(self, sha256: str) -> dict[str, Any]:
         asked, shares, reading = self._asked, self._asked.shares, self._asked.reading
-        by = {"column": asked.split, "group": asked.group, "time": asked.time}
+        roles = asked.roles
+        by = {"column": roles.split, "group": roles.group, "time": roles.time}
         split: dict[str, Any] = {key: name for key, name in by.items() if name is not None}
-        if asked.split is None:
+        if roles.split is None:
             split |= {"seed": shares.seed, "val": shares.val, "test": shares.test}
         return {
             "data_sha256": sha256,
@@ -223,7 +118,7 @@ class Table(Problem):
                 target.name: "classification" if target.classes else "regression"
                 for target in self._fitted.targets
             },
-            "types": dict(asked.types),
+            "types": dict(roles.types),
             "split": split,
             "reading": {
                 "missing": list(reading.missing),
@@ -259,14 +154,11 @@ class Table(Problem):
         )
 
     def model(self, tasks: Sequence[str] | None = None) -> MultiTaskModel:
-        """Build a new :class:`TableNet`, or another architecture over it."""
+        """Build a new network of the architecture, with linear heads."""
         outputs = [self._fitted.targets[place].size for place in positions(self.tasks, tasks)]
-        inputs, width = len(self._fitted.inputs), int(self._network["width"])
-        depth, dropout = int(self._network["depth"]), self._network["dropout"]
-        if self._architecture.name == "hard":
-            return TableNet(inputs, outputs, width, depth, dropout)
+        width, depth = int(self._network["width"]), int(self._network["depth"])
         return self._architecture.build(
-            backbone(inputs, width, depth, dropout),
+            backbone(len(self._fitted.inputs), width, depth, self._network["dropout"]),
             [partial(nn.Linear, width, size) for size in outputs],
         )
 
@@ -276,9 +168,8 @@ class Table(Problem):
         """Return each task's mean squared error or cross-entropy over the rows with a label."""
         found: dict[str, Tensor | None] = {}
         for place, output in paired(self.tasks, outputs, tasks):
-            labels = batch.labels[place]
-            classes = self._fitted.targets[place].classes
-            known = labels >= 0 if classes else ~labels.isnan()
+            labels, target = batch.labels[place], self._fitted.targets[place]
+            known = target.known(labels)
             count = int(known.sum())
             if count == 0:
                 found[self.tasks[place]] = None
@@ -287,7 +178,7 @@ class Table(Problem):
                 labels, output = labels[known], output[known]
             found[self.tasks[place]] = (
                 functional.cross_entropy(output, labels)
-                if classes
+                if target.classes
                 else functional.mse_loss(output[:, 0], labels)
             )
         return found
@@ -328,7 +219,7 @@ class Table(Problem):
         ratios = []
         for place, output in self._outputs(model, "val", tasks):
             truth, target = labels[place], self._fitted.targets[place]
-            known = truth >= 0 if target.classes else ~truth.isnan()
+            known = target.known(truth)
             truth, output = truth[known], output[known].double()
             if target.classes:
                 seen = training[place][training[place] >= 0]

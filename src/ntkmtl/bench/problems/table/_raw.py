@@ -62,17 +62,29 @@ class RawTable:
         path: The file.
         rows: Number of rows.
         columns: The columns, in the file's order.
-        sha256: Digest of the file.
         notes: What was found out about how it is written, as sentences.
         doubt: Why the first line may be no header, as a sentence; ``""`` if nothing says so.
+        sha256: Digest of the file.
     """
 
     path: Path
     rows: int
     columns: dict[str, RawColumn]
-    sha256: str
     notes: tuple[str, ...] = ()
     doubt: str = ""
+    sha256: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        columns: Sequence[RawColumn],
+        notes: tuple[str, ...] = (),
+        doubt: str = "",
+    ) -> RawTable:
+        """Return the table of these columns."""
+        rows = len(columns[0]) if columns else 0
+        return cls(path, rows, {column.name: column for column in columns}, notes, doubt)
 
 
 def number_text(value: float) -> str:

@@ -1,17 +1,29 @@
-"""Reading a table: CSV, Parquet or ARFF, into columns of numbers or strings."""
+"""Reading a table: CSV, Parquet, ARFF or a data frame, into columns of numbers or strings."""
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import pandas as pd
+
 from ntkmtl.bench.problems._arrays import file_digest
 from ntkmtl.bench.problems.table._arff import read_arff
-from ntkmtl.bench.problems.table._csv import CsvTable, read_csv
-from ntkmtl.bench.problems.table._parquet import read_frame, read_parquet
-from ntkmtl.bench.problems.table._raw import RawTable, TableError, require_memory
+from ntkmtl.bench.problems.table._csv import read_csv
+from ntkmtl.bench.problems.table._raw import (
+    RawColumn,
+    RawTable,
+    TableError,
+    check_names,
+    clean_name,
+    require_memory,
+    shorten,
+)
+from ntkmtl.errors import imports_for
 
 CSV, PARQUET, ARFF = (".csv", ".tsv", ".txt"), (".parquet", ".pq"), (".arff",)
 
@@ -93,8 +105,7 @@ def read_any(
         TableError: It cannot be read.
     """
     if hasattr(source, "columns") and hasattr(source, "iloc"):
-        columns = read_frame(source)
-        return RawTable(Path("data frame"), len(source), {c.name: c for c in columns}, "")
+        return read_frame(source)
     return read_table(Path(str(source)).expanduser(), encoding, separator, header)
 
 
@@ -129,23 +140,21 @@ def read_table(
     # Measured: strings as Arrow has them, one chunk as Python has them, and a column of numbers.
     require_memory(size * (6 if suffix in PARQUET else 3), f"reading {path}")
     if suffix in PARQUET:
-        found = CsvTable(read_parquet(path), (), "")
+        found = read_parquet(path)
     else:
         encoding = _without_mark(path, encoding, start)
         if "\n".encode(encoding.removesuffix("-sig")) == b"\n":
             _refuse_null_bytes(path)
         try:
             if suffix in ARFF:
-                found = CsvTable(read_arff(path, encoding), (), "")
+                found = read_arff(path, encoding)
             else:
                 found = read_csv(path, encoding, separator, header)
         except UnicodeError as error:
             raise _encoding_error(path, encoding, error) from error
-    rows = len(found.columns[0]) if found.columns else 0
-    if rows == 0:
+    if found.rows == 0:
         raise TableError(f"{path} has a header, and no rows after it.")
-    columns = {c.name: c for c in found.columns}
-    return RawTable(path, rows, columns, digest, found.notes, found.doubt)
+    return replace(found, sha256=digest)
 
 
 def _without_mark(path: Path, encoding: str, start: bytes) -> str:
@@ -220,3 +229,99 @@ def _undecodable(line: bytes, encoding: str) -> int | None:
     except UnicodeDecodeError as error:
         return line[error.start]
     return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Parquet, and data frames of pandas
+
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+
+def read_parquet(path: Path) -> RawTable:
+    """Read a Parquet file.
+
+    Raises:
+        TableError: It cannot be read.
+        MissingExtraError: pyarrow is not installed.
+    """
+    with imports_for("a Parquet file"):
+        import pyarrow as pa
+        from pyarrow import parquet
+    try:
+        table = parquet.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise TableError(f"{path} cannot be read as Parquet: {shorten(str(error), 200)}") from error
+    return _arrow_table(path, table, pa)
+
+
+def read_frame(frame: Any) -> RawTable:
+    """Read a pandas data frame, its index left out.
+
+    Raises:
+        TableError: A column has values that Arrow has no type for.
+        MissingExtraError: pyarrow is not installed.
+    """
+    with imports_for("a Parquet file"):
+        import pyarrow as pa
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise TableError(f"the data frame cannot be read: {shorten(str(error), 200)}") from error
+    return _arrow_table(Path("data frame"), table, pa)
+
+
+def _arrow_table(path: Path, table: Any, pa: Any) -> RawTable:
+    names = [clean_name(n) or f"column {i}" for i, n in enumerate(table.column_names, start=1)]
+    check_names(path, names)
+    columns = [_arrow_column(path, n, table.column(place), pa) for place, n in enumerate(names)]
+    return RawTable.of(path, columns)
+
+
+def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
+    kinds, kind, declared = pa.types, column.type, ""
+    try:
+        if kinds.is_dictionary(kind):
+            column, declared = column.cast(kind.value_type), "category"
+            kind = column.type
+        if kinds.is_null(kind):
+            return RawColumn(name, numbers=np.full(len(column), np.nan))
+        if kinds.is_temporal(kind) and not (kinds.is_time(kind) or kinds.is_duration(kind)):
+            column = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).cast(pa.float64())
+            days = column.to_numpy(zero_copy_only=False) / 86_400e6
+            return RawColumn(name, numbers=days.astype(np.float64), declared="date")
+        if kinds.is_time(kind) or kinds.is_duration(kind):
+            wide = kinds.is_duration(kind) or kinds.is_time64(kind)
+            column = column.cast(pa.int64() if wide else pa.int32()).cast(pa.float64())
+            # Seconds, whatever the unit: new rows may come in another one.
+            seconds = column.to_numpy(zero_copy_only=False) / _PER_SECOND[kind.unit]
+            return RawColumn(name, numbers=seconds.astype(np.float64), declared="number")
+        numeric = kinds.is_integer(kind) or kinds.is_floating(kind) or kinds.is_decimal(kind)
+        # Ids, most likely: as strings they are kept whole.
+        long = kinds.is_integer(kind) and _long(column)
+        if not long and ((numeric and declared != "category") or column.type == pa.float64()):
+            column = column.cast(pa.float64(), safe=False)
+            numbers = column.to_numpy(zero_copy_only=False).astype(np.float64)
+            return RawColumn(name, numbers=numbers, declared="number")
+        if (
+            numeric
+            or kinds.is_boolean(kind)
+            or kinds.is_string(kind)
+            or kinds.is_large_string(kind)
+            or kinds.is_string_view(kind)
+        ):
+            texts = column.cast(pa.string()).to_pandas().astype(pd.StringDtype("pyarrow"))
+            return RawColumn(name, texts=texts, declared=declared)
+    except pa.ArrowException as error:
+        raise TableError(
+            f"{path}, column {name!r} of type {kind}: {shorten(str(error), 200)}"
+        ) from error
+    return RawColumn(name, numbers=np.full(len(column), np.nan), declared="nested")
+
+
+def _long(column: Any) -> bool:
+    """Return whether whole numbers have more digits than a float64."""
+    from pyarrow import compute
+
+    ends = compute.min_max(column)
+    known = [end for end in (ends["min"].as_py(), ends["max"].as_py()) if end is not None]
+    return any(abs(end) > 2**53 for end in known)

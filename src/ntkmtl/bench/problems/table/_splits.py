@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
 from ntkmtl.bench.problems.table._raw import Array, TableError
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TRAIN, VAL, TEST = 0, 1, 2
 
 
@@ -41,14 +41,14 @@ def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Sp
     Raises:
         TableError: A split has too few rows.
     """
-    if typed.splits is not None:
-        sides = typed.splits[kept]
-    elif typed.groups is not None:
-        sides = _by_group(typed.groups[kept], [t for t in typed.targets if t.classes], kept, shares)
-    elif typed.times is not None:
-        sides = _by_time(typed.times[kept], shares)
-    else:
+    if typed.keys is None:
         sides = _at_random(typed.targets, kept, shares)
+    elif typed.by == "split":
+        sides = typed.keys[kept]
+    elif typed.by == "group":
+        sides = _by_group(typed.keys[kept], [t for t in typed.targets if t.classes], kept, shares)
+    else:
+        sides = _by_time(typed.keys[kept], shares)
     found = {split: kept[sides == number] for number, split in enumerate(SPLITS)}
     for split, places in found.items():
         if not len(places):
@@ -64,15 +64,12 @@ def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Sp
 
 def _together(typed: Typed, kept: Array) -> str:
     """Return why a split is empty where rows stay together, ``""`` where they do not."""
-    if typed.splits is not None or (typed.groups is None and typed.times is None):
+    if typed.keys is None or typed.by == "split":
         return ""
-    what = "group" if typed.groups is not None else "time"
-    values = typed.groups if typed.groups is not None else typed.times
-    assert values is not None
-    counts = np.unique(values[kept], return_counts=True)[1]
+    counts = np.unique(typed.keys[kept], return_counts=True)[1]
     return (
-        f": rows of one {what} stay together, and of {len(counts):,} in all the most frequent has "
-        f"{counts.max():,} of the {len(kept):,} labeled rows"
+        f": rows of one {typed.by} stay together, and of {len(counts):,} in all the most frequent "
+        f"has {counts.max():,} of the {len(kept):,} labeled rows"
     )
 
 

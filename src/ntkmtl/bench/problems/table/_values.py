@@ -12,16 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ntkmtl.bench.problems.table._dates import (
+from ntkmtl.bench.problems.table._formats import (
     ISO,
+    NumberFormat,
     choose_date,
+    choose_numbers,
     date_text,
     nearly_dates,
     read_dates,
-)
-from ntkmtl.bench.problems.table._numbers import (
-    NumberFormat,
-    choose_numbers,
     read_numbers,
 )
 from ntkmtl.bench.problems.table._raw import (

@@ -4,17 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems.base import WholeModel
-from ntkmtl.bench.problems.xtb._data import ELEMENTS, ForceBatch
 
+ELEMENTS = (1, 6, 7, 8, 9)
 CUTOFF = 5.0
 BASIS = 20
+
+
+class ForceBatch(NamedTuple):
+    """b geometries of at most n atoms, float32.
+
+    Attributes:
+        elements: Positions in :data:`ELEMENTS`, 0 for padding, int64 of shape (b, n).
+        mask: 1 where there is an atom, shape (b, n).
+        positions: In Angstrom, shape (b, n, 3).
+        energy: Energy minus that of the free atoms, per atom, in eV; shape (b,).
+        forces: In eV/Angstrom, shape (b, n, 3).
+        dipole: In e Angstrom, shape (b, 3).
+        charges: In e, shape (b, n).
+    """
+
+    elements: Tensor
+    mask: Tensor
+    positions: Tensor
+    energy: Tensor
+    forces: Tensor
+    dipole: Tensor
+    charges: Tensor
 
 
 class Messages(nn.Module):
