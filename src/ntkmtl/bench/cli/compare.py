@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
-from ntkmtl.bench.cli.console import refusing
+from ntkmtl.bench.cli.console import FAILED, print_json, refusing, say
 from ntkmtl.bench.cli.options import (
     DataOptions,
     Device,
@@ -27,18 +28,24 @@ from ntkmtl.bench.cli.options import (
     Threads,
     TrainingOptions,
     WatchOptions,
+    find_modules_here,
     grouped,
+    method_settings,
+    names_in,
+    refuse_others,
+    seeds_of,
 )
-from ntkmtl.bench.cli.registered import compare_registered
-from ntkmtl.bench.cli.sweeps import exit_as, show_sweep, train_sweep
-from ntkmtl.bench.cli.values import method_settings, names_in, planned, seeds_of
+from ntkmtl.bench.cli.sweeps import (
+    exit_as,
+    planned,
+    show_sweep,
+    train_registered,
+    train_sweep,
+)
 from ntkmtl.bench.problems import spec as registered
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.jobs.engine import Engine
-    from ntkmtl.bench.training import Comparison
-
-__all__ = ["compare"]
+    from ntkmtl.bench.problems import ProblemSpec
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,11 @@ def compare(
     Called again, it resumes where it stopped, and trains nothing twice.
     """
     numbers, names = seeds_of(seeds, seed_list), names_in(methods)
-    chosen = method_settings(settings or [])
+    chosen = method_settings(settings)
     entry = registered(problem)
     how: dict[str, Any] = {"threads": threads, "device": device, "training": training.changes()}
     if entry is not None and not entry.supervised:
-        compare_registered(
+        _compare_registered(
             context,
             entry,
             names,
@@ -116,17 +123,20 @@ def compare(
         comparison = planned(
             problem,
             names,
+            changed,
+            made_with,
             seeds=numbers,
             out=out,
             jobs=jobs or _default_jobs(),
-            **changed.changes(),
             **watch.arguments(),
             method_options=chosen,
-            problem_options=made_with.options(),
             **rows.arguments(),
             **how,
         )
-    _train(comparison, problem, overwrite=overwrite, engine=engine, as_json=as_json)
+    with refusing():
+        sweep = train_sweep(comparison, overwrite=overwrite, engine=engine)
+        shown = show_sweep(sweep, as_json, problem)
+    exit_as(sweep, shown)
 
 
 def _default_jobs() -> int:
@@ -136,11 +146,59 @@ def _default_jobs() -> int:
     return cores() if launched() == 1 else 1
 
 
-def _train(
-    comparison: Comparison, source: str, *, overwrite: bool, engine: Engine | None, as_json: bool
+def _compare_registered(
+    context: typer.Context,
+    entry: ProblemSpec,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    jobs: int | None,
+    threads: int | None,
+    device: str,
+    options: Mapping[str, Any],
+    training: Mapping[str, Any],
+    engine: EngineOptions,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
-    """Train, show the results, and end the command with the sweep's status."""
-    with refusing():
-        sweep = train_sweep(comparison, overwrite=overwrite, engine=engine)
-        shown = show_sweep(sweep, as_json, source)
-    exit_as(sweep, shown)
+    """Train what an entry's comparison asks for, print its results and write the report."""
+    with refusing(ValueError):
+        from ntkmtl.bench import problems
+        from ntkmtl.bench.compute.environment import cores
+
+        find_modules_here(*methods)
+        kind = problems.load_target(entry.name)
+        refuse_others(context, kind.takes, kind.refusal)
+        comparison = kind.asked(
+            methods,
+            seeds,
+            out,
+            jobs=jobs or cores(),
+            threads=threads,
+            device=device,
+            options=options,
+            training=training,
+        )
+        chosen = engine.made(jobs)
+    failed = train_registered(comparison, overwrite=overwrite, engine=chosen)
+    _show_registered(comparison, out, as_json)
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def _show_registered(comparison: Any, out: Path, as_json: bool) -> None:
+    """Print results and write the report."""
+    with refusing(ValueError):
+        from ntkmtl.bench import report
+
+        shown = comparison.show()
+        page = report.write_html(out, out / "report.html") if shown.reportable else None
+    if as_json:
+        print_json({**shown.numbers, "report": None if page is None else str(page)})
+    else:
+        print(shown.text, end="")
+        for note in shown.notes:
+            say(note)
+        if page is not None:
+            say(f"Report: {page}")

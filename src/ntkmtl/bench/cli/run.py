@@ -23,14 +23,12 @@ from ntkmtl.bench.cli.options import (
     TrainingOptions,
     WatchOptions,
     grouped,
+    options_in,
 )
-from ntkmtl.bench.cli.sweeps import exit_as, model_note, say_use, train_sweep
-from ntkmtl.bench.cli.values import options_in, planned
+from ntkmtl.bench.cli.sweeps import exit_as, model_note, planned, say_use, train_sweep
 
 if TYPE_CHECKING:
     from ntkmtl.bench.runs import Run
-
-__all__ = ["run"]
 
 
 Method = Annotated[
@@ -89,15 +87,15 @@ def run(
         comparison = planned(
             problem,
             [method],
+            changed,
+            made_with,
             seeds=[seed],
             out=out,
             jobs=1,
             threads=threads,
-            **changed.changes(),
             **watch.arguments(),
             training=training.changes(),
             method_options={method: options_in(settings)} if settings else {},
-            problem_options=made_with.options(),
             single_task_baselines=False,
             device=device,
             tasks=None if task is None else [task],
