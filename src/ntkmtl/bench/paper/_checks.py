@@ -1,4 +1,4 @@
-"""Do the published MR and Δm% follow from the published metrics?"""
+"""Do the published MR and Δm% follow from the published metrics? And tables as text cells."""
 
 from __future__ import annotations
 
@@ -110,6 +110,57 @@ def discrepancies(number: int | None = None) -> tuple[Check, ...]:
         1 dwa 16.33 16.22
     """
     return tuple(check for check in checks(number) if check.verdict == "differs")
+
+
+def recomputed_in(number: int) -> dict[tuple[str, str, str], Check]:
+    """Return the checks of a table by method, variant of the row and name of the column."""
+    return {
+        (check.row.method, check.row.variant, check.column.name): check for check in checks(number)
+    }
+
+
+def render(number: int, *, recomputed: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return a table's column heads and rows as text.
+
+    Numbers are as printed, with standard errors where there are any; empty cells are ``""``.
+
+    Args:
+        number: The table's number in the paper.
+        recomputed: Add a column beside each MR and Δm% with what the printed metrics give. This
+            imports torch.
+
+    Returns:
+        The heads, with arrows in the better direction, and a list of cells per row.
+
+    Raises:
+        KeyError: If there is no such table.
+
+    Example:
+        >>> heads, rows = render(4)
+        >>> heads
+        ['Method', 'Success rate ↑']
+        >>> rows[0]
+        ['STL', '0.90 ± 0.03']
+    """
+    source = table(number)
+    again = recomputed_in(number) if recomputed else {}
+    added = {name for _, _, name in again}
+    variants = any(row.variant for row in source.rows)
+    heads = ["Method", "Rows"] if variants else ["Method"]
+    for column in source.columns:
+        heads.append(column.head)
+        if column.name in added:
+            heads.append(f"{column.label} recomputed")
+    lines = []
+    for row in source.rows:
+        line = [row.printed, row.variant] if variants else [row.printed]
+        for column in source.columns:
+            line.append(str(row.cells.get(column.name, "")))
+            if column.name in added:
+                value = again.get((row.method, row.variant, column.name))
+                line.append("" if value is None else f"{value.recomputed:.2f}")
+        lines.append(line)
+    return heads, lines
 
 
 def report(number: int | None = None) -> str:
@@ -235,34 +286,35 @@ def _shifted(row: Row, names: list[str], higher: list[bool], *, worse: bool) -> 
 
 def _summary(found: Sequence[Check]) -> list[str]:
     verdicts: tuple[Verdict, ...] = ("exact", "within rounding", "differs", "not printed")
-    lines = [
-        "| table | rows | column | " + " | ".join(verdicts) + " |",
-        "| --- | --- | --- |" + " --- |" * len(verdicts),
-    ]
-    keys = dict.fromkeys((c.table, c.row.variant, c.column.name, c.column.label) for c in found)
-    for number, variant, name, label in keys:
-        group = [
-            check.verdict
-            for check in found
-            if (check.table, check.row.variant, check.column.name) == (number, variant, name)
-        ]
-        counts = " | ".join(str(group.count(verdict)) for verdict in verdicts)
-        lines.append(f"| {number} | {variant or 'all'} | {label} | {counts} |")
-    return lines
+    groups: dict[tuple[int, str, str], list[Check]] = {}
+    for check in found:
+        key = (check.table, check.row.variant, check.column.name)
+        groups.setdefault(key, []).append(check)
+    rows = []
+    for (number, variant, _), group in groups.items():
+        counts = [len(_of(group, verdict)) for verdict in verdicts]
+        rows.append([number, variant or "all", group[0].column.label, *counts])
+    return _markdown(["table", "rows", "column", *verdicts], rows)
 
 
 def _listing(found: Sequence[Check]) -> list[str]:
-    lines = [
-        "| table | row | column | published | recomputed | difference | reachable by rounding |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["table", "row", "column", "published", "recomputed", "difference"]
+    rows = []
     for check in found:
-        cell = check.row.cells.get(check.column.name)
-        name = f"{check.row.printed} ({check.row.variant})" if check.row.variant else None
-        difference = "" if check.difference is None else f"{check.difference:+.3f}"
-        lines.append(
-            f"| {check.table} | {name or check.row.printed} | {check.column.label} "
-            f"| {'' if cell is None else cell.text} | {check.recomputed:.3f} | {difference} "
-            f"| {check.low:.3f} to {check.high:.3f} |"
+        row, cell = check.row, check.row.cells.get(check.column.name)
+        rows.append(
+            [
+                check.table,
+                f"{row.printed} ({row.variant})" if row.variant else row.printed,
+                check.column.label,
+                "" if cell is None else cell.text,
+                f"{check.recomputed:.3f}",
+                "" if check.difference is None else f"{check.difference:+.3f}",
+                f"{check.low:.3f} to {check.high:.3f}",
+            ]
         )
-    return lines
+    return _markdown([*heads, "reachable by rounding"], rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]

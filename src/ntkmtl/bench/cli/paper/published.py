@@ -120,10 +120,8 @@ def _entry(result: PaperResult) -> dict[str, Any]:
 
 
 def _run_line(result: PaperResult) -> str:
-    from ntkmtl.bench.paper._results import recipes_of
-
     command = "run" if result.kind == "table" else "figure"
-    return f"ntkmtl paper {command} {result.name} --recipe {recipes_of(result.parts[0].problem)[0]}"
+    return f"ntkmtl paper {command} {result.name} --recipe {result.recipes[0]}"
 
 
 def check(
