@@ -12,13 +12,12 @@ from typer.core import TyperGroup
 from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
 from ntkmtl.bench.cli.catalog import data, methods, problems
-from ntkmtl.bench.cli.compare import compare
 from ntkmtl.bench.cli.console import Refused, json_alone, print_json
 from ntkmtl.bench.cli.paper import paper
 from ntkmtl.bench.cli.predict import predict
 from ntkmtl.bench.cli.results import report, table
-from ntkmtl.bench.cli.run import run
 from ntkmtl.bench.cli.study import study
+from ntkmtl.bench.cli.train import compare, run
 from ntkmtl.bench.cli.tune import tune
 from ntkmtl.bench.cli.weigh import weigh
 

@@ -101,11 +101,7 @@ def print_table(found: ResultTable) -> None:
     from ntkmtl.bench import report
 
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        from ntkmtl.bench.report._render import print_table as render
-
-        render(found, Console())
+        report.print_table(found)
     else:
         sys.stdout.write(report.render(found, "text"))
 
@@ -122,11 +118,11 @@ def print_grid(
     from rich.text import Text
 
     # A pipe has no width: the table takes what it needs there, in one line per row.
-    file = sys.stdout if file is None else file
-    console = Console(file=file) if file.isatty() else Console(file=file, width=1000)
+    file = file or sys.stdout
+    console = Console(file=file, width=None if file.isatty() else 1000)
     grid = Table(title=title, title_justify="left")
     for position, head in enumerate(heads):
         grid.add_column(Text(head), justify="left" if position == 0 else "right")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*map(Text, row))
     console.print(grid)
