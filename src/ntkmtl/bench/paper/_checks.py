@@ -211,13 +211,9 @@ def _check(of: PaperTable, part: ResultPart, variant: str, ties: Ties) -> Iterat
     rows = [row for row in of.rows if row.variant == variant and row.method != "stl"]
     # The same methods, where the metrics are in another table.
     measured = [source.row(row.method, row.variant) for row in rows]
-    higher = [column.higher_is_better for column in source.metrics]
     if part.mr:
-        results = _mean_ranks(source, measured, higher, ties)
-        yield from _compare(of, rows, part.mr, results)
-    baseline = reference.row("stl", variant)
-    names = [column.name for column in source.metrics]
-    results = _delta_ms(source, measured, baseline, higher, names)
+        yield from _compare(of, rows, part.mr, _mean_ranks(source, measured, ties))
+    results = _delta_ms(source, measured, reference.row("stl", variant))
     yield from _compare(of, rows, part.delta_m, results)
 
 
@@ -239,13 +235,13 @@ def _compare(
 
 
 def _mean_ranks(
-    source: PaperTable, rows: Sequence[Row], higher: list[bool], ties: Ties
+    source: PaperTable, rows: Sequence[Row], ties: Ties
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import mean_rank
 
-    names = [column.name for column in source.metrics]
-    best = [_shifted(row, names, higher, worse=False) for row in rows]
-    worst = [_shifted(row, names, higher, worse=True) for row in rows]
+    higher = [column.higher_is_better for column in source.metrics]
+    best = [_shifted(source, row, worse=False) for row in rows]
+    worst = [_shifted(source, row, worse=True) for row in rows]
     recomputed = mean_rank([source.values(row) for row in rows], higher, ties=ties).tolist()
     results = []
     for at, value in enumerate(recomputed):
@@ -257,18 +253,17 @@ def _mean_ranks(
 
 
 def _delta_ms(
-    source: PaperTable, rows: Sequence[Row], baseline: Row, higher: list[bool], names: list[str]
+    source: PaperTable, rows: Sequence[Row], baseline: Row
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import delta_m
 
+    higher = [column.higher_is_better for column in source.metrics]
     # All metrics are positive, so Δm% falls as a method gets better or the baseline gets worse.
-    at = delta_m(
-        [source.values(row) for row in rows], [baseline.cells[name].value for name in names], higher
-    )
+    at = delta_m([source.values(row) for row in rows], source.values(baseline), higher)
     low, high = (
         delta_m(
-            [_shifted(row, names, higher, worse=worse) for row in rows],
-            _shifted(baseline, names, higher, worse=not worse),
+            [_shifted(source, row, worse=worse) for row in rows],
+            _shifted(source, baseline, worse=not worse),
             higher,
         )
         for worse in (False, True)
@@ -276,11 +271,14 @@ def _delta_ms(
     return list(zip(at.tolist(), low.tolist(), high.tolist(), strict=True))
 
 
-def _shifted(row: Row, names: list[str], higher: list[bool], *, worse: bool) -> list[float]:
+def _shifted(source: PaperTable, row: Row, *, worse: bool) -> list[float]:
     """Return a row's metrics, each moved as far as its rounding allows."""
     return [
-        row.cells[name].value + (1 if worse != up else -1) * row.cells[name].half_unit * _ALMOST
-        for name, up in zip(names, higher, strict=True)
+        row.cells[column.name].value
+        + (1 if worse != column.higher_is_better else -1)
+        * row.cells[column.name].half_unit
+        * _ALMOST
+        for column in source.metrics
     ]
 
 
