@@ -11,8 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
-from ntkmtl.bench.cli.options import grouped
-from ntkmtl.bench.cli.values import method_settings, options_in, seeds_of
+from ntkmtl.bench.cli.options import grouped, method_settings, options_in, seeds_of
 
 
 @dataclass(frozen=True)

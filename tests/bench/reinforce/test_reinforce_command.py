@@ -22,7 +22,7 @@ from ntkmtl.bench.jobs.reporters import PlainReporter, Reporter
 from ntkmtl.bench.paper._reinforce import PUBLISHED
 from ntkmtl.bench.reinforce import MultiTaskSAC, ReinforceRecipe, compare, recipe_named, summarize
 from ntkmtl.bench.reinforce import training as training_module
-from ntkmtl.bench.reinforce.sweep import jobs_of
+from ntkmtl.bench.reinforce.comparison import jobs_of
 from ntkmtl.bench.runs import RunBusyError, load_run, load_runs
 from ntkmtl.bench.runs.folder import sweep_lock
 
@@ -42,7 +42,7 @@ def toy_train(*arguments: Any, **settings: Any) -> Any:
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on toys: three tasks without a simulator."""
     monkeypatch.setattr("ntkmtl.bench.reinforce.training.agent_for", small_agent_for)
-    monkeypatch.setattr("ntkmtl.bench.reinforce.sweep.train", toy_train)
+    monkeypatch.setattr("ntkmtl.bench.reinforce.comparison.train", toy_train)
     monkeypatch.setattr("ntkmtl.bench.reinforce.comparison.recipe_named", lambda name: toy_recipe())
 
 
@@ -95,7 +95,7 @@ def test_runs_of_another_recipe_are_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ntkmtl.bench.reinforce.training.agent_for", small_agent_for)
-    monkeypatch.setattr("ntkmtl.bench.reinforce.sweep.train", toy_train)
+    monkeypatch.setattr("ntkmtl.bench.reinforce.comparison.train", toy_train)
     compare(toy_recipe(), ["mtl-sac"], [0], tmp_path)
     other = toy_recipe(vector_steps=40)
     for overwrite in (False, True):
@@ -165,7 +165,7 @@ def test_every_setting_of_a_recipe_is_held_against_the_published_one() -> None:
     fields = {field.name for field in dataclasses.fields(ReinforceRecipe)} - own
     assert fields == set(PUBLISHED) - {"tasks", "simulator", "seeds"}
     paper = recipe_named("paper")
-    differing = {name for name in fields if getattr(paper, name) != PUBLISHED[name][0]}
+    differing = {name for name in fields if getattr(paper, name) != PUBLISHED[name][1]}
     # 10,000 steps longer, to end with an evaluation.
     assert differing == {"vector_steps"}
 
@@ -187,16 +187,16 @@ def test_the_command_refuses_what_there_is_not(tmp_path: Path) -> None:
 def test_a_run_that_fails_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ntkmtl.bench.reinforce import sweep
+    from ntkmtl.bench.reinforce import comparison
 
-    whole = sweep.train
+    whole = comparison.train
 
     def breaks(recipe: Any, row: Any, *rest: Any, **more: Any) -> Any:
         if row.name == "pcgrad":
             raise FloatingPointError("the loss of task a is nan")
         return whole(recipe, row, *rest, **more)
 
-    monkeypatch.setattr(sweep, "train", breaks)
+    monkeypatch.setattr(comparison, "train", breaks)
     said = StringIO()
     reporter = PlainReporter(said, every=0.0)
     found = compare(toy_recipe(), ["pcgrad", "mtl-sac"], [0], tmp_path, reporter=reporter)

@@ -260,7 +260,7 @@ def test_slices_equal_gradients_of_one_retained_graph(encoding: str) -> None:
     agent = MultiTaskSAC(3, **SMALL, encoding=encoding, method="ntkmtl")
     agent.always_slice = True
     twin = copy.deepcopy(agent)
-    from ntkmtl.bench.reinforce._rows import TaskView
+    from ntkmtl.bench.reinforce.replay import TaskView
 
     view = TaskView(batch.sizes, torch.device("cpu"))
     alpha = twin._alpha(view.index)

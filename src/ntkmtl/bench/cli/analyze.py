@@ -23,23 +23,18 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     SeedList,
     Seeds,
-    grouped,
-)
-from ntkmtl.bench.cli.sweeps import trained
-from ntkmtl.bench.cli.values import (
     check_output,
+    grouped,
     method_settings,
     names_in,
-    planned,
     refuse_others,
     seeds_of,
 )
+from ntkmtl.bench.cli.sweeps import planned, trained
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._study import Study
-
-__all__ = ["analyze"]
 
 
 class RecordSource(str, Enum):
@@ -140,12 +135,12 @@ def analyze(
         comparison = planned(
             target,
             names_in(methods),
+            changed,
+            made_with,
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
-            **changed.changes(),
-            method_options=method_settings(settings or []),
-            problem_options=made_with.options(),
+            method_options=method_settings(settings),
             single_task_baselines=False,
             record={"every": recorded.every, "source": recorded.source.value},
             device=device,

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from typing import Annotated, Any
 
 import typer
 from typer import Option
+from typer.core import TyperGroup
 
 from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
-from ntkmtl.bench.cli.compare import compare
-from ntkmtl.bench.cli.console import CommandGroup
-from ntkmtl.bench.cli.data import data
-from ntkmtl.bench.cli.methods import methods
+from ntkmtl.bench.cli.catalog import data, methods, problems
+from ntkmtl.bench.cli.console import Refused, json_alone, print_json
 from ntkmtl.bench.cli.paper import paper
 from ntkmtl.bench.cli.predict import predict
-from ntkmtl.bench.cli.problems import problems
-from ntkmtl.bench.cli.report import report
-from ntkmtl.bench.cli.run import run
+from ntkmtl.bench.cli.results import report, table
 from ntkmtl.bench.cli.study import study
-from ntkmtl.bench.cli.table import table
+from ntkmtl.bench.cli.train import compare, run
 from ntkmtl.bench.cli.tune import tune
 from ntkmtl.bench.cli.weigh import weigh
 
-__all__ = ["app"]
+
+class CommandGroup(TyperGroup):
+    """The commands; with ``--json`` they also print errors as JSON."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note whether JSON is asked for, before the other arguments are parsed."""
+        ctx.meta[__name__] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command that the arguments name.
+
+        With ``--json``, everything else that is printed to standard output, as by the code of a
+        custom problem, goes to standard error.
+        """
+        as_json = ctx.meta[__name__]
+        try:
+            with json_alone() if as_json else contextlib.nullcontext():
+                return super().invoke(ctx)
+        except Exception as error:
+            # Typer's usage errors have this method; their class is not public.
+            told = getattr(error, "format_message", None)
+            message = error.message if isinstance(error, Refused) else told and told()
+            if message and as_json:
+                print_json({"error": message})
+            raise
+
 
 app = typer.Typer(
     name="ntkmtl",

@@ -9,28 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import typer
-from typer.core import TyperGroup
 
 from ntkmtl.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report import ResultTable
 
-__all__ = [
-    "FAILED",
-    "INTERRUPTED",
-    "REFUSED",
-    "CommandGroup",
-    "Refused",
-    "print_columns",
-    "print_grid",
-    "print_json",
-    "print_table",
-    "refuse",
-    "refusing",
-    "say",
-    "write_result",
-]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 """Exit statuses."""
@@ -60,21 +44,6 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
         raise Refused("stopped", INTERRUPTED) from None
 
 
-_results: TextIO | None = None
-"""Standard output while only JSON may go there, else None."""
-
-
-@contextlib.contextmanager
-def _json_alone() -> Iterator[None]:
-    global _results
-    _results = sys.stdout
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    finally:
-        _results = None
-
-
 class Refused(typer.Exit):
     """A command has ended without a result."""
 
@@ -83,39 +52,26 @@ class Refused(typer.Exit):
         self.message = message
 
 
-class CommandGroup(TyperGroup):
-    """The commands; with ``--json`` they also print errors as JSON."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note whether JSON is asked for, before the other arguments are parsed."""
-        ctx.meta[__name__] = "--json" in args
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Call the command that the arguments name.
-
-        With ``--json``, everything else that is printed to standard output, as by the code of a
-        custom problem, goes to standard error.
-        """
-        with _json_alone() if ctx.meta[__name__] else contextlib.nullcontext():
-            return self._invoke(ctx)
-
-    def _invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except Exception as error:
-            # Typer's usage errors have this method; their class is not public.
-            told = getattr(error, "format_message", None)
-            message = error.message if isinstance(error, Refused) else told and told()
-            if message and ctx.meta[__name__]:
-                print_json({"error": message})
-            raise
-
-
 def refuse(message: str) -> NoReturn:
     """Print why a command cannot be run, and end it with exit status 2."""
     say(f"Error: {message}")
     raise Refused(message) from None
+
+
+_results: TextIO | None = None
+"""Standard output while only JSON may go there, else None."""
+
+
+@contextlib.contextmanager
+def json_alone() -> Iterator[None]:
+    """Let only results go to standard output: what else is printed goes to standard error."""
+    global _results
+    _results = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = None
 
 
 def say(text: str) -> None:
@@ -145,11 +101,7 @@ def print_table(found: ResultTable) -> None:
     from ntkmtl.bench import report
 
     if sys.stdout.isatty():
-        from rich.console import Console
-
-        from ntkmtl.bench.report._render import print_table as render
-
-        render(found, Console())
+        report.print_table(found)
     else:
         sys.stdout.write(report.render(found, "text"))
 
@@ -166,11 +118,11 @@ def print_grid(
     from rich.text import Text
 
     # A pipe has no width: the table takes what it needs there, in one line per row.
-    file = sys.stdout if file is None else file
-    console = Console(file=file) if file.isatty() else Console(file=file, width=1000)
+    file = file or sys.stdout
+    console = Console(file=file, width=None if file.isatty() else 1000)
     grid = Table(title=title, title_justify="left")
     for position, head in enumerate(heads):
         grid.add_column(Text(head), justify="left" if position == 0 else "right")
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*map(Text, row))
     console.print(grid)

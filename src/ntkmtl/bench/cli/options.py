@@ -1,58 +1,177 @@
-"""Options that several commands take, and what they mean."""
+"""Options that several commands take, what they mean, and refusing wrong ones at once."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import math
+import os
+import stat
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
 
-from typer import Argument, Option
+import typer
+from typer import Argument, CallbackParam, Option
 
-from ntkmtl.bench.cli.console import refuse
-from ntkmtl.bench.cli.values import (
-    LAST_SEED,
-    check_files,
-    check_finite,
-    check_folder,
-    check_positive,
-    options_in,
-)
+from ntkmtl.bench.cli.console import refuse, refusing
+from ntkmtl.files import numbers_beside, parse_json, require_regular
 
 if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine
 
-__all__ = [
-    "BatchSize",
-    "DataOptions",
-    "Device",
-    "Directory",
-    "EngineName",
-    "EngineOptions",
-    "Epochs",
-    "Jobs",
-    "Json",
-    "LearningRate",
-    "MethodSettings",
-    "Methods",
-    "Out",
-    "Overwrite",
-    "ProblemName",
-    "ProblemOption",
-    "RecipeOptions",
-    "Record",
-    "Seed",
-    "SeedList",
-    "Seeds",
-    "Threads",
-    "TrackerName",
-    "TrainingOptions",
-    "WatchOptions",
-    "grouped",
-]
+LAST_SEED = 2**64 - 1
+"""The largest seed that torch takes."""
+
+# ------------------------------------------------------------------------------------------------
+# Refusing values before anything is read or trained
+
+
+def check_folder(path: Path | None) -> Path | None:
+    """Refuse a folder that cannot be made or used, before anything is trained."""
+    if path is None:
+        return None
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        if path.is_symlink():
+            there = path.readlink()
+            refuse(f"--out must be a folder, found {path}, a link to {there}, which is not there")
+        return path
+    except OSError as error:
+        refuse(f"--out must be a folder, found {path}: {error.strerror or error}")
+    if not stat.S_ISDIR(mode):
+        refuse(f"--out must be a folder, found the file {path}")
+    return path
+
+
+def check_output(path: Path | None) -> None:
+    """Refuse a picture or page with the file name that its numbers get."""
+    if path is not None:
+        with refusing(ValueError):
+            numbers_beside(path)
+
+
+def _checked(fits: Callable[[float], bool], what: str) -> Any:
+    """Return a callback that refuses numbers that do not fit."""
+
+    def check(option: CallbackParam, value: float | None) -> float | None:
+        if value is not None and not fits(value):
+            refuse(f"{option.opts[0]} must be {what}, found {value}")
+        return value
+
+    return check
+
+
+check_finite = _checked(math.isfinite, "finite")
+check_positive = _checked(lambda value: math.isfinite(value) and value > 0, "positive and finite")
+
+
+def _check_files(options: Mapping[str, Any]) -> None:
+    """Refuse options that name something else than a regular file: reading it might never end."""
+    for name in ("csv", "split"):
+        if isinstance(options.get(name), str):
+            try:
+                require_regular(Path(options[name]).expanduser())
+            except OSError as error:
+                refuse(f"{name}={options[name]} {error.strerror}")
+
+
+def refuse_torchrun(what: str) -> None:
+    """Refuse what starts processes of its own where several were launched together."""
+    from ntkmtl.bench.compute import processes
+
+    if processes.launched() > 1:
+        refuse(f"{what} starts its own processes: call it without torchrun")
+
+
+def refuse_others(context: typer.Context, allowed: Collection[str], why: str) -> None:
+    """Refuse options that were given on the command line and have no effect here.
+
+    Args:
+        context: The command's.
+        allowed: Names of the parameters that have an effect.
+        why: What is said after the option's name.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and name not in allowed:
+            refuse(f"{parameter.opts[0]} {why}")
+
+
+# ------------------------------------------------------------------------------------------------
+# Reading values
+
+
+def names_in(text: str) -> list[str]:
+    """Return names that are separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def seeds_of(count: int, listed: str | None) -> list[int]:
+    """Return the seeds that --seed-list names, or else 0 to ``count`` - 1."""
+    if listed is None:
+        return list(range(count))
+    try:
+        seeds = [int(number) for number in names_in(listed)]
+    except ValueError:
+        refuse(f"--seed-list takes whole numbers with commas between them. Found {listed!r}.")
+    for seed in seeds:
+        if not 0 <= seed <= LAST_SEED:
+            refuse(f"--seed-list takes numbers from 0 to 2^64 - 1, found {seed}")
+    if not seeds:
+        refuse(f"--seed-list takes at least one seed, found {listed!r}")
+    return seeds
+
+
+_JSON = {"True": "true", "False": "false", "None": "null"}
+
+
+def options_in(pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Read KEY=VALUE pairs; a value is JSON or Python's True, False or None, else a string."""
+    found: dict[str, Any] = {}
+    for pair in pairs or ():
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            refuse(f"an option is written KEY=VALUE. Found {pair!r}.")
+        if key in found:
+            refuse(f"the option {key} is given twice")
+        try:
+            found[key] = parse_json(_JSON.get(value, value).encode("utf-8", "replace"))
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def method_settings(pairs: Sequence[str] | None) -> Mapping[str, Mapping[str, Any]]:
+    """Read METHOD.KEY=VALUE, method by method."""
+    found: dict[str, dict[str, Any]] = {}
+    for pair in pairs or ():
+        # A file's name has dots as well: the last one before the value is followed by the setting.
+        named, equals, value = pair.partition("=")
+        method, _, key = named.rpartition(".")
+        if not (method and key and equals):
+            refuse(f"--set takes METHOD.KEY=VALUE. Found {pair!r}.")
+        if key in found.setdefault(method, {}):
+            refuse(f"--set {method}.{key} is given twice")
+        found[method].update(options_in([f"{key}={value}"]))
+    return found
+
+
+def find_modules_here(*names: str) -> None:
+    """Let module.path:ClassName name a module in the current folder, as ``python -m`` does."""
+    here = os.getcwd()  # noqa: PTH109  (entries of sys.path are strings)
+    if here not in sys.path and any(":" in name for name in names):
+        sys.path.insert(0, here)
+
+
+# ------------------------------------------------------------------------------------------------
+# Options
+
 
 Json = Annotated[bool, Option("--json", help="Print JSON.")]
 ProblemName = Annotated[
@@ -108,33 +227,12 @@ MethodSettings = Annotated[
 ProblemOption = Annotated[
     list[str] | None, Option(metavar="KEY=VALUE", help="Option of the problem; may be repeated.")
 ]
-Record = Annotated[
-    int | None,
-    Option(
-        "--record",
-        metavar="N",
-        min=1,
-        help="Record the kernel every N steps, for `ntkmtl analyze`.",
-        show_default="no record",
-    ),
-]
 Device = Annotated[
     str, Option("--device", metavar="auto|cpu|cuda", help="Where to train; auto takes a GPU.")
-]
-TrackerName = Annotated[
-    str | None,
-    Option(
-        "--tracker",
-        metavar="NAME",
-        help="Log while it trains: tensorboard, wandb, mlflow or trackio.",
-        show_default="none",
-    ),
 ]
 Overwrite = Annotated[
     bool, Option("--overwrite", help="Replace runs that were made with other settings.")
 ]
-
-
 Seed = Annotated[int, Option("--seed", min=0, max=LAST_SEED)]
 
 
@@ -236,109 +334,22 @@ class DataOptions:
 
     def options(self) -> dict[str, Any]:
         """Return the problem's options: KEY=VALUE pairs, and those that have flags."""
+        if self.target_column and self.targets:
+            refuse("give the columns to predict by --targets or by --target, not by both")
         named = {
             "recipe": self.recipe,
             "data": self.data_dir,
             "csv": self.csv,
-            "targets": self._targets(),
+            "targets": self.target_column or self.targets,
             "types": self.types,
             "split_column": self.split_column,
             "group": self.group,
             "time": self.time,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        options = {**options_in(self.problem_option or []), **given}
-        check_files(options, ("csv", "split"))
+        options = {**options_in(self.problem_option), **given}
+        _check_files(options)
         return options
-
-    def _targets(self) -> str | list[str] | None:
-        if self.target_column and self.targets:
-            refuse("give the columns to predict by --targets or by --target, not by both")
-        return self.target_column or self.targets
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Changes of how training steps are made."""
-
-    precision: Annotated[
-        str | None,
-        Option(
-            "--precision",
-            metavar="fp32|bf16|fp16",
-            help="What forward passes compute in.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    accumulate: Annotated[
-        int | None,
-        Option(
-            "--accumulate",
-            metavar="M",
-            min=1,
-            help="Pass the samples of a step through the network in M parts.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    clip: Annotated[
-        float | None,
-        Option(
-            "--clip",
-            metavar="NORM",
-            min=0.0,
-            help="Bring the gradient's norm down to this; 0 for no clipping.",
-            callback=check_finite,
-            show_default="the recipe's",
-        ),
-    ] = None
-    compile: Annotated[
-        bool | None,
-        Option(
-            "--compile/--no-compile",
-            help="Compile the trunk and each head by torch.compile.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    on_nonfinite: Annotated[
-        str | None,
-        Option(
-            "--on-nonfinite",
-            metavar="stop|skip",
-            help="At a NaN or an infinity, end the run, or leave the step out and count it.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    lbfgs_steps: Annotated[
-        int | None,
-        Option(
-            "--lbfgs-steps",
-            metavar="N",
-            min=0,
-            help="After the epochs, N steps of L-BFGS over all training samples at once.",
-            show_default="the recipe's",
-        ),
-    ] = None
-
-    def changes(self) -> dict[str, Any]:
-        """Return the changes of the recipe."""
-        asked = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: value for key, value in asked.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """What runs keep besides their results."""
-
-    record: Record = None
-    tracker: TrackerName = None
-    model: Annotated[
-        bool, Option("--model/--no-model", help="Keep the trained networks, for `ntkmtl predict`.")
-    ] = True
-
-    def arguments(self) -> dict[str, Any]:
-        """Return them as arguments of a comparison."""
-        record = None if self.record is None else {"every": self.record}
-        return {"record": record, "tracker": self.tracker, "keep_model": self.model}
 
 
 @dataclass(frozen=True)
@@ -380,20 +391,13 @@ class EngineOptions:
     def made(self, jobs: int | None) -> Engine | None:
         """Return the engine that was asked for, None for processes on this machine."""
         if self.engine is EngineName.local:
-            given = {
-                "--ray-address": self.ray_address,
-                "--ray-cpus": self.ray_cpus,
-                "--ray-gpus": self.ray_gpus,
-            }
-            for option, value in given.items():
-                if value is not None:
-                    refuse(f"{option} goes with --engine ray")
+            for name in ("address", "cpus", "gpus"):
+                if getattr(self, f"ray_{name}") is not None:
+                    refuse(f"--ray-{name} goes with --engine ray")
             return None
-        from ntkmtl.bench.compute import processes
         from ntkmtl.bench.jobs.ray_engine import RayEngine
 
-        if processes.launched() > 1:
-            refuse("--engine ray starts its own processes: call it without torchrun")
+        refuse_torchrun("--engine ray")
         return RayEngine(self.ray_address, self.ray_cpus or 1, self.ray_gpus or 0.0, jobs)
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
-from ntkmtl.bench.cli.options import Json
-from ntkmtl.bench.cli.values import find_modules_here
+from ntkmtl.bench.cli.options import Json, find_modules_here
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
     from ntkmtl.bench.problems.base import Prediction
     from ntkmtl.bench.trained import TrainedModel
-
-__all__ = ["predict"]
 
 
 class SplitName(str, Enum):

@@ -20,14 +20,21 @@ from ntkmtl.bench.cli.console import (
     refusing,
     say,
 )
-from ntkmtl.bench.cli.options import Device, EngineOptions, Jobs, Json, Threads, grouped
-from ntkmtl.bench.cli.sweeps import say_failures
-from ntkmtl.bench.cli.values import check_folder, find_modules_here
+from ntkmtl.bench.cli.options import (
+    Device,
+    EngineOptions,
+    Jobs,
+    Json,
+    Threads,
+    check_folder,
+    find_modules_here,
+    grouped,
+    refuse_torchrun,
+)
+from ntkmtl.bench.cli.sweeps import progress, say_failures
 
 if TYPE_CHECKING:
     from ntkmtl.bench.study.estimate import StudyEstimate
-
-__all__ = ["study"]
 
 
 PlanFile = Annotated[
@@ -74,18 +81,13 @@ def study(
             return
         if file is None:
             refuse("FILE or --report DIR is needed; docs/study.md shows a file")
-        from rich.console import Console
-
-        from ntkmtl.bench.compute import processes
         from ntkmtl.bench.compute.environment import cores
-        from ntkmtl.bench.jobs.reporters import reporter_for
         from ntkmtl.bench.study.estimate import estimate
         from ntkmtl.bench.study.part import Trainer
         from ntkmtl.bench.study.plan import read_plan
         from ntkmtl.bench.study.runner import run_study
 
-        if processes.launched() > 1:
-            refuse("study starts its own processes: call it without torchrun")
+        refuse_torchrun("study")
         # Any of its names may be a module in the current folder.
         find_modules_here("module:Class")
         plan = read_plan(file)
@@ -95,7 +97,7 @@ def study(
             threads=threads,
             device=device,
             engine=engines.made(jobs),
-            reporter=lambda: reporter_for(Console(stderr=True)),
+            reporter=progress,
         )
         if not yes or dry_run:
             _confirmed(estimate(plan, out, trainer, say), jobs, dry_run, as_json)

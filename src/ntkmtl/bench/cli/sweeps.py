@@ -1,4 +1,4 @@
-"""Training what a command asks for, showing the results, and the exit status."""
+"""Planning and training what a command asks for, showing the results, and the exit status."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,24 +22,90 @@ from ntkmtl.bench.cli.console import (
     refusing,
     say,
 )
+from ntkmtl.bench.cli.options import find_modules_here
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ntkmtl.bench.cli.options import DataOptions, RecipeOptions
     from ntkmtl.bench.jobs.engine import Engine, Failure
+    from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.report import ResultTable
     from ntkmtl.bench.runs import Run
     from ntkmtl.bench.training import Comparison, Sweep
 
-__all__ = [
-    "exit_as",
-    "model_note",
-    "say_failures",
-    "say_use",
-    "show_sweep",
-    "train_sweep",
-    "trained",
-]
+
+def planned(
+    problem: str,
+    methods: Sequence[str],
+    changed: RecipeOptions,
+    made_with: DataOptions,
+    **arguments: Any,
+) -> Comparison:
+    """Return a comparison whose names and settings are checked before data are read.
+
+    Args:
+        problem: As typed.
+        methods: As typed.
+        changed: Changes of the recipe.
+        made_with: How the problem is created.
+        **arguments: Further arguments of :class:`~ntkmtl.bench.training.Comparison`.
+
+    Raises:
+        SweepError: A method is unknown.
+        ProblemNotFoundError: There is no such problem.
+    """
+    from ntkmtl.bench import problems
+    from ntkmtl.bench.training.comparison import Comparison
+
+    find_modules_here(problem, *methods)
+    comparison = Comparison(
+        problem,
+        list(methods),
+        problem_options=made_with.options(),
+        **changed.changes(),
+        **arguments,
+    )
+    try:
+        recipe = problems.known_recipe(problem, comparison.problem_options.get("recipe"))
+    except ValueError as error:
+        raise problems.ProblemNotFoundError(str(error)) from error
+    batch_size = comparison.batch_size or (None if recipe is None else recipe.batch_size)
+    _check_settings(arguments["method_options"], batch_size)
+    if batch_size is not None and (comparison.minibatches or 1) > batch_size:
+        refuse(
+            f"--minibatches must be at most the batch size, {batch_size}, found "
+            f"{comparison.minibatches}"
+        )
+    return comparison
+
+
+GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "tasks", "trunk")
+"""Arguments of a Balancer that are not settings: the run gives them."""
+
+
+def _check_settings(settings: Mapping[str, Mapping[str, Any]], batch_size: int | None) -> None:
+    """Refuse settings of methods that are wrong whatever the data are."""
+    for method, chosen in settings.items():
+        for key in GIVEN:
+            if key in chosen:
+                refuse(f"--set cannot change {key} of {method}: the run gives it")
+        n = chosen.get("minibatches")
+        if n is not None and (type(n) is not int or n < 1):
+            refuse(f"minibatches of {method} must be a whole number from 1, found {n!r}")
+        if n is not None and batch_size is not None and n > batch_size:
+            refuse(
+                f"minibatches of {method} must be at most the batch size, {batch_size}, found {n}"
+            )
+
+
+def progress() -> Reporter:
+    """Return what reports progress on standard error."""
+    from rich.console import Console
+
+    from ntkmtl.bench.jobs.reporters import reporter_for
+
+    return reporter_for(Console(stderr=True))
 
 
 def train_sweep(
@@ -59,16 +125,13 @@ def train_sweep(
         share_folder: Whether other processes may train other runs in the folder meanwhile.
         engine: Trains the runs; processes on this machine if None.
     """
-    from rich.console import Console
-
-    from ntkmtl.bench.jobs.reporters import reporter_for
     from ntkmtl.bench.training.sweep import compare as train_all
 
     with _together(comparison.device):
         return train_all(
             comparison,
             overwrite=overwrite,
-            reporter=reporter_for(Console(stderr=True)),
+            reporter=progress(),
             keep_request=keep_request,
             share_folder=share_folder,
             engine=engine,
@@ -209,9 +272,13 @@ def _size(count: int) -> str:
 def say_failures(failures: Sequence[Failure]) -> None:
     """Print each failed run and the file that says why it failed."""
     for failure in failures:
-        say(f"Failed: {failure.label}: {failure.error}: {failure.message}")
+        say(f"Failed: {_why(failure)}")
         if (failure.folder / "failure.json").exists():
             say(f"        see {failure.folder / 'failure.json'}")
+
+
+def _why(failure: Failure) -> str:
+    return f"{failure.label}: {failure.error}: {failure.message}"
 
 
 def exit_as(sweep: Sweep, shown: bool = True) -> None:
@@ -235,7 +302,20 @@ def trained(comparison: Comparison, *, overwrite: bool) -> Sweep:
     try:
         exit_as(sweep)
     except typer.Exit as end:
-        failed = "; ".join(f"{f.label}: {f.error}: {f.message}" for f in sweep.failures)
+        failed = "; ".join(map(_why, sweep.failures))
         why = "stopped" if sweep.interrupted else failed or f"{sweep.unfinished} runs to go"
         raise Refused(why, end.exit_code) from None
     return sweep
+
+
+def train_registered(comparison: Any, *, overwrite: bool, engine: Engine | None = None) -> bool:
+    """Train; return whether runs failed. End the command where all did or it was stopped."""
+    with refusing(ValueError):
+        outcome = comparison.train(overwrite=overwrite, reporter=progress(), engine=engine)
+    say_failures(outcome.failures)
+    if outcome.interrupted:
+        say("Stopped. The same command continues from there.")
+        raise Refused("stopped", INTERRUPTED)
+    if outcome.failures and not outcome.finished:
+        raise Refused("; ".join(map(_why, outcome.failures)), FAILED)
+    return bool(outcome.failures)

@@ -8,8 +8,9 @@ from typing import Annotated
 
 from typer import Option
 
-from ntkmtl.bench.cli.console import refuse, refusing
+from ntkmtl.bench.cli.console import refusing
 from ntkmtl.bench.cli.options import (
+    LAST_SEED,
     DataOptions,
     Device,
     EngineOptions,
@@ -22,19 +23,14 @@ from ntkmtl.bench.cli.options import (
     ProblemName,
     RecipeOptions,
     Threads,
-    grouped,
-)
-from ntkmtl.bench.cli.sweeps import exit_as, show_sweep
-from ntkmtl.bench.cli.values import (
-    LAST_SEED,
     check_positive,
+    grouped,
     method_settings,
     names_in,
-    planned,
+    refuse_torchrun,
     seeds_of,
 )
-
-__all__ = ["tune"]
+from ntkmtl.bench.cli.sweeps import exit_as, planned, progress, show_sweep
 
 
 @dataclass(frozen=True)
@@ -98,32 +94,27 @@ def tune(
     Validation scores choose, never the test split. Called again, it resumes where it stopped.
     """
     with refusing():
-        from rich.console import Console
-
-        from ntkmtl.bench.compute import processes
         from ntkmtl.bench.compute.environment import cores
-        from ntkmtl.bench.jobs.reporters import reporter_for
         from ntkmtl.bench.search import Search
         from ntkmtl.bench.search import tune as search
 
-        if processes.launched() > 1:
-            refuse("tune starts its own processes: call it without torchrun")
+        refuse_torchrun("tune")
         comparison = planned(
             problem,
             names_in(methods),
+            changed,
+            made_with,
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),
             threads=threads,
-            **changed.changes(),
-            method_options=method_settings(settings or []),
-            problem_options=made_with.options(),
+            method_options=method_settings(settings),
             device=device,
         )
         sweep = search(
             Search(comparison, trial.trials, trial.trial_seed, trial.trial_epochs),
             overwrite=overwrite,
-            reporter=lambda: reporter_for(Console(stderr=True)),
+            reporter=progress,
             engine=engines.made(jobs),
         )
         shown = True

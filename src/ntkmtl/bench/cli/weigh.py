@@ -15,13 +15,10 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     Seed,
     Threads,
+    find_modules_here,
     grouped,
 )
-from ntkmtl.bench.cli.values import find_modules_here
 from ntkmtl.errors import NonFiniteError
-
-__all__ = ["weigh"]
-
 
 Percent = Annotated[
     float,

@@ -14,8 +14,7 @@ Example:
 
 from __future__ import annotations
 
-from ntkmtl.bench.paper._checks import Check, Verdict, checks, discrepancies, report
-from ntkmtl.bench.paper._render import render
+from ntkmtl.bench.paper._checks import Check, Verdict, checks, discrepancies, render, report
 from ntkmtl.bench.paper._results import PaperResult, ResultPart, find_result, paper_results
 from ntkmtl.bench.paper._tables import Cell, Kind, PaperColumn, PaperTable, Row, table, tables
 

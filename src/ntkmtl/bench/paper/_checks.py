@@ -1,4 +1,4 @@
-"""Do the published MR and Δm% follow from the published metrics?"""
+"""Do the published MR and Δm% follow from the published metrics? And tables as text cells."""
 
 from __future__ import annotations
 
@@ -112,6 +112,57 @@ def discrepancies(number: int | None = None) -> tuple[Check, ...]:
     return tuple(check for check in checks(number) if check.verdict == "differs")
 
 
+def recomputed_in(number: int) -> dict[tuple[str, str, str], Check]:
+    """Return the checks of a table by method, variant of the row and name of the column."""
+    return {
+        (check.row.method, check.row.variant, check.column.name): check for check in checks(number)
+    }
+
+
+def render(number: int, *, recomputed: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return a table's column heads and rows as text.
+
+    Numbers are as printed, with standard errors where there are any; empty cells are ``""``.
+
+    Args:
+        number: The table's number in the paper.
+        recomputed: Add a column beside each MR and Δm% with what the printed metrics give. This
+            imports torch.
+
+    Returns:
+        The heads, with arrows in the better direction, and a list of cells per row.
+
+    Raises:
+        KeyError: If there is no such table.
+
+    Example:
+        >>> heads, rows = render(4)
+        >>> heads
+        ['Method', 'Success rate ↑']
+        >>> rows[0]
+        ['STL', '0.90 ± 0.03']
+    """
+    source = table(number)
+    again = recomputed_in(number) if recomputed else {}
+    added = {name for _, _, name in again}
+    variants = any(row.variant for row in source.rows)
+    heads = ["Method", "Rows"] if variants else ["Method"]
+    for column in source.columns:
+        heads.append(column.head)
+        if column.name in added:
+            heads.append(f"{column.label} recomputed")
+    lines = []
+    for row in source.rows:
+        line = [row.printed, row.variant] if variants else [row.printed]
+        for column in source.columns:
+            line.append(str(row.cells.get(column.name, "")))
+            if column.name in added:
+                value = again.get((row.method, row.variant, column.name))
+                line.append("" if value is None else f"{value.recomputed:.2f}")
+        lines.append(line)
+    return heads, lines
+
+
 def report(number: int | None = None) -> str:
     """Return all checks as Markdown; ``python -m ntkmtl.bench.paper`` prints it.
 
@@ -160,13 +211,9 @@ def _check(of: PaperTable, part: ResultPart, variant: str, ties: Ties) -> Iterat
     rows = [row for row in of.rows if row.variant == variant and row.method != "stl"]
     # The same methods, where the metrics are in another table.
     measured = [source.row(row.method, row.variant) for row in rows]
-    higher = [column.higher_is_better for column in source.metrics]
     if part.mr:
-        results = _mean_ranks(source, measured, higher, ties)
-        yield from _compare(of, rows, part.mr, results)
-    baseline = reference.row("stl", variant)
-    names = [column.name for column in source.metrics]
-    results = _delta_ms(source, measured, baseline, higher, names)
+        yield from _compare(of, rows, part.mr, _mean_ranks(source, measured, ties))
+    results = _delta_ms(source, measured, reference.row("stl", variant))
     yield from _compare(of, rows, part.delta_m, results)
 
 
@@ -188,13 +235,13 @@ def _compare(
 
 
 def _mean_ranks(
-    source: PaperTable, rows: Sequence[Row], higher: list[bool], ties: Ties
+    source: PaperTable, rows: Sequence[Row], ties: Ties
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import mean_rank
 
-    names = [column.name for column in source.metrics]
-    best = [_shifted(row, names, higher, worse=False) for row in rows]
-    worst = [_shifted(row, names, higher, worse=True) for row in rows]
+    higher = [column.higher_is_better for column in source.metrics]
+    best = [_shifted(source, row, worse=False) for row in rows]
+    worst = [_shifted(source, row, worse=True) for row in rows]
     recomputed = mean_rank([source.values(row) for row in rows], higher, ties=ties).tolist()
     results = []
     for at, value in enumerate(recomputed):
@@ -206,18 +253,17 @@ def _mean_ranks(
 
 
 def _delta_ms(
-    source: PaperTable, rows: Sequence[Row], baseline: Row, higher: list[bool], names: list[str]
+    source: PaperTable, rows: Sequence[Row], baseline: Row
 ) -> list[tuple[float, float, float]]:
     from ntkmtl.metrics import delta_m
 
+    higher = [column.higher_is_better for column in source.metrics]
     # All metrics are positive, so Δm% falls as a method gets better or the baseline gets worse.
-    at = delta_m(
-        [source.values(row) for row in rows], [baseline.cells[name].value for name in names], higher
-    )
+    at = delta_m([source.values(row) for row in rows], source.values(baseline), higher)
     low, high = (
         delta_m(
-            [_shifted(row, names, higher, worse=worse) for row in rows],
-            _shifted(baseline, names, higher, worse=not worse),
+            [_shifted(source, row, worse=worse) for row in rows],
+            _shifted(source, baseline, worse=not worse),
             higher,
         )
         for worse in (False, True)
@@ -225,44 +271,48 @@ def _delta_ms(
     return list(zip(at.tolist(), low.tolist(), high.tolist(), strict=True))
 
 
-def _shifted(row: Row, names: list[str], higher: list[bool], *, worse: bool) -> list[float]:
+def _shifted(source: PaperTable, row: Row, *, worse: bool) -> list[float]:
     """Return a row's metrics, each moved as far as its rounding allows."""
     return [
-        row.cells[name].value + (1 if worse != up else -1) * row.cells[name].half_unit * _ALMOST
-        for name, up in zip(names, higher, strict=True)
+        row.cells[column.name].value
+        + (1 if worse != column.higher_is_better else -1)
+        * row.cells[column.name].half_unit
+        * _ALMOST
+        for column in source.metrics
     ]
 
 
 def _summary(found: Sequence[Check]) -> list[str]:
     verdicts: tuple[Verdict, ...] = ("exact", "within rounding", "differs", "not printed")
-    lines = [
-        "| table | rows | column | " + " | ".join(verdicts) + " |",
-        "| --- | --- | --- |" + " --- |" * len(verdicts),
-    ]
-    keys = dict.fromkeys((c.table, c.row.variant, c.column.name, c.column.label) for c in found)
-    for number, variant, name, label in keys:
-        group = [
-            check.verdict
-            for check in found
-            if (check.table, check.row.variant, check.column.name) == (number, variant, name)
-        ]
-        counts = " | ".join(str(group.count(verdict)) for verdict in verdicts)
-        lines.append(f"| {number} | {variant or 'all'} | {label} | {counts} |")
-    return lines
+    groups: dict[tuple[int, str, str], list[Check]] = {}
+    for check in found:
+        key = (check.table, check.row.variant, check.column.name)
+        groups.setdefault(key, []).append(check)
+    rows = []
+    for (number, variant, _), group in groups.items():
+        counts = [len(_of(group, verdict)) for verdict in verdicts]
+        rows.append([number, variant or "all", group[0].column.label, *counts])
+    return _markdown(["table", "rows", "column", *verdicts], rows)
 
 
 def _listing(found: Sequence[Check]) -> list[str]:
-    lines = [
-        "| table | row | column | published | recomputed | difference | reachable by rounding |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["table", "row", "column", "published", "recomputed", "difference"]
+    rows = []
     for check in found:
-        cell = check.row.cells.get(check.column.name)
-        name = f"{check.row.printed} ({check.row.variant})" if check.row.variant else None
-        difference = "" if check.difference is None else f"{check.difference:+.3f}"
-        lines.append(
-            f"| {check.table} | {name or check.row.printed} | {check.column.label} "
-            f"| {'' if cell is None else cell.text} | {check.recomputed:.3f} | {difference} "
-            f"| {check.low:.3f} to {check.high:.3f} |"
+        row, cell = check.row, check.row.cells.get(check.column.name)
+        rows.append(
+            [
+                check.table,
+                f"{row.printed} ({row.variant})" if row.variant else row.printed,
+                check.column.label,
+                "" if cell is None else cell.text,
+                f"{check.recomputed:.3f}",
+                "" if check.difference is None else f"{check.difference:+.3f}",
+                f"{check.low:.3f} to {check.high:.3f}",
+            ]
         )
-    return lines
+    return _markdown([*heads, "reachable by rounding"], rows)
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    return [f"| {' | '.join(map(str, row))} |" for row in (heads, ["---"] * len(heads), *rows)]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.paper._results import find_result
 from ntkmtl.bench.paper._settings import PaperDifference
-from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide, orders_of
+from ntkmtl.bench.paper._sidebyside import MEASURED, Entry, Number, SideBySide, orders
 from ntkmtl.bench.paper._tables import PaperColumn, table
 
 if TYPE_CHECKING:
@@ -16,54 +16,34 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.comparison import AgentComparison
     from ntkmtl.bench.runs import Run
 
-PUBLISHED: dict[str, tuple[Any, bool]] = {
-    "tasks": ("the 10 of MT10", True),
-    "simulator": ("Meta-World V1 tasks and their rewards", False),
-    "seeds": (10, True),
-    "vector_steps": (2_000_000, True),
-    "goals": ("fixed", False),
-    "horizon": (150, False),
-    "scale_rewards": (True, False),
-    "hidden": ((400, 400, 400), False),
-    "encoding": ("none", False),
-    "temperature": ("published", False),
-    "initial_temperature": (1.0, False),
-    "batch_size": (1280, True),
-    "sampling": ("uniform", False),
-    "capacity": (1_000_000, False),
-    "random_steps": (1500, False),
-    "catch_up": (True, False),
-    "learning_rate": (3e-4, False),
-    "gamma": (0.99, False),
-    "tau": (0.005, False),
-    "every": (1, False),
-    "evaluate_every": (30_000, False),
-    "evaluation_episodes": (1, False),
-    "bfloat16_products": (False, False),
-    "method_options": ({"famo": {"gamma": 0.01}}, False),
-    "compile": (False, False),
+PUBLISHED: dict[str, tuple[str, Any, bool]] = {
+    "tasks": ("tasks", "the 10 of MT10", True),
+    "simulator": ("simulator", "Meta-World V1 tasks and their rewards", False),
+    "seeds": ("seeds", 10, True),
+    "vector_steps": ("vector steps", 2_000_000, True),
+    "goals": ("goals", "fixed", False),
+    "horizon": ("horizon", 150, False),
+    "scale_rewards": ("rewards over their running deviation", True, False),
+    "hidden": ("hidden layers", (400, 400, 400), False),
+    "encoding": ("task encoding given to the networks", "none", False),
+    "temperature": ("temperature (published: as the variant says)", "published", False),
+    "initial_temperature": ("initial temperature", 1.0, False),
+    "batch_size": ("batch size", 1280, True),
+    "sampling": ("sampling", "uniform", False),
+    "capacity": ("transitions kept", 1_000_000, False),
+    "random_steps": ("random vector steps", 1500, False),
+    "catch_up": ("as many updates after them", True, False),
+    "learning_rate": ("learning rate", 3e-4, False),
+    "gamma": ("gamma", 0.99, False),
+    "tau": ("tau", 0.005, False),
+    "every": ("updates between two sets of weights", 1, False),
+    "evaluate_every": ("vector steps between evaluations", 30_000, False),
+    "evaluation_episodes": ("episodes per evaluation and task", 1, False),
+    "bfloat16_products": ("matrix products of bfloat16", False, False),
+    "method_options": ("settings of methods", {"famo": {"gamma": 0.01}}, False),
+    "compile": ("updates compiled", False, False),
 }
-"""Published settings by field of a recipe, and whether the paper itself says so."""
-
-_WORDS = {
-    "vector_steps": "vector steps",
-    "scale_rewards": "rewards over their running deviation",
-    "hidden": "hidden layers",
-    "encoding": "task encoding given to the networks",
-    "temperature": "temperature (published: as the variant says)",
-    "initial_temperature": "initial temperature",
-    "batch_size": "batch size",
-    "capacity": "transitions kept",
-    "random_steps": "random vector steps",
-    "catch_up": "as many updates after them",
-    "learning_rate": "learning rate",
-    "every": "updates between two sets of weights",
-    "evaluate_every": "vector steps between evaluations",
-    "evaluation_episodes": "episodes per evaluation and task",
-    "bfloat16_products": "matrix products of bfloat16",
-    "method_options": "settings of methods",
-    "compile": "updates compiled",
-}
+"""Published settings by field of a recipe: its name for people, and whether the paper says so."""
 
 ALWAYS = (
     (
@@ -115,8 +95,7 @@ def success_side_by_side(
     for one in found:
         name = printed[one.variant].printed if one.variant in printed else one.variant
         if one.variant in printed:
-            cell = printed[one.variant].cells["success_rate"]
-            number = Number(cell.value, cell.stderr, cell.text, cell.stderr_text)
+            number = Number.printed(printed[one.variant].cells["success_rate"])
             entries.append(Entry(one.variant, name, "published", {"success_rate": number}))
         entries.append(Entry(one.variant, name, MEASURED, _numbers(one)))
     seeds = sorted({seed for one in found for seed in one.seeds})
@@ -126,7 +105,7 @@ def success_side_by_side(
         entries=tuple(entries),
         differences=tuple(_differences(recipe, len(seeds))),
         notes=tuple(_notes(found, recipe)),
-        orders=tuple(_orders(entries)),
+        orders=tuple(orders(source.columns, entries)),
         runs=(_facts(recipe, runs, seeds, out),),
     )
 
@@ -147,24 +126,15 @@ def _numbers(one: Success) -> dict[str, Number]:
 def _differences(recipe: ReinforceRecipe, seeds: int) -> Iterator[PaperDifference]:
     from ntkmtl.bench.reinforce.environment import MT10
 
-    if recipe.tasks != MT10:
-        yield PaperDifference("mt10", "tasks", ", ".join(recipe.tasks), PUBLISHED["tasks"][0])
-    yield PaperDifference(
-        "mt10",
-        "simulator",
-        "Meta-World V3 tasks with V2 rewards: not comparable",
-        *PUBLISHED["simulator"],
-    )
-    if seeds != PUBLISHED["seeds"][0]:
-        yield PaperDifference("mt10", "seeds", seeds, *PUBLISHED["seeds"])
-    for name, (published, said) in PUBLISHED.items():
-        if name in ("tasks", "simulator", "seeds"):
-            continue
-        here = getattr(recipe, name)
+    others = {
+        "tasks": PUBLISHED["tasks"][1] if recipe.tasks == MT10 else ", ".join(recipe.tasks),
+        "simulator": "Meta-World V3 tasks with V2 rewards: not comparable",
+        "seeds": seeds,
+    }
+    for name, (words, published, said) in PUBLISHED.items():
+        here = others[name] if name in others else getattr(recipe, name)
         if here != published:
-            yield PaperDifference(
-                "mt10", _WORDS.get(name, name), _shown(here), _shown(published), said
-            )
+            yield PaperDifference("mt10", words, _shown(here), _shown(published), said)
     for setting, ours, theirs in ALWAYS:
         yield PaperDifference("mt10", setting, ours, theirs, False)
 
@@ -200,20 +170,6 @@ def _notes(found: Sequence[Success], recipe: ReinforceRecipe) -> Iterator[str]:
     left = [row for row in rows if row not in {one.variant for one in found}]
     if left:
         yield f"{len(left)} of {len(rows)} published rows were not run: {', '.join(left)}."
-
-
-def _orders(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    values = {
-        source: {
-            entry.method: entry.numbers["success_rate"].value
-            for entry in entries
-            if entry.source == source
-        }
-        for source in ("published", MEASURED)
-    }
-    return orders_of(
-        "success_rate", "Success rate", values["published"], values[MEASURED], higher_is_better=True
-    )
 
 
 def _facts(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.paper._checks import checks
+from ntkmtl.bench.paper._checks import recomputed_in
 from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
 from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable, table
 from ntkmtl.bench.report._render import finite, printable
@@ -46,6 +46,11 @@ class Number:
     text: str
     stderr_text: str = ""
     worked_out: bool = False
+
+    @classmethod
+    def printed(cls, cell: Cell) -> Number:
+        """Return a number as the paper prints it."""
+        return cls(cell.value, cell.stderr, cell.text, cell.stderr_text)
 
     def __str__(self) -> str:
         mark = _WORKED_OUT if self.worked_out else ""
@@ -159,7 +164,12 @@ def side_by_side(result: PaperResult, found: Sequence[Measured]) -> SideBySide:
         entries=tuple(entries),
         differences=tuple(changed),
         notes=tuple(_notes(result, source, entries, found)),
-        orders=tuple(_orders(columns, entries)),
+        orders=tuple(
+            orders(
+                [column for column in columns if column.kind != "metric"],
+                [entry for entry in entries if entry.method != SINGLE_TASK],
+            )
+        ),
         runs=tuple(_run_facts(each) for each in found),
     )
 
@@ -178,11 +188,7 @@ def _columns(source: PaperTable, found: Sequence[Measured]) -> list[PaperColumn]
 def _published_entries(
     source: PaperTable, columns: Sequence[PaperColumn], method: str
 ) -> Iterator[Entry]:
-    again = {
-        (check.row.method, check.row.variant, check.column.name): check.recomputed
-        for check in checks(source.number)
-        if check.published is None
-    }
+    again = recomputed_in(source.number)
     for row in source.rows:
         if row.method != method:
             continue
@@ -190,9 +196,9 @@ def _published_entries(
         for column in columns:
             cell = row.cells.get(column.name)
             if cell is not None:
-                numbers[column.name] = Number(cell.value, cell.stderr, cell.text, cell.stderr_text)
+                numbers[column.name] = Number.printed(cell)
             elif (method, row.variant, column.name) in again:
-                value = again[method, row.variant, column.name]
+                value = again[method, row.variant, column.name].recomputed
                 numbers[column.name] = Number(value, None, f"{value:.2f}", worked_out=True)
         yield Entry(method, row.printed, row.variant or "published", numbers)
 
@@ -254,42 +260,31 @@ def _text_of(value: float, decimals: int) -> str:
     return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
 
 
-def _orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def orders(columns: Sequence[PaperColumn], entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """Yield how published and measured numbers of a column order the methods that have both."""
     for column in columns:
-        if column.kind == "metric":
-            continue
         published: dict[str, float] = {}
         measured: dict[str, float] = {}
         for entry in entries:
-            if entry.method != SINGLE_TASK and column.name in entry.numbers:
+            if column.name in entry.numbers:
                 # Of Table 6 the rows that the paper's authors trained, which are last.
                 kind = measured if entry.source == MEASURED else published
                 kind[entry.method] = entry.numbers[column.name].value
-        yield from orders_of(column.name, column.label, published, measured)
-
-
-def orders_of(
-    name: str,
-    label: str,
-    published: Mapping[str, float],
-    measured: Mapping[str, float],
-    *,
-    higher_is_better: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Yield how published and measured numbers of a column order the methods that have both."""
-    both = [method for method in measured if method in published]
-    pairs = list(itertools.combinations(both, 2))
-    if pairs:
-        yield {
-            "column": name,
-            "label": label,
-            "published": sorted(both, key=published.__getitem__, reverse=higher_is_better),
-            "measured": sorted(both, key=measured.__getitem__, reverse=higher_is_better),
-            "agree": sum(
-                (published[a] - published[b]) * (measured[a] - measured[b]) > 0 for a, b in pairs
-            ),
-            "pairs": len(pairs),
-        }
+        both = [method for method in measured if method in published]
+        pairs = list(itertools.combinations(both, 2))
+        if pairs:
+            better = column.higher_is_better
+            yield {
+                "column": column.name,
+                "label": column.label,
+                "published": sorted(both, key=published.__getitem__, reverse=better),
+                "measured": sorted(both, key=measured.__getitem__, reverse=better),
+                "agree": sum(
+                    (published[a] - published[b]) * (measured[a] - measured[b]) > 0
+                    for a, b in pairs
+                ),
+                "pairs": len(pairs),
+            }
 
 
 def _notes(

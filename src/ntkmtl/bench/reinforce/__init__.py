@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
+    from ntkmtl.bench.reinforce.comparison import compare
     from ntkmtl.bench.reinforce.environment import (
         DrawingError,
         EnvironmentStep,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from ntkmtl.bench.reinforce.replay import Replay, ReplayBatch
     from ntkmtl.bench.reinforce.results import Success, save_curves, summarize
     from ntkmtl.bench.reinforce.sac import MultiTaskSAC, Update
-    from ntkmtl.bench.reinforce.sweep import compare
     from ntkmtl.bench.reinforce.training import evaluate, train
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
 __getattr__, __dir__ = on_first_use(
     __name__,
     {
+        ".comparison": ("compare",),
         ".environment": ("DrawingError", "EnvironmentStep", "MetaWorld", "Simulator", "expert"),
         ".frames": ("Film", "film", "film_run", "save_strip"),
         ".recipes": (
@@ -83,7 +84,6 @@ __getattr__, __dir__ = on_first_use(
         ".replay": ("Replay", "ReplayBatch"),
         ".results": ("Success", "save_curves", "summarize"),
         ".sac": ("MultiTaskSAC", "Update"),
-        ".sweep": ("compare",),
         ".training": ("evaluate", "train"),
     },
 )

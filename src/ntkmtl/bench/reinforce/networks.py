@@ -1,11 +1,17 @@
-"""The networks of multi-task Soft Actor-Critic."""
+"""The networks of multi-task Soft Actor-Critic, their losses row by row, and gradients by task.
+
+The rows of a batch do not interact inside the networks. So one backward pass of the sum of the
+losses leaves, at the output of every linear layer, each task's own gradient in its own rows;
+multiplied with the layer's inputs, task by task, they are the k gradients of its weights. The
+arithmetic is that of one ordinary backward pass.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +25,13 @@ __all__ = [
     "TaskEncoder",
     "TwinCritic",
     "TwinLinear",
+    "actor_rows",
+    "critic_rows",
+    "errors",
+    "judged",
     "squash",
+    "target_rows",
+    "with_task_gradients",
 ]
 
 Heads = Literal["shared", "multi"]
@@ -27,6 +39,9 @@ Encoding = Literal["none", "one-hot", "learned"]
 
 LOG_DEVIATION = (-20.0, 2.0)
 """Bounds of the logarithm of the policy's deviation before squashing."""
+
+Trace = list[tuple[nn.Module, Tensor, Tensor]]
+"""Linear layers with what went in and what came out, in the order of the pass."""
 
 _EMBEDDING = 50
 
@@ -114,6 +129,9 @@ def _layers(
 class _Network(nn.Module):
     """A trunk, and one head for all tasks or one for each."""
 
+    rows: int
+    """Dimension of the rows in features."""
+
     def __init__(
         self, layer: Callable[[int, int], nn.Module], inputs: int, outputs: int, shape: Shape
     ) -> None:
@@ -122,7 +140,7 @@ class _Network(nn.Module):
         self.trunk = _layers(layer, inputs + self.encoder.width, shape.hidden)
         count = shape.tasks if shape.heads == "multi" else 1
         self.heads = nn.ModuleList(layer(shape.hidden[-1], outputs) for _ in range(count))
-        self.trace: list[tuple[nn.Module, Tensor, Tensor]] | None = None
+        self.trace: Trace | None = None
         """Where set, linear layers are noted with what goes in and what comes out."""
 
     @property
@@ -159,22 +177,24 @@ class _Network(nn.Module):
         """Apply a task's head to features of that task only."""
         return self._run(self.heads[task if len(self.heads) > 1 else 0], features)
 
-    def read(self, features: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+    def read(self, features: Tensor, sizes: Sequence[int]) -> Tensor:
         """Apply the heads to the features of several tasks.
 
         Args:
             features: The trunk's output; rows of one task are contiguous.
             sizes: Number of rows of each task.
-            dim: Dimension of the rows.
         """
         if len(self.heads) == 1:
             return self.head(features, 0)
-        parts = features.split(list(sizes), dim=dim)
-        return torch.cat([self.head(part, i) for i, part in enumerate(parts) if sizes[i]], dim=dim)
+        parts = features.split(list(sizes), dim=self.rows)
+        read = [self.head(part, i) for i, part in enumerate(parts) if sizes[i]]
+        return torch.cat(read, dim=self.rows)
 
 
 class Actor(_Network):
     """The policy: a normal distribution per action, squashed by tanh."""
+
+    rows = 0
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(nn.Linear, observation, 2 * action, shape)
@@ -191,11 +211,13 @@ class Actor(_Network):
             index: The task of each row, shape (B,).
             sizes: Number of rows of each task.
         """
-        return self.read(self.represent(observations, index), sizes, dim=0)
+        return self.read(self.represent(observations, index), sizes)
 
 
 class TwinCritic(_Network):
     """Two critics side by side."""
+
+    rows = 1
 
     def __init__(self, observation: int, action: int, shape: Shape) -> None:
         super().__init__(TwinLinear, observation + action, 1, shape)
@@ -209,7 +231,7 @@ class TwinCritic(_Network):
     ) -> Tensor:
         """Return both values, shape (2, B). Arguments as for :class:`Actor`."""
         z = self.represent(observations, actions, index)
-        return self.read(z, sizes, dim=1).squeeze(-1)
+        return self.read(z, sizes).squeeze(-1)
 
 
 def squash(output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,3 +253,148 @@ def squash(output: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     # log(1 - tanh(u)^2), which loses all its digits where |u| is large, in a form that does not.
     slope = 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
     return u.tanh(), (normal - slope).sum(dim=1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Losses row by row
+
+
+def target_rows(
+    actor: Actor,
+    target: TwinCritic,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Return the target critics' value of a new action in each row, less alpha log pi."""
+    action, log_probability = squash(actor(seen, index, sizes), noise)
+    soft: Tensor = target(seen, action, index, sizes).amin(dim=0) - alpha * log_probability
+    return soft
+
+
+def critic_rows(
+    critic: TwinCritic,
+    seen: Tensor,
+    actions: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    targets: Tensor,
+) -> Tensor:
+    """Return the critics' loss in each row."""
+    return errors(critic(seen, actions, index, sizes), targets)
+
+
+def errors(values: Tensor, targets: Tensor) -> Tensor:
+    """Return the critics' loss in each row from their values, shape (2, rows)."""
+    return (values - targets).square().sum(dim=0)
+
+
+def actor_rows(
+    actor: Actor,
+    critic: TwinCritic,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the actor's loss in each row, and the log probability of the action drawn there."""
+    return judged(critic, actor(seen, index, sizes), seen, index, sizes, alpha, noise)
+
+
+def judged(
+    critic: TwinCritic,
+    output: Tensor,
+    seen: Tensor,
+    index: Tensor,
+    sizes: Sequence[int],
+    alpha: Tensor,
+    noise: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the same as :func:`actor_rows` from the output of the actor."""
+    action, log_probability = squash(output, noise)
+    terms: Tensor = alpha * log_probability - critic(seen, action, index, sizes).amin(dim=0)
+    return terms, log_probability.detach()
+
+
+# ------------------------------------------------------------------------------------------------
+# Gradients task by task
+
+
+def with_task_gradients(
+    losses: Sequence[Tensor | None],
+    trace: Trace,
+    sizes: Sequence[int],
+    parameters: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Return the losses with gradients that are known already.
+
+    Args:
+        losses: k losses of one pass, each of its own task's rows alone; None for a task without
+            rows. Their graph is used up.
+        trace: The layers of the pass.
+        sizes: Number of rows of each task, which are contiguous.
+        parameters: Of the traced layers, in any order.
+
+    Returns:
+        The k losses. Differentiating one gives its gradients with respect to ``parameters`` and
+        nothing else.
+    """
+    live = [loss for loss in losses if loss is not None]
+    deltas = torch.autograd.grad(live, [output for _, _, output in trace])
+    present = [size for size in sizes if size]
+    by_parameter: dict[int, list[Tensor]] = {}
+    for (layer, inputs, _), delta in zip(trace, deltas, strict=True):
+        inputs = inputs.detach()
+        if isinstance(layer, TwinLinear):
+            inputs = inputs.expand(2, -1, -1) if inputs.ndim == 2 else inputs
+            weight, bias = _twin(inputs, delta, present)
+        else:
+            assert isinstance(layer, nn.Linear)
+            weight, bias = _linear(inputs, delta, present)
+        by_parameter[id(layer.weight)] = weight
+        by_parameter[id(layer.bias)] = bias
+    by_task = zip(*(by_parameter[id(p)] for p in parameters), strict=True)
+    known: Callable[..., Tensor] = _Known.apply
+    return [
+        None if loss is None else known(loss.detach(), next(by_task), *parameters)
+        for loss in losses
+    ]
+
+
+def _linear(x: Tensor, d: Tensor, sizes: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return gradients of weight (outputs, inputs) and bias (outputs,) of each task."""
+    if len(set(sizes)) == 1:
+        x, d = x.unflatten(0, (len(sizes), -1)), d.unflatten(0, (len(sizes), -1))
+        return list(d.transpose(1, 2) @ x), list(d.sum(dim=1))
+    parts = list(zip(x.split(list(sizes)), d.split(list(sizes)), strict=True))
+    return [di.T @ xi for xi, di in parts], [di.sum(dim=0) for _, di in parts]
+
+
+def _twin(x: Tensor, d: Tensor, sizes: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return gradients of weight (2, inputs, outputs) and bias (2, 1, outputs) of each task."""
+    parts = list(zip(x.split(list(sizes), dim=1), d.split(list(sizes), dim=1), strict=True))
+    return [xi.transpose(1, 2) @ di for xi, di in parts], [
+        di.sum(dim=1, keepdim=True) for _, di in parts
+    ]
+
+
+class _Known(torch.autograd.Function):
+    """A loss whose gradients are known."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor
+    ) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        factor = float(outputs[0])
+        gradients = ctx.gradients
+        if factor != 1.0:
+            gradients = torch._foreach_mul(gradients, factor)
+        return (None, None, *gradients)

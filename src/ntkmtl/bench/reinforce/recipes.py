@@ -6,13 +6,21 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ntkmtl.bench.reinforce.environment import LONGEST_HORIZON, MT10, Goals
 from ntkmtl.bench.reinforce.networks import Encoding, Heads
+from ntkmtl.bench.reinforce.sac import unsuited
 from ntkmtl.weighting import names, spec
 
 __all__ = ["RECIPES", "VARIANTS", "ReinforceRecipe", "Variant", "recipe_named", "variant_named"]
+
+
+_Named = TypeVar("_Named", "ReinforceRecipe", "Variant")
+
+
+def _by_name(*named: _Named) -> Mapping[str, _Named]:
+    return MappingProxyType({one.name: one for one in named})
 
 
 @dataclass(frozen=True)
@@ -118,10 +126,6 @@ class ReinforceRecipe:
             raise ValueError(f"capacity must be at least one per task, found {self.capacity}")
 
 
-def _by_name(*recipes: ReinforceRecipe) -> Mapping[str, ReinforceRecipe]:
-    return MappingProxyType({recipe.name: recipe for recipe in recipes})
-
-
 RECIPES: Mapping[str, ReinforceRecipe] = _by_name(
     ReinforceRecipe(
         name="paper",
@@ -198,26 +202,21 @@ class Variant:
     single_task: bool = False
 
 
-VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {
-        variant.name: variant
-        for variant in (
-            Variant("stl", "ls", single_task=True),
-            Variant("mtl-sac", "ls", temperature="per-task"),
-            Variant("mtl-sac-te", "ls", encoding="learned", temperature="per-task"),
-            Variant("mh-sac", "ls", heads="multi", temperature="per-task"),
-            Variant("pcgrad", "pcgrad"),
-            Variant("cagrad", "cagrad", {"c": 0.9}),
-            Variant("moco", "moco"),
-            Variant("nash-mtl", "nash-mtl"),
-            Variant("famo", "famo"),
-            Variant("fairgrad", "fairgrad", {"alpha": 2.0}),
-            Variant("aligned-mtl", "aligned-mtl"),
-            Variant("ntkmtl", "ntkmtl"),
-            # Not in the paper: it needs a head for each task.
-            Variant("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
-        )
-    }
+VARIANTS: Mapping[str, Variant] = _by_name(
+    Variant("stl", "ls", single_task=True),
+    Variant("mtl-sac", "ls", temperature="per-task"),
+    Variant("mtl-sac-te", "ls", encoding="learned", temperature="per-task"),
+    Variant("mh-sac", "ls", heads="multi", temperature="per-task"),
+    Variant("pcgrad", "pcgrad"),
+    Variant("cagrad", "cagrad", {"c": 0.9}),
+    Variant("moco", "moco"),
+    Variant("nash-mtl", "nash-mtl"),
+    Variant("famo", "famo"),
+    Variant("fairgrad", "fairgrad", {"alpha": 2.0}),
+    Variant("aligned-mtl", "aligned-mtl"),
+    Variant("ntkmtl", "ntkmtl"),
+    # Not in the paper: it needs a head for each task.
+    Variant("ntkmtl-sr", "ntkmtl-sr", heads="multi"),
 )
 """The variants of Table 4, in its order, and NTKMTL-SR."""
 
@@ -257,8 +256,6 @@ def variant_named(name: str) -> Variant:
         >>> variant_named("mh-sac").heads, variant_named("imtl-g").method
         ('multi', 'imtl-g')
     """
-    from ntkmtl.bench.reinforce.sac import unsuited
-
     name = "mtl-sac" if name == "ls" else name
     if name in VARIANTS:
         return VARIANTS[name]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Replay", "ReplayBatch"]
+__all__ = ["Replay", "ReplayBatch", "TaskView"]
 
 _FIELDS = ("observations", "actions", "rewards", "next_observations")
 
@@ -43,6 +43,41 @@ class ReplayBatch:
             places.append(slice(start, start + size))
             start += size
         return places
+
+    def of_each(self, loss: Callable[[int, slice], Tensor]) -> list[Tensor | None]:
+        """Return ``loss`` of each task's number and its rows' place, None where it has no rows."""
+        return [
+            loss(task, place) if self.sizes[task] else None
+            for task, place in enumerate(self.slices)
+        ]
+
+
+class TaskView:
+    """Which task each row of a batch is of."""
+
+    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+        self.sizes = sizes
+        self.index = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(
+            device
+        )
+        self._even = len(set(sizes)) == 1
+
+    def alone(self, task: int) -> tuple[int, ...]:
+        """Return the sizes of a batch of one task's rows only."""
+        return tuple(size if i == task else 0 for i, size in enumerate(self.sizes))
+
+    def means(self, rows: Tensor) -> list[Tensor | None]:
+        """Return the mean over each task's rows, None where there are none."""
+        if self._even:
+            return list(rows.view(len(self.sizes), -1).mean(dim=1).unbind())
+        parts = rows.split(list(self.sizes))
+        return [part.mean() if len(part) else None for part in parts]
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Return the sum over each task's rows, shape (k,)."""
+        if self._even:
+            return rows.view(len(self.sizes), -1).sum(dim=1)
+        return torch.stack([part.sum() for part in rows.split(list(self.sizes))])
 
 
 class Replay:

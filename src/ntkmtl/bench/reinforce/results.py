@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ntkmtl.bench.reinforce.recipes import VARIANTS
 from ntkmtl.bench.reinforce.training import PROBLEM
 from ntkmtl.bench.runs import SINGLE_TASK, Run, folder_name, load_runs
 from ntkmtl.errors import imports_for
@@ -186,8 +187,6 @@ def summarize(out: str | os.PathLike[str]) -> list[Success]:
     Raises:
         ValueError: There are no finished runs, or they are of different recipes.
     """
-    from ntkmtl.bench.reinforce.recipes import VARIANTS
-
     folder = Path(out) / folder_name(PROBLEM)
     runs = load_runs(folder)[0] if folder.is_dir() else []
     if not runs:

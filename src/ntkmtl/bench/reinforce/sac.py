@@ -5,24 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ntkmtl.balance import Balancer
-from ntkmtl.bench.reinforce._rows import (
-    TaskView,
+from ntkmtl.bench.reinforce.networks import (
+    Actor,
+    Encoding,
+    Heads,
+    Shape,
+    TwinCritic,
     actor_rows,
     critic_rows,
     errors,
     judged,
-    of_each,
+    squash,
     target_rows,
+    with_task_gradients,
 )
-from ntkmtl.bench.reinforce._task_gradients import with_task_gradients
-from ntkmtl.bench.reinforce.networks import Actor, Encoding, Heads, Shape, TwinCritic, squash
-from ntkmtl.bench.reinforce.replay import ReplayBatch
+from ntkmtl.bench.reinforce.replay import ReplayBatch, TaskView
 from ntkmtl.weighting import load, spec
 
 __all__ = ["MultiTaskSAC", "Part", "Update", "unsuited"]
@@ -49,11 +53,6 @@ def unsuited(method: str) -> str:
     if kind.needs_scores:
         return "it needs scores against single-task networks during training"
     return ""
-
-
-def _positive(method: str) -> bool:
-    """Whether a method refuses negative losses, or takes their logarithms."""
-    return load(method).needs_positive_losses or bool(spec(method).defaults.get("log_losses"))
 
 
 @dataclass(frozen=True)
@@ -199,37 +198,29 @@ class MultiTaskSAC:
             torch.full((count,), float(initial_temperature), device=self.device).log()
         )
         self._noise = torch.Generator(device=self.device).manual_seed(seed)
-        self.critic_balancer = self._balancer("critic", self.critic, method_options, every, 1)
-        self.actor_balancer = self._balancer("actor", self.actor, method_options, every, 0)
+        self.critic_balancer = self._balancer("critic", self.critic, method_options, every)
+        self.actor_balancer = self._balancer("actor", self.actor, method_options, every)
         self._optimizers = self._made_optimizers(learning_rate)
         self._last_view: TaskView | None = None
         self.updates = 0
         self.always_slice = False
-        self._choose_passes(compile)
-
-    def _made_optimizers(self, learning_rate: float) -> dict[str, torch.optim.Adam]:
-        return {
-            "critic": _adam(
-                [*self.critic.parameters(), *self.critic_balancer.parameters()], learning_rate
-            ),
-            # Adam treats each number separately, so one optimizer is enough for both.
-            "actor": _adam(
-                [*self.actor.parameters(), *self.actor_balancer.parameters(), self.log_temperature],
-                learning_rate,
-            ),
-        }
-
-    def _choose_passes(self, compile: bool) -> None:
         # What one pass over a batch takes; traced passes and those of a task alone stay eager.
-        self._target_rows: Callable[..., Tensor] = target_rows
-        self._critic_rows: Callable[..., Tensor] = critic_rows
-        self._actor_rows: Callable[..., tuple[Tensor, Tensor]] = actor_rows
+        rows: list[Callable[..., Any]] = [target_rows, critic_rows, actor_rows]
         if compile:
             from ntkmtl.bench.compute.device import compiled
 
-            self._target_rows = compiled(target_rows, self.device)
-            self._critic_rows = compiled(critic_rows, self.device)
-            self._actor_rows = compiled(actor_rows, self.device)
+            rows = [compiled(function, self.device) for function in rows]
+        self._target_rows, self._critic_rows, self._actor_rows = rows
+
+    def _made_optimizers(self, learning_rate: float) -> dict[str, torch.optim.Adam]:
+        critic = [*self.critic.parameters(), *self.critic_balancer.parameters()]
+        actor = [*self.actor.parameters(), *self.actor_balancer.parameters()]
+        # Adam treats each number separately, so the temperature needs no optimizer of its own.
+        parts = {"critic": critic, "actor": [*actor, self.log_temperature]}
+        return {
+            part: torch.optim.Adam(parameters, lr=learning_rate, fused=True)
+            for part, parameters in parts.items()
+        }
 
     def _balancer(
         self,
@@ -237,7 +228,6 @@ class MultiTaskSAC:
         network: Actor | TwinCritic,
         options: Mapping[str, Any] | None,
         every: int,
-        rows: int,
     ) -> Balancer:
         if part not in self.balance or self.method == "ls":
             return Balancer("ls", tasks=self.tasks)
@@ -254,7 +244,7 @@ class MultiTaskSAC:
                     f"{self.method} reads the features that heads share, and here all tasks have "
                     "one head; set heads='multi'"
                 )
-            settings["batch_dim"] = rows
+            settings["batch_dim"] = network.rows
         return Balancer(self.method, **settings)
 
     # ------------------------------------------------------------------ acting
@@ -303,31 +293,25 @@ class MultiTaskSAC:
         targets = self._targets(batch, view, alpha, fresh)
         critic = self._descend(
             "critic",
-            self.critic,
-            self.critic_balancer,
-            batch.sizes,
-            joint=lambda: self.critic_losses(batch, view, targets),
-            sliced=lambda: self._sliced_critic(batch, view, targets),
-            cut=lambda: self._cut_critic(batch, view, targets),
+            view,
+            (batch.observations, batch.actions, view.index),
+            joint=partial(self.critic_losses, batch, view, targets),
+            alone=partial(self._critic_losses_alone, batch, view, targets),
         )
-        for parameter in self.critic.parameters():
-            parameter.requires_grad_(False)
+        self.critic.requires_grad_(False)
         try:
             # Log probabilities of the actions, for the temperature.
             self._log_probabilities: dict[int, Tensor] = {}
             actor = self._descend(
                 "actor",
-                self.actor,
-                self.actor_balancer,
-                batch.sizes,
-                joint=lambda: self.actor_losses(batch, view, alpha, drawn),
-                sliced=lambda: self._sliced_actor(batch, view, alpha, drawn),
-                cut=lambda: self._cut_actor(batch, view, alpha, drawn),
+                view,
+                (batch.observations, view.index),
+                joint=partial(self.actor_losses, batch, view, alpha, drawn),
+                alone=partial(self._actor_losses_alone, batch, view, alpha, drawn),
                 before_step=lambda: self._set_temperature_gradient(view),
             )
         finally:
-            for parameter in self.critic.parameters():
-                parameter.requires_grad_(True)
+            self.critic.requires_grad_(True)
         with torch.no_grad():
             torch._foreach_lerp_(
                 list(self.target.parameters()), list(self.critic.parameters()), self.tau
@@ -355,35 +339,46 @@ class MultiTaskSAC:
     @torch.no_grad()
     def _targets(self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor) -> Tensor:
         rows = (batch.next_observations, view.index, batch.sizes)
-        soft = self._target_rows(self.actor, self.target, *rows, alpha, noise)
+        soft: Tensor = self._target_rows(self.actor, self.target, *rows, alpha, noise)
         return batch.rewards + self.gamma * soft
 
     def _descend(
         self,
-        part: str,
-        network: Actor | TwinCritic,
-        balancer: Balancer,
-        sizes: Sequence[int],
+        part: Part,
+        view: TaskView,
+        seen: tuple[Tensor, ...],
         joint: Callable[[], list[Tensor | None]],
-        sliced: Callable[[], list[Tensor | None]],
-        cut: Callable[[], tuple[list[Tensor | None], list[Tensor]]],
+        alone: Callable[[list[Tensor] | None], list[Tensor | None]],
         before_step: Callable[[], None] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weight and differentiate the losses in the method's cheapest way, and take a step."""
+        """Weight and differentiate the losses in the method's cheapest way, and take a step.
+
+        Args:
+            part: Whose losses.
+            view: Which task each row of the batch is of.
+            seen: What the network reads.
+            joint: Returns the losses of one pass over the batch.
+            alone: Returns the losses of passes over the rows of each task alone, through the whole
+                network, or through the heads from the features of each task.
+            before_step: Called with the gradients in place.
+        """
+        network: Actor | TwinCritic = self.critic if part == "critic" else self.actor
+        balancer = self.critic_balancer if part == "critic" else self.actor_balancer
         optimizer = self._optimizers[part]
         optimizer.zero_grad(set_to_none=True)
         features = None
         if balancer.weighting.requires == "losses":
             losses = joint()
         elif balancer.source == "exact":
-            if balancer.reuses([task for task, size in enumerate(sizes) if size]):
+            if balancer.reuses([task for task, size in enumerate(view.sizes) if size]):
                 losses = joint()
             elif network.traceable and not self.always_slice:
-                losses = self._traced(network, balancer, joint, sizes)
+                losses = self._traced(network, balancer, joint, view.sizes)
             else:
-                losses = sliced()
+                losses = alone(None)
         else:
-            losses, features = cut()
+            features = list(network.represent(*seen).split(list(view.sizes), dim=network.rows))
+            losses = alone(features)
         out = balancer.backward(losses, features)
         if before_step is not None:
             before_step()
@@ -430,32 +425,22 @@ class MultiTaskSAC:
         place = (batch.observations, batch.actions, view.index, batch.sizes)
         return view.means(rows(self.critic, *place, targets))
 
-    def _sliced_critic(
-        self, batch: ReplayBatch, view: TaskView, targets: Tensor
+    def _critic_losses_alone(
+        self,
+        batch: ReplayBatch,
+        view: TaskView,
+        targets: Tensor,
+        features: list[Tensor] | None,
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
-            return critic_rows(
-                self.critic,
-                batch.observations[place],
-                batch.actions[place],
-                view.index[place],
-                view.alone(task),
-                targets[place],
-            ).mean()
-
-        return of_each(batch, loss)
-
-    def _cut_critic(
-        self, batch: ReplayBatch, view: TaskView, targets: Tensor
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        z = self.critic.represent(batch.observations, batch.actions, view.index)
-        features = list(z.split(list(batch.sizes), dim=1))
-
-        def loss(task: int, place: slice) -> Tensor:
-            values = self.critic.head(features[task], task).squeeze(-1)
+            if features is None:
+                rows = (batch.observations[place], batch.actions[place], view.index[place])
+                values = self.critic(*rows, view.alone(task))
+            else:
+                values = self.critic.head(features[task], task).squeeze(-1)
             return errors(values, targets[place]).mean()
 
-        return of_each(batch, loss), features
+        return batch.of_each(loss)
 
     def actor_losses(
         self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
@@ -476,39 +461,26 @@ class MultiTaskSAC:
         terms, self._log_probabilities[0] = rows(self.actor, self.critic, *place, alpha, noise)
         return view.means(terms)
 
-    def _sliced_actor(
-        self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
+    def _actor_losses_alone(
+        self,
+        batch: ReplayBatch,
+        view: TaskView,
+        alpha: Tensor,
+        noise: Tensor,
+        features: list[Tensor] | None,
     ) -> list[Tensor | None]:
         def loss(task: int, place: slice) -> Tensor:
             rows = (batch.observations[place], view.index[place], view.alone(task))
-            return self._actor_loss(task, self.actor(*rows), rows, alpha[place], noise[place])
+            if features is None:
+                output = self.actor(*rows)
+            else:
+                output = self.actor.head(features[task], task)
+            terms, self._log_probabilities[task] = judged(
+                self.critic, output, *rows, alpha[place], noise[place]
+            )
+            return terms.mean()
 
-        return of_each(batch, loss)
-
-    def _cut_actor(
-        self, batch: ReplayBatch, view: TaskView, alpha: Tensor, noise: Tensor
-    ) -> tuple[list[Tensor | None], list[Tensor]]:
-        z = self.actor.represent(batch.observations, view.index)
-        features = list(z.split(list(batch.sizes)))
-
-        def loss(task: int, place: slice) -> Tensor:
-            rows = (batch.observations[place], view.index[place], view.alone(task))
-            output = self.actor.head(features[task], task)
-            return self._actor_loss(task, output, rows, alpha[place], noise[place])
-
-        return of_each(batch, loss), features
-
-    def _actor_loss(
-        self,
-        task: int,
-        output: Tensor,
-        rows: tuple[Tensor, Tensor, Sequence[int]],
-        alpha: Tensor,
-        noise: Tensor,
-    ) -> Tensor:
-        """Return a task's loss from the actor's output, and keep the log probabilities."""
-        terms, self._log_probabilities[task] = judged(self.critic, output, *rows, alpha, noise)
-        return terms.mean()
+        return batch.of_each(loss)
 
     @torch.no_grad()
     def _set_temperature_gradient(self, view: TaskView) -> None:
@@ -554,15 +526,12 @@ class MultiTaskSAC:
                 f"the state has temperatures of shape {tuple(found)}, this agent of shape "
                 f"{tuple(self.log_temperature.shape)}: make it with the same arguments"
             )
-        self.actor.load_state_dict(state["actor"])
-        self.critic.load_state_dict(state["critic"])
-        self.target.load_state_dict(state["target"])
+        for name in ("actor", "critic", "target", "critic_balancer", "actor_balancer"):
+            getattr(self, name).load_state_dict(state[name])
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimisers"][name])
-        self.critic_balancer.load_state_dict(state["critic_balancer"])
-        self.actor_balancer.load_state_dict(state["actor_balancer"])
         self._noise.set_state(state["noise"])
         self.updates = int(state["updates"])
 
@@ -592,15 +561,16 @@ def _balanced(method: str, asked: Sequence[Part] | None) -> tuple[Part, ...]:
     chosen: tuple[Part, ...] = ("critic", "actor")
     if asked is not None:
         chosen = tuple(asked)
-    elif spec(method).requires == "losses" or _positive(method):
+    elif (
+        spec(method).requires == "losses"
+        # It refuses negative losses, or takes their logarithms.
+        or load(method).needs_positive_losses
+        or spec(method).defaults.get("log_losses")
+    ):
         chosen = ("critic",)
     for part in chosen:
         _one_of("balance", part, ("critic", "actor"))
     return chosen
-
-
-def _adam(parameters: Sequence[Tensor], learning_rate: float) -> torch.optim.Adam:
-    return torch.optim.Adam(list(parameters), lr=learning_rate, fused=True)
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:

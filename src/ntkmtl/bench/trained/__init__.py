@@ -16,7 +16,7 @@ Example:
 
 from __future__ import annotations
 
-from ntkmtl.bench.trained._columns import columns_of, csv_text, write_arrays
 from ntkmtl.bench.trained._model import TrainedModel, load
+from ntkmtl.bench.trained._output import columns_of, csv_text, write_arrays
 
 __all__ = ["TrainedModel", "columns_of", "csv_text", "load", "write_arrays"]

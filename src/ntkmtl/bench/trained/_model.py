@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ntkmtl.bench import problems
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.runs import MODEL, Run, RunFileError, canonical_json, differences, load_run
 from ntkmtl.bench.runs.model_file import read_model
-from ntkmtl.bench.trained._export import export_program
+from ntkmtl.bench.trained._output import export_program
 
 if TYPE_CHECKING:
     import os
@@ -261,11 +261,9 @@ def _require_same(run: Run, problem: Problem) -> None:
 
 
 def _split(name: str) -> Split:
-    for split in get_args(Split):
-        if name == split:
-            found: Split = split
-            return found
-    raise ValueError(f"a split is train, val or test. Found {name!r}.")
+    if name not in get_args(Split):
+        raise ValueError(f"a split is train, val or test. Found {name!r}.")
+    return cast("Split", name)
 
 
 def joined(parts: Sequence[Prediction]) -> Prediction:

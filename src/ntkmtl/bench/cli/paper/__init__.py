@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from ntkmtl.bench.cli.paper.check import check
 from ntkmtl.bench.cli.paper.figure import figure
+from ntkmtl.bench.cli.paper.published import check, show
 from ntkmtl.bench.cli.paper.run import run
-from ntkmtl.bench.cli.paper.show import show
 
 __all__ = ["paper"]
 

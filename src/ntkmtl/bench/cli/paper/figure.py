@@ -11,17 +11,23 @@ import typer
 from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
-from ntkmtl.bench.cli.options import Json, Overwrite, grouped
-from ntkmtl.bench.cli.paper.common import RequestOptions, named, prepared, read
+from ntkmtl.bench.cli.options import (
+    Json,
+    Overwrite,
+    check_output,
+    grouped,
+    names_in,
+    refuse_others,
+)
+from ntkmtl.bench.cli.paper.published import named
+from ntkmtl.bench.cli.paper.run import RequestOptions, prepared, read
 from ntkmtl.bench.cli.sweeps import trained
-from ntkmtl.bench.cli.values import check_output, names_in, refuse_others
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
     from ntkmtl.bench.paper._figures import Drawn
     from ntkmtl.bench.paper._runs import PreparedRuns
 
-__all__ = ["figure"]
 
 _ALWAYS = frozenset({"figure", "output", "as_json"})
 _PROBLEM = frozenset(

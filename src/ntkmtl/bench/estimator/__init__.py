@@ -24,31 +24,35 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ntkmtl.balance import Balancer
 from ntkmtl.errors import missing_extra
 
 try:
     import numpy as np
     import pandas as pd
-    from scipy.sparse import issparse
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
     from sklearn.utils import check_random_state
     from sklearn.utils.metaestimators import available_if
-    from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import (
-        check_array,
-        check_consistent_length,
-        check_is_fitted,
-        validate_data,
+    from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+    from ntkmtl.bench.estimator._learning import (
+        Array,
+        Kind,
+        TargetColumn,
+        TargetLearner,
+        TargetNetwork,
+        declared_kinds,
+        kind_of,
+        parted,
+        split_columns,
+        standardization,
+        standardized,
     )
 except ImportError as error:
     raise missing_extra("estimators", "bench", error) from error
@@ -58,122 +62,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MultiTaskClassifier", "MultiTaskEstimator", "MultiTaskRegressor"]
 
-Kind = Literal["regression", "classification"]
-Array = Any
+# Fitted estimators that earlier versions pickled name these classes so.
+_Net, _Target = TargetNetwork, TargetColumn
 
 LEAST_STEPS, MOST_STEPS, STEPS_PER_ROW = 200, 2_500, 10
-LEAST_HELD_OUT = 20
-
-
-class _Net(nn.Module):
-    """A perceptron with one linear head per target."""
-
-    def __init__(self, inputs: int, widths: Sequence[int], outputs: Sequence[int]) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(inputs, width), nn.ReLU()]
-            inputs = width
-        self.trunk = nn.Sequential(*layers)
-        self.heads = nn.ModuleList(nn.Linear(inputs, size) for size in outputs)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        z = self.trunk(x)
-        return [head(z) for head in self.heads]
-
-
-class _Target:
-    """A column of the targets: its kind, its classes or its scale, and its labels for training.
-
-    Raises:
-        ValueError: It has no label, one class only, or numbers that are infinite.
-    """
-
-    def __init__(self, name: str, column: Array, kind: Kind) -> None:
-        self.name, self.kind = name, kind
-        missing = np.asarray(pd.isna(column), dtype=bool)
-        if missing.all():
-            raise ValueError(f"target {name} has no label")
-        known = column[~missing]
-        if kind == "classification":
-            self.classes, codes = np.unique(_class_names(name, known), return_inverse=True)
-            if len(self.classes) < 2:
-                raise ValueError(
-                    f"target {name} must have at least two classes, found one class only, "
-                    f"{self.classes.tolist()[0]!r}"
-                )
-            self.labels = torch.full((len(column),), -1)
-            self.labels[torch.from_numpy(~missing)] = torch.from_numpy(codes.reshape(-1))
-            return
-        try:
-            numbers = known.astype(np.float64)
-        except (ValueError, TypeError, OverflowError) as error:
-            raise ValueError(f"target {name} is regressed and holds no numbers: {error}") from error
-        values = np.full(len(column), np.nan)
-        values[~missing] = check_array(numbers.reshape(-1, 1), input_name="y").ravel()
-        center, deviation = _standardization(values[~missing].reshape(-1, 1))
-        self.center, self.scale = float(center[0]), float(deviation[0]) or 1.0
-        self.labels = torch.from_numpy(_standardized(values, self.center, self.scale)).float()
-
-    @property
-    def size(self) -> int:
-        """Numbers that its head says."""
-        return len(self.classes) if self.kind == "classification" else 1
-
-    def loss(self, output: Tensor, labels: Tensor) -> Tensor | None:
-        """Return the mean loss of the rows with a label, None where there is none."""
-        known = labels >= 0 if self.kind == "classification" else ~labels.isnan()
-        if not known.any():
-            return None
-        if self.kind == "classification":
-            return functional.cross_entropy(output[known], labels[known])
-        return functional.mse_loss(output[known, 0], labels[known])
-
-    def said(self, output: Tensor) -> Array:
-        """Return predictions from the head's outputs."""
-        if self.kind == "classification":
-            return self.classes[output.argmax(1).numpy()]
-        return output[:, 0].numpy() * self.scale + self.center
-
-
-def _class_names(name: str, known: Array) -> Array:
-    """Return the labels of a classified target as an array of strings, whole numbers or booleans.
-
-    Raises:
-        ValueError: They are something else, or of several types.
-    """
-    for value in known.tolist():
-        if not isinstance(value, str | bytes | Real):
-            raise ValueError(
-                f"target {name} must have numbers, or classes that are strings, whole numbers or "
-                f"booleans. Found {value!r}, a {type(value).__name__}."
-            )
-    if len({isinstance(value, str) for value in known.tolist()}) > 1:
-        raise ValueError(f"target {name} has classes that are strings and others that are not")
-    if known.dtype.kind == "U" and (known == "nan").any():
-        raise ValueError(
-            f"target {name} has the class 'nan', which NumPy makes of NaN among strings. Give an "
-            "array of dtype object, with None where a label is missing."
-        )
-    labels = np.asarray(known.tolist())
-    check_classification_targets(labels)
-    return labels
-
-
-def _parted(rows: int, fraction: float, targets: Sequence[_Target]) -> tuple[Tensor, Tensor]:
-    """Return the rows held out, and those trained on: at least one of each target and class."""
-    held = round(fraction * rows)
-    order = torch.randperm(rows)
-    held = held if held >= LEAST_HELD_OUT else 0
-    validation, training = order[:held], order[held:]
-    needed = torch.zeros(held, dtype=torch.bool)
-    for target in targets:
-        aside, used = target.labels[validation], target.labels[training]
-        if target.kind == "classification":
-            needed |= (aside >= 0) & ~torch.isin(aside, used)
-        elif used.isnan().all():
-            needed |= ~aside.isnan()
-    return validation[~needed], torch.cat([training, validation[needed]])
 
 
 def _classifies(estimator: MultiTaskEstimator) -> bool:
@@ -263,12 +155,12 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         _refuse_dates(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         columns = self._columns_of(y, len(X))
-        self.kinds_ = self._kinds_of(columns, _declared_kinds(y, len(columns)))
+        self.kinds_ = self._kinds_of(columns, declared_kinds(y, len(columns)))
         targets = [
-            _Target(name, column, kind)
+            TargetColumn(name, column, kind)
             for name, column, kind in zip(self.target_names_, columns, self.kinds_, strict=True)
         ]
-        self._mean, self._deviation = _standardization(X)
+        self._mean, self._deviation = standardization(X)
         self._deviation[self._deviation < 1e-12 * np.abs(self._mean).clip(1e-300)] = 1.0
         random = check_random_state(self.random_state)
         with torch.random.fork_rng(devices=[]):
@@ -315,9 +207,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
-        names = [str(name) for name in y.columns] if hasattr(y, "columns") else None
+        columns, names, self._flat = split_columns(y)
         self._named = names is not None
-        columns, self._flat = _split(y)
         if any(column.dtype.kind in "cmM" for column in columns):
             raise ValueError("targets must be numbers or classes, found complex numbers or dates")
         if not columns:
@@ -354,7 +245,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         if len(given) != len(columns):
             raise ValueError(f"kinds has {len(given)} entries for {len(columns)} targets")
         found = [
-            kind or said or _kind_of(column)
+            kind or said or kind_of(column)
             for kind, said, column in zip(given, declared, columns, strict=True)
         ]
         for kind in found:
@@ -362,15 +253,15 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(f"a kind is regression or classification. Found {kind!r}.")
         return found
 
-    def _train(self, X: Tensor, targets: Sequence[_Target]) -> None:
-        validation, training = _parted(len(X), self.validation_fraction, targets)
+    def _train(self, X: Tensor, targets: Sequence[TargetColumn]) -> None:
+        validation, training = parted(len(X), self.validation_fraction, targets)
         # An int: torch takes none of NumPy's, as scipy.stats.randint draws them.
         batch = min(int(self.batch_size or _batch_size(len(training))), len(training))
         steps = self.max_steps or min(MOST_STEPS, max(LEAST_STEPS, STEPS_PER_ROW * len(training)))
-        self.network_ = network = _Net(
+        self.network_ = network = TargetNetwork(
             X.shape[1], self.hidden_layer_sizes, [t.size for t in targets]
         )
-        learner = _Learner(network, targets, self.method, self.method_options or {})
+        learner = TargetLearner(network, targets, self.method, self.method_options or {})
         optimizer = torch.optim.Adam(learner.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.learning_rate, total_steps=max(2, steps)
@@ -400,7 +291,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------ predicting
 
     def _scaled(self, X: Array) -> Tensor:
-        return torch.from_numpy(_standardized(X, self._mean, self._deviation))
+        return torch.from_numpy(standardized(X, self._mean, self._deviation))
 
     def _outputs(self, X: Any) -> list[Tensor]:
         check_is_fitted(self)
@@ -420,7 +311,8 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             Shape (rows,) if ``y`` was one column of an array, else (rows, k): floats if all
             targets are numbers, else the classes, as objects where types are mixed.
         """
-        said = [t.said(out) for t, out in zip(self._fitted(), self._outputs(X), strict=True)]
+        outputs = self._outputs(X)
+        said = [t.said(out) for t, out in zip(self._targets, outputs, strict=True)]
         if self._flat:
             return said[0]
         if len({column.dtype.kind for column in said}) > 1:
@@ -441,9 +333,10 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             Shape (rows, classes) if ``y`` was one column of an array, else a list of these, one
             per classified target.
         """
+        outputs = self._outputs(X)
         shares = [
             output.softmax(1).numpy()
-            for target, output in zip(self._fitted(), self._outputs(X), strict=True)
+            for target, output in zip(self._targets, outputs, strict=True)
             if target.kind == "classification"
         ]
         return shares[0] if self._flat else shares
@@ -458,9 +351,9 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: They are not the targets that it was fitted on, or one has no label.
         """
-        said = self.predict(X).reshape(-1, len(self._fitted()))
-        true, _ = _split(y)
-        given = [str(name) for name in y.columns] if hasattr(y, "columns") else None
+        predictions = self.predict(X)
+        said = predictions.reshape(len(predictions), -1)
+        true, given, _ = split_columns(y)
         if self._named and given is not None and given != self.target_names_:
             raise ValueError(
                 f"the targets are {', '.join(self.target_names_)}, in this order. Found "
@@ -480,10 +373,6 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             else:
                 scores.append(float(accuracy_score(*(np.asarray(e.tolist()) for e in pair))))
         return float(np.mean(scores))
-
-    def _fitted(self) -> list[_Target]:
-        check_is_fitted(self)
-        return self._targets
 
     @property
     def classes_(self) -> Any:
@@ -536,44 +425,15 @@ class MultiTaskClassifier(ClassifierMixin, MultiTaskEstimator):  # type: ignore[
     score = MultiTaskEstimator.score
 
 
-def _split(y: Any) -> tuple[list[Array], bool]:
-    """Return targets column by column, and whether they are one column of an array.
-
-    Raises:
-        ValueError: They are sparse, or have another number of dimensions.
-    """
-    if hasattr(y, "columns"):
-        return [y.iloc[:, place].to_numpy() for place in range(y.shape[1])], False
-    if issparse(y):
-        raise ValueError("y is sparse: pass y.toarray()")
-    array = np.asarray(y)
-    if isinstance(y, list | tuple) and array.dtype.kind in "US":
-        array = np.asarray(y, dtype=object)  # numbers beside strings stay numbers
-    if array.ndim not in (1, 2):
-        raise ValueError(f"y must have one or two dimensions, found {array.ndim}")
-    return ([array], True) if array.ndim == 1 else (list(array.T), False)
-
-
-def _declared_kinds(y: Any, count: int) -> list[Kind | None]:
-    """Return what the types of pandas say of targets: one of type category has classes."""
-    if not hasattr(y, "dtypes"):
-        return [None] * count
-    types = y.dtypes if hasattr(y, "columns") else [y.dtype]
-    return ["classification" if isinstance(t, pd.CategoricalDtype) else None for t in types]
-
-
 def _refuse_dates(X: Any) -> None:
     """Refuse inputs that are dates: they are numbers of a unit that may change until predicting.
 
     Raises:
         TypeError: There are such.
     """
-    if not hasattr(X, "columns"):
-        found = getattr(getattr(X, "dtype", None), "kind", "") in ("m", "M")
-        names = ["X"] if found else []
-    else:
-        kinds = zip(X.columns, X.dtypes, strict=True)
-        names = [str(name) for name, kind in kinds if getattr(kind, "kind", "") in ("m", "M")]
+    named = hasattr(X, "columns")
+    kinds = zip(X.columns, X.dtypes, strict=True) if named else [("X", getattr(X, "dtype", None))]
+    names = [str(name) for name, kind in kinds if getattr(kind, "kind", "") in ("m", "M")]
     if names:
         raise TypeError(
             f"inputs must be numbers, found dates or times in {', '.join(names)}: make numbers of "
@@ -581,98 +441,10 @@ def _refuse_dates(X: Any) -> None:
         )
 
 
-def _standardization(values: Array) -> tuple[Array, Array]:
-    """Return mean and standard deviation of each column, of numbers of any size."""
-    # Squares of the largest floats are infinite, and those of the smallest are 0.
-    largest = np.abs(values).max(0)
-    largest[largest == 0] = 1.0
-    scaled = values / largest
-    deviation = np.where(values.min(0) == values.max(0), 0.0, scaled.std(0) * largest)
-    return scaled.mean(0) * largest, deviation
-
-
-def _standardized(values: Array, center: Array, scale: Array) -> Array:
-    # Halves: the difference of two of the largest floats would be infinite.
-    return (values / 2 - center / 2) / scale * 2
-
-
 def _is_whole(value: Any) -> bool:
     return not isinstance(value, bool) and isinstance(value, Integral) and int(value) >= 1
-
-
-def _kind_of(column: Array) -> Kind:
-    """Return what a column of targets looks like: numbers are regressed, all else classified."""
-    numbers = all(
-        isinstance(value, Real | Decimal) and not isinstance(value, bool | np.bool_)
-        for value in column.tolist()
-        if not pd.isna(value)
-    )
-    return "regression" if numbers else "classification"
 
 
 def _batch_size(rows: int) -> int:
     """Return the rows of a step: a power of two of about a sixteenth of all, from 8 to 256."""
     return int(min(256, max(8, 2 ** int(math.log2(max(1, rows / 16))))))
-
-
-class _Learner:
-    """Balances the losses of a network; one target alone is trained plainly."""
-
-    def __init__(
-        self,
-        network: _Net,
-        targets: Sequence[_Target],
-        method: str | Weighting,
-        options: Mapping[str, Any],
-    ) -> None:
-        self.network, self.targets = network, targets
-        names = [target.name for target in targets]
-        self.balancer = Balancer(copy.deepcopy(method), tasks=names, **options)
-        if self.balancer.weighting.needs_scores:
-            raise ValueError(
-                f"{self.balancer.method} learns from single-task networks, which only "
-                "`ntkmtl compare` and `ntkmtl run` train: use another method"
-            )
-        self.alone = len(targets) == 1
-
-    def parameters(self) -> list[Tensor]:
-        return [*self.network.parameters(), *self.balancer.parameters()]
-
-    def losses(self, X: Tensor, rows: Tensor) -> dict[str, Tensor | None]:
-        outputs = self.network(X[rows])
-        return {
-            target.name: target.loss(output, target.labels[rows])
-            for target, output in zip(self.targets, outputs, strict=True)
-        }
-
-    def backward(self, X: Tensor, rows: Tensor) -> None:
-        losses = self.losses(X, rows)
-        present = [loss for loss in losses.values() if loss is not None]
-        if self.alone and present:
-            if not present[0].isfinite():
-                raise FloatingPointError(
-                    f"the loss became {float(present[0])}: lower learning_rate, and look for "
-                    "inputs or targets of extreme size"
-                )
-            present[0].backward()
-        elif present:
-            self.balancer.backward(losses)
-
-    def after_step(self, X: Tensor, rows: Tensor) -> None:
-        if self.balancer.needs_after_step and not self.alone:
-            self.balancer.after_step(lambda: self.losses(X, rows))
-
-    def end_epoch(self) -> None:
-        if not self.alone:
-            self.balancer.end_epoch()
-
-    def relative_loss(self, X: Tensor, rows: Tensor) -> float:
-        """Return the mean of the targets' losses, each relative to a guess that knows no input."""
-        with torch.no_grad():
-            losses = self.losses(X, rows)
-        found = [
-            float(loss) / (math.log(target.size) if target.kind == "classification" else 1.0)
-            for target, loss in zip(self.targets, losses.values(), strict=True)
-            if loss is not None
-        ]
-        return sum(found) / len(found) if found else math.inf

@@ -1,4 +1,4 @@
-"""``ntkmtl data``: where the data of the problems are, and how they are prepared."""
+"""``ntkmtl methods``, ``problems`` and ``data``: what there is, and preparing data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,37 @@ from ntkmtl.bench.cli.options import Json
 if TYPE_CHECKING:
     from ntkmtl.bench.problems import ProblemSpec
 
-__all__ = ["data"]
+
+def methods(as_json: Json = False) -> None:
+    """List the methods, with one line each."""
+    from ntkmtl import weighting
+
+    specs = weighting.specs()
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": spec.name,
+                    "summary": spec.summary,
+                    "requires": spec.requires,
+                    "paper": spec.paper,
+                }
+                for spec in specs
+            ]
+        )
+    else:
+        print_columns([(spec.name, spec.summary) for spec in specs])
+
+
+def problems(as_json: Json = False) -> None:
+    """List the problems, with one line each."""
+    from ntkmtl.bench import problems as registry
+
+    found = [(spec.name, spec.summary) for spec in registry.specs()]
+    if as_json:
+        print_json([{"name": name, "summary": summary} for name, summary in found])
+    else:
+        print_columns(found)
 
 
 def data(

@@ -1,4 +1,4 @@
-"""``ntkmtl paper show``: the list of tables and figures, and tables as published."""
+"""``ntkmtl paper show`` and ``paper check``: tables and figures as published."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ntkmtl.bench.cli.catalog import describe, list_data
 from ntkmtl.bench.cli.console import print_columns, print_grid, print_json, refuse, refusing
-from ntkmtl.bench.cli.data import describe, list_data
 from ntkmtl.bench.cli.options import Json
-from ntkmtl.bench.cli.paper.common import named
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
-
-__all__ = ["show"]
 
 
 def show(
@@ -123,7 +120,50 @@ def _entry(result: PaperResult) -> dict[str, Any]:
 
 
 def _run_line(result: PaperResult) -> str:
-    from ntkmtl.bench.paper._results import recipes_of
-
     command = "run" if result.kind == "table" else "figure"
-    return f"ntkmtl paper {command} {result.name} --recipe {recipes_of(result.parts[0].problem)[0]}"
+    return f"ntkmtl paper {command} {result.name} --recipe {result.recipes[0]}"
+
+
+def check(
+    table: Annotated[
+        str | None,
+        Argument(
+            metavar="[TABLE]", help="One table of the paper, as table3 (or 3).", show_default="all"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say which published columns do not follow from the published metrics."""
+    from ntkmtl.bench import paper as tables
+
+    number = None
+    if table is not None:
+        result = named(table)
+        if result.kind != "table":
+            refuse(f"check takes a table, found {result.name}")
+        number = result.number
+    if not as_json:
+        print(tables.report(number))
+        return
+    print_json(
+        [
+            {
+                "table": found.table,
+                "method": found.row.method,
+                "column": found.column.name,
+                "published": found.published,
+                "recomputed": found.recomputed,
+            }
+            for found in tables.discrepancies(number)
+        ]
+    )
+
+
+def named(name: str) -> PaperResult:
+    """Return the table or figure of a name, or end the command."""
+    from ntkmtl.bench.paper import find_result
+
+    try:
+        return find_result(name)
+    except KeyError as error:
+        refuse(str(error.args[0]))

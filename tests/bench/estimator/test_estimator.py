@@ -23,7 +23,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from ntkmtl import weighting
 from ntkmtl.bench import MultiTaskClassifier, MultiTaskEstimator, MultiTaskRegressor
-from ntkmtl.bench.estimator import _parted, _Target
+from ntkmtl.bench.estimator import TargetColumn, parted
 
 # None: every check of scikit-learn passes. It skips those of the array API where that is not set.
 FAILING: dict[str, str] = {}
@@ -239,10 +239,10 @@ def test_a_rare_label_or_class_is_trained_on_and_not_held_out(seed: int) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         targets = [
-            _Target("number", y[:, 0].astype(float), "regression"),
-            _Target("class", y[:, 1], "classification"),
+            TargetColumn("number", y[:, 0].astype(float), "regression"),
+            TargetColumn("class", y[:, 1], "classification"),
         ]
-        aside, used = _parted(200, 0.15, targets)
+        aside, used = parted(200, 0.15, targets)
     assert sorted([*aside.tolist(), *used.tolist()]) == list(range(200))
     assert 25 <= len(aside) <= 30
     assert 7 in used
