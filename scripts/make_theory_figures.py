@@ -34,7 +34,7 @@ from ntkmtl.analysis import (
     task_losses,
     weighting_effect,
 )
-from ntkmtl.bench.report.drawing import (
+from ntkmtl.bench.report.figures import (
     COLORS,
     INK,
     MUTED,

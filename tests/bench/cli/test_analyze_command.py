@@ -17,8 +17,7 @@ from report_studies import study
 from typer.testing import Result
 
 from ntkmtl.analysis import Recorder
-from ntkmtl.bench.report._analysis_page import write_page
-from ntkmtl.bench.report._study import StudyError, read_study, study_of
+from ntkmtl.bench.report._analysis import StudyError, read_study, study_of, write_page
 from ntkmtl.bench.runs import load_runs
 
 TOY = "toy_problem:Toy"

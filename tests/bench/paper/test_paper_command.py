@@ -16,7 +16,7 @@ from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.paper._runs import Request, measured, prepare
 from ntkmtl.bench.paper._sidebyside import side_by_side
 from ntkmtl.bench.report import build_table
-from ntkmtl.bench.report._study import read_study
+from ntkmtl.bench.report._analysis import read_study
 
 STAND_IN = "paper_stand_in:StandIn"
 FOLDERS = [str(Path(__file__).parents[1] / "training"), str(Path(__file__).parent)]

@@ -23,7 +23,6 @@ from ntkmtl.bench import load, problems
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.problems.base import Prediction, Sample
 from ntkmtl.bench.report import _gallery as gallery
-from ntkmtl.bench.report import _pictures as pictures
 from ntkmtl.bench.report import write_html
 from ntkmtl.bench.report._runs import load as load_folder
 from ntkmtl.bench.training import train
@@ -172,7 +171,7 @@ def test_frames_show_image_prediction_and_truth_of_each_task() -> None:
 
 
 def test_large_pictures_are_thinned() -> None:
-    assert decoded(pictures.rgb_picture(np.zeros((3, 300, 900)))).shape == (60, 180, 3)
+    assert decoded(gallery.rgb_picture(np.zeros((3, 300, 900)))).shape == (60, 180, 3)
 
 
 def test_a_molecule_is_drawn_with_its_bonds() -> None:
@@ -181,7 +180,7 @@ def test_a_molecule_is_drawn_with_its_bonds() -> None:
     places = np.array(
         [[0, 0, 0], [0.96, 0, 0], [0.96 * math.cos(angle), 0.96 * math.sin(angle), 0]]
     )
-    address = pictures.molecule_picture(np.array([8, 1, 1]), places)
+    address = gallery.molecule_picture(np.array([8, 1, 1]), places)
     svg = ElementTree.fromstring(base64.b64decode(address.partition("base64,")[2]))
     kinds = [element.tag.rpartition("}")[2] for element in svg]
     assert sorted(kinds) == ["circle", "circle", "circle", "line", "line"]

@@ -11,7 +11,7 @@ from report_folders import METRICS, realistic, write_run
 from report_studies import study
 
 from ntkmtl.bench.report import write_html
-from ntkmtl.bench.report._analysis_page import write_page
+from ntkmtl.bench.report._analysis import write_page
 
 MEASURE = (Path(__file__).parent / "report_measure.js").read_text(encoding="utf-8")
 WIDTHS = (390, 768, 1400)

@@ -10,8 +10,8 @@ import pytest
 
 from ntkmtl.bench.problems.table import Table
 from ntkmtl.bench.report import build_table, build_tables, render, write_html
-from ntkmtl.bench.report._sharing import sharing_note
-from ntkmtl.bench.report._table import MethodRow, MetricColumn, SeedMean
+from ntkmtl.bench.report._notes import sharing_note
+from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
 from ntkmtl.bench.training import Comparison, compare
 
 
@@ -90,10 +90,12 @@ def test_what_sharing_did_is_told_by_two_standard_errors() -> None:
         cells = tuple(SeedMean(value, 0.1, 3) for value in values)
         return MethodRow(method, (0, 1, 2), cells, rank, None, None, None, {})
 
-    columns = [MetricColumn(n, n, "", h, n) for n, h in (("u", False), ("v", True), ("w", False))]
-    rows = [row("stl", [2.0, 0.5, 1.0], None), row("ls", [1.0, 0.1, 1.2], 1.0)]
-    note = sharing_note(columns, rows)
+    columns = tuple(
+        MetricColumn(n, n, "", h, n) for n, h in (("u", False), ("v", True), ("w", False))
+    )
+    rows = (row("stl", [2.0, 0.5, 1.0], None), row("ls", [1.0, 0.1, 1.2], 1.0))
+    note = sharing_note(ResultTable("toy", columns, rows, {}, (), ()))
     assert "helped u (1 ± 0.1, alone 2 ± 0.1)" in note
     assert "hurt v (0.1 ± 0.1, alone 0.5 ± 0.1)" in note
     assert "made no clear difference in w" in note
-    assert sharing_note(columns, rows[1:]) == ""
+    assert sharing_note(ResultTable("toy", columns, rows[1:], {}, (), ())) == ""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from ntkmtl.analysis import Recorder, Snapshot
-from ntkmtl.bench.report._study import Study, study_of
+from ntkmtl.bench.report._analysis import Study, study_of
 from ntkmtl.bench.runs import RunConfig, RunMetric
 from ntkmtl.kernel import ExtendedNTK
 

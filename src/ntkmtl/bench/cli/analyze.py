@@ -34,7 +34,7 @@ from ntkmtl.bench.cli.sweeps import planned, trained
 from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.report._study import Study
+    from ntkmtl.bench.report._analysis import Study
 
 
 class RecordSource(str, Enum):
@@ -154,8 +154,7 @@ def analyze(
 def _write(folder: Path, page: Path, groups: int | None, as_json: bool, **chosen: Any) -> None:
     """Read what was recorded, write the page and its numbers, and print a summary."""
     with refusing(ValueError):
-        from ntkmtl.bench.report._analysis_page import write_page
-        from ntkmtl.bench.report._study import read_study
+        from ntkmtl.bench.report._analysis import read_study, write_page
 
         study = read_study(folder, **chosen)
         numbers = study.to_json(groups)

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.paper._settings import differences, listing
-from ntkmtl.bench.report._render import finite, printable
-from ntkmtl.bench.report._words import aligned, run_text
-from ntkmtl.bench.report.drawing import (
+from ntkmtl.bench.report._render import finite
+from ntkmtl.bench.report._words import aligned, printable, run_text
+from ntkmtl.bench.report.figures import (
     COLORS,
     INK,
     MUTED,
     STYLE,
+    eigenvalue_figure,
     new_figure,
     plain_text,
     set_title,
     write_figure,
 )
-from ntkmtl.bench.report.figures import eigenvalue_figure
 from ntkmtl.errors import imports_for
 from ntkmtl.files import numbers_beside, write_json
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ntkmtl.bench.paper._results import PaperResult
     from ntkmtl.bench.paper._runs import Measured
     from ntkmtl.bench.paper._timing import Timed
-    from ntkmtl.bench.report._study import Study
+    from ntkmtl.bench.report._analysis import Study
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from ntkmtl.loading import on_first_use
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._build import build_table, build_tables
-    from ntkmtl.bench.report._html import write_html
+    from ntkmtl.bench.report._page import write_html
     from ntkmtl.bench.report._render import FORMATS, print_table, render, rich_table
     from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
     from ntkmtl.bench.report.figures import save_figures
@@ -68,7 +68,7 @@ _find, __dir__ = on_first_use(
     __name__,
     {
         "._build": ("build_table", "build_tables"),
-        "._html": ("write_html",),
+        "._page": ("write_html",),
         "._render": ("FORMATS", "print_table", "render", "rich_table"),
         "._table": ("MethodRow", "MetricColumn", "ResultTable", "SeedMean"),
         ".figures": ("figures", "save_figures"),

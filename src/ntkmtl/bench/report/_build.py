@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ntkmtl.bench.report._facts import custom_notes, facts_of, notes_of
-from ntkmtl.bench.report._runs import ProblemRuns, load
-from ntkmtl.bench.report._sharing import sharing_note
+from ntkmtl.bench.report._notes import notes_of, warnings_of
+from ntkmtl.bench.report._runs import ProblemRuns, is_busy, load
 from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
-from ntkmtl.bench.report._times import RunTimes
-from ntkmtl.bench.report._warnings import warnings_of
-from ntkmtl.bench.report._words import listing, plain_method
+from ntkmtl.bench.report._words import entry_of, listing
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.run import read_references
 from ntkmtl.bench.search.records import tuning_of
@@ -82,17 +85,20 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         ValueError: The runs do not report the same metrics.
     """
     columns = _columns(runs)
-    multi = {
-        method: [run for _, run in sorted(runs.multi[method].items())] for method in runs.methods
-    }
+    multi = {method: list(runs.multi[method].values()) for method in runs.methods}
     values = {method: [run.result.test for run in group] for method, group in multi.items()}
     baseline = _baseline(columns, runs.single)
     delta, why_not = _delta_m(columns, values, baseline)
     ranks = _mean_ranks(columns, values)
-    times = RunTimes(multi, runs.single, plain_method(runs.problem))
+    times = _times(runs)
     labels = method_labels(multi)
 
-    rows = [_baseline_row(columns, runs.single, baseline, times)] if runs.single else []
+    rows = []
+    if runs.single:
+        whole = set(runs.single) >= {column.task for column in columns}
+        seeds = sorted({seed for group in runs.single.values() for seed in group})
+        own = times.get(SINGLE_TASK, {}) if whole else {}
+        rows.append(MethodRow(SINGLE_TASK, tuple(seeds), tuple(baseline), **own))
     rows += [
         MethodRow(
             method=method,
@@ -100,31 +106,23 @@ def table_of(runs: ProblemRuns) -> ResultTable:
             estimates=tuple(SeedMean.of(each) for each in zip(*values[method], strict=True)),
             mean_rank=ranks[method],
             delta_m=delta.get(method),
-            seconds_per_epoch=times.seconds(method),
-            relative_time=times.relative(method),
             options=dict(group[0].config.method_options),
             tuning=tuning_of(group),
             short=labels[method],
+            **times.get(method, {}),
         )
         for method, group in multi.items()
     ]
-    facts = facts_of(runs)
-    references = _references(runs, len(columns))
-    tabular = "data_sha256" in facts["problem_options"]
-    sharing = sharing_note(columns, rows) if tabular else ""
-    return ResultTable(
+    table = ResultTable(
         problem=runs.problem,
         columns=columns,
         rows=tuple(rows),
-        facts=facts,
-        notes=(
-            *notes_of(runs.problem, facts, rows, bool(delta)),
-            *custom_notes(multi, labels),
-            *filter(None, [sharing, *(f"{row.method}: {row.reference}." for row in references)]),
-        ),
+        facts=_facts(runs),
+        references=_references(runs, len(columns)),
+        notes=(),
         warnings=tuple(warnings_of(runs, why_not)),
-        references=references,
     )
+    return replace(table, notes=tuple(notes_of(runs, table)))
 
 
 def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
@@ -170,7 +168,7 @@ def _baseline(
     for column in columns:
         values = [
             value
-            for _, run in sorted(single.get(column.task, {}).items())
+            for run in single.get(column.task, {}).values()
             for metric, value in zip(run.config.metrics, run.result.test, strict=True)
             if metric.name == column.name
         ]
@@ -178,20 +176,33 @@ def _baseline(
     return estimates
 
 
-def _baseline_row(
-    columns: Sequence[MetricColumn],
-    single: Mapping[str, Mapping[int, Run]],
-    baseline: Sequence[SeedMean | None],
-    times: RunTimes,
-) -> MethodRow:
-    whole = set(single) >= {column.task for column in columns}
-    return MethodRow(
-        method=SINGLE_TASK,
-        seeds=tuple(sorted({seed for group in single.values() for seed in group})),
-        estimates=tuple(baseline),
-        seconds_per_epoch=times.seconds(SINGLE_TASK) if whole else None,
-        relative_time=times.relative(SINGLE_TASK) if whole else None,
-    )
+def _times(runs: ProblemRuns) -> dict[str, dict[str, Any]]:
+    """Return the columns of time by method that has them, STL among them.
+
+    Runs that shared their cores with something else do not count. The time of STL is the sum over
+    the tasks, of seeds that have all of them.
+    """
+    seconds = {
+        method: [run.result.seconds_per_epoch for run in group.values() if not is_busy(run)]
+        for method, group in runs.multi.items()
+    }
+    alone: dict[int, list[float]] = defaultdict(list)
+    for group in runs.single.values():
+        for seed, run in group.items():
+            if not is_busy(run):
+                alone[seed].append(run.result.seconds_per_epoch)
+    seconds[SINGLE_TASK] = [
+        math.fsum(each) for each in alone.values() if len(each) == len(runs.single)
+    ]
+    plain = statistics.fmean(seconds.get(entry_of(runs.problem).plain) or [0.0])
+    return {
+        method: {
+            "seconds_per_epoch": statistics.fmean(found),
+            "relative_time": SeedMean.of([each / plain for each in found]) if plain else None,
+        }
+        for method, found in seconds.items()
+        if found
+    }
 
 
 def _delta_m(
@@ -232,3 +243,44 @@ def _mean_ranks(
     means = [np.mean(seeds, axis=0).tolist() for seeds in values.values()]
     ranks = mean_rank(means, [column.higher_is_better for column in columns])
     return dict(zip(values, ranks.tolist(), strict=True))
+
+
+def _facts(runs: ProblemRuns) -> dict[str, Any]:
+    """Return what was run, see :attr:`ResultTable.facts`."""
+    multi = [run for group in runs.multi.values() for run in group.values()]
+    done = runs.done
+    config = done[0].config
+    return {
+        "seeds": sorted({run.config.seed for run in multi}),
+        "methods": len(runs.multi),
+        "recipe": dict(config.recipe),
+        "reduced": any(run.config.recipe["reduced"] for run in multi),
+        "sizes": {split: config.sizes[split] for split in ("train", "val", "test")},
+        "tasks": list(config.tasks),
+        "parameters": config.parameters,
+        "problem_options": dict(config.problem_options),
+        **({"data_file": runs.data_file} if runs.data_file else {}),
+        "runs": len(done),
+        "stl_runs": sum(map(len, runs.single.values())),
+        "stl_same_budget": all(
+            _budget(run) == _budget(done[0])
+            for group in runs.single.values()
+            for run in group.values()
+        ),
+        "busy_runs": sum(map(is_busy, done)),
+        "wall_seconds": math.fsum(run.result.wall_seconds for run in done),
+        "hardware": _most_common(run.config.hardware for run in done),
+        "versions": _most_common(run.config.versions for run in done),
+        "finished": max(run.result.finished for run in done),
+    }
+
+
+def _budget(run: Run) -> tuple[Any, ...]:
+    recipe = run.config.recipe
+    return recipe["epochs"], recipe["batch_size"], recipe["learning_rate"], run.config.sizes
+
+
+def _most_common(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    counted = Counter(json.dumps(value, sort_keys=True) for value in values)
+    result: dict[str, Any] = json.loads(counted.most_common(1)[0][0])
+    return result

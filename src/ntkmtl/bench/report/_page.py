@@ -1,4 +1,4 @@
-"""What the template of the report shows, as plain values."""
+"""The page of a comparison: what its template shows, and what its scripts draw."""
 
 from __future__ import annotations
 
@@ -6,37 +6,127 @@ import base64
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ntkmtl.bench import problems
+import numpy as np
+
 from ntkmtl.bench.jobs.reporters import duration
-from ntkmtl.bench.report._differences import differing_settings
-from ntkmtl.bench.report._render import Head, TableCell, layout, printable
-from ntkmtl.bench.report._words import listing, plain_label, seeds_text
+from ntkmtl.bench.report._build import table_of
+from ntkmtl.bench.report._curves import columns_of, learning_curves, points_for, series_of, short
+from ntkmtl.bench.report._html import page_text
+from ntkmtl.bench.report._notes import differing_settings
+from ntkmtl.bench.report._render import Head, TableCell, layout, render
+from ntkmtl.bench.report._runs import ProblemRuns, load
+from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
+from ntkmtl.bench.report._words import (
+    entry_of,
+    listing,
+    plain_label,
+    printable,
+    seeds_text,
+    units_text,
+)
+from ntkmtl.bench.runs import folder_name
 from ntkmtl.bench.runs.run import best_run, use_command
-
-if TYPE_CHECKING:
-    from ntkmtl.bench.report._runs import ProblemRuns
-    from ntkmtl.bench.report._table import MethodRow, ResultTable
+from ntkmtl.files import write_text
 
 _PINNED = ("mean_rank", "delta_m")
 """Columns that stay in sight while the others are scrolled."""
 
 
-def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
+def write_html(
+    runs_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    gallery: bool = False,
+) -> Path:
+    """Write the report of a comparison as one HTML file that opens with no network.
+
+    The page holds the table, sortable by each column and to be saved as CSV and LaTeX; Delta-m and
+    time per epoch as bars; learning curves of all metrics and training losses side by side, over
+    seeds or one by one; weights and eigenvalues of the tasks over training; the configuration, and
+    the settings in which runs differ. Charts can be saved as SVG.
+    It loads nothing: its content security policy names the two scripts in it by their hashes and
+    forbids everything else. A sentence says what a folder has no data for.
+
+    Args:
+        runs_dir: The folder given to ``ntkmtl compare --out``. If it holds several problems, the
+            page shows one at a time.
+        output: Where to write, ``report.html`` in ``runs_dir`` if None.
+        gallery: Whether to show predictions of the best network on single samples. Its problem is
+            created as ``config.json`` says, and its data are read.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: No run in it is complete, a file cannot be read, or the runs of a problem do not
+            report the same metrics; with ``gallery``, no run kept its network, or the problem
+            cannot be created.
+        MissingExtraError: plotly or jinja2 is not installed.
+    """
+    pages, data = [], []
+    for runs in load(runs_dir).values():
+        table = table_of(runs)
+        pages.append(_page(runs, table))
+        pages[-1]["success"] = _section(runs.problem, runs_dir)
+        pages[-1]["gallery"] = _gallery(runs) if gallery else None
+        data.append(_data(runs, table))
+    text = page_text("report", data, pages=pages, title=" · ".join(p["name"] for p in pages))
+    path = Path(output) if output is not None else Path(runs_dir) / "report.html"
+    write_text(path, text)
+    return path
+
+
+def _gallery(runs: ProblemRuns) -> dict[str, Any]:
+    # It needs torch, which pages without a gallery do not.
+    from ntkmtl.bench.report._gallery import gallery_of
+
+    return gallery_of(runs)
+
+
+def _section(problem: str, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Return the section that the registry names for the problem, None for none."""
+    name = entry_of(problem).section
+    if not name:
+        return None
+    found: dict[str, Any] = resolve_name(name)(runs_dir)
+    found["pictures"] = [
+        (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
+        for path, caption in found["pictures"]
+    ]
+    return found
+
+
+# ------------------------------------------------------------------------------------------------
+# What the template shows
+
+
+def _page(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     """Return what the template shows of one problem."""
-    heads, rows = layout(table)
-    # Metrics come last, as there may be many: MR, Delta-m and time would be far out of sight.
-    heads = heads[-3:] + heads[:-3]
-    rows = [cells[-3:] + cells[:-3] for cells in rows]
-    facts = table.facts
-    recipe = facts["recipe"]
-    plain = plain_label(table.problem)
+    facts, problem = table.facts, table.problem
+    plain, recipe, sizes = plain_label(problem), facts["recipe"], facts["sizes"]
+    split = "validation" if sizes["val"] else "training"
+    watched = f"metrics on the {split} split"
+    notes = list(table.notes)
+    if (best := best_run(runs.done)) is not None:
+        notes.append(f"To use the network that is best on the {split} split: {use_command(best)}")
+    units, each = units_text(problem, sizes), " / ".join(f"{size:,}" for size in sizes.values())
+    counted = "Sizes" if units else "Samples"
+    settings = {
+        "Recipe": recipe,
+        "Problem": {"name": problem, **facts["problem_options"]},
+        counted: sizes,
+        "Hardware": facts["hardware"],
+        "Versions": facts["versions"],
+    }
     return {
-        "name": printable(table.problem),
+        "name": printable(problem),
         "plain": "linear scalarization (LS)" if plain == "LS" else plain,
         "lead": _lead(table),
         "reduced": facts["reduced"],
@@ -47,11 +137,40 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             ("Seeds", seeds_text(facts["seeds"])),
             ("Epochs", f"{recipe['epochs']:,}"),
             ("Batch size", f"{recipe['batch_size']:,}"),
-            _sizes(runs.problem, facts["sizes"]),
+            (counted, units or each),
             ("Parameters", f"{facts['parameters']:,}"),
             ("Wall time of all runs", duration(facts["wall_seconds"])),
         ],
-        "heads": [_head(head, plain) for head in heads],
+        **_results(table),
+        "watched": watched if entry_of(problem).supervised else "success in evaluations",
+        "notes": [printable(note, 2000) for note in notes],
+        "warnings": [printable(warning, 2000) for warning in table.warnings],
+        "settings": [
+            (name, [(printable(str(k)), printable(_value(v), 300)) for k, v in values.items()])
+            for name, values in settings.items()
+            if values
+        ],
+        "differences": [
+            (
+                printable(name),
+                [(_shown(value), printable(listing(who), 400)) for value, who in found],
+            )
+            for name, found in differing_settings(runs).items()
+        ],
+        "options": [
+            (printable(row.label), seeds_text(row.seeds, 20), _options(row)) for row in table.rows
+        ],
+    }
+
+
+def _results(table: ResultTable) -> dict[str, Any]:
+    """Return heads and rows of the table."""
+    heads, rows = layout(table)
+    # Metrics come last, as there may be many: MR, Delta-m and time would be far out of sight.
+    heads = heads[-3:] + heads[:-3]
+    rows = [cells[-3:] + cells[:-3] for cells in rows]
+    return {
+        "heads": [_head(head, plain_label(table.problem)) for head in heads],
         "rows": [
             {
                 "method": printable(row.label),
@@ -63,48 +182,28 @@ def page_of(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             }
             for row, cells in zip(table.lines, rows, strict=True)
         ],
-        "watched": _watched(runs.problem, facts["sizes"]),
-        "notes": [printable(note, 2000) for note in (*table.notes, *_use(runs))],
-        "warnings": [printable(warning, 2000) for warning in table.warnings],
-        "settings": _settings(runs, table),
-        "differences": _differences(runs),
-        "options": [
-            (
-                printable(row.label),
-                seeds_text(row.seeds, 20),
-                printable(_values(row.options), 400) or "defaults",
-            )
-            for row in table.rows
-        ],
     }
 
 
-def _use(runs: ProblemRuns) -> list[str]:
-    """Return a sentence on how to use the best network, none if no run kept one."""
-    best = best_run(runs.done)
-    if best is None:
-        return []
-    judged = "validation" if best.config.sizes["val"] else "training"
-    return [f"To use the network that is best on the {judged} split: {use_command(best)}"]
-
-
 def _head(head: Head, plain: str) -> dict[str, Any]:
-    directions = {True: "higher is better", False: "lower is better"}
+    titles = {
+        True: "higher is better",
+        False: "lower is better",
+        None: f"seconds of training per epoch relative to {plain}",
+    }
     return {
         "label": printable(head.label),
         "unit": printable(head.unit),
         "arrow": head.arrow,
         "descending": bool(head.higher_is_better),
         "pinned": head.key in _PINNED,
-        "title": f"seconds of training per epoch relative to {plain}"
-        if head.higher_is_better is None
-        else directions[head.higher_is_better],
+        "title": titles[head.higher_is_better],
     }
 
 
 def _cell(cell: TableCell, tint: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        "text": cell.text if cell.value is None else _minus(cell.text),
+        "text": cell.text if cell.value is None else cell.text.replace("-", "−"),
         "stderr": cell.stderr,
         "value": cell.value if cell.value is not None else "",
         "best": cell.best,
@@ -112,44 +211,14 @@ def _cell(cell: TableCell, tint: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _differences(runs: ProblemRuns) -> list[tuple[str, list[tuple[str, str]]]]:
-    def row(value: Any, who: Sequence[str]) -> tuple[str, str]:
-        shown = "–" if value is None else printable(_value(value), 300)
-        return shown, printable(listing(who), 400)
-
-    return [
-        (printable(difference.name), [row(*pair) for pair in difference.values])
-        for difference in differing_settings(runs)
-    ]
-
-
-def _watched(problem: str, sizes: Mapping[str, int]) -> str:
-    """Return what the metrics over epochs are of."""
-    entry = problems.spec(problem)
-    if entry is not None and not entry.supervised:
-        return "success in evaluations"
-    return f"metrics on the {'validation' if sizes['val'] else 'training'} split"
-
-
-def _sizes(problem: str, sizes: Mapping[str, int]) -> tuple[str, str]:
-    """Return what sizes count and how many there are."""
-    entry = problems.spec(problem)
-    if entry is None or not entry.units:
-        return "Samples", " / ".join(f"{size:,}" for size in sizes.values())
-    return "Sizes", ", ".join(f"{sizes[split]:,} {unit}" for split, unit in entry.units.items())
-
-
-def section_of(runs: ProblemRuns, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """Return the section that the registry names for the problem, None for none."""
-    entry = problems.spec(runs.problem)
-    if entry is None or not entry.section:
+def _tint(table: ResultTable, row: MethodRow) -> dict[str, Any] | None:
+    """Return how strongly to color a Delta-m: its share of the largest, by square root."""
+    if row.delta_m is None or not math.isfinite(row.delta_m.mean):
         return None
-    found: dict[str, Any] = resolve_name(entry.section)(runs_dir)
-    found["pictures"] = [
-        (base64.b64encode(path.read_bytes()).decode("ascii"), caption)
-        for path, caption in found["pictures"]
-    ]
-    return found
+    sizes = [abs(r.delta_m.mean) for r in table.rows if r.delta_m is not None]
+    most = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    strength = math.sqrt(abs(row.delta_m.mean) / most) if most > 0 else 0.0
+    return {"good": row.delta_m.mean < 0, "percent": round(5 + 25 * strength)}
 
 
 def _lead(table: ResultTable) -> list[tuple[str, str, str]]:
@@ -163,24 +232,10 @@ def _lead(table: ResultTable) -> list[tuple[str, str, str]]:
     if known:
         delta, label = min(known, key=lambda pair: pair[0].mean)
         spread = "" if delta.stderr is None else f" ± {delta.stderr:.2f}"
-        found.append(("Lowest Δm", label, _minus(f"{delta.mean:.2f}{spread} %")))
+        found.append(("Lowest Δm", label, f"{delta.mean:.2f}{spread} %".replace("-", "−")))
     best = min(ranked, key=lambda row: row.mean_rank or math.inf)
     found.append(("Lowest mean rank", best.label, f"{best.mean_rank or 0:.2f}"))
     return [(what, printable(method), number) for what, method, number in found]
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-def _tint(table: ResultTable, row: MethodRow) -> dict[str, Any] | None:
-    """Return how strongly to color a Delta-m: its share of the largest, by square root."""
-    if row.delta_m is None or not math.isfinite(row.delta_m.mean):
-        return None
-    sizes = [abs(r.delta_m.mean) for r in table.rows if r.delta_m is not None]
-    most = max((size for size in sizes if math.isfinite(size)), default=0.0)
-    strength = math.sqrt(abs(row.delta_m.mean) / most) if most > 0 else 0.0
-    return {"good": row.delta_m.mean < 0, "percent": round(5 + 25 * strength)}
 
 
 def _date(text: str) -> str:
@@ -190,25 +245,78 @@ def _date(text: str) -> str:
         return printable(text)
 
 
-def _settings(runs: ProblemRuns, table: ResultTable) -> list[tuple[str, list[tuple[str, str]]]]:
-    facts = table.facts
-    groups: list[tuple[str, Mapping[str, Any]]] = [
-        ("Recipe", facts["recipe"]),
-        ("Problem", {"name": table.problem, **facts["problem_options"]}),
-        (_sizes(runs.problem, facts["sizes"])[0], facts["sizes"]),
-        ("Hardware", facts["hardware"]),
-        ("Versions", facts["versions"]),
-    ]
-    return [
-        (name, [(printable(str(k)), printable(_value(v), 300)) for k, v in values.items()])
-        for name, values in groups
-        if values
-    ]
-
-
 def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {_value(value)}" for name, value in values.items())
+def _shown(value: Any) -> str:
+    return "–" if value is None else printable(_value(value), 300)
+
+
+def _options(row: MethodRow) -> str:
+    values = ", ".join(f"{name} = {_value(value)}" for name, value in row.options.items())
+    return printable(values, 400) or "defaults"
+
+
+# ------------------------------------------------------------------------------------------------
+# What the scripts draw
+
+
+def _data(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
+    """Return what the charts of one problem draw, and the table as files to save.
+
+    Raises:
+        RunFileError: A history or the steps of a run cannot be read.
+    """
+    number = {row.method: index for index, row in enumerate(table.rows)}
+    multi = [method for method in number if method in runs.multi]
+    tasks = table.facts["tasks"]
+    points = points_for(len(multi) * len(tasks))
+    return {
+        "name": folder_name(table.problem),
+        "files": {"csv": render(table, "csv"), "tex": render(table, "latex")},
+        "methods": [_method(table, row) for row in table.rows],
+        "metrics": [
+            {
+                "label": printable(column.label),
+                "unit": printable(column.unit),
+                "higher": column.higher_is_better,
+            }
+            for column in table.columns
+        ],
+        "plain": plain_label(table.problem),
+        "busy": table.facts["busy_runs"],
+        "tasks": [printable(task) for task in tasks],
+        **learning_curves(runs, table),
+        **{
+            name: {
+                number[method]: {
+                    "step": series.step.round().astype(np.int64).tolist(),
+                    "values": columns_of(series.values),
+                    "window": short(max(series.window, 1.0)),
+                }
+                for method, series in series_of(runs, name, multi, points).items()
+            }
+            for name in ("weights", "eigenvalues")
+        },
+    }
+
+
+def _method(table: ResultTable, row: MethodRow) -> dict[str, Any]:
+    return {
+        "name": printable(row.label),
+        "baseline": row.is_baseline,
+        "plain": row.method == entry_of(table.problem).plain,
+        "delta": _pair(row.delta_m),
+        "rank": short(row.mean_rank),
+        "time": _pair(row.relative_time),
+        "seconds": short(row.seconds_per_epoch),
+        "seeds": len(row.seeds),
+    }
+
+
+def _pair(known: SeedMean | None) -> list[float | None] | None:
+    """Return a mean and its standard error, None where the mean is not known or not finite."""
+    if known is None or not math.isfinite(known.mean):
+        return None
+    return [short(known.mean), short(known.stderr)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
-from ntkmtl.bench.report._words import aligned, plain_label
+from ntkmtl.bench.report._words import aligned, plain_label, printable
 from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ FORMATS = ("text", "markdown", "latex", "csv", "json")
 """The formats of :func:`render`."""
 
 _DASH = "-"
-_LONGEST_NAME = 80
 
 
 @dataclass(frozen=True)
@@ -162,26 +161,6 @@ def _number(value: float, decimals: int) -> str:
     # The numbers of a diverged run would otherwise fill the line with digits.
     text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def printable(text: str, longest: int = _LONGEST_NAME, keep: str = "") -> str:
-    r"""Return a text on one line, without control characters, and cut if it is very long.
-
-    Args:
-        text: Any text.
-        longest: Characters after which it is cut.
-        keep: Control characters to keep.
-
-    Example:
-        >>> printable("a\x1b[31mb\nc")
-        'a�[31mb c'
-    """
-    # Cutting first keeps a text of millions of characters cheap.
-    cut = text[:longest] + "…" if len(text) > longest else text
-    return "".join(
-        char if char.isprintable() or char in keep else " " if char in "\t\r\n" else "\ufffd"
-        for char in cut
-    )
 
 
 def finite(value: Any) -> Any:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ntkmtl.bench.runs import REQUEST, IncompleteRun, Run, RunFileError, load_runs, read_json
 
+LEAST_CPU_SHARE = 0.9
+"""Least share of its training time with a processor core for a run's time to count."""
+
 
 @dataclass(frozen=True)
 class ProblemRuns:
@@ -17,8 +20,8 @@ class ProblemRuns:
 
     Attributes:
         problem: Its name.
-        multi: Complete runs by method and seed.
-        single: Complete runs of the single-task baselines by task and seed.
+        multi: Complete runs by method and seed, seeds rising.
+        single: Complete runs of the single-task baselines by task and seed, seeds rising.
         open: Runs without a result.
         asked: Methods in the order to show them.
         data_file: Name of the file that the data are from, where that is known.
@@ -41,7 +44,13 @@ class ProblemRuns:
     def done(self) -> list[Run]:
         """All complete runs, the baselines last."""
         groups = [*(self.multi[method] for method in self.methods), *self.single.values()]
-        return [run for group in groups for _, run in sorted(group.items())]
+        return [run for group in groups for run in group.values()]
+
+
+def is_busy(run: Run) -> bool:
+    """Return whether the machine was too busy for a run's time to count."""
+    share = run.result.cpu_share
+    return share is not None and share < LEAST_CPU_SHARE
 
 
 def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
@@ -65,13 +74,9 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
         if name not in found:
             asked = _asked(_root(run).parent)
             found[name] = ProblemRuns(name, {}, {}, [], asked, _data_file(run))
-        runs = found[name]
-        task = config.single_task
-        kin = (
-            runs.multi.setdefault(config.method, {})
-            if task is None
-            else runs.single.setdefault(task, {})
-        )
+        runs, task = found[name], config.single_task
+        groups, group = (runs.multi, config.method) if task is None else (runs.single, task)
+        kin = groups.setdefault(group, {})
         if config.seed in kin:
             raise ValueError(
                 f"{kin[config.seed].path} and {run.path} are both runs of {config.method!r} with "
@@ -85,12 +90,12 @@ def load(runs_dir: str | os.PathLike[str]) -> dict[str, ProblemRuns]:
             f"single-task runs and {len(incomplete)} unfinished runs). Name the folder that "
             "`ntkmtl compare --out` wrote, or let the comparison finish"
         )
-    for place in incomplete:
+    for runs in found.values():
+        for by_seed in (runs.multi, runs.single):
+            by_seed |= {name: dict(sorted(group.items())) for name, group in by_seed.items()}
         # An unfinished run is assigned by its folder: its files may be incomplete.
-        for runs in found.values():
-            root = runs.done[0].path.parents[1]
-            if root in place.path.parents:
-                runs.open.append(place)
+        root = runs.done[0].path.parents[1]
+        runs.open.extend(place for place in incomplete if root in place.path.parents)
     return found
 
 

@@ -1,7 +1,8 @@
-"""Figures of a comparison as PNG and SVG files, for papers and pages that show pictures."""
+"""Figures of a comparison as PNG and SVG files, and the style of the bench's figures."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -11,29 +12,54 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.report._build import table_of
-from ntkmtl.bench.report._render import printable
+from ntkmtl.bench.report._curves import Series, series_of
 from ntkmtl.bench.report._runs import load
-from ntkmtl.bench.report._series import Series, series_of
 from ntkmtl.bench.report._table import MethodRow, ResultTable
-from ntkmtl.bench.report._words import run_text
-from ntkmtl.bench.report.drawing import (
-    COLORS,
-    DASHES,
-    INK,
-    STYLE,
-    new_figure,
-    plain_text,
-    set_title,
-    write_figure,
-)
+from ntkmtl.bench.report._words import printable, run_text
 from ntkmtl.bench.runs import folder_name
 from ntkmtl.errors import imports_for
+from ntkmtl.files import atomic_write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-__all__ = ["save_figures"]
+__all__ = [
+    "COLORS",
+    "DASHES",
+    "GRID",
+    "INK",
+    "MUTED",
+    "STYLE",
+    "eigenvalue_figure",
+    "new_figure",
+    "plain_text",
+    "save_figures",
+    "set_title",
+    "write_figure",
+]
+
+INK, MUTED, GRID = "#1c2128", "#5b6570", "#e8ebef"
+# Okabe and Ito's colors without black and yellow, and an olive; then the same dashed.
+COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b")
+DASHES = ("-", "--", ":", "-.")
+STYLE: dict[Any, Any] = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    # Equal figures get equal bytes.
+    "svg.hashsalt": "ntkmtl",
+}
 
 _POINTS = 60
 """Windows of steps that a curve averages over: eigenvalues of single steps are noisy."""
@@ -190,3 +216,36 @@ def eigenvalue_figure(
         ncols=legend_columns,
     )
     return figure
+
+
+# ------------------------------------------------------------------------------------------------
+# Parts of figures
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure with one plot; width and height are in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def set_title(axes: Axes, text: str, longest: int = 160) -> None:
+    """Write a title on the left, cut to its ``longest`` characters."""
+    axes.set_title(plain_text(text, longest), loc="left", fontsize=9.5, color=MUTED)
+
+
+def plain_text(text: str, longest: int) -> str:
+    """Return a text with dollar signs escaped, which matplotlib would read as mathematics."""
+    return printable(text, longest).replace("$", r"\$")
+
+
+def write_figure(figure: Figure, path: Path, ending: str) -> None:
+    """Write a figure as the format that ``ending`` names; equal figures get equal bytes."""
+    buffer = io.BytesIO()
+    undated = {"Date": None} if ending == "svg" else None
+    figure.savefig(buffer, format=ending, dpi=200, metadata=undated)
+    with atomic_write(path) as file:
+        file.write(buffer.getvalue())

@@ -167,7 +167,7 @@ def _eigenvalues(
     trained(comparison, overwrite=overwrite)
     with refusing(ValueError):
         from ntkmtl.bench.paper._figures import eigenvalues
-        from ntkmtl.bench.report._study import read_study
+        from ntkmtl.bench.report._analysis import read_study
         from ntkmtl.bench.runs import folder_name
 
         study = read_study(

@@ -1,7 +1,8 @@
-"""The records of the runs of one problem, by method."""
+"""What was recorded of the kernels while training on one problem, by method, and its page."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ from torch import Tensor
 from ntkmtl.analysis._record import Recorder
 from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
+from ntkmtl.bench.report._curves import columns_of
+from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import finite
+from ntkmtl.bench.report._words import printable, seeds_text
 from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
+from ntkmtl.files import write_text
 
 FRACTION = 0.1
 """The fraction of a task's loss that is left after the predicted number of steps."""
@@ -243,8 +248,7 @@ def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[
         )
     if any(record.source != recorded[0][1].source for _, record in recorded):
         more.append("The kernels are of different sources: do not compare them between methods.")
-    rank = {"ls": 0}
-    order = sorted(methods, key=lambda name: (rank.get(name, 1), name))
+    order = sorted(methods, key=lambda name: (name != "ls", name))
     labels = method_labels(order)
     return Study(
         problem=problems[0],
@@ -259,9 +263,7 @@ def study_of(recorded: Sequence[tuple[RunConfig, Recorder]], *, notes: Sequence[
 def _method(entries: Sequence[tuple[RunConfig, Recorder]], label: str) -> MethodRecord:
     entries = sorted(entries, key=lambda entry: entry[0].seed)
     name = entries[0][0].method
-    common = set(entries[0][1].steps.tolist())
-    for _, record in entries[1:]:
-        common &= set(record.steps.tolist())
+    common = set.intersection(*(set(record.steps.tolist()) for _, record in entries))
     if not common:
         raise StudyError(f"the seeds of {name} have no recorded step in common")
     step = torch.tensor(sorted(common), dtype=torch.int64)
@@ -308,3 +310,138 @@ def _mean(key: str, by_seed: Sequence[Tensor]) -> Tensor:
     """Return the mean over seeds of what is known."""
     values = torch.stack(list(by_seed))
     return values.log().nanmean(dim=0).exp() if key in _BY_LOGARITHM else values.nanmean(dim=0)
+
+
+# ------------------------------------------------------------------------------------------------
+# The page
+
+_POINTS = 400
+"""Points of a line; longer runs are averaged over windows of steps."""
+_WINDOWS = 8
+"""Parts of training for which the affinity is shown."""
+_LINES = {
+    "eigenvalues": "max_eigenvalues",
+    "weighted": "weighted_eigenvalues",
+    "entropy": "effective_ranks",
+    "participation": "participation_ratios",
+    **{name: name for name in ("residual_traces", "residual_eigenvalues", "convergence")},
+    **{name: name for name in ("weights", "losses")},
+}
+"""Lines of each task by their name in the page's script, from a record's attribute."""
+_SOURCES = {"exact": "shared parameters (exact)", "representation": "shared representation"}
+
+
+def write_page(study: Study, path: str | os.PathLike[str], *, groups: int | None = None) -> Path:
+    """Write the page.
+
+    Args:
+        study: The records.
+        path: Where to write.
+        groups: Number of groups of tasks, chosen by the rule of
+            :func:`ntkmtl.analysis.group_tasks` if None.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ValueError: ``groups`` is not in 1..k.
+        MissingExtraError: plotly, jinja2 or scipy is not installed.
+    """
+    data = {
+        "tasks": [printable(task) for task in study.tasks],
+        "methods": [_charts(record, groups) for record in study.methods],
+    }
+    title = printable(study.problem)
+    write_text(path, page_text("analysis", [data], page=_page(study, groups), title=title))
+    return Path(path)
+
+
+def _page(study: Study, groups: int | None) -> dict[str, Any]:
+    """Return what the template shows."""
+    config = study.configs[0]
+    recipe = config.recipe
+    seeds = sorted({seed for record in study.methods for seed in record.seeds})
+    last = max(int(record.step[-1]) for record in study.methods)
+    return {
+        "name": printable(study.problem),
+        "reduced": bool(recipe["reduced"]),
+        "facts": [
+            ("Methods", str(len(study.methods))),
+            ("Tasks", str(len(study.tasks))),
+            ("Seeds", seeds_text(seeds)),
+            ("Epochs", f"{recipe['epochs']:,}"),
+            ("Batch size", f"{recipe['batch_size']:,}"),
+            ("Learning rate", f"{float(recipe['learning_rate']):g}"),
+            ("Last recorded step", f"{last:,}"),
+            ("Parameters", f"{config.parameters:,}"),
+        ],
+        "description": printable(str(recipe["description"]), 500),
+        "notes": [printable(note, 500) for note in study.notes],
+        "methods": [printable(record.label) for record in study.methods],
+        "rows": [_row(study, record, groups) for record in study.methods],
+        "percent": f"{100 * FRACTION:g}",
+        "residuals": any(bool(r.residual_traces.isfinite().any()) for r in study.methods),
+    }
+
+
+def _row(study: Study, record: MethodRecord, groups: int | None) -> dict[str, Any]:
+    found = record.grouping(groups)
+    every = f"every {record.every} steps" if len(record.step) > 1 else "once"
+    return {
+        "method": printable(record.label),
+        "kernel": f"{_SOURCES.get(record.source, 'not said')}, {every}",
+        **{name: [_median(side) for side in getattr(record, name).T] for name in _PAIRS},
+        "groups": None
+        if found is None
+        else [
+            {
+                "tasks": ", ".join(printable(name) for name in names),
+                "within": "alone" if math.isnan(within) else _text(within),
+            }
+            for names, within in zip(found.names(study.tasks), found.within, strict=True)
+        ],
+        "between": "" if found is None or math.isnan(found.between) else _text(found.between),
+    }
+
+
+def _median(values: Tensor) -> str:
+    known = values[values.isfinite()]
+    return _text(float(known.quantile(0.5))) if len(known) else "–"
+
+
+def _text(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _charts(record: MethodRecord, groups: int | None) -> dict[str, Any]:
+    """Return what the charts of one method draw."""
+    windows = torch.arange(len(record.step)).chunk(_POINTS)
+    step = torch.stack([record.step[window].double().mean() for window in windows])
+
+    def lines(values: Tensor) -> list[list[float | None]]:
+        return columns_of(torch.stack([values[w].nanmean(dim=0) for w in windows]).numpy())
+
+    grouping = record.grouping(groups)
+    return {
+        "name": printable(record.label),
+        "step": [round(value) for value in step.tolist()],
+        "tasks": {name: lines(getattr(record, own)) for name, own in _LINES.items()},
+        "pairs": {name: lines(getattr(record, name)) for name in _PAIRS},
+        "affinity": _affinity(record),
+        "order": list(range(record.affinity.shape[1]) if grouping is None else grouping.order),
+    }
+
+
+def _affinity(record: MethodRecord) -> list[dict[str, Any]]:
+    """Return the matrix averaged over the whole training, then over parts of it."""
+    parts = torch.arange(len(record.step)).chunk(_WINDOWS)
+    windows = [torch.arange(len(record.step)), *(parts if len(parts) > 1 else ())]
+    return [
+        {
+            "first": int(record.step[window[0]]),
+            "last": int(record.step[window[-1]]),
+            "values": columns_of(record.affinity[window].nanmean(dim=0).T.numpy()),
+        }
+        for window in windows
+    ]
