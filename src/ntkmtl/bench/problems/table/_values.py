@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,22 +98,6 @@ class ColumnFormat:
     absent: tuple[str, ...] = ()
     gaps: tuple[float, ...] = ()
     case_sensitive: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ColumnFormat:
-        """Recreate the format from :meth:`to_json`."""
-        return cls(
-            **{
-                **content,
-                "number": NumberFormat(**content["number"]),
-                "absent": tuple(content["absent"]),
-                "gaps": tuple(content["gaps"]),
-            }
-        )
 
     def words(self) -> str:
         """Return how values are written, for people; ``""`` where it is plain."""
