@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ntkmtl.bench.problems.table._columns import Feature
+from ntkmtl.bench.problems.table._formats import ColumnFormat
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -21,7 +22,6 @@ from ntkmtl.bench.problems.table._raw import (
     shorten,
 )
 from ntkmtl.bench.problems.table._read import read_any
-from ntkmtl.bench.problems.table._values import ColumnFormat
 
 CLIP = 10.0
 """Standardized inputs are cut off at so many standard deviations from the training mean."""
