@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
-    NOTE,
     OVERRULE,
     ArrayLayout,
     PreparedData,
@@ -24,11 +23,10 @@ from ntkmtl.bench.problems._arrays import (
     beside,
     dark,
     decode_samples,
-    publish,
+    finish,
     refuse_implausible,
     require_layout,
     write_array,
-    write_manifest,
 )
 from ntkmtl.errors import imports_for
 from ntkmtl.files import read_bytes, require_regular
@@ -369,14 +367,9 @@ def prepare(
         write_array(partial / "labels.npy", labels)
         write_array(partial / "partition.npy", annotations.partition[rows])
         write_array(partial / "numbers.npy", np.array(numbers, dtype=np.int32))
-        write_manifest(
-            partial,
-            KIND,
-            ["images", "labels", "partition", "numbers"],
-            {"source": images.path.name, "images": len(rows), **accepted},
-        )
-        (partial / NOTE).unlink(missing_ok=True)
-        publish(partial, folder)
+        names = ("images", "labels", "partition", "numbers")
+        facts = {"source": images.path.name, "images": len(rows), **accepted}
+        finish(partial, folder, KIND, names, facts)
     whole = "all of CelebA" if len(rows) == IMAGES else f"of CelebA's {IMAGES:,}"
     return f"{len(rows):,} images ({whole}) in {folder}"
 
