@@ -16,6 +16,16 @@ from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.problems.base import Problem, Split
 from ntkmtl.bench.training import train
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "hard": {},
+    "cross-stitch": {},
+    "mmoe": {"experts": 3},
+    "cgc": {"shared_experts": 2, "task_experts": 1},
+    "ple": {"shared_experts": 1, "task_experts": 2},
+    "dselect-k": {"experts": 4},
+}
+"""Settings that are not the defaults, by architecture."""
+
 
 def check_exact_kernel(
     problem: Problem, folder: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int

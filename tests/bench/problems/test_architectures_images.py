@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from architecture_gates import selecting_gate, softmax_gate, weighted
-from architecture_runs import check_command, check_exact_kernel
+from architecture_runs import SETTINGS, check_command, check_exact_kernel
 from released_frames import write_released
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,14 +51,6 @@ K = len(KINDS)
 WIDTHS, DEPTHS = (4, 6), (1, 2)
 REL = 1e-9
 SOFT = tuple(name for name in architectures.names() if name != "hard")
-SETTINGS: dict[str, dict[str, Any]] = {
-    "hard": {},
-    "cross-stitch": {},
-    "mmoe": {"experts": 3},
-    "cgc": {"shared_experts": 2, "task_experts": 1},
-    "ple": {"shared_experts": 1, "task_experts": 2},
-    "dselect-k": {"experts": 4},
-}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from architecture_gates import selecting_gate, softmax_gate, weighted
-from architecture_runs import check_command, check_exact_kernel
+from architecture_runs import SETTINGS, check_command, check_exact_kernel
 from torch import Tensor
 
 from ntkmtl import Balancer
@@ -33,14 +33,6 @@ K, WIDTH, HIDDEN = 3, 6, 4
 REL = 1e-9
 NAMES = architectures.names()
 SOFT = tuple(name for name in NAMES if name != "hard")
-SETTINGS: dict[str, dict[str, Any]] = {
-    "hard": {},
-    "cross-stitch": {},
-    "mmoe": {"experts": 3},
-    "cgc": {"shared_experts": 2, "task_experts": 1},
-    "ple": {"shared_experts": 1, "task_experts": 2},
-    "dselect-k": {"experts": 4},
-}
 
 
 @pytest.fixture(scope="module", autouse=True)

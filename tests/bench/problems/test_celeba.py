@@ -32,7 +32,7 @@ from ntkmtl.bench.problems.celeba import (
     read_annotations,
 )
 from ntkmtl.bench.problems.celeba._network import CelebANetwork
-from ntkmtl.bench.problems.celeba._source import PARTITION
+from ntkmtl.bench.problems.celeba._store import PARTITION
 from ntkmtl.bench.training import train
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -23,8 +23,7 @@ from ntkmtl.bench.problems.dense._labels import ImageBatch, meter
 from ntkmtl.bench.problems.dense._problem import clean_split
 from ntkmtl.bench.problems.dense._store import load_frames
 from ntkmtl.bench.problems.nyuv2 import NYUv2, normals_from_depth, prepare
-from ntkmtl.bench.problems.nyuv2._normals import INTRINSICS
-from ntkmtl.bench.problems.nyuv2._problem import LAYOUT
+from ntkmtl.bench.problems.nyuv2._problem import INTRINSICS, LAYOUT
 from ntkmtl.bench.training import train
 from ntkmtl.kernel import branch
 

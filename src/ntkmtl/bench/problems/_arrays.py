@@ -415,6 +415,15 @@ def decode_samples(
             progress(f"{row + 1:,} of {len(names):,} {samples} decoded")
 
 
+def finish(
+    partial: Path, folder: Path, kind: str, names: Sequence[str], facts: Mapping[str, Any]
+) -> None:
+    """Put arrays that are decoded as a whole in the place of earlier data."""
+    write_manifest(partial, kind, list(names), facts)
+    (partial / NOTE).unlink(missing_ok=True)
+    publish(partial, folder)
+
+
 def _done(note: Path, key: str, paths: Sequence[Path]) -> int:
     """Return how many samples an earlier call has decoded, 0 if it was of others."""
     if not (note.is_file() and all(path.is_file() for path in paths)):

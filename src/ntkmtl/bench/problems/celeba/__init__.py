@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from ntkmtl.bench.problems.celeba._network import CelebANetwork
 from ntkmtl.bench.problems.celeba._problem import CelebA, FaceBatch, f1_scores
-from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, Annotations, read_annotations
-from ntkmtl.bench.problems.celeba._store import Faces, load, prepare
+from ntkmtl.bench.problems.celeba._store import (
+    ATTRIBUTES,
+    Annotations,
+    Faces,
+    load,
+    prepare,
+    read_annotations,
+)
 
 __all__ = [
     "ATTRIBUTES",

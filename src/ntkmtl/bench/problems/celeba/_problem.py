@@ -30,8 +30,7 @@ from ntkmtl.bench.problems._supervised import (
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.celeba._network import CelebANetwork, FaceBatch, backbone, head
-from ntkmtl.bench.problems.celeba._source import ATTRIBUTES, IMAGES
-from ntkmtl.bench.problems.celeba._store import HOW, SIDE, Faces, load
+from ntkmtl.bench.problems.celeba._store import ATTRIBUTES, HOW, IMAGES, SIDE, Faces, load
 
 __all__ = ["CelebA", "FaceBatch", "f1_scores"]
 

@@ -12,17 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import (
-    NOTE,
     OVERRULE,
     ArrayLayout,
     PreparedData,
     beside,
     dark,
     decode_samples,
-    publish,
+    finish,
     refuse_implausible,
     require_layout,
-    write_manifest,
 )
 
 EVERY = 50
@@ -208,9 +206,7 @@ def prepare_frames(
         "testing": len(source.testing),
         "names": list(names),
     }
-    write_manifest(partial, layout.kind, list(layout.arrays), facts)
-    (partial / NOTE).unlink(missing_ok=True)
-    publish(partial, folder)
+    finish(partial, folder, layout.kind, list(layout.arrays), facts)
     return (
         f"{len(source.training):,} training and {len(source.testing):,} test frames in {folder}"
         + (f"; normals are {facts['normals']}" if layout.normals else "")

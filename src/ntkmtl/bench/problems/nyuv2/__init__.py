@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ntkmtl.bench.problems.dense._labels import ImageBatch
-from ntkmtl.bench.problems.nyuv2._normals import normals_from_depth
-from ntkmtl.bench.problems.nyuv2._problem import NYUv2, prepare
+from ntkmtl.bench.problems.nyuv2._problem import NYUv2, normals_from_depth, prepare
 
 __all__ = ["ImageBatch", "NYUv2", "normals_from_depth", "prepare"]

@@ -57,19 +57,19 @@ _RAW = (
     ("cv", 1.0),
 )
 
-# The same for qm9pack, whose energies are total ones in hartree.
+# The same for qm9pack, whose energies are total ones in hartree: less those of the free atoms.
 _PACK = (
-    ("Dipole_debye", 1.0),
-    ("Polarizability_bohr3", 1.0),
-    ("HOMO_au", HARTREE),
-    ("LUMO_au", HARTREE),
-    ("R2_bohr2", 1.0),
-    ("ZPVE_au", HARTREE),
-    ("InternalEnergy_0K_au", HARTREE),
-    ("InternalEnergy_298K_au", HARTREE),
-    ("Enthalphy_298K_au", HARTREE),
-    ("GibbsFreeEnergy_298K_au", HARTREE),
-    ("Heatcapacity_Cv_cal_mol_K", 1.0),
+    ("Dipole_debye", 1.0, None),
+    ("Polarizability_bohr3", 1.0, None),
+    ("HOMO_au", HARTREE, None),
+    ("LUMO_au", HARTREE, None),
+    ("R2_bohr2", 1.0, None),
+    ("ZPVE_au", HARTREE, None),
+    ("InternalEnergy_0K_au", HARTREE, "u0"),
+    ("InternalEnergy_298K_au", HARTREE, "u298"),
+    ("Enthalphy_298K_au", HARTREE, "h298"),
+    ("GibbsFreeEnergy_298K_au", HARTREE, "g298"),
+    ("Heatcapacity_Cv_cal_mol_K", 1.0, None),
 )
 _PACK_PARTS = ("data/qm9_part1.csv", "data/qm9_part2.csv", "data/qm9_part3.csv")
 
@@ -249,16 +249,10 @@ def _molecule(index: int, block: list[str], targets: list[float]) -> _One:
 
 
 def _read_pack(source: Path) -> Iterator[_One]:
-    energies = {
-        column: np.array(ATOM_ENERGIES[name])
-        for column, name in (
-            ("InternalEnergy_0K_au", "u0"),
-            ("InternalEnergy_298K_au", "u298"),
-            ("Enthalphy_298K_au", "h298"),
-            ("GibbsFreeEnergy_298K_au", "g298"),
-        )
-    }
-    nothing = np.zeros(len(ELEMENTS))
+    columns = [
+        (name, factor, np.array(ATOM_ENERGIES[free]) if free else np.zeros(len(ELEMENTS)))
+        for name, factor, free in _PACK
+    ]
     for row in _pack_rows(source):
         index = int(row["Index"])
         try:
@@ -271,8 +265,8 @@ def _read_pack(source: Path) -> Iterator[_One]:
                 raise ValueError(f"it has {len(numbers)} atoms and {len(places)} places")
             composition = np.array([int((numbers == element).sum()) for element in ELEMENTS])
             targets = [
-                (float(row[name]) - float(composition @ energies.get(name, nothing))) * factor
-                for name, factor in _PACK
+                (float(row[name]) - float(composition @ free)) * factor
+                for name, factor, free in columns
             ]
             yield _One(index, numbers, places, bonds_of(row["SMILES"], numbers, places), targets)
         except (ValueError, KeyError, TypeError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,18 +9,15 @@ from typing import Literal
 import numpy as np
 
 from ntkmtl.bench.problems._supervised import SPLITS
-from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, clean_name, shorten
+from ntkmtl.bench.problems.table._formats import PLAIN, ColumnFormat
+from ntkmtl.bench.problems.table._options import Roles
+from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, shorten
 from ntkmtl.bench.problems.table._values import (
-    PLAIN,
-    ColumnFormat,
     ColumnValues,
     Hints,
     Reading,
     find_hints,
 )
-
-FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")
-TARGET_TYPES = ("regression", "classification")
 
 COUNTS = "whole numbers, taken as counts (types {name}=classification makes them classes)"
 
@@ -99,25 +95,6 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Roles:
-    """What columns are for, as a user names them.
-
-    Attributes:
-        targets: Columns to predict.
-        types: Names of columns and their types, instead of those found.
-        split: The column that says train, val or test.
-        group: The column whose equal values stay on one side of the split.
-        time: The column in whose order rows are split.
-    """
-
-    targets: tuple[str, ...]
-    types: tuple[tuple[str, str], ...]
-    split: str | None = None
-    group: str | None = None
-    time: str | None = None
-
-
-@dataclass(frozen=True)
 class Typed:
     """A table whose columns are understood.
 
@@ -152,7 +129,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     Raises:
         TableError: A column is not there, or cannot be what it is asked to be.
     """
-    roles = _checked(table, roles)
+    roles = roles.named_in(table)
     hints = find_hints(table, reading)
     found = _Found({}, [], [], [])
     for name in list(table.columns):
@@ -229,76 +206,6 @@ def _take(
         found.features.append(feature)
     notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
     found.shown.append(replace(column, note="; ".join(notes)))
-
-
-# ------------------------------------------------------------------------------------------------
-# What is asked for
-
-
-def _checked(table: RawTable, roles: Roles) -> Roles:
-    """Return the roles with names as the table has them.
-
-    Raises:
-        TableError: A column is not there, or is asked to be two things.
-    """
-    known = list(table.columns)
-    if not roles.targets:
-        raise TableError(
-            f"say which columns to predict, as --target NAME or --targets NAME,NAME. {table.path} "
-            f"has {_listed(known)}"
-        )
-
-    def named(name: str, role: str) -> str:
-        if name in known:
-            return name
-        if clean_name(name) in known:
-            return clean_name(name)
-        raise TableError(_unknown(table, name, role))
-
-    targets = tuple(named(name, "target") for name in roles.targets)
-    if len(set(targets)) != len(targets):
-        raise TableError(f"a target is named twice in {', '.join(targets)}")
-    types = {named(name, "column of types"): kind for name, kind in roles.types}
-    special = {
-        what: None if name is None else named(name, f"{what} column")
-        for what, name in (("split", roles.split), ("group", roles.group), ("time", roles.time))
-    }
-    given = {what: name for what, name in special.items() if name is not None}
-    if len(given) > 1:
-        raise TableError(
-            f"rows are split by one column: {', '.join(f'{w} {n!r}' for w, n in given.items())} "
-            "are too many."
-        )
-    for what, name in given.items():
-        if name in targets:
-            raise TableError(f"{name!r} cannot be both a target and the {what} column")
-    for name, kind in types.items():
-        allowed = TARGET_TYPES if name in targets else FEATURE_TYPES
-        if kind.partition(":")[0] not in (*allowed, *(("date",) if ":" in kind else ())):
-            role = "target" if name in targets else "feature"
-            raise TableError(
-                f"the type of the {role} {name!r} must be {' or '.join(allowed)}. Found {kind!r}."
-            )
-    return Roles(targets, tuple(types.items()), **special)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return shorten(", ".join(names), 300)[1:-1]
-
-
-def _unknown(table: RawTable, name: str, role: str) -> str:
-    known = list(table.columns)
-    close = difflib.get_close_matches(name, known, n=1) or [
-        k for k in known if k.lower() == name.lower()
-    ]
-    hint = f"; did you mean {close[0]!r}?" if close else "."
-    if not close and "," in name:
-        hint = ". Name a column that has a comma by --target, or in double quotes."
-    more = f" {table.doubt}" if table.doubt else ""
-    return (
-        f"{table.path} has no column {shorten(name)} to be a {role}{hint} "
-        f"It has {_listed(known)}{more}"
-    )
 
 
 # ------------------------------------------------------------------------------------------------

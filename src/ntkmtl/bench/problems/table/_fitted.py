@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 
 from ntkmtl.bench.problems.table._columns import Feature
+from ntkmtl.bench.problems.table._formats import ColumnFormat
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -20,7 +22,6 @@ from ntkmtl.bench.problems.table._raw import (
     shorten,
 )
 from ntkmtl.bench.problems.table._read import read_any
-from ntkmtl.bench.problems.table._values import ColumnFormat
 
 CLIP = 10.0
 """Standardized inputs are cut off at so many standard deviations from the training mean."""
@@ -93,19 +94,6 @@ class FeatureEncoder:
     means: tuple[tuple[float, ...], ...] = ()
     prior: tuple[float, ...] = ()
     keep: tuple[int, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {**asdict(self), "form": self.form.to_json()}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> FeatureEncoder:
-        """Recreate the encoder from :meth:`to_json`."""
-        found: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in content.items()
-        }
-        found["means"] = tuple(tuple(row) for row in content["means"])
-        return cls(**{**found, "form": ColumnFormat.from_json(content["form"])})
 
     # ------------------------------------------------------------------ names and columns
 
@@ -374,13 +362,8 @@ class FittedTable:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        return {
-            "encoders": [encoder.to_json() for encoder in self.encoders],
-            "targets": [{**vars(each), "classes": list(each.classes)} for each in self.targets],
-            "ids": list(self.ids),
-            "others": list(self.others),
-            "reading": dict(self.reading),
-        }
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FittedTable:
@@ -390,17 +373,8 @@ class FittedTable:
             TableError: It is something else.
         """
         try:
-            return cls(
-                tuple(FeatureEncoder.from_json(each) for each in content["encoders"]),
-                tuple(
-                    FittedTarget(**{**each, "classes": tuple(each["classes"])})
-                    for each in content["targets"]
-                ),
-                tuple(content["ids"]),
-                tuple(content["others"]),
-                dict(content["reading"]),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            return msgspec.convert(content, cls)
+        except msgspec.ValidationError as error:
             raise TableError(f"the saved encoders are damaged: {error!r}") from error
 
     # ------------------------------------------------------------------ new rows

@@ -1,9 +1,10 @@
-"""Strings as numbers and dates, in a format that the strings themselves give evidence for."""
+"""How numbers, dates and columns are written, by the evidence of the strings themselves."""
 
 from __future__ import annotations
 
 import itertools
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ntkmtl.bench.problems.table._raw import Array
+from ntkmtl.bench.problems.table._raw import Array, RawColumn, number_text
 
 # ------------------------------------------------------------------------------------------------
 # Numbers
@@ -375,3 +376,112 @@ def date_text(days: float) -> str:
         return str((pd.Timestamp("1970-01-01") + pd.Timedelta(days=days)).date())
     except (NotImplementedError, OverflowError, ValueError):  # years before 1 or after 9999
         return f"day {days:.6g} from 1970"
+
+
+# ------------------------------------------------------------------------------------------------
+# Columns
+
+_YES_NO_LETTERS = (frozenset("yn"), frozenset("tf"))
+YES_NO = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0}
+PLAIN_NUMBERS = NumberFormat()
+
+
+@dataclass(frozen=True)
+class ColumnFormat:
+    """How the values of a column are written, so that new ones are read alike.
+
+    Attributes:
+        kind: ``number``, ``yes/no``, ``date`` or ``text``.
+        number: The format of numbers.
+        date: The format of dates.
+        absent: Strings that stand for a missing value, in small letters.
+        gaps: Numbers that do.
+        case_sensitive: Whether levels that are equal but for case are two.
+    """
+
+    kind: str
+    number: NumberFormat = PLAIN_NUMBERS
+    date: str = ""
+    absent: tuple[str, ...] = ()
+    gaps: tuple[float, ...] = ()
+    case_sensitive: bool = False
+
+    def words(self) -> str:
+        """Return how values are written, for people; ``""`` where it is plain."""
+        if self.kind == "number":
+            return self.number.words()
+        return f"written {self.date}" if self.kind == "date" and self.date[:1] == "%" else ""
+
+    def key(self, level: str) -> str:
+        """Return a key that equal levels share."""
+        return level if self.case_sensitive else folded(level)
+
+    def numbers(self, levels: Sequence[str]) -> Array:
+        """Return distinct strings as numbers, NaN where one is none."""
+        if self.kind == "yes/no":
+            return np.array([YES_NO.get(level.lower(), np.nan) for level in levels], dtype=float)
+        if self.kind == "date":
+            return read_dates(levels, self.date)
+        return read_numbers(levels, self.number)
+
+    def read(self, column: RawColumn) -> tuple[Array, Array, Array]:
+        """Return the numbers of a column, which are missing, and which are no numbers."""
+        if column.numbers is not None:
+            values = np.where(np.isin(column.numbers, self.gaps), np.nan, column.numbers)
+            absent = np.isnan(values)
+            bad = np.isinf(values)
+            if (column.declared == "date") != (self.kind == "date"):
+                bad = ~absent  # days since 1970 are no numbers, and numbers are no days
+            elif self.kind == "yes/no":
+                bad = ~absent & ~np.isin(values, (0.0, 1.0))
+            return values, absent, bad
+        codes, levels, absent = self.levels(column)
+        read = np.append(self.numbers(levels) if len(levels) else [], np.nan)
+        read[np.isin(read, self.gaps)] = np.nan
+        gone = np.append(np.isin(read[:-1], self.gaps), False)
+        values, absent = read[codes], absent | gone[codes]
+        bad = ~absent & ~np.isfinite(values)
+        return np.where(bad, np.nan, values), absent, bad
+
+    def levels(self, column: RawColumn) -> tuple[Array, list[str], Array]:
+        """Return codes, -1 where missing, the distinct strings, and what is missing."""
+        if column.numbers is not None:
+            codes, found = pd.factorize(column.numbers)
+            return codes.astype(np.int64), [number_text(v) for v in found], codes < 0
+        texts = column.texts.str.strip()
+        low = texts.str.lower()
+        absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
+        codes = np.full(len(absent), -1, dtype=np.int64)
+        some, found = pd.factorize(texts[~absent].to_numpy(object))
+        codes[~absent] = some
+        if self.gaps and len(found):
+            out = np.isin(read_numbers(list(found), PLAIN_NUMBERS), self.gaps)
+            absent[~absent] = out[some]
+            codes[absent] = -1
+        return codes, [str(level) for level in found], absent
+
+
+PLAIN = ColumnFormat("number")
+"""Numbers as Python writes them."""
+
+
+def folded(level: str) -> str:
+    """Return a key for strings that are equal but for case and how accents are encoded."""
+    return unicodedata.normalize("NFC", level).casefold()
+
+
+def says_yes_or_no(levels: Iterable[str]) -> bool:
+    """Return whether strings are yes and no; ``n`` beside ``f`` is a code, no second ``no``."""
+    low = {level.lower() for level in levels}
+    return low <= YES_NO.keys() and not all(low & letters for letters in _YES_NO_LETTERS)
+
+
+def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
+    """Return the numbers among strings, and what a column of float32 has for them."""
+    read = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(np.float64)
+    numbers = read[~np.isnan(read)]
+    with np.errstate(over="ignore"):
+        rounded = numbers.astype(np.float32).astype(np.float64)
+    # What a column of float32 has for -999.9; but neither 0 for 1e-99 nor infinity for 1e99.
+    rounded = rounded[np.isclose(rounded, numbers, rtol=1e-6, atol=0.0)]
+    return tuple(dict.fromkeys([*numbers.tolist(), *rounded.tolist()]))

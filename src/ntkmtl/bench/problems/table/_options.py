@@ -3,17 +3,123 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ntkmtl.bench.problems.table._columns import FEATURE_TYPES, TARGET_TYPES, Roles
-from ntkmtl.bench.problems.table._raw import TableError, shorten
+from ntkmtl.bench.problems.table._raw import RawTable, TableError, clean_name, shorten
 from ntkmtl.bench.problems.table._read import check_reading
-from ntkmtl.bench.problems.table._splits import Shares
 from ntkmtl.bench.problems.table._values import Reading
+
+FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")
+TARGET_TYPES = ("regression", "classification")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What columns are for, as a user names them.
+
+    Attributes:
+        targets: Columns to predict.
+        types: Names of columns and their types, instead of those found.
+        split: The column that says train, val or test.
+        group: The column whose equal values stay on one side of the split.
+        time: The column in whose order rows are split.
+    """
+
+    targets: tuple[str, ...]
+    types: tuple[tuple[str, str], ...]
+    split: str | None = None
+    group: str | None = None
+    time: str | None = None
+
+    def named_in(self, table: RawTable) -> Roles:
+        """Return the roles with names as the table has them.
+
+        Raises:
+            TableError: A column is not there, or is asked to be two things.
+        """
+        known = list(table.columns)
+        if not self.targets:
+            raise TableError(
+                "say which columns to predict, as --target NAME or --targets NAME,NAME. "
+                f"{table.path} has {_listed(known)}"
+            )
+
+        def named(name: str, role: str) -> str:
+            if name in known:
+                return name
+            if clean_name(name) in known:
+                return clean_name(name)
+            raise TableError(_unknown(table, name, role))
+
+        targets = tuple(named(name, "target") for name in self.targets)
+        if len(set(targets)) != len(targets):
+            raise TableError(f"a target is named twice in {', '.join(targets)}")
+        types = {named(name, "column of types"): kind for name, kind in self.types}
+        special = {
+            what: None if name is None else named(name, f"{what} column")
+            for what, name in (("split", self.split), ("group", self.group), ("time", self.time))
+        }
+        given = {what: name for what, name in special.items() if name is not None}
+        if len(given) > 1:
+            raise TableError(
+                "rows are split by one column: "
+                f"{', '.join(f'{w} {n!r}' for w, n in given.items())} are too many."
+            )
+        for what, name in given.items():
+            if name in targets:
+                raise TableError(f"{name!r} cannot be both a target and the {what} column")
+        for name, kind in types.items():
+            allowed = TARGET_TYPES if name in targets else FEATURE_TYPES
+            if kind.partition(":")[0] not in (*allowed, *(("date",) if ":" in kind else ())):
+                role = "target" if name in targets else "feature"
+                raise TableError(
+                    f"the type of the {role} {name!r} must be {' or '.join(allowed)}. "
+                    f"Found {kind!r}."
+                )
+        return Roles(targets, tuple(types.items()), **special)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return shorten(", ".join(names), 300)[1:-1]
+
+
+def _unknown(table: RawTable, name: str, role: str) -> str:
+    known = list(table.columns)
+    close = difflib.get_close_matches(name, known, n=1) or [
+        k for k in known if k.lower() == name.lower()
+    ]
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    if not close and "," in name:
+        hint = ". Name a column that has a comma by --target, or in double quotes."
+    more = f" {table.doubt}" if table.doubt else ""
+    return (
+        f"{table.path} has no column {shorten(name)} to be a {role}{hint} "
+        f"It has {_listed(known)}{more}"
+    )
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How rows are shared out where no column says so.
+
+    Attributes:
+        val: Share of the rows for validation.
+        test: Share of the rows for testing.
+        seed: Seed of what is random.
+    """
+
+    val: float
+    test: float
+    seed: int
+
+    def rows(self, count: int) -> tuple[int, int]:
+        """Return the rows for validation and for testing among so many."""
+        return max(1, round(self.val * count)), max(1, round(self.test * count))
 
 
 class Asked(NamedTuple):

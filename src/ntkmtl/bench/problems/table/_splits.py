@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,28 +10,10 @@ import numpy as np
 from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.base import Split
 from ntkmtl.bench.problems.table._columns import Target, Typed
+from ntkmtl.bench.problems.table._options import Shares
 from ntkmtl.bench.problems.table._raw import Array, TableError
 
 TRAIN, VAL, TEST = 0, 1, 2
-
-
-@dataclass(frozen=True)
-class Shares:
-    """How rows are shared out where no column says so.
-
-    Attributes:
-        val: Share of the rows for validation.
-        test: Share of the rows for testing.
-        seed: Seed of what is random.
-    """
-
-    val: float
-    test: float
-    seed: int
-
-    def rows(self, count: int) -> tuple[int, int]:
-        """Return the rows for validation and for testing among so many."""
-        return max(1, round(self.val * count)), max(1, round(self.test * count))
 
 
 def split_rows(path: Path, typed: Typed, kept: Array, shares: Shares) -> dict[Split, Array]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,16 @@ import pandas as pd
 
 from ntkmtl.bench.problems.table._formats import (
     ISO,
+    ColumnFormat,
     NumberFormat,
     choose_date,
     choose_numbers,
     date_text,
+    folded,
     nearly_dates,
-    read_dates,
+    numbers_among,
     read_numbers,
+    says_yes_or_no,
 )
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -37,9 +39,6 @@ MISSING = frozenset(("", "?", "nan", "<na>", *_EXCEL_ERRORS))
 
 WORDS = frozenset(("na", "n/a", "null", "none", "nil", "missing"))
 """Words that stand for a missing value among numbers, dates, and more frequent words."""
-
-_YES_NO_LETTERS = (frozenset("yn"), frozenset("tf"))
-YES_NO = {"false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0, "true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0}
 
 
 @dataclass(frozen=True)
@@ -74,126 +73,6 @@ class Hints:
     decimal: str = ""
     day_first: bool | None = None
     markers: frozenset[str] = frozenset()
-
-
-PLAIN_NUMBERS = NumberFormat()
-
-
-@dataclass(frozen=True)
-class ColumnFormat:
-    """How the values of a column are written, so that new ones are read alike.
-
-    Attributes:
-        kind: ``number``, ``yes/no``, ``date`` or ``text``.
-        number: The format of numbers.
-        date: The format of dates.
-        absent: Strings that stand for a missing value, in small letters.
-        gaps: Numbers that do.
-        case_sensitive: Whether levels that are equal but for case are two.
-    """
-
-    kind: str
-    number: NumberFormat = PLAIN_NUMBERS
-    date: str = ""
-    absent: tuple[str, ...] = ()
-    gaps: tuple[float, ...] = ()
-    case_sensitive: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> ColumnFormat:
-        """Recreate the format from :meth:`to_json`."""
-        return cls(
-            **{
-                **content,
-                "number": NumberFormat(**content["number"]),
-                "absent": tuple(content["absent"]),
-                "gaps": tuple(content["gaps"]),
-            }
-        )
-
-    def words(self) -> str:
-        """Return how values are written, for people; ``""`` where it is plain."""
-        if self.kind == "number":
-            return self.number.words()
-        return f"written {self.date}" if self.kind == "date" and self.date[:1] == "%" else ""
-
-    def key(self, level: str) -> str:
-        """Return a key that equal levels share."""
-        return level if self.case_sensitive else folded(level)
-
-    def numbers(self, levels: Sequence[str]) -> Array:
-        """Return distinct strings as numbers, NaN where one is none."""
-        if self.kind == "yes/no":
-            return np.array([YES_NO.get(level.lower(), np.nan) for level in levels], dtype=float)
-        if self.kind == "date":
-            return read_dates(levels, self.date)
-        return read_numbers(levels, self.number)
-
-    def read(self, column: RawColumn) -> tuple[Array, Array, Array]:
-        """Return the numbers of a column, which are missing, and which are no numbers."""
-        if column.numbers is not None:
-            values = np.where(np.isin(column.numbers, self.gaps), np.nan, column.numbers)
-            absent = np.isnan(values)
-            bad = np.isinf(values)
-            if (column.declared == "date") != (self.kind == "date"):
-                bad = ~absent  # days since 1970 are no numbers, and numbers are no days
-            elif self.kind == "yes/no":
-                bad = ~absent & ~np.isin(values, (0.0, 1.0))
-            return values, absent, bad
-        codes, levels, absent = self.levels(column)
-        read = np.append(self.numbers(levels) if len(levels) else [], np.nan)
-        read[np.isin(read, self.gaps)] = np.nan
-        gone = np.append(np.isin(read[:-1], self.gaps), False)
-        values, absent = read[codes], absent | gone[codes]
-        bad = ~absent & ~np.isfinite(values)
-        return np.where(bad, np.nan, values), absent, bad
-
-    def levels(self, column: RawColumn) -> tuple[Array, list[str], Array]:
-        """Return codes, -1 where missing, the distinct strings, and what is missing."""
-        if column.numbers is not None:
-            codes, found = pd.factorize(column.numbers)
-            return codes.astype(np.int64), [number_text(v) for v in found], codes < 0
-        texts = column.texts.str.strip()
-        low = texts.str.lower()
-        absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
-        codes = np.full(len(absent), -1, dtype=np.int64)
-        some, found = pd.factorize(texts[~absent].to_numpy(object))
-        codes[~absent] = some
-        if self.gaps and len(found):
-            out = np.isin(read_numbers(list(found), PLAIN_NUMBERS), self.gaps)
-            absent[~absent] = out[some]
-            codes[absent] = -1
-        return codes, [str(level) for level in found], absent
-
-
-PLAIN = ColumnFormat("number")
-"""Numbers as Python writes them."""
-
-
-def folded(level: str) -> str:
-    """Return a key for strings that are equal but for case and how accents are encoded."""
-    return unicodedata.normalize("NFC", level).casefold()
-
-
-def _says_yes_or_no(levels: Iterable[str]) -> bool:
-    """Return whether strings are yes and no; ``n`` beside ``f`` is a code, no second ``no``."""
-    low = {level.lower() for level in levels}
-    return low <= YES_NO.keys() and not all(low & letters for letters in _YES_NO_LETTERS)
-
-
-def numbers_among(texts: Iterable[str]) -> tuple[float, ...]:
-    """Return the numbers among strings, and what a column of float32 has for them."""
-    read = pd.to_numeric(pd.Series(list(texts), dtype=object), errors="coerce").to_numpy(np.float64)
-    numbers = read[~np.isnan(read)]
-    with np.errstate(over="ignore"):
-        rounded = numbers.astype(np.float32).astype(np.float64)
-    # What a column of float32 has for -999.9; but neither 0 for 1e-99 nor infinity for 1e99.
-    rounded = rounded[np.isclose(rounded, numbers, rtol=1e-6, atol=0.0)]
-    return tuple(dict.fromkeys([*numbers.tolist(), *rounded.tolist()]))
 
 
 def find_hints(table: RawTable, reading: Reading, rows: int = 2_000) -> Hints:
@@ -384,7 +263,7 @@ class ColumnValues:
         if date:
             self._found("date", date=date)
             return self._dated(plain)
-        if self.declared != "category" and _says_yes_or_no(plain):
+        if self.declared != "category" and says_yes_or_no(plain):
             self._found("yes/no")
             return self.form.numbers(plain)
         reading = self.reading
