@@ -11,18 +11,18 @@ import typer
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
-from ntkmtl.bench.cli.options import grouped, method_settings, options_in, seeds_of
+from ntkmtl.bench.cli.options import grouped, method_settings, option, options_in, seeds_of
 
 
 @dataclass(frozen=True)
 class Where:
-    host: Annotated[str, typer.Option("--host", help="A name.")] = "here"
+    host: str = option("A name.", default="here")
     ports: Annotated[list[int] | None, typer.Option("--port")] = None
 
 
 @dataclass(frozen=True)
 class Elsewhere(Where):
-    host: Annotated[str, typer.Option("--host", help="Another name.")] = "there"
+    host: str = option("Another name.", default="there")
 
 
 def made(kind: type[Where], seen: dict[str, Any]) -> typer.Typer:
@@ -60,15 +60,15 @@ def test_options_stand_in_the_help_where_the_group_stands() -> None:
 @pytest.mark.parametrize("command", ["compare", "run", "tune"])
 def test_commands_that_train_take_the_same_engines(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"]).output
-    for option in ("--engine", "--ray-address", "--ray-cpus", "--ray-gpus", "--device"):
-        assert option in text, option
+    for flag in ("--engine", "--ray-address", "--ray-cpus", "--ray-gpus", "--device"):
+        assert flag in text, flag
 
 
 @pytest.mark.parametrize("command", ["compare", "run", "tune", "analyze"])
 def test_commands_on_problems_take_the_same_data(command: str) -> None:
     text = CliRunner().invoke(app, [command, "--help"]).output
-    for option in ("--csv", "--targets", "--types", "--split-column", "--data", "--recipe"):
-        assert option in text, option
+    for flag in ("--csv", "--targets", "--types", "--split-column", "--data", "--recipe"):
+        assert flag in text, flag
 
 
 def test_texts_are_read(capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from ntkmtl.bench.cli.options import (
     grouped,
     method_settings,
     names_in,
+    option,
     refuse_others,
     seeds_of,
 )
@@ -52,40 +53,28 @@ _OF_FOLDERS = frozenset({"target", "groups", "output", "as_json"})
 class KernelOptions:
     """How the kernel is recorded."""
 
-    every: Annotated[int, Option("--every", min=1, help="Record the kernel every N steps.")] = 10
-    source: Annotated[
-        RecordSource,
-        Option(
-            "--source",
-            help="The kernel of the shared parameters, at one pass over the trunk per task and "
-            "mini-batch, or of the shared features, at next to no cost.",
-        ),
-    ] = RecordSource.exact
+    every: int = option("Record the kernel every N steps.", default=10, min=1)
+    source: RecordSource = option(
+        "The kernel of the shared parameters, at one pass over the trunk per task and "
+        "mini-batch, or of the shared features, at next to no cost.",
+        default=RecordSource.exact,
+    )
 
 
 @dataclass(frozen=True)
 class PageOptions:
     """What the page shows and where it goes."""
 
-    groups: Annotated[
-        int | None,
-        Option(
-            "--groups",
-            min=1,
-            help="Number of groups of tasks.",
-            show_default="as few as do not conflict on average",
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        Option(
-            "--output",
-            "-o",
-            help="Where to write the page; the numbers go beside it as .json.",
-            show_default="analysis.html in the folder of the runs",
-            dir_okay=False,
-        ),
-    ] = None
+    groups: int | None = option(
+        "Number of groups of tasks.", min=1, show_default="as few as do not conflict on average"
+    )
+    output: Path | None = option(
+        "Where to write the page; the numbers go beside it as .json.",
+        "--output",
+        "-o",
+        show_default="analysis.html in the folder of the runs",
+        dir_okay=False,
+    )
 
 
 @grouped

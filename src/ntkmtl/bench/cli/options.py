@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_type_hints
@@ -247,6 +247,18 @@ class EngineName(str, Enum):
 # Groups: options that go together, as the fields of a dataclass
 
 
+def option(help: str, *flags: str, default: Any = None, **more: Any) -> Any:
+    """Return a field of a group.
+
+    Args:
+        help: What it is for.
+        *flags: As ``"--data"``, where it is not the field's name.
+        default: Its default.
+        **more: Further arguments of :func:`typer.Option`.
+    """
+    return field(default=default, metadata={"option": Option(*flags, help=help, **more)})
+
+
 @dataclass(frozen=True)
 class RecipeOptions:
     """Changes of the problem's recipe."""
@@ -254,9 +266,7 @@ class RecipeOptions:
     epochs: Epochs = None
     batch_size: BatchSize = None
     lr: LearningRate = None
-    minibatches: Annotated[
-        int | None, Option(min=1, help="The paper's n, for ntkmtl-sr and its like.")
-    ] = None
+    minibatches: int | None = option("The paper's n, for ntkmtl-sr and its like.", min=1)
 
     def changes(self) -> dict[str, Any]:
         """Return them as arguments of a comparison."""
@@ -273,64 +283,34 @@ class DataOptions:
     """How a problem is created."""
 
     problem_option: ProblemOption = None
-    recipe: Annotated[
-        str | None,
-        Option("--recipe", metavar="NAME", help="For problems with several recipes: paper, small."),
-    ] = None
-    data_dir: Annotated[
-        str | None,
-        Option("--data", metavar="DIR", help="Prepared data, as `ntkmtl data` made them."),
-    ] = None
-    csv: Annotated[
-        str | None, Option("--csv", metavar="FILE", help="For table: a CSV, Parquet or ARFF file.")
-    ] = None
-    targets: Annotated[
-        str | None,
-        Option("--targets", metavar="A,B,...", help="For table: the columns to predict."),
-    ] = None
-    target_column: Annotated[
-        list[str] | None,
-        Option(
-            "--target",
-            metavar="COLUMN",
-            help="For table: one column to predict, whatever its name; may be repeated.",
-        ),
-    ] = None
-    types: Annotated[
-        str | None,
-        Option(
-            "--types",
-            metavar="A=TYPE,...",
-            help="For table: regression or classification for targets; number, category, date, "
-            "date:%d.%m.%Y, text, id or ignore for other columns.",
-            show_default="as found",
-        ),
-    ] = None
-    split_column: Annotated[
-        str | None,
-        Option(
-            "--split-column",
-            metavar="COLUMN",
-            help="For table: the column that says train, val or test.",
-            show_default="split at random",
-        ),
-    ] = None
-    group: Annotated[
-        str | None,
-        Option(
-            "--group",
-            metavar="COLUMN",
-            help="For table: rows of one value of it stay on one side of the split.",
-        ),
-    ] = None
-    time: Annotated[
-        str | None,
-        Option(
-            "--time",
-            metavar="COLUMN",
-            help="For table: rows are split in its order, the latest are for testing.",
-        ),
-    ] = None
+    recipe: str | None = option("For problems with several recipes: paper, small.", metavar="NAME")
+    data_dir: str | None = option(
+        "Prepared data, as `ntkmtl data` made them.", "--data", metavar="DIR"
+    )
+    csv: str | None = option("For table: a CSV, Parquet or ARFF file.", metavar="FILE")
+    targets: str | None = option("For table: the columns to predict.", metavar="A,B,...")
+    target_column: list[str] | None = option(
+        "For table: one column to predict, whatever its name; may be repeated.",
+        "--target",
+        metavar="COLUMN",
+    )
+    types: str | None = option(
+        "For table: regression or classification for targets; number, category, date, "
+        "date:%d.%m.%Y, text, id or ignore for other columns.",
+        metavar="A=TYPE,...",
+        show_default="as found",
+    )
+    split_column: str | None = option(
+        "For table: the column that says train, val or test.",
+        metavar="COLUMN",
+        show_default="split at random",
+    )
+    group: str | None = option(
+        "For table: rows of one value of it stay on one side of the split.", metavar="COLUMN"
+    )
+    time: str | None = option(
+        "For table: rows are split in its order, the latest are for testing.", metavar="COLUMN"
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the problem's options: KEY=VALUE pairs, and those that have flags."""
@@ -356,37 +336,25 @@ class DataOptions:
 class EngineOptions:
     """Where the runs are trained."""
 
-    engine: Annotated[
-        EngineName, Option("--engine", help="What trains the runs: processes here, or Ray tasks.")
-    ] = EngineName.local
-    ray_address: Annotated[
-        str | None,
-        Option(
-            "--ray-address",
-            metavar="HOST:PORT",
-            help="With --engine ray: the head of a cluster to join, or auto.",
-            show_default="a local Ray on this machine",
-        ),
-    ] = None
-    ray_cpus: Annotated[
-        int | None,
-        Option(
-            "--ray-cpus",
-            min=1,
-            help="With --engine ray: processors of a run, and threads unless --threads is given.",
-            show_default="1",
-        ),
-    ] = None
-    ray_gpus: Annotated[
-        float | None,
-        Option(
-            "--ray-gpus",
-            min=0,
-            help="With --engine ray: GPUs of a run; 0.5 lets two share one.",
-            callback=check_finite,
-            show_default="0",
-        ),
-    ] = None
+    engine: EngineName = option(
+        "What trains the runs: processes here, or Ray tasks.", default=EngineName.local
+    )
+    ray_address: str | None = option(
+        "With --engine ray: the head of a cluster to join, or auto.",
+        metavar="HOST:PORT",
+        show_default="a local Ray on this machine",
+    )
+    ray_cpus: int | None = option(
+        "With --engine ray: processors of a run, and threads unless --threads is given.",
+        min=1,
+        show_default="1",
+    )
+    ray_gpus: float | None = option(
+        "With --engine ray: GPUs of a run; 0.5 lets two share one.",
+        min=0,
+        callback=check_finite,
+        show_default="0",
+    )
 
     def made(self, jobs: int | None) -> Engine | None:
         """Return the engine that was asked for, None for processes on this machine."""
@@ -409,7 +377,8 @@ def grouped(command: _Command) -> _Command:
 
     Args:
         command: A function for Typer. A parameter that is annotated with a dataclass stands for its
-            fields, which are options with defaults.
+            fields, which are options with defaults, made by :func:`option` or annotated as Typer
+            wants it.
 
     Returns:
         The command with one parameter per option, as Typer reads it.
@@ -423,24 +392,21 @@ def grouped(command: _Command) -> _Command:
             continue
         group = groups[name] = cast("type[Any]", hints[name])
         own = get_type_hints(group, include_extras=True)
-        options += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=field.default,
-                annotation=own[field.name],
-            )
-            for field in fields(group)
-        ]
+        for one in fields(group):
+            asked = own[one.name]
+            if "option" in one.metadata:
+                asked = cast("Any", Annotated)[asked, one.metadata["option"]]
+            kind = inspect.Parameter.KEYWORD_ONLY
+            options.append(inspect.Parameter(one.name, kind, default=one.default, annotation=asked))
 
     @functools.wraps(command)
     def flat(**given: Any) -> None:
         made = {
-            name: group(**{field.name: given.pop(field.name) for field in fields(group)})
+            name: group(**{one.name: given.pop(one.name) for one in fields(group)})
             for name, group in groups.items()
         }
         command(**given, **made)
 
     flat.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    flat.__annotations__ = {option.name: option.annotation for option in options}
+    flat.__annotations__ = {one.name: one.annotation for one in options}
     return cast("_Command", flat)

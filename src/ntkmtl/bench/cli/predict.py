@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from typer import Argument, Option
+from typer import Argument
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
-from ntkmtl.bench.cli.options import Json, find_modules_here
+from ntkmtl.bench.cli.options import Json, find_modules_here, grouped, option
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -29,55 +30,53 @@ class SplitName(str, Enum):
     test = "test"
 
 
-RunFolderName = Annotated[
-    Path,
-    Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0."),
-]
-Split = Annotated[
-    SplitName | None,
-    Option("--split", help="Predict the samples of a split.", show_default=False),
-]
-NewFile = Annotated[
-    Path | None,
-    Option("--csv", metavar="FILE", help="For table: predict the rows of a new file."),
-]
-Output = Annotated[
-    Path | None,
-    Option(
+@dataclass(frozen=True)
+class PredictOptions:
+    """What is predicted, and where it goes."""
+
+    split: SplitName | None = option("Predict the samples of a split.", show_default=False)
+    csv: Path | None = option("For table: predict the rows of a new file.", metavar="FILE")
+    output: Path | None = option(
+        "Where to write: .csv, or .npz, which holds images too.",
         "--output",
         "-o",
         metavar="FILE",
-        help="Where to write: .csv, or .npz, which holds images too.",
         show_default="CSV on standard output",
-    ),
-]
-Exported = Annotated[
-    Path | None,
-    Option(
-        "--export",
+    )
+    export: Path | None = option(
+        "Write the network by torch.export instead of predicting.",
         metavar="FILE.pt2",
-        help="Write the network by torch.export instead of predicting.",
         show_default=False,
-    ),
-]
-OwnProblem = Annotated[
-    str | None,
-    Option(
-        "--problem",
-        metavar="PROBLEM",
-        help="The run's problem if it is your own, whose code is run: module.path:ClassName "
+    )
+    problem: str | None = option(
+        "The run's problem if it is your own, whose code is run: module.path:ClassName "
         "or path/file.py:ClassName.",
-    ),
-]
+        metavar="PROBLEM",
+    )
+
+    def check(self) -> None:
+        """Refuse options that do not go together."""
+        output, csv = self.output, self.csv
+        if [self.split, csv, self.export].count(None) != 2:
+            refuse(
+                "say one of --split test; --csv FILE, for a run of the problem table; and --export "
+                "FILE"
+            )
+        if output is not None and output.suffix not in (".csv", ".npz"):
+            refuse(f"-o must end in .csv or .npz, found {output}")
+        if output is not None and self.export is not None:
+            refuse("-o is for predictions; --export FILE.pt2 names its own file")
+        if output is not None and csv is not None and _same_file(output, csv):
+            refuse(f"-o {output} is the file to predict, which would be lost: give another name")
 
 
+@grouped
 def predict(
-    run: RunFolderName,
-    split: Split = None,
-    csv: NewFile = None,
-    output: Output = None,
-    export: Exported = None,
-    problem: OwnProblem = None,
+    run: Annotated[
+        Path, Argument(metavar="RUN", help="A run's folder, as runs/table/ntkmtl/seed-0.")
+    ],
+    *,
+    asked: PredictOptions,
     as_json: Json = False,
 ) -> None:
     """Predict with the trained network of a run, in the units that people know.
@@ -85,31 +84,22 @@ def predict(
     A task has a column of its name, one with its true values where they are known, and for classes
     one probability each.
     """
-    if [split, csv, export].count(None) != 2:
-        refuse(
-            "say one of --split test; --csv FILE, for a run of the problem table; and --export FILE"
-        )
-    if output is not None and output.suffix not in (".csv", ".npz"):
-        refuse(f"-o must end in .csv or .npz, found {output}")
-    if output is not None and export is not None:
-        refuse("-o is for predictions; --export FILE.pt2 names its own file")
-    if output is not None and csv is not None and _same_file(output, csv):
-        refuse(f"-o {output} is the file to predict, which would be lost: give another name")
-    if problem is not None:
-        find_modules_here(problem)
+    asked.check()
+    if asked.problem is not None:
+        find_modules_here(asked.problem)
     with refusing(ValueError):
         from ntkmtl.bench.trained import load
 
-        network = load(run, problem, with_data=csv is None)
-        if export is not None:
-            network.export(export)
-            say(f"Exported: {export}")
+        network = load(run, asked.problem, with_data=asked.csv is None)
+        if asked.export is not None:
+            network.export(asked.export)
+            say(f"Exported: {asked.export}")
             if as_json:
-                print_json({"run": str(network.run.path), "exported": str(export)})
-        elif csv is not None:
-            _predict_file(network, csv, output, as_json)
-        elif split is not None:
-            _predict_split(network, split.value, output, as_json)
+                print_json({"run": str(network.run.path), "exported": str(asked.export)})
+        elif asked.csv is not None:
+            _predict_file(network, asked.csv, asked.output, as_json)
+        elif asked.split is not None:
+            _predict_split(network, asked.split.value, asked.output, as_json)
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Argument
 
 from ntkmtl.bench.cli.console import (
     FAILED,
@@ -29,6 +30,7 @@ from ntkmtl.bench.cli.options import (
     check_folder,
     find_modules_here,
     grouped,
+    option,
     refuse_torchrun,
 )
 from ntkmtl.bench.cli.sweeps import progress, say_failures
@@ -37,31 +39,31 @@ if TYPE_CHECKING:
     from ntkmtl.bench.study.estimate import StudyEstimate
 
 
-PlanFile = Annotated[
-    Path | None,
-    Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
-]
-StudyFolder = Annotated[
-    Path,
-    Option("--out", help="Folder for results and runs.", file_okay=False, callback=check_folder),
-]
-Judged = Annotated[
-    Path | None,
-    Option(
-        "--report", metavar="DIR", help="Judge the results that are in a folder; train nothing."
-    ),
-]
-DryRun = Annotated[bool, Option("--dry-run", help="Say how long it would take, and end.")]
+@dataclass(frozen=True)
+class StudyOptions:
+    """What is done with a plan."""
+
+    out: Path = option(
+        "Folder for results and runs.",
+        default=Path("study"),
+        file_okay=False,
+        callback=check_folder,
+    )
+    report: Path | None = option(
+        "Judge the results that are in a folder; train nothing.", metavar="DIR"
+    )
+    yes: bool = option("Start without asking.", "--yes", default=False)
+    dry_run: bool = option("Say how long it would take, and end.", "--dry-run", default=False)
 
 
 @grouped
 def study(
-    file: PlanFile = None,
+    file: Annotated[
+        Path | None,
+        Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
+    ] = None,
     *,
-    out: StudyFolder = Path("study"),
-    report: Judged = None,
-    yes: Annotated[bool, Option("--yes", help="Start without asking.")] = False,
-    dry_run: DryRun = False,
+    asked: StudyOptions,
     jobs: Jobs = None,
     threads: Threads = None,
     device: Device = "cpu",
@@ -74,10 +76,10 @@ def study(
     page and the judgement cover what is finished.
     """
     with refusing():
-        if report is not None:
+        if asked.report is not None:
             if file is not None:
                 refuse("--report takes the folder of a study and no FILE")
-            _judged(report, as_json)
+            _judged(asked.report, as_json)
             return
         if file is None:
             refuse("FILE or --report DIR is needed; docs/study.md shows a file")
@@ -99,15 +101,15 @@ def study(
             engine=engines.made(jobs),
             reporter=progress,
         )
-        if not yes or dry_run:
-            _confirmed(estimate(plan, out, trainer, say), jobs, dry_run, as_json)
-        outcome = run_study(plan, out, trainer)
+        if not asked.yes or asked.dry_run:
+            _confirmed(estimate(plan, asked.out, trainer, say), jobs, asked.dry_run, as_json)
+        outcome = run_study(plan, asked.out, trainer)
         say(f"{len(outcome.written)} results written, {outcome.known} were there before")
         say_failures(outcome.failures)
         if outcome.interrupted:
             say("Stopped; the same command resumes.")
             raise Refused("stopped; the same command resumes", INTERRUPTED)
-        _judged(out, as_json)
+        _judged(asked.out, as_json)
     if outcome.failures:
         raise typer.Exit(FAILED)
 

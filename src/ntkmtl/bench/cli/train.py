@@ -32,6 +32,7 @@ from ntkmtl.bench.cli.options import (
     grouped,
     method_settings,
     names_in,
+    option,
     options_in,
     refuse_others,
     seeds_of,
@@ -56,63 +57,36 @@ if TYPE_CHECKING:
 class TrainingOptions:
     """Changes of how training steps are made."""
 
-    precision: Annotated[
-        str | None,
-        Option(
-            "--precision",
-            metavar="fp32|bf16|fp16",
-            help="What forward passes compute in.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    accumulate: Annotated[
-        int | None,
-        Option(
-            "--accumulate",
-            metavar="M",
-            min=1,
-            help="Pass the samples of a step through the network in M parts.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    clip: Annotated[
-        float | None,
-        Option(
-            "--clip",
-            metavar="NORM",
-            min=0.0,
-            help="Bring the gradient's norm down to this; 0 for no clipping.",
-            callback=check_finite,
-            show_default="the recipe's",
-        ),
-    ] = None
-    compile: Annotated[
-        bool | None,
-        Option(
-            "--compile/--no-compile",
-            help="Compile the trunk and each head by torch.compile.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    on_nonfinite: Annotated[
-        str | None,
-        Option(
-            "--on-nonfinite",
-            metavar="stop|skip",
-            help="At a NaN or an infinity, end the run, or leave the step out and count it.",
-            show_default="the recipe's",
-        ),
-    ] = None
-    lbfgs_steps: Annotated[
-        int | None,
-        Option(
-            "--lbfgs-steps",
-            metavar="N",
-            min=0,
-            help="After the epochs, N steps of L-BFGS over all training samples at once.",
-            show_default="the recipe's",
-        ),
-    ] = None
+    precision: str | None = option(
+        "What forward passes compute in.", metavar="fp32|bf16|fp16", show_default="the recipe's"
+    )
+    accumulate: int | None = option(
+        "Pass the samples of a step through the network in M parts.",
+        metavar="M",
+        min=1,
+        show_default="the recipe's",
+    )
+    clip: float | None = option(
+        "Bring the gradient's norm down to this; 0 for no clipping.",
+        metavar="NORM",
+        min=0.0,
+        callback=check_finite,
+        show_default="the recipe's",
+    )
+    compile: bool | None = option(
+        "Compile the trunk and each head by torch.compile.", show_default="the recipe's"
+    )
+    on_nonfinite: str | None = option(
+        "At a NaN or an infinity, end the run, or leave the step out and count it.",
+        metavar="stop|skip",
+        show_default="the recipe's",
+    )
+    lbfgs_steps: int | None = option(
+        "After the epochs, N steps of L-BFGS over all training samples at once.",
+        metavar="N",
+        min=0,
+        show_default="the recipe's",
+    )
 
     def changes(self) -> dict[str, Any]:
         """Return the changes of the recipe."""
@@ -124,28 +98,18 @@ class TrainingOptions:
 class WatchOptions:
     """What runs keep besides their results."""
 
-    record: Annotated[
-        int | None,
-        Option(
-            "--record",
-            metavar="N",
-            min=1,
-            help="Record the kernel every N steps, for `ntkmtl analyze`.",
-            show_default="no record",
-        ),
-    ] = None
-    tracker: Annotated[
-        str | None,
-        Option(
-            "--tracker",
-            metavar="NAME",
-            help="Log while it trains: tensorboard, wandb, mlflow or trackio.",
-            show_default="none",
-        ),
-    ] = None
-    model: Annotated[
-        bool, Option("--model/--no-model", help="Keep the trained networks, for `ntkmtl predict`.")
-    ] = True
+    record: int | None = option(
+        "Record the kernel every N steps, for `ntkmtl analyze`.",
+        metavar="N",
+        min=1,
+        show_default="no record",
+    )
+    tracker: str | None = option(
+        "Log while it trains: tensorboard, wandb, mlflow or trackio.",
+        metavar="NAME",
+        show_default="none",
+    )
+    model: bool = option("Keep the trained networks, for `ntkmtl predict`.", default=True)
 
     def arguments(self) -> dict[str, Any]:
         """Return them as arguments of a comparison."""
@@ -157,21 +121,12 @@ class WatchOptions:
 class RowOptions:
     """Rows of the table besides those of the methods."""
 
-    stl: Annotated[
-        bool,
-        Option(
-            "--stl/--no-stl",
-            help="Train the baselines that Delta-m needs. Methods that read scores during "
-            "training (pivrg) train theirs in any case.",
-        ),
-    ] = True
-    reference: Annotated[
-        bool,
-        Option(
-            "--reference/--no-reference",
-            help="For table: compute the rows of mean, ridge and forest.",
-        ),
-    ] = True
+    stl: bool = option(
+        "Train the baselines that Delta-m needs. Methods that read scores during "
+        "training (pivrg) train theirs in any case.",
+        default=True,
+    )
+    reference: bool = option("For table: compute the rows of mean, ridge and forest.", default=True)
 
     def arguments(self) -> dict[str, bool]:
         """Return them as arguments of a comparison."""

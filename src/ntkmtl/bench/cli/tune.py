@@ -27,6 +27,7 @@ from ntkmtl.bench.cli.options import (
     grouped,
     method_settings,
     names_in,
+    option,
     refuse_torchrun,
     seeds_of,
 )
@@ -37,33 +38,21 @@ from ntkmtl.bench.cli.sweeps import exit_as, planned, progress, show_sweep
 class StartOptions(RecipeOptions):
     """Changes of the recipe that the search begins with."""
 
-    lr: Annotated[
-        float | None,
-        Option(
-            "--lr",
-            help="Learning rate that the search begins with, instead of the recipe's.",
-            callback=check_positive,
-        ),
-    ] = None
+    lr: float | None = option(
+        "Learning rate that the search begins with, instead of the recipe's.",
+        callback=check_positive,
+    )
 
 
 @dataclass(frozen=True)
 class TrialOptions:
     """The trials of a search."""
 
-    trials: Annotated[int, Option("--trials", min=1, help="Trials of each method.")] = 20
-    trial_epochs: Annotated[
-        int | None,
-        Option(
-            "--trial-epochs", min=1, help="Epochs of a trial.", show_default="those of the runs"
-        ),
-    ] = None
-    trial_seed: Annotated[
-        int,
-        Option(
-            "--trial-seed", min=0, max=LAST_SEED, help="Seed of the trials, none of the final ones."
-        ),
-    ] = 1000
+    trials: int = option("Trials of each method.", default=20, min=1)
+    trial_epochs: int | None = option("Epochs of a trial.", min=1, show_default="those of the runs")
+    trial_seed: int = option(
+        "Seed of the trials, none of the final ones.", default=1000, min=0, max=LAST_SEED
+    )
 
 
 @grouped

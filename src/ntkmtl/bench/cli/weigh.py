@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated
-
-from typer import Option
+from dataclasses import dataclass, replace
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -17,40 +14,34 @@ from ntkmtl.bench.cli.options import (
     Threads,
     find_modules_here,
     grouped,
+    option,
 )
 from ntkmtl.errors import NonFiniteError
 
-Percent = Annotated[
-    float,
-    Option("--percent", help="How much of the run is watched; 50 steps at least."),
-]
-Method = Annotated[
-    str,
-    Option("--method", help="What balances: a name that `ntkmtl methods` lists."),
-]
-Priorities = Annotated[
-    list[str] | None,
-    Option("--priority", metavar="TASK=P", help="How much a task matters; may be repeated."),
-]
-LineFormat = Annotated[
-    str,
-    Option(
-        "--format",
-        metavar="NAME",
-        help="The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "
+
+@dataclass(frozen=True)
+class WeighOptions:
+    """How weights are measured and written."""
+
+    percent: float = option("How much of the run is watched; 50 steps at least.", default=2.0)
+    method: str = option("What balances: a name that `ntkmtl methods` lists.", default="ntkmtl")
+    priority: list[str] | None = option(
+        "How much a task matters; may be repeated.", metavar="TASK=P"
+    )
+    form: str = option(
+        "The line to write: python, yaml, keras, lightning, mace, nequip, chemprop, "
         "ultralytics or key=value.",
-    ),
-]
+        "--format",
+        default="python",
+        metavar="NAME",
+    )
 
 
 @grouped
 def weigh(
     problem: ProblemName,
     *,
-    percent: Percent = 2.0,
-    method: Method = "ntkmtl",
-    priority: Priorities = None,
-    form: LineFormat = "python",
+    asked: WeighOptions,
     seed: Seed = 0,
     threads: Threads = None,
     changed: RecipeOptions,
@@ -63,28 +54,28 @@ def weigh(
     """
     from ntkmtl.watch import FORMATS
 
-    if form not in FORMATS:
-        refuse(f"--format must be one of {', '.join(FORMATS)}, found {form}")
+    if asked.form not in FORMATS:
+        refuse(f"--format must be one of {', '.join(FORMATS)}, found {asked.form}")
     if changed.minibatches is not None:
         refuse("--minibatches is for methods in training; weights are measured on whole batches")
-    find_modules_here(problem, method)
+    find_modules_here(problem, asked.method)
     with refusing(ValueError, NonFiniteError):
         from ntkmtl.bench.training import changed_recipe, find_problem, method_names
         from ntkmtl.bench.training.trainer import weigh_problem
 
-        method_names([method])  # unknown ones are refused before data are read
+        method_names([asked.method])  # unknown ones are refused before data are read
         found = find_problem(problem, made_with.options())
         recipe = changed_recipe(found.recipe, **changed.changes())
         constants = weigh_problem(
             found,
-            percent=percent,
-            method=method,
+            percent=asked.percent,
+            method=asked.method,
             seed=seed,
             recipe=replace(recipe, accumulate=1),
-            priorities=_priorities(priority or []),
+            priorities=_priorities(asked.priority or []),
             threads=threads,
         )
-        line = constants.as_text(form)
+        line = constants.as_text(asked.form)
     if as_json:
         print_json({"problem": found.name, **constants.to_json(), "text": line})
         return

@@ -67,28 +67,19 @@ _COLUMNS = (
 def success_of(comparison: AgentComparison) -> SideBySide:
     """Put Table 4 beside the success rates of a comparison's complete runs.
 
+    The published column is compared with the maximum over time of the mean over seeds, as the
+    published runs report it; the two further columns, success after the last step and its
+    interquartile mean, are measured only.
+
     Raises:
         ValueError: No run is complete, or a file is damaged.
     """
     from ntkmtl.bench.reinforce import summarize
     from ntkmtl.bench.runs import load_runs
 
-    asked, out = set(comparison.methods), comparison.out
+    recipe, asked, out = comparison.recipe, set(comparison.methods), comparison.out
     found = [one for one in summarize(out) if one.variant in asked]
     runs = [run for run in load_runs(out)[0] if run.config.method in asked]
-    return success_side_by_side(found, comparison.recipe, runs, out)
-
-
-def success_side_by_side(
-    found: Sequence[Success], recipe: ReinforceRecipe, runs: Sequence[Run], out: Path
-) -> SideBySide:
-    """Put Table 4 beside measured success rates.
-
-    The published column is compared with the maximum over time of the mean over seeds, as the
-    published runs report it; the two further columns, success after the last step and its
-    interquartile mean, are measured only. ``runs`` are the complete runs behind ``found``, ``out``
-    is their folder.
-    """
     source = table(4)
     printed = {row.method: row for row in source.rows}
     entries = []

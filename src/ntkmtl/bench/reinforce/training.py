@@ -470,9 +470,8 @@ class AgentTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.step = int(state["step"])
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self.world.load_state_dict(state["world"])
+        for name in ("agent", "replay", "world"):
+            getattr(self, name).load_state_dict(state[name])
         self.explore.set_state(state["explore"])
         torch.set_rng_state(state["random"])
         self.history = [Epoch(**epoch) for epoch in state["history"]]

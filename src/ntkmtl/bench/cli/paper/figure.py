@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from typer import Argument, Option
+from typer import Argument
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
@@ -17,6 +17,7 @@ from ntkmtl.bench.cli.options import (
     check_output,
     grouped,
     names_in,
+    option,
     refuse_others,
 )
 from ntkmtl.bench.cli.paper.published import named
@@ -47,49 +48,28 @@ _TAKES = {
 class FigureOptions:
     """What is measured for a figure, and where it is drawn."""
 
-    ns: Annotated[
-        str | None,
-        Option(
-            "--ns",
-            metavar="1,2,...",
-            help="For figures 1, 3 and 4: numbers of mini-batches n.",
-            show_default="1,2,3,4,6; for figure 1 each method's own",
-        ),
-    ] = None
-    every: Annotated[
-        int | None,
-        Option(
-            "--every",
-            min=1,
-            help="For figure 2: record the kernel every N steps.",
-            show_default="60 records",
-        ),
-    ] = None
-    steps: Annotated[
-        int, Option("--steps", min=1, help="For figures 1 and 4: steps of a turn.")
-    ] = 5
-    turns: Annotated[
-        int, Option("--turns", min=1, help="For figures 1 and 4: turns per method.")
-    ] = 7
-    measured: Annotated[
-        Path | None,
-        Option(
-            "--measured",
-            metavar="FILE",
-            help="For figures 1 and 4: draw the times that benchmarks/peers.py wrote.",
-            dir_okay=False,
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        Option(
-            "--output",
-            "-o",
-            help="Where to write the PNG; the numbers go beside it as .json.",
-            show_default="in the folder of --out",
-            dir_okay=False,
-        ),
-    ] = None
+    ns: str | None = option(
+        "For figures 1, 3 and 4: numbers of mini-batches n.",
+        metavar="1,2,...",
+        show_default="1,2,3,4,6; for figure 1 each method's own",
+    )
+    every: int | None = option(
+        "For figure 2: record the kernel every N steps.", min=1, show_default="60 records"
+    )
+    steps: int = option("For figures 1 and 4: steps of a turn.", default=5, min=1)
+    turns: int = option("For figures 1 and 4: turns per method.", default=7, min=1)
+    measured: Path | None = option(
+        "For figures 1 and 4: draw the times that benchmarks/peers.py wrote.",
+        metavar="FILE",
+        dir_okay=False,
+    )
+    output: Path | None = option(
+        "Where to write the PNG; the numbers go beside it as .json.",
+        "--output",
+        "-o",
+        show_default="in the folder of --out",
+        dir_okay=False,
+    )
 
 
 @grouped

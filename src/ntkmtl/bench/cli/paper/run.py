@@ -25,6 +25,7 @@ from ntkmtl.bench.cli.options import (
     find_modules_here,
     grouped,
     names_in,
+    option,
     options_in,
     refuse_others,
     seeds_of,
@@ -49,53 +50,32 @@ class Baselines(str, Enum):
 class RequestOptions:
     """How to train what is behind a table or figure."""
 
-    recipe: Annotated[
-        str | None,
-        Option("--recipe", metavar="NAME", help="small (reduced, for a CPU) or paper (for a GPU)."),
-    ] = None
-    problem: Annotated[
-        str | None,
-        Option(
-            "--problem",
-            metavar="NAME",
-            help="One of its problems only, or another problem in its place, as qm9-mini.",
-        ),
-    ] = None
-    methods: Annotated[
-        str | None,
-        Option(
-            "--methods",
-            help="Names with commas between them, or all: those of the published table.",
-            show_default="ls,ntkmtl,ntkmtl-sr",
-        ),
-    ] = None
+    recipe: str | None = option("small (reduced, for a CPU) or paper (for a GPU).", metavar="NAME")
+    problem: str | None = option(
+        "One of its problems only, or another problem in its place, as qm9-mini.", metavar="NAME"
+    )
+    methods: str | None = option(
+        "Names with commas between them, or all: those of the published table.",
+        show_default="ls,ntkmtl,ntkmtl-sr",
+    )
     seeds: Seeds = 3
     seed_list: SeedList = None
-    stl: Annotated[
-        Baselines,
-        Option(
-            "--stl", help="The baselines of Delta-m: trained here, the paper's STL row, or none."
-        ),
-    ] = Baselines.trained
+    stl: Baselines = option(
+        "The baselines of Delta-m: trained here, the paper's STL row, or none.",
+        default=Baselines.trained,
+    )
     jobs: Jobs = None
-    out: Annotated[
-        Path,
-        Option(
-            "--out",
-            help="Folder of the comparisons, one folder per problem and recipe.",
-            file_okay=False,
-            callback=check_folder,
-        ),
-    ] = Path("paper-runs")
-    data_dir: Annotated[
-        str | None,
-        Option(
-            "--data",
-            metavar="DIR",
-            help="Prepared data; where a table has two problems, the folder that holds one folder "
-            "for each.",
-        ),
-    ] = None
+    out: Path = option(
+        "Folder of the comparisons, one folder per problem and recipe.",
+        default=Path("paper-runs"),
+        file_okay=False,
+        callback=check_folder,
+    )
+    data_dir: str | None = option(
+        "Prepared data; where a table has two problems, the folder that holds one folder for each.",
+        "--data",
+        metavar="DIR",
+    )
     epochs: Epochs = None
     batch_size: BatchSize = None
     lr: LearningRate = None
