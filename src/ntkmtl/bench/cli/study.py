@@ -25,7 +25,7 @@ from ntkmtl.bench.cli.sweeps import say_failures
 from ntkmtl.bench.cli.values import check_folder, find_modules_here
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.study.estimate import StudyEstimate
+    from ntkmtl.bench.study.runner import StudyEstimate
 
 __all__ = ["study"]
 
@@ -79,10 +79,9 @@ def study(
         from ntkmtl.bench.compute import processes
         from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.jobs.reporters import reporter_for
-        from ntkmtl.bench.study.estimate import estimate
         from ntkmtl.bench.study.part import Trainer
         from ntkmtl.bench.study.plan import read_plan
-        from ntkmtl.bench.study.runner import run_study
+        from ntkmtl.bench.study.runner import estimate, run_study
 
         if processes.launched() > 1:
             refuse("study starts its own processes: call it without torchrun")
