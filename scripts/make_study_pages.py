@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.study import judge
-from ntkmtl.bench.study.drawings import cost_figure, rank_figure, rate_figure
 from ntkmtl.bench.study.judgement import MethodOnProblem, Overall, StudyJudgement
+from ntkmtl.bench.study.page import cost_figure, rank_figure, rate_figure
 from ntkmtl.bench.study.plan import stored_plan
 from ntkmtl.bench.study.results import MethodResult, read_results
 from ntkmtl.files import write_text

@@ -18,7 +18,7 @@ from typer.testing import Result
 from ntkmtl import __version__
 from ntkmtl.bench.cli.study import _confirmed
 from ntkmtl.bench.cli.sweeps import exit_as
-from ntkmtl.bench.study.estimate import StudyEstimate
+from ntkmtl.bench.study.runner import StudyEstimate
 from ntkmtl.bench.training import Sweep
 
 TOY = "toy_problem:Toy"

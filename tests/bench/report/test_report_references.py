@@ -10,8 +10,7 @@ import pytest
 
 from ntkmtl.bench.problems.table import Table
 from ntkmtl.bench.report import build_table, build_tables, render, write_html
-from ntkmtl.bench.report._notes import sharing_note
-from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
+from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean, sharing_note
 from ntkmtl.bench.training import Comparison, compare
 
 

@@ -9,7 +9,7 @@ from statsmodels.stats.multitest import multipletests
 
 from ntkmtl.bench.runs import RunMetric
 from ntkmtl.bench.study.inference import bootstrap, paired_p_values, rank_test
-from ntkmtl.bench.study.judge import judge
+from ntkmtl.bench.study.judgement import judge
 from ntkmtl.bench.study.page import write_page
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings
 

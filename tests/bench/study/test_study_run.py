@@ -19,9 +19,9 @@ from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.problems import ProblemNotFoundError
 from ntkmtl.bench.runs import RunFileError, load_run
 from ntkmtl.bench.study import judge, read_plan, run_study
-from ntkmtl.bench.study.estimate import estimate
 from ntkmtl.bench.study.part import Trainer
 from ntkmtl.bench.study.results import TriedSettings, read_result, read_results
+from ntkmtl.bench.study.runner import estimate
 from ntkmtl.bench.study.singletask import SingleTasks, rates
 from ntkmtl.bench.training import SweepError, train_spec
 from ntkmtl.errors import NonFiniteError
@@ -128,10 +128,10 @@ class Known(SingleTasks):
     """Single-task networks of one task, whose final means are known beforehand."""
 
     def __init__(self, means: dict[float, float | None]) -> None:
-        self.tasks, self.sweeps, self.means = ["a"], {}, means
+        self.tasks, self.means = ["a"], means
         self.trained: list[float] = []
 
-    def _compare(self, part: str, tasks: list[str], more: dict[str, Any]) -> Any:
+    def _compare(self, folder: str, tasks: list[str], more: dict[str, Any]) -> None:
         assert tasks == ["a"]
         self.trained.append(more["learning_rate"])
 

@@ -36,7 +36,7 @@ from ntkmtl.bench.cli.options import (
 from ntkmtl.bench.cli.sweeps import progress, say_failures
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.study.estimate import StudyEstimate
+    from ntkmtl.bench.study.runner import StudyEstimate
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,9 @@ def study(
         if file is None:
             refuse("FILE or --report DIR is needed; docs/study.md shows a file")
         from ntkmtl.bench.compute.environment import cores
-        from ntkmtl.bench.study.estimate import estimate
         from ntkmtl.bench.study.part import Trainer
         from ntkmtl.bench.study.plan import read_plan
-        from ntkmtl.bench.study.runner import run_study
+        from ntkmtl.bench.study.runner import estimate, run_study
 
         refuse_torchrun("study")
         # Any of its names may be a module in the current folder.

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.paper._settings import differences, listing
-from ntkmtl.bench.report._render import finite
-from ntkmtl.bench.report._words import aligned, printable, run_text
+from ntkmtl.bench.report._render import aligned, finite
+from ntkmtl.bench.report._words import printable, run_text
 from ntkmtl.bench.report.figures import (
     COLORS,
     INK,

@@ -14,10 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from ntkmtl.bench.report._notes import notes_of, warnings_of
-from ntkmtl.bench.report._runs import ProblemRuns, is_busy, load
-from ntkmtl.bench.report._table import MethodRow, MetricColumn, ResultTable, SeedMean
-from ntkmtl.bench.report._words import entry_of, listing
+from ntkmtl.bench.report._runs import ProblemRuns, load, warnings_of
+from ntkmtl.bench.report._table import (
+    LEAST_CPU_SHARE,
+    MethodRow,
+    MetricColumn,
+    ResultTable,
+    SeedMean,
+    entry_of,
+    notes_of,
+)
+from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.run import read_references
 from ntkmtl.bench.search.records import tuning_of
@@ -122,7 +129,9 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         notes=(),
         warnings=tuple(warnings_of(runs, why_not)),
     )
-    return replace(table, notes=tuple(notes_of(runs, table)))
+    sources = {method: group[0].config.method_source for method, group in multi.items()}
+    known = {method: source for method, source in sources.items() if source}
+    return replace(table, notes=tuple(notes_of(table, known)))
 
 
 def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
@@ -176,6 +185,12 @@ def _baseline(
     return estimates
 
 
+def _is_busy(run: Run) -> bool:
+    """Return whether the machine was too busy for a run's time to count."""
+    share = run.result.cpu_share
+    return share is not None and share < LEAST_CPU_SHARE
+
+
 def _times(runs: ProblemRuns) -> dict[str, dict[str, Any]]:
     """Return the columns of time by method that has them, STL among them.
 
@@ -183,13 +198,13 @@ def _times(runs: ProblemRuns) -> dict[str, dict[str, Any]]:
     the tasks, of seeds that have all of them.
     """
     seconds = {
-        method: [run.result.seconds_per_epoch for run in group.values() if not is_busy(run)]
+        method: [run.result.seconds_per_epoch for run in group.values() if not _is_busy(run)]
         for method, group in runs.multi.items()
     }
     alone: dict[int, list[float]] = defaultdict(list)
     for group in runs.single.values():
         for seed, run in group.items():
-            if not is_busy(run):
+            if not _is_busy(run):
                 alone[seed].append(run.result.seconds_per_epoch)
     seconds[SINGLE_TASK] = [
         math.fsum(each) for each in alone.values() if len(each) == len(runs.single)
@@ -267,7 +282,7 @@ def _facts(runs: ProblemRuns) -> dict[str, Any]:
             for group in runs.single.values()
             for run in group.values()
         ),
-        "busy_runs": sum(map(is_busy, done)),
+        "busy_runs": sum(map(_is_busy, done)),
         "wall_seconds": math.fsum(run.result.wall_seconds for run in done),
         "hardware": _most_common(run.config.hardware for run in done),
         "versions": _most_common(run.config.versions for run in done),

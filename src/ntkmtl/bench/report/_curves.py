@@ -164,6 +164,31 @@ class Series:
     window: float
 
 
+def task_lines(runs: ProblemRuns, table: ResultTable) -> dict[str, dict[int, Any]]:
+    """Return the tasks' weights and largest eigenvalues over training as JSON values.
+
+    Returns:
+        ``weights`` and ``eigenvalues``: lines by the method's place in the table.
+
+    Raises:
+        RunFileError: The steps of a run cannot be read.
+    """
+    place = {row.method: index for index, row in enumerate(table.rows)}
+    multi = [method for method in place if method in runs.multi]
+    points = points_for(len(multi) * len(table.facts["tasks"]))
+    return {
+        quantity: {
+            place[method]: {
+                "step": series.step.round().astype(np.int64).tolist(),
+                "values": columns_of(series.values),
+                "window": short(max(series.window, 1.0)),
+            }
+            for method, series in series_of(runs, quantity, multi, points).items()
+        }
+        for quantity in ("weights", "eigenvalues")
+    }
+
+
 def series_of(
     runs: ProblemRuns,
     quantity: str,

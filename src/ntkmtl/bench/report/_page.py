@@ -12,24 +12,21 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import numpy as np
-
 from ntkmtl.bench.jobs.reporters import duration
 from ntkmtl.bench.report._build import table_of
-from ntkmtl.bench.report._curves import columns_of, learning_curves, points_for, series_of, short
+from ntkmtl.bench.report._curves import learning_curves, short, task_lines
 from ntkmtl.bench.report._html import page_text
-from ntkmtl.bench.report._notes import differing_settings
 from ntkmtl.bench.report._render import Head, TableCell, layout, render
-from ntkmtl.bench.report._runs import ProblemRuns, load
-from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
-from ntkmtl.bench.report._words import (
+from ntkmtl.bench.report._runs import ProblemRuns, differing_settings, load
+from ntkmtl.bench.report._table import (
+    MethodRow,
+    ResultTable,
+    SeedMean,
     entry_of,
-    listing,
     plain_label,
-    printable,
-    seeds_text,
     units_text,
 )
+from ntkmtl.bench.report._words import listing, printable, seeds_text
 from ntkmtl.bench.runs import folder_name
 from ntkmtl.bench.runs.run import best_run, use_command
 from ntkmtl.files import write_text
@@ -73,21 +70,19 @@ def write_html(
     pages, data = [], []
     for runs in load(runs_dir).values():
         table = table_of(runs)
+        data.append(_data(runs, table))
         pages.append(_page(runs, table))
         pages[-1]["success"] = _section(runs.problem, runs_dir)
-        pages[-1]["gallery"] = _gallery(runs) if gallery else None
-        data.append(_data(runs, table))
+        pages[-1]["gallery"] = None
+        if gallery:
+            # It needs torch, which pages without a gallery do not.
+            from ntkmtl.bench.report._gallery import gallery_of
+
+            pages[-1]["gallery"] = gallery_of(runs)
     text = page_text("report", data, pages=pages, title=" · ".join(p["name"] for p in pages))
     path = Path(output) if output is not None else Path(runs_dir) / "report.html"
     write_text(path, text)
     return path
-
-
-def _gallery(runs: ProblemRuns) -> dict[str, Any]:
-    # It needs torch, which pages without a gallery do not.
-    from ntkmtl.bench.report._gallery import gallery_of
-
-    return gallery_of(runs)
 
 
 def _section(problem: str, runs_dir: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -128,9 +123,7 @@ def _page(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     return {
         "name": printable(problem),
         "plain": "linear scalarization (LS)" if plain == "LS" else plain,
-        "lead": _lead(table),
         "reduced": facts["reduced"],
-        "finished": _date(facts["finished"]),
         "facts": [
             *([("Data file", printable(file))] if (file := facts.get("data_file")) else []),
             ("Methods", facts["methods"]),
@@ -141,6 +134,8 @@ def _page(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
             ("Parameters", f"{facts['parameters']:,}"),
             ("Wall time of all runs", duration(facts["wall_seconds"])),
         ],
+        "finished": _date(facts["finished"]),
+        "lead": _lead(table),
         **_results(table),
         "watched": watched if entry_of(problem).supervised else "success in evaluations",
         "notes": [printable(note, 2000) for note in notes],
@@ -268,10 +263,6 @@ def _data(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
     Raises:
         RunFileError: A history or the steps of a run cannot be read.
     """
-    number = {row.method: index for index, row in enumerate(table.rows)}
-    multi = [method for method in number if method in runs.multi]
-    tasks = table.facts["tasks"]
-    points = points_for(len(multi) * len(tasks))
     return {
         "name": folder_name(table.problem),
         "files": {"csv": render(table, "csv"), "tex": render(table, "latex")},
@@ -286,19 +277,9 @@ def _data(runs: ProblemRuns, table: ResultTable) -> dict[str, Any]:
         ],
         "plain": plain_label(table.problem),
         "busy": table.facts["busy_runs"],
-        "tasks": [printable(task) for task in tasks],
+        "tasks": [printable(task) for task in table.facts["tasks"]],
         **learning_curves(runs, table),
-        **{
-            name: {
-                number[method]: {
-                    "step": series.step.round().astype(np.int64).tolist(),
-                    "values": columns_of(series.values),
-                    "window": short(max(series.window, 1.0)),
-                }
-                for method, series in series_of(runs, name, multi, points).items()
-            }
-            for name in ("weights", "eigenvalues")
-        },
+        **task_lines(runs, table),
     }
 
 

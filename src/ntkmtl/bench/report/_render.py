@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean
-from ntkmtl.bench.report._words import aligned, plain_label, printable
+from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean, plain_label
+from ntkmtl.bench.report._words import printable
 from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TableCell:
     value: float | None = None
     best: bool = False
 
-    def plain(self, mark: Callable[[str], str] = str, join: str = " ± ") -> str:
+    def plain(self, mark: Callable[[str], str], join: str) -> str:
         """Return number and standard error in one, the number marked where it is the best."""
         number = mark(self.text) if self.best else self.text
         return f"{number}{join}{self.stderr}" if self.stderr else number
@@ -200,28 +200,48 @@ def _lines(table: ResultTable) -> list[str]:
     return [printable(line, 2000) for line in [*lines, *table.notes]]
 
 
-def _text(table: ResultTable) -> str:
+def _grid(
+    table: ResultTable, escape: Callable[[str], str], mark: Callable[[str], str], join: str
+) -> list[list[str]]:
+    """Return the head and the rows of a table as text, names escaped and the best marked."""
     heads, rows = layout(table)
-    grid = [["method", *(printable(head.text()) for head in heads)]]
+    grid = [["Method", *(escape(printable(head.text())) for head in heads)]]
     for row, cells in zip(table.lines, rows, strict=True):
-        grid.append([printable(row.label), *(c.plain(lambda s: f"*{s}", " ±") for c in cells)])
+        grid.append([escape(printable(row.label)), *(cell.plain(mark, join) for cell in cells)])
+    return grid
+
+
+def _text(table: ResultTable) -> str:
+    grid = _grid(table, str, lambda number: f"*{number}", " ±")
+    grid[0][0] = "method"
     lines = aligned(grid)
     rule = "-" * max(map(len, lines))
     below = ["* best of the multi-task methods.", *_lines(table)]
     return "\n".join([printable(table.problem), "", lines[0], rule, *lines[1:], "", *below]) + "\n"
 
 
-def _markdown(table: ResultTable) -> str:
-    heads, rows = layout(table)
-    lines = [
-        ["Method", *(_escape_markdown(printable(head.text())) for head in heads)],
-        ["---", *("---:" for _ in heads)],
+def aligned(grid: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return rows of cells as lines, the first columns to the left and the others to the right.
+
+    Example:
+        >>> aligned([["a", "100"], ["bc", "1"]])
+        ['a   100', 'bc    1']
+    """
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in grid
     ]
-    for row, cells in zip(table.lines, rows, strict=True):
-        name = _escape_markdown(printable(row.label))
-        lines.append([name, *(cell.plain(lambda s: f"**{s}**") for cell in cells)])
+
+
+def _markdown(table: ResultTable) -> str:
+    grid = _grid(table, _escape_markdown, lambda number: f"**{number}**", " ± ")
+    grid.insert(1, ["---", *("---:" for _ in grid[0][1:])])
     below = [f"- {_escape_markdown(line)}" for line in _lines(table)]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *below]) + "\n"
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in grid), "", *below]) + "\n"
 
 
 def _escape_markdown(text: str) -> str:
@@ -276,21 +296,18 @@ def _escape_latex(text: str) -> str:
 
 
 def _latex(table: ResultTable) -> str:
-    heads, rows = layout(table)
+    head, *grid = _grid(table, _escape_latex, lambda s: rf"\textbf{{{_minus(s)}}}", r" $\pm$ ")
     body = []
-    for row, cells in zip(table.lines, rows, strict=True):
-        name = _escape_latex(printable(row.label))
-        shown = [replace(cell, text=_minus(cell.text)) for cell in cells]
-        body.append([name, *(cell.plain(r"\textbf{{{}}}".format, r" $\pm$ ") for cell in shown)])
+    for row, (name, *cells) in zip(table.lines, grid, strict=True):
+        body.append(" & ".join([name, *map(_minus, cells)]) + r" \\")
         if _ends_block(table, row):
-            body.append([])
-    head = ["Method", *(_escape_latex(printable(head.text())) for head in heads)]
+            body.append(r"\midrule")
     lines = [
-        rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
         r"\toprule",
         " & ".join(head) + r" \\",
         r"\midrule",
-        *(" & ".join(line) + r" \\" if line else r"\midrule" for line in body),
+        *body,
         r"\bottomrule",
         r"\end{tabular}",
         "",
@@ -311,18 +328,17 @@ def _csv(table: ResultTable) -> str:
     own += ["seconds_per_epoch", "tuning_trials"]
     writer.writerow(["problem", "method", "seeds", *names, *own])
     for row in table.rows:
-        pairs = [*row.estimates, row.delta_m, row.relative_time]
-        numbers = [
-            number
-            for estimate in pairs
-            for number in ((None, None) if estimate is None else (estimate.mean, estimate.stderr))
-        ]
-        numbers[-4:-4] = [row.mean_rank]
+        numbers = [number for estimate in row.estimates for number in _pair(estimate)]
+        numbers += [row.mean_rank, *_pair(row.delta_m), *_pair(row.relative_time)]
         numbers.append(row.seconds_per_epoch)
         texts = ("" if number is None else repr(float(number)) for number in numbers)
         trials = 0 if row.tuning is None else row.tuning.trials
         writer.writerow([table.problem, row.method, len(row.seeds), *texts, trials])
     return _encodable(out.getvalue())
+
+
+def _pair(estimate: SeedMean | None) -> tuple[float | None, float | None]:
+    return (None, None) if estimate is None else (estimate.mean, estimate.stderr)
 
 
 def _json(table: ResultTable) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ntkmtl.bench.report._words import count
+from ntkmtl.bench import problems
+from ntkmtl.bench.jobs.reporters import duration
+from ntkmtl.bench.report._words import count, listing
 from ntkmtl.bench.runs import SINGLE_TASK, RunMetric
+from ntkmtl.bench.search.records import Tuning
 
-if TYPE_CHECKING:
-    from ntkmtl.bench.search.records import Tuning
+LEAST_CPU_SHARE = 0.9
+"""Least share of its training time with a processor core for a run's time to count."""
+
+_SPLITS = {"val": "validation", "train": "training"}
 
 
 @dataclass(frozen=True)
@@ -193,3 +199,169 @@ class ResultTable:
             "warnings": list(self.warnings),
             **({"references": [asdict(row) for row in self.references]} if self.references else {}),
         }
+
+
+def entry_of(problem: str) -> problems.ProblemSpec:
+    """Return what the registry says of a problem; of another, what holds for most."""
+    return problems.spec(problem) or problems.ProblemSpec(problem, target="", summary="")
+
+
+def plain_label(problem: str) -> str:
+    """Return the name in tables of the method whose time per epoch is 1."""
+    plain = entry_of(problem).plain
+    return "LS" if plain == "ls" else plain
+
+
+def units_text(problem: str, sizes: Mapping[str, int]) -> str:
+    """Return how much of what the splits hold, ``""`` where the problem counts samples."""
+    units = entry_of(problem).units
+    return ", ".join(f"{sizes[split]:,} {unit}" for split, unit in units.items())
+
+
+# ------------------------------------------------------------------------------------------------
+# What is said below
+
+
+def notes_of(table: ResultTable, sources: Mapping[str, str]) -> Iterator[str]:
+    """Yield what was run, and what the columns and rows mean, as sentences.
+
+    Args:
+        table: The table.
+        sources: Digests of the sources of methods from outside this package.
+    """
+    problem, facts = table.problem, table.facts
+    seeds, recipe, hardware = facts["seeds"], facts["recipe"], facts["hardware"]
+    spread = "Mean ± standard error over" if len(seeds) > 1 else "Numbers of"
+    judged = "on the test split" if entry_of(problem).supervised else "in evaluations"
+    yield (
+        f"{spread} {count(len(seeds), 'seed')} ({listing([str(seed) for seed in seeds], 10)}), "
+        f"{judged} {_when(recipe)}"
+    )
+    if facts.get("data_file"):
+        sha256 = facts["problem_options"].get("data_sha256", "")
+        yield f"Data: {facts['data_file']} (SHA-256 {sha256[:12]})."
+    if any(row.delta_m is not None for row in table.rows):
+        yield "Δm: mean relative change of the metrics against STL, in percent."
+    if facts["stl_runs"]:
+        budget = "the same budget" if facts["stl_same_budget"] else "another budget (see above)"
+        yield (
+            f"STL: trained here with {budget}, one network per task; its time is the sum over "
+            "the tasks."
+        )
+    methods = count(facts["methods"], "multi-task method")
+    yield f"MR: mean rank over the metrics among {methods}, STL left out."
+    yield from _time_notes(table)
+    for row in table.rows:
+        if row.tuning is not None:
+            yield _tuning_note(row, row.tuning, recipe["epochs"])
+    sizes = units_text(problem, facts["sizes"]) or (
+        ", ".join(f"{size:,} {split}" for split, size in facts["sizes"].items()) + " samples"
+    )
+    kind = "Reduced recipe, smaller than in the literature" if facts["reduced"] else "Recipe"
+    description = recipe["description"].strip()
+    yield (
+        f"{kind}: {count(recipe['epochs'], 'epoch')}, batch size {recipe['batch_size']:,}, "
+        f"learning rate {recipe['learning_rate']:g}, {sizes}, "
+        f"{count(facts['parameters'], 'parameter')}.{' ' if description else ''}{description}"
+    )
+    where = [str(hardware[key]) for key in ("device", "processor") if hardware.get(key)]
+    for key, what in (("cores", "core"), ("threads", "thread")):
+        if isinstance(hardware.get(key), int):
+            where.append(count(hardware[key], what) + (" per run" if key == "threads" else ""))
+    yield (
+        f"Wall time {duration(facts['wall_seconds'])}, summed over {count(facts['runs'], 'run')}"
+        f"{', on ' if where else ''}{', '.join(where)}."
+    )
+    if facts["versions"]:
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        yield f"Versions: {versions}."
+    for method, source in sources.items():
+        label = table.row(method).short
+        yield f"{label}: {method}, a class outside ntkmtl, its source {source}."
+    if "data_sha256" in facts["problem_options"] and (sharing := sharing_note(table)):
+        yield sharing
+    yield from (f"{row.method}: {row.reference}." for row in table.references)
+
+
+def _when(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("chosen_epoch", "last") == "validation":
+        return "after the epoch with the least loss on the validation split, chosen run by run."
+    averaged = min(recipe.get("tested_epochs", 1), recipe["epochs"])
+    last = "after the last epoch" if averaged == 1 else f"as means over the last {averaged} epochs"
+    return f"{last}; no epoch is selected."
+
+
+def _time_notes(table: ResultTable) -> Iterator[str]:
+    plain, facts = plain_label(table.problem), table.facts
+    method = entry_of(table.problem).plain
+    reference = next((row for row in table.rows if row.method == method), None)
+    if reference is None:
+        yield f"Time: not known relative to {plain}, as {plain} is not among the runs."
+    elif reference.seconds_per_epoch is None:
+        yield f"Time: not known relative to {plain}, as the machine was busy meanwhile."
+    else:
+        yield (
+            f"Time: training per epoch, median over epochs, relative to {plain} "
+            f"({reference.seconds_per_epoch:.3g} s)."
+        )
+    if busy := facts["busy_runs"]:
+        left_out = "all runs" if busy == facts["runs"] else f"{busy:,} of {facts['runs']:,} runs"
+        yield (
+            f"Times of {left_out} are left out, as the machine was busy: they had a processor core "
+            f"for less than {100 * LEAST_CPU_SHARE:g} % of their training time."
+        )
+
+
+def _tuning_note(row: MethodRow, tuning: Tuning, epochs: int) -> str:
+    length = count(tuning.epochs, "epoch")
+    if tuning.epochs != epochs:
+        length += f" (the runs have {epochs})"
+    chosen = "Optuna's TPE" if tuning.sampler == "tpe" else tuning.sampler
+    start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
+    diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
+    split = _SPLITS.get(tuning.split, tuning.split)
+    return (
+        f"{row.short or row.method} is tuned: the best of {count(tuning.trials, 'trial')}"
+        f"{diverged}, by Δm on the {split} split: {tuning.value:.2f} % (the settings that the "
+        f"search began {start}). Settings were chosen by {chosen}; trials have seed {tuning.seed} "
+        f"and {length}, and took {duration(tuning.wall_seconds)} in all, which the times here "
+        "leave out. A method of which this is not said is not tuned."
+    )
+
+
+def sharing_note(table: ResultTable) -> str:
+    """Return in which metrics the method of lowest mean rank beats the single-task networks.
+
+    A difference counts where it is more than two standard errors of itself. Without rows of
+    single-task networks the sentence is ``""``.
+    """
+    alone = next((row for row in table.rows if row.is_baseline), None)
+    ranked = [row for row in table.rows if row.mean_rank is not None]
+    if alone is None or not ranked:
+        return ""
+    best = min(ranked, key=lambda row: row.mean_rank or math.inf)
+    found: dict[str, list[str]] = {"helped": [], "hurt": [], "made no clear difference in": []}
+    for column, shared, single in zip(table.columns, best.estimates, alone.estimates, strict=True):
+        if shared is None or single is None:
+            continue
+        said = f"{column.label} ({_mean_text(shared)}, alone {_mean_text(single)})"
+        found[_verdict(shared, single, column.higher_is_better)].append(said)
+    parts = [f"{what} {listing(names, 20)}" for what, names in found.items() if names]
+    if not parts:
+        return ""
+    seeds = "" if len(best.seeds) > 1 else " One seed says little: differences are not judged."
+    return f"Sharing with {best.label}, the lowest MR: {'; '.join(parts)}.{seeds}"
+
+
+def _verdict(shared: SeedMean, single: SeedMean, higher_is_better: bool) -> str:
+    if shared.stderr is None or single.stderr is None:
+        return "made no clear difference in"
+    gain = (shared.mean - single.mean) * (1 if higher_is_better else -1)
+    error = math.hypot(shared.stderr, single.stderr)
+    if abs(gain) <= 2 * error:
+        return "made no clear difference in"
+    return "helped" if gain > 0 else "hurt"
+
+
+def _mean_text(value: SeedMean) -> str:
+    return f"{value.mean:.3g}" + ("" if value.stderr is None else f" ± {value.stderr:.2g}")

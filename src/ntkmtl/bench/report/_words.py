@@ -1,28 +1,9 @@
-"""Text for people: names of methods, counts, lists, aligned columns."""
+"""Text for people: counts, lists, and names that can be printed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from ntkmtl.bench import problems
-
-
-def entry_of(problem: str) -> problems.ProblemSpec:
-    """Return what the registry says of a problem; of another, what holds for most."""
-    return problems.spec(problem) or problems.ProblemSpec(problem, target="", summary="")
-
-
-def plain_label(problem: str) -> str:
-    """Return the name in tables of the method whose time per epoch is 1."""
-    plain = entry_of(problem).plain
-    return "LS" if plain == "ls" else plain
-
-
-def units_text(problem: str, sizes: Mapping[str, int]) -> str:
-    """Return how much of what the splits hold, ``""`` where the problem counts samples."""
-    units = entry_of(problem).units
-    return ", ".join(f"{sizes[split]:,} {unit}" for split, unit in units.items())
 
 
 def listing(names: Sequence[str], most: int = 6) -> str:
@@ -69,20 +50,3 @@ def printable(text: str, longest: int = 80, keep: str = "") -> str:
         char if char.isprintable() or char in keep else " " if char in "\t\r\n" else "\ufffd"
         for char in cut
     )
-
-
-def aligned(grid: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Return rows of cells as lines, the first columns to the left and the others to the right.
-
-    Example:
-        >>> aligned([["a", "100"], ["bc", "1"]])
-        ['a   100', 'bc    1']
-    """
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in grid
-    ]

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLORS",
-    "DASHES",
-    "GRID",
     "INK",
     "MUTED",
     "STYLE",
@@ -40,10 +38,10 @@ __all__ = [
     "write_figure",
 ]
 
-INK, MUTED, GRID = "#1c2128", "#5b6570", "#e8ebef"
+INK, MUTED = "#1c2128", "#5b6570"
 # Okabe and Ito's colors without black and yellow, and an olive; then the same dashed.
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b")
-DASHES = ("-", "--", ":", "-.")
+_DASHES = ("-", "--", ":", "-.")
 STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "text.color": INK,
@@ -56,7 +54,7 @@ STYLE: dict[Any, Any] = {
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "grid.color": GRID,
+    "grid.color": "#e8ebef",
     # Equal figures get equal bytes.
     "svg.hashsalt": "ntkmtl",
 }
@@ -193,7 +191,7 @@ def eigenvalue_figure(
             step[known],
             own[known],
             color=COLORS[task % len(COLORS)],
-            linestyle=DASHES[task // len(COLORS) % len(DASHES)],
+            linestyle=_DASHES[task // len(COLORS) % len(_DASHES)],
             linewidth=linewidth,
             marker="o" if known.sum() == 1 else "",
         )

@@ -36,10 +36,9 @@ Example:
     'study.html'
 '''
 
-from ntkmtl.bench.study.estimate import estimate
-from ntkmtl.bench.study.judge import judge
+from ntkmtl.bench.study.judgement import judge
 from ntkmtl.bench.study.page import write_page
 from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan, read_plan
-from ntkmtl.bench.study.runner import run_study
+from ntkmtl.bench.study.runner import estimate, run_study
 
 __all__ = ["ProblemPlan", "StudyPlan", "estimate", "judge", "read_plan", "run_study", "write_page"]

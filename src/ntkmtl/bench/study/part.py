@@ -88,10 +88,13 @@ class StudyPart:
         self.plan, self.asked, self.out = plan, asked, out
         self.trainer, self.outcome, self.stopped = trainer, outcome, stopped
         self.place = out / WORK / asked.name
+        self.seeds = plan.seeds_of(asked)
+        self.diverged: dict[Path, str] = {}
         self.cache = BaselineCache(self.place / "cache")
         self.problem: Problem = find_problem(
             asked.problem or asked.name, asked.options, try_out=True
         )
+        self.recipe = recipe_of(self.comparison([SINGLE_TASK], "published"), self.problem)
 
     def missing(self) -> list[str]:
         """Return the methods without a result, single-task networks first.
@@ -104,20 +107,19 @@ class StudyPart:
 
     def request(self, method: str) -> dict[str, Any]:
         """Return what is asked for of one method."""
-        recipe = recipe_of(self.comparison([method], "published"), self.problem)
         return {
             "problem": self.asked.name,
             "source": self.asked.source or self.asked.name,
             "problem_options": dict(self.problem.options),
             "tasks": list(self.problem.tasks),
             "sizes": {split: self.problem.size(split) for split in ("train", "val", "test")},
-            "recipe": recipe.to_json(),
+            "recipe": self.recipe.to_json(),
             "method": method,
             "method_options": dict(self.plan.method_options.get(method, {})),
-            "trials": self.plan.trials_of(self.asked, method),
+            "trials": self.trials_of(method),
             "trial_epochs": self.trial_epochs,
             "trial_seed": self.plan.trial_seed,
-            "seeds": self.plan.seeds_of(self.asked),
+            "seeds": self.seeds,
         }
 
     @property
@@ -125,45 +127,53 @@ class StudyPart:
         """Epochs of a trial, None for those of the final runs."""
         return self.asked.trial_epochs or self.plan.trial_epochs
 
+    def trials_of(self, method: str) -> int:
+        """Return the number of trials of a method, 0 for one that is not tuned."""
+        return self.plan.trials_of(self.asked, method)
+
+    def folder(self, part: str, method: str, seed: int, task: str | None = None) -> Path:
+        """Return the folder of a run in a part of the study."""
+        return run_folder(self.place / part, self.problem.name, method, seed, task)
+
     def comparison(self, methods: Sequence[str], part: str, **more: Any) -> Comparison:
         """Return the comparison of a part of the study."""
         how = self.trainer
         settings = {"jobs": how.jobs, "threads": how.threads, "device": how.device, **more}
         return self.plan.comparison(self.asked, list(methods), self.place / part, **settings)
 
-    def train(self, comparison: Comparison) -> Sweep:
-        """Train what a comparison lacks, and note what fails.
+    def train(self, methods: Sequence[str], part: str, **more: Any) -> None:
+        """Train what a part of the study lacks, and note what fails.
+
+        Args:
+            methods: The methods.
+            part: Name of the part, which is its folder.
+            **more: Further arguments of the comparison, instead of the plan's.
 
         Raises:
             RunInterrupted: It was stopped.
         """
         sweep = compare(
-            comparison,
+            self.comparison(methods, part, **more),
             keep_request=False,
             cache=self.cache,
             reporter=self.trainer.reporter(),
             engine=self.trainer.engine,
         )
         self.check_stop(sweep)
-        self.outcome.failures += [f for f in sweep.failures if f.error not in DIVERGED]
-        return sweep
+        for failure in sweep.failures:
+            if failure.error in DIVERGED:
+                self.diverged[failure.folder] = failure.message
+            else:
+                self.outcome.failures.append(failure)
 
     def check_stop(self, sweep: Sweep) -> None:
         """Raise RunInterrupted if the study was stopped, in these runs or just after the last."""
         if sweep.interrupted or self.stopped():
             raise RunInterrupted("the study was stopped")
 
-    def write(self, result: MethodResult | None) -> None:
-        """Write a result, if there is one."""
-        if result is not None:
-            result.write(self.out)
-            self.outcome.written.append(f"{result.problem}/{result.method}")
-
-    def final(
-        self, part: str, name: str, seed: int, sweep: Sweep, task: str | None = None
-    ) -> FinalRun | None:
+    def final(self, part: str, name: str, seed: int, task: str | None = None) -> FinalRun | None:
         """Return a final run, one that diverged included; None if it failed otherwise."""
-        folder = run_folder(self.place / part, self.problem.name, name, seed, task)
+        folder = self.folder(part, name, seed, task)
         if (folder / RESULT).exists():
             run = load_run(folder)
             return FinalRun(
@@ -173,21 +183,20 @@ class StudyPart:
                 steps=run.result.steps,
                 cpu_share=run.result.cpu_share if self.trainer.device == "cpu" else None,
             )
-        why = [f.message for f in sweep.failures if f.folder == folder and f.error in DIVERGED]
-        return (
-            FinalRun(seed=seed, test=[], train_seconds=0.0, steps=0, error=why[0]) if why else None
-        )
+        if folder not in self.diverged:
+            return None
+        return FinalRun(seed=seed, test=[], train_seconds=0.0, steps=0, error=self.diverged[folder])
 
-    def made(
+    def write(
         self,
         name: str,
         trials: list[TriedSettings],
         published: Setting | None,
         tuned: Setting | None,
-    ) -> MethodResult:
-        """Return a result with its provenance."""
+    ) -> None:
+        """Write the result of a method with its provenance."""
         threads = self.trainer.threads or default_threads(self.trainer.jobs)
-        return MethodResult(
+        result = MethodResult(
             request=self.request(name),
             metrics=[RunMetric(**vars(metric)) for metric in self.problem.metrics],
             trials=trials,
@@ -196,3 +205,5 @@ class StudyPart:
             hardware=hardware(threads),
             versions=dict(versions()),
         )
+        result.write(self.out)
+        self.outcome.written.append(f"{result.problem}/{result.method}")

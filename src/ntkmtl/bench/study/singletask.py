@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
-from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run, run_folder
+from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run
 from ntkmtl.bench.search.records import LEARNING_RATE_FACTOR, RATE
 from ntkmtl.bench.study.part import StudyPart
-from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings
-from ntkmtl.bench.training import Sweep, SweepError
-from ntkmtl.bench.training.comparison import recipe_of
+from ntkmtl.bench.study.results import FinalRun, Setting, TriedSettings
+from ntkmtl.bench.training import SweepError
 from ntkmtl.bench.training.planning import judged_tasks
 from ntkmtl.metrics import delta_m
 
@@ -35,45 +35,34 @@ def rates(start: float, trials: int) -> list[float]:
     return [float(f"{start * ratio ** (j - trials // 2):.4g}") for j in range(trials)]
 
 
-def _final_part(rate: float) -> str:
-    return f"baselines/final-{rate:g}"
-
-
 class SingleTasks:
     """The single-task networks of a problem."""
 
-    def __init__(self, study: StudyPart) -> None:
-        self.study = study
-        self.tasks = judged_tasks(study.problem, None)
-        self.metrics = study.problem.metrics
-        recipe = recipe_of(study.comparison([SINGLE_TASK], "baselines"), study.problem)
-        self.start = float(f"{recipe.learning_rate:.4g}")
+    def __init__(self, part: StudyPart) -> None:
+        self.part = part
+        self.tasks = judged_tasks(part.problem, None)
+        self.start = float(f"{part.recipe.learning_rate:.4g}")
+        self.rates = rates(part.recipe.learning_rate, part.trials_of(SINGLE_TASK))
         self.references: dict[str, tuple[float, ...]] = {}
-        self.sweeps: dict[tuple[str, float], Sweep] = {}
-        self.rates = rates(recipe.learning_rate, study.plan.trials_of(study.asked, SINGLE_TASK))
 
-    def result(self) -> MethodResult | None:
-        """Tune and train, and return the result; None if a run failed.
+    def train(self) -> None:
+        """Tune and train, and write the result, unless a run failed.
 
         Raises:
             RunInterrupted: It was stopped.
             SweepError: All trials of a task diverged.
         """
-        study = self.study
-        epochs = {"epochs": study.trial_epochs} if study.trial_epochs else {}
+        part = self.part
+        epochs = {"epochs": part.trial_epochs} if part.trial_epochs else {}
         for rate in self.rates:
-            more = {"seeds": [study.plan.trial_seed], "learning_rate": rate, **epochs}
-            self._compare(f"baselines/rate-{rate:g}", self.tasks, more)
+            more = {"seeds": [part.plan.trial_seed], "learning_rate": rate, **epochs}
+            self._compare(_trial_folder(rate), self.tasks, more)
         trials = [trial for task in self.tasks for trial in self._trials(task)]
         best = self._final_rates(trials)
-        if best is None:
-            return None
-        tuned = Setting(
-            method_options={},
-            recipe={RATE: best},
-            runs=[self._final(seed, best) for seed in study.plan.seeds_of(study.asked)],
-        )
-        return study.made(SINGLE_TASK, trials, None, tuned)
+        if best is not None:
+            runs = [self._joined(seed, best) for seed in part.seeds]
+            tuned = Setting(method_options={}, recipe={RATE: best}, runs=runs)
+            part.write(SINGLE_TASK, trials, None, tuned)
 
     def _final_rates(self, trials: list[TriedSettings]) -> dict[str, float] | None:
         """Train final runs, and return the learning rate of each task whose mean is best.
@@ -100,8 +89,7 @@ class SingleTasks:
             asked = {task: ranked[task].pop(0)[1] for task in left}
             for rate in dict.fromkeys(asked.values()):
                 own = [task for task in left if asked[task] == rate]
-                sweep = self._compare(_final_part(rate), own, {"learning_rate": rate})
-                self.sweeps.update({(task, rate): sweep for task in own})
+                self._compare(_final_folder(rate), own, {"learning_rate": rate})
             for task, rate in asked.items():
                 mean = self._final_mean(task, rate)
                 if mean is None:
@@ -115,27 +103,26 @@ class SingleTasks:
 
         Infinite if one diverged, None if one failed otherwise.
         """
-        higher = [m.higher_is_better for m in self.metrics if m.task == task]
         values = []
-        for seed in self.study.plan.seeds_of(self.study.asked):
-            run = self._final_run(task, rate, seed)
+        for seed in self.part.seeds:
+            run = self.part.final(_final_folder(rate), SINGLE_TASK, seed, task)
             if run is None:
                 return None
             if run.error:
                 return math.inf
-            place = self.study.place / _final_part(rate)
-            folder = run_folder(place, self.study.problem.name, SINGLE_TASK, seed, task)
-            val = load_run(folder).result.val
-            values.append(float(delta_m(val, self.references[task], higher)))
+            folder = self.part.folder(_final_folder(rate), SINGLE_TASK, seed, task)
+            values.append(self._delta_m(task, load_run(folder).result.val))
         return statistics.fmean(values)
 
-    def _final_run(self, task: str, rate: float, seed: int) -> FinalRun | None:
-        sweep = self.sweeps[task, rate]
-        return self.study.final(_final_part(rate), SINGLE_TASK, seed, sweep, task)
+    def _delta_m(self, task: str, val: Sequence[float]) -> float:
+        """Return Delta-m against the task's network of the recipe's learning rate."""
+        metrics = self.part.problem.metrics
+        higher = [metric.higher_is_better for metric in metrics if metric.task == task]
+        return float(delta_m(val, self.references[task], higher))
 
-    def _compare(self, part: str, tasks: list[str], more: dict[str, Any]) -> Sweep:
+    def _compare(self, folder: str, tasks: list[str], more: dict[str, Any]) -> None:
         settings = {**more, "tasks": tasks, "single_task_baselines": True}
-        return self.study.train(self.study.comparison([SINGLE_TASK], part, **settings))
+        self.part.train([SINGLE_TASK], folder, **settings)
 
     def _trials(self, task: str) -> list[TriedSettings]:
         """Return the trials of a task, judged against the one at the recipe's learning rate."""
@@ -143,47 +130,52 @@ class SingleTasks:
         done = {rate: run for rate, run in found.items() if run is not None}
         if not done:
             raise SweepError(
-                f"{self.study.asked.name}: no single-task network of {task} could be trained at "
+                f"{self.part.asked.name}: no single-task network of {task} could be trained at "
                 f"learning rates from {self.rates[0]:g} to {self.rates[-1]:g}"
             )
         reference = done.get(self.start) or next(iter(done.values()))
         self.references[task] = reference.result.val
-        higher = [m.higher_is_better for m in self.metrics if m.task == task]
-        trials = []
-        for rate, run in found.items():
-            val = [] if run is None else list(run.result.val)
-            value = None if run is None else float(delta_m(val, reference.result.val, higher))
-            seconds = 0.0 if run is None else run.result.wall_seconds
-            trials.append(
-                TriedSettings(
-                    parameters={RATE: rate}, value=value, val=val, seconds=seconds, task=task
-                )
+        return [
+            TriedSettings(
+                parameters={RATE: rate},
+                value=None if run is None else self._delta_m(task, run.result.val),
+                val=[] if run is None else list(run.result.val),
+                seconds=0.0 if run is None else run.result.wall_seconds,
+                task=task,
             )
-        return trials
+            for rate, run in found.items()
+        ]
 
     def _trial_run(self, rate: float, task: str) -> Run | None:
         """Return the run that tried a learning rate, None if it diverged."""
-        study = self.study
-        place = study.place / "baselines" / f"rate-{rate:g}"
-        folder = run_folder(place, study.problem.name, SINGLE_TASK, study.plan.trial_seed, task)
+        seed = self.part.plan.trial_seed
+        folder = self.part.folder(_trial_folder(rate), SINGLE_TASK, seed, task)
         return load_run(folder) if (folder / RESULT).exists() else None
 
-    def _final(self, seed: int, best: dict[str, float]) -> FinalRun:
+    def _joined(self, seed: int, best: dict[str, float]) -> FinalRun:
         """Return the metrics of the networks of one seed as those of one run."""
         found: dict[str, FinalRun] = {}
         for task in self.tasks:
-            run = self._final_run(task, best[task], seed)
+            run = self.part.final(_final_folder(best[task]), SINGLE_TASK, seed, task)
             assert run is not None, "failures have ended this before"
             if run.error:
                 raise SweepError(
-                    f"{self.study.asked.name}: the single-task network of {task} with seed {seed} "
+                    f"{self.part.asked.name}: the single-task network of {task} with seed {seed} "
                     f"diverged ({run.error}); lower the problem's learning_rate"
                 )
             found[task] = run
         numbers = {task: iter(run.test) for task, run in found.items()}
         return FinalRun(
             seed=seed,
-            test=[next(numbers[metric.task]) for metric in self.metrics],
+            test=[next(numbers[metric.task]) for metric in self.part.problem.metrics],
             train_seconds=sum(run.train_seconds for run in found.values()),
             steps=sum(run.steps for run in found.values()),
         )
+
+
+def _trial_folder(rate: float) -> str:
+    return f"baselines/rate-{rate:g}"
+
+
+def _final_folder(rate: float) -> str:
+    return f"baselines/final-{rate:g}"
