@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from importlib import import_module
@@ -110,3 +111,15 @@ def test_classes_stand_where_the_runs_of_earlier_versions_say() -> None:
         "ntkmtl.bench.problems.pinn.wave:Wave",
         "ntkmtl.bench.problems.pinn.navier_stokes:NavierStokes",
     ]
+
+
+def test_a_table_takes_the_fields_of_its_settings_and_a_subclass_its_own() -> None:
+    class Prices(problems.load_target("table")):  # type: ignore[misc]
+        def __init__(self, file: str) -> None:
+            super().__init__(file, "price")
+
+    table = inspect.signature(problems.load_target("table")).parameters
+    assert list(table)[:3] == ["csv", "targets", "types"]
+    assert list(inspect.signature(Prices).parameters) == ["file"]
+    with pytest.raises(TypeError, match="table has no option 'file'; it takes: csv, targets, ty"):
+        problems.create("table", file="t.csv")

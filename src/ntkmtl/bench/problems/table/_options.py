@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import difflib
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ntkmtl.bench.problems.table._raw import RawTable, TableError, clean_name, shorten
 from ntkmtl.bench.problems.table._read import check_reading
 from ntkmtl.bench.problems.table._values import Reading
+
+_Method = TypeVar("_Method", bound=Callable[..., None])
 
 FEATURE_TYPES = ("number", "category", "date", "text", "id", "ignore")
 TARGET_TYPES = ("regression", "classification")
@@ -259,6 +262,15 @@ class TableOptions:
         for key in ("header", "case_sensitive"):
             if not isinstance(getattr(self, key), bool):
                 raise TableError(f"{key} must be true or false. Found {getattr(self, key)!r}.")
+
+
+def takes_fields(initialize: _Method) -> _Method:
+    """Let an ``__init__`` that makes :class:`TableOptions` say that it takes its fields."""
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    fields = inspect.signature(TableOptions)
+    said = fields.replace(parameters=[own, *fields.parameters.values()])
+    setattr(initialize, "__signature__", said)  # noqa: B010 - functions declare no such attribute
+    return initialize
 
 
 def _text(given: object) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from ntkmtl.bench.problems.table._model import (
     default_width,
     recipe_for,
 )
-from ntkmtl.bench.problems.table._options import TableOptions
+from ntkmtl.bench.problems.table._options import TableOptions, takes_fields
 from ntkmtl.bench.problems.table._raw import TableError
 
 VERSION = "table 2"
@@ -71,8 +70,7 @@ class Table(Problem):
     name: ClassVar[str] = "table"
     summary: ClassVar[str] = PROBLEMS["table"].summary
 
-    __signature__ = inspect.signature(TableOptions)
-
+    @takes_fields
     def __init__(self, *values: Any, **options: Any) -> None:
         asked = TableOptions(*values, **options)
         self._architecture = choose(asked.architecture, asked.architecture_options)
