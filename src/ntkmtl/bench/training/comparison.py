@@ -132,6 +132,7 @@ def named_all(
 
 
 _CHANGES = ("epochs", "batch_size", "learning_rate", "minibatches", "training")
+"""What a comparison, and each of its methods, may change of a recipe."""
 _TRAINING = ("precision", "accumulate", "clip", "compile", "on_nonfinite", "lbfgs_steps")
 
 
@@ -202,14 +203,7 @@ def recipe_of(asked: Comparison, problem: Problem) -> Recipe:
     Raises:
         SweepError: A change names an unknown field.
     """
-    return changed_recipe(
-        problem.recipe,
-        epochs=asked.epochs,
-        batch_size=asked.batch_size,
-        learning_rate=asked.learning_rate,
-        minibatches=asked.minibatches,
-        training=asked.training,
-    )
+    return changed_recipe(problem.recipe, **{name: getattr(asked, name) for name in _CHANGES})
 
 
 def recipes_by_method(
