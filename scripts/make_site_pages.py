@@ -29,7 +29,7 @@ LAYERS = (
     ("bench", ("ntkmtl.bench.report",)),
     ("bench", ("ntkmtl.bench.search", "ntkmtl.bench.reinforce")),
     ("bench", ("ntkmtl.bench.training",)),
-    ("bench", ("ntkmtl.bench.trained",)),
+    ("bench", ("ntkmtl.bench.trained", "ntkmtl.bench.estimator")),
     ("bench", ("ntkmtl.bench.jobs", "ntkmtl.bench.compute", "ntkmtl.bench.runs")),
     ("bench", ("ntkmtl.bench.problems",)),
     ("library", ("ntkmtl.integrations", "ntkmtl.watch", "ntkmtl.analysis")),

@@ -127,11 +127,10 @@ class Replay:
                 raise ValueError(f"{name} must be at least 1, found {value}")
         self.tasks = tasks
         self.capacity = capacity
+        shapes = ((observation,), (action,), (), (observation,))
         self._rows = {
-            "observations": torch.empty(tasks, capacity, observation, device=device),
-            "actions": torch.empty(tasks, capacity, action, device=device),
-            "rewards": torch.empty(tasks, capacity, device=device),
-            "next_observations": torch.empty(tasks, capacity, observation, device=device),
+            name: torch.empty(tasks, capacity, *shape, device=device)
+            for name, shape in zip(_FIELDS, shapes, strict=True)
         }
         # Draws are made on the CPU: the same on every device.
         self._draws = torch.Generator().manual_seed(seed)

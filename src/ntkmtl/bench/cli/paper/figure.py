@@ -35,12 +35,8 @@ _PROBLEM = frozenset(
     {"recipe", "problem", "methods", "out", "data_dir", "batch_size", "problem_option"}
 )
 _TRAINED = _PROBLEM | {*("seeds", "seed_list", "stl", "jobs", "epochs", "lr", "overwrite")}
-_TAKES = {
-    1: _PROBLEM | {"ns", "steps", "turns", "measured"},
-    2: _TRAINED | {"every"},
-    3: _TRAINED | {"ns"},
-    4: _PROBLEM | {"ns", "steps", "turns", "measured"},
-}
+_TIMED = _PROBLEM | {"ns", "steps", "turns", "measured"}
+_TAKES = {1: _TIMED, 2: _TRAINED | {"every"}, 3: _TRAINED | {"ns"}, 4: _TIMED}
 """Options that have an effect, by figure."""
 
 
@@ -89,30 +85,25 @@ def figure(
     result = named(figure)
     if result.kind != "figure":
         refuse(f"figure takes a figure; train a table by: ntkmtl paper run {result.name}")
-    takes = _ALWAYS | ({"measured"} if shown.measured is not None else _TAKES[result.number])
-    refuse_others(
-        context,
-        takes,
-        f"is not for {result.name}" + (" with --measured" if shown.measured is not None else ""),
-    )
-    check_output(shown.output)
     if shown.measured is not None:
-        _draw(
-            _read_times(result, shown.measured),
-            shown.output or Path(f"{result.name}-measured.png"),
-            as_json,
-        )
+        why = f"is not for {result.name} with --measured"
+        refuse_others(context, _ALWAYS | {"measured"}, why)
+        check_output(shown.output)
+        drawn = _read_times(result, shown.measured)
+        _draw(drawn, shown.output or Path(f"{result.name}-measured.png"), as_json)
         return
-    counts = None if shown.ns is None else _counts(shown.ns)
+    refuse_others(context, _ALWAYS | _TAKES[result.number], f"is not for {result.name}")
+    check_output(shown.output)
+    counts = [1, 2, 3, 4, 6] if shown.ns is None else _counts(shown.ns)
     (one,) = prepared(result, how)
     if result.number == 2:
         drawn = _eigenvalues(result, one, shown.every, overwrite)
     elif result.number == 3:
-        drawn = _ablation(result, one, counts or [1, 2, 3, 4, 6], overwrite)
+        drawn = _ablation(result, one, counts, overwrite)
     else:
-        if counts is None and result.number == 4:
-            counts = [1, 2, 3, 4, 6]
-        drawn = _times(result, one, counts, shown.steps, shown.turns)
+        # In Figure 1 each method has its own n.
+        own = result.number == 1 and shown.ns is None
+        drawn = _times(result, one, None if own else counts, shown.steps, shown.turns)
     _draw(drawn, shown.output or how.out / f"{result.name}-{one.folder.name}.png", as_json)
 
 
