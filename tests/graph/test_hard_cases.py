@@ -432,6 +432,67 @@ def test_heads_below_joined_outputs_are_not_shared(name: str, method: str) -> No
         assert_gradient(net, make, again.weights, ones)
 
 
+# Tasks read parts of a tensor that an operation mixed, and added to the unmixed tensor: the mixed
+# part's gradient passes the joined tensor again.
+REMIXED: dict[str, Callable[[Tensor], Tensor]] = {
+    "log-softmax by hand": lambda y: y - y.logsumexp(-1, keepdim=True),
+    "standardized": lambda y: y / y.std(0),
+    "centered by the median": lambda y: y - y.median(0, keepdim=True).values,
+    "normalized": lambda y: y / (1 + y.square().sum(-1, keepdim=True)).sqrt(),
+    "gated": lambda y: y * y.mean(-1, keepdim=True).sigmoid(),
+    "swish": lambda y: y * y.sigmoid(),
+    "residual": lambda y: y + y.tanh(),
+    "residual, neighbors": lambda y: y + y.roll(1, 0).sin(),
+    "attention over tasks": lambda y: y + (y @ y.transpose(1, 2)).softmax(-1) @ y,
+    "twice": lambda y: (y + y.tanh()) * (y + y.tanh()).sum((1, 2), keepdim=True).sigmoid(),
+}
+
+
+@pytest.mark.parametrize("name", list(REMIXED))
+@pytest.mark.parametrize("heads", ["one", "one each"])
+@pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-auto", "imtl-g"])
+def test_gradients_that_pass_joined_outputs_twice_count_once(
+    name: str, heads: str, method: str
+) -> None:
+    torch.manual_seed(0)
+    trunk, x = linear(4, 5), data(BATCH, 4)
+    made = [linear(5, 6)] if heads == "one" else [linear(5, 3), linear(5, 3)]
+
+    def losses() -> list[Tensor]:
+        z = trunk(x).tanh()
+        y = REMIXED[name](torch.cat([head(z) for head in made], 1).view(BATCH, 2, 3))
+        return [(y[:, i] - 3**i).square().mean() for i in range(2)]
+
+    heads_shared = [flat_gradients(losses(), weights(head)).abs().amax(1) > 0 for head in made]
+    shared = weights(trunk, *(h for h, m in zip(made, heads_shared, strict=True) if m.all()))
+    jacobian = flat_gradients(losses(), shared)
+    out = Balancer(method).backward(losses())
+    torch.testing.assert_close(squared_lengths(out), jacobian.square().sum(1), **EXACT)
+    torch.testing.assert_close(found_gradient(shared), out.weights @ jacobian, **EXACT)
+
+
+@pytest.mark.parametrize("steps", [2, 7])
+def test_residual_blocks_that_tasks_leave_by_parts(steps: int) -> None:
+    torch.manual_seed(0)
+    body, x = nn.Sequential(linear(4, 8), nn.Tanh(), linear(8, 4)), data(BATCH, 4)
+
+    def losses() -> list[Tensor]:
+        y = x
+        for _ in range(steps):
+            y = y + 0.5 * body(y)
+        return [(y[:, :2] - 1).square().mean(), (y[:, 2:] - 20).square().mean()]
+
+    jacobian = flat_gradients(losses(), list(body.parameters()))
+    out = Balancer("imtl-g").backward(losses())
+    torch.testing.assert_close(out.kernel.gramian(), jacobian @ jacobian.T, **EXACT)
+    # The gradients on the cut, each from where it arrives on, are the whole gradient.
+    body.zero_grad()
+    out = Balancer("ntkmtl-sr", minibatches=1).backward(losses())
+    torch.testing.assert_close(
+        found_gradient(list(body.parameters())), out.weights @ jacobian, **EXACT
+    )
+
+
 def test_the_explanation_does_not_say_that_heads_are_shared() -> None:
     assert "at most" in str(Balancer().explain(JOINED["sigmoid"](plain())))
 
@@ -792,6 +853,20 @@ def test_penalties_on_functions_of_parameters(name: str) -> None:
     out = Balancer().backward(losses)
     tolerance = {"rtol": 1e-5, "atol": 1e-8} if name == "cast" else EXACT
     torch.testing.assert_close(out.eigenvalues.double(), expected, **tolerance)
+
+
+@pytest.mark.parametrize("name", ["mask", "weight norm", "spectral norm"])
+def test_penalties_on_the_weights_that_such_functions_make(name: str) -> None:
+    torch.manual_seed(0)
+    layer, heads = LAYERS[name](4, 5), [linear(5, 1), linear(5, 1)]
+    with parametrize.cached():
+        z, weight = layer(data(BATCH, 4)).tanh(), layer.weight
+    if name == "mask":
+        weight = layer.weight * layer.mask
+    losses = [head(z).square().mean() for head in heads]
+    losses[1] = losses[1] + 0.01 * weight.abs().sum()
+    with pytest.raises(ValueError, match="the loss of task 1 reaches a shared parameter"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(losses)
 
 
 # ------------------------------------------------------------------ precision

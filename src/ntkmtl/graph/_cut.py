@@ -190,7 +190,31 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
             break
         found.push_masks()
         borders = _borders(found)
+    while found.routes and (again := _met_again(found, borders)):
+        for node in again:
+            del found.routes[node]
+        found.push_masks()
+        borders = _borders(found)
     return _Sorting(found, borders, batch).cut()
+
+
+def _met_again(found: Walk, borders: Sequence[_Border]) -> list[Any]:
+    """Return nodes that were looked through, but that a task also reaches from below its border.
+
+    A residual connection or a normalization does that: it mixes a tensor's elements and adds them
+    to the tensor. What leaves such a node has in part passed the border before, and would count
+    twice.
+    """
+    below = dict.fromkeys(found.order, 0)
+    for border in borders:
+        below[border.edge[0]] |= 1 << border.task
+    for node in reversed(found.order):
+        if mask := below[node]:
+            for child, _ in found.children[node]:
+                if child is not None:
+                    below[child] |= mask
+    above = _above(found)
+    return [node for node in found.routes if above[node] & below[node]]
 
 
 def _reads_part(found: Walk, border: _Border) -> bool:
@@ -239,24 +263,57 @@ def _borders(found: Walk) -> list[_Border]:
 
 def _borders_by_task(found: Walk) -> list[_Border]:
     """Do the same where a node may be above the cut for one task and below it for another."""
-    routes = found.routes
+    above = _above(found)
+    return [
+        _Border(task, node, j, edge)
+        for node in reversed(found.order)
+        for task in bits(above[node])
+        for j, edge in enumerate(found.children[node])
+        if edge[0] is not None and edge in found.edges(node, task) and _ends(found, edge[0])
+    ]
+
+
+def _ends(found: Walk, node: Any) -> bool:
+    """Whether a node is shared and not looked through."""
+    return found.is_shared(node) and node not in found.routes
+
+
+def _is_scaled_parameter(found: Walk, edge: Edge) -> bool:
+    """Whether a tensor is a parameter that smaller tensors scale or shift.
+
+    A spectral norm, say, divides the weight by a product with vectors that are kept between steps;
+    in the graph these cannot be told from data.
+    """
+    while edge[0] not in found.leaves:
+        if _ops.operation(edge[0]) not in _ops.SCALING:
+            return False
+        size = _size(edge)
+        live = [e for e in found.children[edge[0]] if e[0] is not None]
+        whole = [e for e in live if _size(e) == size]
+        if size < 2 or len(whole) != 1 or any(_size(e) > size for e in live):
+            return False
+        (edge,) = whole
+    return True
+
+
+def _size(edge: Edge) -> int:
+    """Return the number of a tensor's entries, 0 if it is not known."""
+    shape = shape_of(edge)
+    return 0 if shape is None else math.prod(shape)
+
+
+def _above(found: Walk) -> dict[Any, int]:
+    """Return for each node the tasks above whose border it is, as bits."""
     above = dict.fromkeys(found.order, 0)
     for task, (node, _) in enumerate(found.roots):
-        if not found.is_shared(node) or node in routes:
+        if not _ends(found, node):
             above[node] |= 1 << task
-    borders = []
     for node in reversed(found.order):
         for task in bits(above[node]):
-            taken = found.edges(node, task)
-            for j, edge in enumerate(found.children[node]):
-                child = edge[0]
-                if child is None or edge not in taken:
-                    continue
-                if found.is_shared(child) and child not in routes:
-                    borders.append(_Border(task, node, j, edge))
-                else:
+            for child, _ in found.edges(node, task):
+                if child is not None and not _ends(found, child):
                     above[child] |= 1 << task
-    return borders
+    return above
 
 
 class _Sorting:
@@ -335,7 +392,7 @@ class _Sorting:
         kind = self.walk.kind(node)
         if kind == NOTHING and not _ops.is_opaque(node):
             return
-        if kind == PARAMETERS:
+        if kind == PARAMETERS or _is_scaled_parameter(self.walk, border.edge):
             parameter = self._parameter_below(node)
             self.bypasses[border.task].append(
                 Bypass("reaches a shared parameter around the representation", parameter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ Edge = tuple[Any, int]
 
 NOTHING, PARAMETERS, ACTIVATION = 0, 1, 2
 """What a tensor is computed from: no parameters, parameters only, or parameters and data."""
+
+_NEAR = 100
+"""How many nodes are looked at below one node of the border before all nodes are, at once."""
 
 
 def node_of(tensor: Tensor) -> Any:
@@ -145,26 +149,40 @@ class Walk:
 
     def _reads_data(self, node: Any) -> bool:
         """Whether data enter below a node by a product or a lookup, the most common case."""
-        children = self.children
+        if "_above_data" in vars(self):
+            return node in self._above_data
         seen = {node}
         stack = [node]
         while stack:
+            if len(seen) > _NEAR:
+                return node in self._above_data
             top = stack.pop()
-            below = children[top]
-            if not below:
-                continue
-            name = _ops.operation(top)
-            if name in _ops.LOOKUPS:
+            if self._takes_data(top):
                 return True
-            product = name in _ops.PRODUCTS
-            for child, _ in below:
-                if child is None:
-                    if product:
-                        return True
-                elif child not in seen:
+            for child, _ in self.children[top]:
+                if child is not None and child not in seen:
                     seen.add(child)
                     stack.append(child)
         return False
+
+    def _takes_data(self, node: Any) -> bool:
+        """Whether a node itself is a product with data, or a lookup."""
+        below = self.children[node]
+        if not below:
+            return False
+        name = _ops.operation(node)
+        if name in _ops.PRODUCTS:
+            return any(child is None for child, _ in below)
+        return name in _ops.LOOKUPS
+
+    @cached_property
+    def _above_data(self) -> set[Any]:
+        """All nodes below which data enter."""
+        found: set[Any] = set()
+        for node in self.order:
+            if self._takes_data(node) or any(child in found for child, _ in self.children[node]):
+                found.add(node)
+        return found
 
     def _kind(self, node: Any, below: Sequence[Any]) -> int:
         """Return the kind of a node none of whose children is an activation."""
