@@ -9,7 +9,8 @@ from typing import Any
 from report_folders import write_run
 
 from ntkmtl.bench.report import write_html
-from ntkmtl.bench.report._runs import differing_settings, load
+from ntkmtl.bench.report._page import differing_settings
+from ntkmtl.bench.report._runs import load
 
 
 def found(root: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: means, standard errors, MR, Delta-m and times."""
+"""The table of a comparison: means, standard errors, MR, Delta-m, times, facts and warnings."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import os
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ntkmtl.bench.report._runs import ProblemRuns, load, warnings_of
+from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import (
     LEAST_CPU_SHARE,
     MethodRow,
@@ -27,7 +27,7 @@ from ntkmtl.bench.report._table import (
 from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.run import read_references
-from ntkmtl.bench.search.records import tuning_of
+from ntkmtl.bench.search.records import read_tuning, tuning_of
 
 
 def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
@@ -127,7 +127,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         facts=_facts(runs),
         references=_references(runs, len(columns)),
         notes=(),
-        warnings=tuple(warnings_of(runs, why_not)),
+        warnings=tuple(_warnings(runs, why_not)),
     )
     sources = {method: group[0].config.method_source for method, group in multi.items()}
     known = {method: source for method, source in sources.items() if source}
@@ -299,3 +299,90 @@ def _most_common(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     counted = Counter(json.dumps(value, sort_keys=True) for value in values)
     result: dict[str, Any] = json.loads(counted.most_common(1)[0][0])
     return result
+
+
+# ------------------------------------------------------------------------------------------------
+# What makes the numbers less comparable
+
+
+def _warnings(runs: ProblemRuns, why_no_delta: str) -> Iterator[str]:
+    """Yield what makes the numbers less comparable than they look, as sentences."""
+    done = runs.done
+    if runs.open:
+        root = done[0].path.parents[1]
+        names = [f"{place.path.relative_to(root)} ({place.reason})" for place in runs.open]
+        verb = "run is not complete and is" if len(names) == 1 else "runs are not complete and are"
+        yield f"{len(names)} {verb} left out: {listing(names)}."
+    if why_no_delta:
+        yield why_no_delta
+    yield from _early_epochs(done)
+    groups = {**{f"stl {task}": group for task, group in runs.single.items()}, **runs.multi}
+    yield from _differences("seeds", {name: [list(group)] for name, group in groups.items()})
+    for section in ("recipe", "problem_options", "sizes"):
+        for key in dict.fromkeys(key for run in done for key in getattr(run.config, section)):
+            if key != "description":
+                name = key if section != "sizes" else f"size of {key}"
+                yield from _differences(name, _by_method(done, section, key))
+    for method, group in runs.multi.items():
+        members = list(group.values())
+        if read_tuning(members[0].path.parent) is not None and tuning_of(members) is None:
+            yield f"{method} was tuned, and not all of its runs have the settings found."
+        by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in group.items()}
+        yield from _differences(f"options of {method}", by_seed)
+    for name, group in groups.items():
+        steps = sum(run.result.steps for run in group.values())
+        if missed := sum(run.result.skipped_steps or 0 for run in group.values()):
+            yield (
+                f"{name} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not "
+                "finite."
+            )
+    for section in ("hardware", "versions"):
+        yield from _differences(section, _by_method(done, section))
+
+
+def _early_epochs(done: Sequence[Run]) -> Iterator[str]:
+    """Yield a sentence where test metrics are means over epochs of networks hardly trained."""
+    recipes = {
+        (run.config.recipe.get("tested_epochs", 1), run.config.recipe["epochs"]) for run in done
+    }
+    for tested, epochs in sorted(recipes):
+        if tested > 1 and 2 * tested > epochs:
+            yield (
+                f"Test metrics are means over the last {min(tested, epochs)} of {epochs} epochs. "
+                "Networks of the first epochs, which are hardly trained, are averaged in: train "
+                "longer, or take another protocol."
+            )
+
+
+def _by_method(runs: Sequence[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:
+    """Return the different values that each method's runs have in their configuration."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for run in runs:
+        value = dict(getattr(run.config, section))
+        item = value if key is None else value.get(key)
+        found[run.config.method].setdefault(_key(item), item)
+    return {method: list(items.values()) for method, items in found.items()}
+
+
+def _key(item: Any) -> str:
+    """Return a key that equal JSON values share; the many plain values do without JSON."""
+    return repr(item) if type(item) in (int, str, bool) else json.dumps(item, sort_keys=True)
+
+
+def _differences(what: str, values: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Yield a sentence on who has which value, none where all have one and the same."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, items in values.items():
+        groups[" or ".join(map(_shown, items))].append(name)
+    if len(groups) > 1 or any(len(items) > 1 for items in values.values()):
+        ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+        parts = [f"{value} in {listing(names)}" for value, names in ordered]
+        yield f"Runs differ in {what}: {'; '.join(parts)}."
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(value)

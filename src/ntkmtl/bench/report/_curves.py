@@ -6,17 +6,15 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ntkmtl.bench.report._runs import ProblemRuns
 from ntkmtl.bench.report._table import ResultTable
 from ntkmtl.bench.runs import Run
 from ntkmtl.files import read_bytes
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 _BUDGET = 60_000
 """Numbers that one kind of chart may embed in a page."""

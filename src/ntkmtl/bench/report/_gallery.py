@@ -7,12 +7,14 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkmtl.bench.problems.base import Prediction, Sample
 from ntkmtl.bench.report._runs import ProblemRuns
 from ntkmtl.bench.report._words import printable
 from ntkmtl.bench.runs.run import best_run
@@ -20,12 +22,7 @@ from ntkmtl.bench.trained import TrainedModel, load
 from ntkmtl.bench.trained._model import joined
 from ntkmtl.errors import imports_for
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from ntkmtl.bench.problems.base import Prediction, Sample
-
-    Array = NDArray[np.float64]
+Array = NDArray[np.float64]
 
 LOOKED_AT = 1_000
 """Samples of the test split, from its start, of which the worst are shown."""

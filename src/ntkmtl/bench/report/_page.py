@@ -6,7 +6,8 @@ import base64
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from pkgutil import resolve_name
@@ -17,7 +18,7 @@ from ntkmtl.bench.report._build import table_of
 from ntkmtl.bench.report._curves import learning_curves, short, task_lines
 from ntkmtl.bench.report._html import page_text
 from ntkmtl.bench.report._render import Head, TableCell, layout, render
-from ntkmtl.bench.report._runs import ProblemRuns, differing_settings, load
+from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import (
     MethodRow,
     ResultTable,
@@ -27,7 +28,7 @@ from ntkmtl.bench.report._table import (
     units_text,
 )
 from ntkmtl.bench.report._words import listing, printable, seeds_text
-from ntkmtl.bench.runs import folder_name
+from ntkmtl.bench.runs import Run, RunConfig, folder_name
 from ntkmtl.bench.runs.run import best_run, use_command
 from ntkmtl.files import write_text
 
@@ -251,6 +252,62 @@ def _shown(value: Any) -> str:
 def _options(row: MethodRow) -> str:
     values = ", ".join(f"{name} = {_value(value)}" for name, value in row.options.items())
     return printable(values, 400) or "defaults"
+
+
+def differing_settings(runs: ProblemRuns) -> dict[str, list[tuple[Any, list[str]]]]:
+    """Return the settings that are not the same in all runs.
+
+    What tells runs apart by design is left out: method, seed, and the task of a single-task
+    network. The options of a method are compared between its own runs only.
+
+    Returns:
+        By what is set, as ``recipe: epochs``: its values, the most common first, each with the
+        runs that have it; None where a run does not have the setting.
+    """
+    entries = [(run, dict(_settings(run.config))) for run in runs.done]
+    totals = Counter(run.config.method for run, _ in entries)
+    found = {}
+    for owner, name in dict.fromkeys(key for _, settings in entries for key in settings):
+        groups: dict[str, tuple[Any, list[Run]]] = {}
+        for run, settings in entries:
+            if owner in ("", run.config.method):
+                value = settings.get((owner, name))
+                groups.setdefault(json.dumps(value, sort_keys=True), (value, []))[1].append(run)
+        if len(groups) > 1:
+            ordered = sorted(groups.values(), key=lambda group: -len(group[1]))
+            found[name] = [(value, _named(group, totals)) for value, group in ordered]
+    return found
+
+
+def _settings(config: RunConfig) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield the settings of a run by their owner, a method or none, and name."""
+    sections = {
+        "recipe": config.recipe,
+        "problem": config.problem_options,
+        "samples": config.sizes,
+        "hardware": config.hardware,
+        "version": config.versions,
+    }
+    for section, values in sections.items():
+        for key, value in values.items():
+            if (section, key) != ("recipe", "description"):
+                yield ("", f"{section}: {key}"), value
+    for key, value in config.method_options.items():
+        yield (config.method, f"option of {config.method}: {key}"), value
+
+
+def _named(group: Sequence[Run], totals: Mapping[str, int]) -> list[str]:
+    """Return names of runs: of a method whose runs are all there, of runs one by one else."""
+    by_method: dict[str, list[str]] = defaultdict(list)
+    for run in group:
+        config = run.config
+        task = "" if config.single_task is None else f" {config.single_task}"
+        by_method[config.method].append(f"{config.method}{task} seed {config.seed}")
+    return [
+        name
+        for method, names in by_method.items()
+        for name in ([method] if len(names) == totals[method] else names)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------

@@ -1,26 +1,21 @@
-"""The runs of a comparison's folder, problem by problem, and where they differ."""
+"""Reading the runs of a comparison's folder, problem by problem."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.runs import (
     REQUEST,
     IncompleteRun,
     Run,
-    RunConfig,
     RunFileError,
     load_runs,
     read_json,
 )
-from ntkmtl.bench.search.records import read_tuning, tuning_of
 
 
 @dataclass(frozen=True)
@@ -148,146 +143,3 @@ def _asked(root: Path) -> tuple[str, ...]:
     if not isinstance(methods, list):
         raise RunFileError(path, f"key 'methods' must be a list, found {methods!r:.60}")
     return tuple(method for method in methods if isinstance(method, str))
-
-
-# ------------------------------------------------------------------------------------------------
-# What makes numbers less comparable, and settings that differ
-
-
-def warnings_of(runs: ProblemRuns, why_no_delta: str) -> Iterator[str]:
-    """Yield what makes the numbers less comparable than they look, as sentences."""
-    done = runs.done
-    if runs.open:
-        root = done[0].path.parents[1]
-        names = [f"{place.path.relative_to(root)} ({place.reason})" for place in runs.open]
-        verb = "run is not complete and is" if len(names) == 1 else "runs are not complete and are"
-        yield f"{len(names)} {verb} left out: {listing(names)}."
-    if why_no_delta:
-        yield why_no_delta
-    yield from _early_epochs(done)
-    groups = {**{f"stl {task}": group for task, group in runs.single.items()}, **runs.multi}
-    yield from _differences("seeds", {name: [list(group)] for name, group in groups.items()})
-    for section in ("recipe", "problem_options", "sizes"):
-        for key in dict.fromkeys(key for run in done for key in getattr(run.config, section)):
-            if key != "description":
-                name = key if section != "sizes" else f"size of {key}"
-                yield from _differences(name, _by_method(done, section, key))
-    for method, group in runs.multi.items():
-        members = list(group.values())
-        if read_tuning(members[0].path.parent) is not None and tuning_of(members) is None:
-            yield f"{method} was tuned, and not all of its runs have the settings found."
-        by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in group.items()}
-        yield from _differences(f"options of {method}", by_seed)
-    for name, group in groups.items():
-        steps = sum(run.result.steps for run in group.values())
-        if missed := sum(run.result.skipped_steps or 0 for run in group.values()):
-            yield (
-                f"{name} left out {missed:,} of {steps:,} steps, as a loss or a gradient was not "
-                "finite."
-            )
-    for section in ("hardware", "versions"):
-        yield from _differences(section, _by_method(done, section))
-
-
-def _early_epochs(done: Sequence[Run]) -> Iterator[str]:
-    """Yield a sentence where test metrics are means over epochs of networks hardly trained."""
-    recipes = {
-        (run.config.recipe.get("tested_epochs", 1), run.config.recipe["epochs"]) for run in done
-    }
-    for tested, epochs in sorted(recipes):
-        if tested > 1 and 2 * tested > epochs:
-            yield (
-                f"Test metrics are means over the last {min(tested, epochs)} of {epochs} epochs. "
-                "Networks of the first epochs, which are hardly trained, are averaged in: train "
-                "longer, or take another protocol."
-            )
-
-
-def _by_method(runs: Sequence[Run], section: str, key: str | None = None) -> dict[str, list[Any]]:
-    """Return the different values that each method's runs have in their configuration."""
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
-    for run in runs:
-        value = dict(getattr(run.config, section))
-        item = value if key is None else value.get(key)
-        found[run.config.method].setdefault(_key(item), item)
-    return {method: list(items.values()) for method, items in found.items()}
-
-
-def _key(item: Any) -> str:
-    """Return a key that equal JSON values share; the many plain values do without JSON."""
-    return repr(item) if type(item) in (int, str, bool) else json.dumps(item, sort_keys=True)
-
-
-def _differences(what: str, values: Mapping[str, Sequence[Any]]) -> Iterator[str]:
-    """Yield a sentence on who has which value, none where all have one and the same."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name, items in values.items():
-        groups[" or ".join(map(_shown, items))].append(name)
-    if len(groups) > 1 or any(len(items) > 1 for items in values.values()):
-        ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-        parts = [f"{value} in {listing(names)}" for value, names in ordered]
-        yield f"Runs differ in {what}: {'; '.join(parts)}."
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(item)}" for key, item in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_shown, value)) or "none"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def differing_settings(runs: ProblemRuns) -> dict[str, list[tuple[Any, list[str]]]]:
-    """Return the settings that are not the same in all runs.
-
-    What tells runs apart by design is left out: method, seed, and the task of a single-task
-    network. The options of a method are compared between its own runs only.
-
-    Returns:
-        By what is set, as ``recipe: epochs``: its values, the most common first, each with the
-        runs that have it; None where a run does not have the setting.
-    """
-    entries = [(run, dict(_settings(run.config))) for run in runs.done]
-    totals = Counter(run.config.method for run, _ in entries)
-    found = {}
-    for owner, name in dict.fromkeys(key for _, settings in entries for key in settings):
-        groups: dict[str, tuple[Any, list[Run]]] = {}
-        for run, settings in entries:
-            if owner in ("", run.config.method):
-                value = settings.get((owner, name))
-                groups.setdefault(_key(value), (value, []))[1].append(run)
-        if len(groups) > 1:
-            ordered = sorted(groups.values(), key=lambda group: -len(group[1]))
-            found[name] = [(value, _named(group, totals)) for value, group in ordered]
-    return found
-
-
-def _settings(config: RunConfig) -> Iterator[tuple[tuple[str, str], Any]]:
-    """Yield the settings of a run by their owner, a method or none, and name."""
-    sections = {
-        "recipe": config.recipe,
-        "problem": config.problem_options,
-        "samples": config.sizes,
-        "hardware": config.hardware,
-        "version": config.versions,
-    }
-    for section, values in sections.items():
-        for key, value in values.items():
-            if (section, key) != ("recipe", "description"):
-                yield ("", f"{section}: {key}"), value
-    for key, value in config.method_options.items():
-        yield (config.method, f"option of {config.method}: {key}"), value
-
-
-def _named(group: Sequence[Run], totals: Mapping[str, int]) -> list[str]:
-    """Return names of runs: of a method whose runs are all there, of runs one by one else."""
-    by_method: dict[str, list[str]] = defaultdict(list)
-    for run in group:
-        config = run.config
-        task = "" if config.single_task is None else f" {config.single_task}"
-        by_method[config.method].append(f"{config.method}{task} seed {config.seed}")
-    return [
-        name
-        for method, names in by_method.items()
-        for name in ([method] if len(names) == totals[method] else names)
-    ]
