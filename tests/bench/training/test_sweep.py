@@ -103,6 +103,18 @@ def test_a_sweep_trains_every_run_and_nothing_twice(tmp_path: Path) -> None:
     assert {path: when for path, when in mtimes(out).items() if path in before} == before
 
 
+def test_a_checkpoint_left_in_a_complete_run_is_removed(tmp_path: Path) -> None:
+    """A kill may come after the result is written and before the checkpoints are removed."""
+    asked = ask(tmp_path, methods=["ls"], seeds=[0], single_task_baselines=False)
+    compare(asked)
+    (folder,) = (path.parent for path in tmp_path.rglob("result.json"))
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (folder / name).write_bytes(b"x")
+    before = sorted(p.name for p in folder.iterdir() if "checkpoint" not in p.name)
+    assert compare(asked).trained == 0
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
 def test_one_seed_after_the_other_with_baselines(tmp_path: Path) -> None:
     labels = [job.label for job in plan(ask(tmp_path)).jobs]
     assert labels == [

@@ -39,7 +39,7 @@ from ntkmtl.bench.runs import (
     read_config,
     run_folder,
 )
-from ntkmtl.bench.runs.folder import CheckpointError, sweep_lock
+from ntkmtl.bench.runs.folder import CheckpointError, remove_checkpoints, sweep_lock
 from ntkmtl.bench.training.planning import conflict_message, damaged
 
 __all__ = ["AgentComparison", "AgentJob", "Shown", "compare", "jobs_of"]
@@ -215,6 +215,8 @@ def _incomplete(out: Path, planned: Sequence[AgentJob], overwrite: bool) -> list
             conflicts[job.folder] = found
         if found or not (job.folder / RESULT).exists():
             todo.append(job)
+        else:
+            remove_checkpoints(job.folder)  # a kill may come between result and removal
     if conflicts and not overwrite:
         raise ValueError(conflict_message(conflicts))
     _refuse_other_recipes(out, planned)

@@ -25,6 +25,7 @@ from ntkmtl.bench.runs import (
     read_config,
     run_folder,
 )
+from ntkmtl.bench.runs.folder import remove_checkpoints
 from ntkmtl.bench.training.baselines import baseline_key
 from ntkmtl.bench.training.comparison import SweepError, recipe_of, recipes_by_method
 from ntkmtl.bench.training.spec import (
@@ -306,6 +307,7 @@ class Planner:
             return False
         if complete:
             load_run(job.folder)
+            remove_checkpoints(job.folder)  # a kill may come between result and removal
         return complete
 
     def job(
