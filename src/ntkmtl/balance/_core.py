@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,8 @@ class Core:
         memory: State that lasts between steps and is saved.
         correction: Factors between probes and the representation's kernel; None without probes.
         held: Weights that a ``hold`` block keeps, by task; None outside such a block.
-        parameters: Leaves of the graph in steps that reuse weights; None if not known.
+        parameters: Parameters of the graph in steps that reuse weights; None if not known.
+        inputs: The other leaves of that graph.
         shared: Tasks of the last step in which gradients had to show which parameters are shared,
             and whether each of these is.
         prepare: Applied to each kernel before the method reads it.
@@ -39,6 +41,7 @@ class Core:
     correction: ProbeCorrection | None = None
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
+    inputs: list[weakref.ref[Tensor]] = field(default_factory=list)
     shared: tuple[list[int], dict[Tensor, bool]] = field(default_factory=lambda: ([], {}))
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
@@ -46,7 +49,8 @@ class Core:
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters belong to the network, not to the Balancer.
-        return {**vars(self), "parameters": None, "shared": ([], {}), "held": None}
+        kept = {**vars(self), "parameters": None, "inputs": [], "shared": ([], {})}
+        return {**kept, "held": None}
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check that priorities match the tasks.

@@ -208,7 +208,7 @@ def _of_features(losses: Sequence[tuple[str, Tensor]], features: FeaturesLike) -
     graph = head_graph(starts([loss for _, loss in losses]), named)
     if not graph.depends:
         return "no loss depends on them"
-    return path_around(graph, named, names) or "they cut every path"
+    return path_around(graph, named, names)[0] or "they cut every path"
 
 
 def _weights(core: Core, cut: Cut) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -111,13 +112,11 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     if step.scaled:
         ordinary(core, step, weights)  # the scaler checks all gradients
         return
-    if core.parameters is None:
-        # Inputs that require a gradient are leaves too, but the next batch has others.
-        found = list(leaves(step.losses)[0])
-        core.parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
-    parameters = core.parameters
+    parameters, inputs = _known_leaves(core, step)
     if not any(p.grad is not None for p in parameters):
-        with undone_if_not_finite(step, [(p, None) for p in parameters]):
+        before: list[tuple[Tensor, Tensor | None]] = [(p, None) for p in parameters]
+        before += [(x, _copy(x.grad)) for x in inputs]
+        with undone_if_not_finite(step, before):
             ordinary(core, step, weights)
     elif step.parallel or any(map(has_hooks, parameters)):
         # Hooks run in an ordinary pass only, which adds to ``.grad`` at once.
@@ -125,6 +124,22 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
             ordinary(core, step, weights)
     else:
         ordinary(core, step, weights, careful=True)
+
+
+def _known_leaves(core: Core, step: Step) -> tuple[list[Tensor], list[Tensor]]:
+    """Return parameters and other leaves, walking the graph only where they may be new."""
+    parameters, inputs = core.parameters, [x() for x in core.inputs]
+    if parameters is None or any(x is None for x in inputs):  # the next batch has inputs of its own
+        found = list(leaves(step.losses)[0])
+        core.parameters = parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
+        own = {id(p) for p in parameters}
+        core.inputs = [weakref.ref(x) for x in found if id(x) not in own]
+        inputs = [x() for x in core.inputs]
+    return parameters, [x for x in inputs if x is not None]
+
+
+def _copy(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else gradient.clone()
 
 
 @contextmanager
@@ -142,7 +157,7 @@ def undone_if_not_finite(
     """
     if before is None:
         roots = step.losses if step.extra is None else [*step.losses, step.extra]
-        before = [(p, None if p.grad is None else p.grad.clone()) for p in leaves(roots)[0]]
+        before = [(p, _copy(p.grad)) for p in leaves(roots)[0]]
     yield
     known = [dense(p.grad) for p, _ in before if p.grad is not None]
     try:

@@ -62,6 +62,7 @@ class FoundView:
         self.begin = step.begin()
         self.bypass = describe_bypass(cut, step.local_names)
         self.separate = cut.separate
+        self.skips = cut.skips
         self._dims: dict[int, int] = {}
         known = step.samples is not None or options.batch_dim is not None
         if minibatches == 1 and (options.pooling == "blockwise" or not known):
@@ -89,8 +90,8 @@ class FoundView:
 
     @property
     def heads(self) -> list[list[Tensor]]:
-        """For each task the parameters that only it reaches."""
-        return self.cut.heads
+        """For each task the leaves that only it reaches."""
+        return self.cut.own_leaves
 
     @property
     def hooks(self) -> bool:

@@ -111,11 +111,12 @@ class KernelStep:
     def _is_hooked(self) -> bool:
         wanted = self.options.hooked
         cut = getattr(self.view, "cut", None)
-        if wanted is not None and not (wanted is False and getattr(cut, "apart", False)):
-            return wanted
+        needed = getattr(cut, "apart", False) or self.view.skips
+        if wanted is not None:
+            return wanted or needed
         # DDP's hooks are not visible in Python, and need an ordinary backward pass even in a single
         # process.
-        return self.step.parallel or getattr(cut, "apart", False) or self.view.hooks
+        return self.step.parallel or needed or self.view.hooks
 
     def differentiate(self) -> tuple[TaskGradients, HeadGradients]:
         """Differentiate the part of the graph above the representation."""
@@ -418,7 +419,13 @@ class KernelStep:
         if self.hooked:
             raise ValueError(
                 f"{options.method} changes gradients entry by entry, which one ordinary backward "
-                "pass cannot; it needs hooked=False and a clean cut at the features"
+                "pass cannot; "
+                + (
+                    "an input that requires a gradient enters a head around the representation: "
+                    "detach it there"
+                    if view.skips
+                    else "it needs hooked=False and a clean cut at the features"
+                )
             )
         if view.separate and self.source == "representation":
             raise ValueError(

@@ -69,7 +69,7 @@ class NamedView:
         if cut is not local:
             whole = cut  # losses cross the views, which therefore count as one tensor
         self.whole, self.cut, self.graph = whole, cut, graph
-        self.bypass = path_around(graph, cut, step.local_names)
+        self.bypass, self.skips = path_around(graph, cut, step.local_names)
         self.separate = cut.separate
         if n > 1 and options.batch_dim is None:
             _require_plain_layout(cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -170,11 +172,19 @@ def _through_features(
                 "cannot be had through them; give losses of single samples, or use minibatches=1"
             )
         return _from_losses(core, step, view.shared, hooked=True)
+    if _combines_around(core, view):
+        return _from_losses(core, step, view.shared)
     if view.bypass:
         raise ValueError(
             f"{view.bypass}, so that its kernel with respect to them means nothing; {_remedy(step)}"
         )
     return _through_view(core, step, view)
+
+
+def _combines_around(core: Core, view: View) -> bool:
+    """Whether gradients are combined entry by entry, and some input's go around the view."""
+    options = core.options
+    return view.skips and options.requires == "jacobian" and options.source in ("exact", "auto")
 
 
 def _remedy(step: Step) -> str:
@@ -203,14 +213,14 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     connected = cut.connected
     step.alone = [step.local[i] for i in range(cut.tasks) if i not in connected]
     if not connected:
-        return _nothing_shared(core, step)
+        return _nothing_shared(core, step, cut.shared_inputs)
     shared = cut.shared if options.shared is None else trainable_now(options.shared)
     seen = _by_gradients(core, step, cut, shared)
     shared, gradients = (shared, None) if seen is None else seen
     if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
         raise ValueError(HIDDEN)
-    if not shared and (not cut.targets or options.source in ("exact", "auto")):
-        return _nothing_shared(core, step)
+    if not shared and not (cut.targets and cut.custom and options.source not in ("exact", "auto")):
+        return _nothing_shared(core, step, cut.shared_inputs)
     source = options.source
     if not cut.clean:
         if source in ("representation", "probe"):
@@ -230,6 +240,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if n > 1 and not known:
         n = _one_minibatch(core)
     view = FoundView(options, step, cut, n, counts, core.memory.verified)
+    if _combines_around(core, view):
+        return _from_losses(core, step, shared)
     if options.ema or source == "auto":
         at = [step.present[i] for i in step.local]
         parts = zip(at, cut.signature, strict=True)
@@ -246,6 +258,8 @@ def _by_gradients(
         None if the cut is right. Of joined tensors this is found out once for each cut.
     """
     if core.options.source not in ("exact", "auto") or not (cut.opaque or cut.joined):
+        return None
+    if not candidates:
         return None
     key = f"joined {[_signature(part) for part in cut.signature]}"
     if not cut.opaque and key in core.memory.verified:
@@ -292,8 +306,8 @@ def _one_minibatch(core: Core) -> int:
     return 1
 
 
-def _nothing_shared(core: Core, step: Step) -> BalanceResult:
-    """Run a step of tasks that share no trained parameter: their weight is 1."""
+def _nothing_shared(core: Core, step: Step, inputs: Sequence[Tensor] = ()) -> BalanceResult:
+    """Run a step of tasks that share no trained parameter, but maybe inputs: their weight is 1."""
     memory = core.memory
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     known = memory.weights
@@ -307,10 +321,20 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
             "tasks take turns, name the shared part by Balancer(..., shared=list of parameters) or "
             "features=z"
             if one
-            else "the losses share no parameter that is trained (is the shared part frozen, or its "
-            "output detached?): every weight is 1"
+            else f"the losses share no parameter that is trained ({_cause(inputs)}): every weight "
+            "is 1"
         )
     return _weigh_heads(core, step, weights)
+
+
+def _cause(inputs: Sequence[Tensor]) -> str:
+    if not inputs:
+        return "is the shared part frozen, or its output detached?"
+    shapes = sorted({tuple(t.shape) for t in inputs})
+    return (
+        f"only tensors of shape {', '.join(map(str, shapes))} that require a gradient and are no "
+        "nn.Parameter, which count as inputs here: make them nn.Parameters if they are trained"
+    )
 
 
 def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:

@@ -36,11 +36,14 @@ class View(Protocol):
             parameter; empty if all of them do.
         separate: Whether each task has its own representation, so that blocks between tasks do not
             exist.
+        skips: Whether an input that requires a gradient enters a head around the representation, so
+            that only an ordinary backward pass fills its ``.grad``.
         partition: The mini-batches.
     """
 
     bypass: str
     separate: bool
+    skips: bool
     partition: Partition
 
     @property

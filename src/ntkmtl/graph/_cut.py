@@ -10,7 +10,7 @@ representation, and only the kernel of the parameters themselves exists for it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -78,6 +78,8 @@ class Cut:
         opaque: Whether some operation may contain parameters of single tasks (a model compiled as
             a whole, a buffer that heads write into). Only gradients can then show which parameters
             are shared.
+        skips: Whether inputs that require a gradient may enter a head around the representation.
+            The gradients at the cut and in the heads then do not make up those of the inputs.
         borders: All edges from private to shared nodes.
     """
 
@@ -87,6 +89,7 @@ class Cut:
     bypasses: tuple[tuple[Bypass, ...], ...]
     apart: bool
     opaque: bool
+    skips: bool
     borders: Sequence[_Border] = field(repr=False)
 
     @property
@@ -121,13 +124,28 @@ class Cut:
     @cached_property
     def heads(self) -> list[list[Tensor]]:
         """For each task, the parameters that no other task reaches."""
+        return self._private(self.walk.leaves)
+
+    @cached_property
+    def own_leaves(self) -> list[list[Tensor]]:
+        """For each task, all leaves that no other task reaches: its parameters and inputs."""
+        if not self.walk.inputs:
+            return self.heads
+        return self._private({**self.walk.leaves, **self.walk.inputs})
+
+    def _private(self, leaves: Mapping[Any, Tensor]) -> list[list[Tensor]]:
         masks = self.walk.masks
         own: list[list[Tensor]] = [[] for _ in self.crossings]
-        for node, parameter in self.walk.leaves.items():
+        for node, leaf in leaves.items():
             mask = masks[node]
             if not mask & (mask - 1):
-                own[mask.bit_length() - 1].append(parameter)
+                own[mask.bit_length() - 1].append(leaf)
         return own
+
+    @property
+    def shared_inputs(self) -> list[Tensor]:
+        """Inputs that two or more tasks reach, where they share no parameter."""
+        return list(self.walk.shared_inputs().values())
 
     @cached_property
     def joined(self) -> bool:
@@ -152,6 +170,11 @@ class Cut:
     def hides_parameters(self) -> bool:
         """Whether a reentrant checkpoint hides parameters from the graph."""
         return any(_ops.operation(node) == _ops.REENTRANT for node in self.walk.order)
+
+    @property
+    def custom(self) -> bool:
+        """Whether custom functions may hold parameters that the graph does not show."""
+        return any(map(_ops.is_opaque, self.walk.order))
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -184,8 +207,21 @@ def find_cut(losses: Sequence[Tensor], *, batch: int | None = None, parallel: bo
         (['ReluBackward0'], True, 2)
     """
     found = walk(losses, parallel=parallel)
+    if plain := found.shared_inputs():
+        # No parameter is shared: the trunk may be a functional one, whose parameters are no
+        # nn.Parameter, or be frozen behind an input that requires a gradient. Inputs of networks
+        # that have nothing else in common are combined with no data before these part.
+        found.take_as_parameters(plain)
+        cut = _cut_of(found, batch)
+        if cut.targets:
+            return cut
+        found = walk(losses, parallel=parallel)
+    return _cut_of(found, batch)
+
+
+def _cut_of(found: Walk, batch: int | None) -> Cut:
     borders = _borders(found)
-    for _ in range(len(losses)):
+    for _ in found.roots:
         if not look_through(found, [(b.task, b.node, b.edge) for b in borders]):
             break
         found.push_masks()
@@ -326,7 +362,7 @@ class _Sorting:
         k = len(found.roots)
         self.crossings: list[list[Crossing]] = [[] for _ in range(k)]
         self.bypasses: list[list[Bypass]] = [[] for _ in range(k)]
-        self.opaque = False
+        self.opaque = self.skips = False
         self.losses = self._tensors_of_losses(borders)
         self.borders = borders
         self._sort(borders)
@@ -339,6 +375,7 @@ class _Sorting:
             tuple(tuple(own) for own in self.bypasses),
             apart=bool(self.walk.routes),
             opaque=self.opaque or self.walk.blurred,
+            skips=self.skips,
             borders=self.borders,
         )
 
@@ -353,6 +390,8 @@ class _Sorting:
             around = [b for b in own if self.walk.kind(b.edge[0]) == PARAMETERS]
             if around and (lower := self._own_representation(task)) is not None:
                 own = lower
+                # An input of this task alone may be below its representation and around it.
+                self.skips = self.skips or bool(self.walk.inputs)
             for border in own:
                 self._place(border)
         self._find_opaque()
@@ -391,6 +430,7 @@ class _Sorting:
         node, _ = border.edge
         kind = self.walk.kind(node)
         if kind == NOTHING and not _ops.is_opaque(node):
+            self.skips = self.skips or bool(self.walk.inputs)
             return
         if kind == PARAMETERS or _is_scaled_parameter(self.walk, border.edge):
             parameter = self._parameter_below(node)

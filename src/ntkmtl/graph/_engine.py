@@ -41,7 +41,8 @@ def differentiate(
     """Return the gradients of outputs with respect to inputs, None for inputs not reached.
 
     ``DistributedDataParallel`` may add a node behind a model's outputs that schedules the averaging
-    of gradients. That node is not run here, only in the pass that fills ``.grad``.
+    of gradients. That node is not run here, only in the pass that fills ``.grad``. For the same
+    reason hooks of leaves are not called.
 
     Args:
         outputs: Tensors or edges to start from.
@@ -54,6 +55,10 @@ def differentiate(
         RuntimeError: Autograd cannot differentiate the graph this way. The message says what to
             change if the cause is known.
     """
+    hooks = [h for t in inputs if (h := getattr(t, "_backward_hooks", None)) and t.is_leaf]
+    if hooks:
+        with _silenced(hooks):
+            return differentiate(outputs, inputs, cotangents, retain=retain, create=create)
     try:
         if _sinks.may_exist() and any(_sinks.delaying_sinks(_edge(o))[0] for o in outputs):
             return _past_sinks(outputs, inputs, cotangents, create)
@@ -69,6 +74,19 @@ def differentiate(
         if (advice := _advice(str(error))) is not None:
             raise RuntimeError(advice) from error
         raise
+
+
+@contextlib.contextmanager
+def _silenced(hooks: Sequence[dict[int, Any]]) -> Iterator[None]:
+    """Take hooks out of the dicts in which torch looks for them, and put them back."""
+    kept = [dict(known) for known in hooks]
+    try:
+        for known in hooks:
+            known.clear()
+        yield
+    finally:
+        for known, before in zip(hooks, kept, strict=True):
+            known.update(before)
 
 
 def _edge(tensor: Any) -> Edge:
@@ -129,6 +147,12 @@ def _advice(message: str) -> str | None:
             "a part of the model was compiled for a single backward pass: make the Balancer before "
             "the first forward pass, or call torch.compiler.reset() after making it; a method that "
             "reads losses only does without"
+        )
+    if "_will_engine_execute_node" in message:
+        return (
+            "a hook of register_multi_grad_hook waits for gradients of parameters and of tensors "
+            "between layers, which a pass that takes single gradients cannot serve: register one "
+            "hook for the parameters and another for the tensors"
         )
     if "heckpoint" in message and ("incompatible" in message or "not compatible" in message):
         return (
@@ -292,13 +316,22 @@ def averages_several_passes(losses: Iterable[Tensor]) -> bool:
 
 
 def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Add gradients to ``.grad``. They may become ``.grad``, so no two may share memory."""
+    """Add gradients to ``.grad``. They may become ``.grad``, so no two may share memory.
+
+    Hooks of parameters are called as in a backward pass, in a single process.
+    """
+    hooked: list[tuple[Tensor, Tensor]] = []
+    parallel = _sinks.may_exist()  # a backward pass would start DDP's averaging
     for parameter, gradient in pairs:
-        if (present := parameter.grad) is not None:
+        if not parallel and has_hooks(parameter):
+            hooked.append((parameter, gradient))
+        elif (present := parameter.grad) is not None:
             present.add_(gradient)
         else:
             same = gradient.dtype == parameter.dtype
             parameter.grad = gradient if same else gradient.to(parameter.dtype)
+    if hooked:
+        torch.autograd.backward([p for p, _ in hooked], [g for _, g in hooked])
 
 
 def has_hooks(parameter: Tensor) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from ntkmtl.graph import _sinks
@@ -67,7 +67,8 @@ def head_graph(begin: Sequence[Start], features: Features) -> HeadGraph:
                 continue
             children = _sinks.below(node) if parallel else node.next_functions
             if not children:
-                if (variable := getattr(node, "variable", None)) is not None:
+                variable = getattr(node, "variable", None)
+                if variable is not None and variable.requires_grad:  # not frozen since
                     found[variable] = None
                     ends.add(node)
                 continue
@@ -115,26 +116,31 @@ def require_cut(graph: HeadGraph, names: Sequence[str]) -> None:
         )
 
 
-def path_around(graph: HeadGraph, features: Features, names: Sequence[str]) -> str:
-    """Return which task reaches a trunk parameter around the features, in words; "" if none.
+def path_around(graph: HeadGraph, features: Features, names: Sequence[str]) -> tuple[str, bool]:
+    """Look for leaves of the trunk that a loss reaches around the features as well.
 
     Args:
         graph: The graph between features and losses.
         features: The representation.
         names: Names of the tasks.
+
+    Returns:
+        Which task reaches a trunk parameter, in words, "" if none; and whether one reaches another
+        leaf, an input that requires a gradient.
     """
     outputs = features.outputs
     if not _reaches(outputs, graph.ends):
-        return ""
-    below = {id(p) for p in leaves(outputs)[0]}
+        return "", False
+    below = {id(p): isinstance(p, nn.Parameter) for p in leaves(outputs)[0]}
+    functional = not any(below.values())
     for name, head in zip(names, graph.parameters, strict=True):
-        for parameter in head:
-            if id(parameter) in below:
+        for leaf in head:
+            if below.get(id(leaf)) or (functional and id(leaf) in below):
                 return (
                     f"the loss of task {name} reaches a parameter of the trunk around the features "
-                    f"(one of shape {tuple(parameter.shape)})"
-                )
-    return ""
+                    f"(one of shape {tuple(leaf.shape)})"
+                ), False
+    return "", True
 
 
 def _reaches(roots: Iterable[Tensor], ends: set[Any]) -> bool:

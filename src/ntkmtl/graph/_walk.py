@@ -70,7 +70,8 @@ class Walk:
         children: The input edges of each node.
         masks: For each node an integer whose bit i is set if task i reaches the node.
         leaves: Leaf tensors that are parameters, by node.
-        inputs: Other leaf tensors that require a gradient, by node.
+        inputs: Other leaf tensors that require a gradient, by node: inputs, as adversarial training
+            and derivatives need them, but also learned factors of a loss.
         routes: For nodes of which tasks use different elements: the edges that each task takes.
         blurred: Whether tensors of several tasks were combined such that elements cannot be
             assigned to tasks: by masks, index lists, or assignments into a buffer.
@@ -115,6 +116,17 @@ class Walk:
         """Whether two or more tasks reach a node."""
         mask = self.masks[node]
         return bool(mask & (mask - 1))
+
+    def shared_inputs(self) -> dict[Any, Tensor]:
+        """Return the inputs that two or more tasks reach, if they share no parameter."""
+        if not self.inputs or any(map(self.is_shared, self.leaves)):
+            return {}
+        return {node: leaf for node, leaf in self.inputs.items() if self.is_shared(node)}
+
+    def take_as_parameters(self, inputs: Mapping[Any, Tensor]) -> None:
+        """Count inputs as parameters."""
+        self.leaves.update(inputs)
+        self.inputs = {node: t for node, t in self.inputs.items() if node not in inputs}
 
     def edges(self, node: Any, task: int) -> tuple[Edge, ...]:
         """Return the edges that one task takes from a node."""
@@ -272,7 +284,9 @@ def walk(losses: Sequence[Tensor], *, parallel: bool = False) -> Walk:
 
 def _find_leaves(result: Walk, ends: Sequence[Any]) -> None:
     for node in (*ends, *(root for root, _ in result.roots if not result.children[root])):
-        if (variable := getattr(node, "variable", None)) is not None:
+        variable = getattr(node, "variable", None)
+        # It may have been frozen after the forward pass; a backward pass then leaves it out.
+        if variable is not None and variable.requires_grad:
             target = result.leaves if isinstance(variable, nn.Parameter) else result.inputs
             target[node] = variable
     if not result.leaves:

@@ -400,15 +400,14 @@ def extended_ntk(
     partition = split_batch(cut, minibatches, counts)
     begin = starts(scalars)
     cut, graph = cut_graph(begin, cut, names)
-    around = path_around(graph, cut, names)
+    around, _ = path_around(graph, cut, names)
     if around and shared is None:
         raise ValueError(
             f"{around}, so that the kernel with respect to them means nothing; give parameters"
         )
     if shared is not None and not around:
-        below = {id(p) for p in leaves(cut.outputs)[0]}
         above = {id(p) for own in graph.parameters for p in own}
-        if any(id(p) in above and id(p) not in below for p in shared):
+        if any(id(p) in above for p in shared):
             around = "some of the parameters lie above the features, in the heads"
     if around and shared is not None:
         if minibatches > 1:
