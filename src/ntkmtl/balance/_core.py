@@ -27,8 +27,10 @@ class Core:
         correction: Factors between probes and the representation's kernel; None without probes.
         held: Weights that a ``hold`` block keeps, by task; None outside such a block.
         parameters: Leaves of the graph in steps that reuse weights; None if not known.
-        shared: Tasks of the last step in which gradients had to show which parameters are shared,
-            and whether each of these is.
+        reached: Where only gradients show which tasks reach a parameter: as bits, the tasks whose
+            gradient was seen to be other than zero, and those whose gradient was looked at.
+        order: The shared parameters in the order of the first step, for methods that read
+            gradients entry by entry; None if not known.
         prepare: Applied to each kernel before the method reads it.
         half: Whether some parameters are float16; None if not known.
         looks: Number of steps of methods that read a kernel.
@@ -39,14 +41,15 @@ class Core:
     correction: ProbeCorrection | None = None
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
-    shared: tuple[list[int], dict[Tensor, bool]] = field(default_factory=lambda: ([], {}))
+    reached: dict[Tensor, tuple[int, int]] = field(default_factory=dict)
+    order: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
     looks: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters belong to the network, not to the Balancer.
-        return {**vars(self), "parameters": None, "shared": ([], {}), "held": None}
+        return {**vars(self), "parameters": None, "reached": {}, "order": None, "held": None}
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check that priorities match the tasks.
