@@ -71,3 +71,52 @@ def test_shared_parameters_may_be_frozen_later(given: bool) -> None:
     z = trunk(inputs()).requires_grad_()
     with pytest.raises(ValueError, match="every shared parameter is frozen"):
         balancer.backward(losses_of(heads, z), features=z if given else None)
+
+
+@pytest.mark.parametrize("hooked", [None, True])
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("method", ["ntkmtl", "fairgrad", "moco", "mgda"])
+def test_shared_parameters_may_start_frozen(method: str, given: bool, hooked: bool | None) -> None:
+    if method == "moco" and hooked:
+        return
+    trunk, heads = network()
+    trunk[0].requires_grad_(False)
+    balancer = Balancer(method, shared=trunk.parameters(), hooked=hooked)
+    if method != "moco":  # which follows the same parameters in every step
+        z = trunk(inputs())
+        balancer.backward(losses_of(heads, z), features=z if given else None)
+        assert trunk[0].weight.grad is None
+        trunk.zero_grad()
+        heads.zero_grad()
+    trunk.requires_grad_(True)
+    z = trunk(inputs())
+    out = balancer.backward(losses_of(heads, z), features=z if given else None)
+    other, twins = network()
+    rows = [
+        torch.autograd.grad(loss, list(other.parameters()), retain_graph=True)
+        for loss in losses_of(twins, other(inputs()))
+    ]
+    if method == "ntkmtl":
+        exact = [sum(float(g.square().sum()) for g in row) for row in rows]
+        assert out.eigenvalues is not None
+        assert out.eigenvalues.tolist() == pytest.approx(exact, rel=1e-9)
+    if method == "moco":
+        fresh = Balancer("moco", shared=other.parameters())
+        fresh.backward(losses_of(twins, other(inputs())))
+        close(gradients(trunk), gradients(other))
+        return
+    for p, column in zip(trunk.parameters(), zip(*rows, strict=True), strict=True):
+        weighted = [w * g for w, g in zip(out.weights.tolist(), column, strict=True)]
+        torch.testing.assert_close(p.grad, sum(weighted[1:], weighted[0]), rtol=1e-9, atol=1e-12)
+
+
+def test_followed_gradients_do_not_go_on_over_other_parameters() -> None:
+    trunk, heads = network()
+    trunk[0].requires_grad_(False)
+    balancer = Balancer("moco", shared=trunk.parameters())
+    balancer.backward(losses_of(heads, trunk(inputs())))
+    trunk.requires_grad_(True)
+    trunk.zero_grad()
+    with pytest.raises(ValueError, match="new Balancer where parameters are frozen, unfrozen"):
+        balancer.backward(losses_of(heads, trunk(inputs())))
+    assert all(p.grad is None for p in trunk.parameters())

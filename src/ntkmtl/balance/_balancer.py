@@ -64,7 +64,8 @@ class Balancer:
 
     Args:
         method: A name from :func:`ntkmtl.weighting.names`, ``"module:Class"``,
-            ``"./file.py:Class"``, or a weighting.
+            ``"./file.py:Class"``, or a weighting. One that keeps a state belongs, with this
+            state, to the last Balancer that it was given to; an earlier one raises an error.
         tasks: Number or names of all tasks; None to take them from the first losses. Needed if the
             first batch does not contain all tasks.
         source: Where the kernel comes from. ``"representation"``: the tensors at which the shared
@@ -83,7 +84,8 @@ class Balancer:
         probe: A :class:`ntkmtl.Probe`, in place of ``trunk`` and ``corrected``.
         budget: For ``source="auto"``: mean cost of a step relative to plain training.
         minibatches: The paper's n. Above 1 the samples must be known: from losses of single
-            samples, ``batch_dim``, or features.
+            samples, ``batch_dim``, or features. Always 1 for methods that combine gradients entry
+            by entry.
         every: Compute the kernel in every ``every``-th step only, and reuse the weights in between.
             If some tasks are absent, steps are counted from each task's own last kernel.
         ema: Decay of a moving average of the eigenvalues (of the Gramian for Gramian methods); 0
@@ -92,7 +94,8 @@ class Balancer:
             it still counts in the others' weights, so tasks that take turns are balanced.
         weight_heads: Whether the weights apply to the heads too, or to the shared part only. None
             for the method's default.
-        shared: The shared parameters, if they cannot be found from the losses.
+        shared: The shared parameters, if they cannot be found from the losses. Those that are
+            frozen count from the step in which they are not.
         hooked: True: one ordinary backward pass of the weighted sum of the losses, with all hooks.
             False: one pass through the heads, and ``.grad`` is filled without hooks. None chooses
             by the hooks present.
@@ -293,7 +296,8 @@ class Balancer:
                 a scaler, no error is raised but the step is marked to be skipped. Methods that
                 read losses only check the losses alone.
             ValueError: Losses or features do not fit the method or each other, the kernel does not
-                exist for this graph, or ``scale`` is not a positive number.
+                exist for this graph, ``scale`` is not a positive number, or the weighting was given
+                to another Balancer.
             TypeError: An argument has a wrong type.
         """
         names, losses = task_names(losses, self.tasks)
@@ -322,6 +326,7 @@ class Balancer:
         extra: Tensor | None,
     ) -> BalanceResult:
         memory = self._core.memory
+        self._core.require_owned()
         if memory.names is None:
             self._core.set_tasks(names)
         assert memory.names is not None
@@ -543,10 +548,12 @@ class Balancer:
         Raises:
             NonFiniteError: A loss is NaN or infinite. The method has not learned from this step,
                 but the optimizer's step is already done.
+            ValueError: The weighting was given to another Balancer.
         """
         self._calls_seen.add("after_step")
         if not self.weighting.needs_after_step or self._skipped or self._overflowed():
             return
+        self._core.require_owned()
         if callable(losses):
             losses = losses()
         memory = self._core.memory
@@ -585,8 +592,13 @@ class Balancer:
 
     @with_cpu_default
     def end_epoch(self) -> None:
-        """Tell the method that an epoch is over. Does nothing for methods that do not need it."""
+        """Tell the method that an epoch is over. Does nothing for methods that do not need it.
+
+        Raises:
+            ValueError: The weighting was given to another Balancer.
+        """
         self._calls_seen.add("end_epoch")
+        self._core.require_owned()
         self.weighting.end_epoch()
 
     def parameters(self) -> Iterator[nn.Parameter]:

@@ -14,6 +14,7 @@ from ntkmtl.balance._memory import Memory
 from ntkmtl.balance._options import Options
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._probe_correction import ProbeCorrection
+from ntkmtl.weighting._base import Weighting
 
 __all__ = ["Core"]
 
@@ -29,8 +30,12 @@ class Core:
         held: Weights that a ``hold`` block keeps, by task; None outside such a block.
         parameters: Parameters of the graph in steps that reuse weights; None if not known.
         inputs: The other leaves of that graph.
-        shared: Tasks of the last step in which gradients had to show which parameters are shared,
-            and whether each of these is.
+        reached: Where only gradients show which tasks reach a parameter: as bits, the tasks whose
+            gradient was seen to be other than zero, and those whose gradient was looked at.
+        order: The shared parameters in the order of the first step, for methods that read
+            gradients entry by entry; None if not known.
+        owner: What the weighting holds while it belongs to this Balancer.
+        owned: The weightings with a state, the method and what it holds.
         prepare: Applied to each kernel before the method reads it.
         half: Whether some parameters are float16; None if not known.
         looks: Number of steps of methods that read a kernel.
@@ -42,14 +47,38 @@ class Core:
     held: dict[int, float] | None = None
     parameters: list[Tensor] | None = None
     inputs: list[weakref.ref[Tensor]] = field(default_factory=list)
-    shared: tuple[list[int], dict[Tensor, bool]] = field(default_factory=lambda: ([], {}))
+    reached: dict[Tensor, tuple[int, int]] = field(default_factory=dict)
+    order: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
     looks: int = 0
+    owner: object = field(default_factory=object)
+    owned: list[Weighting] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        weighting = self.options.weighting
+        parts = [w for w in (weighting, *vars(weighting).values()) if isinstance(w, Weighting)]
+        self.owned = [w for w in parts if type(w)._get_state is not Weighting._get_state]
+        for part in self.owned:
+            vars(part)["_owner"] = self.owner
+
+    def require_owned(self) -> None:
+        """Check that no other Balancer has taken the weighting.
+
+        Raises:
+            ValueError: One has, and the weighting has a state.
+        """
+        for part in self.owned:
+            if vars(part).get("_owner") is not self.owner:
+                raise ValueError(
+                    f"this {type(part).__name__} was given to another Balancer after this one, and "
+                    "its state of one network would mix with that of the other: make a weighting "
+                    "for each Balancer (or give each a copy.deepcopy of it)"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters belong to the network, not to the Balancer.
-        kept = {**vars(self), "parameters": None, "inputs": [], "shared": ([], {})}
+        kept = {**vars(self), "parameters": None, "inputs": [], "reached": {}, "order": None}
         return {**kept, "held": None}
 
     def require_priorities(self, names: Sequence[str]) -> None:

@@ -223,7 +223,9 @@ class FoundView:
                 continue
             half = samples[task].values[: count // 2].sum()
             (start,) = starts([half])
+            silent = True
             for target, gradient in task_gradients(start, task, self.cut).items():
+                silent = silent and not bool(gradient.any())
                 dim = self._dims[target]
                 rest = gradient.narrow(dim, count // 2, count - count // 2)
                 if bool(rest.any()):
@@ -233,7 +235,8 @@ class FoundView:
                         f"{self.step.local_names[task]}, or its head mixes them (batch norm, say): "
                         "set batch_dim, or use minibatches=1"
                     )
-            verified.add(key)
+            if not silent:  # a head that starts at zero mixes no samples yet
+                verified.add(key)
 
     def _split(self, minibatches: int, counts: Tensor | None) -> Partition:
         """Find the sample dimension of each tensor of the cut, and split the batch."""

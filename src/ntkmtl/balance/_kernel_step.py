@@ -19,8 +19,10 @@ from ntkmtl.balance._fill import (
     ordinary,
     undone_if_not_finite,
 )
+from ntkmtl.balance._found_view import FoundView
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
+from ntkmtl.balance._order import in_fixed_order, require_same_tensors
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import View, pull, push, weighted_sum
 from ntkmtl.balance._weigh import observe, to_cpu
@@ -43,7 +45,15 @@ from ntkmtl.kernel._probe import kernel_from_slopes
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import exact_kernel
 
-__all__ = ["KernelStep", "clip", "joined_ranks", "may_keep", "require_alone", "require_unclipped"]
+__all__ = [
+    "KernelStep",
+    "clip",
+    "joined_ranks",
+    "may_keep",
+    "require_alone",
+    "require_unclipped",
+    "require_unhooked",
+]
 
 
 class KernelStep:
@@ -416,17 +426,7 @@ class KernelStep:
         """Run a step in which the method combines gradients entry by entry."""
         options, step, view = self.options, self.step, self.view
         require_alone(options, step)
-        if self.hooked:
-            raise ValueError(
-                f"{options.method} changes gradients entry by entry, which one ordinary backward "
-                "pass cannot; "
-                + (
-                    "an input that requires a gradient enters a head around the representation: "
-                    "detach it there"
-                    if view.skips
-                    else "it needs hooked=False and a clean cut at the features"
-                )
-            )
+        require_unhooked(options, "" if not self.hooked else self._why_hooked())
         if view.separate and self.source == "representation":
             raise ValueError(
                 f"{options.method} compares the tasks' gradients, which needs a representation "
@@ -439,6 +439,25 @@ class KernelStep:
         self._add_extra()
         return step.result(self._reported)
 
+    def _why_hooked(self) -> str:
+        if self.view.skips:
+            return (
+                "an input that requires a gradient enters a head around the representation: detach "
+                "it there"
+            )
+        if getattr(getattr(self.view, "cut", None), "apart", False):
+            return (
+                "the losses read parts of one tensor, so only the losses themselves can be "
+                "differentiated: set source='exact', or pass features=z, the tensor that the "
+                "layers above the shared part read"
+            )
+        what = (
+            "the model may be wrapped in DistributedDataParallel, whose hooks"
+            if self.step.parallel
+            else "a parameter of a head, or the features, have hooks, which"
+        )
+        return f"{what} only such a pass runs: hooked=False leaves them out"
+
     def _combine_features(self, gradients: TaskGradients, heads: HeadGradients) -> None:
         view = self.view
         like = [next(g for g in f if g is not None) for f in gradients.features]
@@ -448,6 +467,8 @@ class KernelStep:
         ]
         rows = [[as_real(g).reshape(-1) for g in f] for f in filled]
         matrix = torch.cat([torch.stack(f) for f in rows], dim=1)
+        if isinstance(view, FoundView):
+            require_same_tensors(self.core, self.step, view.cut, matrix.shape[1])
         combined = self._combined(matrix)
         heads.add([1.0] * len(filled[0]))
         pieces = combined.split([len(f[0]) for f in rows])
@@ -456,7 +477,7 @@ class KernelStep:
 
     def _combine_parameters(self, gradients: TaskGradients, heads: HeadGradients) -> None:
         view = self.view
-        parameters = view.shared
+        parameters = in_fixed_order(self.core, self.step, view.shared)
         chosen = {id(p) for p in parameters}
         rest = [p for p in view.below if id(p) not in chosen]
         whole, view.partition = view.partition, Partition.of(1, 1)
@@ -536,6 +557,25 @@ def require_alone(options: Options, step: Step) -> None:
         raise ValueError(
             f"{options.method} works on the gradients entry by entry, which would need those of "
             f"all {step.ranks.size} processes on each; it works in a single process only"
+        )
+
+
+def require_unhooked(options: Options, why: str = "") -> None:
+    """Raise for methods that combine gradients entry by entry, if a pass with hooks is needed.
+
+    Args:
+        options: The Balancer's options.
+        why: Why one is, if not because the user asked for it; empty if it is not.
+
+    Raises:
+        ValueError: One is needed.
+    """
+    if options.hooked:
+        why = "hooked=True asks for such a pass: leave it out"
+    if why:
+        raise ValueError(
+            f"{options.method} changes gradients entry by entry, which one ordinary backward pass "
+            f"cannot; {why}"
         )
 
 

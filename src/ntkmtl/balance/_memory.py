@@ -80,7 +80,12 @@ class Memory:
         operations: Name of the operation that returned each task's loss at its last exact kernel.
         signatures: Signature of each task's cut when its averages were started.
         warned: Keys of warnings that were already given.
-        verified: Signatures of cuts whose sample dimension, or joined tensors, were checked.
+        verified: Signatures of cuts whose sample dimension was checked.
+        shapes: Shapes of the shared parameters in the order of the first step, for methods that
+            read gradients entry by entry.
+        walks: Places in that order of each task's shared parameters, as a walk from its loss alone
+            meets them.
+        tensors: Names of the operations that made the representation, for such methods.
     """
 
     step: int = 0
@@ -98,6 +103,9 @@ class Memory:
     signatures: dict[int, str] = field(default_factory=dict)
     warned: set[str] = field(default_factory=set)
     verified: set[str] = field(default_factory=set)
+    shapes: list[list[int]] | None = None
+    walks: dict[int, list[int]] = field(default_factory=dict)
+    tensors: str | None = None
 
     def remember(self, weights: Tensor, tasks: Tensor, step: int) -> None:
         """Store weights of the tasks at some positions for later steps."""
@@ -142,6 +150,9 @@ class Memory:
             "ratio_count": None if self.ratio is None else self.ratio.count,
             "operations": [list(pair) for pair in self.operations.items()],
             "signatures": [list(pair) for pair in self.signatures.items()],
+            "shapes": self.shapes,
+            "walks": [list(pair) for pair in self.walks.items()],
+            "tensors": self.tensors,
         }
 
     def load(self, state: Mapping[str, Any], decay: float) -> None:
@@ -151,6 +162,8 @@ class Memory:
         self.length = state["length"]
         self.operations = {int(i): name for i, name in state["operations"]}
         self.signatures = {int(i): name for i, name in state["signatures"]}
+        self.shapes, self.tensors = state["shapes"], state["tensors"]
+        self.walks = {int(i): places for i, places in state["walks"]}
         self.weights, self.measured = state["weights"], state["measured"]
         self.average = state["average"]
         self.logs = _averages(state["log_total"], state["log_count"], decay)

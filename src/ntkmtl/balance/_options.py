@@ -95,8 +95,8 @@ def read_options(
         tasks=_tasks(given["tasks"]),
         source=source,
         pooling=pooling,
-        minibatches=_whole(
-            "minibatches", defaults.get("minibatches", 1) if minibatches is None else minibatches, 1
+        minibatches=_minibatches(
+            weighting, defaults.get("minibatches", 1) if minibatches is None else minibatches
         ),
         every=_whole("every", given["every"], 1),
         ema=_share("ema", given["ema"]),
@@ -274,6 +274,11 @@ def _require_fit(options: Options) -> None:
         raise ValueError(f"{method} divides gradients by the losses themselves: no log_losses")
     if options.length != "method" and options.published_ntkmtl:
         raise ValueError("preset='published' clips the gradient, which sets its length: no length")
+
+
+def _minibatches(weighting: Weighting, value: Any) -> int:
+    n = _whole("minibatches", value, 1)
+    return 1 if weighting.requires == "jacobian" else n  # k gradients are combined, not k n
 
 
 def _tasks(tasks: Any) -> tuple[str, ...] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import (
@@ -22,8 +22,10 @@ from ntkmtl.balance._kernel_step import (
     may_keep,
     require_alone,
     require_unclipped,
+    require_unhooked,
     shared_factor,
 )
+from ntkmtl.balance._order import in_fixed_order, rearranged
 from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._views import weighted_sum
 from ntkmtl.balance._weigh import observe, to_cpu
@@ -42,7 +44,7 @@ from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import exact_kernel
 
-__all__ = ["ParameterStep", "touched_by_two"]
+__all__ = ["ParameterStep", "known_shared", "touched_by_two"]
 
 
 class ParameterStep:
@@ -192,6 +194,11 @@ class ParameterStep:
         """Return the gradient that the method combines entry by entry, and weights to report."""
         step = self.step
         require_alone(self.options, step)
+        require_unhooked(self.options)
+        shared = in_fixed_order(self.core, step, self.shared)
+        if self.gradients is not None:
+            self.gradients = rearranged(self.gradients, self.shared, shared)
+        self.shared = shared
         matrix = all_rows(self._rows(), len(step.present))
         (peaks,) = step.bring(matrix.abs().amax(dim=1))
         step.require_finite(peaks, "gradient")
@@ -235,10 +242,15 @@ def vjp_zeros(parameter: Tensor) -> Tensor:
 
 
 def touched_by_two(
-    step: Step, candidates: Sequence[Tensor], *, keep: bool
+    step: Step,
+    candidates: Sequence[Tensor],
+    reached: dict[Tensor, tuple[int, int]],
+    *,
+    keep: bool,
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """Leave out the parameters that have a nonzero gradient in one task only.
+    """Keep the parameters that have had a nonzero gradient in two or more of these tasks.
 
+    If there is none, those that have not had one in any task are kept: nothing is known of them.
     In a model compiled as a whole, and where the outputs of heads are joined, the graph connects
     every output with every parameter. Gradients of parameters that a task does not use are then
     zero instead of None.
@@ -246,10 +258,12 @@ def touched_by_two(
     Args:
         step: The step.
         candidates: Parameters that two or more tasks reach in the graph.
+        reached: See :class:`Core`. What this step shows is added: a gradient that is zero may come
+            from a head that starts at zero, so only those that are not tell something for good.
         keep: Whether to keep the gradients of all tasks.
 
     Returns:
-        The other parameters; and the local tasks' flat gradients with respect to them, None if they
+        These parameters; and the local tasks' flat gradients with respect to them, None if they
         were not kept.
     """
     sizes = [p.numel() * (2 if p.is_complex() else 1) for p in candidates]
@@ -262,8 +276,51 @@ def touched_by_two(
             kept.append(parts)
     if step.ranks is not None:  # all processes must find the same
         touched = torch.stack(step.ranks.gather(touched)).amax(dim=0)
-    at = [i for i, count in enumerate(touched.sum(dim=0).tolist()) if count != 1]
+    bits, here = _bits(step)
+    now = set(candidates)
+    for p in [p for p in reached if p not in now and not isinstance(p, nn.Parameter)]:
+        del reached[p]  # plain tensors may be others in each step
+    for p, column in zip(candidates, touched.T.tolist(), strict=True):
+        seen, looked = reached.get(p, (0, 0))
+        found = sum(bit for bit, some in zip(bits, column, strict=True) if some)
+        reached[p] = (seen | found, looked | here)
+    seen_by = [reached[p][0] for p in candidates]
+    at = [i for i, seen in enumerate(seen_by) if (seen & here).bit_count() > 1]
+    at = at or [i for i, seen in enumerate(seen_by) if not seen]
     shared = [candidates[i] for i in at]
     if not keep or not at:
         return shared, None
     return shared, [torch.cat([parts[i] for i in at]) for parts in kept]
+
+
+def known_shared(
+    step: Step, candidates: Sequence[Tensor], reached: dict[Tensor, tuple[int, int]]
+) -> tuple[list[Tensor], bool, bool]:
+    """Return what earlier steps tell of parameters that only gradients can tell apart.
+
+    Args:
+        step: The step.
+        candidates: Parameters that two or more tasks reach in the graph.
+        reached: See :class:`Core`.
+
+    Returns:
+        Those that are shared, or not known; whether all are known to be shared by tasks of this
+        step; and whether some are not known.
+    """
+    _, here = _bits(step)
+    shared, every, unknown = [], True, False
+    for p in candidates:
+        seen, looked = reached.get(p, (0, 0))
+        tasks = (seen & here).bit_count()
+        every = every and tasks > 1
+        new = not seen or bool(here & ~looked)
+        unknown = unknown or new
+        if tasks > 1 or new:
+            shared.append(p)
+    return shared, every, unknown
+
+
+def _bits(step: Step) -> tuple[list[int], int]:
+    """Return a bit for each task with a label in this process, and all of them together."""
+    bits = [1 << step.present[i] for i in step.local]
+    return bits, sum(bits)

@@ -86,7 +86,8 @@ def _of_found_cut(
     n = _minibatches(core, recorder, step)
     if named or source == "exact" or not cut.clean or pooling != "blockwise":
         if not named and (cut.opaque or cut.joined):
-            shared, _ = touched_by_two(step, shared, keep=False)
+            # A copy, as the run must not depend on what is recorded.
+            shared, _ = touched_by_two(step, shared, dict(core.reached), keep=False)
         if n > 1 and step.samples is not None:
             way = ParameterStep(core, step, shared, minibatches=n)
             return _on_cpu(way.kernel(keep=False, full=True)[0], step)

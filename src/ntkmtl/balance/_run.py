@@ -14,7 +14,7 @@ from ntkmtl.balance._fill import ordinary, repeated, undone_if_not_finite
 from ntkmtl.balance._found_view import FoundView, describe_bypass
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._named_view import NamedView
-from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
+from ntkmtl.balance._parameter_step import ParameterStep, known_shared, touched_by_two
 from ntkmtl.balance._step import BalanceResult, Step
 from ntkmtl.balance._views import View, trainable_now
 from ntkmtl.balance._weigh import (
@@ -127,22 +127,10 @@ def _known_shared(core: Core, step: Step) -> list[Tensor]:
     cut = find_cut(step.losses, parallel=step.parallel)
     if not (cut.opaque or cut.joined):
         return cut.shared
-    tasks, known = core.shared
-    new = tasks != step.present or not all(p in known for p in cut.shared)
-    if new and step.ranks is None:  # processes may have labels for different tasks here
-        found, _ = touched_by_two(step, cut.shared, keep=False)
-        known = _remember_shared(core, step, cut.shared, found)
-    return [p for p in cut.shared if known.get(p, True)]
-
-
-def _remember_shared(
-    core: Core, step: Step, candidates: list[Tensor], shared: list[Tensor]
-) -> dict[Tensor, bool]:
-    """Store for steps without a kernel which parameters are shared by the tasks of this step."""
-    found = set(shared)
-    known = {p: p in found for p in candidates}
-    core.shared = (step.present, known)
-    return known
+    shared, _, unknown = known_shared(step, cut.shared, core.reached)
+    if unknown and step.ranks is None:  # processes may have labels for different tasks here
+        shared, _ = touched_by_two(step, cut.shared, core.reached, keep=False)
+    return shared
 
 
 def _repeated_apart(
@@ -220,7 +208,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if not shared and options.source in ("exact", "auto") and cut.hides_parameters:
         raise ValueError(HIDDEN)
     if not shared and not (cut.targets and cut.custom and options.source not in ("exact", "auto")):
-        return _nothing_shared(core, step, cut.shared_inputs)
+        return _nothing_shared(core, step, cut.shared_inputs, joined=bool(cut.shared))
     source = options.source
     if not cut.clean:
         if source in ("representation", "probe"):
@@ -233,6 +221,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         return _from_losses(core, step, shared, gradients=gradients)
     if seen is not None:
         return _from_losses(core, step, shared, gradients=gradients)
+    if _one_by_one(core, step, cut):
+        return _from_losses(core, step, shared)
     n = options.minibatches
     known = batch is not None or options.batch_dim is not None
     if n > 1 and source == "exact" and step.samples is not None:
@@ -249,28 +239,30 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     return _through_view(core, step, view)
 
 
+def _one_by_one(core: Core, step: Step, cut: Cut) -> bool:
+    """Whether a method combines gradients that only the losses themselves give, one by one."""
+    options = core.options
+    free = options.hooked is False or (options.hooked is None and not step.parallel)
+    return cut.apart and options.requires == "jacobian" and options.source == "exact" and free
+
+
 def _by_gradients(
     core: Core, step: Step, cut: Cut, candidates: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor] | None] | None:
     """Return the shared parameters where only gradients show them, and the gradients if kept.
 
     Returns:
-        None if the cut is right. Of joined tensors this is found out once for each cut.
+        None if the cut is right. Of joined tensors this is found out once for each parameter.
     """
     if core.options.source not in ("exact", "auto") or not (cut.opaque or cut.joined):
         return None
     if not candidates:
         return None
-    key = f"joined {[_signature(part) for part in cut.signature]}"
-    if not cut.opaque and key in core.memory.verified:
+    if not cut.opaque and known_shared(step, candidates, core.reached)[1]:
         return None
     keep = may_keep(core.options, candidates, step, core.options.needs_gramian)
-    found = touched_by_two(step, candidates, keep=keep)
-    _remember_shared(core, step, candidates, found[0])
-    if not cut.opaque and len(found[0]) == len(candidates):
-        core.memory.verified.add(key)
-        return None
-    return found
+    found = touched_by_two(step, candidates, core.reached, keep=keep)
+    return None if not cut.opaque and len(found[0]) == len(candidates) else found
 
 
 def _signature(part: tuple[object, ...]) -> str:
@@ -306,13 +298,24 @@ def _one_minibatch(core: Core) -> int:
     return 1
 
 
-def _nothing_shared(core: Core, step: Step, inputs: Sequence[Tensor] = ()) -> BalanceResult:
-    """Run a step of tasks that share no trained parameter, but maybe inputs: their weight is 1."""
+def _nothing_shared(
+    core: Core, step: Step, inputs: Sequence[Tensor] = (), *, joined: bool = False
+) -> BalanceResult:
+    """Run a step of tasks that share no trained parameter, but maybe inputs: their weight is 1.
+
+    Args:
+        core: The Balancer's options and state.
+        step: The step.
+        inputs: What they share all the same.
+        joined: Whether the graph shows shared parameters, and the gradients none.
+    """
     memory = core.memory
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     known = memory.weights
     if len(step.present) == 1 and known is not None and not bool(known[step.index].isnan().any()):
         weights = known[step.index]
+    elif joined:
+        _warn_of_zeros(core)
     elif "shared" not in memory.warned and step.total > 1:
         memory.warned.add("shared")
         one = len(step.present) == 1
@@ -335,6 +338,18 @@ def _cause(inputs: Sequence[Tensor]) -> str:
         f"only tensors of shape {', '.join(map(str, shapes))} that require a gradient and are no "
         "nn.Parameter, which count as inputs here: make them nn.Parameters if they are trained"
     )
+
+
+def _warn_of_zeros(core: Core) -> None:
+    if "zeros" not in core.memory.warned:
+        core.memory.warned.add("zeros")
+        warn(
+            "no parameter has had a gradient other than zero from two losses, and as the outputs "
+            "of the heads are joined, or compiled together, only gradients tell what the losses "
+            "share: nothing, or a head that starts at zero sends none to the layers below it yet. "
+            "Every weight is 1 until they tell; Balancer(..., shared=list of parameters) tells "
+            "from the first step"
+        )
 
 
 def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:

@@ -83,6 +83,7 @@ def load_state(core: Core, state: Mapping[str, Tensor]) -> None:
         if part is not None:
             part.load_state_dict(found[name])
     core.memory.load(memory, options.ema or DECAY)
+    core.order = None
 
 
 def pack(state: Mapping[str, Any]) -> dict[str, Tensor]:

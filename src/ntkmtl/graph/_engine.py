@@ -343,7 +343,7 @@ def has_hooks(parameter: Tensor) -> bool:
 
 
 def read_parameters(given: Any, name: str) -> list[Tensor]:
-    """Return the parameters that a user names.
+    """Return the parameters that a user names, each once, frozen ones too.
 
     Args:
         given: As the user gave them.
@@ -369,10 +369,9 @@ def read_parameters(given: Any, name: str) -> list[Tensor]:
             )
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a list of parameters, found {type(value)} in it")
-    found = trainable(values)
-    if not found:
+    if not trainable(values):
         raise ValueError(f"{name} holds no parameter that requires a gradient")
-    return found
+    return list({id(p): p for p in values}.values())
 
 
 def trainable(parameters: Iterable[Tensor]) -> list[nn.Parameter | Tensor]:

@@ -372,7 +372,7 @@ def extended_ntk(
     for name, number in whole:
         if isinstance(number, bool) or not isinstance(number, Integral):
             raise TypeError(f"{name} must be a whole number, found {number!r}")
-    shared = None if parameters is None else read_parameters(parameters, "parameters")
+    shared = None if parameters is None else trainable(read_parameters(parameters, "parameters"))
     if shared is not None and pooling != "pooled":
         raise ValueError(
             f"pooling={pooling!r} says how rows of a representation are pooled, and the kernel of "
