@@ -337,7 +337,7 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
                 f"{name}=classification; if they are numbers, subtract one of them from all."
             )
         raise TableError(
-            f"{here}: the target is constant, {known[0]:g} in every labeled row. "
+            f"{here}: the target is constant, {values.said(known[0])} in every labeled row. "
             "There is nothing to learn: leave it out of the targets."
         )
     if _running(values):
@@ -394,7 +394,7 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
         note = "constant"
         if values.rounded:
             note += f" as a float64 (types {name}=category, or {name}=id, keeps its strings)"
-        return None, _shown(values, "left out", "number", f"{known[0]:.4g}", note)
+        return None, _shown(values, "left out", "number", values.said(known[0], 4), note)
     if not wanted and _running(values):
         note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
         return None, _shown(values, "id", "number", values.range(), note)

@@ -249,7 +249,9 @@ def _fitted_target(path: Path, target: Target, places: dict[Split, Array]) -> Fi
         raise TableError(
             f"{path}, column {target.name!r}: its values do not vary among the training rows."
         )
-    return FittedTarget(target.name, (), center, scale, target.unit)
+    return FittedTarget(
+        target.name, (), center, scale, target.unit, date=target.form.kind == "date"
+    )
 
 
 def _labels(target: Target, fit: FittedTarget, places: Array) -> Tensor:

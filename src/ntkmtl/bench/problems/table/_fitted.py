@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import torch
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._columns import Feature
-from ntkmtl.bench.problems.table._formats import ColumnFormat
+from ntkmtl.bench.problems.table._formats import ISO, ColumnFormat, read_dates
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -314,6 +315,7 @@ class FittedTarget:
         scale: Standard deviation over the training rows, 1 for classification.
         unit: Unit of the error, where one is known.
         judged: Classes that have a test row; all for regression.
+        date: Whether it is a date, as days since 1970.
     """
 
     name: str
@@ -322,6 +324,7 @@ class FittedTarget:
     scale: float = 1.0
     unit: str = ""
     judged: int = 0
+    date: bool = False
 
     @property
     def size(self) -> int:
@@ -431,6 +434,8 @@ def _rows(count: int) -> str:
 def _as_strings(column: RawColumn) -> list[str]:
     if column.numbers is None:
         return [str(text) for text in column.texts.fillna("")]
+    if column.declared == "date":
+        return date_texts(column.numbers)
     return ["" if np.isnan(v) else number_text(v) for v in column.numbers]
 
 
@@ -475,6 +480,8 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
 
 def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, list[str]]:
     codes, levels, _ = encoder.form.levels(column)
+    if encoder.form.kind == "date" and column.declared in ("date", ""):
+        return codes, _as_trained(column, levels, encoder)
     if encoder.form.kind != "number" or column.numbers is not None:
         return codes, levels
     # 1 and 1.0 are one level of a category of numbers; what is no number is a new level.
@@ -487,3 +494,23 @@ def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, lis
     place = {name: i for i, name in enumerate(unique)}
     to = np.array([*(place[name] for name in names), -1])
     return to[codes], unique
+
+
+def _as_trained(column: RawColumn, levels: list[str], encoder: FeatureEncoder) -> list[str]:
+    """Return levels that are dates as the training rows write the same time."""
+    if not levels:
+        return []
+    written = {encoder.form.key(level) for level in encoder.levels}
+    dates = ISO if column.declared == "date" else encoder.form.date
+    known = dict(zip(_moments(encoder.levels, encoder.form.date), encoder.levels, strict=True))
+    same = [known.get(moment, "") for moment in _moments(levels, dates)]
+    return [
+        level if encoder.form.key(level) in written else other or level
+        for level, other in zip(levels, same, strict=True)
+    ]
+
+
+def _moments(levels: Sequence[str], dates: str) -> list[float]:
+    """Return the microseconds of dates since 1970, NaN where a string is no date."""
+    found: list[float] = np.round(read_dates(levels, dates) * 86_400e6).tolist()
+    return found

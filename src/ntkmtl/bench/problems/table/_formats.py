@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._raw import Array, RawColumn, number_text
 
 # ------------------------------------------------------------------------------------------------
@@ -447,7 +448,7 @@ class ColumnFormat:
         """Return codes, -1 where missing, the distinct strings, and what is missing."""
         if column.numbers is not None:
             codes, found = pd.factorize(column.numbers)
-            return codes.astype(np.int64), [number_text(v) for v in found], codes < 0
+            return codes.astype(np.int64), texts_of(found, column.declared == "date"), codes < 0
         texts = column.texts.str.strip()
         low = texts.str.lower()
         absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
@@ -459,6 +460,11 @@ class ColumnFormat:
             absent[~absent] = out[some]
             codes[absent] = -1
         return codes, [str(level) for level in found], absent
+
+
+def texts_of(numbers: Array, dates: bool) -> list[str]:
+    """Return numbers as strings that give them back, days since 1970 as dates."""
+    return date_texts(numbers) if dates else [number_text(value) for value in numbers]
 
 
 PLAIN = ColumnFormat("number")

@@ -271,7 +271,7 @@ class Table(Problem):
             else:
                 # Halves: the sum of two of the largest floats would be infinite.
                 values = (output[:, 0] / 2 * target.scale + target.center / 2) * 2
-                found[target.name] = Prediction(values)
+                found[target.name] = Prediction(values, dates=target.date)
         return found
 
     def truth(

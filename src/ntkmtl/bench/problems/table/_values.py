@@ -23,13 +23,13 @@ from ntkmtl.bench.problems.table._formats import (
     numbers_among,
     read_numbers,
     says_yes_or_no,
+    texts_of,
 )
 from ntkmtl.bench.problems.table._raw import (
     Array,
     RawColumn,
     RawTable,
     TableError,
-    number_text,
     shorten,
 )
 
@@ -340,8 +340,11 @@ class ColumnValues:
     def where(self, mask: Array) -> str:
         """Return the place and the value of the first row that a mask is true for."""
         row = int(mask.argmax())
-        value = self.numbers[row] if self.texts is None else self.texts.iloc[row]
-        shown = f"{value:g}" if self.texts is None else shorten(str(value))
+        shown = (
+            self.said(self.numbers[row])
+            if self.texts is None
+            else shorten(str(self.texts.iloc[row]))
+        )
         return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
 
     def require_finite(self, target: bool = False) -> None:
@@ -369,7 +372,7 @@ class ColumnValues:
         if self.texts is None or (self.form.kind == "number" and not self._codes_of_digits()):
             self.require_finite()
             codes, values = pd.factorize(self.numbers, sort=True)
-            return codes.astype(np.int64), tuple(number_text(v) for v in values)
+            return codes.astype(np.int64), tuple(texts_of(values, self.declared == "date"))
         if self.form.kind != "date":
             self.form = replace(self.form, kind="text")
         counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.levels))
@@ -429,10 +432,11 @@ class ColumnValues:
         known = self.numbers[~self.absent]
         return bool((known == np.floor(known)).all())
 
+    def said(self, value: float, digits: int = 6) -> str:
+        """Return one of its numbers for people."""
+        return date_text(value) if self.declared == "date" else f"{value:.{digits}g}"
+
     def range(self) -> str:
         """Return the least and the largest value."""
         known = self.numbers[~self.absent]
-        low, high = known.min(), known.max()
-        if self.declared == "date":
-            return f"{date_text(low)} to {date_text(high)}"
-        return f"{low:.4g} to {high:.4g}"
+        return f"{self.said(known.min(), 4)} to {self.said(known.max(), 4)}"
