@@ -92,6 +92,21 @@ def test_predicted_dates_are_written_as_dates(tmp_path: Path) -> None:
     assert columns_of({"t": days_only}) == {"t": ["2022-01-08", None]}
 
 
+def test_the_format_of_a_time_column_makes_no_feature_of_its_trend(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame(t=days(9).dt.strftime("%m/%d/%Y")).to_csv(path, index=False)
+    plain = Table(path, "y", time="t")
+    for kind in ("date:%m/%d/%Y", "date"):
+        problem = Table(path, "y", time="t", types={"t": kind})
+        assert problem._fitted.inputs == plain._fitted.inputs
+        assert "t" not in problem._fitted.inputs
+        for split in ("train", "val", "test"):
+            batch = problem._prepared.splits[split]
+            assert torch.equal(batch.inputs, plain._prepared.splits[split].inputs)
+    with pytest.raises(TableError, match="column 'x': '0' is not a date in a form that is known"):
+        Table(path, "y", time="x", types={"x": "date"})
+
+
 def test_a_constant_date_is_named(tmp_path: Path) -> None:
     path = parquet(tmp_path, day=pd.Timestamp("2024-02-29"), other=pd.Timestamp("2024-02-28"))
     with pytest.raises(TableError, match="the target is constant, 2024-02-29 in every"):

@@ -186,3 +186,39 @@ def test_strings_of_every_arrow_type_are_levels(tmp_path: Path) -> None:
         parquet.write_table(table, tmp_path / "t.parquet")
         problem = Table(tmp_path / "t.parquet", "y")
         assert problem._fitted.inputs == ("c=green", "c=red", "c missing"), kind
+
+
+def wide(values: list[str], name: str = "km") -> list[str]:
+    return [f"{name},x", *(f"{value},{i % 7}" for i, value in enumerate(values))]
+
+
+def test_numbers_far_outside_the_training_rows_are_told(tmp_path: Path) -> None:
+    rows = [f"{1 + i % 50},{i % 7},{i * i % 31}" for i in range(200)]
+    problem = restored(Table(new(tmp_path, ["km,x,y", *rows], "t.csv"), "y"))
+    told = problem.encode_new(new(tmp_path, wide([str(1000 * (1 + i % 50)) for i in range(60)])))
+    assert told.warnings == [
+        "Column 'km' is far outside the training rows' range of 1 to 50 in 60 rows, the furthest "
+        "in row 50: 50,000. Is it in another unit? Predictions there are guesses."
+    ]
+    told = problem.encode_new(new(tmp_path, wide(["7", "", "98.5", "-47.5", "50.1"])))
+    assert "far" not in "".join(told.warnings)  # a bit outside of a range is nothing unusual
+    told = problem.encode_new(new(tmp_path, wide(["7", "1e308", "-1e308", "-60", "99.5"])))
+    assert "in 4 rows, the furthest in row 2: 1e+308" in told.warnings[0]
+
+
+def test_dates_far_outside_the_training_rows_are_told(tmp_path: Path) -> None:
+    rows = [f"2023-{1 + i % 12:02d}-{1 + i % 28:02d},{i % 7},{i * i % 31}" for i in range(200)]
+    path = new(tmp_path, ["day,x,y", *rows], "t.csv")
+    for options in ({}, {"time": "day"}):
+        problem = Table(path, "y", **options)
+        told = problem.encode_new(new(tmp_path, wide(["2024-05-01", "2524-05-01"], "day")))
+        assert len(told.warnings) == 1
+        assert "in 1 row, the furthest in row 2: 2524-05-01." in told.warnings[0]
+        assert "range of 2023-01-0" in told.warnings[0]
+
+
+def test_heavy_tails_are_told_only_beyond_their_range(tmp_path: Path) -> None:
+    rows = [f"{10**6 if i % 100 == 0 else i % 50},{i % 7},{i * i % 31}" for i in range(2000)]
+    problem = Table(new(tmp_path, ["km,x,y", *rows], "t.csv"), "y")
+    assert problem.encode_new(new(tmp_path, wide(["1000000", "900000"]))).warnings == []
+    assert "in row 2" in problem.encode_new(new(tmp_path, wide(["5", "3e6"]))).warnings[0]

@@ -67,6 +67,10 @@ class Feature:
     codes: Array | None = None
     levels: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        values = self.codes if self.numbers is None else self.numbers
+        return 0 if values is None else len(values)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -258,7 +262,9 @@ def _time(values: ColumnValues, wanted: str) -> tuple[Array, Feature | None, Col
             f"Give the format of dates, as types {values.name}=date:%d.%m.%Y."
         )
     values.require_finite()
-    if wanted:
+    if wanted == "date":
+        _require_kind(values, wanted, 0)
+    elif wanted:
         feature, column = _feature(values, wanted)
         return values.numbers, feature, replace(column, note=f"orders the split; {column.note}")
     note = "orders the split: first train, then val, then test"

@@ -12,7 +12,7 @@ import torch
 
 from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._columns import Feature
-from ntkmtl.bench.problems.table._formats import ISO, ColumnFormat, read_dates
+from ntkmtl.bench.problems.table._formats import ISO, ColumnFormat, date_text, read_dates
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -83,6 +83,7 @@ class FeatureEncoder:
             nothing for the others.
         prior: Means for a level that is new.
         keep: Which of its inputs vary among the training rows.
+        seen: Least and greatest number of the training rows, nothing for categories.
     """
 
     name: str
@@ -95,6 +96,7 @@ class FeatureEncoder:
     means: tuple[tuple[float, ...], ...] = ()
     prior: tuple[float, ...] = ()
     keep: tuple[int, ...] = ()
+    seen: tuple[float, ...] = ()
 
     # ------------------------------------------------------------------ names and columns
 
@@ -176,6 +178,23 @@ class FeatureEncoder:
         used = np.unique(feature.codes[feature.codes >= 0])
         return [feature.levels[i] for i in used if self.form.key(feature.levels[i]) not in known]
 
+    def far(self, feature: Feature) -> Array:
+        """Return which numbers are far from all of the training rows: no network knows of them.
+
+        They are further outside the range of these than the range is wide, or cut off at
+        :data:`CLIP`.
+        """
+        values = feature.numbers
+        if values is None or not self.seen or self.scale <= 0 or self.kind == "yes/no":
+            return np.zeros(len(feature), dtype=bool)
+        low, high = self.seen
+        # Halves: the width of the range may be infinite.
+        outside = np.maximum(low / 2 - values / 2, values / 2 - high / 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            cut = np.abs(scaled(values, self.center, self.scale)) > CLIP
+            far: Array = (outside > 0) & (cut | (outside > high / 2 - low / 2))
+        return far
+
 
 _CALENDAR = (
     *("year cos 1", "year sin 1", "year cos 2", "year sin 2"),
@@ -224,7 +243,9 @@ def fit_encoder(
     encoder = FeatureEncoder(feature.name, feature.kind, feature.form)
     if feature.numbers is not None:
         center, scale = standardization(feature.numbers[training])
-        encoder = replace(encoder, center=center, scale=scale)
+        known = feature.numbers[training][~np.isnan(feature.numbers[training])]
+        seen = (float(known.min()), float(known.max())) if len(known) else ()
+        encoder = replace(encoder, center=center, scale=scale, seen=seen)
     elif feature.kind != "text":
         assert feature.codes is not None
         counts = np.bincount(
@@ -232,14 +253,14 @@ def fit_encoder(
         )
         # Stable, so that levels of equal count keep their order.
         order = np.argsort(-counts, kind="stable")
-        seen = int((counts > 0).sum())
-        own = sorted(int(code) for code in order[: min(max_categories, seen)])
+        varied = int((counts > 0).sum())
+        own = sorted(int(code) for code in order[: min(max_categories, varied)])
         encoder = replace(
             encoder,
             levels=tuple(level for level, n in zip(feature.levels, counts, strict=True) if n),
             own=tuple(feature.levels[code] for code in own),
         )
-        if seen > len(own) and targets:
+        if varied > len(own) and targets:
             return _with_targets(encoder, feature, training, targets)
     return _kept(encoder, encoder._all(feature), training)
 
@@ -295,8 +316,8 @@ class NewRows(NamedTuple):
     Attributes:
         inputs: The rows in the file's order, without labels.
         ids: Columns that go through to the predictions, by name.
-        warnings: What is unlike the training rows: new levels, missing and further columns, values
-            that could not be read.
+        warnings: What is unlike the training rows: new levels, numbers far outside their range,
+            missing and further columns, values that could not be read.
     """
 
     inputs: RowBatch
@@ -470,6 +491,18 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
             told.append(
                 f"Column {name!r}: {int(bad.sum()):,} values are not as in training ({wanted}) and "
                 f"count as missing, the first in row {row + 1}: {shorten(str(shown), 40)}."
+            )
+        if (far := encoder.far(feature)).any():
+            row = int(np.where(far, np.abs(values / 2 - encoder.center / 2), -1.0).argmax())
+            date = encoder.form.kind == "date"
+            low, high, worst = (
+                date_text(value) if date else f"{value:,.6g}"
+                for value in (*encoder.seen, float(values[row]))
+            )
+            told.append(
+                f"Column {name!r} is far outside the training rows' range of {low} to {high} in "
+                f"{_rows(int(far.sum()))}, the furthest in row {row + 1}: {worst}. "
+                f"{'' if date else 'Is it in another unit? '}Predictions there are guesses."
             )
     if missing.any() and f"{name} missing" not in encoder.names:
         told.append(

@@ -296,7 +296,7 @@ class Table(Problem):
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return encoders, targets and network as JSON values: all that :meth:`from_fitted` needs.
 
-        No row of the table is among them, but the names of levels are.
+        No row of the table is among them, but the names of levels and the ends of ranges are.
         """
         return {
             "table": self._fitted.to_json(),
