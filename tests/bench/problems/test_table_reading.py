@@ -60,6 +60,11 @@ def truth(problem: Table) -> list[float]:
         (["12%", "3.5 %"], [12, 3.5]),
         (["\u22123", "+4"], [-3, 4]),
         (["1e3", "2.5E-1"], [1000, 0.25]),
+        (["6,038E+01", "1,5E-3"], [60.38, 0.0015]),
+        (["6,038E+01"], [60.38]),
+        (["6.038E+01", "1.234e2"], [60.38, 123.4]),
+        (["1,234.5E3", "1,000"], [1_234_500, 1000]),
+        (["6,038E+01", "1.234,5"], [60.38, 1234.5]),
     ],
 )
 def test_numbers_are_read_as_people_write_them(texts: list[str], values: list[float]) -> None:
@@ -642,3 +647,62 @@ def test_a_table_of_targets_alone_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("days", [-719_163.0, 2_932_897.0, -1e17, 1e17])
 def test_days_outside_the_years_1_to_9999_are_told_as_numbers(days: float) -> None:
     assert date_text(days) == f"day {days:.6g} from 1970"
+
+
+# ------------------------------------------------------------------------------------------------
+# Levels that a file declares
+
+
+def declared(folder: Path, levels: list[str], kind: str) -> Path:
+    """A table whose column ``k`` declares these levels, with one missing value in row 3."""
+    cells = [
+        None if i == 2 else levels[i % 25 != 7 and 1 + i % (len(levels) - 1)] for i in range(100)
+    ]
+    if kind == "arff":
+        head = f"@relation r\n@attribute k {{{','.join(levels)}}}\n@attribute x numeric\n"
+        head += "@attribute y numeric\n@data"
+        rows = [f"{c or '?'},{i % 7},{i * i % 31}" for i, c in enumerate(cells)]
+        return written(folder, head, rows, "t.arff")
+    numbers = {"x": [i % 7 for i in range(100)], "y": [i * i % 31 for i in range(100)]}
+    pd.DataFrame({"k": pd.Categorical(cells), **numbers}).to_parquet(folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("kind", ["arff", "parquet"])
+@pytest.mark.parametrize(
+    "levels", [["none", "low", "high"], ["NA", "none", "null"], ["nan", "low"], ["NA", "1", "2"]]
+)
+def test_declared_levels_are_never_missing(tmp_path: Path, levels: list[str], kind: str) -> None:
+    path = declared(tmp_path, levels, kind)
+    found = column(Table(path, "y"), "k")
+    assert (found.kind, found.missing) == ("category", 1)
+    problem = Table(path, "k")
+    assert problem._fitted.targets[0].classes == tuple(sorted(levels))
+    feature = Table(path, "y")
+    new = feature.encode_new(path)
+    names = [f"k={level}" for level in sorted(levels)]
+    places = [feature._fitted.inputs.index(name) for name in names]
+    assert new.warnings == []
+    assert new.inputs.inputs[:, places].sum(1).tolist() == [float(i != 2) for i in range(100)]
+    # What a user says of it counts more than what the file declares.
+    asked = Table(path, "y", missing=levels[0])
+    assert column(asked, "k").missing > 1
+
+
+def test_words_of_a_declared_column_that_is_asked_to_be_numbers_are_missing(tmp_path: Path) -> None:
+    head = "@relation r\n@attribute k {NA,1,2}\n@attribute y numeric\n@data"
+    rows = [f"{'NA' if i % 50 == 7 else 1 + i % 2},{i * i % 31}" for i in range(100)]
+    found = column(Table(written(tmp_path, head, rows, "t.arff"), "y", types="k=number"), "k")
+    assert (found.kind, found.missing) == ("number", 2)
+
+
+def test_classes_that_are_taken_as_missing_are_told_with_the_way_out(tmp_path: Path) -> None:
+    for levels in (["none", "NA", "null"], ["nan", "low"]):
+        rows = [f"{i % 7},{levels[i % len(levels)]}" for i in range(60)]
+        path = written(tmp_path, "x,k", rows)
+        for types in (None, "k=classification"):
+            with pytest.raises(TableError, match="not_missing=") as caught:
+                Table(path, "k", types=types)
+            way = str(caught.value).partition("not_missing=")[2].partition(" ")[0]
+            problem = Table(path, "k", types=types, not_missing=way)
+            assert problem._fitted.targets[0].classes == tuple(sorted(levels))

@@ -179,6 +179,8 @@ def _take(
     raw = table.columns.pop(name)
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
+    if wanted in ("number", "date", "regression"):
+        raw = replace(raw, levels=())  # words that the file declares are no numbers then
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
     values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date)
     if raw.declared == "number" and not wanted and values.bad.any():
@@ -286,15 +288,17 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
     if values.declared == "nested":
         raise TableError(f"{here}: lists, records and bytes cannot be predicted.")
     if not values.present:
-        raise TableError(f"{here}: the target has no labeled row; all of them are missing.")
+        raise TableError(
+            f"{here}: the target has no labeled row; all of them are missing{values.kept_by()}."
+        )
     kind = wanted or _target_kind(values)
     if kind in ("regression", "date"):
         return _regression(values, here)
     codes, levels = values.categories()
     if len(levels) < 2:
-        dropped = f" ({values.notes[0]})" if values.notes else ""
         raise TableError(
-            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row{dropped}."
+            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row"
+            f"{values.kept_by()}."
         )
     if len(levels) > MAX_CLASSES or 2 * len(levels) > values.present:
         raise TableError(

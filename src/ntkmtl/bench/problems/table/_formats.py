@@ -78,6 +78,8 @@ def _pattern(form: NumberFormat) -> re.Pattern[str]:
     return re.compile(f"(?:(?:{whole})(?:{decimal}[0-9]*)?|{decimal}[0-9]+)")
 
 
+_COMMAS = NumberFormat(",")
+_ONE_SIGN = re.compile("[0-9]*[.,][0-9]*")
 _PATTERNS = {form: _pattern(form) for form in _FORMATS}
 
 
@@ -109,12 +111,17 @@ def number_formats(texts: Iterable[str]) -> list[NumberFormat]:
         >>> number_formats(["1,500", "12,5"])[0].decimal
         ','
     """
-    digits = {found[0] for found in map(_undressed, texts) if found is not None}
+    digits = {found[::3] for found in map(_undressed, texts) if found is not None}
     return [
-        form
-        for form in _FORMATS
-        if digits and all(_PATTERNS[form].fullmatch(each) for each in digits)
+        form for form in _FORMATS if digits and all(_is_written(*each, form) for each in digits)
     ]
+
+
+def _is_written(digits: str, power: str, form: NumberFormat) -> bool:
+    """Whether digits are a number in a format; a sign before a power of ten is the decimal one."""
+    if power and _ONE_SIGN.fullmatch(digits):
+        form = _FORMATS[0] if form.decimal == "." else _COMMAS
+    return _PATTERNS[form].fullmatch(digits) is not None
 
 
 def choose_numbers(
@@ -153,7 +160,8 @@ def choose_numbers(
     chosen, unsure = able[0], False
     rivals = [form for form in able if form.decimal != chosen.decimal]
     if rivals and any(
-        _value(digits, chosen) != _value(digits, rivals[0]) for digits, _, _, _ in found
+        _value(digits, chosen, power) != _value(digits, rivals[0], power)
+        for digits, _, _, power in found
     ):
         # A dot before three digits in every number may separate thousands; hardly anyone does so.
         unsure = chosen.thousands != "" or _only_groups(found, chosen.decimal)
@@ -174,12 +182,12 @@ def _plain(texts: Sequence[str]) -> bool:
 
 def _only_groups(found: Sequence[tuple[str, str, bool, str]], sign: str) -> bool:
     pattern = re.compile(f"[1-9][0-9]{{0,2}}{re.escape(sign)}[0-9]{{3}}")
-    marked = [digits for digits, _, _, _ in found if sign in digits]
-    return bool(marked) and all(pattern.fullmatch(digits) for digits in marked)
+    marked = [(digits, power) for digits, _, _, power in found if sign in digits]
+    return bool(marked) and all(pattern.fullmatch(digits) and not power for digits, power in marked)
 
 
 def _value(digits: str, form: NumberFormat, power: str = "") -> float:
-    if not _PATTERNS[form].fullmatch(digits):
+    if not _is_written(digits, power, form):
         return float("nan")
     if form.thousands:
         digits = digits.replace(form.thousands, "")

@@ -120,6 +120,7 @@ class ColumnValues:
         form: How it is written.
         notes: What people may want to overrule, as sentences with the option.
         warnings: The same, where it may be wrong.
+        dropped: Distinct strings that are taken as missing.
         no_date: Where a value is that is no date among dates, None if there is no such value.
     """
 
@@ -138,6 +139,7 @@ class ColumnValues:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.no_date: Array | None = None
+        self.dropped: list[str] = []
         self.gaps = numbers_among(reading.missing)
         self.form = ColumnFormat("number", gaps=self.gaps, case_sensitive=reading.case_sensitive)
         if raw.numbers is not None:
@@ -180,7 +182,7 @@ class ColumnValues:
         self, levels: Sequence[str], counts: Array, wanted: bool
     ) -> npt.NDArray[np.bool_]:
         """Return which distinct strings stand for a missing value."""
-        asked, kept = set(self.reading.missing), set(self.reading.not_missing)
+        asked, kept = set(self.reading.missing), self._kept()
         low = [level.lower() for level in levels]
         stands = ((asked | MISSING) - kept) | {""}
         out = np.array([text in stands for text in low], dtype=bool)
@@ -193,11 +195,17 @@ class ColumnValues:
             self._tell_words(levels, counts, words, set(dropped))
         elif ours := [t for t, gone in zip(levels, out, strict=True) if gone and t]:
             self.notes.append(f"{', '.join(map(repr, ours[:3]))} missing")
+        self.dropped = [t for t, gone in zip(levels, out, strict=True) if gone and t]
         tokens = sorted({low[i] for i in np.flatnonzero(out)} | (MISSING - kept) | asked)
         self.form = ColumnFormat(
             "number", absent=tuple(tokens), gaps=self.gaps, case_sensitive=self.form.case_sensitive
         )
         return out
+
+    def _kept(self) -> set[str]:
+        """Return strings, in small letters, that are values: those that the file declares too."""
+        declared = {level.strip().lower() for level in self.raw.levels}
+        return set(self.reading.not_missing) | (declared - {"?", ""} - set(self.reading.missing))
 
     def _words_held(
         self,
@@ -323,7 +331,7 @@ class ColumnValues:
     def _found(self, kind: str, number: NumberFormat | None = None, date: str = "") -> None:
         absent = set(self.form.absent)
         if kind != "text":
-            absent |= WORDS - set(self.reading.not_missing)
+            absent |= WORDS - self._kept()
         self.form = ColumnFormat(
             kind,
             number or NumberFormat(),
@@ -346,6 +354,17 @@ class ColumnValues:
             else shorten(str(self.texts.iloc[row]))
         )
         return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
+
+    def kept_by(self) -> str:
+        """Return how to keep strings that are taken as missing, ``""`` if there are none."""
+        if not self.dropped:
+            return ""
+        low = dict.fromkeys(text.lower() for text in self.dropped)
+        names = ",".join(f'"{text}"' if "," in text else text for text in [*low][:8])
+        return (
+            f" ({', '.join(map(repr, self.dropped[:8]))} taken as missing; not_missing={names} "
+            "keeps such values)"
+        )
 
     def require_finite(self, target: bool = False) -> None:
         """Refuse infinite numbers.
