@@ -107,6 +107,32 @@ def test_the_format_of_a_time_column_makes_no_feature_of_its_trend(tmp_path: Pat
         Table(path, "y", time="x", types={"x": "date"})
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("%m/%d/%Y %I:%M:%S %p", "%m/%d/%Y %I:%M %p", "%m/%d/%Y, %I:%M:%S %p"),
+        *("%d/%m/%Y, %H:%M:%S", "%d.%m.%Y, %H:%M:%S", "%d.%m.%y %H:%M:%S", "%d.%m.%Y"),
+        *("%A, %B %d, %Y", "%A, %d %B %Y", "%a, %d %b %Y", "%A, %B %d, %Y %I:%M %p"),
+        *("%a, %d %b %Y %H:%M:%S +0200", "%a, %d %b %Y %H:%M:%S GMT", "%a %b %e %H:%M:%S %Y"),
+        *("%d %b %Y %H:%M:%S -0330", "%a %b %e %H:%M:%S UTC %Y", "%d.%m.%Y %H:%M:%S.%f"),
+    ],
+)
+def test_dates_are_found_however_they_are_written(tmp_path: Path, form: str) -> None:
+    """Against the strings that Python's own calendar writes."""
+    stamps = [pd.Timestamp("2023-01-05 15:05:00") + pd.Timedelta(hours=31 * i) for i in range(ROWS)]
+    path = tmp_path / "t.csv"
+    frame(when=[stamp.strftime(form) for stamp in stamps]).to_csv(path, index=False)
+    problem = Table(path, "when", types="x=ignore")
+    places = np.concatenate([problem._prepared.truth[s][0] for s in ("train", "val", "test")])
+    zone = {"+0200": -2.0, "-0330": 3.5}.get(form[-5:], 0.0)
+    unit = "s" if "%S" in form else "min" if "%M" in form else "D"
+    wanted = [
+        (stamp.floor(unit) + pd.Timedelta(hours=zone) - pd.Timestamp(0)) / pd.Timedelta(days=1)
+        for stamp in stamps
+    ]
+    np.testing.assert_allclose(np.sort(places), wanted, rtol=0, atol=1e-9)
+
+
 def test_a_constant_date_is_named(tmp_path: Path) -> None:
     path = parquet(tmp_path, day=pd.Timestamp("2024-02-29"), other=pd.Timestamp("2024-02-28"))
     with pytest.raises(TableError, match="the target is constant, 2024-02-29 in every"):

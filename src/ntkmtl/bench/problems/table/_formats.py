@@ -240,8 +240,16 @@ _DAYS = (
     *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y", "%Y-%m", "%m/%Y", "%m.%Y"),
     *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%Y"),
     *("%d-%b-%y", "%d. %B %Y", "%d. %b %Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y"),
+    *("%A, %B %d, %Y", "%a, %b %d, %Y", "%A, %d %B %Y", "%a, %d %b %Y", "%A, %d. %B %Y"),
 )
-_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", " %I:%M %p")
+_TIMES = (
+    *("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", ", %H:%M:%S"),
+    *(" %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", " %H:%M:%S %z", " %H:%M:%S GMT"),
+)
+_DATES = (
+    *(day + time for day in _DAYS for time in _TIMES),
+    *("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S UTC %Y"),
+)
 _LOOKS = re.compile(r"(?=.*[0-9])(?:[0-9]+|[A-Za-z]{3,})[./\- ,]")
 _EPOCH = pd.Timestamp("1970-01-01", tz="UTC")
 
@@ -261,11 +269,7 @@ def date_formats(texts: Sequence[str]) -> list[str]:
         return []
     sample = texts[:200]
     able = [ISO] if _all_dates(sample, ISO) else []
-    able += [
-        form
-        for form in (day + time for day in _DAYS for time in _TIMES)
-        if _fits(texts[0], form) and _all_dates(sample, form)
-    ]
+    able += [form for form in _DATES if _fits(texts[0], form) and _all_dates(sample, form)]
     if ISO in able:
         able = [ISO]
     return [form for form in able if len(sample) == len(texts) or _all_dates(texts, form)]
@@ -342,8 +346,8 @@ def nearly_dates(texts: Sequence[str]) -> tuple[str, int]:
         ('', -1)
     """
     for text in [text for text in texts[:20] if _LOOKS.match(text)][:3]:
-        for form in (ISO, *(day + time for day in _DAYS for time in _TIMES)):
-            if _all_dates([text], form):
+        for form in (ISO, *_DATES):
+            if (form == ISO or _fits(text, form)) and _all_dates([text], form):
                 bad = np.isnan(read_dates(texts, form))
                 if 0 < bad.sum() <= 0.1 * len(texts):
                     return form, int(bad.argmax())
