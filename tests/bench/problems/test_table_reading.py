@@ -706,3 +706,91 @@ def test_classes_that_are_taken_as_missing_are_told_with_the_way_out(tmp_path: P
             way = str(caught.value).partition("not_missing=")[2].partition(" ")[0]
             problem = Table(path, "k", types=types, not_missing=way)
             assert problem._fitted.targets[0].classes == tuple(sorted(levels))
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers with a unit behind them
+
+WEIGHTS = [round(1.25 + i * i % 37 / 8, 3) for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "write"),
+    [
+        *(
+            ("kg", "{:.3f} kg"),
+            ("\u00b0C", "{:.3f} \u00b0C"),
+            ("m", "{:.3f}m"),
+            ("m2", "{:.3f} m2"),
+        ),
+        *(
+            ("\u00b5g/m\u00b3", "{:.3f}\u00b5g/m\u00b3"),
+            ("sq ft", "{:.3f} sq ft"),
+            ("g", "{:.4e} g"),
+        ),
+    ],
+)
+def test_numbers_that_share_a_unit_are_numbers(tmp_path: Path, unit: str, write: str) -> None:
+    rows = [f"{i % 7},{write.format(w)},{w}" for i, w in enumerate(WEIGHTS)]
+    path = written(tmp_path, "x,w,plain", rows)
+    problem = Table(path, "w", types="plain=ignore")
+    assert problem._fitted.targets[0].unit == unit
+    np.testing.assert_allclose(sorted(truth(problem)), sorted(WEIGHTS), rtol=1e-12)
+    assert f"RMSE (types w=classification makes them classes); in {unit}" in problem.notice()
+    found, plain = Table(path, "x", types="plain=ignore"), Table(path, "x", types="w=ignore")
+    assert f"types w=category keeps its strings; in {unit}" in found.notice()
+    for split in ("train", "val", "test"):
+        inputs = found._prepared.splits[split].inputs
+        torch.testing.assert_close(inputs, plain._prepared.splits[split].inputs)
+    new = found.encode_new(written(tmp_path, "w,x", [f"{write.format(2)},1", "2,1"], "n.csv"))
+    assert f"1 values are not as in training (in {unit})" in new.warnings[0]
+    assert column(Table(path, "x", types="w=category,plain=ignore"), "w").kind == "category"
+
+
+def test_few_levels_with_a_unit_are_levels_but_on_request(tmp_path: Path) -> None:
+    path = written(tmp_path, "w,y", [f"{2 + i % 3} doors,{i * i % 31}" for i in range(60)])
+    assert column(Table(path, "y"), "w").content == "3: 2 doors, 3 doors, 4 doors"
+    assert column(Table(path, "y", types="w=number"), "w").content == "2 to 4"
+    path = written(tmp_path, "w,y", [f"{2 + i % 30}A,{i * i % 31}" for i in range(60)], "u.csv")
+    assert column(Table(path, "y"), "w").kind == "category"
+
+
+def test_missing_words_among_units_are_missing(tmp_path: Path) -> None:
+    rows = [f"{'NA' if i % 4 == 1 else f'{w} kg'},{i * i % 31}" for i, w in enumerate(WEIGHTS)]
+    found = column(Table(written(tmp_path, "w,y", rows), "y"), "w")
+    assert (found.kind, found.missing) == ("number", 30)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (("{} kg", "{} g"), "numbers with 'g', 'kg', which are read as numbers only if"),
+        (("EUR {}", "0"), "numbers with 'EUR' and without a unit, which are read as"),
+        (("{}-", "{}"), "-' is not a number"),
+    ],
+)
+def test_mixed_units_are_refused_in_words(
+    tmp_path: Path, write: tuple[str, str], words: str
+) -> None:
+    cells = [write[i % 9 == 4].format(i + w) for i, w in enumerate(WEIGHTS)]
+    path = written(tmp_path, "x,w", [f"{i % 7},{cell}" for i, cell in enumerate(cells)])
+    for types in (None, "w=regression"):
+        with pytest.raises(TableError) as caught:
+            Table(path, "w", types=types)
+        assert words in str(caught.value)
+        assert "try types w=regression" not in str(caught.value)
+    with pytest.raises(TableError, match="is not a number, as types w=number wants it"):
+        Table(path, "x", types="w=number")
+
+
+def test_a_category_of_mixed_units_is_told(tmp_path: Path) -> None:
+    rows = [f"{i % 20 + 1.5} {'kg' if i % 3 else 'g'},{i * i % 31}" for i in range(120)]
+    path = written(tmp_path, "w,y", rows)
+    assert "Warning: " in Table(path, "y").notice()
+    assert "'w' has numbers with 'g', 'kg', which are read" in Table(path, "y").notice()
+    assert "numbers with" not in Table(path, "y", types="w=category").notice()
+    rows = [
+        f"{i % 40} {('Main St', 'Oak Ave', 'Elm', 'Ash', 'Fir', 'Bay', 'Sea')[i % 7]},{i % 9}"
+        for i in range(400)
+    ]
+    assert "numbers with" not in Table(written(tmp_path, "w,y", rows, "u.csv"), "y").notice()

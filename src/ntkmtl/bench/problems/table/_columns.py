@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ntkmtl.bench.problems._supervised import SPLITS
-from ntkmtl.bench.problems.table._formats import PLAIN, ColumnFormat
+from ntkmtl.bench.problems.table._formats import FEWEST, PLAIN, ColumnFormat
 from ntkmtl.bench.problems.table._options import Roles
 from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, shorten
 from ntkmtl.bench.problems.table._values import (
@@ -182,7 +182,8 @@ def _take(
     if wanted in ("number", "date", "regression"):
         raw = replace(raw, levels=())  # words that the file declares are no numbers then
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
-    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date)
+    numeric = wanted in ("number", "regression")
+    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date, numeric)
     if raw.declared == "number" and not wanted and values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a number, as the file declares "
@@ -304,14 +305,22 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
         raise TableError(
             f"{here}: {len(levels):,} classes among {values.present:,} labeled rows are too many "
             f"(at most {MAX_CLASSES}, and two rows for each on average). "
-            f"Found {_list_levels(levels)}. If it holds numbers, try types {name}=regression; if "
-            "it is a text or a name, it is no target."
+            f"Found {_list_levels(levels)}. {_way_to_numbers(values)}; if it is a text or a name, "
+            "it is no target."
         )
     note = "F1, macro"
     if values.form.kind == "number" and not wanted and values.declared != "category":
         note += f"; two whole numbers (types {name}=regression predicts the number)"
     target = Target(name, codes, levels, form=values.form)
     return target, _shown(values, "target", "classification", _list_levels(levels), note)
+
+
+def _way_to_numbers(values: ColumnValues) -> str:
+    if values.mixed():
+        return f"It has {values.mixed()}"
+    if values.bad.any():
+        return f"{values.where(values.bad)} is not a number; if it should be, write it as 1234.5"
+    return f"If it holds numbers, try types {values.name}=regression"
 
 
 def _target_kind(values: ColumnValues) -> str:
@@ -335,7 +344,7 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     if values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a number, as types {name}=regression wants it "
-            f"({int(values.bad.sum()):,} such rows)."
+            f"({int(values.bad.sum()):,} such rows).{_because(values)}"
         )
     values.require_finite(target=True)
     known = values.numbers[~values.absent]
@@ -359,6 +368,8 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     note = "RMSE"
     if values.whole and distinct <= 20 and values.declared != "date":
         note += f"; {distinct} {COUNTS.format(name=name)}"
+    if values.measured:
+        note += f" (types {name}=classification makes them classes)"
     unit = "days" if values.declared == "date" else values.form.number.unit
     target = Target(name, values.numbers.copy(), unit=unit, form=values.form)
     return target, _shown(values, "target", "regression", values.range(), note)
@@ -415,6 +426,8 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     }.get(kind, "")
     if values.padded:
         note = f"its leading zeros are dropped (types {name}=category keeps them)"
+    if values.measured:
+        note = f"types {name}=category keeps its strings"
     if values.missing:
         note = f"{note}; " if note else ""
         note += "mean for missing, and an indicator"
@@ -446,8 +459,13 @@ def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
         form = " in a form that is known (2024-12-31, 31.12.2024; give another as date:%d-%b-%Y)"
         raise TableError(
             f"{values.where(mask)} is not a {wanted}{form if wanted == 'date' else ''}, as types "
-            f"{values.name}={wanted} wants it ({int(mask.sum()):,} such rows)."
+            f"{values.name}={wanted} wants it ({int(mask.sum()):,} such rows).{_because(values)}"
         )
+
+
+def _because(values: ColumnValues) -> str:
+    mixed = values.mixed()
+    return f" The column has {mixed}." if mixed else ""
 
 
 def _category(values: ColumnValues, wanted: str, bad: int) -> tuple[Feature | None, Column]:
@@ -468,6 +486,11 @@ def _category(values: ColumnValues, wanted: str, bad: int) -> tuple[Feature | No
         note += f"predictions (types {name}=text reads its letters)"
         return None, _shown(values, "id", "text", content, note)
     note = numeric if few else ""
+    if bad and not wanted and len(levels) > FEWEST and (mixed := values.mixed()):
+        values.warnings.append(
+            f"{values.path}, column {name!r} has {mixed}; taken as a category. Write all of them "
+            f"in one unit, or say that it is one with types {name}=category."
+        )
     kind = "text" if wanted == "text" else "category"
     feature = Feature(name, kind, values.form, codes=codes, levels=levels)
     return feature, _shown(values, "feature", kind, content, note)

@@ -42,7 +42,7 @@ class NumberFormat:
     Attributes:
         decimal: ``"."`` or ``","``.
         thousands: What stands between groups of digits, ``""`` for nothing.
-        unit: The currency or per cent sign of every number, ``""`` for none.
+        unit: The currency, per cent sign or unit of every number, ``""`` for none.
     """
 
     decimal: str = "."
@@ -214,6 +214,10 @@ def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
     if form.plain and not np.isnan(plain).any():
         return plain
     bare = NumberFormat(form.decimal, form.thousands)
+    if form.unit and _UNIT.fullmatch(form.unit):
+        parts = map(_measured, texts)
+        same = [part["number"] if part and part["unit"] == form.unit else "" for part in parts]
+        return read_numbers(same, bare)
     values = np.full(len(texts), np.nan)
     for place, text in enumerate(texts):
         found = _undressed(text)
@@ -227,6 +231,79 @@ def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
             number = _value(digits, bare, power)
             values[place] = -number if negative else number
     return values
+
+
+_CURRENCY_SIGN = re.compile(f"%|{_CURRENCY}")
+_UNIT_LETTERS = (
+    '(?:[^\\W\\d_]|[\u00b0\u2030\u2032\u2033"])(?:[^\\W\\d_]|[\u00b0\u00b7\u00b2\u00b3/^%])*'
+)
+_UNIT = re.compile(f"(?!(?:{_CURRENCY_SIGN.pattern})$){_UNIT_LETTERS}(?: {_UNIT_LETTERS})?[23]?")
+_MEASURED = re.compile(
+    rf"(?P<number>{_SIGN}?[0-9][0-9.,'\u2019 \u00a0\u2009\u202f]*?(?:[eE][+-]?[0-9]+)?)"
+    rf"(?P<gap>[ \u00a0\u2009\u202f]*)(?P<unit>{_UNIT.pattern})"
+)
+FEWEST = 5
+"""Least distinct numbers with a unit that are read as numbers unasked: ``2 doors`` is a level."""
+
+
+def _measured(text: str) -> re.Match[str] | None:
+    return _MEASURED.fullmatch(text) if len(text) <= MAX_LENGTH else None
+
+
+def choose_unit(
+    texts: Sequence[str],
+    decimal: str | None = None,
+    thousands: str | None = None,
+    hint: str = "",
+    fewest: int = 1,
+) -> NumberFormat | None:
+    """Return the format of numbers that all have one and the same unit behind them, else None.
+
+    Args:
+        texts: The distinct strings of a column.
+        decimal: The decimal sign, where it is known.
+        thousands: What stands between groups of digits, where it is known.
+        hint: Decimal sign of the file's other columns, ``""`` if they do not tell.
+        fewest: Least number of strings.
+
+    Example:
+        >>> choose_unit(["10,5 kg", "9 kg"])
+        NumberFormat(decimal=',', thousands='', unit='kg')
+        >>> choose_unit(["10.5 kg", "9 g"])
+    """
+    first = _measured(texts[0]) if len(texts) >= max(1, fewest) else None
+    if first is None:
+        return None
+    unit = first["unit"]
+    parts = [part for part in map(_measured, texts) if part is not None and part["unit"] == unit]
+    numbers = [part["number"] for part in parts]
+    # 12A is a seat: one letter is a unit behind a space or a decimal fraction.
+    seats = len(unit) == 1 and not any(p["gap"] for p in parts) and all(map(str.isdecimal, numbers))
+    if len(parts) < len(texts) or seats:
+        return None
+    form, _ = choose_numbers(numbers, decimal, thousands, hint)
+    if form is None or form.unit or not np.isfinite(read_numbers(numbers, form)).all():
+        return None
+    return NumberFormat(form.decimal, form.thousands, unit)
+
+
+def units_of(texts: Iterable[str]) -> list[str]:
+    """Return the units and currencies behind or before numbers, ``""`` for none; [] for words.
+
+    Example:
+        >>> units_of(["10.5 kg", "9 g", "3"]), units_of(["red", "9 g"])
+        (['', 'g', 'kg'], [])
+    """
+    units = set()
+    for text in texts:
+        number, measured = _undressed(text), _measured(text)
+        if number is not None:
+            units.add(number[1])
+        elif measured and (measured["gap"] or not measured["number"].isdecimal()):
+            units.add(measured["unit"])
+        else:
+            return []
+    return sorted(units)
 
 
 # ------------------------------------------------------------------------------------------------

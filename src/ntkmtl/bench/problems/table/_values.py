@@ -12,11 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from ntkmtl.bench.problems.table._formats import (
+    FEWEST,
     ISO,
     ColumnFormat,
     NumberFormat,
     choose_date,
     choose_numbers,
+    choose_unit,
     date_text,
     folded,
     nearly_dates,
@@ -24,6 +26,7 @@ from ntkmtl.bench.problems.table._formats import (
     read_numbers,
     says_yes_or_no,
     texts_of,
+    units_of,
 )
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -111,6 +114,7 @@ class ColumnValues:
         hints: What other columns say.
         wanted: Whether the user asks for levels, so that words are not missing numbers.
         date: Format of dates that the user gives.
+        numeric: Whether the user asks for numbers, so that few with a unit are read as such.
 
     Attributes:
         numbers: float64 of shape (rows,), NaN where missing or no number.
@@ -120,6 +124,7 @@ class ColumnValues:
         form: How it is written.
         notes: What people may want to overrule, as sentences with the option.
         warnings: The same, where it may be wrong.
+        measured: Whether all numbers have a unit behind them.
         dropped: Distinct strings that are taken as missing.
         no_date: Where a value is that is no date among dates, None if there is no such value.
     """
@@ -132,9 +137,12 @@ class ColumnValues:
         hints: Hints,
         wanted: bool = False,
         date: str = "",
+        numeric: bool = False,
     ) -> None:
         self.path, self.name, self.raw = path, raw.name, raw
         self.reading, self.hints = reading, hints
+        self.fewest = 1 if numeric else FEWEST
+        self.measured = False
         self.declared = raw.declared
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -243,13 +251,16 @@ class ColumnValues:
         }
 
     def _not_words(self, others: Sequence[str], counts: Array) -> bool:
-        """Return whether most of these strings are numbers, or all of them dates."""
+        """Return whether most of these strings are numbers, or all of them dates or quantities."""
         number, _ = choose_numbers(others, self.reading.decimal, self.reading.thousands)
         if number is not None:
             readable = np.isfinite(read_numbers(others, number))
             if 2 * counts[readable].sum() > counts.sum():
                 return True
-        return choose_date(others, ())[0] is not None
+        if choose_date(others, ())[0] is not None:
+            return True
+        signs = (self.reading.decimal, self.reading.thousands, self.hints.decimal)
+        return choose_unit(others, *signs, fewest=self.fewest) is not None
 
     def _tell_words(
         self, levels: Sequence[str], counts: Array, words: Sequence[int], dropped: set[int]
@@ -293,6 +304,13 @@ class ColumnValues:
                 return self._dated(plain)
             if not wanted:
                 self._tell_nearly_dates(plain)
+        if np.isnan(read).all() and not wanted and self.declared == "":
+            signs = (reading.decimal, reading.thousands, self.hints.decimal)
+            measured = choose_unit(plain, *signs, fewest=self.fewest)
+            if measured is not None:
+                self._found("number", number=measured)
+                self.measured = True
+                return self.form.numbers(plain)
         if np.isnan(read).all():
             self._found("text")
             return blank
@@ -354,6 +372,18 @@ class ColumnValues:
             else shorten(str(self.texts.iloc[row]))
         )
         return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
+
+    def mixed(self) -> str:
+        """Return why strings that look like numbers are not read as such, ``""`` for words."""
+        units = [] if self.texts is None else units_of(self.levels[:1_000])
+        # Streets are no units: few of these have many numbers each.
+        if not 2 <= len(units) <= 6 or len(self.levels) < 3 * len(units):
+            return ""
+        return (
+            f"numbers with {', '.join(map(repr, filter(None, units)))}"
+            f"{' and without a unit' if units[0] == '' else ''}, which are read as numbers only if "
+            "all of them have the same unit"
+        )
 
     def kept_by(self) -> str:
         """Return how to keep strings that are taken as missing, ``""`` if there are none."""
