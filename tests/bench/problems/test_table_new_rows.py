@@ -222,3 +222,47 @@ def test_heavy_tails_are_told_only_beyond_their_range(tmp_path: Path) -> None:
     problem = Table(new(tmp_path, ["km,x,y", *rows], "t.csv"), "y")
     assert problem.encode_new(new(tmp_path, wide(["1000000", "900000"]))).warnings == []
     assert "in row 2" in problem.encode_new(new(tmp_path, wide(["5", "3e6"]))).warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_long_numbers_of_single_rows_are_ids(tmp_path: Path, kind: str) -> None:
+    long = [4111111111111110000 + 7 * i for i in range(60)]
+    frame = pd.DataFrame({"key": long, "x": np.arange(60) ** 2 % 31, "y": np.arange(60) ** 2 % 13})
+    path = tmp_path / f"t.{kind}"
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    problem = Table(path, "y")
+    assert problem._fitted.ids == ("key",)
+    assert "key     id" in problem.notice()
+    assert problem.encode_new(path).ids["key"] == list(map(str, long))
+    # Times in nanoseconds differ as float64, and stay numbers.
+    stamps = 1_700_000_000_000_000_000 + 3_600_000_000_123 * np.arange(60)
+    frame.assign(key=stamps).to_csv(tmp_path / "u.csv", index=False)
+    assert "key" in Table(tmp_path / "u.csv", "y")._fitted.inputs
+
+
+def test_ids_of_a_split_are_those_of_its_rows(problem: Table) -> None:
+    """The sizes of the rows of each id, from the file, are the inputs of that row."""
+    size = {row.split(",")[0]: float(row.split(",")[1]) for row in ROWS}
+    place = problem._fitted.inputs.index("size")
+    found = []
+    for split in ("train", "val", "test"):
+        keys = problem.row_ids(split)["key"]
+        inputs = problem._prepared.splits[split].inputs[:, place].double()
+        wanted = torch.tensor([size[key] for key in keys], dtype=torch.float64)
+        encoder = next(e for e in problem._fitted.encoders if e.name == "size")
+        torch.testing.assert_close(
+            inputs * encoder.scale + encoder.center, wanted, rtol=1e-5, atol=1e-5
+        )
+        found += keys
+    assert sorted(found) == sorted(size)
+    with pytest.raises(TableError, match="data of this table are not loaded"):
+        restored(problem).row_ids("test")
+
+
+def test_what_to_do_about_a_split_fits_how_it_was_made(tmp_path: Path) -> None:
+    part = [("train", "val", "test")[i % 3] for i in range(60)]
+    rows = [f"{i * i % 31},{part[i]},{'a' if part[i] == 'val' else 'ab'[i % 2]}" for i in range(60)]
+    path = new(tmp_path, ["x,part,y", *rows], "t.csv")
+    with pytest.raises(TableError, match=r"Say otherwise in the split column\.") as caught:
+        Table(path, "y", split_column="part")
+    assert "split_seed" not in str(caught.value)

@@ -11,7 +11,7 @@ import numpy as np
 from ntkmtl.bench.problems._supervised import SPLITS
 from ntkmtl.bench.problems.table._formats import FEWEST, PLAIN, ColumnFormat
 from ntkmtl.bench.problems.table._options import Roles
-from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, shorten
+from ntkmtl.bench.problems.table._raw import Array, RawColumn, RawTable, TableError, shorten
 from ntkmtl.bench.problems.table._values import (
     ColumnValues,
     Hints,
@@ -108,7 +108,7 @@ class Typed:
         by: ``split``, ``group`` or ``time``: what the column that splits the rows is, if any.
         keys: Of that column 0, 1, 2 for train, val, test; codes of groups; or numbers in the order
             of time. None without such a column.
-        ids: Names of the columns that go through to predictions.
+        ids: The columns that go through to predictions, by name.
         columns: What is shown.
         warnings: What a user should look at, as sentences.
     """
@@ -117,7 +117,7 @@ class Typed:
     targets: tuple[Target, ...]
     by: str
     keys: Array | None
-    ids: tuple[str, ...]
+    ids: dict[str, RawColumn]
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
 
@@ -135,7 +135,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     """
     roles = roles.named_in(table)
     hints = find_hints(table, reading)
-    found = _Found({}, [], [], [])
+    found = _Found({}, [], [], [], {})
     for name in list(table.columns):
         _take(table, name, roles, reading, hints, found)
     if not found.features:
@@ -155,7 +155,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
         tuple(found.targets[t] for t in roles.targets),
         found.by,
         found.keys,
-        tuple(column.name for column in found.shown if column.role in ("id", "group")),
+        {name: found.ids[name] for name in (c.name for c in found.shown) if name in found.ids},
         tuple(found.shown),
         tuple(found.warnings),
     )
@@ -167,6 +167,7 @@ class _Found:
     features: list[Feature]
     shown: list[Column]
     warnings: list[str]
+    ids: dict[str, RawColumn]
     by: str = ""
     keys: Array | None = None
 
@@ -176,7 +177,7 @@ def _take(
 ) -> None:
     """Take a column out of the table and note what it is."""
     wanted, _, date = dict(roles.types).get(name, "").partition(":")
-    raw = table.columns.pop(name)
+    raw = as_written = table.columns.pop(name)
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
     if wanted in ("number", "date", "regression"):
@@ -211,6 +212,8 @@ def _take(
         found.warnings += values.warnings
     if feature is not None:
         found.features.append(feature)
+    if column.role in ("id", "group"):
+        found.ids[name] = as_written
     notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
     found.shown.append(replace(column, note="; ".join(notes)))
 
@@ -319,7 +322,11 @@ def _way_to_numbers(values: ColumnValues) -> str:
     if values.mixed():
         return f"It has {values.mixed()}"
     if values.bad.any():
-        return f"{values.where(values.bad)} is not a number; if it should be, write it as 1234.5"
+        row = int(values.bad.argmax())
+        shown = shorten(values.texts.iloc[row], 30)
+        return (
+            f"If it holds numbers, write them as 1234.5: {shown} in row {row + 1} is not a number"
+        )
     return f"If it holds numbers, try types {values.name}=regression"
 
 
@@ -411,6 +418,10 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
         return _category(values, wanted, bad)
     values.require_finite()
     known = values.numbers[~values.absent]
+    if not wanted and values.long_ids:
+        note = "whole numbers beyond a float64, almost every row has its own; goes through to "
+        note += f"predictions (types {name}=number rounds them)"
+        return None, _shown(values, "id", "text", _list_levels(values.levels), note)
     if known.min() == known.max() and not values.missing:
         note = "constant"
         if values.rounded:

@@ -413,7 +413,7 @@ class FittedTable:
             TableError: It cannot be read, or has none of the columns that the network sees.
         """
         raw = read_any(source, **self.reading)
-        ids = {name: _as_strings(raw.columns[name]) for name in self.ids if name in raw.columns}
+        ids = {name: as_strings(raw.columns[name]) for name in self.ids if name in raw.columns}
         warnings = list(self._about_columns(raw))
         parts = []
         for encoder in self.encoders:
@@ -452,7 +452,8 @@ def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def _as_strings(column: RawColumn) -> list[str]:
+def as_strings(column: RawColumn) -> list[str]:
+    """Return the values of a column as they are written beside predictions."""
     if column.numbers is None:
         return [str(text) for text in column.texts.fillna("")]
     if column.declared == "date":

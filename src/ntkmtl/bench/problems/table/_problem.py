@@ -24,7 +24,7 @@ from ntkmtl.bench.problems._supervised import (
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.problems.table._data import PreparedTable, prepare, shown_columns, unused
-from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows
+from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows, as_strings
 from ntkmtl.bench.problems.table._metrics import REFERENCES, metric_of, references, score, trivial
 from ntkmtl.bench.problems.table._model import (
     RowBatch,
@@ -281,6 +281,19 @@ class Table(Problem):
         columns = self._prepared.truth[split]
         chosen = positions(self.tasks, tasks)
         return {self.tasks[place]: columns[place][indices] for place in chosen}
+
+    def row_ids(self, split: Split) -> dict[str, list[str]]:
+        """Return the columns of a split's rows that identify them, by name.
+
+        Raises:
+            TableError: The data are not loaded.
+        """
+        data = self._prepared
+        found = {}
+        for name, column in data.ids.items():
+            texts = as_strings(column)
+            found[name] = [texts[place] for place in data.places[split].tolist()]
+        return found
 
     def encode_new(self, source: Any) -> NewRows:
         """Read and encode the rows of another file, as the training rows were.

@@ -476,6 +476,15 @@ class ColumnValues:
         )
 
     @property
+    def long_ids(self) -> bool:
+        """Whether whole numbers that differ from row to row are about equal as float64."""
+        if not self.rounded or not all(level.isdecimal() for level in self.levels):
+            return False
+        known = self.numbers[~self.absent]
+        alike = len(np.unique(known)) < len(self.levels) or np.ptp(known) < 1e-9 * known.max()
+        return alike and len(self.levels) >= max(10, 0.9 * self.present)
+
+    @property
     def whole(self) -> bool:
         """Whether all numbers are whole."""
         known = self.numbers[~self.absent]
