@@ -239,3 +239,14 @@ def test_the_file_to_predict_is_not_written_over() -> None:
     assert told == {"run": run, "exported": "m.pt2"}
     above = call("predict", "runs", "--csv", "a.csv", "--json")
     assert "give the folder of a run" in json.loads(above.stdout)["error"]
+
+
+def test_ids_stand_beside_the_predictions_of_a_split() -> None:
+    lines = [f"K{i:03d},{i % 7},{i * i % 31}" for i in range(60)]
+    Path("t.csv").write_text("\n".join(["key,x,y", *lines]) + "\n")
+    made = ("--csv", "t.csv", "--target", "y", "--method", "ls", "--epochs", "1", "--out", "r")
+    good("run", "table", *made)
+    shown = columns(good("predict", "r/table/ls/seed-0", "--split", "test").stdout)
+    assert list(shown) == ["row", "key", "y", "y (true)"]
+    label = {line.split(",")[0]: float(line.split(",")[2]) for line in lines}
+    assert [label[key] for key in shown["key"]] == [float(cell) for cell in shown["y (true)"]]

@@ -186,3 +186,83 @@ def test_strings_of_every_arrow_type_are_levels(tmp_path: Path) -> None:
         parquet.write_table(table, tmp_path / "t.parquet")
         problem = Table(tmp_path / "t.parquet", "y")
         assert problem._fitted.inputs == ("c=green", "c=red", "c missing"), kind
+
+
+def wide(values: list[str], name: str = "km") -> list[str]:
+    return [f"{name},x", *(f"{value},{i % 7}" for i, value in enumerate(values))]
+
+
+def test_numbers_far_outside_the_training_rows_are_told(tmp_path: Path) -> None:
+    rows = [f"{1 + i % 50},{i % 7},{i * i % 31}" for i in range(200)]
+    problem = restored(Table(new(tmp_path, ["km,x,y", *rows], "t.csv"), "y"))
+    told = problem.encode_new(new(tmp_path, wide([str(1000 * (1 + i % 50)) for i in range(60)])))
+    assert told.warnings == [
+        "Column 'km' is far outside the training rows' range of 1 to 50 in 60 rows, the furthest "
+        "in row 50: 50,000. Is it in another unit? Predictions there are guesses."
+    ]
+    told = problem.encode_new(new(tmp_path, wide(["7", "", "98.5", "-47.5", "50.1"])))
+    assert "far" not in "".join(told.warnings)  # a bit outside of a range is nothing unusual
+    told = problem.encode_new(new(tmp_path, wide(["7", "1e308", "-1e308", "-60", "99.5"])))
+    assert "in 4 rows, the furthest in row 2: 1e+308" in told.warnings[0]
+
+
+def test_dates_far_outside_the_training_rows_are_told(tmp_path: Path) -> None:
+    rows = [f"2023-{1 + i % 12:02d}-{1 + i % 28:02d},{i % 7},{i * i % 31}" for i in range(200)]
+    path = new(tmp_path, ["day,x,y", *rows], "t.csv")
+    for options in ({}, {"time": "day"}):
+        problem = Table(path, "y", **options)
+        told = problem.encode_new(new(tmp_path, wide(["2024-05-01", "2524-05-01"], "day")))
+        assert len(told.warnings) == 1
+        assert "in 1 row, the furthest in row 2: 2524-05-01." in told.warnings[0]
+        assert "range of 2023-01-0" in told.warnings[0]
+
+
+def test_heavy_tails_are_told_only_beyond_their_range(tmp_path: Path) -> None:
+    rows = [f"{10**6 if i % 100 == 0 else i % 50},{i % 7},{i * i % 31}" for i in range(2000)]
+    problem = Table(new(tmp_path, ["km,x,y", *rows], "t.csv"), "y")
+    assert problem.encode_new(new(tmp_path, wide(["1000000", "900000"]))).warnings == []
+    assert "in row 2" in problem.encode_new(new(tmp_path, wide(["5", "3e6"]))).warnings[0]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_long_numbers_of_single_rows_are_ids(tmp_path: Path, kind: str) -> None:
+    long = [4111111111111110000 + 7 * i for i in range(60)]
+    frame = pd.DataFrame({"key": long, "x": np.arange(60) ** 2 % 31, "y": np.arange(60) ** 2 % 13})
+    path = tmp_path / f"t.{kind}"
+    frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+    problem = Table(path, "y")
+    assert problem._fitted.ids == ("key",)
+    assert "key     id" in problem.notice()
+    assert problem.encode_new(path).ids["key"] == list(map(str, long))
+    # Times in nanoseconds differ as float64, and stay numbers.
+    stamps = 1_700_000_000_000_000_000 + 3_600_000_000_123 * np.arange(60)
+    frame.assign(key=stamps).to_csv(tmp_path / "u.csv", index=False)
+    assert "key" in Table(tmp_path / "u.csv", "y")._fitted.inputs
+
+
+def test_ids_of_a_split_are_those_of_its_rows(problem: Table) -> None:
+    """The sizes of the rows of each id, from the file, are the inputs of that row."""
+    size = {row.split(",")[0]: float(row.split(",")[1]) for row in ROWS}
+    place = problem._fitted.inputs.index("size")
+    found = []
+    for split in ("train", "val", "test"):
+        keys = problem.row_ids(split)["key"]
+        inputs = problem._prepared.splits[split].inputs[:, place].double()
+        wanted = torch.tensor([size[key] for key in keys], dtype=torch.float64)
+        encoder = next(e for e in problem._fitted.encoders if e.name == "size")
+        torch.testing.assert_close(
+            inputs * encoder.scale + encoder.center, wanted, rtol=1e-5, atol=1e-5
+        )
+        found += keys
+    assert sorted(found) == sorted(size)
+    with pytest.raises(TableError, match="data of this table are not loaded"):
+        restored(problem).row_ids("test")
+
+
+def test_what_to_do_about_a_split_fits_how_it_was_made(tmp_path: Path) -> None:
+    part = [("train", "val", "test")[i % 3] for i in range(60)]
+    rows = [f"{i * i % 31},{part[i]},{'a' if part[i] == 'val' else 'ab'[i % 2]}" for i in range(60)]
+    path = new(tmp_path, ["x,part,y", *rows], "t.csv")
+    with pytest.raises(TableError, match=r"Say otherwise in the split column\.") as caught:
+        Table(path, "y", split_column="part")
+    assert "split_seed" not in str(caught.value)

@@ -60,6 +60,11 @@ def truth(problem: Table) -> list[float]:
         (["12%", "3.5 %"], [12, 3.5]),
         (["\u22123", "+4"], [-3, 4]),
         (["1e3", "2.5E-1"], [1000, 0.25]),
+        (["6,038E+01", "1,5E-3"], [60.38, 0.0015]),
+        (["6,038E+01"], [60.38]),
+        (["6.038E+01", "1.234e2"], [60.38, 123.4]),
+        (["1,234.5E3", "1,000"], [1_234_500, 1000]),
+        (["6,038E+01", "1.234,5"], [60.38, 1234.5]),
     ],
 )
 def test_numbers_are_read_as_people_write_them(texts: list[str], values: list[float]) -> None:
@@ -642,3 +647,150 @@ def test_a_table_of_targets_alone_is_told_as_such(tmp_path: Path) -> None:
 @pytest.mark.parametrize("days", [-719_163.0, 2_932_897.0, -1e17, 1e17])
 def test_days_outside_the_years_1_to_9999_are_told_as_numbers(days: float) -> None:
     assert date_text(days) == f"day {days:.6g} from 1970"
+
+
+# ------------------------------------------------------------------------------------------------
+# Levels that a file declares
+
+
+def declared(folder: Path, levels: list[str], kind: str) -> Path:
+    """A table whose column ``k`` declares these levels, with one missing value in row 3."""
+    cells = [
+        None if i == 2 else levels[i % 25 != 7 and 1 + i % (len(levels) - 1)] for i in range(100)
+    ]
+    if kind == "arff":
+        head = f"@relation r\n@attribute k {{{','.join(levels)}}}\n@attribute x numeric\n"
+        head += "@attribute y numeric\n@data"
+        rows = [f"{c or '?'},{i % 7},{i * i % 31}" for i, c in enumerate(cells)]
+        return written(folder, head, rows, "t.arff")
+    numbers = {"x": [i % 7 for i in range(100)], "y": [i * i % 31 for i in range(100)]}
+    pd.DataFrame({"k": pd.Categorical(cells), **numbers}).to_parquet(folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+@pytest.mark.parametrize("kind", ["arff", "parquet"])
+@pytest.mark.parametrize(
+    "levels", [["none", "low", "high"], ["NA", "none", "null"], ["nan", "low"], ["NA", "1", "2"]]
+)
+def test_declared_levels_are_never_missing(tmp_path: Path, levels: list[str], kind: str) -> None:
+    path = declared(tmp_path, levels, kind)
+    found = column(Table(path, "y"), "k")
+    assert (found.kind, found.missing) == ("category", 1)
+    problem = Table(path, "k")
+    assert problem._fitted.targets[0].classes == tuple(sorted(levels))
+    feature = Table(path, "y")
+    new = feature.encode_new(path)
+    names = [f"k={level}" for level in sorted(levels)]
+    places = [feature._fitted.inputs.index(name) for name in names]
+    assert new.warnings == []
+    assert new.inputs.inputs[:, places].sum(1).tolist() == [float(i != 2) for i in range(100)]
+    # What a user says of it counts more than what the file declares.
+    asked = Table(path, "y", missing=levels[0])
+    assert column(asked, "k").missing > 1
+
+
+def test_words_of_a_declared_column_that_is_asked_to_be_numbers_are_missing(tmp_path: Path) -> None:
+    head = "@relation r\n@attribute k {NA,1,2}\n@attribute y numeric\n@data"
+    rows = [f"{'NA' if i % 50 == 7 else 1 + i % 2},{i * i % 31}" for i in range(100)]
+    found = column(Table(written(tmp_path, head, rows, "t.arff"), "y", types="k=number"), "k")
+    assert (found.kind, found.missing) == ("number", 2)
+
+
+def test_classes_that_are_taken_as_missing_are_told_with_the_way_out(tmp_path: Path) -> None:
+    for levels in (["none", "NA", "null"], ["nan", "low"]):
+        rows = [f"{i % 7},{levels[i % len(levels)]}" for i in range(60)]
+        path = written(tmp_path, "x,k", rows)
+        for types in (None, "k=classification"):
+            with pytest.raises(TableError, match="not_missing=") as caught:
+                Table(path, "k", types=types)
+            way = str(caught.value).partition("not_missing=")[2].partition(" ")[0]
+            problem = Table(path, "k", types=types, not_missing=way)
+            assert problem._fitted.targets[0].classes == tuple(sorted(levels))
+
+
+# ------------------------------------------------------------------------------------------------
+# Numbers with a unit behind them
+
+WEIGHTS = [round(1.25 + i * i % 37 / 8, 3) for i in range(120)]
+
+
+@pytest.mark.parametrize(
+    ("unit", "write"),
+    [
+        *(
+            ("kg", "{:.3f} kg"),
+            ("\u00b0C", "{:.3f} \u00b0C"),
+            ("m", "{:.3f}m"),
+            ("m2", "{:.3f} m2"),
+        ),
+        *(
+            ("\u00b5g/m\u00b3", "{:.3f}\u00b5g/m\u00b3"),
+            ("sq ft", "{:.3f} sq ft"),
+            ("g", "{:.4e} g"),
+        ),
+    ],
+)
+def test_numbers_that_share_a_unit_are_numbers(tmp_path: Path, unit: str, write: str) -> None:
+    rows = [f"{i % 7},{write.format(w)},{w}" for i, w in enumerate(WEIGHTS)]
+    path = written(tmp_path, "x,w,plain", rows)
+    problem = Table(path, "w", types="plain=ignore")
+    assert problem._fitted.targets[0].unit == unit
+    np.testing.assert_allclose(sorted(truth(problem)), sorted(WEIGHTS), rtol=1e-12)
+    assert f"RMSE (types w=classification makes them classes); in {unit}" in problem.notice()
+    found, plain = Table(path, "x", types="plain=ignore"), Table(path, "x", types="w=ignore")
+    assert f"types w=category keeps its strings; in {unit}" in found.notice()
+    for split in ("train", "val", "test"):
+        inputs = found._prepared.splits[split].inputs
+        torch.testing.assert_close(inputs, plain._prepared.splits[split].inputs)
+    new = found.encode_new(written(tmp_path, "w,x", [f"{write.format(2)},1", "2,1"], "n.csv"))
+    assert f"1 values are not as in training (in {unit})" in new.warnings[0]
+    assert column(Table(path, "x", types="w=category,plain=ignore"), "w").kind == "category"
+
+
+def test_few_levels_with_a_unit_are_levels_but_on_request(tmp_path: Path) -> None:
+    path = written(tmp_path, "w,y", [f"{2 + i % 3} doors,{i * i % 31}" for i in range(60)])
+    assert column(Table(path, "y"), "w").content == "3: 2 doors, 3 doors, 4 doors"
+    assert column(Table(path, "y", types="w=number"), "w").content == "2 to 4"
+    path = written(tmp_path, "w,y", [f"{2 + i % 30}A,{i * i % 31}" for i in range(60)], "u.csv")
+    assert column(Table(path, "y"), "w").kind == "category"
+
+
+def test_missing_words_among_units_are_missing(tmp_path: Path) -> None:
+    rows = [f"{'NA' if i % 4 == 1 else f'{w} kg'},{i * i % 31}" for i, w in enumerate(WEIGHTS)]
+    found = column(Table(written(tmp_path, "w,y", rows), "y"), "w")
+    assert (found.kind, found.missing) == ("number", 30)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (("{} kg", "{} g"), "numbers with 'g', 'kg', which are read as numbers only if"),
+        (("EUR {}", "0"), "numbers with 'EUR' and without a unit, which are read as"),
+        (("{}-", "{}"), "-' is not a number"),
+    ],
+)
+def test_mixed_units_are_refused_in_words(
+    tmp_path: Path, write: tuple[str, str], words: str
+) -> None:
+    cells = [write[i % 9 == 4].format(i + w) for i, w in enumerate(WEIGHTS)]
+    path = written(tmp_path, "x,w", [f"{i % 7},{cell}" for i, cell in enumerate(cells)])
+    for types in (None, "w=regression"):
+        with pytest.raises(TableError) as caught:
+            Table(path, "w", types=types)
+        assert words in str(caught.value)
+        assert "try types w=regression" not in str(caught.value)
+    with pytest.raises(TableError, match="is not a number, as types w=number wants it"):
+        Table(path, "x", types="w=number")
+
+
+def test_a_category_of_mixed_units_is_told(tmp_path: Path) -> None:
+    rows = [f"{i % 20 + 1.5} {'kg' if i % 3 else 'g'},{i * i % 31}" for i in range(120)]
+    path = written(tmp_path, "w,y", rows)
+    assert "Warning: " in Table(path, "y").notice()
+    assert "'w' has numbers with 'g', 'kg', which are read" in Table(path, "y").notice()
+    assert "numbers with" not in Table(path, "y", types="w=category").notice()
+    rows = [
+        f"{i % 40} {('Main St', 'Oak Ave', 'Elm', 'Ash', 'Fir', 'Bay', 'Sea')[i % 7]},{i % 9}"
+        for i in range(400)
+    ]
+    assert "numbers with" not in Table(written(tmp_path, "w,y", rows, "u.csv"), "y").notice()

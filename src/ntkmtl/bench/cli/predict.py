@@ -112,7 +112,10 @@ def _same_file(one: Path, other: Path) -> bool:
 def _predict_split(network: TrainedModel, split: str, out: Path | None, as_json: bool) -> None:
     predictions, truth = network.predict(split), network.truth(split)
     rows = range(len(next(iter(predictions.values())).values))
-    ids = {} if "row" in predictions else {"row": rows}
+    told = getattr(network.problem, "row_ids", None)
+    ids: dict[str, Sequence[Any]] = told(split) if callable(told) else {}
+    if "row" not in {*predictions, *ids}:
+        ids = {"row": rows, **ids}
     _show(predictions, truth, ids, out, as_json, {"run": str(network.run.path), "split": split})
 
 

@@ -167,11 +167,13 @@ class Prediction(NamedTuple):
         classes: Names of the classes, empty for regression.
         probabilities: Of each class, shape (b, classes); None for regression, and for classes of
             pixels.
+        dates: Whether the values are days since 1970-01-01, which are shown as dates.
     """
 
     values: Tensor
     classes: tuple[str, ...] = ()
     probabilities: Tensor | None = None
+    dates: bool = False
 
 
 class Sample(NamedTuple):

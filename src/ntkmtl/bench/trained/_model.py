@@ -273,4 +273,5 @@ def joined(parts: Sequence[Prediction]) -> Prediction:
         torch.cat([part.values for part in parts]),
         parts[0].classes,
         torch.cat(shares) if shares else None,
+        parts[0].dates,
     )

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem
 from ntkmtl.files import atomic_write
 
@@ -32,7 +33,7 @@ def columns_of(
 
     A task ``sold`` with classes no and yes has ``sold``, the name of its class; ``sold (true)``
     where labels are known, None where one is missing; ``sold p(no)`` and ``sold p(yes)``. A
-    regression task has the first two.
+    regression task has the first two; dates are written as such.
 
     Args:
         predictions: By task.
@@ -65,18 +66,20 @@ def columns_of(
                 f"each prediction of {task} has shape {tuple(said.values.shape[1:])}, which is no "
                 "cell of a table; write -o FILE.npz instead"
             )
-        add(task, _cells(said.values, said.classes))
+        add(task, _cells(said.values, said))
         if truth and task in truth:
-            add(f"{task} (true)", _cells(truth[task], said.classes))
+            add(f"{task} (true)", _cells(truth[task], said))
         if said.probabilities is not None:
             for place, name in enumerate(said.classes):
                 add(f"{task} p({name})", said.probabilities[:, place].tolist())
     return columns
 
 
-def _cells(values: Tensor, classes: Sequence[str]) -> list[Any]:
-    if classes:
-        return [None if number < 0 else classes[number] for number in values.tolist()]
+def _cells(values: Tensor, said: Prediction) -> list[Any]:
+    if said.classes:
+        return [None if number < 0 else said.classes[number] for number in values.tolist()]
+    if said.dates:
+        return [text or None for text in date_texts(values.tolist())]
     return [None if value != value else value for value in values.tolist()]
 
 

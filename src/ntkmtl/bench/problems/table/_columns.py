@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from ntkmtl.bench.problems._supervised import SPLITS
-from ntkmtl.bench.problems.table._formats import PLAIN, ColumnFormat
+from ntkmtl.bench.problems.table._formats import FEWEST, PLAIN, ColumnFormat
 from ntkmtl.bench.problems.table._options import Roles
-from ntkmtl.bench.problems.table._raw import Array, RawTable, TableError, shorten
+from ntkmtl.bench.problems.table._raw import Array, RawColumn, RawTable, TableError, shorten
 from ntkmtl.bench.problems.table._values import (
     ColumnValues,
     Hints,
@@ -67,6 +67,10 @@ class Feature:
     codes: Array | None = None
     levels: tuple[str, ...] = ()
 
+    def __len__(self) -> int:
+        values = self.codes if self.numbers is None else self.numbers
+        return 0 if values is None else len(values)
+
 
 @dataclass(frozen=True)
 class Target:
@@ -104,7 +108,7 @@ class Typed:
         by: ``split``, ``group`` or ``time``: what the column that splits the rows is, if any.
         keys: Of that column 0, 1, 2 for train, val, test; codes of groups; or numbers in the order
             of time. None without such a column.
-        ids: Names of the columns that go through to predictions.
+        ids: The columns that go through to predictions, by name.
         columns: What is shown.
         warnings: What a user should look at, as sentences.
     """
@@ -113,7 +117,7 @@ class Typed:
     targets: tuple[Target, ...]
     by: str
     keys: Array | None
-    ids: tuple[str, ...]
+    ids: dict[str, RawColumn]
     columns: tuple[Column, ...]
     warnings: tuple[str, ...]
 
@@ -131,7 +135,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
     """
     roles = roles.named_in(table)
     hints = find_hints(table, reading)
-    found = _Found({}, [], [], [])
+    found = _Found({}, [], [], [], {})
     for name in list(table.columns):
         _take(table, name, roles, reading, hints, found)
     if not found.features:
@@ -151,7 +155,7 @@ def type_columns(table: RawTable, roles: Roles, reading: Reading) -> Typed:
         tuple(found.targets[t] for t in roles.targets),
         found.by,
         found.keys,
-        tuple(column.name for column in found.shown if column.role in ("id", "group")),
+        {name: found.ids[name] for name in (c.name for c in found.shown) if name in found.ids},
         tuple(found.shown),
         tuple(found.warnings),
     )
@@ -163,6 +167,7 @@ class _Found:
     features: list[Feature]
     shown: list[Column]
     warnings: list[str]
+    ids: dict[str, RawColumn]
     by: str = ""
     keys: Array | None = None
 
@@ -172,11 +177,14 @@ def _take(
 ) -> None:
     """Take a column out of the table and note what it is."""
     wanted, _, date = dict(roles.types).get(name, "").partition(":")
-    raw = table.columns.pop(name)
+    raw = as_written = table.columns.pop(name)
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
+    if wanted in ("number", "date", "regression"):
+        raw = replace(raw, levels=())  # words that the file declares are no numbers then
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
-    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date)
+    numeric = wanted in ("number", "regression")
+    values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date, numeric)
     if raw.declared == "number" and not wanted and values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a number, as the file declares "
@@ -204,6 +212,8 @@ def _take(
         found.warnings += values.warnings
     if feature is not None:
         found.features.append(feature)
+    if column.role in ("id", "group"):
+        found.ids[name] = as_written
     notes = [note for note in (column.note, values.form.words(), *values.notes) if note]
     found.shown.append(replace(column, note="; ".join(notes)))
 
@@ -258,7 +268,9 @@ def _time(values: ColumnValues, wanted: str) -> tuple[Array, Feature | None, Col
             f"Give the format of dates, as types {values.name}=date:%d.%m.%Y."
         )
     values.require_finite()
-    if wanted:
+    if wanted == "date":
+        _require_kind(values, wanted, 0)
+    elif wanted:
         feature, column = _feature(values, wanted)
         return values.numbers, feature, replace(column, note=f"orders the split; {column.note}")
     note = "orders the split: first train, then val, then test"
@@ -280,28 +292,42 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
     if values.declared == "nested":
         raise TableError(f"{here}: lists, records and bytes cannot be predicted.")
     if not values.present:
-        raise TableError(f"{here}: the target has no labeled row; all of them are missing.")
+        raise TableError(
+            f"{here}: the target has no labeled row; all of them are missing{values.kept_by()}."
+        )
     kind = wanted or _target_kind(values)
     if kind in ("regression", "date"):
         return _regression(values, here)
     codes, levels = values.categories()
     if len(levels) < 2:
-        dropped = f" ({values.notes[0]})" if values.notes else ""
         raise TableError(
-            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row{dropped}."
+            f"{here}: the target is constant, {shorten(levels[0])} in every labeled row"
+            f"{values.kept_by()}."
         )
     if len(levels) > MAX_CLASSES or 2 * len(levels) > values.present:
         raise TableError(
             f"{here}: {len(levels):,} classes among {values.present:,} labeled rows are too many "
             f"(at most {MAX_CLASSES}, and two rows for each on average). "
-            f"Found {_list_levels(levels)}. If it holds numbers, try types {name}=regression; if "
-            "it is a text or a name, it is no target."
+            f"Found {_list_levels(levels)}. {_way_to_numbers(values)}; if it is a text or a name, "
+            "it is no target."
         )
     note = "F1, macro"
     if values.form.kind == "number" and not wanted and values.declared != "category":
         note += f"; two whole numbers (types {name}=regression predicts the number)"
     target = Target(name, codes, levels, form=values.form)
     return target, _shown(values, "target", "classification", _list_levels(levels), note)
+
+
+def _way_to_numbers(values: ColumnValues) -> str:
+    if values.mixed():
+        return f"It has {values.mixed()}"
+    if values.bad.any():
+        row = int(values.bad.argmax())
+        shown = shorten(values.texts.iloc[row], 30)
+        return (
+            f"If it holds numbers, write them as 1234.5: {shown} in row {row + 1} is not a number"
+        )
+    return f"If it holds numbers, try types {values.name}=regression"
 
 
 def _target_kind(values: ColumnValues) -> str:
@@ -325,7 +351,7 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     if values.bad.any():
         raise TableError(
             f"{values.where(values.bad)} is not a number, as types {name}=regression wants it "
-            f"({int(values.bad.sum()):,} such rows)."
+            f"({int(values.bad.sum()):,} such rows).{_because(values)}"
         )
     values.require_finite(target=True)
     known = values.numbers[~values.absent]
@@ -337,7 +363,7 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
                 f"{name}=classification; if they are numbers, subtract one of them from all."
             )
         raise TableError(
-            f"{here}: the target is constant, {known[0]:g} in every labeled row. "
+            f"{here}: the target is constant, {values.said(known[0])} in every labeled row. "
             "There is nothing to learn: leave it out of the targets."
         )
     if _running(values):
@@ -349,6 +375,8 @@ def _regression(values: ColumnValues, here: str) -> tuple[Target, Column]:
     note = "RMSE"
     if values.whole and distinct <= 20 and values.declared != "date":
         note += f"; {distinct} {COUNTS.format(name=name)}"
+    if values.measured:
+        note += f" (types {name}=classification makes them classes)"
     unit = "days" if values.declared == "date" else values.form.number.unit
     target = Target(name, values.numbers.copy(), unit=unit, form=values.form)
     return target, _shown(values, "target", "regression", values.range(), note)
@@ -390,11 +418,15 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
         return _category(values, wanted, bad)
     values.require_finite()
     known = values.numbers[~values.absent]
+    if not wanted and values.long_ids:
+        note = "whole numbers beyond a float64, almost every row has its own; goes through to "
+        note += f"predictions (types {name}=number rounds them)"
+        return None, _shown(values, "id", "text", _list_levels(values.levels), note)
     if known.min() == known.max() and not values.missing:
         note = "constant"
         if values.rounded:
             note += f" as a float64 (types {name}=category, or {name}=id, keeps its strings)"
-        return None, _shown(values, "left out", "number", f"{known[0]:.4g}", note)
+        return None, _shown(values, "left out", "number", values.said(known[0], 4), note)
     if not wanted and _running(values):
         note = f"numbers the rows; goes through to predictions (types {name}=number uses it)"
         return None, _shown(values, "id", "number", values.range(), note)
@@ -405,6 +437,8 @@ def _feature(values: ColumnValues, wanted: str) -> tuple[Feature | None, Column]
     }.get(kind, "")
     if values.padded:
         note = f"its leading zeros are dropped (types {name}=category keeps them)"
+    if values.measured:
+        note = f"types {name}=category keeps its strings"
     if values.missing:
         note = f"{note}; " if note else ""
         note += "mean for missing, and an indicator"
@@ -436,8 +470,13 @@ def _require_kind(values: ColumnValues, wanted: str, bad: int) -> None:
         form = " in a form that is known (2024-12-31, 31.12.2024; give another as date:%d-%b-%Y)"
         raise TableError(
             f"{values.where(mask)} is not a {wanted}{form if wanted == 'date' else ''}, as types "
-            f"{values.name}={wanted} wants it ({int(mask.sum()):,} such rows)."
+            f"{values.name}={wanted} wants it ({int(mask.sum()):,} such rows).{_because(values)}"
         )
+
+
+def _because(values: ColumnValues) -> str:
+    mixed = values.mixed()
+    return f" The column has {mixed}." if mixed else ""
 
 
 def _category(values: ColumnValues, wanted: str, bad: int) -> tuple[Feature | None, Column]:
@@ -458,6 +497,11 @@ def _category(values: ColumnValues, wanted: str, bad: int) -> tuple[Feature | No
         note += f"predictions (types {name}=text reads its letters)"
         return None, _shown(values, "id", "text", content, note)
     note = numeric if few else ""
+    if bad and not wanted and len(levels) > FEWEST and (mixed := values.mixed()):
+        values.warnings.append(
+            f"{values.path}, column {name!r} has {mixed}; taken as a category. Write all of them "
+            f"in one unit, or say that it is one with types {name}=category."
+        )
     kind = "text" if wanted == "text" else "category"
     feature = Feature(name, kind, values.form, codes=codes, levels=levels)
     return feature, _shown(values, "feature", kind, content, note)

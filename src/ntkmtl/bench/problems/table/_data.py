@@ -25,7 +25,7 @@ from ntkmtl.bench.problems.table._fitted import (
 )
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._options import Asked
-from ntkmtl.bench.problems.table._raw import Array, TableError, require_memory, shorten
+from ntkmtl.bench.problems.table._raw import Array, RawColumn, TableError, require_memory, shorten
 from ntkmtl.bench.problems.table._read import read_table
 from ntkmtl.bench.problems.table._splits import split_rows
 
@@ -44,6 +44,8 @@ class PreparedTable(NamedTuple):
         splits: Rows of each split.
         truth: Labels in the file's units, float64, or class numbers, by split and task.
         unlabeled: Number of rows without any label, which are left out.
+        ids: The columns that go through to predictions, by name.
+        places: Positions of each split's rows in the file.
         notes: What was found out about the file, as sentences.
         warnings: What a user should look at, as sentences.
     """
@@ -54,6 +56,8 @@ class PreparedTable(NamedTuple):
     splits: dict[Split, RowBatch]
     truth: dict[Split, tuple[Tensor, ...]]
     unlabeled: int
+    ids: dict[str, RawColumn]
+    places: dict[Split, Array]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -85,13 +89,13 @@ def prepare(asked: Asked) -> PreparedTable:
     places = split_rows(path, typed, kept, asked.shares)
     warnings = [*typed.warnings, *_first(leaks(typed.features, typed.targets, kept))]
     for target in typed.targets:
-        warnings += _check_labels(path, target, places)
+        warnings += _check_labels(path, target, places, typed.by)
     targets = tuple(_fitted_target(path, target, places) for target in typed.targets)
     encoders, inputs, columns = _encoded(path, typed, targets, places["train"], asked, rows)
     fitted = FittedTable(
         encoders,
         targets,
-        typed.ids,
+        tuple(typed.ids),
         names,
         {"encoding": asked.encoding, "separator": asked.separator, "header": asked.header},
     )
@@ -114,6 +118,8 @@ def prepare(asked: Asked) -> PreparedTable:
             for split, found in places.items()
         },
         rows - len(kept),
+        typed.ids,
+        places,
         notes,
         tuple(warnings),
     )
@@ -200,7 +206,9 @@ def _made(feature: Feature, encoder: FeatureEncoder) -> str:
 # Labels
 
 
-def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> list[str]:
+def _check_labels(
+    path: Path, target: Target, places: dict[Split, Array], by: str = ""
+) -> list[str]:
     """Refuse splits that cannot be judged; return what is lacking as sentences.
 
     Raises:
@@ -214,7 +222,8 @@ def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> lis
             what = "no label" if not len(known) else "one value only"
             raise TableError(
                 f"{path}, column {target.name!r}: {what} among the {len(rows):,} rows of the "
-                f"split {split} ({int(target.labeled.sum()):,} labels in all). {_rarest(target)}"
+                f"split {split} ({int(target.labeled.sum()):,} labels in all). "
+                f"{_rarest(target, by)}"
             )
         if missing := [c for code, c in enumerate(target.classes) if code not in distinct]:
             listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -226,11 +235,14 @@ def _check_labels(path: Path, target: Target, places: dict[Split, Array]) -> lis
     return lacking
 
 
-def _rarest(target: Target) -> str:
+def _rarest(target: Target, by: str) -> str:
     """Return what to do where a split has too few labels or classes of a target."""
     counts = np.bincount(target.values[target.labeled]) if target.classes else np.array([3])
     if counts.min() >= 3:
-        return "Try another split_seed, larger val and test, or a split column."
+        return {
+            "split": "Say otherwise in the split column.",
+            "time": "Try larger val and test, or a split column.",
+        }.get(by, "Try another split_seed, larger val and test, or a split column.")
     name, count = target.classes[int(counts.argmin())], int(counts.min())
     return (
         f"{shorten(name)} has {count} row{'' if count == 1 else 's'}, and each split needs one: "
@@ -249,7 +261,9 @@ def _fitted_target(path: Path, target: Target, places: dict[Split, Array]) -> Fi
         raise TableError(
             f"{path}, column {target.name!r}: its values do not vary among the training rows."
         )
-    return FittedTarget(target.name, (), center, scale, target.unit)
+    return FittedTarget(
+        target.name, (), center, scale, target.unit, date=target.form.kind == "date"
+    )
 
 
 def _labels(target: Target, fit: FittedTarget, places: Array) -> Tensor:

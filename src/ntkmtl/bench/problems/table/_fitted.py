@@ -10,8 +10,9 @@ import msgspec
 import numpy as np
 import torch
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._columns import Feature
-from ntkmtl.bench.problems.table._formats import ColumnFormat
+from ntkmtl.bench.problems.table._formats import ISO, ColumnFormat, date_text, read_dates
 from ntkmtl.bench.problems.table._model import RowBatch
 from ntkmtl.bench.problems.table._raw import (
     Array,
@@ -82,6 +83,7 @@ class FeatureEncoder:
             nothing for the others.
         prior: Means for a level that is new.
         keep: Which of its inputs vary among the training rows.
+        seen: Least and greatest number of the training rows, nothing for categories.
     """
 
     name: str
@@ -94,6 +96,7 @@ class FeatureEncoder:
     means: tuple[tuple[float, ...], ...] = ()
     prior: tuple[float, ...] = ()
     keep: tuple[int, ...] = ()
+    seen: tuple[float, ...] = ()
 
     # ------------------------------------------------------------------ names and columns
 
@@ -175,6 +178,23 @@ class FeatureEncoder:
         used = np.unique(feature.codes[feature.codes >= 0])
         return [feature.levels[i] for i in used if self.form.key(feature.levels[i]) not in known]
 
+    def far(self, feature: Feature) -> Array:
+        """Return which numbers are far from all of the training rows: no network knows of them.
+
+        They are further outside the range of these than the range is wide, or cut off at
+        :data:`CLIP`.
+        """
+        values = feature.numbers
+        if values is None or not self.seen or self.scale <= 0 or self.kind == "yes/no":
+            return np.zeros(len(feature), dtype=bool)
+        low, high = self.seen
+        # Halves: the width of the range may be infinite.
+        outside = np.maximum(low / 2 - values / 2, values / 2 - high / 2)
+        with np.errstate(over="ignore", invalid="ignore"):
+            cut = np.abs(scaled(values, self.center, self.scale)) > CLIP
+            far: Array = (outside > 0) & (cut | (outside > high / 2 - low / 2))
+        return far
+
 
 _CALENDAR = (
     *("year cos 1", "year sin 1", "year cos 2", "year sin 2"),
@@ -223,7 +243,9 @@ def fit_encoder(
     encoder = FeatureEncoder(feature.name, feature.kind, feature.form)
     if feature.numbers is not None:
         center, scale = standardization(feature.numbers[training])
-        encoder = replace(encoder, center=center, scale=scale)
+        known = feature.numbers[training][~np.isnan(feature.numbers[training])]
+        seen = (float(known.min()), float(known.max())) if len(known) else ()
+        encoder = replace(encoder, center=center, scale=scale, seen=seen)
     elif feature.kind != "text":
         assert feature.codes is not None
         counts = np.bincount(
@@ -231,14 +253,14 @@ def fit_encoder(
         )
         # Stable, so that levels of equal count keep their order.
         order = np.argsort(-counts, kind="stable")
-        seen = int((counts > 0).sum())
-        own = sorted(int(code) for code in order[: min(max_categories, seen)])
+        varied = int((counts > 0).sum())
+        own = sorted(int(code) for code in order[: min(max_categories, varied)])
         encoder = replace(
             encoder,
             levels=tuple(level for level, n in zip(feature.levels, counts, strict=True) if n),
             own=tuple(feature.levels[code] for code in own),
         )
-        if seen > len(own) and targets:
+        if varied > len(own) and targets:
             return _with_targets(encoder, feature, training, targets)
     return _kept(encoder, encoder._all(feature), training)
 
@@ -294,8 +316,8 @@ class NewRows(NamedTuple):
     Attributes:
         inputs: The rows in the file's order, without labels.
         ids: Columns that go through to the predictions, by name.
-        warnings: What is unlike the training rows: new levels, missing and further columns, values
-            that could not be read.
+        warnings: What is unlike the training rows: new levels, numbers far outside their range,
+            missing and further columns, values that could not be read.
     """
 
     inputs: RowBatch
@@ -314,6 +336,7 @@ class FittedTarget:
         scale: Standard deviation over the training rows, 1 for classification.
         unit: Unit of the error, where one is known.
         judged: Classes that have a test row; all for regression.
+        date: Whether it is a date, as days since 1970.
     """
 
     name: str
@@ -322,6 +345,7 @@ class FittedTarget:
     scale: float = 1.0
     unit: str = ""
     judged: int = 0
+    date: bool = False
 
     @property
     def size(self) -> int:
@@ -389,7 +413,7 @@ class FittedTable:
             TableError: It cannot be read, or has none of the columns that the network sees.
         """
         raw = read_any(source, **self.reading)
-        ids = {name: _as_strings(raw.columns[name]) for name in self.ids if name in raw.columns}
+        ids = {name: as_strings(raw.columns[name]) for name in self.ids if name in raw.columns}
         warnings = list(self._about_columns(raw))
         parts = []
         for encoder in self.encoders:
@@ -428,9 +452,12 @@ def _rows(count: int) -> str:
     return f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def _as_strings(column: RawColumn) -> list[str]:
+def as_strings(column: RawColumn) -> list[str]:
+    """Return the values of a column as they are written beside predictions."""
     if column.numbers is None:
         return [str(text) for text in column.texts.fillna("")]
+    if column.declared == "date":
+        return date_texts(column.numbers)
     return ["" if np.isnan(v) else number_text(v) for v in column.numbers]
 
 
@@ -466,6 +493,18 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
                 f"Column {name!r}: {int(bad.sum()):,} values are not as in training ({wanted}) and "
                 f"count as missing, the first in row {row + 1}: {shorten(str(shown), 40)}."
             )
+        if (far := encoder.far(feature)).any():
+            row = int(np.where(far, np.abs(values / 2 - encoder.center / 2), -1.0).argmax())
+            date = encoder.form.kind == "date"
+            low, high, worst = (
+                date_text(value) if date else f"{value:,.6g}"
+                for value in (*encoder.seen, float(values[row]))
+            )
+            told.append(
+                f"Column {name!r} is far outside the training rows' range of {low} to {high} in "
+                f"{_rows(int(far.sum()))}, the furthest in row {row + 1}: {worst}. "
+                f"{'' if date else 'Is it in another unit? '}Predictions there are guesses."
+            )
     if missing.any() and f"{name} missing" not in encoder.names:
         told.append(
             f"Column {name!r} is empty in {_rows(int(missing.sum()))}; no training row was."
@@ -475,6 +514,8 @@ def _feature(raw: RawTable, encoder: FeatureEncoder) -> tuple[Feature, list[str]
 
 def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, list[str]]:
     codes, levels, _ = encoder.form.levels(column)
+    if encoder.form.kind == "date" and column.declared in ("date", ""):
+        return codes, _as_trained(column, levels, encoder)
     if encoder.form.kind != "number" or column.numbers is not None:
         return codes, levels
     # 1 and 1.0 are one level of a category of numbers; what is no number is a new level.
@@ -487,3 +528,23 @@ def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, lis
     place = {name: i for i, name in enumerate(unique)}
     to = np.array([*(place[name] for name in names), -1])
     return to[codes], unique
+
+
+def _as_trained(column: RawColumn, levels: list[str], encoder: FeatureEncoder) -> list[str]:
+    """Return levels that are dates as the training rows write the same time."""
+    if not levels:
+        return []
+    written = {encoder.form.key(level) for level in encoder.levels}
+    dates = ISO if column.declared == "date" else encoder.form.date
+    known = dict(zip(_moments(encoder.levels, encoder.form.date), encoder.levels, strict=True))
+    same = [known.get(moment, "") for moment in _moments(levels, dates)]
+    return [
+        level if encoder.form.key(level) in written else other or level
+        for level, other in zip(levels, same, strict=True)
+    ]
+
+
+def _moments(levels: Sequence[str], dates: str) -> list[float]:
+    """Return the microseconds of dates since 1970, NaN where a string is no date."""
+    found: list[float] = np.round(read_dates(levels, dates) * 86_400e6).tolist()
+    return found

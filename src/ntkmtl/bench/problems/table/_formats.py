@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._raw import Array, RawColumn, number_text
 
 # ------------------------------------------------------------------------------------------------
@@ -41,7 +42,7 @@ class NumberFormat:
     Attributes:
         decimal: ``"."`` or ``","``.
         thousands: What stands between groups of digits, ``""`` for nothing.
-        unit: The currency or per cent sign of every number, ``""`` for none.
+        unit: The currency, per cent sign or unit of every number, ``""`` for none.
     """
 
     decimal: str = "."
@@ -77,6 +78,8 @@ def _pattern(form: NumberFormat) -> re.Pattern[str]:
     return re.compile(f"(?:(?:{whole})(?:{decimal}[0-9]*)?|{decimal}[0-9]+)")
 
 
+_COMMAS = NumberFormat(",")
+_ONE_SIGN = re.compile("[0-9]*[.,][0-9]*")
 _PATTERNS = {form: _pattern(form) for form in _FORMATS}
 
 
@@ -108,12 +111,17 @@ def number_formats(texts: Iterable[str]) -> list[NumberFormat]:
         >>> number_formats(["1,500", "12,5"])[0].decimal
         ','
     """
-    digits = {found[0] for found in map(_undressed, texts) if found is not None}
+    digits = {found[::3] for found in map(_undressed, texts) if found is not None}
     return [
-        form
-        for form in _FORMATS
-        if digits and all(_PATTERNS[form].fullmatch(each) for each in digits)
+        form for form in _FORMATS if digits and all(_is_written(*each, form) for each in digits)
     ]
+
+
+def _is_written(digits: str, power: str, form: NumberFormat) -> bool:
+    """Whether digits are a number in a format; a sign before a power of ten is the decimal one."""
+    if power and _ONE_SIGN.fullmatch(digits):
+        form = _FORMATS[0] if form.decimal == "." else _COMMAS
+    return _PATTERNS[form].fullmatch(digits) is not None
 
 
 def choose_numbers(
@@ -152,7 +160,8 @@ def choose_numbers(
     chosen, unsure = able[0], False
     rivals = [form for form in able if form.decimal != chosen.decimal]
     if rivals and any(
-        _value(digits, chosen) != _value(digits, rivals[0]) for digits, _, _, _ in found
+        _value(digits, chosen, power) != _value(digits, rivals[0], power)
+        for digits, _, _, power in found
     ):
         # A dot before three digits in every number may separate thousands; hardly anyone does so.
         unsure = chosen.thousands != "" or _only_groups(found, chosen.decimal)
@@ -173,12 +182,12 @@ def _plain(texts: Sequence[str]) -> bool:
 
 def _only_groups(found: Sequence[tuple[str, str, bool, str]], sign: str) -> bool:
     pattern = re.compile(f"[1-9][0-9]{{0,2}}{re.escape(sign)}[0-9]{{3}}")
-    marked = [digits for digits, _, _, _ in found if sign in digits]
-    return bool(marked) and all(pattern.fullmatch(digits) for digits in marked)
+    marked = [(digits, power) for digits, _, _, power in found if sign in digits]
+    return bool(marked) and all(pattern.fullmatch(digits) and not power for digits, power in marked)
 
 
 def _value(digits: str, form: NumberFormat, power: str = "") -> float:
-    if not _PATTERNS[form].fullmatch(digits):
+    if not _is_written(digits, power, form):
         return float("nan")
     if form.thousands:
         digits = digits.replace(form.thousands, "")
@@ -205,6 +214,10 @@ def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
     if form.plain and not np.isnan(plain).any():
         return plain
     bare = NumberFormat(form.decimal, form.thousands)
+    if form.unit and _UNIT.fullmatch(form.unit):
+        parts = map(_measured, texts)
+        same = [part["number"] if part and part["unit"] == form.unit else "" for part in parts]
+        return read_numbers(same, bare)
     values = np.full(len(texts), np.nan)
     for place, text in enumerate(texts):
         found = _undressed(text)
@@ -220,6 +233,79 @@ def read_numbers(texts: Sequence[str], form: NumberFormat) -> Array:
     return values
 
 
+_CURRENCY_SIGN = re.compile(f"%|{_CURRENCY}")
+_UNIT_LETTERS = (
+    '(?:[^\\W\\d_]|[\u00b0\u2030\u2032\u2033"])(?:[^\\W\\d_]|[\u00b0\u00b7\u00b2\u00b3/^%])*'
+)
+_UNIT = re.compile(f"(?!(?:{_CURRENCY_SIGN.pattern})$){_UNIT_LETTERS}(?: {_UNIT_LETTERS})?[23]?")
+_MEASURED = re.compile(
+    rf"(?P<number>{_SIGN}?[0-9][0-9.,'\u2019 \u00a0\u2009\u202f]*?(?:[eE][+-]?[0-9]+)?)"
+    rf"(?P<gap>[ \u00a0\u2009\u202f]*)(?P<unit>{_UNIT.pattern})"
+)
+FEWEST = 5
+"""Least distinct numbers with a unit that are read as numbers unasked: ``2 doors`` is a level."""
+
+
+def _measured(text: str) -> re.Match[str] | None:
+    return _MEASURED.fullmatch(text) if len(text) <= MAX_LENGTH else None
+
+
+def choose_unit(
+    texts: Sequence[str],
+    decimal: str | None = None,
+    thousands: str | None = None,
+    hint: str = "",
+    fewest: int = 1,
+) -> NumberFormat | None:
+    """Return the format of numbers that all have one and the same unit behind them, else None.
+
+    Args:
+        texts: The distinct strings of a column.
+        decimal: The decimal sign, where it is known.
+        thousands: What stands between groups of digits, where it is known.
+        hint: Decimal sign of the file's other columns, ``""`` if they do not tell.
+        fewest: Least number of strings.
+
+    Example:
+        >>> choose_unit(["10,5 kg", "9 kg"])
+        NumberFormat(decimal=',', thousands='', unit='kg')
+        >>> choose_unit(["10.5 kg", "9 g"])
+    """
+    first = _measured(texts[0]) if len(texts) >= max(1, fewest) else None
+    if first is None:
+        return None
+    unit = first["unit"]
+    parts = [part for part in map(_measured, texts) if part is not None and part["unit"] == unit]
+    numbers = [part["number"] for part in parts]
+    # 12A is a seat: one letter is a unit behind a space or a decimal fraction.
+    seats = len(unit) == 1 and not any(p["gap"] for p in parts) and all(map(str.isdecimal, numbers))
+    if len(parts) < len(texts) or seats:
+        return None
+    form, _ = choose_numbers(numbers, decimal, thousands, hint)
+    if form is None or form.unit or not np.isfinite(read_numbers(numbers, form)).all():
+        return None
+    return NumberFormat(form.decimal, form.thousands, unit)
+
+
+def units_of(texts: Iterable[str]) -> list[str]:
+    """Return the units and currencies behind or before numbers, ``""`` for none; [] for words.
+
+    Example:
+        >>> units_of(["10.5 kg", "9 g", "3"]), units_of(["red", "9 g"])
+        (['', 'g', 'kg'], [])
+    """
+    units = set()
+    for text in texts:
+        number, measured = _undressed(text), _measured(text)
+        if number is not None:
+            units.add(number[1])
+        elif measured and (measured["gap"] or not measured["number"].isdecimal()):
+            units.add(measured["unit"])
+        else:
+            return []
+    return sorted(units)
+
+
 # ------------------------------------------------------------------------------------------------
 # Dates
 
@@ -231,8 +317,16 @@ _DAYS = (
     *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y", "%Y-%m", "%m/%Y", "%m.%Y"),
     *("%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d-%b-%Y"),
     *("%d-%b-%y", "%d. %B %Y", "%d. %b %Y", "%b %Y", "%B %Y", "%b-%Y", "%b-%y"),
+    *("%A, %B %d, %Y", "%a, %b %d, %Y", "%A, %d %B %Y", "%a, %d %b %Y", "%A, %d. %B %Y"),
 )
-_TIMES = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", " %I:%M %p")
+_TIMES = (
+    *("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", ", %H:%M:%S"),
+    *(" %I:%M %p", " %I:%M:%S %p", ", %I:%M %p", ", %I:%M:%S %p", " %H:%M:%S %z", " %H:%M:%S GMT"),
+)
+_DATES = (
+    *(day + time for day in _DAYS for time in _TIMES),
+    *("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S UTC %Y"),
+)
 _LOOKS = re.compile(r"(?=.*[0-9])(?:[0-9]+|[A-Za-z]{3,})[./\- ,]")
 _EPOCH = pd.Timestamp("1970-01-01", tz="UTC")
 
@@ -252,11 +346,7 @@ def date_formats(texts: Sequence[str]) -> list[str]:
         return []
     sample = texts[:200]
     able = [ISO] if _all_dates(sample, ISO) else []
-    able += [
-        form
-        for form in (day + time for day in _DAYS for time in _TIMES)
-        if _fits(texts[0], form) and _all_dates(sample, form)
-    ]
+    able += [form for form in _DATES if _fits(texts[0], form) and _all_dates(sample, form)]
     if ISO in able:
         able = [ISO]
     return [form for form in able if len(sample) == len(texts) or _all_dates(texts, form)]
@@ -333,8 +423,8 @@ def nearly_dates(texts: Sequence[str]) -> tuple[str, int]:
         ('', -1)
     """
     for text in [text for text in texts[:20] if _LOOKS.match(text)][:3]:
-        for form in (ISO, *(day + time for day in _DAYS for time in _TIMES)):
-            if _all_dates([text], form):
+        for form in (ISO, *_DATES):
+            if (form == ISO or _fits(text, form)) and _all_dates([text], form):
                 bad = np.isnan(read_dates(texts, form))
                 if 0 < bad.sum() <= 0.1 * len(texts):
                     return form, int(bad.argmax())
@@ -447,7 +537,7 @@ class ColumnFormat:
         """Return codes, -1 where missing, the distinct strings, and what is missing."""
         if column.numbers is not None:
             codes, found = pd.factorize(column.numbers)
-            return codes.astype(np.int64), [number_text(v) for v in found], codes < 0
+            return codes.astype(np.int64), texts_of(found, column.declared == "date"), codes < 0
         texts = column.texts.str.strip()
         low = texts.str.lower()
         absent = texts.isna().to_numpy(bool) | low.isin(self.absent).to_numpy(bool)
@@ -459,6 +549,11 @@ class ColumnFormat:
             absent[~absent] = out[some]
             codes[absent] = -1
         return codes, [str(level) for level in found], absent
+
+
+def texts_of(numbers: Array, dates: bool) -> list[str]:
+    """Return numbers as strings that give them back, days since 1970 as dates."""
+    return date_texts(numbers) if dates else [number_text(value) for value in numbers]
 
 
 PLAIN = ColumnFormat("number")

@@ -23,7 +23,7 @@ from ntkmtl.bench.problems._supervised import (
 from ntkmtl.bench.problems.architectures import choose
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.problems.table._data import PreparedTable, prepare, shown_columns, unused
-from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows
+from ntkmtl.bench.problems.table._fitted import FittedTable, NewRows, as_strings
 from ntkmtl.bench.problems.table._metrics import REFERENCES, metric_of, references, score, trivial
 from ntkmtl.bench.problems.table._model import (
     RowBatch,
@@ -269,7 +269,7 @@ class Table(Problem):
             else:
                 # Halves: the sum of two of the largest floats would be infinite.
                 values = (output[:, 0] / 2 * target.scale + target.center / 2) * 2
-                found[target.name] = Prediction(values)
+                found[target.name] = Prediction(values, dates=target.date)
         return found
 
     def truth(
@@ -279,6 +279,19 @@ class Table(Problem):
         columns = self._prepared.truth[split]
         chosen = positions(self.tasks, tasks)
         return {self.tasks[place]: columns[place][indices] for place in chosen}
+
+    def row_ids(self, split: Split) -> dict[str, list[str]]:
+        """Return the columns of a split's rows that identify them, by name.
+
+        Raises:
+            TableError: The data are not loaded.
+        """
+        data = self._prepared
+        found = {}
+        for name, column in data.ids.items():
+            texts = as_strings(column)
+            found[name] = [texts[place] for place in data.places[split].tolist()]
+        return found
 
     def encode_new(self, source: Any) -> NewRows:
         """Read and encode the rows of another file, as the training rows were.
@@ -294,7 +307,7 @@ class Table(Problem):
     def fitted(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return encoders, targets and network as JSON values: all that :meth:`from_fitted` needs.
 
-        No row of the table is among them, but the names of levels are.
+        No row of the table is among them, but the names of levels and the ends of ranges are.
         """
         return {
             "table": self._fitted.to_json(),

@@ -310,7 +310,8 @@ def _arrow_column(path: Path, name: str, column: Any, pa: Any) -> RawColumn:
             or kinds.is_string_view(kind)
         ):
             texts = column.cast(pa.string()).to_pandas().astype(pd.StringDtype("pyarrow"))
-            return RawColumn(name, texts=texts, declared=declared)
+            levels = tuple(texts.dropna().unique()) if declared else ()
+            return RawColumn(name, texts=texts, declared=declared, levels=levels)
     except pa.ArrowException as error:
         raise TableError(
             f"{path}, column {name!r} of type {kind}: {shorten(str(error), 200)}"

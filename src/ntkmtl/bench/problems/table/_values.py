@@ -12,24 +12,27 @@ import numpy.typing as npt
 import pandas as pd
 
 from ntkmtl.bench.problems.table._formats import (
+    FEWEST,
     ISO,
     ColumnFormat,
     NumberFormat,
     choose_date,
     choose_numbers,
+    choose_unit,
     date_text,
     folded,
     nearly_dates,
     numbers_among,
     read_numbers,
     says_yes_or_no,
+    texts_of,
+    units_of,
 )
 from ntkmtl.bench.problems.table._raw import (
     Array,
     RawColumn,
     RawTable,
     TableError,
-    number_text,
     shorten,
 )
 
@@ -111,6 +114,7 @@ class ColumnValues:
         hints: What other columns say.
         wanted: Whether the user asks for levels, so that words are not missing numbers.
         date: Format of dates that the user gives.
+        numeric: Whether the user asks for numbers, so that few with a unit are read as such.
 
     Attributes:
         numbers: float64 of shape (rows,), NaN where missing or no number.
@@ -120,6 +124,8 @@ class ColumnValues:
         form: How it is written.
         notes: What people may want to overrule, as sentences with the option.
         warnings: The same, where it may be wrong.
+        measured: Whether all numbers have a unit behind them.
+        dropped: Distinct strings that are taken as missing.
         no_date: Where a value is that is no date among dates, None if there is no such value.
     """
 
@@ -131,13 +137,17 @@ class ColumnValues:
         hints: Hints,
         wanted: bool = False,
         date: str = "",
+        numeric: bool = False,
     ) -> None:
         self.path, self.name, self.raw = path, raw.name, raw
         self.reading, self.hints = reading, hints
+        self.fewest = 1 if numeric else FEWEST
+        self.measured = False
         self.declared = raw.declared
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.no_date: Array | None = None
+        self.dropped: list[str] = []
         self.gaps = numbers_among(reading.missing)
         self.form = ColumnFormat("number", gaps=self.gaps, case_sensitive=reading.case_sensitive)
         if raw.numbers is not None:
@@ -180,7 +190,7 @@ class ColumnValues:
         self, levels: Sequence[str], counts: Array, wanted: bool
     ) -> npt.NDArray[np.bool_]:
         """Return which distinct strings stand for a missing value."""
-        asked, kept = set(self.reading.missing), set(self.reading.not_missing)
+        asked, kept = set(self.reading.missing), self._kept()
         low = [level.lower() for level in levels]
         stands = ((asked | MISSING) - kept) | {""}
         out = np.array([text in stands for text in low], dtype=bool)
@@ -193,11 +203,17 @@ class ColumnValues:
             self._tell_words(levels, counts, words, set(dropped))
         elif ours := [t for t, gone in zip(levels, out, strict=True) if gone and t]:
             self.notes.append(f"{', '.join(map(repr, ours[:3]))} missing")
+        self.dropped = [t for t, gone in zip(levels, out, strict=True) if gone and t]
         tokens = sorted({low[i] for i in np.flatnonzero(out)} | (MISSING - kept) | asked)
         self.form = ColumnFormat(
             "number", absent=tuple(tokens), gaps=self.gaps, case_sensitive=self.form.case_sensitive
         )
         return out
+
+    def _kept(self) -> set[str]:
+        """Return strings, in small letters, that are values: those that the file declares too."""
+        declared = {level.strip().lower() for level in self.raw.levels}
+        return set(self.reading.not_missing) | (declared - {"?", ""} - set(self.reading.missing))
 
     def _words_held(
         self,
@@ -235,13 +251,16 @@ class ColumnValues:
         }
 
     def _not_words(self, others: Sequence[str], counts: Array) -> bool:
-        """Return whether most of these strings are numbers, or all of them dates."""
+        """Return whether most of these strings are numbers, or all of them dates or quantities."""
         number, _ = choose_numbers(others, self.reading.decimal, self.reading.thousands)
         if number is not None:
             readable = np.isfinite(read_numbers(others, number))
             if 2 * counts[readable].sum() > counts.sum():
                 return True
-        return choose_date(others, ())[0] is not None
+        if choose_date(others, ())[0] is not None:
+            return True
+        signs = (self.reading.decimal, self.reading.thousands, self.hints.decimal)
+        return choose_unit(others, *signs, fewest=self.fewest) is not None
 
     def _tell_words(
         self, levels: Sequence[str], counts: Array, words: Sequence[int], dropped: set[int]
@@ -285,6 +304,13 @@ class ColumnValues:
                 return self._dated(plain)
             if not wanted:
                 self._tell_nearly_dates(plain)
+        if np.isnan(read).all() and not wanted and self.declared == "":
+            signs = (reading.decimal, reading.thousands, self.hints.decimal)
+            measured = choose_unit(plain, *signs, fewest=self.fewest)
+            if measured is not None:
+                self._found("number", number=measured)
+                self.measured = True
+                return self.form.numbers(plain)
         if np.isnan(read).all():
             self._found("text")
             return blank
@@ -323,7 +349,7 @@ class ColumnValues:
     def _found(self, kind: str, number: NumberFormat | None = None, date: str = "") -> None:
         absent = set(self.form.absent)
         if kind != "text":
-            absent |= WORDS - set(self.reading.not_missing)
+            absent |= WORDS - self._kept()
         self.form = ColumnFormat(
             kind,
             number or NumberFormat(),
@@ -340,9 +366,35 @@ class ColumnValues:
     def where(self, mask: Array) -> str:
         """Return the place and the value of the first row that a mask is true for."""
         row = int(mask.argmax())
-        value = self.numbers[row] if self.texts is None else self.texts.iloc[row]
-        shown = f"{value:g}" if self.texts is None else shorten(str(value))
+        shown = (
+            self.said(self.numbers[row])
+            if self.texts is None
+            else shorten(str(self.texts.iloc[row]))
+        )
         return f"{self.path}, row {row + 1}, column {self.name!r}: {shown}"
+
+    def mixed(self) -> str:
+        """Return why strings that look like numbers are not read as such, ``""`` for words."""
+        units = [] if self.texts is None else units_of(self.levels[:1_000])
+        # Streets are no units: few of these have many numbers each.
+        if not 2 <= len(units) <= 6 or len(self.levels) < 3 * len(units):
+            return ""
+        return (
+            f"numbers with {', '.join(map(repr, filter(None, units)))}"
+            f"{' and without a unit' if units[0] == '' else ''}, which are read as numbers only if "
+            "all of them have the same unit"
+        )
+
+    def kept_by(self) -> str:
+        """Return how to keep strings that are taken as missing, ``""`` if there are none."""
+        if not self.dropped:
+            return ""
+        low = dict.fromkeys(text.lower() for text in self.dropped)
+        names = ",".join(f'"{text}"' if "," in text else text for text in [*low][:8])
+        return (
+            f" ({', '.join(map(repr, self.dropped[:8]))} taken as missing; not_missing={names} "
+            "keeps such values)"
+        )
 
     def require_finite(self, target: bool = False) -> None:
         """Refuse infinite numbers.
@@ -369,7 +421,7 @@ class ColumnValues:
         if self.texts is None or (self.form.kind == "number" and not self._codes_of_digits()):
             self.require_finite()
             codes, values = pd.factorize(self.numbers, sort=True)
-            return codes.astype(np.int64), tuple(number_text(v) for v in values)
+            return codes.astype(np.int64), tuple(texts_of(values, self.declared == "date"))
         if self.form.kind != "date":
             self.form = replace(self.form, kind="text")
         counts = np.bincount(self.codes[self.codes >= 0], minlength=len(self.levels))
@@ -424,15 +476,25 @@ class ColumnValues:
         )
 
     @property
+    def long_ids(self) -> bool:
+        """Whether whole numbers that differ from row to row are about equal as float64."""
+        if not self.rounded or not all(level.isdecimal() for level in self.levels):
+            return False
+        known = self.numbers[~self.absent]
+        alike = len(np.unique(known)) < len(self.levels) or np.ptp(known) < 1e-9 * known.max()
+        return alike and len(self.levels) >= max(10, 0.9 * self.present)
+
+    @property
     def whole(self) -> bool:
         """Whether all numbers are whole."""
         known = self.numbers[~self.absent]
         return bool((known == np.floor(known)).all())
 
+    def said(self, value: float, digits: int = 6) -> str:
+        """Return one of its numbers for people."""
+        return date_text(value) if self.declared == "date" else f"{value:.{digits}g}"
+
     def range(self) -> str:
         """Return the least and the largest value."""
         known = self.numbers[~self.absent]
-        low, high = known.min(), known.max()
-        if self.declared == "date":
-            return f"{date_text(low)} to {date_text(high)}"
-        return f"{low:.4g} to {high:.4g}"
+        return f"{self.said(known.min(), 4)} to {self.said(known.max(), 4)}"
