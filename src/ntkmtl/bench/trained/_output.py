@@ -51,27 +51,30 @@ def columns_of(
         {'sold': ['yes'], 'sold p(no)': [0.25], 'sold p(yes)': [0.75]}
     """
     columns: dict[str, list[Any]] = {}
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        if name in columns:
-            raise ValueError(f"two columns would be named {name!r}; write -o FILE.npz instead")
-        columns[name] = list(values)
-
     for name, values in (ids or {}).items():
-        add(name, values)
+        _add(columns, name, list(values))
     for task, said in predictions.items():
         if said.values.ndim != 1:
             raise ValueError(
                 f"each prediction of {task} has shape {tuple(said.values.shape[1:])}, which is no "
                 "cell of a table; write -o FILE.npz instead"
             )
-        add(task, _cells(said.values, said.classes))
+        _add(columns, task, _cells(said.values, said.classes))
         if truth and task in truth:
-            add(f"{task} (true)", _cells(truth[task], said.classes))
+            _add(columns, f"{task} (true)", _cells(truth[task], said.classes))
         if said.probabilities is not None:
             for place, name in enumerate(said.classes):
-                add(f"{task} p({name})", said.probabilities[:, place].tolist())
+                _add(columns, f"{task} p({name})", said.probabilities[:, place].tolist())
     return columns
+
+
+def _add(found: dict[str, Any], name: str, values: Any) -> None:
+    if name in found:
+        raise ValueError(
+            f"two columns would be named {name!r}, and one would be lost: predict in Python, by "
+            "ntkmtl.bench.load(RUN).predict(...), or train again with other names of columns"
+        )
+    found[name] = values
 
 
 def _cells(values: Tensor, classes: Sequence[str]) -> list[Any]:
@@ -116,6 +119,7 @@ def write_arrays(
         ids: Further arrays, by name.
 
     Raises:
+        ValueError: Two arrays would have one name.
         OSError: The file cannot be written.
 
     Example:
@@ -131,13 +135,13 @@ def write_arrays(
         name: np.asarray(list(values)) for name, values in (ids or {}).items()
     }
     for task, said in predictions.items():
-        arrays[task] = said.values.numpy()
+        _add(arrays, task, said.values.numpy())
         if truth and task in truth:
-            arrays[f"{task} (true)"] = truth[task].numpy()
+            _add(arrays, f"{task} (true)", truth[task].numpy())
         if said.classes:
-            arrays[f"{task} (classes)"] = np.asarray(said.classes)
+            _add(arrays, f"{task} (classes)", np.asarray(said.classes))
         if said.probabilities is not None:
-            arrays[f"{task} (probabilities)"] = said.probabilities.numpy()
+            _add(arrays, f"{task} (probabilities)", said.probabilities.numpy())
     # Not by numpy.savez, which takes names as keywords: a task may be named `file`.
     with (
         atomic_write(path) as file,

@@ -18,11 +18,14 @@ from ntkmtl.bench.cli.options import (
     grouped,
     names_in,
     option,
+    options_in,
+    refuse_loss,
     refuse_others,
 )
 from ntkmtl.bench.cli.paper.published import named
 from ntkmtl.bench.cli.paper.run import RequestOptions, prepared, read
 from ntkmtl.bench.cli.sweeps import trained
+from ntkmtl.files import numbers_beside
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
@@ -95,7 +98,10 @@ def figure(
         takes,
         f"is not for {result.name}" + (" with --measured" if shown.measured is not None else ""),
     )
-    check_output(shown.output)
+    check_output(shown.output, b"\x89png")
+    read_here = (shown.measured, how.data_dir, *options_in(how.problem_option).values())
+    for path in () if shown.output is None else (shown.output, numbers_beside(shown.output)):
+        refuse_loss(path, read_here)
     if shown.measured is not None:
         _draw(
             _read_times(result, shown.measured),
