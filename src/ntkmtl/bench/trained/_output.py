@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +52,21 @@ def columns_of(
         {'sold': ['yes'], 'sold p(no)': [0.25], 'sold p(yes)': [0.75]}
     """
     columns: dict[str, list[Any]] = {}
+    add = partial(_add, columns)
     for name, values in (ids or {}).items():
-        _add(columns, name, list(values))
+        add(name, list(values))
     for task, said in predictions.items():
         if said.values.ndim != 1:
             raise ValueError(
                 f"each prediction of {task} has shape {tuple(said.values.shape[1:])}, which is no "
                 "cell of a table; write -o FILE.npz instead"
             )
-        _add(columns, task, _cells(said.values, said.classes))
+        add(task, _cells(said.values, said.classes))
         if truth and task in truth:
-            _add(columns, f"{task} (true)", _cells(truth[task], said.classes))
+            add(f"{task} (true)", _cells(truth[task], said.classes))
         if said.probabilities is not None:
             for place, name in enumerate(said.classes):
-                _add(columns, f"{task} p({name})", said.probabilities[:, place].tolist())
+                add(f"{task} p({name})", said.probabilities[:, place].tolist())
     return columns
 
 
