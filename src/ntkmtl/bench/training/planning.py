@@ -103,6 +103,11 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
     baselines = asked.single_task_baselines or SINGLE_TASK in asked.names
     names = [name for name in asked.names if name != SINGLE_TASK]
     recipe = recipe_of(asked, problem)
+    if (asked.minibatches or 1) > recipe.batch_size:
+        raise SweepError(
+            f"minibatches must be at most the batch size, {recipe.batch_size}, found "
+            f"{asked.minibatches}"
+        )
     recipes = recipes_by_method(names, asked.method_recipes, recipe)
     options, scored = options_by_method(problem, names, asked.method_options, recipe)
     seeds = list(dict.fromkeys(asked.seeds))

@@ -194,6 +194,8 @@ def _require_consistent(
             f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
         )
     steps_per_epoch(problem, recipe)
+    n = options.get("minibatches", weighting.spec(method).defaults.get("minibatches", 1))
+    _check_minibatches(f"{method} needs", n, recipe)
     if recipe.lbfgs_steps and combines_entries(method):
         raise ValueError(
             f"{method} does more than weigh whole gradients, so there is no weighted loss that "
@@ -203,6 +205,17 @@ def _require_consistent(
         raise ValueError(
             f"{method} runs the trunk again at other parameters, which a compiled one does not "
             "allow; train without compile, or set source='representation'"
+        )
+
+
+def _check_minibatches(who: str, n: Any, recipe: Recipe) -> None:
+    """Refuse more mini-batches than samples, whichever the method cuts into them."""
+    samples = recipe.batch_size // recipe.accumulate
+    if isinstance(n, int) and n > samples:
+        raise ValueError(
+            f"{who} minibatches={n}, which must be at most the number of samples of a pass, "
+            f"{samples} (batch_size={recipe.batch_size}"
+            + (f" in {recipe.accumulate} parts)" if recipe.accumulate > 1 else ")")
         )
 
 
@@ -354,6 +367,7 @@ def record_settings(record: Mapping[str, Any] | None, recipe: Recipe) -> dict[st
         "pooling": "kernel" if source == "representation" else None,
     }
     Recorder(**settings)
+    _check_minibatches("the record of the kernel has", settings["minibatches"], recipe)
     return settings
 
 
