@@ -302,3 +302,24 @@ def test_no_array_takes_the_place_of_another(clash: str, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="two columns would be named"):
         write_arrays(tmp_path / "p.npz", said, {"T": torch.tensor([0])}, {"id": ["a"]})
     assert not (tmp_path / "p.npz").exists()
+
+
+def test_export_says_that_it_needs_the_data() -> None:
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price", "--epochs", "1")
+    good("run", "table", "--method", "ls", *made)
+    Path("a.csv").unlink()
+    refused = call("predict", "runs/table/ls/seed-0", "--export", "m.pt2")
+    assert refused.exit_code == 2
+    assert "a.csv cannot be read" in refused.stderr
+    assert "--export tries the network on two batches, so it needs the data" in refused.stderr
+
+
+def test_a_table_of_your_own_is_not_taken_for_ours() -> None:
+    Path("own.py").write_text(
+        "from toy_problem import Toy\n\nclass Own(Toy):\n    name = 'table'\n"
+    )
+    result = good("run", "own.py:Own", "--method", "ls", "--epochs", "1", "--out", "r")
+    use = result.stderr.strip().splitlines()[-1]
+    assert use.endswith("--split test -o predictions.npz"), use
+    good(*use.removeprefix("Use it: ntkmtl ").split())

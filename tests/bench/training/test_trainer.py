@@ -420,3 +420,26 @@ def test_more_minibatches_than_samples_are_refused(
     with pytest.raises(ValueError, match=f"minibatches={n}, which must be at most"):
         train(Toy(), "ls", 0, tmp_path / "run", threads=1, recipe=recipe, record=record)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [1.0, True, "1", -1, 2**64, None])
+def test_a_seed_is_a_whole_number(seed: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"seed must (be|not be)"):
+        train(Toy(), "ls", seed, tmp_path / "run", threads=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_of_numpy_is_the_same(tmp_path: Path) -> None:
+    recipe = replace(Toy.recipe, epochs=1)
+    runs = [
+        train(Toy(), "ls", seed, tmp_path / str(place), recipe=recipe, threads=1)
+        for place, seed in enumerate((3, np.int64(3)))
+    ]
+    assert runs[0].config.seed == runs[1].config.seed == 3
+    assert runs[0].result.test == runs[1].result.test
+
+
+def test_far_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"threads must be at most .* on this machine"):
+        train(Toy(), "ls", 0, tmp_path / "run", threads=1_000_000)
+    assert not (tmp_path / "run").exists()

@@ -38,6 +38,7 @@ from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._analysis import Study
+    from ntkmtl.bench.training import Comparison
 
 
 class RecordSource(str, Enum):
@@ -139,9 +140,20 @@ def analyze(
             record={"every": recorded.every, "source": recorded.source.value},
             device=device,
         )
+        _check_groups(comparison, page.groups)
     sweep = trained(comparison, overwrite=overwrite)
     chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
     _write(out / folder_name(sweep.problem), place, page.groups, as_json, **chosen)
+
+
+def _check_groups(comparison: Comparison, groups: int | None) -> None:
+    """Refuse more groups than tasks before anything is trained."""
+    if groups is not None:
+        from ntkmtl.bench.problems import find_problem
+
+        tasks = find_problem(comparison.problem, comparison.problem_options).tasks
+        if groups > len(tasks):
+            refuse(f"--groups must be at most the number of tasks, {len(tasks)}, found {groups}")
 
 
 def _write(folder: Path, page: Path, groups: int | None, as_json: bool, **chosen: Any) -> None:

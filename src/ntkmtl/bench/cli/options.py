@@ -126,6 +126,15 @@ check_finite = _checked(math.isfinite, "finite")
 check_positive = _checked(lambda value: math.isfinite(value) and value > 0, "positive and finite")
 
 
+def _check_threads(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    from ntkmtl.bench.compute.environment import check_threads
+
+    with refusing(ValueError):
+        return check_threads(threads)
+
+
 def _check_files(options: Mapping[str, Any]) -> None:
     """Refuse options that name something else than a regular file: reading it might never end."""
     for name in ("csv", "split"):
@@ -262,6 +271,7 @@ Threads = Annotated[
     Option(
         "--threads",
         min=1,
+        callback=_check_threads,
         help="Threads of a run.",
         show_default="OMP_NUM_THREADS, or else 1 if runs are trained side by side, or all cores",
     ),

@@ -101,9 +101,16 @@ def predict(
     if asked.problem is not None:
         find_modules_here(asked.problem)
     with refusing(ValueError):
+        from ntkmtl.bench.problems import ProblemNotFoundError
         from ntkmtl.bench.trained import load
 
-        network = load(run, asked.problem, with_data=asked.csv is None)
+        try:
+            network = load(run, asked.problem, with_data=asked.csv is None)
+        except ProblemNotFoundError as error:
+            if asked.export is None:
+                raise
+            why = "--export tries the network on two batches, so it needs the data of the run"
+            refuse(f"{error}. {why}: put them back")
         for path in asked.written:
             refuse_loss(path, (network.run.config.created_with or {}).values())
         if asked.export is not None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ntkmtl import weighting
 from ntkmtl.balance import Balancer
-from ntkmtl.bench.compute.environment import default_threads
+from ntkmtl.bench.compute.environment import check_threads, default_threads
 from ntkmtl.bench.compute.processes import launched
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.runs import (
@@ -156,6 +156,10 @@ def _check_numbers(asked: Comparison) -> None:
         raise SweepError(f"jobs must be at least 1, found {asked.jobs}")
     if asked.threads is not None and asked.threads < 1:
         raise SweepError(f"threads must be at least 1, found {asked.threads}")
+    try:
+        check_threads(asked.threads)
+    except ValueError as error:
+        raise SweepError(str(error)) from error
     if not asked.seeds:
         raise SweepError("at least one seed is needed, found none")
 

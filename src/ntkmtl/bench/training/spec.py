@@ -20,6 +20,7 @@ from ntkmtl.bench.problems.base import (
     Split,
 )
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK
+from ntkmtl.bench.training.comparison import whole_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,6 +87,9 @@ class RunSpec:
     tracker: str | None = None
     keep_model: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+
 
 # ------------------------------------------------------------------------------------------------
 # What determines the numbers of a run
@@ -116,9 +120,9 @@ def run_identity(
     Raises:
         ValueError: The parts do not fit each other, or an option is no JSON value.
     """
-    chosen = recipe or problem.recipe
+    chosen, seed = recipe or problem.recipe, whole_seed(seed)
     options = dict(method_options or {})
-    _require_consistent(problem, method, seed, chosen, options, single_task)
+    _require_consistent(problem, method, chosen, options, single_task)
     kind = type(problem)
     identity = {
         "schema": SCHEMA,
@@ -172,7 +176,6 @@ def method_source(name: str) -> str:
 def _require_consistent(
     problem: Problem,
     method: str,
-    seed: int,
     recipe: Recipe,
     options: Mapping[str, Any],
     single_task: str | None,
@@ -182,8 +185,6 @@ def _require_consistent(
     Raises:
         ValueError: They do not.
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative. Found {seed}.")
     if (method == SINGLE_TASK) != (single_task is not None):
         raise ValueError(
             f"method {SINGLE_TASK!r} trains one task, the others all of them. "
