@@ -25,6 +25,12 @@ def test_fixed() -> None:
     assert repr(create("fixed", weights=[1, 2])) == "FixedWeights(weights=[1.0, 2.0])"
 
 
+@pytest.mark.parametrize("weights", [[0, 0], {"a": 0.0}, np.zeros(3)])
+def test_weights_that_train_nothing_are_refused(weights: object) -> None:
+    with pytest.raises(ValueError, match="one weight must be above 0, or nothing is trained"):
+        create("fixed", weights=weights)
+
+
 def test_fixed_needs_one_weight_per_task() -> None:
     with pytest.raises(ValueError, match="2 weights for 3 tasks"):
         create("fixed", weights=[1.0, 2.0])(losses=LOSSES)

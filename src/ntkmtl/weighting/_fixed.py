@@ -29,8 +29,8 @@ class FixedWeights(LossWeighting):
 
     Raises:
         TypeError: A weight is no number.
-        ValueError: A weight is negative or not finite, or, once the tasks are known, they are not
-            those that there are weights for.
+        ValueError: A weight is negative or not finite, all are 0, or, once the tasks are known,
+            they are not those that there are weights for.
 
     Example:
         >>> import torch
@@ -50,6 +50,10 @@ class FixedWeights(LossWeighting):
                 raise ValueError(
                     f"weights must be finite and not negative. Found weights={self.weights}."
                 )
+        if self.weights and not any(self.weights):
+            raise ValueError(
+                f"one weight must be above 0, or nothing is trained. Found weights={self.weights}."
+            )
         self._tasks: int | None = None
 
     def name_tasks(self, names: Sequence[str]) -> None:

@@ -72,6 +72,32 @@ def test_a_problem_is_trained_recorded_and_shown(tmp_path: Path) -> None:
     assert told["methods"][0]["groups"] == [["a"], ["b"], ["c"]]
 
 
+def test_files_of_runs_and_data_are_not_written_over() -> None:
+    good(
+        "compare",
+        TOY,
+        "--jobs",
+        "1",
+        "--epochs",
+        "1",
+        "--seeds",
+        "1",
+        "--out",
+        "o",
+        "--record",
+        "5",
+    )
+    Path("data.csv").write_text("a\n1\n")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for output in ("o/compare.html", f"o/{RUN}/config.html", "o/record.png", "data.csv"):
+        refused = call("analyze", "o", "-o", output)
+        assert refused.exit_code == 2, output
+        assert "give another name" in refused.stderr
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    for _ in range(2):
+        good("analyze", "o", "-o", "o/page.html")
+
+
 def test_what_was_not_asked_for_again_is_left_out() -> None:
     asked = ["analyze", TOY, "--epochs", "1", "--every", "3", "--jobs", "1", "--json"]
     good(*asked, "--methods", "ls,si")

@@ -262,6 +262,9 @@ def test_runs_that_were_left_untrained_are_no_success(
         (["compare", TOY, "--problem-option", "sead=1"], "sead"),
         (["compare", TOY, "--lr", "-1"], "--lr must be positive and finite, found -1"),
         (["compare", TOY, "--lr", "inf"], "--lr must be positive and finite, found inf"),
+        (["compare", TOY, "--threads", "1000000"], "threads must be at most"),
+        (["weigh", TOY, "--threads", "1000000"], "threads must be at most"),
+        (["analyze", TOY, "--groups", "50"], "--groups must be at most the number of tasks, 3"),
         (["compare", TOY, "--clip", "inf"], "--clip must be finite, found inf"),
         (["compare", TOY, "--seed-list", str(2**64)], "numbers from 0 to 2^64 - 1, found"),
         (["compare", TOY, "--seed-list", "-1"], "numbers from 0 to 2^64 - 1, found -1"),
@@ -299,6 +302,28 @@ def test_what_users_get_wrong_is_one_line(tmp_path: Path, arguments: list[str], 
     assert "Traceback" not in result.output
     assert isinstance(result.exception, SystemExit)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--set", "minibatches=9", "--batch-size", "8"),
+        ("--minibatches", "64", "--batch-size", "8"),
+        ("--batch-size", "1"),
+    ],
+)
+def test_more_minibatches_than_a_table_has_in_a_batch(
+    more: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The size of the batch is known once the table is read."""
+    rows = [f"{n * n % 97},{n % 7 + 0.5},{n % 5}.5" for n in range(80)]
+    Path("t.csv").write_text("\n".join(["a,y,w", *rows]) + "\n")
+    made = ("--csv", "t.csv", "--targets", "y,w")
+    result = call("run", "table", *made, "--method", "ntkmtl-sr", *more)
+    assert result.exit_code == 2, result.output
+    assert "minibatches" in result.stderr
+    assert "must be at most" in result.stderr
+    assert not list((tmp_path / "runs").rglob("failure.json"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ from commands import call, good
 from prediction_oracle import recomputed
 
 from ntkmtl.bench import load, problems
+from ntkmtl.bench.problems import Prediction
 from ntkmtl.bench.runs import load_run
+from ntkmtl.bench.trained import write_arrays
 
 TRAINING = Path(__file__).parents[1] / "training"
 
@@ -230,7 +232,7 @@ def test_the_file_to_predict_is_not_written_over() -> None:
     for out in ("a.csv", "./a.csv", "link.csv"):
         refused = call("predict", run, "--csv", "a.csv", "-o", out)
         assert refused.exit_code == 2
-        assert "is the file to predict" in refused.stderr
+        assert "is read here (a.csv), and would be lost" in refused.stderr
         assert Path("a.csv").read_bytes() == before
     refused = call("predict", run, "--export", "m.pt2", "-o", "b.csv")
     assert refused.exit_code == 2
@@ -250,3 +252,85 @@ def test_ids_stand_beside_the_predictions_of_a_split() -> None:
     assert list(shown) == ["row", "key", "y", "y (true)"]
     label = {line.split(",")[0]: float(line.split(",")[2]) for line in lines}
     assert [label[key] for key in shown["key"]] == [float(cell) for cell in shown["y (true)"]]
+
+
+def test_the_training_table_is_not_written_over() -> None:
+    write_table(Path("a.csv"))
+    write_table(Path("new.csv"))
+    made = ("--csv", "a.csv", "--targets", "price,sold", "--epochs", "1")
+    good("run", "table", "--method", "ls", *made)
+    run, before = Path("runs/table/ls/seed-0"), Path("a.csv").read_bytes()
+    Path("link.csv").symlink_to("a.csv")
+    files = {path: path.read_bytes() for path in run.iterdir()}
+    for asked in (
+        ("--split", "test", "-o", "a.csv"),
+        ("--split", "test", "-o", "link.csv"),
+        ("--csv", "new.csv", "-o", "a.csv"),
+        ("--export", "a.csv"),
+        ("--export", run / "model.safetensors"),
+        ("--split", "test", "-o", run / "steps.npz"),
+    ):
+        refused = call("predict", run, *asked)
+        assert refused.exit_code == 2, asked
+        assert "give another name" in refused.stderr
+    for target in ("a.csv", run / "config.json", run / "model.safetensors"):
+        refused = call("report", "runs", "-o", target)
+        assert refused.exit_code == 2, target
+        assert "give another name" in refused.stderr
+    assert Path("a.csv").read_bytes() == before
+    assert {path: path.read_bytes() for path in run.iterdir()} == files
+    for _ in range(2):  # what it has written itself is written again
+        good("predict", run, "--split", "test", "-o", "out.csv")
+        good("predict", run, "--export", "out.pt2")
+        good("report", "runs", "-o", "page")
+
+
+def test_no_column_takes_the_place_of_another() -> None:
+    lines = ["a,y,y (true)", *(f"{n * n % 61},{n % 7},{n % 5}.5" for n in range(60))]
+    Path("names.csv").write_text("\n".join(lines) + "\n")
+    made = ("--csv", "names.csv", "--target", "y", "--target", "y (true)", "--epochs", "1")
+    good("run", "table", "--method", "ls", *made)
+    run = "runs/table/ls/seed-0"
+    for out in ("p.npz", "p.csv"):
+        refused = call("predict", run, "--split", "test", "-o", out)
+        assert refused.exit_code == 2
+        assert "two columns would be named 'y (true)', and one would be lost" in refused.stderr
+        assert not Path(out).exists()
+    # Without labels there is no such column.
+    good("predict", run, "--csv", "names.csv", "-o", "p.npz")
+    found = load(run).predict("test")
+    with np.load("p.npz", allow_pickle=False) as arrays:
+        assert sorted(arrays) == sorted(found)
+
+
+@pytest.mark.parametrize("clash", ["T (true)", "T (classes)", "T (probabilities)", "id"])
+def test_no_array_takes_the_place_of_another(clash: str, tmp_path: Path) -> None:
+    shares = torch.tensor([[0.25, 0.75]])
+    said = {
+        "T": Prediction(torch.tensor([1]), ("no", "yes"), shares),
+        clash: Prediction(torch.tensor([2.0])),
+    }
+    with pytest.raises(ValueError, match="two columns would be named"):
+        write_arrays(tmp_path / "p.npz", said, {"T": torch.tensor([0])}, {"id": ["a"]})
+    assert not (tmp_path / "p.npz").exists()
+
+
+def test_export_says_that_it_needs_the_data() -> None:
+    write_table(Path("a.csv"))
+    made = ("--csv", "a.csv", "--targets", "price", "--epochs", "1")
+    good("run", "table", "--method", "ls", *made)
+    Path("a.csv").unlink()
+    refused = call("predict", "runs/table/ls/seed-0", "--export", "m.pt2")
+    assert refused.exit_code == 2
+    assert "a.csv cannot be read" in refused.stderr
+    assert "--export tries the network on two batches, so it needs the data" in refused.stderr
+
+
+def test_a_table_of_your_own_is_not_taken_for_ours() -> None:
+    Path("own.py").write_text(
+        "from toy_problem import Toy\n\nclass Own(Toy):\n    name = 'table'\n"
+    )
+    result = good("run", "own.py:Own", "--method", "ls", "--epochs", "1", "--out", "r")
+    use = result.stderr.strip().splitlines()[-1]
+    assert use.endswith("--split test -o predictions.npz"), use
+    good(*use.removeprefix("Use it: ntkmtl ").split())

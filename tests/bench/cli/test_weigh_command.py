@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -53,3 +54,29 @@ def test_what_is_refused(arguments: list[str], message: str) -> None:
     code, _, err = run("qm9-mini", *arguments)
     assert code == 2
     assert message in err
+
+
+FAILING = """
+from ntkmtl.weighting import LossWeighting
+
+class Raises(LossWeighting):
+    def of_losses(self, losses, tasks):
+        raise RuntimeError("a bug of mine")
+
+class Prepares(LossWeighting):
+    def prepare(self):
+        pass
+
+    def of_losses(self, losses, tasks):
+        return losses * 0 + 1
+"""
+
+
+@pytest.mark.parametrize(("name", "said"), [("Raises", "a bug of mine"), ("Prepares", "prepare()")])
+def test_a_method_that_fails_is_told_in_words(name: str, said: str) -> None:
+    Path(f"{name.lower()}_mine.py").write_text(FAILING)
+    code, out, err = run("toy_problem:Toy", "--method", f"./{name.lower()}_mine.py:{name}")
+    assert code == 2, err
+    assert said in err
+    assert "_mine.py" in err
+    assert "Traceback" not in out + err

@@ -387,3 +387,43 @@ def test_targets_without_a_column_and_tasks_in_options_are_refused() -> None:
         MultiTaskRegressor("ls").fit(X, np.ones((40, 0)))
     with pytest.raises(ValueError, match="method_options cannot name tasks"):
         MultiTaskRegressor("ls", method_options={"tasks": ["a"]}).fit(X, X)
+
+
+class ArrowFrame:
+    """A data frame of another library: columns without pandas' ``iloc``, and Arrow's stream."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.columns, self.dtypes = list(frame.columns), [object() for _ in frame.columns]
+        self.shape = frame.shape
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self.frame, dtype=dtype)
+
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        import pyarrow as pa
+
+        table = pa.Table.from_pandas(self.frame, preserve_index=False)
+        return table.__arrow_c_stream__(requested_schema)
+
+
+def test_frames_of_other_libraries_are_read_as_pandas_are() -> None:
+    X, y = data()
+    X = pd.DataFrame(X, columns=list("abcd"))
+    wanted = estimator(max_steps=30).fit(X, y)
+    found = estimator(max_steps=30).fit(ArrowFrame(X), ArrowFrame(y))
+    assert found.target_names_ == wanted.target_names_
+    assert found.kinds_ == wanted.kinds_
+    assert (found.predict(ArrowFrame(X)) == wanted.predict(X)).all()
+    assert found.score(ArrowFrame(X), ArrowFrame(y)) == wanted.score(X, y)
+    days = X.assign(b=pd.Timestamp("2024-01-01"), c=date(2024, 1, 1))
+    for given in (days, ArrowFrame(days)):
+        with pytest.raises(TypeError, match="found dates or times in b"):
+            estimator().fit(given, y)
+        with pytest.raises(TypeError, match="found dates or times in b"):
+            found.predict(given)
+    with pytest.raises(TypeError, match="found dates or times in c"):
+        estimator().fit(ArrowFrame(days[["a", "c"]]), y)

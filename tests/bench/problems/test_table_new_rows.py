@@ -266,3 +266,59 @@ def test_what_to_do_about_a_split_fits_how_it_was_made(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"Say otherwise in the split column\.") as caught:
         Table(path, "y", split_column="part")
     assert "split_seed" not in str(caught.value)
+
+
+TOWNS = ["Köln", "Paris", "Málaga"]
+FOREIGN = [f"{i * 37 % 101},{TOWNS[i % 3]},{i % 3 + i % 7}" for i in range(120)]
+
+
+def written(path: Path, encoding: str, separator: str = ",", header: bool = True) -> Path:
+    lines = ["size,town,price", *FOREIGN][not header :]
+    path.write_bytes("\n".join(lines).replace(",", separator).encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("trained", ["utf-8", "cp1252", "utf-16", "latin-1", "utf-16-le"])
+def test_new_files_are_read_by_their_own_encoding(trained: str, tmp_path: Path) -> None:
+    problem = Table(written(tmp_path / "t.csv", trained), "price", encoding=trained)
+    wanted = restored(problem).encode_new(problem.path)
+    assert wanted.warnings == []
+    for other in ("utf-8", "utf-8-sig", "utf-16", trained):
+        found = restored(problem).encode_new(written(tmp_path / "new.csv", other))
+        assert torch.equal(found.inputs.inputs, wanted.inputs.inputs), other
+        assert [line for line in found.warnings if "was read as" not in line] == []
+        name = other.removesuffix("-sig")
+        if not trained.startswith(name):
+            (told,) = found.warnings
+            assert f"was read as {name}; the training table was {trained}." in told
+    ascii_only = tmp_path / "plain.csv"
+    ascii_only.write_bytes(b"size,town\n1,Paris\n2,Paris\n")
+    assert len(restored(problem).encode_new(ascii_only).inputs.inputs) == 2
+
+
+@pytest.mark.parametrize("trained", [None, ";", "|"])
+def test_new_files_are_read_by_their_own_separator(trained: str | None, tmp_path: Path) -> None:
+    for header in (True, False):
+        path = written(tmp_path / "t.csv", "utf-8", trained or ",", header)
+        names = "price" if header else "column 3"
+        problem = Table(path, names, separator=trained, header=header)
+        wanted = restored(problem).encode_new(path)
+        for other in (",", ";", "\t"):
+            found = restored(problem).encode_new(
+                written(tmp_path / "n.csv", "utf-8", other, header)
+            )
+            assert torch.equal(found.inputs.inputs, wanted.inputs.inputs)
+            assert found.warnings == wanted.warnings
+
+
+def test_what_to_do_about_new_rows_names_no_option_of_training(tmp_path: Path) -> None:
+    problem = restored(Table(written(tmp_path / "t.csv", "utf-8"), "price"))
+    with pytest.raises(TableError, match="is not text in utf-8: byte 0xF6 in line 2") as caught:
+        problem.encode_new(written(tmp_path / "new.csv", "cp1252"))
+    assert str(caught.value).endswith("Save it as UTF-8.")
+    with pytest.raises(TableError, match=r"byte 0x00 in line 1. Save it as UTF-8") as caught:
+        problem.encode_new(written(tmp_path / "new.csv", "utf-16-le"))
+    assert "option" not in str(caught.value)
+    (tmp_path / "new.csv").write_text("1,2\n3,4\n")
+    with pytest.raises(TableError, match=r"holds numbers only: .* Add a line of names.$"):
+        problem.encode_new(tmp_path / "new.csv")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -54,6 +56,13 @@ def test_references_stand_below_the_methods(tmp_path: Path) -> None:
     assert "Data: a.csv (SHA-256" in render(table, "text")
     assert "least loss on the validation split" in table.notes[0]
     assert len(json.loads(render(table, "json"))["references"]) == 3
+    cells = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert [row["method"] for row in cells] == [row.method for row in table.lines]
+    for row in table.references:
+        (found,) = (cell for cell in cells if cell["method"] == row.method)
+        assert [float(found[column.name]) for column in table.columns] == wanted[
+            row.method
+        ].tolist()
     page = write_html(tmp_path / "runs", tmp_path / "page.html").read_text()
     assert "a.csv" in page
     assert "ridge regression" in page

@@ -309,6 +309,46 @@ def test_a_method_that_does_not_fit_is_found_before_anything_is_trained(tmp_path
 # --------------------------------------------------------------------------- the command
 
 
+WRONG = """
+from ntkmtl.weighting import LossWeighting
+
+class Broken(LossWeighting):
+    def __init__(self, beta):
+        super().__init__()
+
+    def of_losses(self, losses, tasks):
+        return losses * 0 + 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "said"),
+    [
+        ("fairgrad", {"alpha": -1}, "alpha"),
+        ("fairgrad", {"beta": 1}, "beta"),
+        ("ntkmtl-sr", {"minibatches": 4000}, "minibatches=4000"),
+        ("wrong.py:Broken", {}, "beta"),
+    ],
+)
+def test_wrong_settings_are_found_before_anything_is_trained(
+    method: str, options: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second problem's part, too."""
+    monkeypatch.chdir(tmp_path)
+    Path("wrong.py").write_text(WRONG)
+    text = PLAN + SECOND.replace('["fixed", "ntkmtl-sr"]', json.dumps([method]))
+    if options:
+        values = "\n".join(f"{key} = {value}" for key, value in options.items())
+        text += f'\n[method_options."{method}"]\n{values}\n'
+    out = tmp_path / "out"
+    with pytest.raises(SweepError, match=said) as caught:
+        run_study(read_plan(plan_of(tmp_path, text)), out)
+    assert "two: " in str(caught.value) or method == "ntkmtl-sr"
+    assert not (out / "plan.json").exists()
+    assert not (out / "results").exists()
+    assert not (out / "work").exists()
+
+
 def test_every_problem_is_read_before_anything_is_trained(tmp_path: Path) -> None:
     second = SECOND.replace('"toy_problem:Toy"', '"table"').replace(
         "{ data_seed = 1 }", '{ csv = "nowhere.csv", targets = "y" }'

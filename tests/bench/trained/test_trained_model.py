@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -380,3 +381,20 @@ def test_a_network_that_cannot_be_exported_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"this network of branching cannot be exported by torch"):
         network.export(tmp_path / "a.pt2")
     assert not (tmp_path / "a.pt2").exists()
+
+
+def test_what_cannot_be_predicted_is_said_in_words(toy: Path, tmp_path: Path) -> None:
+    network = load(toy, Toy())
+    for wrong in ({"a": 1}, 5):
+        with pytest.raises(ValueError, match=r"predict takes 'train', .*; a batch, as .* Found"):
+            network.predict(wrong)
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["a,y", *(f"{n * n % 97},{n % 7}.5" for n in range(60))]) + "\n")
+    table = problems.create("table", csv=file, targets="y")
+    recipe = replace(table.recipe, epochs=1)
+    train(table, "ls", np.int64(0), tmp_path / "run", recipe=recipe, threads=1)
+    network = load(tmp_path / "run")
+    for wrong in (str(file), {"a": [1.0]}):
+        with pytest.raises(ValueError, match=r"data frame or a file's pathlib.Path. Found"):
+            network.predict(wrong)
+    assert network.predict(file)["y"].values.shape == (60,)

@@ -6,9 +6,11 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from children import compare_two, last_word, start, wait_for_step
 from filelock import FileLock
@@ -400,3 +402,16 @@ def test_bars_for_terminals(tmp_path: Path) -> None:
     )
     assert "3 complete already" in screen.getvalue()
     assert isinstance(reporter_for(Console(file=screen)), PlainReporter)
+
+
+def test_options_and_seeds_of_other_types(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("\n".join(["a,y", *(f"{n * n % 97},{n % 7}.5" for n in range(60))]) + "\n")
+    made = {"csv": file, "targets": "y"}
+    asked = Comparison("table", ["ls"], [np.int64(2)], tmp_path, problem_options=made, epochs=1)
+    assert asked.problem_options == {"csv": str(file), "targets": "y"}
+    assert compare(asked).trained == 2
+    assert load_run(tmp_path / "table" / "ls" / "seed-2").config.seed == 2
+    for wrong in ({"seeds": [1.0]}, {"problem_options": {"csv": {1, 2}}}):
+        with pytest.raises(SweepError, match=r"seed must be a whole|must be JSON values or paths"):
+            replace(asked, **wrong)

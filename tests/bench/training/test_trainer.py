@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from children import last_word, start, train_one, wait_for_step
+from torch import Tensor
 from toy_problem import Toy
 
 from ntkmtl.bench.runs import Run, clear_run
@@ -375,3 +376,70 @@ def test_a_failure_is_forgotten_once_the_run_is_complete(tmp_path: Path) -> None
     (tmp_path / "failure.json").write_text("{}")
     train(Toy(), "ls", 0, tmp_path, threads=1)
     assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+
+
+class Unlabeled(Toy):
+    """Its losses are None, in all batches or in those of one epoch."""
+
+    def __init__(self, labeled: int = 0) -> None:
+        super().__init__()
+        self.labeled = labeled
+
+    def losses(self, outputs: Any, batch: Any, tasks: Any = None) -> dict[str, Tensor | None]:
+        found = super().losses(outputs, batch, tasks)
+        return found if self.batches <= self.labeled else dict.fromkeys(found)
+
+
+@pytest.mark.parametrize("method", ["ls", "ntkmtl", "stl"])
+def test_an_epoch_without_any_loss_is_an_error(method: str, tmp_path: Path) -> None:
+    single = {"single_task": "a"} if method == "stl" else {}
+    with pytest.raises(
+        ValueError, match=r"had a loss in any batch of epoch 0: losses\(\) gave none"
+    ):
+        train(Unlabeled(), method, 0, tmp_path / "never", threads=1, **single)
+    with pytest.raises(ValueError, match="in any batch of epoch 1"):
+        train(Unlabeled(6), method, 0, tmp_path / "once", threads=1, **single)
+    for folder in ("never", "once"):
+        assert not (tmp_path / folder / "result.json").exists()
+    # One batch with a label is enough.
+    recipe = replace(Toy.recipe, epochs=1)
+    train(Unlabeled(1), method, 0, tmp_path / "r", recipe=recipe, threads=1, **single)
+
+
+@pytest.mark.parametrize(
+    ("n", "changes"), [(17, {}), (2, {"batch_size": 1}), (9, {"accumulate": 2})]
+)
+def test_more_minibatches_than_samples_are_refused(
+    n: int, changes: dict[str, int], tmp_path: Path
+) -> None:
+    recipe = replace(Toy.recipe, **changes)
+    options = {"method_options": {"minibatches": n}, "recipe": recipe}
+    record = {"minibatches": n}
+    with pytest.raises(ValueError, match=f"minibatches={n}, which must be at most"):
+        train(Toy(), "ntkmtl-sr", 0, tmp_path / "run", threads=1, **options)
+    with pytest.raises(ValueError, match=f"minibatches={n}, which must be at most"):
+        train(Toy(), "ls", 0, tmp_path / "run", threads=1, recipe=recipe, record=record)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seed", [1.0, True, "1", -1, 2**64, None])
+def test_a_seed_is_a_whole_number(seed: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"seed must (be|not be)"):
+        train(Toy(), "ls", seed, tmp_path / "run", threads=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_seed_of_numpy_is_the_same(tmp_path: Path) -> None:
+    recipe = replace(Toy.recipe, epochs=1)
+    runs = [
+        train(Toy(), "ls", seed, tmp_path / str(place), recipe=recipe, threads=1)
+        for place, seed in enumerate((3, np.int64(3)))
+    ]
+    assert runs[0].config.seed == runs[1].config.seed == 3
+    assert runs[0].result.test == runs[1].result.test
+
+
+def test_far_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"threads must be at most .* on this machine"):
+        train(Toy(), "ls", 0, tmp_path / "run", threads=1_000_000)
+    assert not (tmp_path / "run").exists()

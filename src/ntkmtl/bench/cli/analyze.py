@@ -13,6 +13,7 @@ from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
+    PAGE_BEGINS,
     DataOptions,
     Device,
     Jobs,
@@ -28,6 +29,7 @@ from ntkmtl.bench.cli.options import (
     method_settings,
     names_in,
     option,
+    refuse_loss,
     refuse_others,
     seeds_of,
 )
@@ -36,6 +38,7 @@ from ntkmtl.files import numbers_beside, write_json
 
 if TYPE_CHECKING:
     from ntkmtl.bench.report._analysis import Study
+    from ntkmtl.bench.training import Comparison
 
 
 class RecordSource(str, Enum):
@@ -109,13 +112,16 @@ def analyze(
     For a problem, trains it with each method and records; called again, it continues where it
     stopped. For a folder, reads what was recorded.
     """
-    check_output(page.output)
+    check_output(page.output, PAGE_BEGINS)
     if _is_folder(target):
         why = f"is for a problem to train; {target} is a folder of runs"
         refuse_others(context, _OF_FOLDERS, why)
         place = page.output or Path(target) / "analysis.html"
         _write(Path(target), place, page.groups, as_json)
         return
+    place = page.output or out / "analysis.html"
+    for path in (place, numbers_beside(place)):
+        refuse_loss(path, made_with.options().values())
     with refusing():
         from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.runs import folder_name
@@ -134,10 +140,20 @@ def analyze(
             record={"every": recorded.every, "source": recorded.source.value},
             device=device,
         )
+        _check_groups(comparison, page.groups)
     sweep = trained(comparison, overwrite=overwrite)
     chosen = {"methods": method_names(comparison.methods), "seeds": comparison.seeds}
-    folder, place = out / folder_name(sweep.problem), page.output or out / "analysis.html"
-    _write(folder, place, page.groups, as_json, **chosen)
+    _write(out / folder_name(sweep.problem), place, page.groups, as_json, **chosen)
+
+
+def _check_groups(comparison: Comparison, groups: int | None) -> None:
+    """Refuse more groups than tasks before anything is trained."""
+    if groups is not None:
+        from ntkmtl.bench.problems import find_problem
+
+        tasks = find_problem(comparison.problem, comparison.problem_options).tasks
+        if groups > len(tasks):
+            refuse(f"--groups must be at most the number of tasks, {len(tasks)}, found {groups}")
 
 
 def _write(folder: Path, page: Path, groups: int | None, as_json: bool, **chosen: Any) -> None:
@@ -147,8 +163,11 @@ def _write(folder: Path, page: Path, groups: int | None, as_json: bool, **chosen
 
         study = read_study(folder, **chosen)
         numbers = study.to_json(groups)
-        write_page(study, page, groups=groups)
         beside = numbers_beside(page)
+        for config in study.configs:
+            for path in (page, beside):
+                refuse_loss(path, (config.created_with or {}).values())
+        write_page(study, page, groups=groups)
         write_json(beside, numbers)
     if as_json:
         print_json({"page": str(page), **numbers})

@@ -27,7 +27,7 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        refuse(str(error))
+        refuse(_words(error))
     except ValueError as error:
         from ntkmtl.bench.problems import ProblemNotFoundError
         from ntkmtl.bench.runs import RunFileError
@@ -42,6 +42,13 @@ def refusing(*more: type[Exception]) -> Iterator[None]:
         # A second Ctrl-C, or one before training: nothing is left half-written.
         say("Stopped.")
         raise Refused("stopped", INTERRUPTED) from None
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says; those of files say the number of the error first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 class Refused(typer.Exit):

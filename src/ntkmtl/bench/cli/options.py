@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LAST_SEED = 2**64 - 1
 """The largest seed that torch takes."""
+
+PAGE_BEGINS = b"<!doctype html"
+"""First bytes of a page."""
 
 # ------------------------------------------------------------------------------------------------
 # Refusing values before anything is read or trained
@@ -48,11 +51,64 @@ def check_folder(path: Path | None) -> Path | None:
     return path
 
 
-def check_output(path: Path | None) -> None:
-    """Refuse a picture or page with the file name that its numbers get."""
+def check_output(path: Path | None, begins: bytes = b"") -> None:
+    """Refuse a picture or page with the file name that its numbers get, or over what is kept."""
     if path is not None:
         with refusing(ValueError):
-            numbers_beside(path)
+            check_kept(numbers_beside(path))
+        check_kept(path, begins)
+
+
+def check_kept(path: Path, begins: bytes = b"") -> None:
+    """Refuse to write where runs and data keep their files, or over a file of another kind.
+
+    Args:
+        path: What a command writes.
+        begins: First bytes of what it writes, in small letters.
+    """
+    from ntkmtl.bench.problems._arrays import MANIFEST, NOTE
+    from ntkmtl.bench.runs import layout
+    from ntkmtl.bench.study.plan import PLAN
+
+    kept = {layout.STUDY, layout.BEST, layout.REQUEST, layout.REFERENCES, PLAN, MANIFEST, NOTE}
+    if path.name in kept.union(layout.FILES):
+        refuse(f"{path} would have the name of a file that runs are kept in: give another name")
+    with refusing():
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                found = file.read(64).lstrip().lower()
+            if not found.startswith(begins):
+                refuse(f"{path} holds something else, which would be lost: give another name")
+
+
+def refuse_loss(path: Path, read: Iterable[Any]) -> None:
+    """Refuse to write over a file that is read, or into a folder of data.
+
+    Args:
+        path: What a command writes.
+        read: Paths, and other values, as options of a problem have them.
+    """
+    for value in read:
+        source = Path(value).expanduser() if isinstance(value, str | Path) else None
+        if source is None or not _is_there(source):
+            continue
+        inside = source.is_dir() and path.exists() and source.resolve() in path.resolve().parents
+        if inside or _same_file(path, source):
+            refuse(f"{path} is read here ({source}), and would be lost: give another name")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no name of a file
+        return False
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # one of them is not there
+        return False
 
 
 def _checked(fits: Callable[[float], bool], what: str) -> Any:
@@ -68,6 +124,15 @@ def _checked(fits: Callable[[float], bool], what: str) -> Any:
 
 check_finite = _checked(math.isfinite, "finite")
 check_positive = _checked(lambda value: math.isfinite(value) and value > 0, "positive and finite")
+
+
+def _check_threads(threads: int | None) -> int | None:
+    if threads is None:
+        return None
+    from ntkmtl.bench.compute.environment import check_threads
+
+    with refusing(ValueError):
+        return check_threads(threads)
 
 
 def _check_files(options: Mapping[str, Any]) -> None:
@@ -206,6 +271,7 @@ Threads = Annotated[
     Option(
         "--threads",
         min=1,
+        callback=_check_threads,
         help="Threads of a run.",
         show_default="OMP_NUM_THREADS, or else 1 if runs are trained side by side, or all cores",
     ),

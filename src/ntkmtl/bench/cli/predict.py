@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
-from ntkmtl.bench.cli.options import Json, find_modules_here, grouped, option
+from ntkmtl.bench.cli.options import (
+    Json,
+    check_kept,
+    find_modules_here,
+    grouped,
+    option,
+    refuse_loss,
+)
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:
@@ -66,8 +73,14 @@ class PredictOptions:
             refuse(f"-o must end in .csv or .npz, found {output}")
         if output is not None and self.export is not None:
             refuse("-o is for predictions; --export FILE.pt2 names its own file")
-        if output is not None and csv is not None and _same_file(output, csv):
-            refuse(f"-o {output} is the file to predict, which would be lost: give another name")
+        for path in self.written:
+            check_kept(path, b"" if self.export is None else b"pk")
+            refuse_loss(path, [csv])
+
+    @property
+    def written(self) -> list[Path]:
+        """The files that are written."""
+        return [path for path in (self.output, self.export) if path is not None]
 
 
 @grouped
@@ -88,9 +101,18 @@ def predict(
     if asked.problem is not None:
         find_modules_here(asked.problem)
     with refusing(ValueError):
+        from ntkmtl.bench.problems import ProblemNotFoundError
         from ntkmtl.bench.trained import load
 
-        network = load(run, asked.problem, with_data=asked.csv is None)
+        try:
+            network = load(run, asked.problem, with_data=asked.csv is None)
+        except ProblemNotFoundError as error:
+            if asked.export is None:
+                raise
+            why = "--export tries the network on two batches, so it needs the data of the run"
+            refuse(f"{error}. {why}: put them back")
+        for path in asked.written:
+            refuse_loss(path, (network.run.config.created_with or {}).values())
         if asked.export is not None:
             network.export(asked.export)
             say(f"Exported: {asked.export}")
@@ -100,13 +122,6 @@ def predict(
             _predict_file(network, asked.csv, asked.output, as_json)
         elif asked.split is not None:
             _predict_split(network, asked.split.value, asked.output, as_json)
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # one of them is not there
-        return False
 
 
 def _predict_split(network: TrainedModel, split: str, out: Path | None, as_json: bool) -> None:

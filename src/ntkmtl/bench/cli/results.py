@@ -9,7 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from ntkmtl.bench.cli.console import print_json, print_table, refusing, write_result
-from ntkmtl.bench.cli.options import Directory, Json
+from ntkmtl.bench.cli.options import PAGE_BEGINS, Directory, Json, check_kept
 
 
 class Format(str, Enum):
@@ -64,6 +64,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write the report of finished runs: one HTML page that needs no network."""
+    check_kept(output or directory / "report.html", PAGE_BEGINS)
     with refusing(ValueError):
         from ntkmtl.bench.report import write_html
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
@@ -16,7 +18,8 @@ from ntkmtl.bench.cli.options import (
     grouped,
     option,
 )
-from ntkmtl.errors import NonFiniteError
+from ntkmtl.errors import MissingExtraError, NonFiniteError
+from ntkmtl.loading import place_of
 
 
 @dataclass(frozen=True)
@@ -66,21 +69,35 @@ def weigh(
         method_names([asked.method])  # unknown ones are refused before data are read
         found = find_problem(problem, made_with.options())
         recipe = changed_recipe(found.recipe, **changed.changes())
-        constants = weigh_problem(
-            found,
-            percent=asked.percent,
-            method=asked.method,
-            seed=seed,
-            recipe=replace(recipe, accumulate=1),
-            priorities=_priorities(asked.priority or []),
-            threads=threads,
-        )
+        priorities = _priorities(asked.priority or [])
+        with _told(problem, asked.method):
+            constants = weigh_problem(
+                found,
+                percent=asked.percent,
+                method=asked.method,
+                seed=seed,
+                recipe=replace(recipe, accumulate=1),
+                priorities=priorities,
+                threads=threads,
+            )
         line = constants.as_text(asked.form)
     if as_json:
         print_json({"problem": found.name, **constants.to_json(), "text": line})
         return
     print(line)
     say(str(constants))
+
+
+@contextlib.contextmanager
+def _told(problem: str, method: str) -> Iterator[None]:
+    """Tell an error of the code of a custom problem or method in words."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        own = [name for name in (method, problem) if ":" in name]
+        if not own or isinstance(error, ValueError | NonFiniteError | MissingExtraError | OSError):
+            raise
+        refuse(f"{' or '.join(own)}: {type(error).__name__}{place_of(error)}: {error}")
 
 
 def _priorities(given: list[str]) -> dict[str, float] | None:

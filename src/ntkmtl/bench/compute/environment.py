@@ -21,6 +21,7 @@ from ntkmtl._version import __version__
 
 __all__ = [
     "available_cores",
+    "check_threads",
     "cores",
     "default_threads",
     "hardware",
@@ -44,6 +45,21 @@ def cores() -> int:
     Those that it may use, divided by the number of processes that were launched with it.
     """
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def check_threads(threads: int | None) -> int | None:
+    """Refuse far more threads than there are cores: each needs memory, and they wait in turns.
+
+    Raises:
+        ValueError: There are more than 256 and more than 16 for each core.
+    """
+    most = max(256, 16 * (os.cpu_count() or 1))
+    if threads is not None and threads > most:
+        raise ValueError(
+            f"threads must be at most {most} on this machine, which has {os.cpu_count()} cores; "
+            f"more than one for each core only slows a run. Found {threads}."
+        )
+    return threads
 
 
 @contextlib.contextmanager

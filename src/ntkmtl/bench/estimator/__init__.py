@@ -47,6 +47,7 @@ try:
         TargetColumn,
         TargetLearner,
         TargetNetwork,
+        as_pandas,
         declared_kinds,
         kind_of,
         parted,
@@ -152,6 +153,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
             NonFiniteError: A loss became NaN or infinite.
         """
         self._check_options()
+        X, y = as_pandas(X), as_pandas(y)
         _refuse_dates(X)
         X = validate_data(self, X, dtype=np.float64, ensure_min_samples=2)
         columns = self._columns_of(y, len(X))
@@ -295,6 +297,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _outputs(self, X: Any) -> list[Tensor]:
         check_is_fitted(self)
+        X = as_pandas(X)
         _refuse_dates(X)
         X = validate_data(self, X, dtype=np.float64, reset=False)
         with torch.no_grad():
@@ -353,7 +356,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         """
         predictions = self.predict(X)
         said = predictions.reshape(len(predictions), -1)
-        true, given, _ = split_columns(y)
+        true, given, _ = split_columns(as_pandas(y))
         if self._named and given is not None and given != self.target_names_:
             raise ValueError(
                 f"the targets are {', '.join(self.target_names_)}, in this order. Found "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.balance import Balancer
+from ntkmtl.errors import imports_for
 
 if TYPE_CHECKING:
     from ntkmtl.weighting import Weighting
@@ -29,13 +30,26 @@ Array = Any
 LEAST_HELD_OUT = 20
 
 
+def as_pandas(data: Any) -> Any:
+    """Return a data frame of another library, as polars, as one of pandas; all else as it is."""
+    if hasattr(data, "iloc") or not hasattr(data, "columns"):
+        return data
+    if hasattr(data, "__arrow_c_stream__"):
+        with imports_for(f"{type(data).__module__.partition('.')[0]}'s data frames"):
+            import pyarrow as pa
+        return pa.table(data).to_pandas(date_as_object=False)
+    if hasattr(data, "__dataframe__"):
+        return pd.api.interchange.from_dataframe(data)
+    return data
+
+
 def split_columns(y: Any) -> tuple[list[Array], list[str] | None, bool]:
     """Return targets column by column, any names, and whether they are one column of an array.
 
     Raises:
         ValueError: They are sparse, or have another number of dimensions.
     """
-    if hasattr(y, "columns"):
+    if hasattr(y, "iloc") and hasattr(y, "columns"):
         columns = [y.iloc[:, place].to_numpy() for place in range(y.shape[1])]
         return columns, [str(name) for name in y.columns], False
     if issparse(y):

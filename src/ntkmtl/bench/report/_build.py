@@ -67,7 +67,7 @@ def build_table(runs_dir: str | os.PathLike[str], problem: str | None = None) ->
         if len(found) > 1:
             raise ValueError(
                 f"{os.fspath(runs_dir)} holds {len(found)} problems ({', '.join(found)}); "
-                "name one of them, or use build_tables for all"
+                "name one of them (problem=, or --problem), or make the report, which shows all"
             )
         problem = next(iter(found))
     elif problem not in found:

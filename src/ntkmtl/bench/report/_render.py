@@ -327,7 +327,7 @@ def _csv(table: ResultTable) -> str:
     own = ["mean_rank", "delta_m", "delta_m stderr", "relative_time", "relative_time stderr"]
     own += ["seconds_per_epoch", "tuning_trials"]
     writer.writerow(["problem", "method", "seeds", *names, *own])
-    for row in table.rows:
+    for row in table.lines:
         numbers = [number for estimate in row.estimates for number in _pair(estimate)]
         numbers += [row.mean_rank, *_pair(row.delta_m), *_pair(row.relative_time)]
         numbers.append(row.seconds_per_epoch)

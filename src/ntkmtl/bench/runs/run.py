@@ -225,7 +225,7 @@ def use_command(run: Run, source: str = "") -> str:
     command = ["ntkmtl", "predict", str(run.path)]
     if ":" in source or not config.problem_class.startswith("ntkmtl."):
         command += ["--problem", source or config.problem_class]
-    if config.problem == "table":
+    if config.problem == "table" and config.problem_class.startswith("ntkmtl."):
         command += ["--csv", "new.csv", "-o", "predictions.csv"]
     else:
         command += ["--split", "test", "-o", "predictions.npz"]

@@ -15,9 +15,10 @@ from ntkmtl.bench.problems.base import Problem
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, RunInterrupted, RunMetric, load_run, run_folder
 from ntkmtl.bench.study.plan import ProblemPlan, StudyPlan
 from ntkmtl.bench.study.results import FinalRun, MethodResult, Setting, TriedSettings, finished
-from ntkmtl.bench.training import Comparison, Sweep, compare
+from ntkmtl.bench.training import Comparison, Sweep, SweepError, compare
 from ntkmtl.bench.training.baselines import BaselineCache
 from ntkmtl.bench.training.comparison import recipe_of
+from ntkmtl.bench.training.planning import plan_runs
 
 __all__ = ["DIVERGED", "StudyOutcome", "StudyPart", "Trainer"]
 
@@ -104,6 +105,19 @@ class StudyPart:
         """
         names = [SINGLE_TASK, *self.plan.methods_of(self.asked)]
         return [name for name in names if not finished(self.out, self.request(name))]
+
+    def check(self, methods: Sequence[str]) -> None:
+        """Refuse methods and settings that cannot be trained, before anything is.
+
+        Raises:
+            SweepError: One does not fit the problem.
+        """
+        if not methods:
+            return
+        try:
+            plan_runs(self.comparison(methods, "published"), self.problem)
+        except SweepError as error:
+            raise SweepError(f"{self.asked.name}: {error}") from error
 
     def request(self, method: str) -> dict[str, Any]:
         """Return what is asked for of one method."""

@@ -58,6 +58,8 @@ def run_study(plan: StudyPlan, out: Path, trainer: Trainer | None = None) -> Stu
     with sweep_lock(out), stop_requests() as stopped:
         parts = [StudyPart(plan, p, out, trainer, outcome, stopped) for p in plan.problem]
         missing = [part.missing() for part in parts]
+        for part, names in zip(parts, missing, strict=True):
+            part.check(names)
         write_json(out / PLAN, msgspec.to_builtins(plan))
         try:
             for part, names in zip(parts, missing, strict=True):

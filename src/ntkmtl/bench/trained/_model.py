@@ -59,8 +59,8 @@ class TrainedModel:
             One :class:`~ntkmtl.bench.problems.base.Prediction` per task.
 
         Raises:
-            ValueError: There is no such split, the problem has no samples in it, or new rows
-                cannot be read.
+            ValueError: There is no such split, the problem has no samples in it, new rows
+                cannot be read, or it is no batch of the problem.
 
         Example:
             See :mod:`ntkmtl.bench.trained`.
@@ -71,13 +71,31 @@ class TrainedModel:
                 warn(warning)
             inputs = new.inputs
         if not isinstance(inputs, str):
-            return self._predict(inputs)
+            return self._predict_batch(inputs)
+        if inputs not in get_args(Split) and hasattr(self.problem, "encode_new"):
+            raise ValueError(self._what_to_pass(repr(inputs)))
         split = _split(inputs)
         parts = [
             self._predict(self.problem.evaluation_batch(split, indices))
             for indices in self._indices(split)
         ]
         return {task: joined([part[task] for part in parts]) for task in parts[0]}
+
+    def _predict_batch(self, batch: Any) -> dict[str, Prediction]:
+        try:
+            return self._predict(batch)
+        except (AttributeError, LookupError, TypeError) as error:
+            kind = type(batch)
+            name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+            raise ValueError(f"{self._what_to_pass(name)} ({error})") from error
+
+    def _what_to_pass(self, found: str) -> str:
+        new = hasattr(self.problem, "encode_new")
+        rows = "; or new rows, as a pandas data frame or a file's pathlib.Path" if new else ""
+        return (
+            "predict takes 'train', 'val' or 'test'; a batch, as problem.batch(...) returns it"
+            f"{rows}. Found {found}."
+        )
 
     def _predict(self, batch: Any) -> dict[str, Prediction]:
         with torch.no_grad():

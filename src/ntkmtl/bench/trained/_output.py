@@ -7,6 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,9 @@ def columns_of(
         {'sold': ['yes'], 'sold p(no)': [0.25], 'sold p(yes)': [0.75]}
     """
     columns: dict[str, list[Any]] = {}
-
-    def add(name: str, values: Sequence[Any]) -> None:
-        if name in columns:
-            raise ValueError(f"two columns would be named {name!r}; write -o FILE.npz instead")
-        columns[name] = list(values)
-
+    add = partial(_add, columns)
     for name, values in (ids or {}).items():
-        add(name, values)
+        add(name, list(values))
     for task, said in predictions.items():
         if said.values.ndim != 1:
             raise ValueError(
@@ -73,6 +69,15 @@ def columns_of(
             for place, name in enumerate(said.classes):
                 add(f"{task} p({name})", said.probabilities[:, place].tolist())
     return columns
+
+
+def _add(found: dict[str, Any], name: str, values: Any) -> None:
+    if name in found:
+        raise ValueError(
+            f"two columns would be named {name!r}, and one would be lost: predict in Python, by "
+            "ntkmtl.bench.load(RUN).predict(...), or train again with other names of columns"
+        )
+    found[name] = values
 
 
 def _cells(values: Tensor, said: Prediction) -> list[Any]:
@@ -119,6 +124,7 @@ def write_arrays(
         ids: Further arrays, by name.
 
     Raises:
+        ValueError: Two arrays would have one name.
         OSError: The file cannot be written.
 
     Example:
@@ -134,13 +140,13 @@ def write_arrays(
         name: np.asarray(list(values)) for name, values in (ids or {}).items()
     }
     for task, said in predictions.items():
-        arrays[task] = said.values.numpy()
+        _add(arrays, task, said.values.numpy())
         if truth and task in truth:
-            arrays[f"{task} (true)"] = truth[task].numpy()
+            _add(arrays, f"{task} (true)", truth[task].numpy())
         if said.classes:
-            arrays[f"{task} (classes)"] = np.asarray(said.classes)
+            _add(arrays, f"{task} (classes)", np.asarray(said.classes))
         if said.probabilities is not None:
-            arrays[f"{task} (probabilities)"] = said.probabilities.numpy()
+            _add(arrays, f"{task} (probabilities)", said.probabilities.numpy())
     # Not by numpy.savez, which takes names as keywords: a task may be named `file`.
     with (
         atomic_write(path) as file,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import operator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
@@ -30,6 +33,7 @@ __all__ = [
     "named_all",
     "recipe_of",
     "recipes_by_method",
+    "whole_seed",
 ]
 
 ALL_METHODS = "all"
@@ -78,6 +82,25 @@ def named(method: MethodLike) -> tuple[str, dict[str, Any]]:
     if not same:
         raise ValueError(_unreachable(kind))
     return name, settings_of(method)
+
+
+def whole_seed(seed: Any) -> int:
+    """Return a seed as an int, also where it is one of NumPy's.
+
+    Raises:
+        ValueError: It is no whole number, or out of torch's range.
+    """
+    try:
+        if isinstance(seed, bool):
+            raise TypeError
+        found = operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed must be a whole number. Found {seed!r}.") from None
+    if found < 0:
+        raise ValueError(f"seed must not be negative. Found {seed}.")
+    if found >= 2**64:
+        raise ValueError(f"seed must be below 2^64. Found {seed}.")
+    return found
 
 
 def _unreachable(kind: type) -> str:
@@ -303,6 +326,18 @@ class Comparison:
             for name, changes in self.method_recipes.items()
         }
         object.__setattr__(self, "method_recipes", recipes)
+        # As the files of runs hold them.
+        made_with = {
+            k: str(v) if isinstance(v, Path) else v for k, v in self.problem_options.items()
+        }
+        object.__setattr__(self, "problem_options", made_with)
+        try:
+            json.dumps(made_with)
+            object.__setattr__(self, "seeds", [whole_seed(seed) for seed in self.seeds])
+        except ValueError as error:
+            raise SweepError(str(error)) from error
+        except TypeError as error:
+            raise SweepError(f"problem_options must be JSON values or paths: {error}") from error
 
     @property
     def names(self) -> list[str]:

@@ -170,6 +170,7 @@ class TrainingLoop:
         started = time.perf_counter()
         learner = self.learner
         epoch = learner.epoch_of(self.step)[0] - 1
+        self._require_losses(epoch)
         val = self._evaluate(learner.split, epoch)
         if learner.baseline is not None:
             scores = task_scores(val, learner.baseline, learner.metrics, learner.tasks)
@@ -181,6 +182,23 @@ class TrainingLoop:
             self._keep_if_best(epoch)
         elif epoch >= learner.recipe.total_epochs - learner.recipe.tested_epochs:
             self.log.tested.append(self._evaluate("test", epoch))
+
+    def _require_losses(self, epoch: int) -> None:
+        """Refuse an epoch in which nothing was trained, unless steps were left out for a NaN.
+
+        Raises:
+            ValueError: No task had a loss in any batch.
+        """
+        skipped = self.stepper.skipped + self.stepper.overflowed > 0
+        if not self.group.flags(any(self.log.loss_counts) or skipped)[0]:
+            learner = self.learner
+            raise raised_on_all_ranks(
+                ValueError(
+                    f"no task of {learner.problem.name} had a loss in any batch of epoch {epoch}: "
+                    f"losses() gave none for {', '.join(learner.tasks)}, so that nothing was "
+                    "trained. Look at the labels of the training split."
+                )
+            )
 
     def _words(self) -> str:
         learner = self.learner

@@ -10,7 +10,7 @@ from torch import nn
 
 from ntkmtl import weighting
 from ntkmtl.balance import Balancer
-from ntkmtl.bench.compute.environment import default_threads
+from ntkmtl.bench.compute.environment import check_threads, default_threads
 from ntkmtl.bench.compute.processes import launched
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.runs import (
@@ -104,6 +104,11 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
     baselines = asked.single_task_baselines or SINGLE_TASK in asked.names
     names = [name for name in asked.names if name != SINGLE_TASK]
     recipe = recipe_of(asked, problem)
+    if (asked.minibatches or 1) > recipe.batch_size:
+        raise SweepError(
+            f"minibatches must be at most the batch size, {recipe.batch_size}, found "
+            f"{asked.minibatches}"
+        )
     recipes = recipes_by_method(names, asked.method_recipes, recipe)
     options, scored = options_by_method(problem, names, asked.method_options, recipe)
     seeds = list(dict.fromkeys(asked.seeds))
@@ -152,6 +157,10 @@ def _check_numbers(asked: Comparison) -> None:
         raise SweepError(f"jobs must be at least 1, found {asked.jobs}")
     if asked.threads is not None and asked.threads < 1:
         raise SweepError(f"threads must be at least 1, found {asked.threads}")
+    try:
+        check_threads(asked.threads)
+    except ValueError as error:
+        raise SweepError(str(error)) from error
     if not asked.seeds:
         raise SweepError("at least one seed is needed, found none")
 

@@ -20,6 +20,7 @@ from ntkmtl.bench.problems.base import (
     Split,
 )
 from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK
+from ntkmtl.bench.training.comparison import whole_seed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,6 +87,9 @@ class RunSpec:
     tracker: str | None = None
     keep_model: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", whole_seed(self.seed))
+
 
 # ------------------------------------------------------------------------------------------------
 # What determines the numbers of a run
@@ -116,9 +120,9 @@ def run_identity(
     Raises:
         ValueError: The parts do not fit each other, or an option is no JSON value.
     """
-    chosen = recipe or problem.recipe
+    chosen, seed = recipe or problem.recipe, whole_seed(seed)
     options = dict(method_options or {})
-    _require_consistent(problem, method, seed, chosen, options, single_task)
+    _require_consistent(problem, method, chosen, options, single_task)
     kind = type(problem)
     identity = {
         "schema": SCHEMA,
@@ -172,7 +176,6 @@ def method_source(name: str) -> str:
 def _require_consistent(
     problem: Problem,
     method: str,
-    seed: int,
     recipe: Recipe,
     options: Mapping[str, Any],
     single_task: str | None,
@@ -182,8 +185,6 @@ def _require_consistent(
     Raises:
         ValueError: They do not.
     """
-    if seed < 0:
-        raise ValueError(f"seed must not be negative. Found {seed}.")
     if (method == SINGLE_TASK) != (single_task is not None):
         raise ValueError(
             f"method {SINGLE_TASK!r} trains one task, the others all of them. "
@@ -194,6 +195,8 @@ def _require_consistent(
             f"{problem.name} has no task {single_task!r}; it has {', '.join(problem.tasks)}."
         )
     steps_per_epoch(problem, recipe)
+    n = options.get("minibatches", weighting.spec(method).defaults.get("minibatches", 1))
+    _check_minibatches(f"{method} needs", n, recipe)
     if recipe.lbfgs_steps and combines_entries(method):
         raise ValueError(
             f"{method} does more than weigh whole gradients, so there is no weighted loss that "
@@ -203,6 +206,17 @@ def _require_consistent(
         raise ValueError(
             f"{method} runs the trunk again at other parameters, which a compiled one does not "
             "allow; train without compile, or set source='representation'"
+        )
+
+
+def _check_minibatches(who: str, n: Any, recipe: Recipe) -> None:
+    """Refuse more mini-batches than samples, whichever the method cuts into them."""
+    samples = recipe.batch_size // recipe.accumulate
+    if isinstance(n, int) and n > samples:
+        raise ValueError(
+            f"{who} minibatches={n}, which must be at most the number of samples of a pass, "
+            f"{samples} (batch_size={recipe.batch_size}"
+            + (f" in {recipe.accumulate} parts)" if recipe.accumulate > 1 else ")")
         )
 
 
@@ -354,6 +368,7 @@ def record_settings(record: Mapping[str, Any] | None, recipe: Recipe) -> dict[st
         "pooling": "kernel" if source == "representation" else None,
     }
     Recorder(**settings)
+    _check_minibatches("the record of the kernel has", settings["minibatches"], recipe)
     return settings
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ntkmtl.bench.compute.device import buffers_kept, choose_device
-from ntkmtl.bench.compute.environment import default_threads, reproducible, versions
+from ntkmtl.bench.compute.environment import check_threads, default_threads, reproducible, versions
 from ntkmtl.bench.compute.processes import check_launch, processes
 from ntkmtl.bench.jobs.engine import stop_requests
 from ntkmtl.bench.problems import find_problem
@@ -173,6 +173,7 @@ def _checked_identity(problem: Problem, spec: RunSpec, group: ProcessGroup) -> d
     Raises:
         ValueError: Something does not fit.
     """
+    check_threads(spec.threads)
     identity = run_identity(
         problem,
         spec.method,
@@ -412,6 +413,7 @@ def weigh_problem(
     Raises:
         ValueError: A number is out of range, or a method has no weights to keep.
     """
+    check_threads(threads)
     identity = run_identity(problem, "ls", seed, recipe=recipe)
     with reproducible(threads or default_threads(jobs=1)):
         learner = Learner(problem, RunSpec(method="ls", seed=seed, recipe=recipe), identity)

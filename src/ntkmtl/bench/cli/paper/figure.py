@@ -18,11 +18,14 @@ from ntkmtl.bench.cli.options import (
     grouped,
     names_in,
     option,
+    options_in,
+    refuse_loss,
     refuse_others,
 )
 from ntkmtl.bench.cli.paper.published import named
 from ntkmtl.bench.cli.paper.run import RequestOptions, prepared, read
 from ntkmtl.bench.cli.sweeps import trained
+from ntkmtl.files import numbers_beside
 
 if TYPE_CHECKING:
     from ntkmtl.bench.paper import PaperResult
@@ -88,12 +91,12 @@ def figure(
     if shown.measured is not None:
         why = f"is not for {result.name} with --measured"
         refuse_others(context, _ALWAYS | {"measured"}, why)
-        check_output(shown.output)
+        _check_place(shown, how)
         drawn = _read_times(result, shown.measured)
         _draw(drawn, shown.output or Path(f"{result.name}-measured.png"), as_json)
         return
     refuse_others(context, _ALWAYS | _TAKES[result.number], f"is not for {result.name}")
-    check_output(shown.output)
+    _check_place(shown, how)
     counts = [1, 2, 3, 4, 6] if shown.ns is None else _counts(shown.ns)
     (one,) = prepared(result, how)
     if result.number == 2:
@@ -105,6 +108,14 @@ def figure(
         own = result.number == 1 and shown.ns is None
         drawn = _times(result, one, None if own else counts, shown.steps, shown.turns)
     _draw(drawn, shown.output or how.out / f"{result.name}-{one.folder.name}.png", as_json)
+
+
+def _check_place(shown: FigureOptions, how: RequestOptions) -> None:
+    check_output(shown.output, b"\x89png")
+    if shown.output is not None:
+        read_here = (shown.measured, how.data_dir, *options_in(how.problem_option).values())
+        for path in (shown.output, numbers_beside(shown.output)):
+            refuse_loss(path, read_here)
 
 
 def _counts(text: str) -> list[int]:

@@ -80,7 +80,7 @@ def read_csv(path: Path, encoding: str, separator: str | None, header: bool) -> 
     return RawTable.of(path, columns, notes, _doubt(path, columns) if header else "")
 
 
-_HEADERLESS = (
+HEADERLESS = (
     "Add a line of names, or pass --problem-option header=false and call the columns 'column 1', "
     "'column 2', ..."
 )
@@ -91,7 +91,7 @@ def _refuse_numbers(path: Path, names: Sequence[str]) -> None:
     if all(_is_number(name) for name in names) or twice:
         raise TableError(
             f"{path}: the first line must name the columns, and it holds numbers"
-            f"{'' if twice else ' only'}: {shorten(', '.join(names))}. {_HEADERLESS}"
+            f"{'' if twice else ' only'}: {shorten(', '.join(names))}. {HEADERLESS}"
         )
 
 
@@ -107,10 +107,9 @@ def _doubt(path: Path, columns: Sequence[RawColumn]) -> str:
     words = [column for column in columns if not _is_number(column.name)]
     if all(bool((column.texts.str.strip() == column.name).any()) for column in words):
         names = ", ".join(column.name for column in columns)
-        raise TableError(f"{path}: the first line looks like data: {shorten(names)}. {_HEADERLESS}")
+        raise TableError(f"{path}: the first line looks like data: {shorten(names)}. {HEADERLESS}")
     return (
-        f"Is its first line, which has the number {shorten(numbers[0], 20)}, a header? "
-        f"{_HEADERLESS}"
+        f"Is its first line, which has the number {shorten(numbers[0], 20)}, a header? {HEADERLESS}"
     )
 
 

@@ -14,6 +14,7 @@ from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.table._columns import Feature
 from ntkmtl.bench.problems.table._formats import ISO, ColumnFormat, date_text, read_dates
 from ntkmtl.bench.problems.table._model import RowBatch
+from ntkmtl.bench.problems.table._new import read_new
 from ntkmtl.bench.problems.table._raw import (
     Array,
     RawColumn,
@@ -22,7 +23,6 @@ from ntkmtl.bench.problems.table._raw import (
     number_text,
     shorten,
 )
-from ntkmtl.bench.problems.table._read import read_any
 
 CLIP = 10.0
 """Standardized inputs are cut off at so many standard deviations from the training mean."""
@@ -412,9 +412,9 @@ class FittedTable:
         Raises:
             TableError: It cannot be read, or has none of the columns that the network sees.
         """
-        raw = read_any(source, **self.reading)
+        raw, told = read_new(source, self.reading, {encoder.name for encoder in self.encoders})
         ids = {name: as_strings(raw.columns[name]) for name in self.ids if name in raw.columns}
-        warnings = list(self._about_columns(raw))
+        warnings = [*told, *self._about_columns(raw)]
         parts = []
         for encoder in self.encoders:
             feature, told = _feature(raw, encoder)

@@ -527,8 +527,8 @@ class ColumnFormat:
             return values, absent, bad
         codes, levels, absent = self.levels(column)
         read = np.append(self.numbers(levels) if len(levels) else [], np.nan)
-        read[np.isin(read, self.gaps)] = np.nan
-        gone = np.append(np.isin(read[:-1], self.gaps), False)
+        gone = np.isin(read, self.gaps)
+        read[gone] = np.nan
         values, absent = read[codes], absent | gone[codes]
         bad = ~absent & ~np.isfinite(values)
         return np.where(bad, np.nan, values), absent, bad

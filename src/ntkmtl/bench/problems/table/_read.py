@@ -49,7 +49,7 @@ _SIGNATURES = (
 )
 """First bytes of what is no text, what it is, and what to do."""
 
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -104,9 +104,14 @@ def read_any(
     Raises:
         TableError: It cannot be read.
     """
-    if hasattr(source, "columns") and hasattr(source, "iloc"):
+    if is_frame(source):
         return read_frame(source)
     return read_table(Path(str(source)).expanduser(), encoding, separator, header)
+
+
+def is_frame(source: Any) -> bool:
+    """Return whether it is a data frame of pandas."""
+    return hasattr(source, "columns") and hasattr(source, "iloc")
 
 
 def read_table(
@@ -169,7 +174,7 @@ def _without_mark(path: Path, encoding: str, start: bytes) -> str:
         TableError: The mark is that of another encoding.
     """
     name = codecs.lookup(encoding).name
-    marked = next((found for mark, found in _MARKS if start.startswith(mark)), "")
+    marked = next((found for mark, found in MARKS if start.startswith(mark)), "")
     if marked and not name.startswith(marked):
         raise TableError(
             f"{path} is not text in {encoding}: it starts with the mark of {marked.upper()}. "
