@@ -257,9 +257,8 @@ def _by_gradients(
     Returns:
         None if the cut is right. Of joined tensors this is found out once for each cut.
     """
-    if core.options.source not in ("exact", "auto") or not (cut.opaque or cut.joined):
-        return None
-    if not candidates:
+    exact = core.options.source in ("exact", "auto")
+    if not (exact and candidates and (cut.opaque or cut.joined)):
         return None
     key = f"joined {[_signature(part) for part in cut.signature]}"
     if not cut.opaque and key in core.memory.verified:
