@@ -309,6 +309,9 @@ def test_parameters_frozen_after_the_forward_pass_are_left_out(
     features = {"features": z} if named and method != "ls" else {}
     whole = frozen in ("trunk", "task")
     balancer = Balancer(method, **options)
+    if whole and method != "ls":
+        found = balancer.explain(values)
+        assert found.weights == "1 for every task, as they share nothing that is trained"
     if whole and features and balancer.options.source != "representation":
         with pytest.raises(ValueError, match="the trunk is frozen"):
             balancer.backward(values, **features)

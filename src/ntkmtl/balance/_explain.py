@@ -216,7 +216,7 @@ def _weights(core: Core, cut: Cut) -> str:
     options = core.options
     if options.requires == "losses":
         return f"{options.method}, from the losses alone"
-    if not cut.connected:
+    if not cut.connected or not (cut.shared or cut.custom):
         return "1 for every task, as they share nothing that is trained"
     if options.source == "auto":
         steps = _auto.period(core, cut.tasks)

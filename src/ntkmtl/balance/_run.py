@@ -254,9 +254,8 @@ def _by_gradients(
     Returns:
         None if the cut is right. Of joined tensors this is found out once for each parameter.
     """
-    if core.options.source not in ("exact", "auto") or not (cut.opaque or cut.joined):
-        return None
-    if not candidates:
+    exact = core.options.source in ("exact", "auto")
+    if not (exact and candidates and (cut.opaque or cut.joined)):
         return None
     if not cut.opaque and known_shared(step, candidates, core.reached)[1]:
         return None
