@@ -322,3 +322,17 @@ def test_what_to_do_about_new_rows_names_no_option_of_training(tmp_path: Path) -
     (tmp_path / "new.csv").write_text("1,2\n3,4\n")
     with pytest.raises(TableError, match=r"holds numbers only: .* Add a line of names.$"):
         problem.encode_new(tmp_path / "new.csv")
+
+
+def test_empty_cells_of_a_csv_are_missing_for_a_network_of_a_parquet_file(tmp_path: Path) -> None:
+    days = pd.Series(pd.date_range("2024-01-01", periods=60)).where(np.arange(60) % 7 != 3)
+    numbers = pd.Series(np.arange(60) % 11 + 0.5).where(np.arange(60) % 5 != 2)
+    frame = pd.DataFrame({"day": days, "x": numbers, "y": np.arange(60) ** 2 % 13})
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame.to_csv(tmp_path / "n.csv", index=False)
+    for types in (None, "day=category"):
+        problem = Table(tmp_path / "t.parquet", "y", types=types)
+        known = problem.encode_new(tmp_path / "t.parquet")
+        found = problem.encode_new(tmp_path / "n.csv")
+        assert torch.equal(found.inputs.inputs, known.inputs.inputs)
+        assert found.warnings == known.warnings

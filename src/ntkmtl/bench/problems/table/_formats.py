@@ -237,7 +237,10 @@ _CURRENCY_SIGN = re.compile(f"%|{_CURRENCY}")
 _UNIT_LETTERS = (
     '(?:[^\\W\\d_]|[\u00b0\u2030\u2032\u2033"])(?:[^\\W\\d_]|[\u00b0\u00b7\u00b2\u00b3/^%])*'
 )
-_UNIT = re.compile(f"(?!(?:{_CURRENCY_SIGN.pattern})$){_UNIT_LETTERS}(?: {_UNIT_LETTERS})?[23]?")
+# Neither a currency nor half a day, as in 12 PM.
+_UNIT = re.compile(
+    f"(?!(?:{_CURRENCY_SIGN.pattern}|[AaPp][Mm])$){_UNIT_LETTERS}(?: {_UNIT_LETTERS})?[23]?"
+)
 _MEASURED = re.compile(
     rf"(?P<number>{_SIGN}?[0-9][0-9.,'\u2019 \u00a0\u2009\u202f]*?(?:[eE][+-]?[0-9]+)?)"
     rf"(?P<gap>[ \u00a0\u2009\u202f]*)(?P<unit>{_UNIT.pattern})"

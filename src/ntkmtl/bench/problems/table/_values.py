@@ -156,8 +156,11 @@ class ColumnValues:
             self.numbers: Array = np.where(np.isin(raw.numbers, gaps), np.nan, raw.numbers)
             self.absent: Array = np.isnan(self.numbers)
             self.bad = np.zeros_like(self.absent)
+            # Of a file of strings, in which new rows may come.
+            absent = (MISSING | WORDS | {*reading.missing}) - {*reading.not_missing} | {""}
+            self.form = replace(self.form, absent=tuple(sorted(absent)))
             if raw.declared == "date":
-                self.form = ColumnFormat("date", date="ISO8601")
+                self.form = replace(self.form, kind="date", date=ISO, gaps=())
         else:
             self._read_texts(wanted or raw.declared == "category", date)
         self.missing = int(self.absent.sum())
