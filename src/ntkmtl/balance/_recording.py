@@ -84,7 +84,8 @@ def _of_found_cut(
     if not shared:
         return None
     n = _minibatches(core, recorder, step)
-    if named or source == "exact" or not cut.clean or pooling != "blockwise":
+    through = cut.clean and not cut.nested and pooling == "blockwise"
+    if named or source == "exact" or not through:
         if not named and (cut.opaque or cut.joined):
             shared, _ = touched_by_two(step, shared, keep=False)
         if n > 1 and step.samples is not None:

@@ -26,6 +26,12 @@ from ntkmtl.balance._weigh import (
 )
 from ntkmtl.graph import Cut, FeaturesLike, find_cut
 
+NESTED = (
+    "the tasks share a nested tensor, whose gradients have no single shape to take a kernel of: "
+    "use source='auto' (method 'ntkmtl-auto') or source='exact', which differentiate the losses "
+    "themselves, or name features=z, a padded tensor that every path passes"
+)
+
 __all__ = ["run"]
 
 
@@ -223,6 +229,10 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         return _from_losses(core, step, shared, gradients=gradients)
     if seen is not None:
         return _from_losses(core, step, shared, gradients=gradients)
+    if cut.nested:
+        if source in ("representation", "probe"):
+            raise ValueError(NESTED)
+        return _from_losses(core, step, shared)
     n = options.minibatches
     known = batch is not None or options.batch_dim is not None
     if n > 1 and source == "exact" and step.samples is not None:

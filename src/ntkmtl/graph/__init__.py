@@ -30,7 +30,7 @@ from ntkmtl.graph._named import (
     path_around,
     require_cut,
 )
-from ntkmtl.graph._walk import Edge, Walk, edge_of, shape_of, walk
+from ntkmtl.graph._walk import Edge, Walk, edge_of, shape_of, walk, zeros_of
 
 __all__ = [
     "STACK_LIMIT",
@@ -73,4 +73,5 @@ __all__ = [
     "unretained",
     "vjp",
     "walk",
+    "zeros_of",
 ]
