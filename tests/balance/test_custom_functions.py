@@ -88,3 +88,78 @@ def test_none_is_a_gradient_of_zero(
             found = torch.autograd.grad(loss.mean(), [z, y], allow_unused=True)
             known = [g.square().sum() for g in found if g is not None]
             torch.testing.assert_close(value, sum(known, torch.zeros((), dtype=torch.float64)))
+
+
+# ------------------------------------------------------------------ in place
+
+
+class _InPlace(torch.autograd.Function):
+    """Made in forward, scaled in place in backward, as fused losses of language models do."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, weight: Tensor) -> Tensor:
+        out = (z @ weight.T).sum(1)
+        ctx.gz = 2 * out[:, None] * weight.sum(0) / len(z)
+        ctx.gw = (2 * out[:, None] * z / len(z)).sum(0).expand_as(weight).clone()
+        return out.square().mean()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        if float(gradient) == 1.0:
+            return ctx.gz, ctx.gw
+        return ctx.gz.mul_(gradient), ctx.gw.mul_(gradient)
+
+
+class Fused:
+    """Two tasks, the first of which may end in the function."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.trunk, self.heads, self.x = linear(4, 5), [linear(5, 2) for _ in range(2)], data(6, 4)
+        self.parameters = weights(self.trunk, *self.heads)
+
+    def losses(self, fused: bool = True, factor: float = 1.0) -> list[Tensor]:
+        z = self.trunk(self.x).tanh()
+        first = self.heads[0].weight
+        own = _InPlace.apply(z, first) if fused else (z @ first.T).sum(1).square().mean()
+        return [factor * own, (self.heads[1](z) - 10).square().mean()]
+
+
+METHODS = [
+    ("ntkmtl-auto", {}),
+    ("ntkmtl", {"minibatches": 1}),
+    ("ntkmtl-sr", {"minibatches": 1}),
+    ("mgda", {}),
+    ("fairgrad", {}),
+]
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("why", ["scale", "factor"])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_a_function_that_changes_what_it_saved(
+    method: str, options: dict[str, Any], why: str, late: bool
+) -> None:
+    net, balancer = Fused(), Balancer(method, **options)
+    if late:  # the first step does not contain it, or leaves it as it is
+        balancer.backward(net.losses(fused=why == "scale"))
+    before = [None if p.grad is None else p.grad.clone() for p in net.parameters]
+    losses = net.losses(factor=0.5 if why == "factor" else 1.0)
+    with pytest.raises(RuntimeError, match=r"custom function \(_InPlace\).*reads losses only"):
+        balancer.backward(losses, scale=0.25 if why == "scale" else 1.0)
+    for p, kept in zip(net.parameters, before, strict=True):
+        assert (p.grad is None) == (kept is None)
+        assert kept is None or torch.equal(p.grad, kept)
+
+
+@pytest.mark.parametrize(("method", "options"), [*METHODS, ("ls", {})])
+@pytest.mark.parametrize("hooked", [None, True])
+def test_it_is_right_where_only_the_last_pass_changes_it(
+    method: str, options: dict[str, Any], hooked: bool | None
+) -> None:
+    net, same = Fused(), Fused()
+    out = Balancer(method, hooked=hooked, **options).backward(net.losses())
+    total = sum(w * loss for w, loss in zip(out.weights, same.losses(False), strict=True))
+    shared = weights(same.trunk)
+    for p, g in zip(net.parameters, torch.autograd.grad(total, shared), strict=False):
+        torch.testing.assert_close(p.grad, g)

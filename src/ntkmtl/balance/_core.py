@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,27 +27,37 @@ class Core:
         memory: State that lasts between steps and is saved.
         correction: Factors between probes and the representation's kernel; None without probes.
         held: Weights that a ``hold`` block keeps, by task; None outside such a block.
-        parameters: Leaves of the graph in steps that reuse weights; None if not known.
         shared: Tasks of the last step in which gradients had to show which parameters are shared,
             and whether each of these is.
         prepare: Applied to each kernel before the method reads it.
         half: Whether some parameters are float16; None if not known.
-        looks: Number of steps of methods that read a kernel.
+        known: Parameters that were looked at for hooks on their nodes, by id.
+        nodes: Whether one of them has such hooks.
+        checked: Custom functions that give the same gradient when their backward pass runs twice,
+            by whether gradients are not scaled.
     """
 
     options: Options
     memory: Memory = field(default_factory=Memory)
     correction: ProbeCorrection | None = None
     held: dict[int, float] | None = None
-    parameters: list[Tensor] | None = None
     shared: tuple[list[int], dict[Tensor, bool]] = field(default_factory=lambda: ([], {}))
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
-    looks: int = 0
+    known: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
+    nodes: bool = False
+    checked: dict[bool, weakref.WeakSet[type]] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters belong to the network, not to the Balancer.
-        return {**vars(self), "parameters": None, "shared": ([], {}), "held": None}
+        return {
+            **vars(self),
+            "shared": ([], {}),
+            "held": None,
+            "known": {},
+            "nodes": False,
+            "checked": {},
+        }
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check that priorities match the tasks.

@@ -8,7 +8,7 @@ from torch import Tensor
 from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
 from ntkmtl.balance._core import Core
-from ntkmtl.balance._fill import ordinary, repeated, undone_if_not_finite
+from ntkmtl.balance._fill import checked, ordinary, repeated, undone_if_not_finite
 from ntkmtl.balance._found_view import FoundView, describe_bypass
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._named_view import NamedView
@@ -54,7 +54,6 @@ def run(
         return _reuse(core, step, held, features, counts)
     if (weights := _still_valid(core, step)) is not None:
         return _reuse(core, step, weights, features, counts)
-    core.parameters = None
     if options.last_layer is not None:
         features = options.last_layer.output()
     if features is not None:
@@ -154,7 +153,7 @@ def _repeated_apart(
 ) -> BalanceResult:
     """Fill ``.grad`` of heads and shared parameters with given weights, without a kernel."""
     way = ParameterStep(core, step, shared, minibatches=1, hooked=hooked)
-    if step.scaled:  # the scaler checks all gradients
+    if step.scaled or step.late:  # the scaler checks all gradients, or they are checked before
         return way.run(weights)
     with undone_if_not_finite(step):
         return way.run(weights)
@@ -325,10 +324,9 @@ def _nothing_shared(core: Core, step: Step) -> BalanceResult:
 
 def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:
     """Fill ``.grad`` where the losses show no shared parameter."""
-    step.bring()
     unknown = step.total > 1 and len(step.present) == 1
     weighted = core.options.weight_heads or unknown
-    ordinary(core, step, weights if weighted else torch.ones_like(weights))
+    repeated(core, step, weights if weighted else torch.ones_like(weights))
     return step.result(weights)
 
 
@@ -347,11 +345,8 @@ def _from_losses(
     if n > 1 and step.samples is None:
         n = _one_minibatch(core)
     way = ParameterStep(core, step, shared, minibatches=n, hooked=hooked, gradients=gradients)
-    if step.scaled or step.parallel:
+    with checked(step):  # gradients of heads are not looked at before
         result = way.run()
-    else:
-        with undone_if_not_finite(step):  # gradients of heads are not looked at before
-            result = way.run()
     if core.options.source == "auto":
         _auto.note_exact(core, step)
     return result
