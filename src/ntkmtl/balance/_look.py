@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._step import Step
-from ntkmtl.graph import has_hooks, has_late_hooks, is_node_held, require_repeatable
+from ntkmtl.graph import has_late_hooks, is_node_held, require_repeatable
 
 __all__ = ["look"]
 
@@ -37,9 +37,8 @@ def _note_hooks(core: Core, step: Step) -> None:
     known = core.known
     early = late = False
     for p in step.scan.leaves:
-        if has_hooks(p):
-            late = late or has_late_hooks(p)
-            early = early or bool(p._backward_hooks)
+        early = early or bool(p._backward_hooks)
+        late = late or has_late_hooks(p)
         if id(p) not in known:
             known[id(p)] = weakref.ref(p, partial(_forget, known, id(p)))
             core.nodes = core.nodes or is_node_held(p)

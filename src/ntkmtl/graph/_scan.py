@@ -33,7 +33,7 @@ class Scan:
 def scan(roots: Sequence[Tensor]) -> Scan:
     """Walk the graph once. Takes less than half a microsecond per node, as each step does it."""
     parallel = _sinks.may_exist()
-    stack = [_sinks.through(edge_of(t))[0] if parallel else node_of(t) for t in roots]
+    stack = [_sinks.through(edge_of(t))[0] if parallel else t.grad_fn or node_of(t) for t in roots]
     stack = list(dict.fromkeys(node for node in stack if node is not None))
     seen: set[Any] = set(stack)
     kinds: set[type] = set()
