@@ -368,8 +368,10 @@ class KernelStep:
             fill_checked(step, pairs, weights)
             clip(self.options, clipped, step)
             return
-        # Gradients of the heads and of an exact kernel were checked before.
-        with nullcontext() if gradients is None and step.extra is None else checked(step):
+        # Gradients of the heads and of an exact kernel were checked before. Those of the trunk are
+        # made with weights for which a step on a GPU has waited already, and it waits once only.
+        below = gradients is not None and step.losses[0].device.type == "cpu"
+        with checked(step) if below or step.extra is not None else nullcontext():
             add(step, pairs)
             if gradients is not None and inputs is None:
                 push(view, gradients, weights, extra=extra, retain=extra is not step.extra)
