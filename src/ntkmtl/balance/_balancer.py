@@ -15,6 +15,7 @@ from ntkmtl._device import read, with_cpu_default
 from ntkmtl._warnings import warn
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._explain import Explanation, explanation
+from ntkmtl.balance._look import look
 from ntkmtl.balance._options import Length, Options, Priorities, Source, read_options
 from ntkmtl.balance._read import (
     Losses,
@@ -37,7 +38,6 @@ from ntkmtl.graph import (
     allow_retained_backward,
     leaves,
     plain_backward,
-    require_repeatable,
 )
 from ntkmtl.kernel import ExtendedNTK, Probe, RememberInputs
 from ntkmtl.kernel._pooling import Pooling
@@ -388,10 +388,7 @@ class Balancer:
     ) -> BalanceResult:
         """Run the step, and pass it to the recorder if it wants this step."""
         if self.options.requires != "losses" and step.losses:
-            # Checked in steps 0, 1, 2, 4, 8, ...: graphs compiled later allow several passes.
-            if not self._core.looks & (self._core.looks - 1):
-                require_repeatable(step.losses)
-            self._core.looks += 1
+            look(self._core, step)
         record = self.options.record
         if record is None or not record.wants(step.number):
             result = run(self._core, step, features, counts)

@@ -28,8 +28,6 @@ class Core:
         memory: State that lasts between steps and is saved.
         correction: Factors between probes and the representation's kernel; None without probes.
         held: Weights that a ``hold`` block keeps, by task; None outside such a block.
-        parameters: Parameters of the graph in steps that reuse weights; None if not known.
-        inputs: The other leaves of that graph.
         reached: Where only gradients show which tasks reach a parameter: as bits, the tasks whose
             gradient was seen to be other than zero, and those whose gradient was looked at.
         order: The shared parameters in the order of the first step, for methods that read
@@ -38,20 +36,23 @@ class Core:
         owned: The weightings with a state, the method and what it holds.
         prepare: Applied to each kernel before the method reads it.
         half: Whether some parameters are float16; None if not known.
-        looks: Number of steps of methods that read a kernel.
+        known: Parameters that were looked at for hooks on their nodes, by id.
+        nodes: Whether one of them has such hooks.
+        checked: Custom functions that give the same gradient when their backward pass runs twice,
+            by whether gradients are not scaled.
     """
 
     options: Options
     memory: Memory = field(default_factory=Memory)
     correction: ProbeCorrection | None = None
     held: dict[int, float] | None = None
-    parameters: list[Tensor] | None = None
-    inputs: list[weakref.ref[Tensor]] = field(default_factory=list)
     reached: dict[Tensor, tuple[int, int]] = field(default_factory=dict)
     order: list[Tensor] | None = None
     prepare: Callable[[ExtendedNTK], ExtendedNTK] | None = None
     half: bool | None = None
-    looks: int = 0
+    known: dict[int, weakref.ref[Tensor]] = field(default_factory=dict)
+    nodes: bool = False
+    checked: dict[bool, weakref.WeakSet[type]] = field(default_factory=dict)
     owner: object = field(default_factory=object)
     owned: list[Weighting] = field(default_factory=list)
 
@@ -78,8 +79,8 @@ class Core:
 
     def __getstate__(self) -> dict[str, Any]:
         # Parameters belong to the network, not to the Balancer.
-        kept = {**vars(self), "parameters": None, "inputs": [], "reached": {}, "order": None}
-        return {**kept, "held": None}
+        kept = {**vars(self), "reached": {}, "order": None, "known": {}, "nodes": False}
+        return {**kept, "held": None, "checked": {}}
 
     def require_priorities(self, names: Sequence[str]) -> None:
         """Check that priorities match the tasks.

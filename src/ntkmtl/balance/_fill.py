@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ntkmtl._device import read
 from ntkmtl.balance._core import Core
@@ -16,6 +15,7 @@ from ntkmtl.balance._step import Step
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.graph import (
     TaskGradients,
+    accumulate,
     add_to_grad,
     as_real,
     differentiate,
@@ -26,13 +26,17 @@ from ntkmtl.graph import (
 
 __all__ = [
     "HeadGradients",
+    "add",
+    "checked",
     "dense",
+    "extra_gradients",
     "fill_checked",
     "from_flat",
     "in_two_passes",
     "may_overflow",
     "ordinary",
     "repeated",
+    "require_one_kind",
     "undone_if_not_finite",
     "weighted_gradients",
 ]
@@ -68,8 +72,8 @@ def may_overflow(
 def ordinary(core: Core, step: Step, weights: Tensor, *, careful: bool = False) -> None:
     """Run one ordinary backward pass of the weighted sum, with all hooks.
 
-    If weighted gradients may overflow and there are no hooks, gradients are checked before they are
-    added to ``.grad``.
+    If weighted gradients may overflow and there are no hooks, or if hooks run once ``.grad`` is
+    filled, gradients are checked before they are added to ``.grad``.
 
     Args:
         core: The Balancer's options and state.
@@ -89,16 +93,16 @@ def ordinary(core: Core, step: Step, weights: Tensor, *, careful: bool = False) 
         local = [*local, 1.0]
     if not losses:
         return
-    if (careful or may_overflow(core, step, local)) and not step.parallel:
+    if (careful or step.late or may_overflow(core, step, local)) and not step.parallel:
         parameters = list(leaves(losses)[0])
-        if not any(map(has_hooks, parameters)):
+        if step.late or not any(map(has_hooks, parameters)):
             fill_checked(step, weighted_gradients(losses, local, parameters, retain=False), local)
             return
     plain_backward(losses, local)
 
 
 def repeated(core: Core, step: Step, weights: Tensor) -> None:
-    """Run an ordinary backward pass with weights of an earlier step, and undo it if it fails.
+    """Run an ordinary backward pass without the gradients of a kernel, and undo it if it fails.
 
     Without a kernel, gradients that are not finite show only in ``.grad``. If ``.grad`` was empty,
     it is checked afterwards and emptied again. If it holds gradients of other batches, the new ones
@@ -112,59 +116,44 @@ def repeated(core: Core, step: Step, weights: Tensor) -> None:
     if step.scaled:
         ordinary(core, step, weights)  # the scaler checks all gradients
         return
-    parameters, inputs = _known_leaves(core, step)
-    if not any(p.grad is not None for p in parameters):
-        before: list[tuple[Tensor, Tensor | None]] = [(p, None) for p in parameters]
-        before += [(x, _copy(x.grad)) for x in inputs]
-        with undone_if_not_finite(step, before):
-            ordinary(core, step, weights)
-    elif step.parallel or any(map(has_hooks, parameters)):
-        # Hooks run in an ordinary pass only, which adds to ``.grad`` at once.
+    parameters = step.scan.leaves
+    empty = all(p.grad is None for p in parameters)
+    # Hooks run in an ordinary pass only, which adds to ``.grad`` at once.
+    if not step.late and (empty or step.parallel or any(map(has_hooks, parameters))):
         with undone_if_not_finite(step):
             ordinary(core, step, weights)
     else:
         ordinary(core, step, weights, careful=True)
 
 
-def _known_leaves(core: Core, step: Step) -> tuple[list[Tensor], list[Tensor]]:
-    """Return parameters and other leaves, walking the graph only where they may be new."""
-    parameters, inputs = core.parameters, [x() for x in core.inputs]
-    if parameters is None or any(x is None for x in inputs):  # the next batch has inputs of its own
-        found = list(leaves(step.losses)[0])
-        core.parameters = parameters = [p for p in found if isinstance(p, nn.Parameter)] or found
-        own = {id(p) for p in parameters}
-        core.inputs = [weakref.ref(x) for x in found if id(x) not in own]
-        inputs = [x() for x in core.inputs]
-    return parameters, [x for x in inputs if x is not None]
+def checked(step: Step) -> AbstractContextManager[None]:
+    """Return :func:`undone_if_not_finite`, or nothing where gradients are checked elsewhere.
 
-
-def _copy(gradient: Tensor | None) -> Tensor | None:
-    return None if gradient is None else gradient.clone()
+    With a scaler, that checks them; with several processes nothing does. Where hooks run once
+    ``.grad`` is filled, gradients are checked before they are added.
+    """
+    if step.scaled or step.parallel or step.late:
+        return nullcontext()
+    return undone_if_not_finite(step)
 
 
 @contextmanager
-def undone_if_not_finite(
-    step: Step, before: Sequence[tuple[Tensor, Tensor | None]] | None = None
-) -> Iterator[None]:
+def undone_if_not_finite(step: Step) -> Iterator[None]:
     """Check ``.grad`` after a backward pass, and restore it if an entry is not finite.
-
-    Args:
-        step: The step.
-        before: Parameters and copies of their ``.grad``; None to make them.
 
     Raises:
         NonFiniteError: An entry is not finite.
     """
-    if before is None:
-        roots = step.losses if step.extra is None else [*step.losses, step.extra]
-        before = [(p, _copy(p.grad)) for p in leaves(roots)[0]]
+    parameters = step.scan.leaves
+    before = [(p, None if p.grad is None else p.grad.clone()) for p in parameters]
     yield
     known = [dense(p.grad) for p, _ in before if p.grad is not None]
     try:
         (length,) = step.bring(_length(known)) if known else (torch.zeros(()),)
         if bool(length.isfinite()) or _finite_entries(known):
             return
-        step.fail("gradient", math.nan, name=" or ".join(step.local_names))
+        extra = [] if step.extra is None else ["extra"]
+        step.fail("gradient", math.nan, name=" or ".join([*step.local_names, *extra]))
     except NonFiniteError:
         for p, gradient in before:
             if gradient is None or p.grad is None:
@@ -231,7 +220,44 @@ def fill_checked(
     (length,) = step.bring(_length(entries))
     if not (bool(length.isfinite()) or _finite_entries(entries)):
         step.fail("weighted gradient", math.inf, largest=weights[: len(step.local)])
-    add_to_grad(pairs)
+    add(step, pairs)
+
+
+def add(step: Step, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Add all known gradients of a step to ``.grad``, and run hooks that wait for it.
+
+    Raises:
+        ValueError: Some parameters have hooks of both kinds; see :func:`require_one_kind`.
+    """
+    if pairs:
+        require_one_kind(step)
+    if step.late is False:
+        add_to_grad(pairs)
+    else:
+        accumulate(pairs)
+
+
+def require_one_kind(step: Step) -> None:
+    """Raise if hooks of two kinds exist, which one ordinary backward pass alone runs once each.
+
+    Raises:
+        ValueError: They do.
+    """
+    if step.mixed:
+        raise ValueError(
+            "some parameters have hooks on their gradients (register_hook) and some have hooks "
+            "that run once .grad is filled (register_post_accumulate_grad_hook, or on the node "
+            "that fills it): both run once in a single ordinary backward pass only, and this "
+            "method needs another way here. Use hooks of one kind, or a method that weighs whole "
+            "gradients with weight_heads=True and hooked=True. No .grad was changed"
+        )
+
+
+def extra_gradients(step: Step) -> list[tuple[Tensor, Tensor]]:
+    """Return the gradients of the loss outside the balance, by parameter."""
+    if step.extra is None:
+        return []
+    return weighted_gradients([step.extra], [1.0], list(leaves([step.extra])[0]), retain=False)
 
 
 def in_two_passes(
@@ -241,13 +267,24 @@ def in_two_passes(
     on_heads: Sequence[float],
     shared: Sequence[Tensor],
     on_shared: Sequence[float],
+    extra: Tensor | None,
 ) -> None:
-    """Run one pass to the heads' parameters and one to the shared ones, with different weights."""
-    losses, keep = step.losses, step.extra is not None
+    """Run one pass to the heads' parameters and one to the shared ones, with different weights.
+
+    A loss outside the balance is added in both, so that each parameter's hooks run once.
+
+    Raises:
+        ValueError: Hooks need a single pass; see :func:`require_one_kind`.
+    """
+    losses, keep = step.losses, step.extra is not extra
+    require_one_kind(step)
     for name, loss, one, other in zip(step.local_names, losses, on_shared, on_heads, strict=True):
         step.require_representable(name, one, loss.dtype)
         step.require_representable(name, other, loss.dtype)
-    if may_overflow(core, step, [*on_shared, *on_heads]):
+    careful = step.late or may_overflow(core, step, [*on_shared, *on_heads])
+    if extra is not None:
+        losses, on_heads, on_shared = [*losses, extra], [*on_heads, 1.0], [*on_shared, 1.0]
+    if careful:
         pairs = weighted_gradients(losses, on_heads, heads, retain=True)
         pairs += weighted_gradients(losses, on_shared, shared, retain=keep)
         fill_checked(step, pairs, on_shared)
@@ -327,7 +364,3 @@ class HeadGradients:
         else:
             scaled = [g * w for g, w in zip(self._gradients, per_gradient, strict=True)]
         return list(zip(self._parameters, scaled, strict=True))
-
-    def add(self, weights: Sequence[float]) -> None:
-        """Add the gradients to ``.grad``, multiplied by the tasks' weights."""
-        add_to_grad(self.weighted(weights))

@@ -23,6 +23,7 @@ from ntkmtl.graph import (
     starts,
     task_gradients,
     vjp,
+    zeros_of,
 )
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._partition import Partition, require_counts
@@ -105,6 +106,9 @@ class FoundView:
         features: list[list[Tensor | None]] = [
             [per_task.get(f) for per_task in own] for f in range(len(self.cut.targets))
         ]
+        for edge, per_task in zip(self.cut.targets, features, strict=True):
+            if all(g is None for g in per_task):  # custom functions return None for zero
+                per_task[0] = zeros_of(edge)
         if parameters is None:
             return TaskGradients(features)  # type: ignore[arg-type]
         rest = iter(flat)

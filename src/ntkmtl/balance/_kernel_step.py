@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import (
     HeadGradients,
+    add,
+    checked,
     dense,
+    extra_gradients,
     fill_checked,
     from_flat,
     in_two_passes,
     may_overflow,
     ordinary,
-    undone_if_not_finite,
 )
 from ntkmtl.balance._found_view import FoundView
 from ntkmtl.balance._named_view import NamedView
@@ -29,7 +32,6 @@ from ntkmtl.balance._weigh import observe, to_cpu
 from ntkmtl.graph import (
     Features,
     TaskGradients,
-    add_to_grad,
     adds_up,
     as_real,
     differentiate,
@@ -49,10 +51,12 @@ __all__ = [
     "KernelStep",
     "clip",
     "joined_ranks",
+    "joining_extra",
     "may_keep",
     "require_alone",
     "require_unclipped",
     "require_unhooked",
+    "shared_factor",
 ]
 
 
@@ -85,7 +89,7 @@ class KernelStep:
             weights: Weights of the tasks of ``step.present`` to use; None to compute new ones.
         """
         options, step = self.options, self.step
-        require_unclipped(options, self.view.shared if options.published_ntkmtl else ())
+        require_unclipped(options, step, self.view.shared if options.published_ntkmtl else ())
         if options.weighting.has_head_objective:
             return self._run_head_objective(weights)
         gradients, heads = self.differentiate()
@@ -108,11 +112,9 @@ class KernelStep:
         jacobian: Tensor | None,
     ) -> None:
         """Fill ``.grad``, by an ordinary backward pass if hooks must run."""
-        if self.hooked and not (self.step.scaled or self.step.parallel):
-            with undone_if_not_finite(self.step):  # gradients of heads were not checked before
+        if self.hooked:
+            with checked(self.step):  # gradients of heads were not checked before
                 self._ordinary(weights)
-        elif self.hooked:
-            self._ordinary(weights)
         else:
             self._fill(gradients, heads, weights, jacobian)
 
@@ -126,7 +128,8 @@ class KernelStep:
             return wanted or needed
         # DDP's hooks are not visible in Python, and need an ordinary backward pass even in a single
         # process.
-        return self.step.parallel or needed or self.view.hooks
+        hooks = not self.step.late and (self.step.mixed or self.view.hooks)
+        return hooks or self.step.parallel or needed
 
     def differentiate(self) -> tuple[TaskGradients, HeadGradients]:
         """Differentiate the part of the graph above the representation."""
@@ -284,7 +287,7 @@ class KernelStep:
         on_heads = local if options.weight_heads else [1.0] * len(local)
         cut = getattr(view, "cut", None)
         views = isinstance(view, NamedView) and (view.cut.root is not None or view.separate)
-        if not views or step.extra is not None:
+        if not views or step.extra is not None or step.late:
             self._in_two_passes(on_shared, on_heads)
             return
         tensors = cut.tensors if isinstance(cut, Features) else ()
@@ -310,14 +313,10 @@ class KernelStep:
             )
         trunk = view.below
         own = {id(p) for p in trunk}
-        heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
-        in_two_passes(self.core, step, heads, on_heads, trunk, on_shared)
+        heads = [p for p in step.scan.leaves if id(p) not in own]
+        extra = joining_extra(self.options, step)
+        in_two_passes(self.core, step, heads, on_heads, trunk, on_shared, extra)
         clip(self.options, trunk, step)
-        self._add_extra()
-
-    def _add_extra(self) -> None:
-        if self.step.extra is not None:
-            plain_backward([self.step.extra], [1.0])
 
     def _fill(
         self,
@@ -339,32 +338,72 @@ class KernelStep:
         parameters = view.shared if jacobian is not None or factor != 1.0 else []
         if jacobian is not None:
             pairs += from_flat(parameters, weighted_sum(jacobian, on_shared))
-        elif careful:
-            pairs += pull(view, gradients, on_shared, retain=step.extra is not None)
+        known = gradients if jacobian is None else None
+        self._add(pairs, known, on_shared, careful=careful, clipped=parameters)
+
+    def _add(
+        self,
+        pairs: list[tuple[Tensor, Tensor]],
+        gradients: TaskGradients | None,
+        weights: Sequence[float],
+        *,
+        careful: bool,
+        inputs: Sequence[Tensor] | None = None,
+        clipped: Sequence[Tensor] = (),
+    ) -> None:
+        """Add known gradients, those of the trunk's pass and those of the extra loss to ``.grad``.
+
+        Args:
+            pairs: Parameters and their gradients.
+            gradients: Gradients to start the trunk's pass from; None if ``pairs`` holds its result.
+            weights: Their weights.
+            careful: Check all gradients before one is added. Otherwise those that a pass adds are
+                checked afterwards, and undone.
+            inputs: The leaves below the representation that the pass fills; None for all.
+            clipped: Parameters whose gradients the preset clips.
+        """
+        step, view = self.step, self.view
+        extra = joining_extra(self.options, step)
         if careful:
-            fill_checked(step, pairs, on_shared)
-        else:
-            add_to_grad(pairs)
-        if jacobian is None and not careful:
-            push(view, gradients, on_shared, retain=step.extra is not None)
-        clip(options, parameters, step)
-        self._add_extra()
+            if gradients is not None:
+                pairs += pull(view, gradients, weights, inputs, retain=step.extra is not None)
+            if extra is not None:
+                pairs += extra_gradients(step)
+            fill_checked(step, pairs, weights)
+            clip(self.options, clipped, step)
+            return
+        # Gradients of the heads and of an exact kernel were checked before. Those of the trunk are
+        # made with weights for which a step on a GPU has waited already, and it waits once only.
+        below = gradients is not None and step.losses[0].device.type == "cpu"
+        with checked(step) if below or step.extra is not None else nullcontext():
+            add(step, pairs)
+            if gradients is not None and inputs is None:
+                push(view, gradients, weights, extra=extra, retain=extra is not step.extra)
+            else:
+                if gradients is not None:
+                    push(view, gradients, weights, inputs, retain=extra is not None)
+                if extra is not None:
+                    plain_backward([extra], [1.0])
+            clip(self.options, clipped, step)
 
     def _is_careful(self, gradients: TaskGradients, weights: Sequence[float]) -> bool:
         """Whether to check weighted gradients before they are added to ``.grad``.
+
+        True as well where hooks run once it is filled.
 
         Raises:
             NonFiniteError: A weight overflows in the gradients' dtype. In float16 a gradient scaler
                 helps.
         """
         known = [g for f in gradients.features for g in f if g is not None]
-        if not may_overflow(self.core, self.step, weights, known):
+        late = bool(self.step.late)
+        if not (late or may_overflow(self.core, self.step, weights, known)):
             return False
         dtypes = {g.dtype for g in known} if known else {self.step.like.dtype}
         for name, weight in zip(self.step.local_names * 2, weights, strict=True):
             for dtype in dtypes:
                 self.step.require_representable(name, weight, dtype)
-        return not any(map(has_hooks, self.view.below))
+        return late or not any(map(has_hooks, self.view.below))
 
     # ------------------------------------------------------------------ objectives of heads
 
@@ -436,7 +475,6 @@ class KernelStep:
             self._combine_features(gradients, heads)
         else:
             self._combine_parameters(gradients, heads)
-        self._add_extra()
         return step.result(self._reported)
 
     def _why_hooked(self) -> str:
@@ -459,7 +497,6 @@ class KernelStep:
         return f"{what} only such a pass runs: hooked=False leaves them out"
 
     def _combine_features(self, gradients: TaskGradients, heads: HeadGradients) -> None:
-        view = self.view
         like = [next(g for g in f if g is not None) for f in gradients.features]
         filled = [
             [torch.zeros_like(z) if g is None else g for g in f]
@@ -467,13 +504,14 @@ class KernelStep:
         ]
         rows = [[as_real(g).reshape(-1) for g in f] for f in filled]
         matrix = torch.cat([torch.stack(f) for f in rows], dim=1)
-        if isinstance(view, FoundView):
-            require_same_tensors(self.core, self.step, view.cut, matrix.shape[1])
+        if isinstance(self.view, FoundView):
+            require_same_tensors(self.core, self.step, self.view.cut, matrix.shape[1])
         combined = self._combined(matrix)
-        heads.add([1.0] * len(filled[0]))
+        pairs = heads.weighted([1.0] * len(filled[0]))
         pieces = combined.split([len(f[0]) for f in rows])
         one = [_like(part, z) for part, z in zip(pieces, like, strict=True)]
-        push(view, TaskGradients([[g] for g in one]), [1.0], retain=self.retain)
+        known = TaskGradients([[g] for g in one])
+        self._add(pairs, known, [1.0], careful=bool(self.step.late))
 
     def _combine_parameters(self, gradients: TaskGradients, heads: HeadGradients) -> None:
         view = self.view
@@ -486,11 +524,10 @@ class KernelStep:
         rows = view.rows(gradients, parameters, release=not rest and not self.retain)
         matrix = all_rows(rows, len(self.step.losses))
         view.partition = whole
-        combined = self._combined(matrix)
-        heads.add([1.0] * len(matrix))
-        if rest:
-            push(view, gradients, [1.0] * len(matrix), inputs=rest, retain=self.retain)
-        add_to_grad(from_flat(parameters, combined))
+        ones = [1.0] * len(matrix)
+        pairs = [*heads.weighted(ones), *from_flat(parameters, self._combined(matrix))]
+        careful = bool(self.step.late)
+        self._add(pairs, gradients if rest else None, ones, careful=careful, inputs=rest)
 
     def _combined(self, matrix: Tensor) -> Tensor:
         step = self.step
@@ -579,12 +616,18 @@ def require_unhooked(options: Options, why: str = "") -> None:
         )
 
 
-def require_unclipped(options: Options, shared: Sequence[Tensor]) -> None:
-    """Raise if the preset would clip gradients of other batches.
+def require_unclipped(options: Options, step: Step, shared: Sequence[Tensor]) -> None:
+    """Raise if the preset would clip gradients of other batches, or those that hooks have seen.
 
     Raises:
-        ValueError: The preset clips, and ``.grad`` is not empty.
+        ValueError: The preset clips, and ``.grad`` is not empty or hooks run once it is filled.
     """
+    if options.published_ntkmtl and (step.late or step.mixed):
+        raise ValueError(
+            'preset="published" clips .grad after the backward pass, when hooks of '
+            "register_post_accumulate_grad_hook (or on the nodes that fill .grad) have run: leave "
+            "the preset or the hooks out"
+        )
     if options.published_ntkmtl and any(p.grad is not None and bool(p.grad.any()) for p in shared):
         raise ValueError(
             'preset="published" clips the gradient of one batch, and .grad holds that of another: '
@@ -597,7 +640,17 @@ def shared_factor(options: Options, step: Step) -> float:
     return float(len(step.present)) if options.published_ntkmtl else 1.0
 
 
+def joining_extra(options: Options, step: Step) -> Tensor | None:
+    """Return the loss outside the balance if it may join another pass; it must not be clipped."""
+    return None if options.published_ntkmtl else step.extra
+
+
 def clip(options: Options, shared: Sequence[Tensor], step: Step) -> None:
-    """Clip to norm 1 (times the gradient scale) as the published code of NTKMTL does."""
+    """Clip to norm 1 (times the gradient scale) as the published code of NTKMTL does.
+
+    A loss outside the balance is then added in a pass of its own.
+    """
     if options.published_ntkmtl:
         nn.utils.clip_grad_norm_(shared, step.scale)
+        if step.extra is not None:
+            plain_backward([step.extra], [1.0])

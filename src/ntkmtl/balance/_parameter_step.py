@@ -9,16 +9,19 @@ from torch import Tensor, nn
 
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import (
+    add,
     fill_checked,
     from_flat,
     in_two_passes,
     may_overflow,
     ordinary,
+    require_one_kind,
     weighted_gradients,
 )
 from ntkmtl.balance._kernel_step import (
     clip,
     joined_ranks,
+    joining_extra,
     may_keep,
     require_alone,
     require_unclipped,
@@ -30,10 +33,8 @@ from ntkmtl.balance._step import BalanceResult, Samples, Step
 from ntkmtl.balance._views import weighted_sum
 from ntkmtl.balance._weigh import observe, to_cpu
 from ntkmtl.graph import (
-    add_to_grad,
     averages_several_passes,
     has_hooks,
-    leaves,
     plain_backward,
     starts,
     vjp,
@@ -87,7 +88,7 @@ class ParameterStep:
                 "use minibatches=1"
             )
         self.gradients = gradients if self.minibatches == 1 else None
-        require_unclipped(options, shared)
+        require_unclipped(options, step, shared)
         wanted = options.hooked if hooked is None else hooked
         self.hooked = step.parallel if wanted is None else wanted
         self.begin = step.begin()
@@ -108,7 +109,7 @@ class ParameterStep:
                 "here, and DistributedDataParallel averages the gradients of one: set "
                 "weight_heads=True, or DistributedDataParallel(..., find_unused_parameters=True)"
             )
-        hooks = any(has_hooks(p) for p in shared)
+        hooks = step.mixed or any(has_hooks(p) for p in shared)
         plainly = options.weight_heads and (self.hooked or hooks)
         eigenvalues = jacobian = combined = None
         if weights is None and options.requires == "jacobian":
@@ -210,28 +211,32 @@ class ParameterStep:
         """Fill ``.grad`` of heads and of shared parameters separately."""
         step, shared = self.step, self.shared
         own = {id(p) for p in shared}
-        heads = [p for p in leaves(step.losses)[0] if id(p) not in own]
+        heads = [p for p in step.scan.leaves if id(p) not in own]
+        extra = joining_extra(self.options, step)
         local = step.of_local(weights)
         weighted = self.options.weight_heads and combined is None
         on_heads = local if weighted else [1.0] * len(local)
         on_shared = [factor * w for w in local]
         if combined is None and jacobian is None:
-            in_two_passes(self.core, step, heads, on_heads, shared, on_shared)
+            in_two_passes(self.core, step, heads, on_heads, shared, on_shared, extra)
         else:
-            keep = step.extra is not None
+            require_one_kind(step)
             flat = combined if jacobian is None else weighted_sum(jacobian, on_shared)
             assert flat is not None
             pairs = from_flat(shared, flat)
-            if may_overflow(self.core, step, [*on_shared, *on_heads]):
-                pairs += weighted_gradients(step.losses, on_heads, heads, retain=keep)
+            careful = step.late or may_overflow(self.core, step, [*on_shared, *on_heads])
+            losses, keep = step.losses, step.extra is not None
+            if extra is not None:
+                pairs += weighted_gradients([extra], [1.0], shared, retain=True)
+                losses, on_heads, keep = [*losses, extra], [*on_heads, 1.0], False
+            if careful:
+                pairs += weighted_gradients(losses, on_heads, heads, retain=keep)
                 fill_checked(step, pairs, on_shared)
             else:
                 if heads:
-                    plain_backward(step.losses, on_heads, inputs=heads, retain=keep)
-                add_to_grad(pairs)
+                    plain_backward(losses, on_heads, inputs=heads, retain=keep)
+                add(step, pairs)
         clip(self.options, shared, step)
-        if step.extra is not None:
-            plain_backward([step.extra], [1.0])
 
 
 def vjp_zeros(parameter: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ def _of_found_cut(
     if not shared:
         return None
     n = _minibatches(core, recorder, step)
-    if named or source == "exact" or not cut.clean or pooling != "blockwise":
+    through = cut.clean and not cut.nested and pooling == "blockwise"
+    if named or source == "exact" or not through:
         if not named and (cut.opaque or cut.joined):
             # A copy, as the run must not depend on what is recorded.
             shared, _ = touched_by_two(step, shared, dict(core.reached), keep=False)

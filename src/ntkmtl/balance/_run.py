@@ -10,7 +10,7 @@ from torch import Tensor
 from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
 from ntkmtl.balance._core import Core
-from ntkmtl.balance._fill import ordinary, repeated, undone_if_not_finite
+from ntkmtl.balance._fill import checked, ordinary, repeated, undone_if_not_finite
 from ntkmtl.balance._found_view import FoundView, describe_bypass
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._named_view import NamedView
@@ -27,6 +27,12 @@ from ntkmtl.balance._weigh import (
     weigh,
 )
 from ntkmtl.graph import Cut, FeaturesLike, find_cut
+
+NESTED = (
+    "the tasks share a nested tensor, whose gradients have no single shape to take a kernel of: "
+    "use source='auto' (method 'ntkmtl-auto') or source='exact', which differentiate the losses "
+    "themselves, or name features=z, a padded tensor that every path passes"
+)
 
 __all__ = ["run"]
 
@@ -50,7 +56,6 @@ def run(
         return _reuse(core, step, held, features, counts)
     if (weights := _still_valid(core, step)) is not None:
         return _reuse(core, step, weights, features, counts)
-    core.parameters = None
     if options.last_layer is not None:
         features = options.last_layer.output()
     if features is not None:
@@ -138,7 +143,7 @@ def _repeated_apart(
 ) -> BalanceResult:
     """Fill ``.grad`` of heads and shared parameters with given weights, without a kernel."""
     way = ParameterStep(core, step, shared, minibatches=1, hooked=hooked)
-    if step.scaled:  # the scaler checks all gradients
+    if step.scaled or step.late:  # the scaler checks all gradients, or they are checked before
         return way.run(weights)
     with undone_if_not_finite(step):
         return way.run(weights)
@@ -221,6 +226,10 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
         return _from_losses(core, step, shared, gradients=gradients)
     if seen is not None:
         return _from_losses(core, step, shared, gradients=gradients)
+    if cut.nested:
+        if source in ("representation", "probe"):
+            raise ValueError(NESTED)
+        return _from_losses(core, step, shared)
     if _one_by_one(core, step, cut):
         return _from_losses(core, step, shared)
     n = options.minibatches
@@ -353,10 +362,9 @@ def _warn_of_zeros(core: Core) -> None:
 
 def _weigh_heads(core: Core, step: Step, weights: Tensor) -> BalanceResult:
     """Fill ``.grad`` where the losses show no shared parameter."""
-    step.bring()
     unknown = step.total > 1 and len(step.present) == 1
     weighted = core.options.weight_heads or unknown
-    ordinary(core, step, weights if weighted else torch.ones_like(weights))
+    repeated(core, step, weights if weighted else torch.ones_like(weights))
     return step.result(weights)
 
 
@@ -375,11 +383,8 @@ def _from_losses(
     if n > 1 and step.samples is None:
         n = _one_minibatch(core)
     way = ParameterStep(core, step, shared, minibatches=n, hooked=hooked, gradients=gradients)
-    if step.scaled or step.parallel:
+    with checked(step):  # gradients of heads are not looked at before
         result = way.run()
-    else:
-        with undone_if_not_finite(step):  # gradients of heads are not looked at before
-            result = way.run()
     if core.options.source == "auto":
         _auto.note_exact(core, step)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import NoReturn
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ntkmtl._device import read
 from ntkmtl.errors import NonFiniteError
-from ntkmtl.graph import Start, starts
+from ntkmtl.graph import Scan, Start, scan, starts
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._ranks import Ranks
 
@@ -128,6 +129,10 @@ class Step:
         samples: Losses of single samples of the local tasks; None if not given for all.
         scaled: Whether a gradient scaler is used.
         alone: Positions among ``present`` of the tasks that share nothing with another task.
+        late: Whether parameters have hooks that run once their ``.grad`` is filled, so that all
+            gradients must be known before one is added; None if nobody looked.
+        mixed: Whether they have such hooks and others, so that only one ordinary backward pass runs
+            each once.
         kernel: The kernel, once computed.
         waiting: Tensors to copy to the CPU with the next transfer, each with a function that checks
             its value.
@@ -149,6 +154,8 @@ class Step:
     samples: list[Samples] | None = None
     scaled: bool = False
     alone: list[int] = field(default_factory=list)
+    late: bool | None = None
+    mixed: bool = False
     kernel: ExtendedNTK | None = None
     waiting: list[tuple[Tensor, Callable[[Tensor], None]]] = field(default_factory=list)
     index: Tensor = field(init=False)
@@ -160,6 +167,16 @@ class Step:
     def total(self) -> int:
         """Number of all tasks."""
         return len(self.names)
+
+    @property
+    def roots(self) -> list[Tensor]:
+        """The local losses, and the loss outside the balance."""
+        return self.losses if self.extra is None else [*self.losses, self.extra]
+
+    @cached_property
+    def scan(self) -> Scan:
+        """What the graph of :attr:`roots` holds."""
+        return scan(self.roots)
 
     @property
     def local_names(self) -> list[str]:

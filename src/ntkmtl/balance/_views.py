@@ -93,21 +93,33 @@ def push(
     weights: Sequence[float],
     inputs: Sequence[Tensor] | None = None,
     *,
+    extra: Tensor | None = None,
     retain: bool = False,
 ) -> None:
-    """Run the shared part's backward pass from the weighted sum of the tasks' gradients."""
+    """Run the shared part's backward pass from the weighted sum of the tasks' gradients.
+
+    A loss outside the balance joins the pass, so that each parameter's hooks run once.
+    """
     outputs, cotangents = view.combined(gradients, weights)
+    if extra is not None:
+        outputs, cotangents = [*outputs, extra], [*cotangents, torch.ones_like(extra)]
     torch.autograd.backward(outputs, cotangents, inputs=inputs, retain_graph=retain)
 
 
 def pull(
-    view: View, gradients: TaskGradients, weights: Sequence[float], *, retain: bool
+    view: View,
+    gradients: TaskGradients,
+    weights: Sequence[float],
+    inputs: Sequence[Tensor] | None = None,
+    *,
+    retain: bool,
 ) -> list[tuple[Tensor, Tensor]]:
     """Return copies of the gradients that :func:`push` would add to each parameter's ``.grad``."""
     outputs, cotangents = view.combined(gradients, weights)
-    found = differentiate(outputs, view.below, cotangents, retain=retain)
+    inputs = view.below if inputs is None else inputs
+    found = differentiate(outputs, inputs, cotangents, retain=retain)
     # The engine may return one tensor for two parameters, as for both terms of a sum.
-    return [(p, g.clone()) for p, g in zip(view.below, found, strict=True) if g is not None]
+    return [(p, g.clone()) for p, g in zip(inputs, found, strict=True) if g is not None]
 
 
 def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:

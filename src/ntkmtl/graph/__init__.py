@@ -7,12 +7,14 @@ from ntkmtl.graph._compiled import allow_retained_backward, require_repeatable
 from ntkmtl.graph._crossing import Start, crossing_gradients, starts, task_gradients
 from ntkmtl.graph._cut import Bypass, Crossing, Cut, cut_nodes, find_cut
 from ntkmtl.graph._engine import (
+    accumulate,
     add_to_grad,
     adds_up,
     as_real,
     averages_several_passes,
     differentiate,
     has_hooks,
+    has_late_hooks,
     leaves,
     objective_gradients,
     plain_backward,
@@ -30,7 +32,8 @@ from ntkmtl.graph._named import (
     path_around,
     require_cut,
 )
-from ntkmtl.graph._walk import Edge, Walk, edge_of, shape_of, walk
+from ntkmtl.graph._scan import Scan, is_node_held, scan
+from ntkmtl.graph._walk import Edge, Walk, edge_of, shape_of, walk, zeros_of
 
 __all__ = [
     "STACK_LIMIT",
@@ -42,9 +45,11 @@ __all__ = [
     "Features",
     "FeaturesLike",
     "HeadGraph",
+    "Scan",
     "Start",
     "TaskGradients",
     "Walk",
+    "accumulate",
     "add_to_grad",
     "adds_up",
     "allow_retained_backward",
@@ -58,7 +63,9 @@ __all__ = [
     "feature_gradients",
     "find_cut",
     "has_hooks",
+    "has_late_hooks",
     "head_graph",
+    "is_node_held",
     "leaves",
     "objective_gradients",
     "path_around",
@@ -66,6 +73,7 @@ __all__ = [
     "read_parameters",
     "require_cut",
     "require_repeatable",
+    "scan",
     "shape_of",
     "starts",
     "task_gradients",
@@ -73,4 +81,5 @@ __all__ = [
     "unretained",
     "vjp",
     "walk",
+    "zeros_of",
 ]

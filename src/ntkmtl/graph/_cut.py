@@ -21,7 +21,17 @@ from torch import Tensor
 from ntkmtl.graph import _ops
 from ntkmtl.graph._parts import are_apart
 from ntkmtl.graph._tails import look_through
-from ntkmtl.graph._walk import ACTIVATION, NOTHING, PARAMETERS, Edge, Walk, bits, shape_of, walk
+from ntkmtl.graph._walk import (
+    ACTIVATION,
+    NOTHING,
+    PARAMETERS,
+    Edge,
+    Walk,
+    bits,
+    is_nested,
+    shape_of,
+    walk,
+)
 
 __all__ = ["Bypass", "Crossing", "Cut", "cut_nodes", "find_cut"]
 
@@ -165,6 +175,11 @@ class Cut:
             and (_ops.operation(b.node) in _ops.JOINING or _joins(walk, b.edge[0]))
             for b in self.borders
         )
+
+    @property
+    def nested(self) -> bool:
+        """Whether a tensor of the representation is nested, so that it has no single shape."""
+        return any(map(is_nested, self.targets))
 
     @property
     def hides_parameters(self) -> bool:

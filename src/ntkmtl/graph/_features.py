@@ -212,7 +212,7 @@ def _samples_of(tensor: Any, batch_dim: int) -> int:
 
     Raises:
         TypeError: It is not a tensor.
-        ValueError: It does not require a gradient, or has no dimension ``batch_dim``.
+        ValueError: It does not require a gradient, is nested, or has no dimension ``batch_dim``.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"features must be tensors, found {type(tensor)}")
@@ -222,6 +222,12 @@ def _samples_of(tensor: Any, batch_dim: int) -> int:
             "them; pass the trunk's output as it is, not detached and not made under "
             "torch.no_grad(). Where the trunk is frozen, nothing that is shared is trained, and "
             "there is nothing to balance"
+        )
+    if tensor.is_nested:
+        raise ValueError(
+            "features are a nested tensor, whose gradients have no single shape to take a kernel "
+            "of: leave features out and use source='auto' (method 'ntkmtl-auto') or "
+            "source='exact', or pass a padded tensor that every path passes"
         )
     if not -tensor.ndim <= batch_dim < tensor.ndim:
         raise ValueError(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ntkmtl.graph import _ops, _sinks
@@ -19,9 +20,11 @@ __all__ = [
     "Part",
     "Walk",
     "edge_of",
+    "is_nested",
     "node_of",
     "shape_of",
     "walk",
+    "zeros_of",
 ]
 
 Part = Mapping[int, tuple[int, int]]
@@ -56,8 +59,22 @@ def shape_of(edge: Edge) -> tuple[int, ...] | None:
         return None
     try:
         return tuple(int(size) for size in known[edge[1]].shape)
-    except (RuntimeError, TypeError):  # nested or symbolic shapes
+    except (AttributeError, RuntimeError, TypeError):  # nested or symbolic shapes
         return None
+
+
+def is_nested(edge: Edge) -> bool:
+    """Whether the tensor on an edge is a nested tensor, whose parts have shapes of their own."""
+    known = getattr(edge[0], "_input_metadata", None)
+    if not known or edge[1] >= len(known):
+        return False
+    return bool(getattr(known[edge[1]], "is_nested_tensor", False))
+
+
+def zeros_of(edge: Edge) -> Tensor:
+    """Return zeros like the tensor on an edge."""
+    known = edge[0]._input_metadata[edge[1]]
+    return torch.zeros(tuple(known.shape), dtype=known.dtype, device=known.device)
 
 
 @dataclass
