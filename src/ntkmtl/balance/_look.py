@@ -41,7 +41,8 @@ def _note_hooks(core: Core, step: Step) -> None:
         late = late or has_late_hooks(p)
         if id(p) not in known:
             known[id(p)] = weakref.ref(p, partial(_forget, known, id(p)))
-            core.nodes = core.nodes or is_node_held(p)
+            # A hook of register_multi_grad_hook holds the nodes too, and is a hook on gradients.
+            core.nodes = core.nodes or (not p._backward_hooks and is_node_held(p))
     late = late or core.nodes
     late = late and not step.parallel  # there an ordinary pass runs all hooks
     step.late, step.mixed = late and not early, late and early
