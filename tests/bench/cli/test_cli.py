@@ -263,6 +263,7 @@ def test_runs_that_were_left_untrained_are_no_success(
         (["compare", TOY, "--lr", "-1"], "--lr must be positive and finite, found -1"),
         (["compare", TOY, "--lr", "inf"], "--lr must be positive and finite, found inf"),
         (["compare", TOY, "--threads", "1000000"], "threads must be at most"),
+        (["compare", TOY, "--out", "/proc/x/y"], "nothing can be made in /"),
         (["weigh", TOY, "--threads", "1000000"], "threads must be at most"),
         (["analyze", TOY, "--groups", "50"], "--groups must be at most the number of tasks, 3"),
         (["compare", TOY, "--clip", "inf"], "--clip must be finite, found inf"),

@@ -8,6 +8,7 @@ import math
 import os
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -49,6 +50,18 @@ def check_folder(path: Path | None) -> Path | None:
     if not stat.S_ISDIR(mode):
         refuse(f"--out must be a folder, found the file {path}")
     return path
+
+
+def check_room(path: Path) -> None:
+    """Refuse a folder that is not there and cannot be made where it is to be."""
+    there = next((one for one in (path, *path.absolute().parents) if one.exists()), path)
+    if there == path:
+        return
+    try:
+        Path(tempfile.mkdtemp(prefix=".ntkmtl-", dir=there)).rmdir()
+    except OSError as error:
+        why = f"nothing can be made in {there} ({error.strerror or error})"
+        refuse(f"--out must be a folder that can be made, found {path}: {why}")
 
 
 def check_output(path: Path | None, begins: bytes = b"") -> None:

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -22,11 +23,9 @@ from ntkmtl.bench.cli.console import (
     refusing,
     say,
 )
-from ntkmtl.bench.cli.options import find_modules_here
+from ntkmtl.bench.cli.options import check_room, find_modules_here
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from ntkmtl.bench.cli.options import DataOptions, RecipeOptions
     from ntkmtl.bench.jobs.engine import Engine, Failure
     from ntkmtl.bench.jobs.reporters import Reporter
@@ -77,6 +76,7 @@ def planned(
             f"--minibatches must be at most the batch size, {batch_size}, found "
             f"{comparison.minibatches}"
         )
+    check_room(Path(comparison.out))
     return comparison
 
 
