@@ -286,12 +286,15 @@ class Comparison:
             ``OMP_NUM_THREADS`` where it is set, otherwise one for runs side by side and all cores
             for a run alone. A run that resumes keeps the number that it began with.
         training: ``precision``, ``accumulate``, ``clip``, ``compile``, ``on_nonfinite`` and
-            ``lbfgs_steps`` instead
-            of the recipe's.
+            ``lbfgs_steps`` instead of the recipe's.
         device: Where to train; see :func:`train`.
         references: Whether to compute the problem's reference models, which are no networks.
         tracker: What logs the runs while they are trained; see :func:`train`.
         keep_model: Whether runs keep their trained networks.
+
+    Raises:
+        SweepError: A method is unknown, a seed is no whole number, or options of the problem are
+            neither JSON values nor paths.
     """
 
     problem: str
