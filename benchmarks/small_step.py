@@ -48,13 +48,14 @@ Part = tuple[str, Any, str]
 def _parts(view: type, cut: Part) -> tuple[Part, ...]:
     return (
         ("reading the losses", _balancer, "read_step"),
+        ("leaves, hooks, custom functions", _balancer, "look"),
         cut,
         ("gradients of representation and heads", view, "differentiate"),
         ("length of the heads' gradients", _fill.HeadGradients, "await_finite"),
         ("kernel", _kernel_step.KernelStep, "kernel"),
         ("eigenvalues and weights", _kernel_step, "observe"),
         ("heads' gradients, weighted", _fill.HeadGradients, "weighted"),
-        ("heads' gradients to .grad", _kernel_step, "add_to_grad"),
+        ("heads' gradients to .grad", _kernel_step, "add"),
         ("the shared part's backward pass", _kernel_step, "push"),
         ("all of backward()", _balancer.Balancer, "backward"),
     )
