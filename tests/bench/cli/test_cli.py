@@ -452,7 +452,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "ntkmtl", "compare", TOY, "--methods", "ls", "--jobs", "1"),
-            *("--problem-option", "pause=0.05", "--no-stl", "--out", "o"),
+            *("--problem-option", "pause=0.25", "--no-stl", "--out", "o"),
         ],
         env={**os.environ, "PYTHONPATH": str(TRAINING)},
         stdout=subprocess.PIPE,

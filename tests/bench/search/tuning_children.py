@@ -34,7 +34,7 @@ def tune_two(connection: Connection, out: Path) -> None:
                 seeds=[0],
                 out=out,
                 epochs=1,
-                problem_options={"pause": 0.02},
+                problem_options={"pause": 0.1},
                 checkpoint_seconds=0.0,
             ),
             trials=3,

@@ -51,7 +51,7 @@ def last_word(process: BaseProcess, connection: Connection) -> Any:
 def train_one(connection: Connection, folder: Path) -> None:
     try:
         train(
-            Toy(pause=0.003),
+            Toy(pause=0.1),
             "ntkmtl-sr",
             0,
             folder,

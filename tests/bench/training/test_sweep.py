@@ -364,7 +364,7 @@ def test_a_worker_stops_when_its_parent_is_gone(tmp_path: Path) -> None:
             methods=["ls"],
             seeds=[0],
             single_task_baselines=False,
-            problem_options={"pause": 0.05},
+            problem_options={"pause": 0.25},
         )
     ).jobs
     process, connection = start(
