@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import stat
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 
 __all__ = [
     "atomic_write",
+    "finite",
     "numbers_beside",
     "parse_json",
     "read_bytes",
@@ -110,6 +112,22 @@ def _deeper_than(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
+
+
+def finite(value: Any) -> Any:
+    """Return JSON values with every number that is not finite made None.
+
+    Example:
+        >>> finite({"loss": [0.5, float("nan")]})
+        {'loss': [0.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def numbers_beside(path: str | os.PathLike[str]) -> Path:

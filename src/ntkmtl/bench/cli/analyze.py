@@ -13,7 +13,6 @@ from typer import Argument, Option
 
 from ntkmtl.bench.cli.console import print_columns, print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
-    PAGE_BEGINS,
     DataOptions,
     Device,
     Jobs,
@@ -24,15 +23,15 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     SeedList,
     Seeds,
-    check_output,
+    find_modules_here,
     grouped,
     method_settings,
     names_in,
     option,
-    refuse_loss,
     refuse_others,
     seeds_of,
 )
+from ntkmtl.bench.cli.outputs import PAGE_BEGINS, check_output, refuse_loss
 from ntkmtl.bench.cli.sweeps import planned, trained
 from ntkmtl.files import numbers_beside, write_json
 
@@ -120,8 +119,10 @@ def analyze(
         _write(Path(target), place, page.groups, as_json)
         return
     place = page.output or out / "analysis.html"
+    options, names = made_with.options(), names_in(methods)
     for path in (place, numbers_beside(place)):
-        refuse_loss(path, made_with.options().values())
+        refuse_loss(path, options.values())
+    find_modules_here(target, *names)
     with refusing():
         from ntkmtl.bench.compute.environment import cores
         from ntkmtl.bench.runs import folder_name
@@ -129,9 +130,9 @@ def analyze(
 
         comparison = planned(
             target,
-            names_in(methods),
-            changed,
-            made_with,
+            names,
+            problem_options=options,
+            **changed.changes(),
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),

@@ -8,8 +8,7 @@ import math
 import os
 import stat
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,16 +18,13 @@ import typer
 from typer import Argument, CallbackParam, Option
 
 from ntkmtl.bench.cli.console import refuse, refusing
-from ntkmtl.files import numbers_beside, parse_json, require_regular
+from ntkmtl.files import parse_json, require_regular
 
 if TYPE_CHECKING:
     from ntkmtl.bench.jobs.engine import Engine
 
 LAST_SEED = 2**64 - 1
 """The largest seed that torch takes."""
-
-PAGE_BEGINS = b"<!doctype html"
-"""First bytes of a page."""
 
 # ------------------------------------------------------------------------------------------------
 # Refusing values before anything is read or trained
@@ -50,78 +46,6 @@ def check_folder(path: Path | None) -> Path | None:
     if not stat.S_ISDIR(mode):
         refuse(f"--out must be a folder, found the file {path}")
     return path
-
-
-def check_room(path: Path) -> None:
-    """Refuse a folder that is not there and cannot be made where it is to be."""
-    there = next((one for one in (path, *path.absolute().parents) if one.exists()), path)
-    if there == path:
-        return
-    try:
-        Path(tempfile.mkdtemp(prefix=".ntkmtl-", dir=there)).rmdir()
-    except OSError as error:
-        why = f"nothing can be made in {there} ({error.strerror or error})"
-        refuse(f"--out must be a folder that can be made, found {path}: {why}")
-
-
-def check_output(path: Path | None, begins: bytes = b"") -> None:
-    """Refuse a picture or page with the file name that its numbers get, or over what is kept."""
-    if path is not None:
-        with refusing(ValueError):
-            check_kept(numbers_beside(path))
-        check_kept(path, begins)
-
-
-def check_kept(path: Path, begins: bytes = b"") -> None:
-    """Refuse to write where runs and data keep their files, or over a file of another kind.
-
-    Args:
-        path: What a command writes.
-        begins: First bytes of what it writes, in small letters.
-    """
-    from ntkmtl.bench.problems._arrays import MANIFEST, NOTE
-    from ntkmtl.bench.runs import layout
-    from ntkmtl.bench.study.plan import PLAN
-
-    kept = {layout.STUDY, layout.BEST, layout.REQUEST, layout.REFERENCES, PLAN, MANIFEST, NOTE}
-    if path.name in kept.union(layout.FILES):
-        refuse(f"{path} would have the name of a file that runs are kept in: give another name")
-    with refusing():
-        if path.is_file() and path.stat().st_size:
-            with path.open("rb") as file:
-                found = file.read(64).lstrip().lower()
-            if not found.startswith(begins):
-                refuse(f"{path} holds something else, which would be lost: give another name")
-
-
-def refuse_loss(path: Path, read: Iterable[Any]) -> None:
-    """Refuse to write over a file that is read, or into a folder of data.
-
-    Args:
-        path: What a command writes.
-        read: Paths, and other values, as options of a problem have them.
-    """
-    for value in read:
-        source = Path(value).expanduser() if isinstance(value, str | Path) else None
-        if source is None or not _is_there(source):
-            continue
-        inside = source.is_dir() and path.exists() and source.resolve() in path.resolve().parents
-        if inside or _same_file(path, source):
-            refuse(f"{path} is read here ({source}), and would be lost: give another name")
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except (OSError, ValueError):  # no name of a file
-        return False
-
-
-def _same_file(one: Path, other: Path) -> bool:
-    try:
-        return one.samefile(other)
-    except OSError:  # one of them is not there
-        return False
 
 
 def _checked(fits: Callable[[float], bool], what: str) -> Any:
@@ -409,6 +333,86 @@ class DataOptions:
         options = {**options_in(self.problem_option), **given}
         _check_files(options)
         return options
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Changes of how training steps are made."""
+
+    precision: str | None = option(
+        "What forward passes compute in.", metavar="fp32|bf16|fp16", show_default="the recipe's"
+    )
+    accumulate: int | None = option(
+        "Pass the samples of a step through the network in M parts.",
+        metavar="M",
+        min=1,
+        show_default="the recipe's",
+    )
+    clip: float | None = option(
+        "Bring the gradient's norm down to this; 0 for no clipping.",
+        metavar="NORM",
+        min=0.0,
+        callback=check_finite,
+        show_default="the recipe's",
+    )
+    compile: bool | None = option(
+        "Compile the trunk and each head by torch.compile.", show_default="the recipe's"
+    )
+    on_nonfinite: str | None = option(
+        "At a NaN or an infinity, end the run, or leave the step out and count it.",
+        metavar="stop|skip",
+        show_default="the recipe's",
+    )
+    lbfgs_steps: int | None = option(
+        "After the epochs, N steps of L-BFGS over all training samples at once.",
+        metavar="N",
+        min=0,
+        show_default="the recipe's",
+    )
+
+    def changes(self) -> dict[str, Any]:
+        """Return the changes of the recipe."""
+        asked = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: value for key, value in asked.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """What runs keep besides their results."""
+
+    record: int | None = option(
+        "Record the kernel every N steps, for `ntkmtl analyze`.",
+        metavar="N",
+        min=1,
+        show_default="no record",
+    )
+    tracker: str | None = option(
+        "Log while it trains: tensorboard, wandb, mlflow or trackio.",
+        metavar="NAME",
+        show_default="none",
+    )
+    model: bool = option("Keep the trained networks, for `ntkmtl predict`.", default=True)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return them as arguments of a comparison."""
+        record = None if self.record is None else {"every": self.record}
+        return {"record": record, "tracker": self.tracker, "keep_model": self.model}
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """Rows of the table besides those of the methods."""
+
+    stl: bool = option(
+        "Train the baselines that Delta-m needs. Methods that read scores during "
+        "training (pivrg) train theirs in any case.",
+        default=True,
+    )
+    reference: bool = option("For table: compute the rows of mean, ridge and forest.", default=True)
+
+    def arguments(self) -> dict[str, bool]:
+        """Return them as arguments of a comparison."""
+        return {"single_task_baselines": self.stl, "references": self.reference}
 
 
 @dataclass(frozen=True)

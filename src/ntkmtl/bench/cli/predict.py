@@ -14,12 +14,11 @@ from typer import Argument
 from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
     Json,
-    check_kept,
     find_modules_here,
     grouped,
     option,
-    refuse_loss,
 )
+from ntkmtl.bench.cli.outputs import check_kept, refuse_loss
 from ntkmtl.files import write_text
 
 if TYPE_CHECKING:

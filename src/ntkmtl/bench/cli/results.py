@@ -9,7 +9,8 @@ from typing import Annotated
 from typer import Option
 
 from ntkmtl.bench.cli.console import print_json, print_table, refusing, write_result
-from ntkmtl.bench.cli.options import PAGE_BEGINS, Directory, Json, check_kept
+from ntkmtl.bench.cli.options import Directory, Json
+from ntkmtl.bench.cli.outputs import PAGE_BEGINS, check_kept
 
 
 class Format(str, Enum):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,8 @@ from ntkmtl.bench.cli.console import (
     refusing,
     say,
 )
-from ntkmtl.bench.cli.options import check_room, find_modules_here
 
 if TYPE_CHECKING:
-    from ntkmtl.bench.cli.options import DataOptions, RecipeOptions
     from ntkmtl.bench.jobs.engine import Engine, Failure
     from ntkmtl.bench.jobs.reporters import Reporter
     from ntkmtl.bench.report import ResultTable
@@ -34,20 +33,12 @@ if TYPE_CHECKING:
     from ntkmtl.bench.training import Comparison, Sweep
 
 
-def planned(
-    problem: str,
-    methods: Sequence[str],
-    changed: RecipeOptions,
-    made_with: DataOptions,
-    **arguments: Any,
-) -> Comparison:
+def planned(problem: str, methods: Sequence[str], **arguments: Any) -> Comparison:
     """Return a comparison whose names and settings are checked before data are read.
 
     Args:
         problem: As typed.
         methods: As typed.
-        changed: Changes of the recipe.
-        made_with: How the problem is created.
         **arguments: Further arguments of :class:`~ntkmtl.bench.training.Comparison`.
 
     Raises:
@@ -57,14 +48,7 @@ def planned(
     from ntkmtl.bench import problems
     from ntkmtl.bench.training.comparison import Comparison
 
-    find_modules_here(problem, *methods)
-    comparison = Comparison(
-        problem,
-        list(methods),
-        problem_options=made_with.options(),
-        **changed.changes(),
-        **arguments,
-    )
+    comparison = Comparison(problem, list(methods), **arguments)
     try:
         recipe = problems.known_recipe(problem, comparison.problem_options.get("recipe"))
     except ValueError as error:
@@ -76,8 +60,20 @@ def planned(
             f"--minibatches must be at most the batch size, {batch_size}, found "
             f"{comparison.minibatches}"
         )
-    check_room(Path(comparison.out))
+    _check_room(Path(comparison.out))
     return comparison
+
+
+def _check_room(path: Path) -> None:
+    """Refuse a folder that is not there and cannot be made where it is to be."""
+    there = next((one for one in (path, *path.absolute().parents) if one.exists()), path)
+    if there == path:
+        return
+    try:
+        Path(tempfile.mkdtemp(prefix=".ntkmtl-", dir=there)).rmdir()
+    except OSError as error:
+        why = f"nothing can be made in {there} ({error.strerror or error})"
+        refuse(f"--out must be a folder that can be made, found {path}: {why}")
 
 
 GIVEN = ("last_layer", "method", "probe", "process_group", "record", "shared", "tasks", "trunk")

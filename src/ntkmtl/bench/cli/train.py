@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,16 +22,17 @@ from ntkmtl.bench.cli.options import (
     Overwrite,
     ProblemName,
     RecipeOptions,
+    RowOptions,
     Seed,
     SeedList,
     Seeds,
     Threads,
-    check_finite,
+    TrainingOptions,
+    WatchOptions,
     find_modules_here,
     grouped,
     method_settings,
     names_in,
-    option,
     options_in,
     refuse_others,
     seeds_of,
@@ -51,86 +51,6 @@ from ntkmtl.bench.problems import spec as registered
 if TYPE_CHECKING:
     from ntkmtl.bench.problems import ProblemSpec
     from ntkmtl.bench.runs import Run
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """Changes of how training steps are made."""
-
-    precision: str | None = option(
-        "What forward passes compute in.", metavar="fp32|bf16|fp16", show_default="the recipe's"
-    )
-    accumulate: int | None = option(
-        "Pass the samples of a step through the network in M parts.",
-        metavar="M",
-        min=1,
-        show_default="the recipe's",
-    )
-    clip: float | None = option(
-        "Bring the gradient's norm down to this; 0 for no clipping.",
-        metavar="NORM",
-        min=0.0,
-        callback=check_finite,
-        show_default="the recipe's",
-    )
-    compile: bool | None = option(
-        "Compile the trunk and each head by torch.compile.", show_default="the recipe's"
-    )
-    on_nonfinite: str | None = option(
-        "At a NaN or an infinity, end the run, or leave the step out and count it.",
-        metavar="stop|skip",
-        show_default="the recipe's",
-    )
-    lbfgs_steps: int | None = option(
-        "After the epochs, N steps of L-BFGS over all training samples at once.",
-        metavar="N",
-        min=0,
-        show_default="the recipe's",
-    )
-
-    def changes(self) -> dict[str, Any]:
-        """Return the changes of the recipe."""
-        asked = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {key: value for key, value in asked.items() if value is not None}
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """What runs keep besides their results."""
-
-    record: int | None = option(
-        "Record the kernel every N steps, for `ntkmtl analyze`.",
-        metavar="N",
-        min=1,
-        show_default="no record",
-    )
-    tracker: str | None = option(
-        "Log while it trains: tensorboard, wandb, mlflow or trackio.",
-        metavar="NAME",
-        show_default="none",
-    )
-    model: bool = option("Keep the trained networks, for `ntkmtl predict`.", default=True)
-
-    def arguments(self) -> dict[str, Any]:
-        """Return them as arguments of a comparison."""
-        record = None if self.record is None else {"every": self.record}
-        return {"record": record, "tracker": self.tracker, "keep_model": self.model}
-
-
-@dataclass(frozen=True)
-class RowOptions:
-    """Rows of the table besides those of the methods."""
-
-    stl: bool = option(
-        "Train the baselines that Delta-m needs. Methods that read scores during "
-        "training (pivrg) train theirs in any case.",
-        default=True,
-    )
-    reference: bool = option("For table: compute the rows of mean, ridge and forest.", default=True)
-
-    def arguments(self) -> dict[str, bool]:
-        """Return them as arguments of a comparison."""
-        return {"single_task_baselines": self.stl, "references": self.reference}
 
 
 @grouped
@@ -159,23 +79,22 @@ def compare(
 
     Called again, it resumes where it stopped, and trains nothing twice.
     """
-    numbers, names = seeds_of(seeds, seed_list), names_in(methods)
-    chosen = method_settings(settings)
     entry = registered(problem)
-    how: dict[str, Any] = {"threads": threads, "device": device, "training": training.changes()}
+    with refusing():
+        names, chosen = names_in(methods), method_settings(settings)
+        find_modules_here(problem, *names)
+        asked: dict[str, Any] = {
+            "seeds": seeds_of(seeds, seed_list),
+            "out": out,
+            "threads": threads,
+            "device": device,
+            "training": training.changes(),
+        }
+        options = made_with.options()
     if entry is not None and not entry.supervised:
+        asked.update(methods=names, options=options)
         _compare_registered(
-            context,
-            entry,
-            engines,
-            out,
-            jobs,
-            overwrite=overwrite,
-            as_json=as_json,
-            methods=names,
-            seeds=numbers,
-            options=made_with.options(),
-            **how,
+            context, entry, engines, jobs, overwrite=overwrite, as_json=as_json, asked=asked
         )
         return
     with refusing():
@@ -183,17 +102,14 @@ def compare(
         comparison = planned(
             problem,
             names,
-            changed,
-            made_with,
-            seeds=numbers,
-            out=out,
+            problem_options=options,
             jobs=jobs or _default_jobs(),
-            **watch.arguments(),
             method_options=chosen,
+            **changed.changes(),
+            **watch.arguments(),
             **rows.arguments(),
-            **how,
+            **asked,
         )
-    with refusing():
         sweep = train_sweep(comparison, overwrite=overwrite, engine=engine)
         shown = show_sweep(sweep, as_json, problem)
     exit_as(sweep, shown)
@@ -210,26 +126,23 @@ def _compare_registered(
     context: typer.Context,
     entry: ProblemSpec,
     engines: EngineOptions,
-    out: Path,
     jobs: int | None,
     *,
     overwrite: bool,
     as_json: bool,
-    methods: Sequence[str],
-    **asked: Any,
+    asked: Mapping[str, Any],
 ) -> None:
     """Train what an entry's comparison asks for, print its results and write the report."""
     with refusing(ValueError):
         from ntkmtl.bench import problems
         from ntkmtl.bench.compute.environment import cores
 
-        find_modules_here(*methods)
         kind = problems.load_target(entry.name)
         refuse_others(context, kind.takes, kind.refusal)
-        comparison = kind.asked(methods, out=out, jobs=jobs or cores(), **asked)
+        comparison = kind.asked(jobs=jobs or cores(), **asked)
         engine = engines.made(jobs)
     failed = train_registered(comparison, overwrite=overwrite, engine=engine)
-    _show_registered(comparison, out, as_json)
+    _show_registered(comparison, asked["out"], as_json)
     if failed:
         raise typer.Exit(FAILED)
 
@@ -304,11 +217,12 @@ def run(
             raise SweepError("--record is for several tasks; single-task networks have none")
         if task is not None and method != SINGLE_TASK:
             raise SweepError(f"--task goes with --method {SINGLE_TASK}, not with {method}")
+        find_modules_here(problem, method)
         comparison = planned(
             problem,
             [method],
-            changed,
-            made_with,
+            problem_options=made_with.options(),
+            **changed.changes(),
             seeds=[seed],
             out=out,
             jobs=1,

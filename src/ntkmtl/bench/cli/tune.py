@@ -24,6 +24,7 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     Threads,
     check_positive,
+    find_modules_here,
     grouped,
     method_settings,
     names_in,
@@ -88,11 +89,13 @@ def tune(
         from ntkmtl.bench.search import tune as search
 
         refuse_torchrun("tune")
+        names = names_in(methods)
+        find_modules_here(problem, *names)
         comparison = planned(
             problem,
-            names_in(methods),
-            changed,
-            made_with,
+            names,
+            problem_options=made_with.options(),
+            **changed.changes(),
             seeds=seeds_of(seeds, seed_list),
             out=out,
             jobs=jobs or cores(),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ntkmtl.bench.paper._settings import differences, listing
-from ntkmtl.bench.report._render import aligned, finite
+from ntkmtl.bench.report._render import aligned
 from ntkmtl.bench.report._words import printable, run_text
 from ntkmtl.bench.report.figures import (
     COLORS,
@@ -25,7 +25,7 @@ from ntkmtl.bench.report.figures import (
     write_figure,
 )
 from ntkmtl.errors import imports_for
-from ntkmtl.files import numbers_beside, write_json
+from ntkmtl.files import finite, numbers_beside, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ntkmtl.bench.paper._checks import recomputed_in
 from ntkmtl.bench.paper._settings import PaperDifference, differences, listing
 from ntkmtl.bench.paper._tables import Cell, PaperColumn, PaperTable, table
-from ntkmtl.bench.report._render import aligned, finite
+from ntkmtl.bench.report._render import aligned
 from ntkmtl.bench.report._table import MethodRow, SeedMean
 from ntkmtl.bench.report._words import count, printable
 from ntkmtl.bench.runs import SINGLE_TASK
+from ntkmtl.files import finite
 from ntkmtl.metrics import mean_rank
 
 if TYPE_CHECKING:

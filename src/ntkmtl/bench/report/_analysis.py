@@ -17,10 +17,9 @@ from ntkmtl.analysis.grouping import Grouping, group_tasks
 from ntkmtl.analysis.kernels import convergence_steps, imbalance
 from ntkmtl.bench.report._curves import columns_of
 from ntkmtl.bench.report._html import page_text
-from ntkmtl.bench.report._render import finite
 from ntkmtl.bench.report._words import printable, seeds_text
 from ntkmtl.bench.runs import RECORD, SINGLE_TASK, RunConfig, load_runs, method_labels
-from ntkmtl.files import write_text
+from ntkmtl.files import finite, write_text
 
 FRACTION = 0.1
 """The fraction of a task's loss that is left after the predicted number of steps."""

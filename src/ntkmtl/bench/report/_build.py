@@ -166,7 +166,10 @@ def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
                     f"{first.path} and {run.path} report different metrics ({names} and {found}), "
                     "so they cannot share a table; move one of them to another folder"
                 )
-    return tuple(map(MetricColumn.of, metrics))
+    return tuple(
+        MetricColumn(m.name, m.task, m.unit, m.higher_is_better, label=m.label or m.name)
+        for m in metrics
+    )
 
 
 def _baseline(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ntkmtl._version import __version__
-from ntkmtl.bench.report._render import finite
 from ntkmtl.errors import imports_for
+from ntkmtl.files import finite
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -9,11 +9,12 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ntkmtl.bench.report._table import MethodRow, ResultTable, SeedMean, plain_label
 from ntkmtl.bench.report._words import printable
 from ntkmtl.errors import imports_for
+from ntkmtl.files import finite
 
 if TYPE_CHECKING:
     import rich.console
@@ -161,17 +162,6 @@ def _number(value: float, decimals: int) -> str:
     # The numbers of a diverged run would otherwise fill the line with digits.
     text = f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.3g}"
     return text.removeprefix("-") if float(text) == 0 else text
-
-
-def finite(value: Any) -> Any:
-    """Return JSON values with every number that is not finite made None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def render(table: ResultTable, format: str = "text") -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from ntkmtl.bench import problems
 from ntkmtl.bench.jobs.reporters import duration
 from ntkmtl.bench.report._words import count, listing
-from ntkmtl.bench.runs import SINGLE_TASK, RunMetric
+from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.bench.search.records import Tuning
 
 LEAST_CPU_SHARE = 0.9
@@ -38,16 +38,6 @@ class MetricColumn:
     unit: str
     higher_is_better: bool
     label: str
-
-    @classmethod
-    def of(cls, metric: RunMetric) -> MetricColumn:
-        """Return the column of a metric as a run records it.
-
-        Args:
-            metric: The metric; without a label, it is labeled by its name.
-        """
-        label = metric.label or metric.name
-        return cls(metric.name, metric.task, metric.unit, metric.higher_is_better, label)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from ntkmtl.bench.cli.console import print_json, refuse, refusing, say
 from ntkmtl.bench.cli.options import (
     Json,
     Overwrite,
-    check_output,
     grouped,
     names_in,
     option,
     options_in,
-    refuse_loss,
     refuse_others,
 )
+from ntkmtl.bench.cli.outputs import check_output, refuse_loss
 from ntkmtl.bench.cli.paper.published import named
 from ntkmtl.bench.cli.paper.run import RequestOptions, prepared, read
 from ntkmtl.bench.cli.sweeps import trained
