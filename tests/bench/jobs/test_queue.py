@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ntkmtl.bench.jobs.engine import Outcome, run_jobs
+from ntkmtl.bench.jobs.engine import JobProgress, Outcome, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 
@@ -30,11 +30,11 @@ class Job:
     def run(
         self,
         shared: dict[str, Any],
-        show: Callable[[int, str], None],
+        progress: JobProgress,
         should_stop: Callable[[], bool],
     ) -> bool:
         shared.setdefault("order", []).append(self.label)
-        show(1, f"{len(shared['order'])} begun")
+        progress.note(f"{len(shared['order'])} begun")
         if self.error == "stop":
             return False
         if self.error:

@@ -336,6 +336,16 @@ def test_every_method_trains(tmp_path: Path) -> None:
     assert sweep.failures == ()
 
 
+def test_a_record_has_the_mini_batches_of_its_methods_own_recipe(tmp_path: Path) -> None:
+    recipes = {"ntkmtl-sr": {"minibatches": 4}}
+    asked = ask(tmp_path, seeds=[0], methods=["ls", "ntkmtl-sr"], method_recipes=recipes)
+    asked = replace(asked, record={"every": 4}, single_task_baselines=False)
+    assert compare(asked).trained == 2
+    assert compare(asked).complete == 2
+    with pytest.raises(SweepError, match="a record has no setting often"):
+        compare(replace(asked, record={"often": 4}))
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_ctrl_c_leaves_whole_files(tmp_path: Path, jobs: int) -> None:
     process, connection = start(compare_two, tmp_path, jobs)

@@ -39,6 +39,7 @@ __all__ = [
     "EngineError",
     "Failure",
     "JobLog",
+    "JobProgress",
     "JobQueue",
     "JobT",
     "Message",
@@ -88,14 +89,14 @@ class RunnableJob(Protocol):
     def run(
         self,
         shared: dict[str, Any],
-        show: Callable[[int, str], None],
+        progress: JobProgress,
         should_stop: Callable[[], bool],
     ) -> bool:
         """Run to the end, or until a stop is requested.
 
         Args:
             shared: What this process keeps from one job to the next, as problems and their data.
-            show: Called with the number of steps done, and with a few words for the user.
+            progress: Is told the number of steps done, and a few words for the user.
             should_stop: Asked often; True stops the run, with a checkpoint.
 
         Returns:
@@ -273,6 +274,43 @@ POLL_SECONDS = 0.2
 """Time between two looks at the messages of jobs, in seconds."""
 
 
+class JobProgress:
+    """How far a job is; it is sent now and then.
+
+    Args:
+        send: Called with each message.
+    """
+
+    def __init__(self, send: Callable[[Message], object]) -> None:
+        self._send = send
+        self._done = 0
+        self._words = self._words_sent = ""
+        self._last_sent = 0.0
+
+    def step(self, done: int, total: int = 0) -> None:
+        """Tell the number of steps done, of which a reporter knows the total."""
+        self._done = done
+        self._send_both()
+
+    def note(self, words: str) -> None:
+        """Tell a few words for the user."""
+        self._words = words
+        self._send_both()
+
+    def _send_both(self) -> None:
+        now = time.monotonic()
+        if now - self._last_sent >= POLL_SECONDS / 2:
+            self._last_sent = now
+            self.send_words()
+            self._send(("step", self._done))
+
+    def send_words(self) -> None:
+        """Send the last words, unless they were sent."""
+        if self._words != self._words_sent:
+            self._words_sent = self._words
+            self._send(("note", self._words))
+
+
 def run_job(
     job: RunnableJob,
     shared: dict[str, Any],
@@ -288,27 +326,10 @@ def run_job(
         should_stop: See :meth:`RunnableJob.run`.
     """
     started = time.monotonic()
-    last_sent = 0.0
-    last_words = words_sent = ""
-
-    def send_words() -> None:
-        nonlocal words_sent
-        if last_words != words_sent:
-            words_sent = last_words
-            send(("note", last_words))
-
-    def show(done: int, words: str) -> None:
-        nonlocal last_sent, last_words
-        last_words = words
-        now = time.monotonic()
-        if now - last_sent >= POLL_SECONDS / 2:
-            last_sent = now
-            send_words()
-            send(("step", done))
-
+    progress = JobProgress(send)
     try:
         with _warnings_sent(send), announced(job):
-            complete = job.run(shared, show, should_stop)
+            complete = job.run(shared, progress, should_stop)
     except (Exception, SystemExit) as error:  # sys.exit() in a user's own code
         if launched() > 1 and not is_raised_on_all_ranks(error):
             # The other processes know nothing of it and would wait forever.
@@ -316,7 +337,7 @@ def run_job(
         # The failure of one job must not stop the others.
         seconds = time.monotonic() - started
         return ("failed", type(error).__name__, str(error), traceback.format_exc(), seconds)
-    send_words()
+    progress.send_words()
     return ("finished", time.monotonic() - started) if complete else ("stopped",)
 
 
@@ -328,7 +349,7 @@ def follow_jobs(device: torch.device) -> None:
     """
     shared: dict[str, Any] = {}
     with stop_requests() as requested:
-        follow(device, lambda job: job.run(shared, lambda done, words: None, requested))
+        follow(device, lambda job: job.run(shared, JobProgress(lambda message: None), requested))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ntkmtl.bench.jobs.engine import Engine, EngineError, Outcome, run_jobs
+from ntkmtl.bench.jobs.engine import Engine, EngineError, JobProgress, Outcome, run_jobs
 from ntkmtl.bench.jobs.local import LocalEngine
 from ntkmtl.bench.jobs.reporters import Reporter
 from ntkmtl.bench.reinforce.environment import DrawingError
@@ -82,13 +82,15 @@ class AgentJob:
     def run(
         self,
         shared: dict[str, Any],
-        show: Callable[[int, str], None],
+        progress: JobProgress,
         should_stop: Callable[[], bool],
     ) -> bool:
         """See :meth:`ntkmtl.bench.jobs.engine.RunnableJob.run`; agents share nothing."""
 
-        def progress(done: int, total: int, success: float | None) -> None:
-            show(done, "" if success is None else f"success {success:.1f} %")
+        def tell(done: int, total: int, success: float | None) -> None:
+            progress.step(done)
+            if success is not None:
+                progress.note(f"success {success:.1f} %")
 
         try:
             train(
@@ -100,7 +102,7 @@ class AgentJob:
                 device=self.device,
                 threads=self.threads,
                 overwrite=self.overwrite,
-                progress=progress,
+                progress=tell,
                 should_stop=should_stop,
             )
         except RunInterrupted:

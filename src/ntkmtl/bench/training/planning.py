@@ -254,7 +254,6 @@ class Planner:
         self.options = options
         self.recipes = recipes or {}
         self.threads = asked.threads or default_threads(asked.jobs)
-        self.record = record_settings(asked.record, recipe)
         self.jobs: list[TrainingJob] = []
         self.complete = 0
         self.conflicts: dict[Path, Sequence[str]] = {}
@@ -310,7 +309,8 @@ class Planner:
         found = differences(read_config(job.folder / CONFIG).identity(), job.identity)
         complete = not found and (job.folder / RESULT).exists()
         if complete and job.spec.single_task is None:
-            found = record_differences(job.folder / RECORD, self.record)
+            settings = record_settings(job.spec.record, self._recipe_of(job.spec.method))
+            found = record_differences(job.folder / RECORD, settings)
         if found:
             self.conflicts[job.folder] = found
             return False
@@ -340,7 +340,9 @@ class Planner:
         Raises:
             ValueError: The parts of the run do not fit each other.
         """
-        asked, recipe = self.asked, self.recipes.get(method, self.recipe)
+        asked, recipe = self.asked, self._recipe_of(method)
+        record = asked.record if task is None else None
+        record_settings(record, recipe)  # an error in them is raised here
         options = self.options.get(method, {})
         identity = run_identity(
             self.problem, method, seed, recipe=recipe, method_options=options, single_task=task
@@ -354,7 +356,7 @@ class Planner:
             single_task=task,
             threads=self.threads,
             checkpoint_seconds=asked.checkpoint_seconds,
-            record=asked.record if task is None else None,
+            record=record,
             device=asked.device,
             tracker=asked.tracker,
             keep_model=asked.keep_model,
@@ -369,6 +371,9 @@ class Planner:
             key="" if task is None else self._cache_key(identity),
             **more,
         )
+
+    def _recipe_of(self, method: str) -> Recipe:
+        return self.recipes.get(method, self.recipe)
 
     def _cache_key(self, identity: Mapping[str, Any]) -> str:
         """Return the key of a baseline in the cache, which also depends on where it is trained."""

@@ -15,7 +15,7 @@ import torch
 from ntkmtl.bench.compute.device import buffers_kept, choose_device
 from ntkmtl.bench.compute.environment import check_threads, default_threads, reproducible, versions
 from ntkmtl.bench.compute.processes import check_launch, processes
-from ntkmtl.bench.jobs.engine import stop_requests
+from ntkmtl.bench.jobs.engine import JobProgress, stop_requests
 from ntkmtl.bench.problems import find_problem
 from ntkmtl.bench.problems.base import Recipe
 from ntkmtl.bench.runs import (
@@ -350,33 +350,21 @@ class TrainingJob:
     def run(
         self,
         shared: dict[str, Any],
-        show: Callable[[int, str], None],
+        progress: JobProgress,
         should_stop: Callable[[], bool],
     ) -> bool:
         """See :meth:`ntkmtl.bench.jobs.engine.RunnableJob.run`."""
         key = canonical_json([self.problem, dict(self.problem_options)])
         if key not in shared:
             shared[key] = find_problem(self.problem, self.problem_options)
-        so_far = (0, "")
-
-        def progress(done: int, total: int) -> None:
-            nonlocal so_far
-            so_far = done, so_far[1]
-            show(*so_far)
-
-        def note(words: str) -> None:
-            nonlocal so_far
-            so_far = so_far[0], words
-            show(*so_far)
-
         try:
             train_spec(
                 shared[key],
                 self.spec,
                 self.folder,
-                progress=progress,
+                progress=progress.step,
                 should_stop=should_stop,
-                note=note,
+                note=progress.note,
             )
         except RunInterrupted:
             return False
