@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ntkmtl.bench.problems._arrays import ArrayLayout, require_layout
-from ntkmtl.bench.problems.qm9_mini._properties import ELEMENTS
+from ntkmtl.bench.problems.qm9_mini._data import ELEMENTS
 
 MOLECULES = 130_831
 """Molecules of QM9 without those that are left out."""

@@ -36,7 +36,8 @@ from ntkmtl.bench.problems.qm9._network import (
     head,
 )
 from ntkmtl.bench.problems.qm9._store import HOW, load
-from ntkmtl.bench.problems.qm9_mini._properties import TARGETS, PropertiesProblem, Targets
+from ntkmtl.bench.problems.qm9_mini._data import TARGETS
+from ntkmtl.bench.problems.qm9_mini._problem import PropertiesProblem, Targets
 
 __all__ = ["PARTS", "QM9", "Graphs", "MoleculeBatch", "Targets", "graphs"]
 

@@ -33,7 +33,7 @@ from ntkmtl.bench.problems.qm9._molecules import (
     Molecules,
     wrong_units,
 )
-from ntkmtl.bench.problems.qm9_mini._properties import ATOM_ENERGIES, ELEMENTS, HARTREE
+from ntkmtl.bench.problems.qm9_mini._data import ATOM_ENERGIES, ELEMENTS, HARTREE
 from ntkmtl.files import read_bytes, require_regular
 
 KCAL_PER_MOL = 0.04336414

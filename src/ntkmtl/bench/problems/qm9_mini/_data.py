@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ntkmtl.bench.problems.qm9_mini._properties import ATOM_ENERGIES, ELEMENTS, HARTREE, TARGETS
 from ntkmtl.errors import imports_for
 
 with imports_for("qm9-mini"):
@@ -15,6 +14,53 @@ with imports_for("qm9-mini"):
     from numpy.typing import NDArray
 
     from ntkmtl.bench.problems._arrays import shipped
+
+ELEMENTS = (1, 6, 7, 8, 9)
+"""Atomic numbers of the elements in QM9: H, C, N, O, F."""
+
+HARTREE = 27.211386246
+"""One hartree in eV, the value that torch_geometric uses."""
+
+# Energies of the free atoms H, C, N, O, F in hartree, from the file atomref.txt of QM9.
+ATOM_ENERGIES = {
+    "u0": (-0.500273, -37.846772, -54.583861, -75.064579, -99.718730),
+    "u298": (-0.498857, -37.845355, -54.582445, -75.063163, -99.717314),
+    "h298": (-0.497912, -37.844411, -54.581501, -75.062219, -99.716370),
+    "g298": (-0.510927, -37.861317, -54.598897, -75.079532, -99.733544),
+}
+
+
+class MoleculeTarget(NamedTuple):
+    """One of the 11 properties.
+
+    Attributes:
+        task: Name of the task.
+        column: Name of the column in the data file.
+        label: Name as the paper prints it.
+        unit: Unit that errors are shown in.
+        to_unit: Factor from the unit of :meth:`MiniMolecules.properties` to ``unit``.
+    """
+
+    task: str
+    column: str
+    label: str
+    unit: str
+    to_unit: float
+
+
+TARGETS = (
+    MoleculeTarget("mu", "mu", "μ", "D", 1.0),
+    MoleculeTarget("alpha", "alpha", "α", "a₀³", 1.0),
+    MoleculeTarget("homo", "homo", "ε_HOMO", "meV", 1e3),
+    MoleculeTarget("lumo", "lumo", "ε_LUMO", "meV", 1e3),
+    MoleculeTarget("r2", "r2", "⟨R²⟩", "a₀²", 1.0),
+    MoleculeTarget("zpve", "zpve", "ZPVE", "meV", 1e3),
+    MoleculeTarget("u0", "u0", "U₀", "meV", 1e3),
+    MoleculeTarget("u", "u298", "U", "meV", 1e3),
+    MoleculeTarget("h", "h298", "H", "meV", 1e3),
+    MoleculeTarget("g", "g298", "G", "meV", 1e3),
+    MoleculeTarget("cv", "cv", "c_v", "cal/(mol K)", 1.0),
+)
 
 DATA = Path(__file__).parent / "data" / "qm9_mini.npz"
 

@@ -1,28 +1,35 @@
-"""The problem ``qm9-mini`` and its network."""
+"""The problem ``qm9-mini``, its network, and what it shares with ``qm9``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ntkmtl.bench.problems._registry import PROBLEMS
-from ntkmtl.bench.problems._supervised import LEAST, fitted, positions, refuse_unfit
+from ntkmtl.bench.problems._supervised import (
+    LEAST,
+    ColumnsProblem,
+    fitted,
+    paired,
+    positions,
+    refuse_unfit,
+)
 from ntkmtl.bench.problems.architectures import Backbone, Represent, choose
-from ntkmtl.bench.problems.base import MultiTaskModel, Recipe, Sample, Split
+from ntkmtl.bench.problems.base import Metric, MultiTaskModel, Prediction, Recipe, Sample, Split
 from ntkmtl.bench.problems.qm9_mini._data import (
     SHELLS,
     SPLITS,
+    TARGETS,
     Invariants,
     Scaling,
     invariants,
     read,
 )
-from ntkmtl.bench.problems.qm9_mini._properties import PropertiesProblem, Targets
 
 REPRESENTATION = 96
 """Size d of the shared representation z."""
@@ -137,6 +144,75 @@ def backbone(features: int, whole: int) -> Backbone:
     return Backbone(
         partial(_trunk, features, whole), widths=(REPRESENTATION,), gate=_whole, gate_width=whole
     )
+
+
+Targets = Literal["standardised", "raw"]
+
+
+class PropertiesProblem(ColumnsProblem):
+    """Mean squared errors of properties, judged by mean absolute errors in the paper's units."""
+
+    tasks: tuple[str, ...] = tuple(target.task for target in TARGETS)
+    metrics: tuple[Metric, ...] = tuple(
+        Metric(target.task, task=target.task, unit=target.unit, label=target.label)
+        for target in TARGETS
+    )
+    _unit = torch.tensor([target.to_unit for target in TARGETS], dtype=torch.float64)
+    _targets: Targets
+    _properties: Tensor
+    """As the data have them, float64 of shape (m, 11)."""
+
+    def _choose(self, targets: Targets) -> None:
+        """Note which targets are trained on; refuse unknown ones."""
+        if targets not in get_args(Targets):
+            known = " or ".join(map(repr, get_args(Targets)))
+            raise ValueError(f"targets must be {known}. Found targets={targets!r}.")
+        self._targets = targets
+
+    def _use_indices(self, path: object, indices: Iterable[int]) -> None:
+        """Take the splits from a file of the user, which names molecules by their GDB index."""
+        known = {str(index): row for row, index in enumerate(indices)}
+        self._use_lists(path, known, "molecules", "they are called by their GDB index")
+
+    def _scaled(self, properties: Tensor) -> Tensor:
+        """Keep properties; return labels of shape (m, 11), scaled by the training rows if asked."""
+        self._properties = properties
+        training = properties[self._rows["train"]]
+        if self._targets == "standardised":
+            self._center, self._scale = training.mean(0), training.std(0, correction=0)
+        else:
+            self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
+        return ((properties - self._center) / self._scale).float()
+
+    @staticmethod
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean squared error of a task; outputs are of shape (b,) or (b, 1)."""
+        return functional.mse_loss(outputs, labels.view_as(outputs))
+
+    @staticmethod
+    def labels(batch: Any) -> Tensor:
+        """Return the targets of a batch, shape (b, 11)."""
+        targets: Tensor = batch.targets
+        return targets
+
+    def predictions(
+        self, outputs: Sequence[Tensor], tasks: Sequence[str] | None = None
+    ) -> dict[str, Prediction]:
+        """Return properties in the units of :attr:`metrics`."""
+        return {
+            self.tasks[column]: Prediction(
+                (output.flatten().double() * self._scale[column] + self._center[column])
+                * self._unit[column]
+            )
+            for column, output in paired(self.tasks, outputs, tasks)
+        }
+
+    def truth(
+        self, split: Split, indices: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Return properties in the units of :attr:`metrics`."""
+        rows = self._properties[self._rows[split][indices]] * self._unit
+        return {self.tasks[column]: rows[:, column] for column in positions(self.tasks, tasks)}
 
 
 __all__ = ["QM9Mini", "Targets"]
