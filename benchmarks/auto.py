@@ -7,8 +7,8 @@
 Six networks, most of which have no trunk and heads. Cost: a plain network and a balanced one take
 turns, step by step, on the same batches, one thread; what is compared is the mean processor time
 of a step over all steps, so that rare exact kernels count in full. Accuracy: along one training
-with the Balancer's weights the exact eigenvalues of every step are recorded; the truth is a centred
-mean of their logarithms over 21 steps.
+with the Balancer's weights the exact eigenvalues of every step are recorded; the truth is a
+centered mean of their logarithms over 21 steps.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from ntkmtl.graph import crossing_gradients, find_cut, starts
 __all__ = ["WINDOW", "errors", "log_weights", "record", "smoothed"]
 
 WINDOW = 21
-"""Steps of the centred mean that counts as the truth."""
+"""Steps of the centered mean that counts as the truth."""
 
 
 def _gradients(losses: list[Tensor], parameters: list[nn.Parameter]) -> list[tuple[Any, ...]]:
@@ -86,7 +86,7 @@ def log_weights(logs: Tensor) -> Tensor:
 
 
 def smoothed(logs: Tensor, window: int = WINDOW) -> Tensor:
-    """Return a centred mean over steps; at the ends over the steps that there are.
+    """Return a centered mean over steps; at the ends over the steps that there are.
 
     Example:
         >>> smoothed(torch.tensor([[1.0], [2.0], [6.0]]), 3).flatten().tolist()

@@ -118,10 +118,10 @@ def _burgers(scale: int) -> Workload:
 
 def _discs(count: int, generator: torch.Generator) -> Tensor:
     """Pictures of 16 x 16 with one soft disc each, shape (count, 256)."""
-    centre = 3 + 10 * torch.rand(count, 2, 1, 1, generator=generator)
+    center = 3 + 10 * torch.rand(count, 2, 1, 1, generator=generator)
     radius = 1.5 + 3 * torch.rand(count, 1, 1, generator=generator)
     axis = torch.arange(16.0)
-    away = (axis[:, None] - centre[:, 0]).square() + (axis[None, :] - centre[:, 1]).square()
+    away = (axis[:, None] - center[:, 0]).square() + (axis[None, :] - center[:, 1]).square()
     return torch.sigmoid(2 * (radius - away.sqrt())).flatten(1)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sidebyside.contenders import PLAIN, Case, Contender, contenders, make_step
-from sidebyside.summary import summarise
+from sidebyside.summary import summarize
 from sidebyside.tables import BEGIN, END, fill_page, markdown
 from sidebyside.turns import Entrant, take_turns
 from sidebyside.workloads import WORKLOADS
@@ -120,7 +120,7 @@ def row_of(contender: Contender, entrant: Entrant, base: Entrant) -> dict[str, A
     }
     if entrant.error:
         return row
-    own = summarise(entrant.turns, base.turns)
+    own = summarize(entrant.turns, base.turns)
     if entrant is base:  # against itself: its own spread
         own["ratio"] = {"median": 1.0, "lower": 1.0, "upper": 1.0}
         own["paired"] = []

@@ -509,7 +509,7 @@ def simulate(case: Case, shape: Shape, ranks: int, steps: int = 5) -> dict[str, 
 
 
 def network_seconds(row: Mapping[str, Any], bandwidth: float, latency: float) -> float:
-    """Return the modelled time on the network for the weights alone.
+    """Return the modeled time on the network for the weights alone.
 
     Args:
         row: What :func:`simulate` returned.
@@ -589,7 +589,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lambda row: f"{1e3 * row['seconds']:.3g}",
     )
     table(
-        "**Modelled**, time on the network for the weights in ms, at "
+        "**Modeled**, time on the network for the weights in ms, at "
         f"{8e-9 * bandwidth:g} Gbit/s and {1e6 * latency:g} us per message.",
         lambda row: f"{1e3 * network_seconds(row, bandwidth, latency):.3g}",
     )
@@ -649,7 +649,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         right.plot(sizes, plain, "--", c="#1c2128", label="plain training")
         left.set_title("Sent by one rank in a step for the weights", loc="left", fontsize=10)
         left.set_ylabel("MB")
-        right.set_title("Step: processor time measured + network modelled", loc="left", fontsize=10)
+        right.set_title("Step: processor time measured + network modeled", loc="left", fontsize=10)
         right.set_ylabel("ms")
         for axes in (left, right):
             axes.set_xscale("log", base=2)

@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from sidebyside.contenders import PLAIN, Case, Contender, make_step
-from sidebyside.summary import summarise
+from sidebyside.summary import summarize
 from sidebyside.turns import Entrant, take_turns
 
 
@@ -66,7 +66,7 @@ def measure(
     for entry, entrant in zip(entries, entrants, strict=True):
         if entrant.error:
             raise RuntimeError(f"{entry.label} failed: {entrant.error}")
-        found = summarise(entrant.turns, base.turns)
+        found = summarize(entrant.turns, base.turns)
         rows.append(
             {
                 "label": entry.label,

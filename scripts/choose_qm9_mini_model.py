@@ -83,10 +83,10 @@ def whole_features(molecules: MiniMolecules) -> NDArray[np.float64]:
     coulomb[:, range(largest), range(largest)] = 0.5 * charges**2.4
     spectrum = -np.sort(-np.abs(np.linalg.eigvalsh(coulomb)), axis=1)
 
-    centre = np.nansum(charges[..., None] * places, axis=1) / charges.sum(1, keepdims=True)
-    centred = np.nan_to_num(places - centre[:, None])
+    center = np.nansum(charges[..., None] * places, axis=1) / charges.sum(1, keepdims=True)
+    centered = np.nan_to_num(places - center[:, None])
     dipoles = np.stack(
-        [((charges == number)[..., None] * centred).sum(1) for number in (1, 6, 7, 8, 9)], axis=1
+        [((charges == number)[..., None] * centered).sum(1) for number in (1, 6, 7, 8, 9)], axis=1
     )
     products = dipoles @ dipoles.transpose(0, 2, 1)
     i, j = np.triu_indices(5)

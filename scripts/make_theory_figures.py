@@ -89,11 +89,11 @@ def fit(widths: list[int], errors: Tensor) -> tuple[float, float, float]:
     """Fit log error = a + slope log width over all seeds; return slope, its error, and a."""
     x = torch.tensor(widths, dtype=torch.float64).log()[:, None].expand_as(errors).flatten()
     y = errors.log().flatten()
-    centred = x - x.mean()
-    slope = float(centred @ y / centred.square().sum())
+    centered = x - x.mean()
+    slope = float(centered @ y / centered.square().sum())
     intercept = float(y.mean()) - slope * float(x.mean())
     left = y - intercept - slope * x
-    spread = float((left.square().sum() / (len(x) - 2) / centred.square().sum()).sqrt())
+    spread = float((left.square().sum() / (len(x) - 2) / centered.square().sum()).sqrt())
     return slope, spread, intercept
 
 
@@ -143,7 +143,7 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
     y = torch.stack([2 * low(angle), low(angle) + 0.5 * (3 * angle).sin()])
     figure, axes = panels(1, 5.2, 3.5)
     rows = []
-    for index, (parametrisation, depth) in enumerate(
+    for index, (parametrization, depth) in enumerate(
         (("ntk", 1), ("ntk", 2), ("standard", 1), ("standard", 2))
     ):
         errors, drifts = torch.zeros(2, len(widths), seeds, dtype=torch.float64)
@@ -155,7 +155,7 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
                     depth=depth,
                     tasks=2,
                     scales=[2.0, 1.0],
-                    parametrisation=parametrisation,
+                    parametrization=parametrization,
                     seed=seed,
                 )
                 run = simulate(model, x, y, steps=steps, reduction="mean", record=spaced(steps))
@@ -163,7 +163,7 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
         slope, spread, intercept = fit(widths, errors)
         rows.append(
             {
-                "parametrisation": parametrisation,
+                "parametrization": parametrization,
                 "depth": depth,
                 "widths": widths,
                 "seeds": seeds,
@@ -180,7 +180,7 @@ def draw_width(widths: list[int], seeds: int, steps: int, folder: Path) -> list[
             axes[0].plot(widths, errors[:, seed], ".", color=color, ms=4, alpha=0.5)
         line = [math.exp(intercept) * width**slope for width in widths]
         layers = f"{depth} hidden layer{'s' if depth > 1 else ''}"
-        label = f"{parametrisation}, {layers}: slope {slope:.2f}"
+        label = f"{parametrization}, {layers}: slope {slope:.2f}"
         axes[0].plot(widths, line, color=color, lw=1.4, label=label)
     bound = [0.03 * (width / widths[0]) ** -0.5 for width in widths]
     axes[0].plot(widths, bound, color=MUTED, lw=1, ls=":", label="slope -1/2, to compare")
@@ -460,7 +460,7 @@ def tables(numbers: dict[str, Any]) -> dict[str, str]:
             ["network", *(f"{width:,}" for width in numbers["width"][0]["widths"]), "slope"],
             [
                 [
-                    f"{row['parametrisation']}, {row['depth']} hidden, {name}",
+                    f"{row['parametrization']}, {row['depth']} hidden, {name}",
                     *(f"{value:.2g}" for value in row[key]),
                     slope,
                 ]

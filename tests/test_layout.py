@@ -120,3 +120,28 @@ def test_the_files_that_contributing_names_exist() -> None:
     assert len(named) > 20
     missing = [name for name in named if "NAME" not in name and not (ROOT / name).exists()]
     assert not missing
+
+
+BRITISH = re.compile(
+    r"colour|behaviour|favour|neighbour|centre|centring|labelled\b|modelled|catalogue|artefact|analyse"
+    r"|(?:normal|standard|initial|optim|parametr|parameter|summar|minim|maxim|general|regular|vector)"
+    r"is(?:e|ed|er|es|ing|ation)\b",
+    re.IGNORECASE,
+)
+
+
+@pytest.mark.parametrize("folder", ["src", "benchmarks", "scripts", "examples", "docs"])
+def test_spelling_is_american_as_in_torch(folder: str) -> None:
+    assert BRITISH.search("the standardised columns") is not None
+    texts = [
+        path
+        for path in sorted((ROOT / folder).rglob("*"))
+        if path.suffix in {".py", ".md", ".js", ".jinja", ".css", ".toml"}
+    ]
+    assert texts
+    found = {
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in texts
+        for match in BRITISH.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert found == set()

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["median_interval", "ratios", "spread", "summarise"]
+__all__ = ["median_interval", "ratios", "spread", "summarize"]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -73,7 +73,7 @@ def ratios(turns: Sequence[tuple[int, float]], base: Sequence[tuple[int, float]]
     return found
 
 
-def summarise(
+def summarize(
     turns: Sequence[tuple[int, float]], base: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
     """Return seconds per step and their ratio to plain training.

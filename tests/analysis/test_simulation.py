@@ -32,8 +32,8 @@ def circle(n: int = 6) -> tuple[Tensor, Tensor]:
 TWO = torch.tensor([1.0, 0.4], dtype=F64)
 
 
-@pytest.mark.parametrize("parametrisation", ["ntk", "standard"])
-def test_error_falls_as_the_width_grows(parametrisation: str) -> None:
+@pytest.mark.parametrize("parametrization", ["ntk", "standard"])
+def test_error_falls_as_the_width_grows(parametrization: str) -> None:
     """Theory bounds it by width ** -1/2; this is a fit over seeds, so the bound has some slack."""
     x, y = circle()
     widths = [64, 128, 256, 512, 1024]
@@ -41,16 +41,16 @@ def test_error_falls_as_the_width_grows(parametrisation: str) -> None:
     for width in widths:
         logs = []
         for seed in range(4):
-            model = WideMLP(2, width, tasks=2, parametrisation=parametrisation, seed=seed)
+            model = WideMLP(2, width, tasks=2, parametrization=parametrization, seed=seed)
             run = simulate(
                 model, x, y, steps=100, weights=TWO, record=range(0, 101, 5), reduction="mean"
             )
             assert (run.losses()[-1] / run.losses()[0]).max() < 0.1  # It did learn.
             logs.append(math.log(run.error()))
         means.append(sum(logs) / len(logs))
-    centred = torch.tensor(widths, dtype=F64).log()
-    centred = centred - centred.mean()
-    slope = float(centred @ torch.tensor(means, dtype=F64) / centred.square().sum())
+    centered = torch.tensor(widths, dtype=F64).log()
+    centered = centered - centered.mean()
+    slope = float(centered @ torch.tensor(means, dtype=F64) / centered.square().sum())
     assert slope < -0.45
     assert math.exp(means[-1]) < 0.005
 
@@ -140,10 +140,10 @@ def test_simulation_is_descent_written_out() -> None:
     assert 0.01 < run.error() < 1
 
 
-def test_wide_mlp_is_one_function_in_both_parametrisations() -> None:
+def test_wide_mlp_is_one_function_in_both_parametrizations() -> None:
     x, y = circle()
     ntk, standard = (
-        WideMLP(2, 40, depth=2, tasks=2, parametrisation=name, seed=5)
+        WideMLP(2, 40, depth=2, tasks=2, parametrization=name, seed=5)
         for name in ("ntk", "standard")
     )
     torch.testing.assert_close(ntk(x), standard(x), **EXACT)
@@ -151,7 +151,7 @@ def test_wide_mlp_is_one_function_in_both_parametrisations() -> None:
     tops = [
         critical_learning_rate(
             simulate(
-                WideMLP(2, width, parametrisation=name), x, y[:1], steps=1, learning_rate=1e-6
+                WideMLP(2, width, parametrization=name), x, y[:1], steps=1, learning_rate=1e-6
             ).kernel
         )
         for name in ("ntk", "standard")
@@ -202,7 +202,7 @@ def test_bad_simulations_are_named() -> None:
     for options, match in (
         ({"width": 0}, "at least 1"),
         ({"activation": "sine"}, "tanh, relu, erf"),
-        ({"parametrisation": "mup"}, "'ntk' or 'standard'"),
+        ({"parametrization": "mup"}, "'ntk' or 'standard'"),
         ({"head_correlation": 1.5}, "in \\[0, 1\\]"),
         ({"scales": [1.0]}, "scales must be 2 numbers"),
     ):

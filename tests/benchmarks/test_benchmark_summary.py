@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from sidebyside.contenders import Case, contenders
-from sidebyside.summary import median_interval, ratios, spread, summarise
+from sidebyside.summary import median_interval, ratios, spread, summarize
 from sidebyside.tables import BEGIN, END, fill_page, is_sr, markdown, pooled, verdict
 
 
@@ -35,7 +35,7 @@ def test_no_base_is_an_error() -> None:
 def test_summary_of_given_turns() -> None:
     base = [(0, 1.0), (2, 1.0), (4, 2.0), (6, 2.0), (8, 1.0)]
     turns = [(1, 1.5), (3, 1.5), (5, 3.0), (7, 3.0)]
-    found = summarise(turns, base)
+    found = summarize(turns, base)
     assert found["ratio"] == {"median": 1.5, "lower": 1.0, "upper": 2.0}
     assert found["seconds"]["median"] == 2.25
     assert found["extra"] == pytest.approx(0.75)  # median of 0.5, 0, 1, 1.5

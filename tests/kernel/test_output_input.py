@@ -73,11 +73,11 @@ class TestModes:
 
     @pytest.mark.parametrize("samples", [2, 5, 40])
     def test_a_network_that_mixes_samples(self, call: Any, samples: int) -> None:
-        class Centred(nn.Linear):
+        class Centered(nn.Linear):
             def forward(self, x: Tensor) -> Tensor:
                 return super().forward(x - x.mean(0))
 
-        network = Centred(3, 2).double()
+        network = Centered(3, 2).double()
         x = _x(samples, 3)
         with pytest.raises(ValueError, match="depends on the other samples of its batch"):
             call(network, x)

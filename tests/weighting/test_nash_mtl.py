@@ -42,8 +42,8 @@ def test_nash_mtl_of_two_equally_long_gradients() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nash_mtl_maximises_the_product_of_utilities(seed: int) -> None:
-    # The bargaining solution: of all updates of a given length, the one that maximises
+def test_nash_mtl_maximizes_the_product_of_utilities(seed: int) -> None:
+    # The bargaining solution: of all updates of a given length, the one that maximizes
     # sum_i log <g_i, d>.
     rows = gradients(3, 4, seed)
     R = rows.numpy()

@@ -82,7 +82,7 @@ class WideMLP(nn.Module):
         depth: Number of hidden layers.
         tasks: Number of tasks k.
         activation: ``"tanh"``, ``"relu"`` or ``"erf"``.
-        parametrisation: ``"ntk"`` or ``"standard"``.
+        parametrization: ``"ntk"`` or ``"standard"``.
         scales: Factor of each task's outputs, k numbers; None for 1 each.
         head_correlation: Correlation of two heads' initial weights, 0 to 1.
         weight_scale: :math:`\sigma_w`.
@@ -109,7 +109,7 @@ class WideMLP(nn.Module):
         depth: int = 1,
         tasks: int = 1,
         activation: str = "tanh",
-        parametrisation: str = "ntk",
+        parametrization: str = "ntk",
         scales: Sequence[float] | None = None,
         head_correlation: float = 0.0,
         weight_scale: float = 1.5,
@@ -127,10 +127,10 @@ class WideMLP(nn.Module):
                 f"activation must be one of {', '.join(_ACTIVATIONS)}. "
                 f"Found activation={activation!r}."
             )
-        if parametrisation not in ("ntk", "standard"):
+        if parametrization not in ("ntk", "standard"):
             raise ValueError(
-                "parametrisation must be 'ntk' or 'standard'. "
-                f"Found parametrisation={parametrisation!r}."
+                "parametrization must be 'ntk' or 'standard'. "
+                f"Found parametrization={parametrization!r}."
             )
         if not 0 <= head_correlation <= 1:
             raise ValueError(
@@ -153,7 +153,7 @@ class WideMLP(nn.Module):
         self.layers = nn.ParameterList()
         for weight, bias in raw:
             scale = weight_scale / math.sqrt(weight.shape[1])
-            if parametrisation == "ntk":
+            if parametrization == "ntk":
                 self._multipliers.append((scale, bias_scale))
                 self.layers.extend([nn.Parameter(weight), nn.Parameter(bias)])
             else:

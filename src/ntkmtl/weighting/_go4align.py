@@ -79,7 +79,7 @@ class GO4Align(LossWeighting):
     :math:`p_i \leftarrow p_i e^{-\beta \ell_i} / \sum_j p_j e^{-\beta \ell_j}`, starting at
     :math:`1/k`; with the scale :math:`\sum_j \ell_j / \ell_i` they make :math:`v_i = p_i \sum_j
     \ell_j / \ell_i`; the :math:`v_i` are clustered by k-means, and every task takes the mean of its
-    cluster as its weight. The published code clusters with scikit-learn from random centres; here
+    cluster as its weight. The published code clusters with scikit-learn from random centers; here
     the best clusters are found exactly, see :func:`group_means`.
 
     A loss of zero (below 1.2e-38, the smallest normal float32 number) has no gradient to weigh; it

@@ -20,12 +20,12 @@ def project_onto_simplex(vector: Tensor) -> Tensor:
         tensor([0.7000, 0.3000, 0.0000], dtype=torch.float64)
     """
     # Only differences matter; taken from the largest, 1 is not lost beside numbers of 1e24.
-    centred = vector - vector.max()
-    descending = centred.sort(descending=True).values
+    centered = vector - vector.max()
+    descending = centered.sort(descending=True).values
     count = torch.arange(1, len(vector) + 1, dtype=vector.dtype, device=vector.device)
     levels = (descending.cumsum(0) - 1.0) / count
     active = int((descending > levels).sum())
-    return (centred - levels[active - 1]).clamp_min(0.0)
+    return (centered - levels[active - 1]).clamp_min(0.0)
 
 
 class SimplexWeights:

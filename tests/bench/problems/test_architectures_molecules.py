@@ -330,7 +330,7 @@ def test_every_architecture_trains(
 
 def test_identity_of_the_default_network_stays(folder: Path) -> None:
     expected = {
-        "targets": "standardised",
+        "targets": "standardized",
         "data_sha256": QM9("small", data=str(folder)).options["data_sha256"],
         "split": "SHA-256 of the GDB index",
         "model": "message-passing 1",

@@ -569,7 +569,7 @@ def test_graphs_equal_a_slow_reading(problem: QM9, folder: Path) -> None:
         assert fast.present[b].tolist() == [1.0] * n + [0.0] * (fast.present.shape[1] - n)
 
 
-def test_split_is_disjoint_and_targets_are_standardised(problem: QM9) -> None:
+def test_split_is_disjoint_and_targets_are_standardized(problem: QM9) -> None:
     assert [problem.size(s) for s in ("train", "val", "test")] == [3000, 500, 1000]
     rows = torch.cat([problem._rows[s] for s in ("train", "val", "test")])
     assert len(rows.unique()) == 4500
@@ -589,7 +589,7 @@ def test_options_are_json_without_the_place(problem: QM9, folder: Path) -> None:
     assert "3,000 for training" in problem.describe()
 
 
-@pytest.mark.parametrize("targets", ["standardised", "raw"])
+@pytest.mark.parametrize("targets", ["standardized", "raw"])
 @pytest.mark.parametrize("tasks", [None, ["u0", "mu"]])
 def test_errors_equal_those_of_torchmetrics(
     folder: Path, targets: str, tasks: list[str] | None
@@ -636,7 +636,7 @@ def test_losses_of_some_tasks(problem: QM9) -> None:
     ("option", "message"),
     [
         ({"recipe": "large"}, "recipe must be one of paper, small. Found recipe='large'"),
-        ({"recipe": "small", "targets": "log"}, "'standardised' or 'raw'"),
+        ({"recipe": "small", "targets": "log"}, "'standardized' or 'raw'"),
         ({"recipe": "paper"}, r"takes 130,831 molecules, and .* holds 10,000"),
     ],
 )

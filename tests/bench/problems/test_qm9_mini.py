@@ -70,11 +70,11 @@ def test_options_are_json_and_tell_targets_apart(problem: QM9Mini) -> None:
     assert problem.options == QM9Mini().options
     assert problem.options != raw.options
     assert len(problem.options["data_sha256"]) == 64
-    assert "standardised" in problem.describe()
+    assert "standardized" in problem.describe()
     assert "raw" in raw.describe()
 
 
-def test_standardised_by_the_training_molecules(problem: QM9Mini) -> None:
+def test_standardized_by_the_training_molecules(problem: QM9Mini) -> None:
     labels = problem.batch("train", torch.arange(3000)).targets.double()
     torch.testing.assert_close(labels.mean(0), torch.zeros(11).double(), atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -203,7 +203,7 @@ def test_too_many_heavy_atoms_are_refused(molecules: MiniMolecules) -> None:
         invariants(chain)
 
 
-@pytest.mark.parametrize("targets", ["standardised", "raw"])
+@pytest.mark.parametrize("targets", ["standardized", "raw"])
 @pytest.mark.parametrize("tasks", [None, ["lumo"], ["u0", "mu"]])
 def test_evaluate_equals_a_plain_mean_absolute_error(
     targets: str, tasks: list[str] | None, molecules: MiniMolecules

@@ -24,7 +24,7 @@ def test_water_has_the_values_of_qm9(molecules: _data.MiniMolecules) -> None:
     water = molecules.take(np.array([row]))
     assert water.numbers.tolist() == [8, 1, 1]
     assert water.composition().tolist() == [[2, 0, 0, 1, 0]]
-    # Dipole, polarisability, HOMO, LUMO, <R^2>, ZPVE, U0, U, H, G, Cv as in dsgdb9nsd_000003.xyz.
+    # Dipole, polarizability, HOMO, LUMO, <R^2>, ZPVE, U0, U, H, G, Cv as in dsgdb9nsd_000003.xyz.
     expected = [1.8511, 6.31, -0.2928, 0.0687, 19.0002, 0.021375]
     expected += [-76.404702, -76.401867, -76.400922, -76.422349, 6.002]
     assert water.targets[0].tolist() == expected

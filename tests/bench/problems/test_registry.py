@@ -76,7 +76,7 @@ def test_unknown_option_says_those_known() -> None:
 
 
 def test_unknown_value_says_those_known() -> None:
-    with pytest.raises(ValueError, match=r"'standardised' or 'raw'\. Found targets='log'"):
+    with pytest.raises(ValueError, match=r"'standardized' or 'raw'\. Found targets='log'"):
         problems.create("qm9-mini", targets="log")
 
 

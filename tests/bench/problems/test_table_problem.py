@@ -90,7 +90,7 @@ def test_types_asked_for_win(tmp_path: Path) -> None:
     assert problem._fitted.targets[0].classes == ("0", "1", "2", "3")
 
 
-def test_inputs_are_standardised_by_the_training_rows_alone(tmp_path: Path) -> None:
+def test_inputs_are_standardized_by_the_training_rows_alone(tmp_path: Path) -> None:
     problem = Table(table(tmp_path, mixed(200)), targets="price", types="kind=ignore,id=ignore")
     column = problem._fitted.inputs.index("size")
     train = problem._prepared.splits["train"].inputs[:, column].double()

@@ -74,19 +74,19 @@ for (const table of all("table[data-results]")) {
 }
 
 // Contrast of texts with the ground they stand on, as WCAG has it.
-const channels = (colour) => {
-  const parts = (colour.match(/[\d.]+/g) || []).map(Number);
-  if (colour.startsWith("color(srgb")) return parts.slice(0, 3).concat(parts[3] ?? 1);
+const channels = (color) => {
+  const parts = (color.match(/[\d.]+/g) || []).map(Number);
+  if (color.startsWith("color(srgb")) return parts.slice(0, 3).concat(parts[3] ?? 1);
   return [...parts.slice(0, 3).map((value) => value / 255), parts[3] ?? 1];
 };
-const light = (colour) => {
-  const [r, g, b] = channels(colour).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+const light = (color) => {
+  const [r, g, b] = channels(color).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const ground = (element) => {
   for (let at = element; at; at = at.parentElement) {
-    const colour = getComputedStyle(at).backgroundColor;
-    if (channels(colour)[3] > 0.99) return colour;
+    const color = getComputedStyle(at).backgroundColor;
+    if (channels(color)[3] > 0.99) return color;
   }
   return "rgb(255, 255, 255)";
 };

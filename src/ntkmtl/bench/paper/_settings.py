@@ -54,7 +54,7 @@ PUBLISHED: Mapping[str, Mapping[str, Published]] = {
         "width": _code(64),
         "hidden units": _code(128),
         "network": _code("hard"),
-        "targets": _code("standardised"),
+        "targets": _code("standardized"),
         "tested": _code("network of the epoch that is best in validation"),
     },
     "celeba": {

@@ -6,7 +6,7 @@ Example:
     >>> from ntkmtl.bench import problems
     >>> problems.names()[0]
     'qm9-mini'
-    >>> problem = problems.create("qm9-mini", targets="standardised")
+    >>> problem = problems.create("qm9-mini", targets="standardized")
     >>> len(problem.tasks), problem.size("train")
     (11, 3000)
 """

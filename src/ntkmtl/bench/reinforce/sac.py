@@ -503,7 +503,7 @@ class MultiTaskSAC:
             "critic": self.critic.state_dict(),
             "target": self.target.state_dict(),
             "log_temperature": self.log_temperature.detach().clone(),
-            "optimisers": {name: o.state_dict() for name, o in self._optimizers.items()},
+            "optimizers": {name: o.state_dict() for name, o in self._optimizers.items()},
             "critic_balancer": self.critic_balancer.state_dict(),
             "actor_balancer": self.actor_balancer.state_dict(),
             "noise": self._noise.get_state(),
@@ -531,7 +531,7 @@ class MultiTaskSAC:
         with torch.no_grad():
             self.log_temperature.copy_(state["log_temperature"])
         for name, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimisers"][name])
+            optimizer.load_state_dict(state["optimizers"][name])
         self._noise.set_state(state["noise"])
         self.updates = int(state["updates"])
 

@@ -152,7 +152,7 @@ class Series:
     """A quantity of each task over training, averaged over seeds and windows of steps.
 
     Attributes:
-        step: Centres of the windows, float64 of shape (P,).
+        step: Centers of the windows, float64 of shape (P,).
         values: float64 of shape (P, k), NaN for windows in which nothing was recorded.
         window: Steps per window.
     """
@@ -223,7 +223,7 @@ def _series(
     last = max(int(step.max()) for step, _ in pairs)
     recorded = max(len(step) for step, _ in pairs)
     points = min(recorded, most_points)
-    # Windows are centred on records, so that with a window per record each holds one.
+    # Windows are centered on records, so that with a window per record each holds one.
     window = (last - first) / (points - 1) if points > 1 and last > first else 1.0
     k = pairs[0][1].shape[1]
     total = np.zeros((points, k))
@@ -240,5 +240,5 @@ def _series(
     with np.errstate(invalid="ignore"):
         means = np.where(count > 0, total / count, np.nan)
     filled = (count > 0).any(axis=1)
-    centres = first + window * np.arange(points, dtype=np.float64)
-    return Series(centres[filled], means[filled], window)
+    centers = first + window * np.arange(points, dtype=np.float64)
+    return Series(centers[filled], means[filled], window)

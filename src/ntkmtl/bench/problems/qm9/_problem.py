@@ -139,7 +139,7 @@ class QM9(PropertiesProblem):
             validation, and the network at its published width of 64. ``"small"``: 4,500 of the
             molecules that there are, 1,000 for testing and 500 for validation, and a width of 32;
             where there are fewer molecules, all of them in the same shares.
-        targets: ``"standardised"`` trains on targets of mean 0 and standard deviation 1 over the
+        targets: ``"standardized"`` trains on targets of mean 0 and standard deviation 1 over the
             training molecules; ``"raw"`` on D, a0^3, eV, a0^2 and cal/(mol K) as they are.
         data: Folder of the prepared data. If None: ``$NTKMTL_DATA/qm9``, or in the user's cache.
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc``,
@@ -191,7 +191,7 @@ class QM9(PropertiesProblem):
     def __init__(
         self,
         recipe: str = "paper",
-        targets: Targets = "standardised",
+        targets: Targets = "standardized",
         data: str | None = None,
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,

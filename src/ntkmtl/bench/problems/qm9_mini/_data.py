@@ -114,7 +114,7 @@ class MiniMolecules:
     def properties(self) -> NDArray[np.float64]:
         """Return the 11 targets as torch_geometric has them, float64 of shape (m, 11).
 
-        Dipole in debye, polarisability in a0^3, orbital energies and ZPVE in eV, <R^2> in a0^2, the
+        Dipole in debye, polarizability in a0^3, orbital energies and ZPVE in eV, <R^2> in a0^2, the
         atomization energies U0, U, H and G in eV, heat capacity in cal/(mol K).
         """
         values: NDArray[np.float64] = self.targets.copy()

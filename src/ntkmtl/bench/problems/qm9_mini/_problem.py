@@ -146,7 +146,7 @@ def backbone(features: int, whole: int) -> Backbone:
     )
 
 
-Targets = Literal["standardised", "raw"]
+Targets = Literal["standardized", "raw"]
 
 
 class PropertiesProblem(ColumnsProblem):
@@ -178,7 +178,7 @@ class PropertiesProblem(ColumnsProblem):
         """Keep properties; return labels of shape (m, 11), scaled by the training rows if asked."""
         self._properties = properties
         training = properties[self._rows["train"]]
-        if self._targets == "standardised":
+        if self._targets == "standardized":
             self._center, self._scale = training.mean(0), training.std(0, correction=0)
         else:
             self._center, self._scale = torch.zeros_like(training[0]), torch.ones_like(training[0])
@@ -255,7 +255,7 @@ class QM9Mini(PropertiesProblem):
     errors in the units of the paper.
 
     Args:
-        targets: ``"standardised"`` trains on targets of mean 0 and standard deviation 1 over the
+        targets: ``"standardized"`` trains on targets of mean 0 and standard deviation 1 over the
             training molecules; ``"raw"`` on debye, a0^3, eV, a0^2 and cal/(mol K) as they are:
             losses then differ by a factor of a million and more.
         architecture: How much the tasks share: ``hard``, ``cross-stitch``, ``mmoe``, ``cgc`` or
@@ -298,7 +298,7 @@ class QM9Mini(PropertiesProblem):
 
     def __init__(
         self,
-        targets: Targets = "standardised",
+        targets: Targets = "standardized",
         architecture: str = "hard",
         architecture_options: Mapping[str, Any] | None = None,
         split: str | None = None,

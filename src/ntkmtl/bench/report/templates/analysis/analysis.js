@@ -1,5 +1,5 @@
 (() => {
-  const { config, safe, short, shown, colour, styles, axis, layout, logTicks, extent, smoothed, empty, legend } =
+  const { config, safe, short, shown, color, styles, axis, layout, logTicks, extent, smoothed, empty, legend } =
     Charts;
   const [data] = JSON.parse(document.getElementById("data").textContent);
   const chart = (name) => document.querySelector(`[data-chart="${name}"]`);
@@ -108,8 +108,8 @@
         y: list,
         mode: mode(step),
         connectgaps: true,
-        line: { color: side ? colour("--bad") : colour("--accent"), dash: side ? "dash" : "solid", width: 2 },
-        marker: { color: side ? colour("--bad") : colour("--accent"), size: 8 },
+        line: { color: side ? color("--bad") : color("--accent"), dash: side ? "dash" : "solid", width: 2 },
+        marker: { color: side ? color("--bad") : color("--accent"), size: 8 },
         customdata: list.map((value, at) => `${names[side]}<br>step ${step[at]}: ${shown(value)}`),
         hovertemplate: "%{customdata}<extra></extra>",
       })),
@@ -160,7 +160,7 @@
           z: z.map((row, i) => row.map((value, j) => (i === j ? null : value))),
           zmin: -most,
           zmax: most,
-          colorscale: [[0, "#d9730d"], [0.5, colour("--ground")], [1, "#0b7fab"]],
+          colorscale: [[0, "#d9730d"], [0.5, color("--ground")], [1, "#0b7fab"]],
           xgap: 1,
           ygap: 1,
           customdata: z.map((row, i) =>

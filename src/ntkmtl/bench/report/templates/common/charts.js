@@ -1,9 +1,9 @@
 "use strict";
 // What every page of charts is made with.
 const Charts = (() => {
-  // Okabe and Ito's colours without black and yellow, and an olive; all stand out on white and on
-  // black. More curves than colours go on with other dashes.
-  const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b"];
+  // Okabe and Ito's colors without black and yellow, and an olive; all stand out on white and on
+  // black. More curves than colors go on with other dashes.
+  const COLORS = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#8c7a2b"];
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const STROKES = { solid: "", dash: "7 4", dot: "2 3", dashdot: "7 3 2 3", longdash: "11 4" };
   const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif';
@@ -29,12 +29,12 @@ const Charts = (() => {
     if (size !== 0 && (size >= 1e6 || size < 1e-4)) return minus(value.toExponential(2));
     return minus(String(Number(value.toPrecision(4))));
   };
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   function styles(count) {
     return Array.from({ length: count }, (_, i) => ({
-      color: COLOURS[i % COLOURS.length],
-      dash: DASHES[Math.floor(i / COLOURS.length) % DASHES.length],
+      color: COLORS[i % COLORS.length],
+      dash: DASHES[Math.floor(i / COLORS.length) % DASHES.length],
       width: 2,
     }));
   }
@@ -42,10 +42,10 @@ const Charts = (() => {
   function axis(title, more) {
     return {
       title: { text: title, standoff: 10, font: { size: 13 } },
-      gridcolor: colour("--grid"),
-      linecolor: colour("--line"),
-      zerolinecolor: colour("--line"),
-      tickcolor: colour("--line"),
+      gridcolor: color("--grid"),
+      linecolor: color("--line"),
+      zerolinecolor: color("--line"),
+      tickcolor: color("--line"),
       automargin: true,
       exponentformat: "power",
       fixedrange: touch,
@@ -55,20 +55,20 @@ const Charts = (() => {
 
   function layout(more) {
     return {
-      font: { family: FONT, size: 12, color: colour("--ink") },
+      font: { family: FONT, size: 12, color: color("--ink") },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 10, r: 14, t: 10, b: 10 },
       hovermode: "closest",
       hoverlabel: {
-        bgcolor: colour("--ground"),
-        bordercolor: colour("--line"),
-        font: { family: FONT, size: 12, color: colour("--ink") },
+        bgcolor: color("--ground"),
+        bordercolor: color("--line"),
+        font: { family: FONT, size: 12, color: color("--ink") },
       },
       modebar: {
         bgcolor: "rgba(0,0,0,0)",
-        color: colour("--muted"),
-        activecolor: colour("--accent"),
+        color: color("--muted"),
+        activecolor: color("--accent"),
       },
       showlegend: false,
       dragmode: touch ? false : "zoom",
@@ -76,7 +76,7 @@ const Charts = (() => {
     };
   }
 
-  const labelled = (value) => {
+  const labeled = (value) => {
     const size = Math.abs(Math.log10(value));
     return size < 4.5 ? String(Number(value.toPrecision(4))) : minus(value.toExponential(0).replace("e+", "e"));
   };
@@ -102,7 +102,7 @@ const Charts = (() => {
       for (let decade = Math.floor(Math.log10(low)) - 1; decade <= to; decade++)
         if (decade % every === 0) values.push(...factors.map((factor) => factor * 10 ** decade));
     }
-    return { type: "log", tickmode: "array", tickvals: values, ticktext: values.map(labelled) };
+    return { type: "log", tickmode: "array", tickvals: values, ticktext: values.map(labeled) };
   }
 
   function extent(lists) {
@@ -219,7 +219,7 @@ const Charts = (() => {
     safe,
     short,
     shown,
-    colour,
+    color,
     styles,
     axis,
     layout,

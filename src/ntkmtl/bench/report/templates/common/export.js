@@ -2,7 +2,7 @@
 // Files that a reader saves: texts as they are, charts as one SVG with titles and legend.
 const Export = (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const { colour, STROKES } = Charts;
+  const { color, STROKES } = Charts;
 
   function save(name, type, text) {
     const url = URL.createObjectURL(new Blob([text], { type }));
@@ -35,7 +35,7 @@ const Export = (() => {
         x1: x, x2: x + 26, y1: y - 4, y2: y - 4,
         stroke: style.color, "stroke-width": 2.5, "stroke-dasharray": STROKES[style.dash],
       });
-      part(root, "text", { x: x + 32, y, "font-size": 12, fill: colour("--ink") }, name);
+      part(root, "text", { x: x + 32, y, "font-size": 12, fill: color("--ink") }, name);
       x += size;
     }
     return entries.length ? y + 12 - top : 0;
@@ -47,7 +47,7 @@ const Export = (() => {
     const drawn = panels.filter(({ element }) => element.classList.contains("js-plotly-plot"));
     const root = document.createElementNS(SVG, "svg");
     root.setAttribute("font-family", Charts.FONT);
-    const ground = part(root, "rect", { width: "100%", height: "100%", fill: colour("--ground") });
+    const ground = part(root, "rect", { width: "100%", height: "100%", fill: color("--ground") });
     for (const { element, title } of drawn) {
       const box = element.getBoundingClientRect();
       const text = await Plotly.toImage(element, {
@@ -61,7 +61,7 @@ const Export = (() => {
         part(
           root,
           "text",
-          { x: box.left - frame.left + 4, y: box.top - frame.top - 5, "font-size": 13, "font-weight": 600, fill: colour("--ink") },
+          { x: box.left - frame.left + 4, y: box.top - frame.top - 5, "font-size": 13, "font-weight": 600, fill: color("--ink") },
           title,
         );
     }

@@ -1,7 +1,7 @@
 "use strict";
 // Bars of Delta-m and of times, one per method.
 const Bars = (() => {
-  const { config, safe, short, shown, colour, axis, layout, logTicks, empty } = Charts;
+  const { config, safe, short, shown, color, axis, layout, logTicks, empty } = Charts;
   const HATCHES = { solid: "", dash: "/", dot: ".", dashdot: "x", longdash: "-" };
   // Room below the bars for ticks and title, whatever the number of bars.
   const BELOW = 50;
@@ -10,7 +10,7 @@ const Bars = (() => {
   function bars(element, entries, title, more) {
     const height = 6 + PER_BAR * entries.length + BELOW;
     element.style.height = height + "px";
-    // One trace per bar: a trace has either one hatch or one colour per bar, not both.
+    // One trace per bar: a trace has either one hatch or one color per bar, not both.
     const traces = entries.map((entry, i) => ({
       type: "bar",
       orientation: "h",
@@ -21,7 +21,7 @@ const Bars = (() => {
         pattern: {
           shape: entry.baseline ? "" : HATCHES[entry.style.dash],
           fillmode: "overlay",
-          fgcolor: colour("--ground"),
+          fgcolor: color("--ground"),
           size: 6,
           solidity: 0.3,
         },
@@ -92,7 +92,7 @@ const Bars = (() => {
           type: "data",
           visible: entry.error !== null,
           array: [entry.error ?? 0],
-          color: colour("--ink"),
+          color: color("--ink"),
           thickness: 1.2,
           width: 3,
         },
@@ -121,7 +121,7 @@ const Bars = (() => {
       trace: (entry) => ({
         text: [entry.value.toFixed(2) + (entry.error === null ? "" : ` ± ${entry.error.toFixed(2)}`)],
         textposition: "outside",
-        textfont: { size: 11, color: colour("--muted") },
+        textfont: { size: 11, color: color("--muted") },
       }),
       x: log
         ? {
@@ -132,7 +132,7 @@ const Bars = (() => {
       shapes: [
         {
           type: "line", xref: "x", yref: "paper", x0: 1, x1: 1, y0: 0, y1: 1,
-          line: { color: colour("--muted"), width: 1, dash: "dot" },
+          line: { color: color("--muted"), width: 1, dash: "dot" },
         },
       ],
     });

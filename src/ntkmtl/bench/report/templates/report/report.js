@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { config, safe, shown, colour, styles, axis, layout, logTicks, extent, smoothed, reachOf, empty, legend, fill } =
+  const { config, safe, shown, color, styles, axis, layout, logTicks, extent, smoothed, reachOf, empty, legend, fill } =
     Charts;
   const KINDS = { weights: "Weight", eigenvalues: "Largest eigenvalue" };
 
@@ -9,8 +9,8 @@
   function methodStyles(methods) {
     const rest = styles(methods.length);
     return methods.map((method) => {
-      if (method.baseline) return { color: colour("--baseline"), dash: "dot", width: 2.5 };
-      if (method.plain) return { color: colour("--ink"), dash: "solid", width: 2 };
+      if (method.baseline) return { color: color("--baseline"), dash: "dot", width: 2.5 };
+      if (method.plain) return { color: color("--ink"), dash: "solid", width: 2 };
       return rest.shift();
     });
   }
