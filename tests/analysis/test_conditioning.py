@@ -71,7 +71,7 @@ def test_task_steps_of_tasks_that_never_converge() -> None:
     kernel = kernel_of(features)
     eta = critical_learning_rate(kernel) / 2
     assert task_steps(kernel, features @ theta, targets, learning_rate=eta).isinf().all()
-    # Eigenvalues that are rounding are no eigenvalues.
+    # Eigenvalues that are rounding are not eigenvalues.
     assert component_steps(kernel, learning_rate=eta).isinf().tolist() == [True] * 9 + [False] * 3
     effect = weighting_effect(kernel, features @ theta, targets)
     assert math.isinf(effect.before.condition_number)

@@ -175,7 +175,7 @@ def test_state_goes_through_a_weights_only_file() -> None:
     assert len(recorder) == 2
     with pytest.raises(ValueError, match="every 5 steps, this every 6"):
         Recorder(6).load_state_dict(recorder.state_dict())
-    with pytest.raises(ValueError, match="no state of a Recorder"):
+    with pytest.raises(ValueError, match="not a state of a Recorder"):
         Recorder(5).load_state_dict({"every": 5})
 
 
@@ -346,7 +346,7 @@ def test_kernels_of_residuals_belong_to_the_last_step_and_go_through_the_file(tm
     kept = Recorder.load(tmp_path / "record.json")
     torch.testing.assert_close(kept["residual_traces"], expected, equal_nan=True)
     w = torch.ones(1, requires_grad=True)
-    with pytest.raises(ValueError, match="residual elsewhere is no task"):
+    with pytest.raises(ValueError, match="residual elsewhere is not a task"):
         recorder.add_residuals(residual_ntk({"elsewhere": w * torch.ones(1)}, [w]))
 
 

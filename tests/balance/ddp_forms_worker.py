@@ -104,7 +104,7 @@ FORMS = [
 
 
 class Trunk(nn.Sequential):
-    """A trunk that returns its features and something that is no tensor."""
+    """A trunk that returns its features and something that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, WIDTH), nn.Tanh())

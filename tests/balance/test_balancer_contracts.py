@@ -415,9 +415,9 @@ def test_wrong_states() -> None:
     state = balancer.state_dict()
     with pytest.raises(ValueError, match="method 'ntkmtl-sr', this is 'ntkmtl'"):
         Balancer("ntkmtl").load_state_dict(state)
-    with pytest.raises(ValueError, match="no state of a Balancer"):
+    with pytest.raises(ValueError, match="not a state of a Balancer"):
         balancer.load_state_dict({"step": 0})
-    with pytest.raises(ValueError, match="no state of a Balancer"):
+    with pytest.raises(ValueError, match="not a state of a Balancer"):
         balancer.load_state_dict({**state, "more": 1})
     with pytest.raises(ValueError, match=r"tasks \['a', 'b', 'c'\]"):
         Balancer("ntkmtl-sr", tasks=2).load_state_dict(state)

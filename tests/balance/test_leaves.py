@@ -1,4 +1,4 @@
-"""Leaves that require a gradient and are no ``nn.Parameter``, and parameters frozen too late."""
+"""Leaves that require a gradient and are not ``nn.Parameter``, and parameters frozen too late."""
 
 from __future__ import annotations
 
@@ -268,7 +268,9 @@ def test_networks_that_share_inputs_only_share_nothing(method: str) -> None:
     points = torch.rand(6, 2, dtype=DOUBLE, requires_grad=True)
     scaled = 2 * points - 1
     losses = [(10.0**i * net(scaled)).square().mean() for i, net in enumerate(nets)]
-    said = re.escape("only tensors of shape (6, 2) that require a gradient and are no nn.Parameter")
+    said = re.escape(
+        "only tensors of shape (6, 2) that require a gradient and are not nn.Parameter"
+    )
     with pytest.warns(UserWarning, match=said):
         out = Balancer(method).backward(losses)
     assert out.weights.tolist() == [1.0, 1.0]

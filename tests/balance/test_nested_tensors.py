@@ -45,7 +45,7 @@ def test_exact_kernels_are_right(layout: torch.layout, method: str) -> None:
             found = torch.autograd.grad(loss, shared, retain_graph=True)
             torch.testing.assert_close(value, sum(g.square().sum() for g in found))
     if method == "moco":
-        return  # its gradient is no weighted sum of this step's
+        return  # its gradient is not a weighted sum of this step's
     total = sum(w * loss for w, loss in zip(out.weights, losses, strict=True))
     for p, g in zip(net.parameters, torch.autograd.grad(total, same.parameters), strict=True):
         torch.testing.assert_close(p.grad, g)

@@ -621,7 +621,7 @@ def test_a_custom_operation_whose_outputs_may_hold_heads_is_no_representation() 
 
 
 class Clipped(torch.autograd.Function):
-    """Its backward pass is not linear: gradients of a sum are no sum of gradients."""
+    """Its backward pass is not linear: gradients of a sum are not a sum of gradients."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:

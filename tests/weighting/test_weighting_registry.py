@@ -137,8 +137,8 @@ def test_unknown_option() -> None:
         create("ls", c=1)
     with pytest.raises(TypeError, match="no option 'gama'; did you mean 'gamma'"):
         ntkmtl.Balancer("famo", gama=0.1)
-    with pytest.raises(TypeError, match="no option 'normalize'; did you mean 'normalize'"):
-        ntkmtl.Balancer("moco", normalize=True)
+    with pytest.raises(TypeError, match="no option 'normalise'; did you mean 'normalize'"):
+        ntkmtl.Balancer("moco", normalise=True)
     with pytest.raises(TypeError, match=r"ls has no option 'zzz'; it takes none, and .* hooked"):
         ntkmtl.Balancer("ls", zzz=1)
 

@@ -70,7 +70,7 @@ class Recorder:
 
     Raises:
         ValueError: ``every`` or ``minibatches`` is below 1, or ``source`` or ``pooling`` unknown.
-        TypeError: ``every`` or ``minibatches`` is no whole number.
+        TypeError: ``every`` or ``minibatches`` is not a whole number.
 
     Example:
         >>> import torch
@@ -177,7 +177,9 @@ class Recorder:
         if not self._steps:
             raise ValueError("residuals belong to a recorded step, and none is recorded yet")
         if unknown := [name for name in kernels.names if name not in self.tasks]:
-            raise ValueError(f"residual {unknown[0]} is no task; there are {', '.join(self.tasks)}")
+            raise ValueError(
+                f"residual {unknown[0]} is not a task; there are {', '.join(self.tasks)}"
+            )
         at = torch.tensor([self.tasks.index(name) for name in kernels.names])
         points = torch.tensor(kernels.points, dtype=torch.float64)
         self._columns["residual_traces"][-1][at] = kernels.traces / points
@@ -264,7 +266,7 @@ class Recorder:
         expected = {"every", "tasks", "step", *_COLUMNS}
         if set(state) != expected:
             raise ValueError(
-                f"this is no state of a Recorder: it holds {sorted(state)}, expected "
+                f"this is not a state of a Recorder: it holds {sorted(state)}, expected "
                 f"{sorted(expected)}"
             )
         if state["every"] != self.every:

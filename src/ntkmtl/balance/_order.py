@@ -79,7 +79,7 @@ def _placed(core: Core, step: Step, shared: list[Tensor]) -> list[Tensor] | None
     assert memory.shapes is not None
     place = {id(p): i for i, p in enumerate(order or ())}
     new = [p for p in shared if id(p) not in place]
-    # Parameters are never made anew while they are trained; plain tensors may be.
+    # Parameters are not created again while they are trained; plain tensors may be.
     if len(shared) != len(memory.shapes) or (
         order is not None and any(isinstance(p, nn.Parameter) for p in new)
     ):

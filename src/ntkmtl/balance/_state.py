@@ -44,7 +44,8 @@ def load_state(core: Core, state: Mapping[str, Tensor]) -> None:
     expected = {"method", "source", "memory", "probe", "correction", "weighting"}
     if set(found) != expected:
         raise ValueError(
-            f"this is no state of a Balancer: it holds {sorted(found)}, expected {sorted(expected)}"
+            f"this is not a state of a Balancer: it holds {sorted(found)}, expected "
+            f"{sorted(expected)}"
         )
     if found["method"] != options.method:
         raise ValueError(f"the state is of method {found['method']!r}, this is {options.method!r}")
@@ -52,7 +53,7 @@ def load_state(core: Core, state: Mapping[str, Tensor]) -> None:
     if not isinstance(memory, Mapping) or set(memory) != entries:
         holds = sorted(memory) if isinstance(memory, Mapping) else type(memory)
         raise ValueError(
-            f"this is no state of this version's Balancer: its memory holds {holds}, expected "
+            f"this is not a state of this version's Balancer: its memory holds {holds}, expected "
             f"{sorted(entries)}"
         )
     own = f"{options.source}, {options.pooling}"
@@ -140,8 +141,8 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
         raise TypeError(f"a state of a Balancer is a dict of tensors, found {type(state)}")
     if _TEXT not in state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"this is no state of a Balancer: it holds {sorted(map(str, state))}, expected tensors "
-            f"and the entry {_TEXT!r}"
+            f"this is not a state of a Balancer: it holds {sorted(map(str, state))}, expected "
+            f"tensors and the entry {_TEXT!r}"
         )
     try:
         whole = json.loads(bytes(state[_TEXT].cpu().tolist()).decode())
@@ -158,11 +159,11 @@ def unpack(state: Mapping[str, Tensor]) -> dict[str, Any]:
             return {key: visit(inner) for key, inner in value.items()}
         name = value[_TENSOR]
         if name not in left:
-            raise ValueError(f"this is no whole state of a Balancer: it lacks {name!r}")
+            raise ValueError(f"this is not a whole state of a Balancer: it lacks {name!r}")
         left.remove(name)
         return state[name].detach().clone()
 
     nested = visit(whole)
     if left or not isinstance(nested, dict):
-        raise ValueError(f"this is no state of a Balancer: nothing reads {sorted(left)}")
+        raise ValueError(f"this is not a state of a Balancer: nothing reads {sorted(left)}")
     return nested

@@ -520,7 +520,7 @@ class _Sorting:
         """Return the border of a task that runs the shared part by itself (on its own batch, say).
 
         Its representation is the last tensor computed from shared parameters and data alone. There
-        is none if the task has no head above it: learned factors of the loss are no head.
+        is none if the task has no head above it: learned factors of the loss are not a head.
         """
         found, masks = self.walk, self.walk.masks
         own = 1 << task

@@ -65,7 +65,7 @@ def _consists_of(found: Walk, task: int, allowed: Callable[[Any], bool]) -> bool
         if node in found.leaves:
             if found.leaves[node].numel() > 1:
                 return False
-            continue  # a learned scale of the loss, which is no head
+            continue  # a learned scale of the loss, which is not a head
         if not allowed(node):
             return False
         stack += [child for child, _ in found.edges(node, task) if child is not None]

@@ -235,7 +235,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         Raises:
             ValueError: The file has no state of a Balancer, or that of another method.
         """
-        names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is no mapping)
+        names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is not a mapping)
         kept = [name for name in names if name.startswith(_PREFIX)]
         super().load_own_variables({n: store[n] for n in names if n not in kept})
         if self.balancer is None:

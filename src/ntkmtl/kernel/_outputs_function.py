@@ -528,7 +528,7 @@ def _set_batch(
             raise ValueError(
                 "chunk_size cannot be used: the samples of these inputs cannot be taken apart "
                 f"along dimension {batch_dim} (tensors of different sizes there, or an object that "
-                "is no tensor, list, tuple or dict). Give ntkmtl.kernel.Batches([...]) with "
+                "is not a tensor, list, tuple or dict). Give ntkmtl.kernel.Batches([...]) with "
                 "smaller batches"
             )
         if check:

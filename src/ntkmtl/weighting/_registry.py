@@ -76,7 +76,7 @@ def load(name: str) -> type[Weighting]:
             whose code is then run.
 
     Raises:
-        ValueError: There is no such method, module, file or class, or it is no weighting.
+        ValueError: There is no such method, module, file or class, or it is not a weighting.
         TypeError: The class does not say what its weights are made of.
 
     Example:

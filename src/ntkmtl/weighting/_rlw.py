@@ -21,7 +21,7 @@ __all__ = ["RandomLossWeighting"]
     paper="Lin et al.: Reasonable Effectiveness of Random Weighting, TMLR 2022",
 )
 class RandomLossWeighting(LossWeighting):
-    """Weights drawn anew in each step, the softmax of standard normal numbers; they sum to 1.
+    """Weights drawn at random in each step, the softmax of standard normal numbers; they sum to 1.
 
     Algorithm 2 of "Reasonable Effectiveness of Random Weighting".
 

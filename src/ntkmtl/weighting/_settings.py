@@ -25,7 +25,7 @@ def accepted(kind: type[Weighting]) -> list[str]:
 def check(name: str, kind: type[Weighting], options: Mapping[str, Any]) -> None:
     """Refuse settings that a class does not have, and values of another type than it says.
 
-    A string is no number and no truth value: ``"False"`` would count as true.
+    A string is neither a number nor a truth value: ``"False"`` would count as true.
 
     Args:
         name: The method's name, for errors.

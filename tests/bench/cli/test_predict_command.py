@@ -105,7 +105,7 @@ def test_size_and_use_of_the_network_are_said() -> None:
     assert torch.export.load("m.pt2").module()(torch.zeros(7, 5))["b"].shape == (7, 1)
     refused = call("predict", "r/toy/ls/seed-0", "--split", "test", "--problem", "toy_problem:Toy")
     assert refused.exit_code == 2
-    assert "has shape (1,), which is no cell of a table; write -o FILE.npz" in refused.stderr
+    assert "has shape (1,), which is not a cell of a table; write -o FILE.npz" in refused.stderr
 
 
 def test_no_model() -> None:

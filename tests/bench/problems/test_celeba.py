@@ -196,7 +196,7 @@ def test_damaged_image_is_named_and_decoding_goes_on_from_there(
     path = source / "img_align_celeba" / "000010.jpg"
     whole = path.read_bytes()
     path.write_bytes(damage(whole))  # type: ignore[operator]
-    with pytest.raises(ValueError, match=r"000010\.jpg in .* is no whole image"):
+    with pytest.raises(ValueError, match=r"000010\.jpg in .* is not a whole image"):
         prepare(source, tmp_path / "made")
     assert not (tmp_path / "made").exists()
     path.write_bytes(whole)

@@ -433,7 +433,7 @@ def test_wrong_manifest(tmp_path: Path, change: dict[str, object], message: str)
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"holds letter\.txt, which is no prepared data"):
+    with pytest.raises(ValueError, match=r"holds letter\.txt, which is not prepared data"):
         prepare(write_pack(tmp_path / "source"), tmp_path / "home")
     assert (tmp_path / "home" / "letter.txt").read_text() == "dear"
 

@@ -140,7 +140,7 @@ def test_targets_means_are_of_other_folds(problem: Table) -> None:
 
 
 def test_dates_numbers_and_yes_are_told_apart_in_a_data_frame(problem: Table) -> None:
-    """A number of nanoseconds is no number of days, and no 5 is a yes."""
+    """A number of nanoseconds is not a number of days, and no 5 is a yes."""
     frame = pd.DataFrame(
         {
             "size": pd.to_datetime(["2023-06-05", "2023-06-06"]),

@@ -188,12 +188,12 @@ def test_one_value_that_is_no_date_among_dates_is_told(tmp_path: Path) -> None:
     rows[5] = "31.02.2022,3"
     path = written(tmp_path, "day,y,x", [f"{row},{i % 5}" for i, row in enumerate(rows)])
     problem = Table(path, "y")
-    assert "row 6, column 'day': '31.02.2022' is no date, where most" in problem.notice()
+    assert "row 6, column 'day': '31.02.2022' is not a date, where most" in problem.notice()
     with pytest.raises(TableError, match=r"row 6, column 'day': '31\.02\.2022' is not a date"):
         Table(path, "y", types="day=date")
     assert column(Table(path, "y", missing="31.02.2022"), "day").kind == "date"
     for types in ("day=category", "day=ignore"):
-        assert "is no date" not in Table(path, "y", types=types).notice()
+        assert "is not a date" not in Table(path, "y", types=types).notice()
 
 
 def test_two_digits_of_a_year_that_give_a_date_to_come_are_told(tmp_path: Path) -> None:

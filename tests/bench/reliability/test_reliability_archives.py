@@ -1,4 +1,4 @@
-"""Archives whose members name other places, and what is no archive of data at all."""
+"""Archives whose members name other places, and what is not an archive of data at all."""
 
 from __future__ import annotations
 

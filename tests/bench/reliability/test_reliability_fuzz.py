@@ -94,7 +94,7 @@ def test_mutations_and_bytes(reader: str) -> None:
 
 @pytest.mark.parametrize("reader", fuzzing.READERS)
 def test_a_whole_file_is_read(reader: str) -> None:
-    """What mutations begin with is no damaged file: else they would not get far."""
+    """What mutations begin with is not a damaged file: else they would not get far."""
     if reader == "study":
         assert "problem_class" not in fuzzing.read(reader, fuzzing.seeds(reader)[0])
     elif reader != "CSV":

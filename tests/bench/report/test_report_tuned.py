@@ -42,7 +42,7 @@ def folder(root: Path, **changes: Any) -> Path:
     write_run(root, "stl", 0, [50.0], task="seg")
     write_run(root, "stl", 0, [0.2], task="depth")
     write(root / "toy/fixed/tuning/best.json", {**BEST, **changes})
-    # Trials are no runs: this one has the seed of one.
+    # Trials are not runs: this one has the seed of one.
     write(root / "toy/fixed/tuning/study.json", {"schema": 1})
     write_run(root, "fixed/tuning/trial-0000", 0, [1.0, 1.0])
     return root

@@ -199,15 +199,15 @@ def describe(folder: Path, content: bytes) -> None:
         (cut, r"model\.safetensors: is damaged: it has [\d,]+ bytes, result\.json says"),
         (remove, r"model\.safetensors: is not there, though result\.json names it"),
         (make_folder, r"model\.safetensors: is not there"),
-        (lambda f: describe(f, b"\x80\x04pickle"), "is no network that ntkmtl wrote"),
+        (lambda f: describe(f, b"\x80\x04pickle"), "is not a network that ntkmtl wrote"),
         (lambda f: describe(f, b""), "'model.bytes' must be a whole number from 1, found 0"),
         (
             lambda f: describe(f, safetensors.torch.save({"a": torch.ones(2)})),
-            "is no network that ntkmtl wrote",
+            "is not a network that ntkmtl wrote",
         ),
         (
             lambda f: describe(f, safetensors.torch.save({"a": torch.ones(2)}, {"ntkmtl": "[]"})),
-            "is no network that ntkmtl wrote",
+            "is not a network that ntkmtl wrote",
         ),
         (
             lambda f: describe(

@@ -352,7 +352,7 @@ def test_what_is_left_of_a_removal_does_not_pass_for_a_result(tmp_path: Path) ->
 def test_runs_are_removed_from_their_result_to_their_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wherever a removal is cut short, what is left is no complete run."""
+    """Wherever a removal is cut short, what is left is not a complete run."""
     removed: list[str] = []
     unlink = Path.unlink
 

@@ -372,7 +372,7 @@ def test_a_mended_batch_lets_the_run_go_on_bit_equal(tmp_path: Path) -> None:
     whole = train(DryToy(), "ntkmtl-sr", 0, tmp_path / "whole", threads=1)
     with pytest.raises(NonFiniteError):
         train(DryToy(bad=7), "ntkmtl-sr", 0, tmp_path / "run", threads=1)
-    # `bad` stands for what a data file says, and is no option.
+    # `bad` stands for what a data file says, and is not an option.
     run = train(DryToy(), "ntkmtl-sr", 0, tmp_path / "run", threads=1)
     assert run.result.test == whole.result.test
 

@@ -148,7 +148,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     """Yield a new folder to write into, which replaces ``folder`` if the body succeeds.
 
     Raises:
-        ValueError: ``folder`` holds something that is no prepared data.
+        ValueError: ``folder`` holds something that is not prepared data.
         OSError: It cannot be replaced, or nothing can be written there.
     """
     new = beside(folder, secrets.token_hex(4))
@@ -167,7 +167,7 @@ def beside(folder: Path, ending: str) -> Path:
     the working directory, or in a folder that may not be written.
 
     Raises:
-        ValueError: ``folder`` holds something that is no prepared data.
+        ValueError: ``folder`` holds something that is not prepared data.
     """
     refuse_foreign(folder)
     folder = _followed(folder)
@@ -192,7 +192,7 @@ def publish(new: Path, folder: Path) -> None:
         folder: The folder to replace.
 
     Raises:
-        ValueError: ``folder`` holds something that is no prepared data.
+        ValueError: ``folder`` holds something that is not prepared data.
         OSError: It cannot be replaced. One that can be renamed is as it was; another one may have
             lost its manifest, and then looks incomplete.
     """
@@ -273,7 +273,7 @@ def refuse_foreign(folder: Path) -> None:
     ]
     if other:
         raise ValueError(
-            f"{folder} holds {sorted(other)[0]}, which is no prepared data; give a new folder"
+            f"{folder} holds {sorted(other)[0]}, which is not prepared data; give a new folder"
         )
 
 

@@ -484,7 +484,7 @@ class Problem(ABC):
         return float((values * torch.tensor(signs, dtype=values.dtype)).mean())
 
     def references(self) -> dict[str, Tensor]:
-        """Return the test metrics of models to compare with that are no networks, by name.
+        """Return the test metrics of models to compare with that are not networks, by name.
 
         Returns:
             float64 of shape (number of metrics,) each; here there are none.

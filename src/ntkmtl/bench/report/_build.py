@@ -135,7 +135,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
 
 
 def _references(runs: ProblemRuns, metrics: int) -> tuple[MethodRow, ...]:
-    """Return the rows of models that are no networks, where they were computed."""
+    """Return the rows of models that are not networks, where they were computed."""
     first = runs.done[0]
     found = read_references(first.path.parents[1], first.config.problem_options, metrics)
     return tuple(

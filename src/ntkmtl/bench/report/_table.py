@@ -103,7 +103,7 @@ class MethodRow:
         tuning: The search that found the options, None where they were not tuned.
         short: Name for people, of a class outside the package without its module; that of the
             method if empty.
-        reference: What the row is, where it is a model that is no network; such rows are not
+        reference: What the row is, where it is a model that is not a network; such rows are not
             ranked.
     """
 

@@ -113,9 +113,11 @@ def read_model(run: Run) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, T
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         values = json.loads(header["__metadata__"][_VALUES])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise RunFileError(path, f"is no network that ntkmtl wrote ({error})") from error
+        raise RunFileError(path, f"is not a network that ntkmtl wrote ({error})") from error
     if not isinstance(values, dict):
-        raise RunFileError(path, "is no network that ntkmtl wrote (its values are no object)")
+        raise RunFileError(
+            path, "is not a network that ntkmtl wrote (its values are not an object)"
+        )
     parts = {
         prefix: {
             name.removeprefix(prefix): value

@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise RunFileError(path, "holds half of a surrogate pair, which is no text") from error
+        raise RunFileError(path, "holds half of a surrogate pair, which is not text") from error
     return value
 
 

@@ -338,7 +338,7 @@ def write_steps(path: str | os.PathLike[str], steps: Steps) -> None:
 
 
 # ------------------------------------------------------------------------------------------------
-# References: metrics of models that are no networks, kept beside the runs of a problem
+# References: metrics of models that are not networks, kept beside the runs of a problem
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class OptunaStudy:
         except (ValueError, LookupError, TypeError, AssertionError, RecursionError) as error:
             raise RunFileError(
                 path,
-                f"is no journal of Optuna's ({type(error).__name__}: {error}); remove it, and the "
+                f"is not an Optuna journal ({type(error).__name__}: {error}); remove it, and the "
                 "same command reads the trials from their runs again",
             ) from error
 

@@ -60,7 +60,7 @@ class TrainedModel:
 
         Raises:
             ValueError: There is no such split, the problem has no samples in it, new rows
-                cannot be read, or it is no batch of the problem.
+                cannot be read, or it is not a batch of the problem.
 
         Example:
             See :mod:`ntkmtl.bench.trained`.

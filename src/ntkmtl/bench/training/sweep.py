@@ -173,7 +173,7 @@ def checked(comparison: Comparison, engine: Engine | None) -> Comparison:
 
     Raises:
         SweepError: The device is missing or lacks the precision, there is no such tracker,
-            ``OMP_NUM_THREADS`` is no number, or launched processes do not go with the engine.
+            ``OMP_NUM_THREADS`` is not a number, or launched processes do not go with the engine.
         MissingExtraError: The tracker is not installed.
     """
     if launched() > 1 and (comparison.jobs > 1 or engine is not None):

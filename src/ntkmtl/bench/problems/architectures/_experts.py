@@ -346,7 +346,7 @@ class DSelectKGate(nn.Module):
             input (per-example gating).
 
     Raises:
-        ValueError: ``experts`` is no power of two above 1, ``nonzeros`` is not in 1..n, or
+        ValueError: ``experts`` is not a power of two above 1, ``nonzeros`` is not in 1..n, or
             ``gamma`` is not positive.
     """
 

@@ -433,7 +433,7 @@ def decode(images: Images, name: str, any_shape: bool = False) -> NDArray[np.uin
             wide, high = image.size
             small = image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{name} in {images.path} is no whole image: {error}") from error
+        raise ValueError(f"{name} in {images.path} is not a whole image: {error}") from error
     if not any_shape and (min(wide, high) < SMALLEST_SIDE or max(wide, high) > 2 * min(wide, high)):
         raise ValueError(
             f"{name} in {images.path} must be a face of about 178 x 218 pixels, with sides from "

@@ -310,7 +310,7 @@ def _read_npz(path: Path) -> Molecules:
                 )
             arrays = {name: archive[name] for name in _ARRAYS}
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"it is no archive of arrays: {error}") from error
+        raise ValueError(f"it is not an archive of arrays: {error}") from error
     names = [str(name) for name in arrays["y_names"]]
     absent = [name for name, _ in _RAW if name not in names]
     if absent:

@@ -181,7 +181,7 @@ def _take(
     if not date and wanted in ("", "date", "regression"):
         date = raw.date
     if wanted in ("number", "date", "regression"):
-        raw = replace(raw, levels=())  # words that the file declares are no numbers then
+        raw = replace(raw, levels=())  # words that the file declares are not numbers then
     kept_as_levels = wanted in ("category", "classification") or name == roles.group
     numeric = wanted in ("number", "regression")
     values = ColumnValues(table.path, raw, reading, hints, kept_as_levels, date, numeric)
@@ -309,7 +309,7 @@ def _target(values: ColumnValues, wanted: str) -> tuple[Target, Column]:
             f"{here}: {len(levels):,} classes among {values.present:,} labeled rows are too many "
             f"(at most {MAX_CLASSES}, and two rows for each on average). "
             f"Found {_list_levels(levels)}. {_way_to_numbers(values)}; if it is a text or a name, "
-            "it is no target."
+            "it is not a target."
         )
     note = "F1, macro"
     if values.form.kind == "number" and not wanted and values.declared != "category":

@@ -26,7 +26,7 @@ from ntkmtl.bench.problems.table._raw import (
 SEPARATORS = (",", ";", "\t", "|")
 SPACES = " "
 _EXCEL_SEPARATOR = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*')
-"""The first line by which Excel tells itself the separator; it is no row."""
+"""The first line by which Excel tells itself the separator; it is not a row."""
 LINES = 20
 """Lines that a separator is found from."""
 

@@ -359,7 +359,7 @@ def _blocks(x: Array, y: Array) -> bool:
     if 2 * levels > len(y):
         return False
     changes = y[order][1:] != y[order][:-1]
-    # Rows of equal x on both sides of a step are no step.
+    # Rows of equal x on both sides of a step are not a step.
     crossing = changes & (x[order][1:] == x[order][:-1])
     return bool(changes.sum() == levels - 1 and not crossing.any())
 

@@ -47,7 +47,7 @@ def standardization(values: Array) -> tuple[float, float]:
     scaled = known / largest
     mean = float(scaled.mean())
     deviation = float(scaled.std())
-    # What is left of a constant after rounding is no spread.
+    # What is left of a constant after rounding is not a spread.
     if deviation <= 1e-12 * max(abs(mean), 1e-300):
         return mean * largest, 0.0
     return mean * largest, deviation * largest
@@ -518,7 +518,7 @@ def _levels(column: RawColumn, encoder: FeatureEncoder) -> tuple[np.ndarray, lis
         return codes, _as_trained(column, levels, encoder)
     if encoder.form.kind != "number" or column.numbers is not None:
         return codes, levels
-    # 1 and 1.0 are one level of a category of numbers; what is no number is a new level.
+    # 1 and 1.0 are one level of a category of numbers; what is not a number is a new level.
     numbers = encoder.form.numbers(levels) if levels else np.zeros(0)
     names = [
         level if np.isnan(number) else number_text(number)
@@ -545,6 +545,6 @@ def _as_trained(column: RawColumn, levels: list[str], encoder: FeatureEncoder) -
 
 
 def _moments(levels: Sequence[str], dates: str) -> list[float]:
-    """Return the microseconds of dates since 1970, NaN where a string is no date."""
+    """Return the microseconds of dates since 1970, NaN where a string is not a date."""
     found: list[float] = np.round(read_dates(levels, dates) * 86_400e6).tolist()
     return found

@@ -101,7 +101,7 @@ def number_formats(texts: Iterable[str]) -> list[NumberFormat]:
     """Return the formats, without units, that all strings which look like numbers can be read in.
 
     Args:
-        texts: Strings without spaces around them; those that are no numbers at all are passed by.
+        texts: Strings without spaces around them; those that are not numbers at all are passed by.
 
     Example:
         >>> [(f.decimal, f.thousands) for f in number_formats(["1,001.66", "no"])]
@@ -386,7 +386,7 @@ def choose_date(
         day_first: What other columns say.
 
     Returns:
-        The format, None if the strings are no dates; and the other format, ``""`` if none is left.
+        The format, None if the strings are not dates; and the other format, ``""`` if none is left.
 
     Example:
         >>> choose_date(["11.02.2023"], ["11.02.2023"])
@@ -448,7 +448,7 @@ def _in_order(texts: Sequence[str], form: str) -> bool:
 
 
 def read_dates(texts: Sequence[str], form: str) -> Array:
-    """Return days since 1970, NaN where a string is no date in the format.
+    """Return days since 1970, NaN where a string is not a date in the format.
 
     Example:
         >>> read_dates(["02.01.1970", "x"], "%d.%m.%Y").tolist()
@@ -518,13 +518,13 @@ class ColumnFormat:
         return read_numbers(levels, self.number)
 
     def read(self, column: RawColumn) -> tuple[Array, Array, Array]:
-        """Return the numbers of a column, which are missing, and which are no numbers."""
+        """Return the numbers of a column, which are missing, and which are not numbers."""
         if column.numbers is not None:
             values = np.where(np.isin(column.numbers, self.gaps), np.nan, column.numbers)
             absent = np.isnan(values)
             bad = np.isinf(values)
             if (column.declared == "date") != (self.kind == "date"):
-                bad = ~absent  # days since 1970 are no numbers, and numbers are no days
+                bad = ~absent  # days since 1970 are not numbers, and numbers are not days
             elif self.kind == "yes/no":
                 bad = ~absent & ~np.isin(values, (0.0, 1.0))
             return values, absent, bad

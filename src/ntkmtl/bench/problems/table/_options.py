@@ -310,7 +310,7 @@ def names_in(given: Any) -> tuple[str, ...]:
             cells = next(csv.reader([line], skipinitialspace=True), [])
         except csv.Error as error:
             raise TableError(
-                f"names are no list with commas: {error}. Found {shorten(given)}."
+                f"names are not a list with commas: {error}. Found {shorten(given)}."
             ) from error
         return tuple(cell.strip() for cell in cells if cell.strip())
     if not isinstance(given, Sequence):

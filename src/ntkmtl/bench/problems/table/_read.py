@@ -47,7 +47,7 @@ _SIGNATURES = (
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "a workbook of Excel", _SAVE),
     (_PARQUET, "in Parquet's format", "Let its name end in .parquet."),
 )
-"""First bytes of what is no text, what it is, and what to do."""
+"""First bytes of what is not text, what it is, and what to do."""
 
 MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -141,7 +141,7 @@ def read_table(
         raise TableError(f"{path} is empty.")
     for signature, what, instead in _SIGNATURES:
         if start.startswith(signature) and not (signature == _PARQUET and suffix in PARQUET):
-            raise TableError(f"{path} is no table as its name says: it is {what}. {instead}")
+            raise TableError(f"{path} is not a table as its name says: it is {what}. {instead}")
     # Measured: strings as Arrow has them, one chunk as Python has them, and a column of numbers.
     require_memory(size * (6 if suffix in PARQUET else 3), f"reading {path}")
     if suffix in PARQUET:
@@ -228,7 +228,7 @@ def _encoding_error(path: Path, encoding: str, error: UnicodeError) -> TableErro
 
 
 def _undecodable(line: bytes, encoding: str) -> int | None:
-    """Return the first byte that is no text in the encoding."""
+    """Return the first byte that is not text in the encoding."""
     try:
         line.decode(encoding)
     except UnicodeDecodeError as error:

@@ -119,14 +119,14 @@ class ColumnValues:
     Attributes:
         numbers: float64 of shape (rows,), NaN where missing or no number.
         absent: Where there is no value.
-        bad: Where there is a value that is no number.
+        bad: Where there is a value that is not a number.
         declared: ``number``, ``category``, ``date``, ``yes/no``, ``nested`` or nothing.
         form: How it is written.
         notes: What people may want to overrule, as sentences with the option.
         warnings: The same, where it may be wrong.
         measured: Whether all numbers have a unit behind them.
         dropped: Distinct strings that are taken as missing.
-        no_date: Where a value is that is no date among dates, None if there is no such value.
+        no_date: Where a value is that is not a date among dates, None if there is no such value.
     """
 
     def __init__(
@@ -345,7 +345,7 @@ class ColumnValues:
             self.no_date = (self.texts == plain[bad]).to_numpy(bool, na_value=False)
             known = "dates" if date == ISO else f"dates written as {date}"
             self.warnings.append(
-                f"{self.where(self.no_date)} is no date, where most values are {known}; so none is "
+                f"{self.where(self.no_date)} is not a date, where most values are {known}; so none is "
                 f"read as one. Put it right, or leave it out with missing={plain[bad]}"
             )
 
@@ -379,7 +379,7 @@ class ColumnValues:
     def mixed(self) -> str:
         """Return why strings that look like numbers are not read as such, ``""`` for words."""
         units = [] if self.texts is None else units_of(self.levels[:1_000])
-        # Streets are no units: few of these have many numbers each.
+        # Streets are not units: few of these have many numbers each.
         if not 2 <= len(units) <= 6 or len(self.levels) < 3 * len(units):
             return ""
         return (

@@ -71,7 +71,7 @@ const Curves = (() => {
       fill(this.find("panels"), [...all, ...items.map(({ title }, i) => [String(i), title])]);
     }
 
-    // Elements are made anew only where other panels are shown, so that a redraw keeps zoom and focus.
+    // Elements are recreated only where other panels are shown, so that a redraw keeps zoom and focus.
     arrange() {
       const kind = this.find("kind").value;
       const choice = this.find("panels").value;
