@@ -345,8 +345,8 @@ class ColumnValues:
             self.no_date = (self.texts == plain[bad]).to_numpy(bool, na_value=False)
             known = "dates" if date == ISO else f"dates written as {date}"
             self.warnings.append(
-                f"{self.where(self.no_date)} is not a date, where most values are {known}; so none is "
-                f"read as one. Put it right, or leave it out with missing={plain[bad]}"
+                f"{self.where(self.no_date)} is not a date, where most values are {known}; so none "
+                f"is read as one. Put it right, or leave it out with missing={plain[bad]}"
             )
 
     def _found(self, kind: str, number: NumberFormat | None = None, date: str = "") -> None:
