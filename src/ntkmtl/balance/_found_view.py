@@ -90,6 +90,12 @@ class FoundView:
         return list(leaves([GradientEdge(*edge) for edge in self.cut.targets])[0])
 
     @property
+    def unweighted(self) -> list[Tensor]:
+        """Inputs, and parameters of heads, below the cut, which count as leaves of heads."""
+        shared = {id(p) for p in self.shared}
+        return [leaf for leaf in self.below if id(leaf) not in shared]
+
+    @property
     def heads(self) -> list[list[Tensor]]:
         """For each task the leaves that only it reaches."""
         return self.cut.own_leaves

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
@@ -22,6 +22,7 @@ from ntkmtl.graph import (
     TaskGradients,
     feature_gradients,
     has_hooks,
+    leaves,
     path_around,
     unretained,
 )
@@ -119,6 +120,15 @@ class NamedView:
     def below(self) -> list[Tensor]:
         """All leaves below the features."""
         return shared_parameters(self.cut)
+
+    @property
+    def unweighted(self) -> list[Tensor]:
+        """The inputs below the features, which count as leaves of heads."""
+        if all(isinstance(leaf, nn.Parameter) for leaf in self.step.scan.leaves):
+            return []
+        below = list(leaves(self.cut.outputs)[0])
+        known = {id(p) for p in parameters_only(below)}
+        return [leaf for leaf in below if id(leaf) not in known]
 
     @property
     def hooks(self) -> bool:

@@ -121,15 +121,14 @@ def _reuse(
     if options.shared is not None:
         shared = trainable_now(options.shared)
     else:
-        shared = _known_shared(core, step)
+        shared = _known_shared(core, step, find_cut(step.losses, parallel=step.parallel))
     if not shared:
         return _weigh_heads(core, step, weights)
     return _repeated_apart(core, step, shared, weights)
 
 
-def _known_shared(core: Core, step: Step) -> list[Tensor]:
-    """Return the shared parameters in a step without a kernel."""
-    cut = find_cut(step.losses, parallel=step.parallel)
+def _known_shared(core: Core, step: Step, cut: Cut) -> list[Tensor]:
+    """Return the shared parameters where no exact kernel tells them."""
     if not (cut.opaque or cut.joined):
         return cut.shared
     shared, _, unknown = known_shared(step, cut.shared, core.reached)
@@ -239,6 +238,8 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if n > 1 and not known:
         n = _one_minibatch(core, step)
     view = FoundView(options, step, cut, n, counts, core.memory.verified)
+    if not (options.weight_heads or source == "exact" or options.requires == "jacobian"):
+        view.shared = shared if options.shared is not None else _known_shared(core, step, cut)
     if _combines_around(core, view):
         return _from_losses(core, step, shared)
     if options.ema or source == "auto":

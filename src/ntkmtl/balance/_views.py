@@ -61,6 +61,10 @@ class View(Protocol):
         """All leaves below the representation."""
 
     @property
+    def unweighted(self) -> list[Tensor]:
+        """The leaves below that count as those of heads where heads are not weighted."""
+
+    @property
     def hooks(self) -> bool:
         """Whether parameters or tensors above the shared part have hooks."""
 
