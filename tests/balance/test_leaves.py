@@ -144,7 +144,6 @@ def test_own_leaves_get_the_plain_gradient_where_heads_are_not_weighted(
     assert_filled(shared, weighted(losses, shared, out.weights))
 
 
-@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize(
     ("method", "options"),
     [
@@ -155,28 +154,24 @@ def test_own_leaves_get_the_plain_gradient_where_heads_are_not_weighted(
         ("mgda", {"source": "representation", "every": 2}),
     ],
 )
-def test_so_do_shared_inputs_in_every_step(
-    method: str, options: dict[str, Any], named: bool
-) -> None:
+def test_so_do_shared_inputs_in_every_step(method: str, options: dict[str, Any]) -> None:
     net = Net()
     balancer = Balancer(method, weight_heads=False, **options)
-    for extra in (False, False, True):
+    own, shared = [*net.heads.parameters(), net.x], list(net.trunk.parameters())
+    for extra in (0, 0, 1):
         for leaf in (*net.parameters, *net.plain):
             leaf.grad = None
         z = net.trunk(net.x)
         losses = net.scaled(net.beside(z, net.x.detach()))
-        own, shared = [*net.heads.parameters(), net.x], list(net.trunk.parameters())
-        outside = z.square().mean() if extra else None
-        plain, ones = [*losses, *([z.square().mean()] if extra else [])], torch.ones(3 + extra)
-        expected = weighted(plain, own, ones)
-        single = torch.stack(
-            [torch.cat([g.flatten() for g in weighted([loss], shared, [1.0])]) for loss in plain]
-        )
-        out = balancer.backward(losses, z if named else None, extra=outside)
-        assert_filled(own, expected)
-        weights = torch.cat([out.weights.double(), torch.ones(int(extra), dtype=DOUBLE)])
+        every, ones = [*losses, *extra * [z.square().mean()]], torch.ones(3 + extra)
+        plain = weighted(every, own, ones)
+        single = [weighted([loss], shared, [1.0]) for loss in every]
+        out = balancer.backward(losses, extra=every[3] if extra else None)
+        assert_filled(own, plain)
+        weights = torch.cat([out.weights.double(), ones[3:].double()])
+        rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in single])
         found = torch.cat([p.grad.flatten() for p in shared])
-        torch.testing.assert_close(found, weights @ single, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(found, weights @ rows, rtol=1e-9, atol=1e-10)
 
 
 def test_weights_of_the_representation_apply_to_the_parameters_that_are_named() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
@@ -22,7 +22,6 @@ from ntkmtl.graph import (
     TaskGradients,
     feature_gradients,
     has_hooks,
-    leaves,
     path_around,
     unretained,
 )
@@ -123,12 +122,8 @@ class NamedView:
 
     @property
     def unweighted(self) -> list[Tensor]:
-        """The inputs below the features, which count as leaves of heads."""
-        if all(isinstance(leaf, nn.Parameter) for leaf in self.step.scan.leaves):
-            return []
-        below = list(leaves(self.cut.outputs)[0])
-        known = {id(p) for p in parameters_only(below)}
-        return [leaf for leaf in below if id(leaf) not in known]
+        """None: all that is below the features is the shared part, as the user says."""
+        return []
 
     @property
     def hooks(self) -> bool:
