@@ -322,3 +322,20 @@ def test_names_of_metrics_in_another_order_are_refused() -> None:
             delta_m(**{"values": table, "baseline": baseline, "higher_is_better": higher, **wrong})
     with pytest.raises(ValueError, match=r"values and higher_is_better must name"):
         mean_rank(table, higher[::-1])
+    rows = [table.loc[0], table.loc[1][::-1]]
+    with pytest.raises(ValueError, match=r"values and values must name"):
+        mean_rank(rows, False)
+
+
+def test_masked_numbers_are_refused() -> None:
+    numpy = pytest.importorskip("numpy")
+    whole = numpy.ma.array([[1.0, 2.0], [2.0, 100.0]])
+    assert delta_m(whole, [1.0, 2.0], False).tolist() == [0.0, 2500.0]
+    whole[1, 1] = numpy.ma.masked
+    for call in (lambda: delta_m(whole, [1.0, 2.0], False), lambda: mean_rank(whole, False)):
+        with pytest.raises(TypeError, match="some of its numbers are masked"):
+            call()
+
+
+def test_sparse_tensors_are_numbers() -> None:
+    assert delta_m(torch.eye(2).to_sparse(), [1.0, 1.0], False).tolist() == [-50.0, -50.0]

@@ -176,7 +176,10 @@ def _numbers(source: Numbers, name: str) -> Tensor:
 
 def _tensor(source: object) -> Tensor:
     if isinstance(source, Tensor):
-        return source.detach()
+        return source.detach().to_dense()
+    if hasattr(source, "filled") and bool(getattr(source, "mask", torch.zeros(1)).any()):
+        # A masked array of NumPy would hand out the numbers below its mask.
+        raise ValueError("some of its numbers are masked; leave that method or metric out")
     if hasattr(source, "__array__"):
         # torch cannot read pandas tables, but their arrays. They are copied, as sharing the memory
         # of a read-only array would warn, and torch reads no array that runs backward.
@@ -215,7 +218,12 @@ def _directions(source: bool | Sequence[bool] | Tensor | _Array, size: int) -> T
 def _check_names(**sources: object) -> None:
     """Check that tables of pandas name their metrics in one order, as they are read by position."""
     first: tuple[str, list[object]] | None = None
-    for argument, source in sources.items():
+    tables = [
+        (argument, table)
+        for argument, source in sources.items()
+        for table in (source if isinstance(source, list | tuple) else [source])
+    ]
+    for argument, source in tables:
         # The metrics of a table are its columns, those of a series its index.
         labels = getattr(source, "columns", getattr(source, "index", None))
         names = [] if labels is None or callable(labels) else list(labels)

@@ -144,6 +144,50 @@ def test_own_leaves_get_the_plain_gradient_where_heads_are_not_weighted(
     assert_filled(shared, weighted(losses, shared, out.weights))
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("ntkmtl", {"every": 2}),
+        ("ntkmtl", {"hooked": True}),
+        ("ntkmtl-auto", {}),
+        ("ntkmtl-sr", {"minibatches": 1, "every": 2}),
+        ("mgda", {"source": "representation", "every": 2}),
+    ],
+)
+def test_so_do_shared_inputs_in_every_step(method: str, options: dict[str, Any]) -> None:
+    net = Net()
+    balancer = Balancer(method, weight_heads=False, **options)
+    own, shared = [*net.heads.parameters(), net.x], list(net.trunk.parameters())
+    for extra in (0, 0, 1):
+        for leaf in (*net.parameters, *net.plain):
+            leaf.grad = None
+        z = net.trunk(net.x)
+        losses = net.scaled(net.beside(z, net.x.detach()))
+        every, ones = [*losses, *extra * [z.square().mean()]], torch.ones(3 + extra)
+        plain = weighted(every, own, ones)
+        single = [weighted([loss], shared, [1.0]) for loss in every]
+        out = balancer.backward(losses, extra=every[3] if extra else None)
+        assert_filled(own, plain)
+        weights = torch.cat([out.weights.double(), ones[3:].double()])
+        rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in single])
+        found = torch.cat([p.grad.flatten() for p in shared])
+        torch.testing.assert_close(found, weights @ rows, rtol=1e-9, atol=1e-10)
+
+
+def test_weights_of_the_representation_apply_to_the_parameters_that_are_named() -> None:
+    net = Net()
+    chosen = list(net.trunk[2].parameters())
+    balancer = Balancer("ntkmtl-sr", minibatches=1, every=2, weight_heads=False, shared=chosen)
+    others = [*net.trunk[0].parameters(), *net.heads.parameters()]
+    for _ in range(2):
+        for leaf in net.parameters:
+            leaf.grad = None
+        out = balancer.backward(net.scaled(net.beside(net.trunk(net.x), net.x.detach())))
+        losses = net.scaled(net.beside(net.trunk(net.x), net.x.detach()))
+        assert_filled(chosen, weighted(losses, chosen, out.weights))
+        assert_filled(others, weighted(losses, others, torch.ones(3)))
+
+
 @pytest.mark.parametrize("form", ["skip", "moved", "factor", "batches", "own"])
 @pytest.mark.parametrize("method", COMBINING)
 def test_methods_of_entries_leave_inputs_the_plain_gradient(method: str, form: str) -> None:

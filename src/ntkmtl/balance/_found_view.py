@@ -11,7 +11,7 @@ from torch.autograd.graph import GradientEdge
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._views import HALF, trainable_now, weighted_sum
+from ntkmtl.balance._views import HALF, require_means, trainable_now, weighted_sum
 from ntkmtl.graph import (
     Cut,
     TaskGradients,
@@ -26,7 +26,7 @@ from ntkmtl.graph import (
     zeros_of,
 )
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._partition import Partition, require_counts
+from ntkmtl.kernel._partition import Partition, require_counts, require_even
 from ntkmtl.kernel._pooling import Pooling, gram, kernel_from_rows
 from ntkmtl.kernel._ranks import Ranks
 
@@ -88,6 +88,12 @@ class FoundView:
     def below(self) -> list[Tensor]:
         """All leaves below the cut."""
         return list(leaves([GradientEdge(*edge) for edge in self.cut.targets])[0])
+
+    @property
+    def unweighted(self) -> list[Tensor]:
+        """Inputs, and parameters of heads, below the cut, which count as leaves of heads."""
+        shared = {id(p) for p in self.shared}
+        return [leaf for leaf in self.below if id(leaf) not in shared]
 
     @property
     def heads(self) -> list[list[Tensor]]:
@@ -267,18 +273,15 @@ class FoundView:
         usual = next((b for b in batches if b is not None), 1)
         sizes = [usual if b is None else b for b in batches]
         published = options.preset == "published"
+        require_means(step, counts, minibatches)
+        if counts is None and step.masks is not None:
+            return Partition.masked(sizes, minibatches, step.masks, published=published)
         if len(set(sizes)) > 1:
+            require_even(counts, sizes)
             return Partition.per_task(sizes, minibatches, published=published)
         if counts is not None:
             require_counts(counts, step.total, sizes[0])
             counts = counts[step.index.to(counts.device)]
-        elif step.samples is not None and any(s.mask is not None for s in step.samples):
-            counts = torch.stack(
-                [
-                    torch.ones_like(s.values) if s.mask is None else s.mask.to(s.values.dtype)
-                    for s in step.samples
-                ]
-            )
         return Partition.of(sizes[0], minibatches, counts, published=published)
 
     def rows(
@@ -350,6 +353,12 @@ def _sample_dim(shape: tuple[int, ...] | None, size: int | None, asked: int | No
             raise ValueError(
                 f"batch_dim={asked} does not exist in a tensor of the cut, of shape {shape}; use "
                 "minibatches=1, or name features"
+            )
+        if shape is not None and size is not None and shape[asked] != size:
+            raise ValueError(
+                f"batch_dim={asked} of a tensor of the cut, of shape {shape}, does not hold the "
+                f"{size} samples that the losses are of; set another batch_dim, use minibatches=1, "
+                "or name features"
             )
         return asked
     assert shape is not None

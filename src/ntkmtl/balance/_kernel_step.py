@@ -287,7 +287,8 @@ class KernelStep:
         on_heads = local if options.weight_heads else [1.0] * len(local)
         cut = getattr(view, "cut", None)
         views = isinstance(view, NamedView) and (view.cut.root is not None or view.separate)
-        if not views or step.extra is not None or step.late:
+        others = self._unweighted() and step.ranks is None
+        if not views or others or step.extra is not None or step.late:
             self._in_two_passes(on_shared, on_heads)
             return
         tensors = cut.tensors if isinstance(cut, Features) else ()
@@ -304,14 +305,14 @@ class KernelStep:
 
     def _in_two_passes(self, on_shared: Sequence[float], on_heads: Sequence[float]) -> None:
         """Run one backward pass to the trunk's parameters and one to the heads'."""
-        step, view = self.step, self.view
+        step = self.step
         if step.ranks is not None:
             raise ValueError(
                 "weight_heads=False (the published form of this method) with several processes "
                 "needs a view of the features per head: set weight_heads=True, or pass "
                 "features=ntkmtl.branch(z, k) and give each head its own"
             )
-        trunk = view.below
+        trunk = self._weighted()
         own = {id(p) for p in trunk}
         heads = [p for p in step.scan.leaves if id(p) not in own]
         extra = joining_extra(self.options, step)
@@ -332,14 +333,26 @@ class KernelStep:
         local = step.of_local(weights)
         on_shared = [factor * w for w in local]
         on_heads = local if options.weight_heads else [1.0] * len(local)
-        careful = self._is_careful(gradients, [*on_shared, *on_heads])
+        others = self._unweighted()
+        careful = self._is_careful(gradients, [*on_shared, *on_heads]) or bool(others)
         pairs = heads.weighted(on_heads)
+        if others:
+            pairs += pull(view, gradients, on_heads, others, retain=True)
         # Looked up before the backward pass frees the graph.
         parameters = view.shared if jacobian is not None or factor != 1.0 else []
         if jacobian is not None:
             pairs += from_flat(parameters, weighted_sum(jacobian, on_shared))
         known = gradients if jacobian is None else None
-        self._add(pairs, known, on_shared, careful=careful, clipped=parameters)
+        inputs = self._weighted() if others else None
+        self._add(pairs, known, on_shared, careful=careful, inputs=inputs, clipped=parameters)
+
+    def _unweighted(self) -> list[Tensor]:
+        """Return the leaves below the representation that get the plain sum, as heads do."""
+        return [] if self.options.weight_heads else self.view.unweighted
+
+    def _weighted(self) -> list[Tensor]:
+        others = {id(p) for p in self._unweighted()}
+        return [p for p in self.view.below if id(p) not in others]
 
     def _add(
         self,

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._step import Step
-from ntkmtl.balance._views import parameters_only, trainable_now, weighted_sum
+from ntkmtl.balance._views import (
+    parameters_only,
+    require_means,
+    trainable_now,
+    weighted_sum,
+)
 from ntkmtl.graph import (
     Features,
     FeaturesLike,
@@ -21,7 +26,7 @@ from ntkmtl.graph import (
     unretained,
 )
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.kernel._partition import require_counts
+from ntkmtl.kernel._partition import Partition, require_counts
 from ntkmtl.kernel._pooling import Pooling
 from ntkmtl.kernel._ranks import Ranks
 from ntkmtl.kernel._sources import (
@@ -76,12 +81,15 @@ class NamedView:
         if counts is not None and not whole.uneven:
             require_counts(counts, step.total, cut.batch)
             counts = counts[step.index.to(counts.device)]
-        self.partition = split_batch(
-            whole.select(step.present),
-            n,
-            counts,
-            published=options.preset == "published",
-        )
+        require_means(step, counts, n)
+        split = whole.select(step.present)
+        published = options.preset == "published"
+        masks = None if counts is not None or n == 1 else _masks(step, split)
+        if masks is None:
+            self.partition = split_batch(split, n, counts, published=published)
+        else:
+            sizes = split.sizes(len(masks))
+            self.partition = Partition.masked(sizes, n, masks, published=published)
 
     @property
     def outputs(self) -> int:
@@ -111,6 +119,11 @@ class NamedView:
     def below(self) -> list[Tensor]:
         """All leaves below the features."""
         return shared_parameters(self.cut)
+
+    @property
+    def unweighted(self) -> list[Tensor]:
+        """None: all that is below the features is the shared part, as the user says."""
+        return []
 
     @property
     def hooks(self) -> bool:
@@ -195,6 +208,27 @@ def _require_plain_layout(cut: Features) -> None:
                 "samples, as recurrent networks and transformers put them second by default: say "
                 "Balancer(..., batch_dim=1), or batch_dim=0, or use minibatches=1"
             )
+
+
+def _masks(step: Step, features: Features) -> list[Tensor | None] | None:
+    """Return which samples of each present task have a label; None if all have, or nothing tells.
+
+    Raises:
+        ValueError: The features hold another number of samples.
+    """
+    if step.masks is None:
+        return None
+    masks: list[Tensor | None] = [None] * len(step.present)
+    sizes = features.sizes(len(masks))
+    for position, name, mask in zip(step.local, step.local_names, step.masks, strict=True):
+        masks[position] = mask
+        if mask is not None and len(mask) != sizes[position]:
+            raise ValueError(
+                f"the mask of task {name} tells of {len(mask)} samples, and the features hold "
+                f"{sizes[position]} along dimension {features.batch_dim}: set batch_dim, take the "
+                "mean over all but the samples, or use minibatches=1"
+            )
+    return masks
 
 
 def _with_zeros(gradients: TaskGradients, features: Features, step: Step) -> TaskGradients:

@@ -26,7 +26,7 @@ from ntkmtl.balance._weigh import (
     to_cpu,
     weigh,
 )
-from ntkmtl.graph import Cut, FeaturesLike, find_cut
+from ntkmtl.graph import Cut, FeaturesLike, find_cut, shape_of
 
 NESTED = (
     "the tasks share a nested tensor, whose gradients have no single shape to take a kernel of: "
@@ -121,15 +121,14 @@ def _reuse(
     if options.shared is not None:
         shared = trainable_now(options.shared)
     else:
-        shared = _known_shared(core, step)
+        shared = _known_shared(core, step, find_cut(step.losses, parallel=step.parallel))
     if not shared:
         return _weigh_heads(core, step, weights)
     return _repeated_apart(core, step, shared, weights)
 
 
-def _known_shared(core: Core, step: Step) -> list[Tensor]:
-    """Return the shared parameters in a step without a kernel."""
-    cut = find_cut(step.losses, parallel=step.parallel)
+def _known_shared(core: Core, step: Step, cut: Cut) -> list[Tensor]:
+    """Return the shared parameters where no exact kernel tells them."""
     if not (cut.opaque or cut.joined):
         return cut.shared
     shared, _, unknown = known_shared(step, cut.shared, core.reached)
@@ -233,12 +232,14 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if _one_by_one(core, step, cut):
         return _from_losses(core, step, shared)
     n = options.minibatches
-    known = batch is not None or options.batch_dim is not None
+    known = options.batch_dim is not None or _shows_samples(step, cut)
     if n > 1 and source == "exact" and step.samples is not None:
         return _from_losses(core, step, shared)
     if n > 1 and not known:
-        n = _one_minibatch(core)
+        n = _one_minibatch(core, step)
     view = FoundView(options, step, cut, n, counts, core.memory.verified)
+    if not (options.weight_heads or source == "exact" or options.requires == "jacobian"):
+        view.shared = shared if options.shared is not None else _known_shared(core, step, cut)
     if _combines_around(core, view):
         return _from_losses(core, step, shared)
     if options.ema or source == "auto":
@@ -286,22 +287,47 @@ def _batch(step: Step) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def _one_minibatch(core: Core) -> int:
+def _shows_samples(step: Step, cut: Cut) -> bool:
+    """Whether losses of single samples show where the samples are.
+
+    Where tasks have batches of different sizes, their tensors of the cut must have these sizes.
+    """
+    if step.samples is None or _batch(step) is not None:
+        return step.samples is not None
+    shapes = [shape_of(edge) or () for edge in cut.targets]
+    return all(
+        shapes[crossing.target].count(own.count) == 1
+        for own, crossings in zip(step.samples, cut.crossings, strict=True)
+        for crossing in crossings
+    )
+
+
+def _one_minibatch(core: Core, step: Step) -> int:
     """Warn that the whole batch counts as one mini-batch, as samples are not known; return 1."""
     options, memory = core.options, core.memory
+    if step.samples is not None:
+        sizes = [own.count for own in step.samples]
+        remedy = (
+            f"the losses of {sizes} samples do not show which dimension of the tensors that tasks "
+            "share holds them: give each task as many as its tensors hold, with a mask, "
+            "(values, mask), for those without a label"
+        )
+    else:
+        remedy = (
+            "pass losses of single samples, of shape (B,), before their mean is taken, or "
+            "Balancer(..., batch_dim=0), or features=z"
+        )
     if options.requires != "eigenvalues" and options.weighting.requires_cross_terms:
         raise ValueError(
             f"{options.method} compares {options.minibatches} mini-batches, and the losses do not "
-            "tell the samples apart: pass losses of single samples, of shape (B,), before their "
-            "mean is taken, or Balancer(..., batch_dim=0), or features=z"
+            f"tell the samples apart: {remedy}"
         )
     if "minibatches" not in memory.warned:
         memory.warned.add("minibatches")
         warn(
             f"the {options.minibatches} mini-batches of {options.method} need to know where the "
-            "samples are: pass losses of single samples, of shape (B,), or "
-            "Balancer(..., batch_dim=0), or features=z. The whole batch is taken as one mini-batch "
-            "(minibatches=1 says so)"
+            f"samples are: {remedy}. The whole batch is taken as one mini-batch (minibatches=1 "
+            "says so)"
         )
     return 1
 
@@ -381,7 +407,7 @@ def _from_losses(
         return _nothing_shared(core, step)
     n = core.options.minibatches
     if n > 1 and step.samples is None:
-        n = _one_minibatch(core)
+        n = _one_minibatch(core, step)
     way = ParameterStep(core, step, shared, minibatches=n, hooked=hooked, gradients=gradients)
     with checked(step):  # gradients of heads are not looked at before
         result = way.run()

@@ -184,6 +184,12 @@ class Step:
         return [self.names[self.present[i]] for i in self.local]
 
     @property
+    def masks(self) -> list[Tensor | None] | None:
+        """Which samples of each local task have a label; None if all have, or nothing tells."""
+        masks = [s.mask for s in self.samples or ()]
+        return masks if any(mask is not None for mask in masks) else None
+
+    @property
     def has_label(self) -> Tensor:
         """For each task of ``present`` whether this process has a label, shape (k,)."""
         mask = torch.zeros(len(self.present), dtype=torch.bool)

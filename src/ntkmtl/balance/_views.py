@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
+from ntkmtl.balance._step import Step
 from ntkmtl.graph import TaskGradients, differentiate
 from ntkmtl.kernel import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
@@ -21,6 +22,7 @@ __all__ = [
     "parameters_only",
     "pull",
     "push",
+    "require_means",
     "trainable_now",
     "weighted_sum",
 ]
@@ -57,6 +59,10 @@ class View(Protocol):
     @property
     def below(self) -> list[Tensor]:
         """All leaves below the representation."""
+
+    @property
+    def unweighted(self) -> list[Tensor]:
+        """The leaves below that count as those of heads where heads are not weighted."""
 
     @property
     def hooks(self) -> bool:
@@ -120,6 +126,20 @@ def pull(
     found = differentiate(outputs, inputs, cotangents, retain=retain)
     # The engine may return one tensor for two parameters, as for both terms of a sum.
     return [(p, g.clone()) for p, g in zip(inputs, found, strict=True) if g is not None]
+
+
+def require_means(step: Step, counts: Tensor | None, minibatches: int) -> None:
+    """Raise if numbers of labels are given for losses whose mean is over samples.
+
+    Raises:
+        ValueError: They are, and mini-batches would be scaled by them.
+    """
+    if counts is not None and minibatches > 1 and step.samples is not None:
+        raise ValueError(
+            "counts is for losses that are means over labels, and these are losses of single "
+            "samples, whose mean is taken over samples: leave counts out, and pass (values, mask) "
+            "where some samples have no label; or pass means over labels"
+        )
 
 
 def parameters_only(found: Sequence[Tensor]) -> list[Tensor]:

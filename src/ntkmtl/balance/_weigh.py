@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._memory import Averages
@@ -106,6 +106,8 @@ def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor
     kernel = kernel if core.prepare is None else core.prepare(kernel)
     step.kernel = kernel
     require_shared_below(core.options, kernel, step)
+    if not step.alone and step.ranks is None:
+        step.alone = _sharing_nothing(core.options, kernel, step)
     if not step.alone:
         weights, values = _observe(core, kernel, step)
         return keep_held(core, weights, step), values
@@ -114,12 +116,34 @@ def observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor
     found, values = _observe(core, kernel.select(together), step.narrowed(together))
     weights = prefer(core, torch.ones(len(step.present), dtype=torch.float64), step)
     weights[together] = found
+    if core.options.every > 1 or core.options.source == "auto":
+        core.memory.remember(weights[step.alone], step.index[step.alone], step.number)
     weights = keep_held(core, weights, step)
     if values is None:
         return weights, None
     eigenvalues = torch.zeros(len(step.present), dtype=torch.float64)
     eigenvalues[together] = values
     return weights, eigenvalues
+
+
+def _sharing_nothing(options: Options, kernel: ExtendedNTK, step: Step) -> list[int]:
+    """Return the positions of the tasks that reach no shared parameter: heads on detached features.
+
+    A cut that is found tells them. Where the user names features or shared parameters, their kernel
+    is zero, and so is that of a task whose gradient is.
+    """
+    some = kernel.blocks.flatten(1).any(dim=1).tolist()
+    if all(some) or not any(some):
+        return []
+    reached = [list(leaves([loss])[0]) for loss in step.losses]
+    shared = options.shared
+    if shared is None:
+        below = [p for own, one in zip(reached, some, strict=True) if one for p in own]
+        shared = [p for p in below if isinstance(p, nn.Parameter)] or below
+    known = {id(p) for p in shared}
+    return [
+        i for i, own in enumerate(reached) if not some[i] and known.isdisjoint(id(p) for p in own)
+    ]
 
 
 def _observe(core: Core, kernel: ExtendedNTK, step: Step) -> tuple[Tensor, Tensor | None]:

@@ -162,7 +162,7 @@ class Cut:
         """Whether parameters of single tasks may be below the cut, which only gradients can show.
 
         This may be so where a task reads a part of a tensor that joins others, as the outputs of
-        all heads after one activation.
+        all heads after one activation, or that was made with the stacked weights of all heads.
         """
         masks = self.walk.masks
         own = [masks[node] for node, p in self.walk.leaves.items() if p.numel() > 1]
@@ -280,18 +280,27 @@ def _merges(found: Walk, node: Any) -> bool:
 
 
 def _joins(found: Walk, node: Any) -> bool:
-    """Whether several activations are joined between a node and the layers below it."""
+    """Whether several activations, or weights, are joined from a node to the layers below it."""
     stack, seen = [node], {node}
     while stack:
         top = stack.pop()
         if _ops.is_opaque(top) or _merges(found, top):
             return True
         below = {child for child, _ in found.children[top] if child is not None}
-        scales = _ops.operation(top) in _ops.SCALING
-        if scales or not any(found.kind(child) == PARAMETERS for child in below):
+        weights = [child for child in below if found.kind(child) == PARAMETERS]
+        if any(_is_mixed(found, child) for child in weights):
+            return True
+        if not weights or _ops.operation(top) in _ops.SCALING:
             stack += [child for child in below - seen if found.kind(child) == ACTIVATION]
             seen |= below
     return False
+
+
+def _is_mixed(found: Walk, node: Any) -> bool:
+    """Whether a function of parameters is made of several, as the stacked weights of all heads."""
+    while len(below := {child for child, _ in found.children[node] if child is not None}) == 1:
+        (node,) = below
+    return len(below) > 1
 
 
 def _borders(found: Walk) -> list[_Border]:

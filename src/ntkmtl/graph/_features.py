@@ -107,6 +107,10 @@ class Features:
         """Number of samples; of the first tensor if numbers differ."""
         return self.batches[0]
 
+    def sizes(self, tasks: int) -> tuple[int, ...]:
+        """Return the number of samples of each of k tasks."""
+        return self.batches if self.per_task else (self.batch,) * tasks
+
     @property
     def uneven(self) -> bool:
         """Whether tasks have batches of different sizes."""

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["Partition", "minibatch_sizes", "require_counts"]
+__all__ = ["Partition", "minibatch_sizes", "require_counts", "require_even"]
 
 
 def minibatch_sizes(batch: int, minibatches: int, published: bool = False) -> tuple[int, ...]:
@@ -103,18 +103,29 @@ class Partition:
         return Partition(sizes, scales, shares)
 
     @staticmethod
-    def per_task(batches: Sequence[int], minibatches: int, *, published: bool = False) -> Partition:
+    def per_task(
+        batches: Sequence[int],
+        minibatches: int,
+        counts: Sequence[Tensor] | None = None,
+        *,
+        published: bool = False,
+    ) -> Partition:
         """Split one batch per task, of different sizes.
 
         Args:
             batches: Number of samples of each task's batch.
             minibatches: Number of mini-batches n of each.
+            counts: For each task the number of labels of each sample; None for one each.
             published: See :func:`minibatch_sizes`.
 
         Raises:
             ValueError: n is not in 1..B for some batch, or the numbers of mini-batches differ.
         """
-        own = tuple(Partition.of(batch, minibatches, published=published) for batch in batches)
+        labels = [None] * len(batches) if counts is None else [c[None] for c in counts]
+        own = tuple(
+            Partition.of(batch, minibatches, label, published=published)
+            for batch, label in zip(batches, labels, strict=True)
+        )
         if len({part.minibatches for part in own}) > 1:
             raise ValueError(
                 f"batches of {sorted(set(batches))} samples do not all make the same number of "
@@ -126,6 +137,30 @@ class Partition:
             torch.cat([part.shares for part in own]),
             own,
         )
+
+    @staticmethod
+    def masked(
+        batches: Sequence[int],
+        minibatches: int,
+        masks: Sequence[Tensor | None],
+        *,
+        published: bool = False,
+    ) -> Partition:
+        """Split each task's batch where only some samples have a label.
+
+        Args:
+            batches: Number of samples of each task's batch.
+            minibatches: Number of mini-batches n of each.
+            masks: For each task which samples have a label, shape (B,); None for all.
+            published: See :func:`minibatch_sizes`.
+        """
+        counts = [
+            torch.ones(batch, dtype=torch.float64) if mask is None else mask.detach().cpu().double()
+            for batch, mask in zip(batches, masks, strict=True)
+        ]
+        if len(set(batches)) > 1:
+            return Partition.per_task(batches, minibatches, counts, published=published)
+        return Partition.of(batches[0], minibatches, torch.stack(counts), published=published)
 
     def of_task(self, task: int) -> Partition:
         """Return the partition of one task's batch."""
@@ -166,6 +201,19 @@ def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
         )
     if not bool(((counts >= 0) & counts.isfinite()).all()):
         raise ValueError("counts must be finite and not negative")
+
+
+def require_even(counts: Tensor | None, batches: Sequence[int]) -> None:
+    """Raise if numbers of labels are given for tasks with batches of different sizes.
+
+    Raises:
+        ValueError: They are.
+    """
+    if counts is not None:
+        raise ValueError(
+            "counts has one column per sample, but the tasks have batches of "
+            f"{sorted(set(batches))} samples; leave counts out, or use equal batches"
+        )
 
 
 @lru_cache(maxsize=64)

@@ -28,7 +28,7 @@ from ntkmtl.graph import (
 )
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._free_memory import require_memory
-from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts
+from ntkmtl.kernel._partition import Partition, minibatch_sizes, require_counts, require_even
 from ntkmtl.kernel._pooling import POOLINGS, Pooling, gram, kernel_from_rows, sample_gram
 from ntkmtl.kernel._ranks import Ranks
 
@@ -292,11 +292,7 @@ def split_batch(
     """
     if not features.uneven:
         return Partition.of(features.batch, minibatches, counts, published=published)
-    if counts is not None:
-        raise ValueError(
-            "counts has one column per sample, but the tasks have batches of "
-            f"{sorted(set(features.batches))} samples; leave counts out, or use equal batches"
-        )
+    require_even(counts, features.batches)
     return Partition.per_task(features.batches, minibatches, published=published)
 
 
