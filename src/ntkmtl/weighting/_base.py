@@ -279,8 +279,8 @@ class Weighting(ABC):
         if type(self).end_epoch is not Weighting.end_epoch:
             yield (
                 "end_epoch",
-                "call balancer.end_epoch() after each epoch (no matter where the first epoch is "
-                "simply not over yet)",
+                "call balancer.end_epoch() after each epoch (ignore this if the first epoch is not "
+                "over yet)",
             )
 
     def state_dict(self) -> dict[str, Any]:
