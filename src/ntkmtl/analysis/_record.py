@@ -70,7 +70,7 @@ class Recorder:
 
     Raises:
         ValueError: ``every`` or ``minibatches`` is below 1, or ``source`` or ``pooling`` unknown.
-        TypeError: ``every`` or ``minibatches`` is no whole number.
+        TypeError: ``every`` or ``minibatches`` is not a whole number.
 
     Example:
         >>> import torch

@@ -89,7 +89,7 @@ def predict_descent(
         float64 outputs of shape (T, N) or (T, k, N).
 
     Raises:
-        TypeError: An argument is no tensor of real numbers.
+        TypeError: An argument is not a tensor of real numbers.
         ValueError: Shapes do not match, the kernel is not symmetric positive semi-definite, or a
             number is out of range or not finite.
 
@@ -190,7 +190,7 @@ def components(
         Eigenvalues, eigenvectors and the T x kN components.
 
     Raises:
-        TypeError: An argument is no tensor of real numbers.
+        TypeError: An argument is not a tensor of real numbers.
         ValueError: Shapes do not match, a number is not finite, or the kernel is not symmetric
             positive semi-definite.
 
@@ -260,7 +260,7 @@ def task_losses(outputs: Tensor, targets: Tensor, *, reduction: Reduction = "sum
         Shape (..., k).
 
     Raises:
-        TypeError: An argument is no tensor of real numbers.
+        TypeError: An argument is not a tensor of real numbers.
         ValueError: Shapes do not match, or ``reduction`` is unknown.
 
     Example:

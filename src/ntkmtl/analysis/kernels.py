@@ -110,7 +110,7 @@ def _read(eigenvalues: Tensor, *, unknown: bool = False) -> Tensor:
         unknown: Whether some may be NaN.
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: There are none, or one is negative, infinite or, unless allowed, NaN.
     """
     require_real("eigenvalues", eigenvalues)
@@ -140,7 +140,7 @@ def effective_rank(eigenvalues: Tensor) -> Tensor:
         float64 of shape (...).
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: There are none, or one is negative or not finite.
 
     Example:
@@ -165,7 +165,7 @@ def participation_ratio(eigenvalues: Tensor) -> Tensor:
         float64 of shape (...); 0 if all eigenvalues are zero.
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: There are none, or one is negative or not finite.
 
     Example:
@@ -195,7 +195,7 @@ def numerical_rank(eigenvalues: Tensor, floor: float = FLOOR) -> int:
         floor: In [0, 1).
 
     Raises:
-        TypeError: The eigenvalues are no tensor of real numbers.
+        TypeError: The eigenvalues are not a tensor of real numbers.
         ValueError: There are none, one is negative or not finite, or ``floor`` is out of range.
 
     Example:
@@ -224,7 +224,7 @@ def condition_number(eigenvalues: Tensor, floor: float = FLOOR) -> float:
         At least 1; NaN if all eigenvalues are zero.
 
     Raises:
-        TypeError: The eigenvalues are no tensor of real numbers.
+        TypeError: The eigenvalues are not a tensor of real numbers.
         ValueError: There are none, one is negative or not finite, or ``floor`` is out of range.
 
     Example:
@@ -253,7 +253,7 @@ def imbalance(largest: Tensor) -> float:
         At least 1; NaN if no task is left.
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: They have another shape, or one is negative or infinite.
 
     Example:
@@ -309,7 +309,7 @@ def convergence_steps(
         meant.
 
     Raises:
-        TypeError: An argument is no tensor of real numbers.
+        TypeError: An argument is not a tensor of real numbers.
         ValueError: Shapes do not match, an eigenvalue is negative or infinite, or a number is out
             of range.
 

@@ -35,7 +35,7 @@ def prediction_error(predicted: Tensor, measured: Tensor, targets: Tensor) -> fl
         row from the targets.
 
     Raises:
-        TypeError: An argument is no tensor of real numbers.
+        TypeError: An argument is not a tensor of real numbers.
         ValueError: Shapes do not match, or training starts at the targets.
 
     Example:

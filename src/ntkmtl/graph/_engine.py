@@ -367,7 +367,7 @@ def read_parameters(given: Any, name: str) -> list[Tensor]:
         name: Name of the argument, for errors.
 
     Raises:
-        TypeError: They are no collection of parameters.
+        TypeError: They are not a collection of parameters.
         ValueError: None of them requires a gradient.
     """
     if isinstance(given, nn.Module):

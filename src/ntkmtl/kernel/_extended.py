@@ -28,7 +28,7 @@ class ExtendedNTK:
 
     Raises:
         ValueError: Not exactly one of ``values`` and ``blocks`` is given, or a shape is wrong.
-        TypeError: Something is no tensor of real numbers.
+        TypeError: Something is not a tensor of real numbers.
 
     Example:
         >>> import torch
@@ -255,7 +255,7 @@ class ExtendedNTK:
             weights: Shape (k,).
 
         Raises:
-            TypeError: They are no tensor of real numbers.
+            TypeError: They are not a tensor of real numbers.
             ValueError: The number of weights is not k.
         """
         if not isinstance(weights, Tensor) or weights.is_complex():

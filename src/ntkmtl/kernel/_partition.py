@@ -153,7 +153,7 @@ def require_counts(counts: Tensor, tasks: int, batch: int) -> None:
     """Check the number of labels per task and sample.
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: Their shape is not (tasks, batch), or one is negative or not finite.
     """
     if not isinstance(counts, Tensor) or counts.is_complex():

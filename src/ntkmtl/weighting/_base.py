@@ -297,7 +297,7 @@ class Weighting(ABC):
             state: What :meth:`state_dict` of the same method returned.
 
         Raises:
-            TypeError: It is no dict.
+            TypeError: It is not a dict.
             ValueError: The state does not belong to this method.
         """
         if not isinstance(state, Mapping):
@@ -434,7 +434,7 @@ def _checked(weights: Any, count: int, label: str) -> Tensor:
     """Return a method's weights as float64 without a gradient.
 
     Raises:
-        TypeError: They are no tensor of real numbers.
+        TypeError: They are not a tensor of real numbers.
         ValueError: They are not one for each task.
     """
     if not isinstance(weights, Tensor) or weights.is_complex():
@@ -456,7 +456,7 @@ def check_tasks(tasks: Any, count: int, device: torch.device | None = None) -> T
         device: Device of the positions made for None.
 
     Raises:
-        ValueError: They are no int64 tensor of shape (k,), or not k different positions.
+        ValueError: They are not an int64 tensor of shape (k,), or not k different positions.
     """
     if tasks is None:
         return torch.arange(count, device=device)
@@ -474,8 +474,8 @@ def check_jacobian(jacobian: Any, losses: Any, tasks: Any, label: str) -> Tensor
     """Check what :meth:`Weighting.combine` is given, and return the tasks' positions.
 
     Raises:
-        TypeError: The gradients are no tensor of floating-point numbers, or losses are no tensor of
-            real numbers.
+        TypeError: The gradients are not a tensor of floating-point numbers, or the losses are not
+            a tensor of real numbers.
         ValueError: A shape is wrong, or ``tasks`` are not positions.
     """
     if not isinstance(jacobian, Tensor) or not jacobian.is_floating_point():

@@ -28,7 +28,7 @@ class FixedWeights(LossWeighting):
             counts only where tasks have no names, as without a Balancer. All 1 if None.
 
     Raises:
-        TypeError: A weight is no number.
+        TypeError: A weight is not a number.
         ValueError: A weight is negative or not finite, all are 0, or, once the tasks are known,
             they are not those that there are weights for.
 

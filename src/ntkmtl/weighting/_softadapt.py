@@ -45,7 +45,7 @@ class SoftAdapt(LossWeighting):
         variant: One of the three above.
 
     Raises:
-        TypeError: ``beta`` is no number.
+        TypeError: ``beta`` is not a number.
         ValueError: A setting is not finite or unknown, or, on use of ``"loss-weighted"``, a loss is
             negative.
 

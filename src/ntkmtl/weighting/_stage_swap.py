@@ -39,7 +39,7 @@ class StageSwap(LossWeighting):
             swaps after three quarters of them. Give one of the two.
 
     Raises:
-        TypeError: A weight is no number.
+        TypeError: A weight is not a number.
         ValueError: A weight is negative or not finite, or of other tasks; ``second`` is given
             without a switch, or a switch without ``second``; or both switches are.
 

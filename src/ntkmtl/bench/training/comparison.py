@@ -88,7 +88,7 @@ def whole_seed(seed: Any) -> int:
     """Return a seed as an int, also where it is one of NumPy's.
 
     Raises:
-        ValueError: It is no whole number, or out of torch's range.
+        ValueError: It is not a whole number, or out of torch's range.
     """
     try:
         if isinstance(seed, bool):
@@ -293,7 +293,7 @@ class Comparison:
         keep_model: Whether runs keep their trained networks.
 
     Raises:
-        SweepError: A method is unknown, a seed is no whole number, or options of the problem are
+        SweepError: A method is unknown, a seed is not a whole number, or options of the problem are
             neither JSON values nor paths.
     """
 

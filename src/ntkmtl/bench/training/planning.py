@@ -237,7 +237,7 @@ class Planner:
         recipes: Recipes by method.
 
     Raises:
-        ValueError: What to record makes no sense, or ``OMP_NUM_THREADS`` is no number.
+        ValueError: What to record makes no sense, or ``OMP_NUM_THREADS`` is not a number.
     """
 
     def __init__(

@@ -118,7 +118,7 @@ def run_identity(
         single_task: The task of a single-task baseline, whose method is ``"stl"``.
 
     Raises:
-        ValueError: The parts do not fit each other, or an option is no JSON value.
+        ValueError: The parts do not fit each other, or an option is not a JSON value.
     """
     chosen, seed = recipe or problem.recipe, whole_seed(seed)
     options = dict(method_options or {})
