@@ -58,8 +58,9 @@ def landing() -> str:
     text = (
         f"**{min(ratios):.2f} to {max(ratios):.2f} times the time of plain training** for a step "
         f"with NTKMTL-SR in 4\nmini-batches, where a plain step takes {shortest:.0f} ms or more: "
-        f"{len(ratios)} pairs of network ({', '.join(networks)})\nand number of tasks (2 to 40), "
-        f"each by the median of turns on one core of an {facts['device']}, torch "
+        f"{len(ratios)} combinations of a network ({', '.join(networks)})\n"
+        f"and a number of tasks (2 to 40), each the median of its turns "
+        f"on one core of an {facts['device']}, torch "
         f"{facts['torch'].partition('+')[0]},\n{facts['date']}: "
         "[what a step costs](performance.md), and [all numbers](performance/measured.json).\n"
     )

@@ -1,7 +1,8 @@
 """Burgers' equation with DeepXDE's PyTorch backend: ``python examples/fields/deepxde_burgers.py``.
 
-DeepXDE adds the losses up inside a closure of its own, so the training step is replaced; ``hold``
-keeps the weights while L-BFGS asks for the losses again.
+DeepXDE sums the losses inside its own training step, so a subclass of its model replaces that step.
+Within ``hold()`` the weights stay the same while L-BFGS evaluates the losses several times. Needs
+``pip install deepxde``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class BalancedModel(dde.Model):
     Args:
         data: As for ``dde.Model``.
         net: As for ``dde.Model``.
-        balancer: Weighs the losses, which have no names in DeepXDE: equation, then conditions.
+        balancer: Weights the losses. They have no names in DeepXDE: the first is that of the
+            equation, then come the conditions in the order of the problem.
     """
 
     def __init__(self, data, net, balancer: Balancer) -> None:
@@ -31,7 +33,7 @@ class BalancedModel(dde.Model):
         self.balancer = balancer
 
     def compile(self, *args, **kwargs) -> None:
-        """Configure the model, and put a balanced step in place of DeepXDE's."""
+        """Compile the model, and put a balanced step in place of DeepXDE's."""
         super().compile(*args, **kwargs)
         self.train_step = self.balanced_step
 
@@ -70,7 +72,7 @@ def problem():
 
 
 def main(adam: int = 200, lbfgs: bool = True) -> dde.model.TrainState:
-    """Train with Adam, then with L-BFGS; return DeepXDE's record of it."""
+    """Train with Adam, then with L-BFGS; return DeepXDE's record of the training."""
     dde.config.set_random_seed(0)
     torch.set_default_dtype(torch.float32)
     net = dde.nn.FNN([2, 20, 20, 20, 1], "tanh", "Glorot normal")
@@ -78,7 +80,7 @@ def main(adam: int = 200, lbfgs: bool = True) -> dde.model.TrainState:
     model.compile("adam", lr=1e-3, verbose=0)
     model.train(iterations=adam, display_every=100)
     if lbfgs:
-        # DeepXDE calls it for 1,000 iterations at a time: so long the weights are held.
+        # DeepXDE runs these 1,000 iterations as one step, in which the weights stay the same.
         dde.optimizers.set_LBFGS_options(maxiter=1000)
         model.compile("L-BFGS", verbose=0)
         model.train()
@@ -87,4 +89,5 @@ def main(adam: int = 200, lbfgs: bool = True) -> dde.model.TrainState:
 
 if __name__ == "__main__":
     state = main()
-    print("losses of equation, sides, start:", [f"{loss:.2e}" for loss in state.loss_train])
+    for name, loss in zip(("equation", "sides", "start"), state.loss_train, strict=True):
+        print(f"{name}: {loss:.3g}")

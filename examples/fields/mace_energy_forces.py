@@ -1,7 +1,8 @@
 """Energy, forces and stress with MACE: ``python examples/fields/mace_energy_forces.py``.
 
-Strained and rattled copper, labeled by ASE's EMT. Every second cell has no stress. MACE's own
-script weighs the losses inside a loss function; in a loop of your own they stay apart.
+Strained and rattled copper, labeled by ASE's EMT; every second cell has no stress label. MACE's own
+training script weights and sums the losses in one function, so this is a loop of its own. Needs
+``pip install mace-torch``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import ase.build
 import numpy as np
 import torch
 from ase.calculators.emt import EMT
-from mace import data, modules, tools  # before e3nn, which it lets load its constants
+from mace import data, modules, tools  # first, as it sets an environment variable for e3nn
 from mace.tools import torch_geometric
 from e3nn import o3
 
@@ -76,7 +77,7 @@ def main(epochs: int = 20) -> dict[str, float]:
     loader = torch_geometric.dataloader.DataLoader(samples(32), batch_size=8, shuffle=True)
     model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    # Your own ratio goes here, instead of into energy_weight and forces_weight.
+    # Priorities take the place of MACE's energy_weight and forces_weight.
     balancer = Balancer(tasks=["energy", "forces", "stress"], priorities={"forces": 3})
     for _ in range(epochs):
         for batch in loader:
@@ -86,7 +87,7 @@ def main(epochs: int = 20) -> dict[str, float]:
             losses = {
                 "energy": ((out["energy"] - batch.energy) / atoms).square().mean(),
                 "forces": (out["forces"] - batch.forces).square().mean(),
-                "stress": (stress, batch.stress_weight > 0),  # the mean of those that have one
+                "stress": (stress, batch.stress_weight > 0),  # per cell, and which have a label
             }
             optimizer.zero_grad()
             result = balancer.backward(losses)

@@ -1,7 +1,8 @@
 """Energy and forces with NequIP: ``python examples/fields/nequip_energy_forces.py``.
 
-NequIP's SoftAdapt is a callback that sets coefficients of a sum. Here the training module itself is
-derived from, and its losses stay apart.
+NequIP's own loss balancing (SoftAdapt) is a callback that sets the coefficients of a sum. Here a
+subclass of NequIP's training module passes the separate losses to the balancer. Needs
+``pip install nequip``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def samples(count: int) -> list[AtomicDataDict.Type]:
 
 
 def main(epochs: int = 20) -> dict[str, float]:
-    """Train; return what Lightning has logged last."""
+    """Train; return what Lightning logged last."""
     set_global_state()
     lightning.seed_everything(0)
     module = BalancedNequIP(

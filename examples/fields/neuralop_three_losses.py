@@ -1,7 +1,8 @@
 """A Fourier neural operator with three losses: ``python examples/fields/neuralop_three_losses.py``.
 
-The operator maps a periodic temperature to the one some time later. Its losses are the relative
-errors in L2 and in H1 of neuraloperator, and how well the mean is conserved.
+The operator maps a periodic temperature profile to the profile at a later time. Its losses are the
+relative L2 and H1 errors of neuraloperator, and the squared error of the mean, which the equation
+conserves. Needs ``pip install neuraloperator``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ POINTS = 64
 
 
 def samples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return temperatures before and after, shape (count, 1, points), by their Fourier series."""
+    """Return temperatures before and after, shape (count, 1, points), from Fourier series."""
     waves = torch.arange(POINTS // 2 + 1)
     noise = torch.randn(count, len(waves), dtype=torch.complex64)
     spectrum = noise * POINTS / (1 + waves) ** 2

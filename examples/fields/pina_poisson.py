@@ -1,7 +1,8 @@
 """A Poisson problem with PINA: ``python examples/fields/pina_poisson.py``.
 
-PINA's solvers are Lightning modules whose weighting combines the losses. The weighting here hands
-them to ``BalancedModule``, which replaces the backward pass.
+PINA's solvers are Lightning modules in which a weighting object combines the losses. The weighting
+here passes the separate losses to ``BalancedModule``, which replaces the backward pass. Needs
+``pip install pina-mathlab`` (the package ``pina`` is another one).
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from ntkmtl.integrations.lightning import BalancedModule
 
 
 class Balanced(BaseWeighting):
-    """Leaves the losses as they are, and lets the solver balance them."""
+    """A weighting that leaves the losses as they are, and lets the solver balance them."""
 
     def __init__(self) -> None:
         super().__init__(aggregator=self.combine)
 
     def update_weights(self, losses):
-        """Note the losses of the step; all weights are 1."""
+        """Store the losses of the step; all weights are 1."""
         self.losses = losses
         return dict.fromkeys(losses, 1.0)
 
     def combine(self, weighted):
-        """Return what the training step returns."""
+        """Return the loss that the training step returns."""
         if not self.solver.trainer.training:
             return weighted.sum()
         losses = {name: loss.as_subclass(torch.Tensor) for name, loss in self.losses.items()}
@@ -43,7 +44,7 @@ class BalancedPINN(BalancedModule, PhysicsInformedSingleModelSolver):
     Args:
         problem: As for PINA's solver.
         model: As for PINA's solver.
-        balancer: Weighs the losses, whose names are those of the problem's conditions.
+        balancer: Weights the losses, which are named after the conditions of the problem.
     """
 
     training_step = PhysicsInformedSingleModelSolver.training_step
@@ -54,7 +55,7 @@ class BalancedPINN(BalancedModule, PhysicsInformedSingleModelSolver):
 
 
 def main(epochs: int = 200) -> dict[str, float]:
-    """Train; return what Lightning has logged last."""
+    """Train; return what Lightning logged last."""
     seed_everything(0)
     problem = Poisson2DSquareProblem()
     problem.discretise_domain(300, "random")
@@ -63,7 +64,12 @@ def main(epochs: int = 200) -> dict[str, float]:
     )
     solver = BalancedPINN(problem, model, Balancer())
     trainer = Trainer(
-        solver, max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, logger=False
+        solver,
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
+        enable_checkpointing=False,
     )
     trainer.train()
     return {name: float(value) for name, value in trainer.callback_metrics.items()}

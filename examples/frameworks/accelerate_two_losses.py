@@ -35,4 +35,4 @@ for _ in range(10):
             result = accelerator.backward(losses)  # plain training passes sum(losses.values())
             optimizer.step()
             optimizer.zero_grad()
-print(result.weights.tolist())
+print("last weights:", dict(zip(losses, result.weights.tolist())))

@@ -1,4 +1,8 @@
-"""Two losses with Keras: ``KERAS_BACKEND=torch python examples/frameworks/keras_two_losses.py``."""
+"""Two losses with Keras: ``python examples/frameworks/keras_two_losses.py``."""
+
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"  # before the first import of Keras
 
 import keras
 import numpy as np

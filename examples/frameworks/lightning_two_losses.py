@@ -32,6 +32,7 @@ class Net(BalancedModule, L.LightningModule):
 L.seed_everything(0)
 x = torch.randn(64, 6)
 data = TensorDataset(x, x[:, :1].tanh(), 100 * x[:, 1:2] * x[:, 2:3])
-trainer = L.Trainer(max_epochs=10, accelerator="cpu", enable_progress_bar=False, logger=False)
+quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
+trainer = L.Trainer(max_epochs=10, accelerator="cpu", **quiet)
 trainer.fit(Net(), DataLoader(data, 16))
 print({name: round(float(value), 4) for name, value in trainer.callback_metrics.items()})

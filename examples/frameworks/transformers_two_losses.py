@@ -31,6 +31,7 @@ torch.manual_seed(0)
 tokens = torch.randint(20, (64, 8))
 data = [{"input_ids": row, "topic": row[0] % 3, "length": row.float().mean()} for row in tokens]
 with tempfile.TemporaryDirectory() as folder:
-    settings = TrainingArguments(folder, max_steps=20, report_to="none", logging_steps=10)
-    trainer = BalancedTrainer(Model(), settings, train_dataset=data, balancer=Balancer())
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    args = TrainingArguments(folder, max_steps=60, learning_rate=1e-2, logging_steps=20, **quiet)
+    trainer = BalancedTrainer(Model(), args, train_dataset=data, balancer=Balancer())
     trainer.train()

@@ -278,6 +278,55 @@ def test_errors() -> None:
         one.train_step((torch.zeros(4, 6), torch.zeros(4, 1)))
 
 
+def test_losses_as_the_second_argument() -> None:
+    pair = [model(), model()]
+    loss = dict.fromkeys(tasks.TASKS, "mse")
+    pair[0].compile("adam", loss, balancer=Balancer("ls"))
+    pair[1].compile(optimizer="adam", loss=loss, balancer=Balancer("ls"))
+    for one in pair:
+        fit(one)
+    assert_same(*pair)
+    with pytest.raises(ValueError, match="loss_weights would be balanced away"):
+        pair[0].compile("adam", loss, {"small": 2.0}, balancer=Balancer())
+
+
+SUBCLASS = """
+import os
+
+os.environ["KERAS_BACKEND"] = "torch"
+
+import keras
+import torch
+from ntkmtl import Balancer
+from ntkmtl.integrations.keras import BalancedModel
+
+
+class Own(BalancedModel):
+    def __init__(self):
+        super().__init__()
+        self.heads = {name: keras.layers.Dense(1, name=name) for name in ("a", "b")}
+
+    def call(self, x):
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+inputs = keras.Input((3,))
+made = BalancedModel(inputs, {"a": keras.layers.Dense(1, name="a")(inputs)})
+assert isinstance(made, BalancedModel)
+one, x, y = Own(), torch.ones(8, 3), torch.ones(8, 1)
+one.compile("adam", loss={"a": "mse", "b": "mse"}, balancer=Balancer("ls"))
+print(one.fit(x, {"a": y, "b": y}, verbose=0).history)
+"""
+
+
+@pytest.mark.integration
+def test_a_subclass_with_a_call_after_a_model_of_inputs_and_outputs() -> None:
+    done = subprocess.run(  # in a process of its own, as Keras changes classes for good
+        [sys.executable, "-c", SUBCLASS], capture_output=True, text=True, check=False
+    )
+    assert "weight/b" in done.stdout, done.stderr
+
+
 @pytest.mark.integration
 def test_another_backend_is_an_error() -> None:
     code = "import os; os.environ['KERAS_BACKEND'] = 'numpy'; import ntkmtl.integrations.keras"

@@ -74,7 +74,7 @@ def trainer(
     balanced: dict[str, Any] = {}
     if method is not None:
         kind = BalancedTrainer
-        balanced = {"balancer": Balancer(method, tasks=list(tasks.TASKS))}
+        balanced = {"balancer": Balancer(method)}
     return kind(
         model or tasks.seeded(Model),
         arguments,

@@ -67,7 +67,7 @@ def group_tasks(affinity: Tensor, groups: int | None = None, *, threshold: float
     Raises:
         ValueError: The matrix is not square, not symmetric, holds NaN or values out of range, or
             ``groups`` is not in 1..k.
-        TypeError: The matrix is not a tensor of real numbers, or ``groups`` not a whole number.
+        TypeError: The matrix is not a tensor of real numbers, or ``groups`` is not a whole number.
         MissingExtraError: scipy is not installed.
 
     Example:

@@ -51,7 +51,7 @@ def branch(features: Tensor, heads: int) -> Branches:
         A sequence of k tensors that share z's memory.
 
     Raises:
-        TypeError: z is not a tensor, or ``heads`` not a whole number.
+        TypeError: z is not a tensor, or ``heads`` is not a whole number.
         ValueError: ``heads`` is not positive, or z does not require a gradient.
 
     Example:

@@ -29,6 +29,8 @@ if keras.config.backend() != "torch":
 __all__ = ["BalancedModel"]
 
 _PREFIX = "balancer."
+_input = keras.Input((1,), name="input")
+_Functional: Any = type(keras.Model(_input, _input, name="model"))  # not exported by name
 
 
 @keras.saving.register_keras_serializable(package="ntkmtl")
@@ -61,15 +63,34 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
 
     balancer: Balancer | None = None
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> BalancedModel:
+        """Create the model, a ``BalancedFunctional`` if inputs and outputs are given.
+
+        Otherwise Keras would turn this class into a Functional for good, and no subclass with its
+        own ``call`` could be created after that.
+        """
+        if cls is BalancedModel and (len(args) == 2 or "outputs" in kwargs):
+            cls = BalancedFunctional
+        found: BalancedModel = super().__new__(cls, *args, **kwargs)
+        return found
+
     def compile(
-        self, *args: Any, balancer: Balancer | None = None, loss: Any = None, **kwargs: Any
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        *args: Any,
+        balancer: Balancer | None = None,
+        **kwargs: Any,
     ) -> None:
         """Compile the model.
 
         Args:
-            *args: As for ``keras.Model.compile``, starting with the optimizer.
-            balancer: The Balancer; None for the plain sum, or for a model that only predicts.
+            optimizer: As for ``keras.Model.compile``.
             loss: Loss of each output, a dict; None for an output that is not trained.
+            loss_weights: For a model without a Balancer only.
+            *args: As for ``keras.Model.compile``, starting with the metrics.
+            balancer: The Balancer; None for the plain sum, or for a model that only predicts.
             **kwargs: As for ``keras.Model.compile``.
 
         Raises:
@@ -78,7 +99,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
             TypeError: ``loss`` is not a dict, ``balancer`` is not a Balancer, or the class
                 overrides ``compute_loss``.
         """
-        super().compile(*args, loss=loss, **kwargs)
+        super().compile(optimizer, loss, loss_weights, *args, **kwargs)
         # In a tuple, so that Keras does not search it for layers.
         self._balancing: tuple[Balancer, dict[str, Any]] | None = None
         self.balancer = None
@@ -93,7 +114,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
                 "outputs are balanced and it would be ignored; give losses by compile(loss=...), "
                 "and further terms by add_loss"
             )
-        if kwargs.get("loss_weights") is not None:
+        if loss_weights is not None:
             raise ValueError("loss_weights would be balanced away: use Balancer(priorities=...)")
         if any(what == "optimizer" for what, _ in balancer.weighting.needs()):
             raise ValueError(
@@ -251,6 +272,11 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
                 for name in kept
             }
         )
+
+
+@keras.saving.register_keras_serializable(package="ntkmtl")
+class BalancedFunctional(BalancedModel, _Functional):  # type: ignore[misc]
+    """What ``BalancedModel(inputs, outputs)`` creates."""
 
 
 def _as_loss(found: Any) -> keras.losses.Loss:

@@ -42,7 +42,7 @@ class BalancedTrainer(Trainer):
 
     Args:
         *args: As for ``Trainer``.
-        balancer: The Balancer. If its method learns weights, it needs ``tasks``.
+        balancer: The Balancer.
         **kwargs: As for ``Trainer``.
 
     Attributes:

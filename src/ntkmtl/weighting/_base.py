@@ -279,8 +279,8 @@ class Weighting(ABC):
         if type(self).end_epoch is not Weighting.end_epoch:
             yield (
                 "end_epoch",
-                "call balancer.end_epoch() after each epoch (no matter where the first epoch is "
-                "simply not over yet)",
+                "call balancer.end_epoch() after each epoch (ignore this if the first epoch is not "
+                "over yet)",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -474,8 +474,8 @@ def check_jacobian(jacobian: Any, losses: Any, tasks: Any, label: str) -> Tensor
     """Check what :meth:`Weighting.combine` is given, and return the tasks' positions.
 
     Raises:
-        TypeError: The gradients are not a tensor of floating-point numbers, or losses
-            are not a tensor of real numbers.
+        TypeError: The gradients are not a tensor of floating-point numbers, or the losses are not
+            a tensor of real numbers.
         ValueError: A shape is wrong, or ``tasks`` are not positions.
     """
     if not isinstance(jacobian, Tensor) or not jacobian.is_floating_point():

@@ -30,7 +30,7 @@ class GradDrop(Weighting):
     its positive gradients are summed if :math:`P > U`, its negative ones if not. TorchJD's version
     is not used because it draws from torch's global stream.
 
-    It is not a weighting of whole gradients: the weights it reports are the share of each task's
+    It does not weight whole gradients: the weights it reports are the share of each task's
     gradient (by absolute value) that was kept.
 
     Args:

@@ -29,7 +29,7 @@ class TrimmedMean(Weighting):
     each. TorchJD's version refuses fewer than ``2 trim + 1`` gradients, which one batch without a
     label would be; here one number or two are always left, so that two tasks have their mean.
 
-    It is not a weighting of whole gradients: the weights it reports are the share of each task's
+    It does not weight whole gradients: the weights it reports are the share of each task's
     gradient (by absolute value) that was kept.
 
     Args:
