@@ -68,6 +68,14 @@ def test_every_format_says_so(tmp_path: Path) -> None:
     assert found["ls"] is None
 
 
+@pytest.mark.parametrize("start", [50.0, -50.0])
+def test_settings_that_do_not_hold_for_other_seeds_are_told(tmp_path: Path, start: float) -> None:
+    said = " ".join(build_table(folder(tmp_path, start_value=start)).warnings)
+    assert ("The settings found for fixed do not hold for these seeds" in said) == (start < 0)
+    # On the validation split both metrics are halved: 60 for 50, higher is better, and 0.1 for 0.2.
+    assert ("is -35.00 %, with -3.50 % in the best trial and -50.00 %" in said) == (start < 0)
+
+
 def test_the_note_is_honest_about_choice_and_cost(tmp_path: Path) -> None:
     (note,) = [note for note in build_table(folder(tmp_path)).notes if "is tuned" in note]
     for text in (

@@ -17,6 +17,7 @@ import numpy as np
 from ntkmtl.bench.report._runs import ProblemRuns, load
 from ntkmtl.bench.report._table import (
     LEAST_CPU_SHARE,
+    SPLITS,
     MethodRow,
     MetricColumn,
     ResultTable,
@@ -27,7 +28,7 @@ from ntkmtl.bench.report._table import (
 from ntkmtl.bench.report._words import listing
 from ntkmtl.bench.runs import SINGLE_TASK, Run, RunFileError, method_labels
 from ntkmtl.bench.runs.run import read_references
-from ntkmtl.bench.search.records import read_tuning, tuning_of
+from ntkmtl.bench.search.records import Tuning, read_tuning, tuning_of
 
 
 def build_tables(runs_dir: str | os.PathLike[str]) -> dict[str, ResultTable]:
@@ -127,7 +128,7 @@ def table_of(runs: ProblemRuns) -> ResultTable:
         facts=_facts(runs),
         references=_references(runs, len(columns)),
         notes=(),
-        warnings=tuple(_warnings(runs, why_not)),
+        warnings=tuple(_warnings(runs, columns, why_not)),
     )
     sources = {method: group[0].config.method_source for method, group in multi.items()}
     known = {method: source for method, source in sources.items() if source}
@@ -173,7 +174,7 @@ def _columns(runs: ProblemRuns) -> tuple[MetricColumn, ...]:
 
 
 def _baseline(
-    columns: Sequence[MetricColumn], single: Mapping[str, Mapping[int, Run]]
+    columns: Sequence[MetricColumn], single: Mapping[str, Mapping[int, Run]], split: str = "test"
 ) -> list[SeedMean | None]:
     """Return the STL row: for each metric, the runs that were trained on its task alone."""
     estimates: list[SeedMean | None] = []
@@ -181,7 +182,7 @@ def _baseline(
         values = [
             value
             for run in single.get(column.task, {}).values()
-            for metric, value in zip(run.config.metrics, run.result.test, strict=True)
+            for metric, value in zip(run.config.metrics, getattr(run.result, split), strict=True)
             if metric.name == column.name
         ]
         estimates.append(SeedMean.of(values) if values else None)
@@ -308,7 +309,9 @@ def _most_common(values: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 # What makes the numbers less comparable
 
 
-def _warnings(runs: ProblemRuns, why_no_delta: str) -> Iterator[str]:
+def _warnings(
+    runs: ProblemRuns, columns: Sequence[MetricColumn], why_no_delta: str
+) -> Iterator[str]:
     """Yield what makes the numbers less comparable than they look, as sentences."""
     done = runs.done
     if runs.open:
@@ -328,7 +331,9 @@ def _warnings(runs: ProblemRuns, why_no_delta: str) -> Iterator[str]:
                 yield from _differences(name, _by_method(done, section, key))
     for method, group in runs.multi.items():
         members = list(group.values())
-        if read_tuning(members[0].path.parent) is not None and tuning_of(members) is None:
+        if (tuning := tuning_of(members)) is not None:
+            yield from _tuned_in_vain(runs, columns, method, tuning)
+        elif read_tuning(members[0].path.parent) is not None:
             yield f"{method} was tuned, and not all of its runs have the settings found."
         by_seed = {f"seed {s}": [dict(r.config.method_options)] for s, r in group.items()}
         yield from _differences(f"options of {method}", by_seed)
@@ -341,6 +346,24 @@ def _warnings(runs: ProblemRuns, why_no_delta: str) -> Iterator[str]:
             )
     for section in ("hardware", "versions"):
         yield from _differences(section, _by_method(done, section))
+
+
+def _tuned_in_vain(
+    runs: ProblemRuns, columns: Sequence[MetricColumn], method: str, tuning: Tuning
+) -> Iterator[str]:
+    """Yield a sentence if the settings found do worse in these runs than the first ones did."""
+    values = [run.result.val for run in runs.multi[method].values()]
+    baseline = _baseline(columns, runs.single, "val")
+    delta, _ = _delta_m(columns, {method: values}, baseline)
+    if tuning.start_value is not None and method in delta:
+        mean = delta[method].mean
+        if not mean <= tuning.start_value:
+            yield (
+                f"The settings found for {method} do not hold for these seeds: Δm on the "
+                f"{SPLITS.get(tuning.split, tuning.split)} split is {mean:.2f} %, with "
+                f"{tuning.value:.2f} % in the best trial and {tuning.start_value:.2f} % with the "
+                "settings that the search began with. Search with more trials."
+            )
 
 
 def _early_epochs(done: Sequence[Run]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from ntkmtl.bench.search.records import Tuning
 LEAST_CPU_SHARE = 0.9
 """Least share of its training time with a processor core for a run's time to count."""
 
-_SPLITS = {"val": "validation", "train": "training"}
+SPLITS = {"val": "validation", "train": "training"}
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _tuning_note(row: MethodRow, tuning: Tuning, epochs: int) -> str:
     chosen = "Optuna's TPE" if tuning.sampler == "tpe" else tuning.sampler
     start = "with diverged" if tuning.start_value is None else f"with: {tuning.start_value:.2f} %"
     diverged = f", of which {tuning.diverged} diverged" if tuning.diverged else ""
-    split = _SPLITS.get(tuning.split, tuning.split)
+    split = SPLITS.get(tuning.split, tuning.split)
     return (
         f"{row.short or row.method} is tuned: the best of {count(tuning.trials, 'trial')}"
         f"{diverged}, by Δm on the {split} split: {tuning.value:.2f} % (the settings that the "
