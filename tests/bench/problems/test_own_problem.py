@@ -175,9 +175,9 @@ def raising(self: Any, split: str, indices: Any) -> Any:
         ({"metrics": ()}, "metrics must be a tuple of Metric"),
         ({"metrics": ("height",)}, "metrics must hold Metric"),
         ({"recipe": {"epochs": 3}}, "recipe must be a Recipe"),
-        ({"recipe": Recipe(2.5, 8, 0.1)}, "recipe: epochs must be a whole number. Found float"),
-        ({"recipe": Recipe(2, 8, "0.1")}, "recipe: learning_rate must be a number. Found str"),
-        ({"recipe": Recipe(2, True, 0.1)}, "recipe: batch_size must be a whole number. Found bool"),
+        ({"recipe": Recipe(2.5, 8, 0.1)}, "recipe: epochs must be a whole number. Found 2.5"),
+        ({"recipe": Recipe(2, 8, "0.1")}, "recipe: learning_rate must be a number. Found '0.1'"),
+        ({"recipe": Recipe(2, True, 0.1)}, "recipe: batch_size must be a whole number. Found True"),
         ({"metrics": (Metric("kind", "kind", unit=None),)}, "metric 'kind': unit must be a string"),
         (
             {"metrics": (Metric("kind", "kind", higher_is_better="no"),)},

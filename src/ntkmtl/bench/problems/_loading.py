@@ -133,14 +133,14 @@ class _Check:
         for metric in metrics:
             if not isinstance(metric, Metric):
                 raise self.fail(f"metrics must hold Metric. Found {_say(metric)}.")
-            if wrong := _wrong_type(metric):
+            if wrong := wrong_type(metric):
                 raise self.fail(f"metric {metric.name!r}: {wrong}.")
             if metric.task not in tasks:
                 raise self.fail(
                     f"metric {metric.name!r} judges the task {metric.task!r}, which is not among "
                     f"the tasks {', '.join(tasks)}."
                 )
-        if wrong := _wrong_type(problem.recipe):
+        if wrong := wrong_type(problem.recipe):
             raise self.fail(f"recipe: {wrong}.")
         repeated = [m.name for m in metrics if sum(n.name == m.name for n in metrics) > 1]
         if repeated:
@@ -289,13 +289,13 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
 """Types of fields as they are annotated."""
 
 
-def _wrong_type(record: Any) -> str:
+def wrong_type(record: Any) -> str:
     """Return which field of a dataclass has a value of another type, ``""`` if none has."""
     for field in fields(record):
         kind, words = _TYPES.get(str(field.type), (object, ""))
         value = getattr(record, field.name)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
-            return f"{field.name} must be {words}. Found {_say(value)}"
+            return f"{field.name} must be {words}. Found {repr(value)[:80]}"
     return "" if getattr(record, "name", "x") else "name must not be empty"
 
 
