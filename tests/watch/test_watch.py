@@ -167,6 +167,14 @@ def test_a_task_that_is_never_seen_is_an_error() -> None:
         watch.result()
 
 
+def test_weights_that_are_never_above_0_are_no_looks() -> None:
+    watch = watched(steps=0)
+    for _ in range(watch.total):
+        watch.observe(BalanceResult(torch.tensor([0.0, -1.0])))
+    with pytest.raises(ValueError, match=r"0 looks .* have labels and weights above 0"):
+        watch.result()
+
+
 def test_the_balancer_of_a_loop_can_be_watched() -> None:
     balancer = Balancer("ntkmtl", tasks=["small", "large"])
     watch = Watch(balancer, 20)

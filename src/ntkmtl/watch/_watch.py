@@ -226,7 +226,7 @@ class Watch:
         if names is None or len(self._logs) < 10:
             raise ValueError(
                 f"{len(self._logs)} looks are too few for an interval; watch {SHORTEST} steps or "
-                "more, in which the tasks have labels"
+                "more, in which the tasks have labels and weights above 0"
             )
         logs = torch.stack(self._logs).numpy()
         seen = torch.stack(self._logs).isfinite().any(dim=0).tolist()

@@ -194,8 +194,9 @@ def test_a_flag_that_is_set_is_no_string(tmp_path: Path) -> None:
 
 
 def test_settings_reach_their_places(tmp_path: Path) -> None:
-    result = compare_toy(
-        *("--methods", "ntkmtl-sr,ls", "--seed-list", "3, 7", "--no-stl", "--out", "o"),
+    result = call(
+        *("compare", TOY, "--jobs", "1", "--epochs", "2", "--seed-list", "3, 7", "--no-stl"),
+        *("--methods", "ntkmtl-sr,ls", "--out", "o"),
         *("--set", "ntkmtl-sr.minibatches=8", "--set", "ntkmtl-sr.exponent=0.75"),
         *("--batch-size", "24", "--lr", "0.05", "--problem-option", "data_seed=4"),
     )
@@ -235,7 +236,8 @@ def test_a_failed_run_is_told_at_the_end(tmp_path: Path) -> None:
     arguments = ["--out", "p", "--problem-option", "poison=b", "--json"]
     result = call("run", TOY, "--method", "ls", *arguments)
     assert result.exit_code == 1
-    assert json.loads(result.stdout) == []
+    told = json.loads(result.stdout)["error"]
+    assert told.startswith("ls seed 0: NonFiniteError: the loss of task b is nan")
 
 
 def test_runs_that_were_left_untrained_are_no_success(
@@ -269,6 +271,17 @@ def test_runs_that_were_left_untrained_are_no_success(
         (["compare", TOY, "--clip", "inf"], "--clip must be finite, found inf"),
         (["compare", TOY, "--seed-list", str(2**64)], "numbers from 0 to 2^64 - 1, found"),
         (["compare", TOY, "--seed-list", "-1"], "numbers from 0 to 2^64 - 1, found -1"),
+        (["compare", TOY, "--seeds", "2", "--seed-list", "5"], "by --seeds or by --seed-list"),
+        (["tune", TOY, "--seed-list", "5", "--seeds", "2"], "by --seeds or by --seed-list"),
+        (["analyze", TOY, "--seeds", "2", "--seed-list", "5"], "by --seeds or by --seed-list"),
+        (
+            ["compare", "table", "--csv", "x.csv", "--problem-option", "csv=y.csv"],
+            "csv is given twice: by its own option and by --problem-option csv=",
+        ),
+        (
+            ["study", "--report", ".", "--dry-run"],
+            "--dry-run is for a study to run, not for --report",
+        ),
         (["run", TOY, "--method", "ls", "--seed", str(2**64)], "--seed"),
         (["compare", TOY, "--set", "ls.trunk=1"], "--set cannot change trunk of ls"),
         (
@@ -349,6 +362,23 @@ def test_a_refusal_is_json_where_json_was_asked_for(arguments: tuple[str, ...]) 
     assert refused.exit_code == 2
     assert json.loads(refused.stdout)["error"] in refused.stderr
     assert call(*arguments).stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--json"], ["paper", "show"]])
+def test_standard_output_on_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with full.open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "ntkmtl", *arguments],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.stderr == "Error: standard output: No space left on device\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

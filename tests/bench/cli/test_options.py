@@ -11,7 +11,14 @@ import typer
 from typer.testing import CliRunner
 
 from ntkmtl.bench.cli.app import app
-from ntkmtl.bench.cli.options import grouped, method_settings, option, options_in, seeds_of
+from ntkmtl.bench.cli.options import (
+    DataOptions,
+    grouped,
+    method_settings,
+    option,
+    options_in,
+    seeds_of,
+)
 
 
 @dataclass(frozen=True)
@@ -100,3 +107,11 @@ def test_what_is_given_twice_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     said = capsys.readouterr().err
     assert "the option depth is given twice" in said
     assert "--set famo.w is given twice" in said
+
+
+def test_the_words_null_and_none_of_a_table_are_no_json() -> None:
+    words = DataOptions(csv="t.csv", problem_option=["missing=null", "not_missing=None"])
+    assert words.options() == {"csv": "t.csv", "missing": "null", "not_missing": "None"}
+    other = DataOptions(csv="t.csv", problem_option=["width=null", 'missing=["null", "-"]'])
+    assert other.options() == {"csv": "t.csv", "width": None, "missing": ["null", "-"]}
+    assert DataOptions(problem_option=["missing=null"]).options() == {"missing": None}

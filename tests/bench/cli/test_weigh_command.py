@@ -38,6 +38,7 @@ def test_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--format", "mace", "--lr", "1e30"], "MACE has no losses"),  # before a step is trained
         (["--format", "toml"], "--format must be one of python, yaml"),
         (["--percent", "0"], "percent must be above 0"),
         (["--method", "graddrop"], "makes no weight per loss"),
@@ -63,6 +64,10 @@ class Raises(LossWeighting):
     def of_losses(self, losses, tasks):
         raise RuntimeError("a bug of mine")
 
+class Refuses(LossWeighting):
+    def of_losses(self, losses, tasks):
+        raise ValueError("another")
+
 class Prepares(LossWeighting):
     def prepare(self):
         pass
@@ -72,7 +77,14 @@ class Prepares(LossWeighting):
 """
 
 
-@pytest.mark.parametrize(("name", "said"), [("Raises", "a bug of mine"), ("Prepares", "prepare()")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Raises", "a bug of mine"),
+        ("Refuses", "refuses_mine.py, line 10: another"),
+        ("Prepares", "prepare()"),
+    ],
+)
 def test_a_method_that_fails_is_told_in_words(name: str, said: str) -> None:
     Path(f"{name.lower()}_mine.py").write_text(FAILING)
     code, out, err = run("toy_problem:Toy", "--method", f"./{name.lower()}_mine.py:{name}")

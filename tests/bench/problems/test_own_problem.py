@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ntkmtl.bench import problems
-from ntkmtl.bench.problems import ProblemNotFoundError, find_problem
+from ntkmtl.bench.problems import Metric, ProblemNotFoundError, Recipe, find_problem
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "own_problem" / "my_problem.py"
@@ -138,6 +138,30 @@ def eval_mode(self: Any, model: Any, split: Any, tasks: Any = None) -> torch.Ten
     return torch.ones(len(tasks or self.tasks))
 
 
+def fails_on_test(self: Any, model: Any, split: Any, tasks: Any = None) -> torch.Tensor:
+    if split == "test":
+        raise FileNotFoundError("test.npz")
+    return torch.ones(len(tasks or self.tasks))
+
+
+def named_parameters(self: Any, tasks: Any = None) -> Any:
+    model = self.__class__.__mro__[1].model(self, tasks)
+    model.shared_parameters = model.trunk.named_parameters
+    return model
+
+
+def first_frozen(self: Any, tasks: Any = None) -> Any:
+    model = self.__class__.__mro__[1].model(self, tasks)
+    model.trunk[0].requires_grad_(False)
+    return model
+
+
+def only_height(self: Any, outputs: Any, batch: Any, tasks: Any = None) -> Any:
+    """Right for all tasks and for the first one."""
+    every = self.__class__.__mro__[1].losses
+    return every(self, outputs, batch, tasks and ("height",))
+
+
 def raising(self: Any, split: str, indices: Any) -> Any:
     raise KeyError("image_17.png")
 
@@ -151,6 +175,19 @@ def raising(self: Any, split: str, indices: Any) -> Any:
         ({"metrics": ()}, "metrics must be a tuple of Metric"),
         ({"metrics": ("height",)}, "metrics must hold Metric"),
         ({"recipe": {"epochs": 3}}, "recipe must be a Recipe"),
+        ({"recipe": Recipe(2.5, 8, 0.1)}, "recipe: epochs must be a whole number. Found 2.5"),
+        ({"recipe": Recipe(2, 8, "0.1")}, "recipe: learning_rate must be a number. Found '0.1'"),
+        ({"recipe": Recipe(2, True, 0.1)}, "recipe: batch_size must be a whole number. Found True"),
+        ({"metrics": (Metric("kind", "kind", unit=None),)}, "metric 'kind': unit must be a string"),
+        (
+            {"metrics": (Metric("kind", "kind", higher_is_better="no"),)},
+            "higher_is_better must be True or False",
+        ),
+        ({"metrics": (Metric("", "kind"),)}, "name must not be empty"),
+        ({"model": named_parameters}, r"must yield parameters. Found tuple of length 2"),
+        ({"model": first_frozen}, None),
+        ({"losses": only_height}, r"losses\(outputs, batch, \('kind',\)\) must have the keys kind"),
+        ({"evaluate": fails_on_test}, r"evaluate\(model, 'test'\) raised FileNotFoundError"),
         ({"options": property(lambda self: {"a": {1, 2}})}, "options must hold JSON values"),
         ({"options": property(lambda self: {"a": float("nan")})}, "options must hold JSON values"),
         ({"notice": lambda self: 1 / 0}, r"notice\(\) raised ZeroDivisionError in .*line \d+"),

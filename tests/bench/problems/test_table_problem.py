@@ -300,6 +300,16 @@ def test_a_number_beyond_float32_stands_for_neither_zero_nor_infinity(
         Table(table(tmp_path, "\n".join(["x,y", *rows])), "y", missing=token)
 
 
+def test_a_target_beyond_the_digits_of_a_float64_is_told_as_such(tmp_path: Path) -> None:
+    rows = [f"{i % 7},{10**18 + i**2}" for i in range(40)]
+    with pytest.raises(TableError, match=r"'y': its values differ by too little .* subtract one"):
+        Table(table(tmp_path, "\n".join(["x,y", *rows])), "y")
+    rows = [f"{i % 7},{i},{'train' if i < 30 else 'val' if i < 35 else 'test'}" for i in range(40)]
+    rows[:30] = [f"{i % 7},3,train" for i in range(30)]
+    with pytest.raises(TableError, match="one value only among the 30 rows of the split train"):
+        Table(table(tmp_path, "\n".join(["x,y,part", *rows])), "y", split_column="part")
+
+
 def test_separators_decimal_commas_and_encodings(tmp_path: Path) -> None:
     text = "größe;y\n" + "\n".join(f"{i % 13},5;{i % 7},25" for i in range(40))
     path = table(tmp_path, text.encode("cp1252"))

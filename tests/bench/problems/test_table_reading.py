@@ -238,6 +238,12 @@ def test_words_that_look_missing_are_classes_where_they_are_frequent(
     assert f"{word!r} in {counts[word]:,} rows" in Table(path, "y").notice()
 
 
+def test_no_further_string_is_missing_where_none_is_given(tmp_path: Path) -> None:
+    rows = [f"{i * i % 31},{'none' if i % 2 else 'low'}" for i in range(60)]
+    path = written(tmp_path, "x,y", rows)
+    assert Table(path, "y", missing=None)._fitted.targets[0].classes == ("low", "none")
+
+
 def test_words_among_numbers_are_missing_and_can_be_kept(tmp_path: Path) -> None:
     rows = [f"{'none' if i % 3 == 0 else i % 17},{i % 5}.5" for i in range(60)]
     path = written(tmp_path, "x,y", rows)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from children import start, wait_for_step
 from toy_problem import Toy
 from tuning_children import tune_two
@@ -279,6 +280,45 @@ def test_another_study_is_refused_or_replaced(tmp_path: Path) -> None:
         tune(other)
     assert tune(other, overwrite=True).failures == ()
     assert best(tmp_path, "ls")["epochs"] == 1
+
+
+class Below(Toy):
+    """A toy whose correlations are negative."""
+
+    name = "below"
+
+    def evaluate(self, model: Any, split: Any, tasks: Any = None) -> torch.Tensor:
+        values = super().evaluate(model, split, tasks)
+        return -values if tasks is None or "c" in tasks else values
+
+
+def test_baselines_that_are_no_measure_are_told_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.chdir(tmp_path)
+    name = f"{Path(__file__).stem}:Below"
+    words = ["--methods", "ls", "--trials", "1", "--seeds", "1", "--jobs", "1", "--epochs", "1"]
+    result = CliRunner().invoke(app, ["tune", name, *words, "--out", "o", "--json"])
+    assert result.exit_code == 2, result.output
+    assert "which Delta-m cannot be measured against" in json.loads(result.stdout)["error"]
+
+
+def test_failed_trials_are_json_where_json_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fails_here.py").write_text(
+        "from ntkmtl.weighting import LossWeighting\n"
+        "class Fails(LossWeighting):\n"
+        "    def of_losses(self, losses, tasks):\n"
+        "        raise RuntimeError('a bug')\n"
+    )
+    words = ["--methods", "./fails_here.py:Fails", "--trials", "1", "--seeds", "1", "--jobs", "1"]
+    result = CliRunner().invoke(app, ["tune", TOY, *words, "--epochs", "1", "--json"])
+    assert result.exit_code == 1, result.output
+    told = json.loads(result.stdout)["error"]
+    assert told == "fails_here:Fails trial 0 seed 1000: RuntimeError: a bug"
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from toy_problem import Toy
 from typer.testing import CliRunner
 
@@ -304,6 +305,33 @@ def test_a_method_that_does_not_fit_is_found_before_anything_is_trained(tmp_path
     with pytest.raises(SweepError, match=r"one, dwa: length='plain' compares lengths"):
         estimate(read_plan(plan_of(tmp_path, text)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Below(Toy):
+    """A toy whose correlations have the other sign, in some of the splits."""
+
+    name = "below"
+    splits = ("val", "test")
+
+    def evaluate(self, model: Any, split: Any, tasks: Any = None) -> torch.Tensor:
+        values = super().evaluate(model, split, tasks).abs()
+        flip = split in self.splits and (tasks is None or "c" in tasks)
+        return torch.cat([values[:-1], -values[-1:]]) if flip else values
+
+
+class BelowInTests(Below):
+    splits = ("test",)
+
+
+@pytest.mark.parametrize("kind", ["Below", "BelowInTests"])
+def test_networks_that_are_no_measure_end_the_study_before_methods_are_trained(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    text = PLAN.replace("toy_problem:Toy", f"{Path(__file__).stem}:{kind}")
+    with pytest.raises(SweepError, match=r"one: .* in corr, which Delta-m cannot be measured"):
+        run_study(read_plan(plan_of(tmp_path, text)), tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("*/ls/*"))
 
 
 # --------------------------------------------------------------------------- the command

@@ -278,6 +278,65 @@ def test_tuned_over_its_search_space(file: Path, tmp_path: Path) -> None:
     assert set(row.tuning.parameters) == {"learning_rate", "options.power"}
 
 
+SPACES = """
+from ntkmtl.weighting import LossWeighting, SearchRange
+
+class Mine(LossWeighting):
+    def __init__(self, power: float = 1.0) -> None:
+        self.power = power
+
+    def of_losses(self, losses, tasks):
+        return losses ** -self.power
+
+class NoRange(Mine):
+    search_space = ("power",)
+
+class NoTuple(Mine):
+    search_space = SearchRange("power", 0.1, 1.0, start=1.0)
+
+class NoSetting(Mine):
+    search_space = (SearchRange("pover", 0.1, 1.0, start=1.0),)
+
+class Outside(Mine):
+    search_space = (SearchRange("power", 0.1, 1.0, start=2.0),)
+
+class Text(Mine):
+    search_space = (SearchRange("power", "a", 1.0, start=1.0),)
+
+class Logarithm(Mine):
+    search_space = (SearchRange("power", 0, 1.0, start=1.0, log=True),)
+
+class Twice(Mine):
+    search_space = (SearchRange("power", 0.1, 1.0, start=1.0),) * 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("NoRange", "must hold SearchRange, found 'power'"),
+        ("NoTuple", "must hold SearchRange in a tuple"),
+        ("NoSetting", "has no option 'pover'"),
+        ("Outside", "power must have numbers low <= start <= high"),
+        ("Text", "power must have numbers low <= start <= high"),
+        ("Logarithm", "low must be above 0, found 0"),
+        ("Twice", "names 'power' twice"),
+    ],
+)
+def test_a_wrong_search_space_is_refused_before_anything_is_trained(
+    name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    from ntkmtl.bench.search import Search, tune
+
+    monkeypatch.chdir(tmp_path)
+    file = Path(f"space_{name.lower()}.py")
+    file.write_text(SPACES, encoding="utf-8")
+    with pytest.raises(SweepError, match=said):
+        tune(Search(ask(tmp_path / "runs", f"./{file}:{name}", epochs=1), trials=2))
+    assert not (tmp_path / "runs").exists()
+
+
 SCRIPT = """
 import sys
 from ntkmtl.bench.training import Comparison, compare

@@ -407,6 +407,23 @@ def test_an_epoch_without_any_loss_is_an_error(method: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("problem", "recipe", "said"),
+    [
+        ("toy", None, r"a problem must be made, as problems.create\('toy', ...\)"),
+        (Toy(), {"epochs": 1}, "recipe must be a Recipe. Found {'epochs': 1}"),
+        (Toy(), replace(Toy.recipe, epochs=1.5), "epochs must be a whole number. Found 1.5"),
+        (Toy(), replace(Toy.recipe, weight_decay="0"), "weight_decay must be a number. Found '0'"),
+    ],
+)
+def test_what_is_of_another_type_is_refused_before_training(
+    tmp_path: Path, problem: Any, recipe: Any, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        train(problem, "ls", 0, tmp_path / "run", recipe=recipe)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("n", "changes"), [(17, {}), (2, {"batch_size": 1}), (9, {"accumulate": 2})]
 )
 def test_more_minibatches_than_samples_are_refused(

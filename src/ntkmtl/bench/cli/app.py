@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from typer.core import TyperGroup
 from ntkmtl._version import __version__
 from ntkmtl.bench.cli.analyze import analyze
 from ntkmtl.bench.cli.catalog import data, methods, problems
-from ntkmtl.bench.cli.console import Refused, json_alone, print_json
+from ntkmtl.bench.cli.console import Refused, json_alone, print_json, refuse
 from ntkmtl.bench.cli.paper import paper
 from ntkmtl.bench.cli.predict import predict
 from ntkmtl.bench.cli.results import report, table
@@ -45,7 +46,10 @@ class CommandGroup(TyperGroup):
             told = getattr(error, "format_message", None)
             message = error.message if isinstance(error, Refused) else told and told()
             if message and as_json:
-                print_json({"error": message})
+                with contextlib.suppress(OSError):
+                    print_json({"error": message})
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                refuse(f"{error.filename or 'standard output'}: {error.strerror}")
             raise
 
 

@@ -72,6 +72,19 @@ def _check_threads(threads: int | None) -> int | None:
         return check_threads(threads)
 
 
+def check_seeds(context: typer.Context, value: Any) -> Any:
+    """Refuse --seeds beside --seed-list, of which one would not count."""
+    if all(_is_given(context, name) for name in ("seeds", "seed_list")):
+        refuse("give the seeds by --seeds or by --seed-list, not by both")
+    return value
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
 def _check_files(options: Mapping[str, Any]) -> None:
     """Refuse options that name something else than a regular file: reading it might never end."""
     for name in ("csv", "split"):
@@ -100,8 +113,7 @@ def refuse_others(context: typer.Context, allowed: Collection[str], why: str) ->
     """
     for parameter in context.command.params:
         name = parameter.name or ""
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and name not in allowed:
+        if _is_given(context, name) and name not in allowed:
             refuse(f"{parameter.opts[0]} {why}")
 
 
@@ -147,6 +159,16 @@ def options_in(pairs: Sequence[str] | None) -> dict[str, Any]:
         except ValueError:
             found[key] = value
     return found
+
+
+def _null_words(pairs: Sequence[str] | None) -> dict[str, str]:
+    """Return strings of a table that stand for a missing cell, or never do, and are JSON's null."""
+    split = (pair.partition("=") for pair in pairs or ())
+    return {
+        key: text
+        for key, _, text in split
+        if key in ("missing", "not_missing") and text in ("null", "None")
+    }
 
 
 def method_settings(pairs: Sequence[str] | None) -> Mapping[str, Mapping[str, Any]]:
@@ -198,8 +220,11 @@ Out = Annotated[
 Directory = Annotated[
     Path, Argument(metavar="DIR", help="The folder that `ntkmtl compare --out` named.")
 ]
-Seeds = Annotated[int, Option("--seeds", min=1, help="Use seeds 0 to N - 1.")]
-SeedList = Annotated[str | None, Option("--seed-list", help="Seeds with commas between them.")]
+Seeds = Annotated[int, Option("--seeds", min=1, callback=check_seeds, help="Use seeds 0 to N - 1.")]
+SeedList = Annotated[
+    str | None,
+    Option("--seed-list", callback=check_seeds, help="Seeds with commas between them."),
+]
 Jobs = Annotated[
     int | None, Option("--jobs", min=1, help="Runs at a time.", show_default="one per core")
 ]
@@ -330,7 +355,12 @@ class DataOptions:
             "time": self.time,
         }
         given = {key: value for key, value in named.items() if value is not None}
-        options = {**options_in(self.problem_option), **given}
+        options = options_in(self.problem_option)
+        if twice := next((key for key in given if key in options), None):
+            refuse(f"{twice} is given twice: by its own option and by --problem-option {twice}=...")
+        options |= given
+        if "csv" in options:
+            options |= _null_words(self.problem_option)
         _check_files(options)
         return options
 

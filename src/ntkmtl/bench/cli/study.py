@@ -31,6 +31,7 @@ from ntkmtl.bench.cli.options import (
     find_modules_here,
     grouped,
     option,
+    refuse_others,
     refuse_torchrun,
 )
 from ntkmtl.bench.cli.sweeps import progress, say_failures
@@ -58,6 +59,7 @@ class StudyOptions:
 
 @grouped
 def study(
+    context: typer.Context,
     file: Annotated[
         Path | None,
         Argument(metavar="FILE", help="What to compare: a TOML file; see docs/study.md."),
@@ -79,6 +81,7 @@ def study(
         if asked.report is not None:
             if file is not None:
                 refuse("--report takes the folder of a study and no FILE")
+            refuse_others(context, {"report", "as_json"}, "is for a study to run, not for --report")
             _judged(asked.report, as_json)
             return
         if file is None:
@@ -154,7 +157,8 @@ def _judged(out: Path, as_json: bool) -> None:
     from ntkmtl.bench.study.results import read_results
     from ntkmtl.files import write_json
 
-    found = judge(read_results(out), stored_plan(out).diagram)
+    with refusing(ValueError):
+        found = judge(read_results(out), stored_plan(out).diagram)
     write_json(out / "judgement.json", found.to_json())
     page = write_page(found, out / "study.html")
     if as_json:

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,30 +278,34 @@ def _why(failure: Failure) -> str:
     return f"{failure.label}: {failure.error}: {failure.message}"
 
 
-def exit_as(sweep: Sweep, shown: bool = True) -> None:
-    """Report failures, and end the command with the status of a sweep."""
+def exit_as(sweep: Sweep, shown: bool = True, *, told: bool = True) -> None:
+    """Report failures, and end the command with the status of a sweep.
+
+    Args:
+        sweep: The outcome.
+        shown: Whether table and report could be made.
+        told: Whether results were printed; else JSON, where it is asked for, has the error.
+    """
     say_failures(sweep.failures)
+    failed = "; ".join(map(_why, sweep.failures))
+    why = "stopped" if sweep.interrupted else failed or f"{sweep.unfinished} runs to go"
+    end = typer.Exit if told else partial(Refused, why)
     again = shlex.join(["ntkmtl", *sys.argv[1:]])
     if sweep.interrupted:
         done = sweep.trained + sweep.complete + sweep.cached
         say(f"Stopped with {done} runs complete and {sweep.unfinished} to go. Go on with: {again}")
-        raise typer.Exit(INTERRUPTED)
+        raise end(INTERRUPTED)
     if sweep.unfinished and not sweep.failures:
         say(f"Error: {sweep.unfinished} runs were not trained. Go on with: {again}")
     if sweep.failures or sweep.unfinished or not shown:
-        raise typer.Exit(FAILED)
+        raise end(FAILED)
 
 
 def trained(comparison: Comparison, *, overwrite: bool) -> Sweep:
     """Train; end the command where runs failed or it was stopped."""
     with refusing():
         sweep = train_sweep(comparison, overwrite=overwrite)
-    try:
-        exit_as(sweep)
-    except typer.Exit as end:
-        failed = "; ".join(map(_why, sweep.failures))
-        why = "stopped" if sweep.interrupted else failed or f"{sweep.unfinished} runs to go"
-        raise Refused(why, end.exit_code) from None
+    exit_as(sweep, told=False)
     return sweep
 
 

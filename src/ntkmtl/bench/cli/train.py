@@ -242,8 +242,9 @@ def run(
             engine=engines.made(None),
         )
         found = _complete(out, sweep.problem, comparison.names[0], seed, task)
-        _show_runs(found, as_json, problem)
-    exit_as(sweep)
+        if found:
+            _show_runs(found, as_json, problem)
+    exit_as(sweep, told=bool(found))
 
 
 def _complete(out: Path, problem: str, method: str, seed: int, task: str | None) -> list[Run]:

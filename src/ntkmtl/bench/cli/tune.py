@@ -24,6 +24,7 @@ from ntkmtl.bench.cli.options import (
     RecipeOptions,
     Threads,
     check_positive,
+    check_seeds,
     find_modules_here,
     grouped,
     method_settings,
@@ -63,10 +64,17 @@ def tune(
     methods: Methods = "ls,ntkmtl,ntkmtl-sr",
     trial: TrialOptions,
     seeds: Annotated[
-        int, Option("--seeds", min=1, help="Use seeds 0 to N - 1 in the final runs.")
+        int,
+        Option(
+            "--seeds",
+            min=1,
+            callback=check_seeds,
+            help="Use seeds 0 to N - 1 in the final runs.",
+        ),
     ] = 3,
     seed_list: Annotated[
-        str | None, Option("--seed-list", help="Final seeds with commas between them.")
+        str | None,
+        Option("--seed-list", callback=check_seeds, help="Final seeds with commas between them."),
     ] = None,
     jobs: Jobs = None,
     threads: Threads = None,
@@ -109,7 +117,6 @@ def tune(
             reporter=progress,
             engine=engines.made(jobs),
         )
-        shown = True
-        if sweep.out == comparison.out and not sweep.failures:
-            shown = show_sweep(sweep, as_json, problem)
-    exit_as(sweep, shown)
+        final = sweep.out == comparison.out and not sweep.failures
+        shown = not final or show_sweep(sweep, as_json, problem)
+    exit_as(sweep, shown, told=final)

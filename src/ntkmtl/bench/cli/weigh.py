@@ -68,6 +68,7 @@ def weigh(
 
         method_names([asked.method])  # unknown ones are refused before data are read
         found = find_problem(problem, made_with.options())
+        FORMATS[asked.form](dict.fromkeys(found.tasks, 1.0))  # refuses names that it has none for
         recipe = changed_recipe(found.recipe, **changed.changes())
         priorities = _priorities(asked.priority or [])
         with _told(problem, asked.method):
@@ -95,9 +96,11 @@ def _told(problem: str, method: str) -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         own = [name for name in (method, problem) if ":" in name]
-        if not own or isinstance(error, ValueError | NonFiniteError | MissingExtraError | OSError):
+        place = place_of(error)
+        ours = isinstance(error, ValueError | NonFiniteError | MissingExtraError | OSError)
+        if not own or (ours and not place):
             raise
-        refuse(f"{' or '.join(own)}: {type(error).__name__}{place_of(error)}: {error}")
+        refuse(f"{' or '.join(own)}: {type(error).__name__}{place}: {error}")
 
 
 def _priorities(given: list[str]) -> dict[str, float] | None:

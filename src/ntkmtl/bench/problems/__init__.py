@@ -202,7 +202,7 @@ def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:
     if not by_name:
         usual = getattr(target, "recipe", None)
         # A custom problem may have anything there, which `check` refuses.
-        return usual if hasattr(usual, "batch_size") else None
+        return usual if isinstance(getattr(usual, "batch_size", None), int) else None
     if recipe is None:
         recipe = getattr(inspect.signature(target).parameters.get("recipe"), "default", None)
     return by_name.get(str(recipe))

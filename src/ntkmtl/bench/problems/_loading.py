@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ntkmtl import loading
@@ -13,7 +14,7 @@ from ntkmtl.loading import LoadError, place_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ntkmtl.bench.problems.base import MultiTaskModel, Problem
+    from ntkmtl.bench.problems.base import MultiTaskModel, Problem, Split
 
 T = TypeVar("T")
 
@@ -53,9 +54,9 @@ def load_class(name: str) -> type[Problem]:
 def check(problem: Problem, samples: int = 8) -> None:
     """Try a problem out on one batch, so that its mistakes are met before training.
 
-    Builds a network for all tasks and one for a single task, computes losses and gradients of one
-    batch of the training split, and evaluates on the validation split. Torch's random state is what
-    it was before.
+    Builds a network for all tasks and one for the first and the last task alone, computes losses
+    and gradients of one batch of the training split, and evaluates on the validation split, and the
+    network of all tasks on the test split, too. Torch's random state is what it was before.
 
     Args:
         problem: The problem.
@@ -102,10 +103,13 @@ class _Check:
         indices = torch.arange(min(samples, size, problem.recipe.batch_size))
         batch = self.call("batch('train', indices)", lambda: problem.batch("train", indices))
         model = self.check_model(batch, len(indices), None)
-        task = next((m.task for m in problem.metrics), problem.tasks[0])
-        single = self.check_model(batch, len(indices), (task,))
         self.check_metrics(model, None)
-        self.check_metrics(single, (task,))
+        # After training it would be too late.
+        self.check_metrics(model, None, "test")
+        judged = [metric.task for metric in problem.metrics]
+        for task in dict.fromkeys((judged[0], judged[-1])):
+            single = self.check_model(batch, len(indices), (task,))
+            self.check_metrics(single, (task,))
 
     def check_attributes(self) -> None:
         from ntkmtl.bench.problems.base import Metric, Recipe
@@ -129,11 +133,15 @@ class _Check:
         for metric in metrics:
             if not isinstance(metric, Metric):
                 raise self.fail(f"metrics must hold Metric. Found {_say(metric)}.")
+            if wrong := wrong_type(metric):
+                raise self.fail(f"metric {metric.name!r}: {wrong}.")
             if metric.task not in tasks:
                 raise self.fail(
                     f"metric {metric.name!r} judges the task {metric.task!r}, which is not among "
                     f"the tasks {', '.join(tasks)}."
                 )
+        if wrong := wrong_type(problem.recipe):
+            raise self.fail(f"recipe: {wrong}.")
         repeated = [m.name for m in metrics if sum(n.name == m.name for n in metrics) > 1]
         if repeated:
             raise self.fail(f"two metrics are named {repeated[0]!r}.")
@@ -173,6 +181,9 @@ class _Check:
         shared = self.call("shared_parameters()", lambda: list(model.shared_parameters()))
         if not shared:
             raise self.fail(f"shared_parameters() of what {said} returned yields nothing.")
+        for found in shared:
+            if not isinstance(found, torch.Tensor):
+                raise self.fail(f"shared_parameters() must yield parameters. Found {_say(found)}.")
         features = self.call("represent(batch)", lambda: model.represent(batch))
         if not model.has_representation:
             outputs = self.call("predict(batch)", lambda: model.predict(features))
@@ -234,20 +245,23 @@ class _Check:
                 raise self.fail(
                     f"{said} gives task {task!r} a loss without gradient. Is it detached?"
                 )
-            reached = torch.autograd.grad(loss, list(shared), retain_graph=True, allow_unused=True)
+            learned = [parameter for parameter in shared if parameter.requires_grad]
+            reached = torch.autograd.grad(loss, learned, retain_graph=True, allow_unused=True)
             if all(gradient is None for gradient in reached):
                 raise self.fail(
                     f"the loss of task {task!r} depends on no shared parameter. Are outputs "
                     "detached, or is the head given something else than the features?"
                 )
 
-    def check_metrics(self, model: MultiTaskModel, tasks: tuple[str, ...] | None) -> None:
+    def check_metrics(
+        self, model: MultiTaskModel, tasks: tuple[str, ...] | None, split: Split = "val"
+    ) -> None:
         import torch
 
         problem = self.problem
         judged = [m for m in problem.metrics if tasks is None or m.task in tasks]
-        said = "evaluate(model, 'val')" if tasks is None else f"evaluate(model, 'val', {tasks!r})"
-        values = self.call(said, lambda: problem.evaluate(model, "val", tasks))
+        said = f"evaluate(model, {split!r}{'' if tasks is None else f', {tasks!r}'})"
+        values = self.call(said, lambda: problem.evaluate(model, split, tasks))
         if not isinstance(values, torch.Tensor) or values.shape != (len(judged),):
             raise self.fail(
                 f"{said} must return a tensor of shape ({len(judged)},), one number for each of "
@@ -264,6 +278,25 @@ class _Check:
 
 
 _SPLITS = ("train", "val", "test")
+
+
+_TYPES: Mapping[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "a string"),
+}
+"""Types of fields as they are annotated."""
+
+
+def wrong_type(record: Any) -> str:
+    """Return which field of a dataclass has a value of another type, ``""`` if none has."""
+    for field in fields(record):
+        kind, words = _TYPES.get(str(field.type), (object, ""))
+        value = getattr(record, field.name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind not in (bool, object)):
+            return f"{field.name} must be {words}. Found {repr(value)[:80]}"
+    return "" if getattr(record, "name", "x") else "name must not be empty"
 
 
 def _say(value: object) -> str:

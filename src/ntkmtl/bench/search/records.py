@@ -7,6 +7,7 @@ torch or Optuna.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from ntkmtl.bench.runs import (
     read_json,
     require_schema,
 )
-from ntkmtl.weighting import spec
+from ntkmtl.weighting import SearchRange, spec
 
 if TYPE_CHECKING:
     from ntkmtl.bench.problems.base import Recipe
@@ -120,6 +121,9 @@ def parameters_of(
         given: Options with a fixed value; if ``length`` is among them, it is not searched.
         wide: Whether weights of ``fixed`` may be from 1e-6 to 1e6.
 
+    Raises:
+        ValueError: The ``search_space`` of a custom method holds something else than ranges.
+
     Example:
         >>> from ntkmtl.bench.problems.base import Recipe
         >>> recipe = Recipe(epochs=1, batch_size=8, learning_rate=0.01)
@@ -133,6 +137,7 @@ def parameters_of(
     low, high = rate / LEARNING_RATE_FACTOR, rate * LEARNING_RATE_FACTOR
     found = [Parameter(RATE, float(f"{low:.4g}"), float(f"{high:.4g}"), start=rate)]
     known = spec(method)
+    _check_space(method, known.space)
     if method == "fixed":
         found += [Parameter(f"{_WEIGHT}{task}", 1 / spread, spread, start=1.0) for task in tasks]
     found += [
@@ -142,6 +147,35 @@ def parameters_of(
     if length and "length" not in given and known.requires not in ("losses", "jacobian"):
         found.append(Parameter(f"{_OPTION}length", 0.0, 0.0, "method", log=False, choices=LENGTHS))
     return tuple(found)
+
+
+def _check_space(method: str, space: Sequence[SearchRange]) -> None:
+    """Refuse what is no range of numbers with its start in it; a custom class may have anything."""
+    if not isinstance(space, tuple | list):
+        raise ValueError(
+            f"search_space of {method} must hold SearchRange in a tuple, found {space!r}"
+        )
+    for each in space:
+        if not isinstance(each, SearchRange):
+            raise ValueError(f"search_space of {method} must hold SearchRange, found {each!r}")
+        ends = (each.low, each.start, each.high)
+        numbers = all(
+            isinstance(end, int | float) and not isinstance(end, bool) and math.isfinite(end)
+            for end in ends
+        )
+        if not (numbers and each.low <= each.start <= each.high and each.low < each.high):
+            raise ValueError(
+                f"search_space of {method}: {each.option} must have numbers low <= start <= high "
+                f"and low < high, found low={each.low!r}, start={each.start!r}, high={each.high!r}"
+            )
+        if each.log and each.low <= 0:
+            raise ValueError(
+                f"search_space of {method}: the logarithm of {each.option} is searched: low must "
+                f"be above 0, found {each.low!r}"
+            )
+    names = [each.option for each in space]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"search_space of {method} names {twice!r} twice")
 
 
 def option_of(parameter: Parameter) -> str:

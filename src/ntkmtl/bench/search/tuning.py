@@ -217,17 +217,23 @@ def _studies(search: Search, planner: Planner) -> dict[str, OptunaStudy]:
     for name in planner.options:
         given = asked.method_options.get(name, {})
         scales = search.scales if name == "fixed" else None
-        parameters = parameters_of(
-            name,
-            problem.tasks,
-            planner.recipe,
-            length=search.length,
-            given=given,
-            wide=scales is not None,
-        )
+        try:
+            parameters = parameters_of(
+                name,
+                problem.tasks,
+                planner.recipe,
+                length=search.length,
+                given=given,
+                wide=scales is not None,
+            )
+        except ValueError as error:
+            raise SweepError(str(error)) from error
         for option in dict.fromkeys(map(option_of, parameters)):
             if option in given:
                 raise SweepError(f"{option} of {name} is given: there is nothing to tune in it")
+        # Settings that the method does not take are refused now, not by the first trial.
+        starts = method_options_of({each.name: each.start for each in parameters})
+        options_by_method(problem, [name], {name: {**given, **starts}}, planner.recipe)
         try:
             identity = planner.job(name, search.seed).identity
         except ValueError as error:

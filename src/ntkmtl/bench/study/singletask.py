@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from ntkmtl.bench.problems.base import Metric
 from ntkmtl.bench.runs import RESULT, SINGLE_TASK, Run, load_run
 from ntkmtl.bench.search.records import LEARNING_RATE_FACTOR, RATE
 from ntkmtl.bench.study.part import StudyPart
 from ntkmtl.bench.study.results import FinalRun, Setting, TriedSettings
 from ntkmtl.bench.training import SweepError
+from ntkmtl.bench.training.baselines import check_baseline
 from ntkmtl.bench.training.planning import judged_tasks
 from ntkmtl.metrics import delta_m
 
@@ -50,7 +52,8 @@ class SingleTasks:
 
         Raises:
             RunInterrupted: It was stopped.
-            SweepError: All trials of a task diverged.
+            SweepError: All trials of a task diverged, or Delta-m cannot be measured against a
+                network.
         """
         part = self.part
         epochs = {"epochs": part.trial_epochs} if part.trial_epochs else {}
@@ -61,6 +64,9 @@ class SingleTasks:
         best = self._final_rates(trials)
         if best is not None:
             runs = [self._joined(seed, best) for seed in part.seeds]
+            tested = zip(*(run.test for run in runs), strict=True)
+            means = [statistics.fmean(values) for values in tested]
+            self._require_positive(means, part.problem.metrics)
             tuned = Setting(method_options={}, recipe={RATE: best}, runs=runs)
             part.write(SINGLE_TASK, trials, None, tuned)
 
@@ -120,6 +126,13 @@ class SingleTasks:
         higher = [metric.higher_is_better for metric in metrics if metric.task == task]
         return float(delta_m(val, self.references[task], higher))
 
+    def _require_positive(self, values: Sequence[float], metrics: Sequence[Metric]) -> None:
+        """Refuse networks that Delta-m cannot be measured against."""
+        try:
+            check_baseline(values, metrics)
+        except SweepError as error:
+            raise SweepError(f"{self.part.asked.name}: {error}") from error
+
     def _compare(self, folder: str, tasks: list[str], more: dict[str, Any]) -> None:
         settings = {**more, "tasks": tasks, "single_task_baselines": True}
         self.part.train([SINGLE_TASK], folder, **settings)
@@ -134,6 +147,8 @@ class SingleTasks:
                 f"learning rates from {self.rates[0]:g} to {self.rates[-1]:g}"
             )
         reference = done.get(self.start) or next(iter(done.values()))
+        own = [metric for metric in self.part.problem.metrics if metric.task == task]
+        self._require_positive(reference.result.val, own)
         self.references[task] = reference.result.val
         return [
             TriedSettings(

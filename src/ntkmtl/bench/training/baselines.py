@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from ntkmtl.bench.compute.environment import hardware, source_digest, versions
+from ntkmtl.bench.jobs.engine import SweepError
 from ntkmtl.bench.runs import (
     CONFIG,
     HISTORY,
@@ -221,8 +222,8 @@ def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetr
         metrics: The metrics.
 
     Raises:
-        ValueError: There are more or fewer numbers than metrics, or one is not positive or not
-            finite.
+        ValueError: There are more or fewer numbers than metrics.
+        SweepError: A number is not positive or not finite.
     """
     if len(baseline) != len(metrics):
         raise ValueError(
@@ -232,7 +233,7 @@ def check_baseline(baseline: Sequence[float], metrics: Sequence[Metric | RunMetr
     for metric, value in zip(metrics, baseline, strict=True):
         # Relative to a negative number, better would count as worse.
         if value <= 0 or not math.isfinite(value):
-            raise ValueError(
+            raise SweepError(
                 f"the single-task network has {value} in {metric.name}, which Delta-m cannot be "
                 "measured against: leave that metric out of the problem, or train longer"
             )

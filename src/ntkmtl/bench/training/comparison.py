@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ntkmtl import weighting
 from ntkmtl.bench.jobs.engine import SweepError
+from ntkmtl.bench.problems._loading import wrong_type
 from ntkmtl.bench.runs import SINGLE_TASK
 from ntkmtl.weighting import Weighting
 from ntkmtl.weighting._registry import spec_of
@@ -17,7 +19,7 @@ from ntkmtl.weighting._settings import settings_of
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from ntkmtl.bench.compute.device import Device
     from ntkmtl.bench.problems.base import Problem, Recipe
@@ -182,7 +184,7 @@ def changed_recipe(
             and ``lbfgs_steps``.
 
     Raises:
-        SweepError: ``training`` names anything else.
+        SweepError: ``training`` names anything else, or a value is of another type.
 
     Example:
         >>> from ntkmtl.bench.problems.base import Recipe
@@ -208,12 +210,11 @@ def changed_recipe(
     words = ", ".join(
         f"{key.replace('_', ' ')} {current[key]} to {new}" for key, new in changes.items()
     )
-    return replace(
-        recipe,
-        **changes,
-        reduced=recipe.reduced or (epochs is not None and epochs < recipe.epochs),
-        description=f"{recipe.description} (changed: {words})".strip(),
-    )
+    described = f"{recipe.description} (changed: {words})".strip()
+    made = replace(recipe, **changes, description=described)
+    if wrong := wrong_type(made):
+        raise SweepError(f"{wrong}.")
+    return replace(made, reduced=recipe.reduced or made.epochs < recipe.epochs)
 
 
 def recipe_of(asked: Comparison, problem: Problem) -> Recipe:
@@ -321,6 +322,7 @@ class Comparison:
     references: bool = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         names, options = _named(self.methods, self.method_options)
         object.__setattr__(self, "methods", names)
         object.__setattr__(self, "method_options", options)
@@ -341,6 +343,22 @@ class Comparison:
             raise SweepError(str(error)) from error
         except TypeError as error:
             raise SweepError(f"problem_options must be JSON values or paths: {error}") from error
+
+    def _check_types(self) -> None:
+        """Refuse what is no name, list or dict."""
+        if not isinstance(self.problem, str):
+            raise SweepError(
+                f"problem must be a name, found {self.problem!r:.60}; train(problem, ...) takes "
+                "one that is made already"
+            )
+        for key in ("methods", "seeds"):
+            value = getattr(self, key)
+            if isinstance(value, str) or not isinstance(value, Iterable):
+                raise SweepError(f"{key} must be a list, found {value!r}")
+        for key in ("problem_options", "method_options", "method_recipes", "training"):
+            value = getattr(self, key)
+            if not isinstance(value, Mapping):
+                raise SweepError(f"{key} must be a dict, found {value!r}")
 
     @property
     def names(self) -> list[str]:

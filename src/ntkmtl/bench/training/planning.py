@@ -153,10 +153,14 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
 
 
 def _check_numbers(asked: Comparison) -> None:
-    if asked.jobs < 1:
-        raise SweepError(f"jobs must be at least 1, found {asked.jobs}")
-    if asked.threads is not None and asked.threads < 1:
-        raise SweepError(f"threads must be at least 1, found {asked.threads}")
+    for key in ("jobs", "threads"):
+        value = getattr(asked, key)
+        if value is None and key == "threads":
+            continue
+        if not isinstance(value, int):
+            raise SweepError(f"{key} must be a whole number, found {value!r}")
+        if value < 1:
+            raise SweepError(f"{key} must be at least 1, found {value}")
     try:
         check_threads(asked.threads)
     except ValueError as error:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 from ntkmtl import weighting
 from ntkmtl.analysis import Recorder, RecordFileError
 from ntkmtl.bench.compute.environment import source_digest
+from ntkmtl.bench.problems._loading import wrong_type
 from ntkmtl.bench.problems.base import (
     ChosenEpoch,
     OnNonFinite,
@@ -23,7 +25,7 @@ from ntkmtl.bench.runs import SCHEMA, SINGLE_TASK
 from ntkmtl.bench.training.comparison import whole_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ntkmtl.bench.compute.device import Device
@@ -120,6 +122,10 @@ def run_identity(
     Raises:
         ValueError: The parts do not fit each other, or an option is not a JSON value.
     """
+    if isinstance(problem, str):
+        raise ValueError(
+            f"a problem must be made, as problems.create({problem!r}, ...) does. Found its name."
+        )
     chosen, seed = recipe or problem.recipe, whole_seed(seed)
     options = dict(method_options or {})
     _require_consistent(problem, method, chosen, options, single_task)
@@ -254,8 +260,12 @@ def _check_recipe(recipe: Recipe) -> None:
     """Refuse settings of a recipe that make no sense for any problem.
 
     Raises:
-        ValueError: One is unknown or out of range.
+        ValueError: One is unknown, of another type or out of range.
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"recipe must be a Recipe. Found {recipe!r:.60}.")
+    if wrong := wrong_type(recipe):
+        raise ValueError(f"{wrong}.")
     for name in ("epochs", "batch_size", "tested_epochs"):
         if getattr(recipe, name) < 1:
             raise ValueError(f"{name} must be at least 1. Found {getattr(recipe, name)}.")
@@ -355,6 +365,8 @@ def record_settings(record: Mapping[str, Any] | None, recipe: Recipe) -> dict[st
     """
     if record is None:
         return None
+    if not isinstance(record, Mapping):
+        raise ValueError(f"record must be a dict, as {{'every': 50}}. Found {record!r}.")
     unknown = sorted(set(record) - {"every", "source", "minibatches"})
     if unknown:
         raise ValueError(f"a record has no setting {', '.join(unknown)}")

@@ -258,9 +258,14 @@ def _fitted_target(path: Path, target: Target, places: dict[Split, Array]) -> Fi
     center, scale = standardization(target.values[training])
     # float64 holds a spread of a few last digits; a network in float32 would learn rounding.
     if scale <= 0 or not math.isfinite(scale):
-        raise TableError(
-            f"{path}, column {target.name!r}: its values do not vary among the training rows."
+        found = len(np.unique(target.values[training][target.labeled[training]]))
+        why = (
+            "its values do not vary among the training rows."
+            if found < 2
+            else "its values differ by too little beside their size among the training rows, less "
+            "than 1 part in 10^12: subtract one of them from all."
         )
+        raise TableError(f"{path}, column {target.name!r}: {why}")
     return FittedTarget(
         target.name, (), center, scale, target.unit, date=target.form.kind == "date"
     )

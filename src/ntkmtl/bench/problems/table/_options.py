@@ -313,6 +313,8 @@ def names_in(given: Any) -> tuple[str, ...]:
                 f"names are not a list with commas: {error}. Found {shorten(given)}."
             ) from error
         return tuple(cell.strip() for cell in cells if cell.strip())
+    if given is None:
+        return ()
     if not isinstance(given, Sequence):
         # The command line reads 5 as a number: a column may be named 5.
         return (json.dumps(given) if isinstance(given, bool) else str(given),)
