@@ -196,14 +196,28 @@ def test_a_method_that_is_taken_reads_the_kernel_alone(method: str) -> None:
 
 
 def test_a_method_that_also_trains_the_heads_is_refused() -> None:
-    with pytest.raises(ValueError, match="consmtl wants more than a Gramian per step"):
+    with pytest.raises(ValueError, match="consmtl needs more than a Gramian per step"):
         as_torchjd("consmtl")
+
+
+@pytest.mark.parametrize(
+    ("method", "match"),
+    [
+        ("ntkmtl-log", "ntkmtl-log works on logarithms of the losses"),
+        ("ntkmtl-sr", "ntkmtl-sr is NTKMTL with the kernel of the representation"),
+        ("ntkmtl-tk", "take 'ntkmtl' for that kernel"),
+    ],
+)
+def test_a_method_whose_kernel_is_another_is_refused(method: str, match: str) -> None:
+    for one in (method, create(method)):
+        with pytest.raises(ValueError, match=match):
+            as_torchjd(one)
 
 
 @pytest.mark.parametrize("inner", ["gradnorm", "imtl"])
 def test_a_method_that_learns_from_losses_is_refused(inner: str) -> None:
     for weighting in (create(inner), create("cr-mogm", inner=inner)):
-        with pytest.raises(ValueError, match="wants more than a Gramian"):
+        with pytest.raises(ValueError, match="needs more than a Gramian"):
             as_torchjd(weighting)
 
 

@@ -25,7 +25,7 @@ from torchjd.linalg import Matrix, PSDMatrix
 
 from ntkmtl.errors import NonFiniteError
 from ntkmtl.kernel import ExtendedNTK
-from ntkmtl.weighting import create
+from ntkmtl.weighting import create, spec
 from ntkmtl.weighting._base import GramianWeighting, Weighting
 from ntkmtl.weighting._cr_mogm import CRMOGM
 from ntkmtl.weighting._gradnorm import GradNorm
@@ -45,8 +45,8 @@ def as_torchjd(
 
     The weighting takes the Gramian of the k losses' gradients, as computed by
     ``torchjd.autogram.Engine`` and ``torchjd.aggregation.GramianWeightedAggregator``, and returns k
-    weights in its dtype. All methods that read a kernel can be converted, as the kernel of one
-    mini-batch is the Gramian.
+    weights in its dtype. All methods that read nothing but a kernel can be converted, as the kernel
+    of one mini-batch is the Gramian.
 
     With n > 1 mini-batches it takes the Gramian of all kn mini-batch losses, ordered by task
     (``losses.reshape(-1)`` of a (k, n) tensor). This is the extended NTK of Eq. 8 and 9. It returns
@@ -63,7 +63,8 @@ def as_torchjd(
 
     Raises:
         ValueError: The method does not read a kernel, or needs more than the kernel of each step
-            (losses, learned parameters, an objective for heads).
+            (losses, their logarithms, learned parameters, an objective for heads), or it is
+            NTKMTL with the kernel of the representation, where the kernel is TorchJD's.
         TypeError: ``method`` is neither a name nor a weighting, or has no such setting.
 
     Example:
@@ -138,9 +139,20 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
             )
         if _needs_more(weighting):
             raise ValueError(
-                f"{label} wants more than a Gramian per step (the losses, parameters of its own, "
+                f"{label} needs more than a Gramian per step (the losses, parameters of its own, "
                 "or a part in the heads' training), which TorchJD's interface has no place for; "
                 "use ntkmtl.Balancer"
+            )
+        defaults = spec(weighting.name).defaults if weighting.name else {}
+        if defaults.get("log_losses", weighting.balancer_defaults.get("log_losses")):
+            raise ValueError(
+                f"{label} works on logarithms of the losses, of which a Gramian knows nothing; use "
+                "ntkmtl.Balancer"
+            )
+        if defaults.get("source") == "representation":
+            raise ValueError(
+                f"{label} is NTKMTL with the kernel of the representation, and here the kernel "
+                "comes from TorchJD; take 'ntkmtl' for that kernel, or use ntkmtl.Balancer"
             )
         self.weighting = weighting
         self.minibatches = int(minibatches)
