@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ntkmtl import Balancer, branch
-from ntkmtl.analysis import Snapshot
+from ntkmtl.analysis import Recorder, Snapshot
 from ntkmtl.kernel import extended_ntk
 
 EXACT = {"rtol": 1e-9, "atol": 0.0}
@@ -143,6 +143,36 @@ def test_tasks_without_labels_and_a_gradient_scale() -> None:
         assert snapshot.weights.tolist() == out.weights.tolist() == [1.0, 0.0, 1.0]
         kernels.append(snapshot.kernel.values)
     torch.testing.assert_close(*kernels, **EXACT)
+
+
+@pytest.mark.parametrize("source", ["exact", "representation"])
+def test_steps_that_a_scaler_skips_are_recorded_without_a_kernel(source: str) -> None:
+    torch.manual_seed(0)
+    trunk, head = nn.Linear(3, 4), nn.Linear(4, 1)
+    optimizer = torch.optim.SGD([*trunk.parameters(), *head.parameters()], lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
+    recorder = Recorder(every=1, source=source)
+    balancer = Balancer("ls", record=recorder)
+    for _ in range(4):
+        optimizer.zero_grad()
+        z = trunk(torch.ones(5, 3))
+        losses = [(1e4 * z - 9).square().mean(), (1e4 * head(z) - 9).square().mean()]
+        balancer.backward(losses, scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+    assert scaler.get_scale() < 2.0**126
+    assert len(recorder) == 4
+    assert bool(recorder["max_eigenvalues"][0].isnan().all())
+
+
+def test_samples_that_cannot_be_told_are_recorded_as_one_minibatch() -> None:
+    trunk, head = nn.Linear(3, 4), nn.Linear(4, 1)
+    record = _Keeps()
+    z = trunk(torch.randn(6, 3))
+    losses = [head(z).square()[:, 0], z[:5].square().mean(dim=1)]
+    with pytest.warns(UserWarning, match="do not show which dimension"):
+        Balancer("ntkmtl-sr", record=record).backward(losses)
+    assert record.seen[0].kernel.minibatches == 1
 
 
 def test_without_features_the_shared_parameters_do() -> None:

@@ -30,7 +30,7 @@ from ntkmtl.kernel._partition import Partition, require_counts, require_even
 from ntkmtl.kernel._pooling import Pooling, gram, kernel_from_rows
 from ntkmtl.kernel._ranks import Ranks
 
-__all__ = ["FoundView", "describe_bypass"]
+__all__ = ["FoundView", "describe_bypass", "shows_samples"]
 
 
 class FoundView:
@@ -370,6 +370,23 @@ def _sample_dim(shape: tuple[int, ...] | None, size: int | None, asked: int | No
             "number of samples; say which with batch_dim, or use minibatches=1"
         )
     return at[0]
+
+
+def shows_samples(step: Step, cut: Cut) -> bool:
+    """Whether losses of single samples show where the samples are.
+
+    Where tasks have batches of different sizes, their tensors of the cut must have these sizes.
+    """
+    if step.samples is None:
+        return False
+    if len({own.count for own in step.samples}) == 1:
+        return True
+    shapes = [shape_of(edge) or () for edge in cut.targets]
+    return all(
+        shapes[crossing.target].count(own.count) == 1
+        for own, crossings in zip(step.samples, cut.crossings, strict=True)
+        for crossing in crossings
+    )
 
 
 def describe_bypass(cut: Cut, names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.balance._core import Core
-from ntkmtl.balance._found_view import FoundView
+from ntkmtl.balance._found_view import FoundView, shows_samples
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._options import Options
 from ntkmtl.balance._parameter_step import ParameterStep, touched_by_two
@@ -43,7 +43,8 @@ def recorded_kernel(
 
     Returns:
         float64 on the CPU; with diagonal blocks only if each task has its own representation. None
-        if tasks share nothing, or in distributed training.
+        if tasks share nothing, if a gradient is not finite, as a gradient scaler expects in its
+        first steps, or in distributed training.
 
     Raises:
         ValueError: The features do not lie between trunk and losses, or ``counts`` does not fit the
@@ -93,7 +94,7 @@ def _of_found_cut(
             way = ParameterStep(core, step, shared, minibatches=n)
             return _on_cpu(way.kernel(keep=False, full=True)[0], step)
         return _whole_batch(step, shared)
-    view = FoundView(options, step, cut, n, None)
+    view = FoundView(options, step, cut, n if shows_samples(step, cut) else 1, None)
     gradients = view.differentiate(heads=False, retain=True)
     full = not view.separate
     return _on_cpu(view.kernel(gradients, "blockwise", full=full, ranks=None, layer=None), step)
@@ -122,7 +123,7 @@ def _own_kernel(options: Options) -> tuple[str, Pooling]:
     return options.source, options.pooling
 
 
-def _whole_batch(step: Step, parameters: list[Tensor]) -> ExtendedNTK:
+def _whole_batch(step: Step, parameters: list[Tensor]) -> ExtendedNTK | None:
     begin = step.begin()
     kernel, _ = exact_kernel(
         lambda task: vjp(begin[task][0], parameters, begin[task][1])[None],
@@ -134,6 +135,9 @@ def _whole_batch(step: Step, parameters: list[Tensor]) -> ExtendedNTK:
     return _on_cpu(kernel, step)
 
 
-def _on_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK:
+def _on_cpu(kernel: ExtendedNTK, step: Step) -> ExtendedNTK | None:
     kernel = kernel.cpu()
+    known = kernel.values if kernel.has_all_blocks else kernel.blocks
+    if not bool(known.isfinite().all()):
+        return None
     return kernel if step.scale == 1.0 else kernel / step.scale**2

@@ -11,7 +11,7 @@ from ntkmtl._warnings import warn
 from ntkmtl.balance import _auto
 from ntkmtl.balance._core import Core
 from ntkmtl.balance._fill import checked, ordinary, repeated, undone_if_not_finite
-from ntkmtl.balance._found_view import FoundView, describe_bypass
+from ntkmtl.balance._found_view import FoundView, describe_bypass, shows_samples
 from ntkmtl.balance._kernel_step import KernelStep, may_keep
 from ntkmtl.balance._named_view import NamedView
 from ntkmtl.balance._parameter_step import ParameterStep, known_shared, touched_by_two
@@ -26,7 +26,7 @@ from ntkmtl.balance._weigh import (
     to_cpu,
     weigh,
 )
-from ntkmtl.graph import Cut, FeaturesLike, find_cut, shape_of
+from ntkmtl.graph import Cut, FeaturesLike, find_cut
 
 NESTED = (
     "the tasks share a nested tensor, whose gradients have no single shape to take a kernel of: "
@@ -232,7 +232,7 @@ def _through_cut(core: Core, step: Step, counts: Tensor | None) -> BalanceResult
     if _one_by_one(core, step, cut):
         return _from_losses(core, step, shared)
     n = options.minibatches
-    known = options.batch_dim is not None or _shows_samples(step, cut)
+    known = options.batch_dim is not None or shows_samples(step, cut)
     if n > 1 and source == "exact" and step.samples is not None:
         return _from_losses(core, step, shared)
     if n > 1 and not known:
@@ -285,21 +285,6 @@ def _batch(step: Step) -> int | None:
         return None
     sizes = {s.count for s in step.samples}
     return sizes.pop() if len(sizes) == 1 else None
-
-
-def _shows_samples(step: Step, cut: Cut) -> bool:
-    """Whether losses of single samples show where the samples are.
-
-    Where tasks have batches of different sizes, their tensors of the cut must have these sizes.
-    """
-    if step.samples is None or _batch(step) is not None:
-        return step.samples is not None
-    shapes = [shape_of(edge) or () for edge in cut.targets]
-    return all(
-        shapes[crossing.target].count(own.count) == 1
-        for own, crossings in zip(step.samples, cut.crossings, strict=True)
-        for crossing in crossings
-    )
 
 
 def _one_minibatch(core: Core, step: Step) -> int:
