@@ -17,7 +17,7 @@ from pathlib import Path
 from statsmodels.datasets import anes96, star98
 
 DERIVED = ["PERMINTE_", "AVYRSEXP_", "PERSPEN_", "PTRATIO_"]
-"""Beginnings of columns that are products of others."""
+"""Prefixes of columns that are products of other columns."""
 
 
 def main() -> None:

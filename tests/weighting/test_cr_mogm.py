@@ -64,5 +64,5 @@ def test_cr_mogm_takes_names_and_weightings() -> None:
 
 @pytest.mark.parametrize(("inner", "more"), [("consmtl", "heads"), ("pivrg", "scores")])
 def test_cr_mogm_refuses_methods_that_are_more_than_their_weights(inner: str, more: str) -> None:
-    with pytest.raises(ValueError, match=f"Found '{inner}', which also wants .*{more}"):
+    with pytest.raises(ValueError, match=f"Found '{inner}', which also needs .*{more}"):
         create("cr-mogm", inner=inner)

@@ -179,7 +179,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "call",
         "accelerate",
-        "BalancedAccelerator(balancer).backward(losses)",
+        "accelerator.backward(losses)  # accelerator = BalancedAccelerator(balancer)",
         "It replaces `Accelerator`, and takes the losses instead of their sum.",
         "recipes/accelerate.md",
         lambda s: s.framework == "accelerate",
@@ -195,7 +195,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "call",
         "the Hugging Face Trainer",
-        "BalancedTrainer(model, balancer=balancer)",
+        "BalancedTrainer(model, args, train_dataset=data, balancer=balancer)",
         "It replaces `Trainer`; the model returns its losses and their sum.",
         "recipes/trainer.md",
         lambda s: s.framework == "trainer",
@@ -203,8 +203,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "call",
         "Keras on the PyTorch backend",
-        "BalancedModel(inputs, outputs).compile(loss=losses, balancer=balancer)",
-        "It replaces `keras.Model`.",
+        "model.compile(optimizer, losses, balancer=balancer)  # a BalancedModel(inputs, outputs)",
+        "It replaces `keras.Model`; losses are a dict with a loss for each output.",
         "recipes/keras.md",
         lambda s: s.framework == "keras",
     ),

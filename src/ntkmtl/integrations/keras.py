@@ -237,7 +237,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
     # ------------------------------------------------------------------ state
 
     def get_compile_config(self) -> dict[str, Any]:
-        """Return nothing: a loaded model is compiled anew, with a Balancer to train on."""
+        """Return nothing: compile a loaded model again, with a Balancer, to continue training."""
         return {}
 
     def save_own_variables(self, store: Any) -> None:
@@ -256,7 +256,7 @@ class BalancedModel(keras.Model):  # type: ignore[misc]
         Raises:
             ValueError: The file has no state of a Balancer, or that of another method.
         """
-        names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is not a mapping)
+        names = [str(key) for key in store.keys()]  # noqa: SIM118  (a store is not a dict)
         kept = [name for name in names if name.startswith(_PREFIX)]
         super().load_own_variables({n: store[n] for n in names if n not in kept})
         if self.balancer is None:

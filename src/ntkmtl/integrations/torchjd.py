@@ -135,7 +135,7 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
         if weighting.requires in ("losses", "jacobian"):
             what = "losses" if weighting.requires == "losses" else "gradients entry by entry"
             raise ValueError(
-                f"{label} reads the {what}, of which a Gramian knows nothing; use ntkmtl.Balancer"
+                f"{label} reads the {what}, which a Gramian does not hold; use ntkmtl.Balancer"
             )
         if _needs_more(weighting):
             raise ValueError(
@@ -146,7 +146,7 @@ class _AsTorchJD(TorchJDWeighting[PSDMatrix]):
         defaults = spec(weighting.name).defaults if weighting.name else {}
         if defaults.get("log_losses", weighting.balancer_defaults.get("log_losses")):
             raise ValueError(
-                f"{label} works on logarithms of the losses, of which a Gramian knows nothing; use "
+                f"{label} works on logarithms of the losses, which a Gramian does not hold; use "
                 "ntkmtl.Balancer"
             )
         if defaults.get("source") == "representation":

@@ -253,7 +253,7 @@ class BalancedTrainer(Trainer):
             if not path.exists():
                 raise FileNotFoundError(
                     f"{path} is missing: the checkpoint was not written by a BalancedTrainer, or "
-                    "not to its end; resume from another one"
+                    "not completely; resume from another one"
                 )
             saved = torch.load(path, weights_only=True)
             epochs = saved.pop(_EPOCHS, None)

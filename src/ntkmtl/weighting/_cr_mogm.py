@@ -36,12 +36,12 @@ class CRMOGM(Weighting):
     A task without labels in a batch keeps its average.
 
     Args:
-        inner: The method: a name, or a weighting that reads the Gramian. ``pivrg``, which is told
-            scores, and ``consmtl``, which also trains the heads, are refused.
+        inner: The method: a name, or a weighting that reads the Gramian. ``pivrg``, which also
+            needs scores, and ``consmtl``, which also trains the heads, are refused.
         alpha: Decay in [0, 1]; 0.9 as in TorchJD.
 
     Raises:
-        ValueError: ``alpha`` is out of range, or the method reads no Gramian, or not that alone.
+        ValueError: ``alpha`` is out of range, or the method reads something else than the Gramian.
 
     Example:
         >>> import torch
@@ -71,8 +71,8 @@ class CRMOGM(Weighting):
         if self._inner.has_head_objective or self._inner.needs_scores:
             more = "a part in the heads' training" if self._inner.has_head_objective else "scores"
             raise ValueError(
-                f"inner must be a method whose weights are all of it. Found {inner!r}, which also "
-                f"wants {more}; use it by itself."
+                f"inner must be a method that needs nothing but the Gramian. Found {inner!r}, "
+                f"which also needs {more}; use it by itself."
             )
         self._average: Tensor | None = None
 

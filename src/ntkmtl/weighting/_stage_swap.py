@@ -93,7 +93,7 @@ class StageSwap(LossWeighting):
         self._epochs += 1
 
     def needs(self) -> Iterator[tuple[str, str]]:
-        """Yield that epochs are to be told of, where the swap is at one."""
+        """Yield ``end_epoch`` if the swap is at an epoch."""
         return Weighting.needs(self) if self.switch_epoch is not None else iter(())
 
     def _get_state(self) -> dict[str, Any]:
