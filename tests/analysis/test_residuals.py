@@ -105,6 +105,32 @@ def test_probes_multiply_with_the_kernel() -> None:
         torch.testing.assert_close(operator @ vector, expected, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("probes", [0, 3000])
+def test_a_complex_parameter_is_two_real_ones_and_each_counts_once(probes: int) -> None:
+    torch.manual_seed(0)
+    pair = nn.Parameter(torch.randn(3, 2).double())
+    x = points(6, 3)
+
+    def residual(weight: Tensor) -> Tensor:
+        return (x @ weight[:2].real + weight[2].imag * x[:, 0]).tanh() + weight[0].abs()
+
+    expected = residual_ntk([residual(torch.view_as_complex(pair))], [pair])
+    weight = nn.Parameter(torch.view_as_complex(pair.detach()))
+    found = residual_ntk([residual(weight)], [weight, weight], probes=probes)
+    torch.testing.assert_close(found.max_eigenvalues, expected.max_eigenvalues, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(
+        found.traces, expected.traces, rtol=1e-9 if not probes else 0.1, atol=0.0
+    )
+
+
+def test_sparse_gradients() -> None:
+    rows = torch.tensor([0, 2, 2, 1])
+    dense, sparse = (nn.Embedding(3, 2, sparse=kind).double() for kind in (False, True))
+    sparse.load_state_dict(dense.state_dict())
+    first, second = (residual_ntk([e(rows).square().sum(1)], [e.weight]) for e in (dense, sparse))
+    torch.testing.assert_close(second.traces, first.traces, rtol=1e-12, atol=0.0)
+
+
 def test_bad_input() -> None:
     model = network()
     found = residuals(model)
@@ -116,6 +142,8 @@ def test_bad_input() -> None:
         residual_ntk(found, [])
     with pytest.raises(ValueError, match="probes must not be negative"):
         residual_ntk(found, model.parameters(), probes=-1)
+    with pytest.raises(ValueError, match="residual initial is complex"):
+        residual_ntk({"initial": found["initial"] * 1j}, model.parameters())
     other = torch.ones(2, requires_grad=True)
     with pytest.raises(ValueError, match="traces above 0"):
         residual_ntk(found, [other]).weights()

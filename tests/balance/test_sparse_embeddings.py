@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ntkmtl import Balancer
+from ntkmtl import Balancer, NonFiniteError
 from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
@@ -88,3 +88,33 @@ def test_gradients_of_heads_stay_sparse(method: str) -> None:
     options = {} if method == "ls" else {"minibatches": 1}
     Balancer(method, **options).backward(net.losses(net.features()))
     assert all(bias.weight.grad.is_sparse for bias in net.biases)
+
+
+@pytest.mark.parametrize("method", ["ls", "ntkmtl", "ntkmtl-sr", "fairgrad"])
+def test_a_dense_gradient_may_follow_a_sparse_one(method: str) -> None:
+    found = []
+    for sparse in (True, False):
+        net = Net(sparse, sparse)
+        weights = [table.weight for table in net.biases]
+        first, *others = net.losses(net.features())
+        penalty = torch.stack([weight.square().sum() for weight in weights]).sum()
+        options = {} if method == "ls" else {"minibatches": 1}
+        # Weights above 1e15 are checked before they are added.
+        balancer = Balancer(method, priorities=[1e18, *(1.0 for _ in others)], **options)
+        balancer.backward([first * 1e-18, *others], extra=penalty)
+        found.append([weight.grad.to_dense() for weight in weights])
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["ntkmtl", "ntkmtl-sr"])
+def test_a_sparse_gradient_comes_back_after_an_error(method: str) -> None:
+    net = Net(True, True)
+    balancer = Balancer(method, minibatches=1)
+    balancer.backward(net.losses(net.features()))
+    before = [p.grad.to_dense().clone() for p in net.parameters()]
+    weight = net.words.weight
+    root = (weight - weight.detach()).sum().sqrt()  # its slope at 0 is infinite
+    with pytest.raises(NonFiniteError):
+        balancer.backward(net.losses(net.features()), extra=root)
+    for p, kept in zip(net.parameters(), before, strict=True):
+        assert torch.equal(p.grad.to_dense(), kept)

@@ -394,3 +394,24 @@ def test_a_state_without_its_memory() -> None:
     for memory in (None, {}, {**whole["memory"], "more": 1}):
         with pytest.raises(ValueError, match="its memory holds"):
             Balancer("ntkmtl").load_state_dict(pack({**whole, "memory": memory}))
+
+
+# --------------------------------------------------------------------------- explain
+
+
+def test_explain_checks_features_as_backward_does() -> None:
+    net = Net()
+    a, b, c = (net.trunk(net.x) * factor for factor in (1.0, 2.0, 3.0))
+    first, last = net.heads[0](a).square().mean(), net.heads[1](c).square().mean()
+    found = Balancer().explain([first, None, last], [a, None, c])
+    assert found.features == "they cut every path"
+    mixed = [net.heads[0](a + b).square().mean(), b.square().mean(), last]
+    text = Balancer().explain(mixed, [a, b, c]).features
+    assert text.startswith("the loss of task 0 also depends on the features of task 1")
+    with pytest.raises(ValueError, match="also depends on the features of task 1"):
+        Balancer("ntkmtl-sr", minibatches=1).backward(mixed, [a, b, c])
+    states, _ = nn.GRU(5, 8)(torch.randn(7, 12, 5))
+    end = states[-1:] * 1.0  # (1, 12, 8)
+    losses = [states.square().mean(), end.square().mean()]
+    found = Balancer(batch_dim=1).explain(losses, (states, end))
+    assert found.features == "they cut every path"

@@ -366,6 +366,31 @@ def test_shapes_and_names_are_checked() -> None:
         kernel.block("c", "a")
 
 
+class Complex(nn.Module):
+    """A network with complex parameters, or with pairs of real ones in their place."""
+
+    def __init__(self, pairs: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        weight = torch.randn(5, 4, 2, dtype=torch.float64)
+        self.weight = nn.Parameter(weight if pairs else torch.view_as_complex(weight))
+        self.head = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        return self.head((x.to(weight.dtype) @ weight).abs())
+
+
+@pytest.mark.parametrize("method", ["auto", "jacobian", "rows", "ntvp"])
+def test_a_complex_parameter_is_two_real_ones(method: Any) -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    kernel, expected = (output_ntk(Complex(pairs), x, method=method) for pairs in (False, True))
+    torch.testing.assert_close(kernel.matrix(), expected.matrix(), **EXACT)
+    vector = torch.randn(6, dtype=torch.float64)
+    product = OutputNTKOperator(Complex(False), x) @ vector
+    torch.testing.assert_close(product, expected.matrix() @ vector, **EXACT)
+
+
 def test_float32() -> None:
     case = make_output_case()
     expected = output_ntk(case.network, case.inputs).matrix()

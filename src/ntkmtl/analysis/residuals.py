@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ntkmtl.analysis.spectrum import estimate_trace, top_eigenvalues
+from ntkmtl.graph import trainable, vjp
 
 __all__ = ["ResidualNTK", "residual_ntk"]
 
@@ -109,7 +110,7 @@ def residual_ntk(
         tensor([4.], dtype=torch.float64)
     """
     named = residuals if isinstance(residuals, Mapping) else dict(enumerate(residuals))
-    leaves = [p for p in parameters if p.requires_grad]
+    leaves = list(trainable(parameters))
     if not named or not leaves:
         raise ValueError(f"found {len(named)} residuals and {len(leaves)} trainable parameters")
     for name, residual in named.items():
@@ -117,6 +118,11 @@ def residual_ntk(
             raise ValueError(
                 f"residual {name} of shape {tuple(residual.shape)} has "
                 + ("no points" if residual.numel() == 0 else "no graph: is it detached?")
+            )
+        if residual.is_complex():
+            raise ValueError(
+                f"residual {name} is complex; give its real and its imaginary part, each as a "
+                "residual of its own"
             )
     flat = [residual.reshape(-1) for residual in named.values()]
     names, points = tuple(map(str, named)), tuple(len(r) for r in flat)
@@ -142,12 +148,7 @@ def residual_ntk(
 
 def _dense(residual: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     """Return the kernel of one condition, float64 of shape (B, B) on the CPU."""
-    rows = []
-    for s in range(len(residual)):
-        found = torch.autograd.grad(residual[s], leaves, retain_graph=True, allow_unused=True)
-        pairs = zip(found, leaves, strict=True)
-        parts = [torch.zeros_like(p) if g is None else g for g, p in pairs]
-        rows.append(torch.cat([part.reshape(-1) for part in parts]))
+    rows = [vjp((residual[s],), leaves, None) for s in range(len(residual))]
     jacobian = torch.stack(rows).detach().to("cpu", torch.float64)
     return jacobian @ jacobian.T
 

@@ -526,7 +526,7 @@ class Balancer:
             for name, loss in zip(known, in_order(losses, known), strict=True)
             if (known_loss := read_loss(loss, name)) is not None
         ]
-        return explanation(self._core, values, features, model)
+        return explanation(self._core, values, features, model, known)
 
     # ------------------------------------------------------------------ other calls for methods
 

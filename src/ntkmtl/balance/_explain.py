@@ -23,6 +23,7 @@ from ntkmtl.graph import (
     shape_of,
     starts,
 )
+from ntkmtl.kernel._sources import cut_graph
 
 __all__ = ["Explanation", "SharedTensor", "explanation"]
 
@@ -132,6 +133,7 @@ def explanation(
     losses: Sequence[tuple[str, Tensor]],
     features: FeaturesLike | None,
     model: nn.Module | None,
+    known: Sequence[str],
 ) -> Explanation:
     """Describe the cut of some losses.
 
@@ -140,6 +142,7 @@ def explanation(
         losses: Names and losses of the tasks with labels.
         features: Features to check, or None.
         model: The model, for names of parameters; or None.
+        known: Names of all tasks.
     """
     tasks = [name for name, _ in losses]
     cut = find_cut([loss for _, loss in losses])
@@ -167,7 +170,7 @@ def explanation(
         bypasses=bypasses,
         unconnected=tuple(name for i, name in enumerate(tasks) if i not in cut.connected),
         weights=_weights(core, cut),
-        features="" if features is None else _of_features(losses, features),
+        features="" if features is None else _of_features(core, losses, features, known),
         opaque=cut.opaque or cut.joined,
     )
 
@@ -202,12 +205,23 @@ def _module(cut: Cut, node: Any, names: dict[int, str]) -> str:
     return ""
 
 
-def _of_features(losses: Sequence[tuple[str, Tensor]], features: FeaturesLike) -> str:
+def _of_features(
+    core: Core,
+    losses: Sequence[tuple[str, Tensor]],
+    features: FeaturesLike,
+    known: Sequence[str],
+) -> str:
     names = [name for name, _ in losses]
-    named = Features.of(features, names)
-    graph = head_graph(starts([loss for _, loss in losses]), named)
-    if not graph.depends:
+    absent = [i for i, name in enumerate(known) if name not in names]
+    whole = Features.of(features, known, core.options.batch_dim or 0, absent)
+    begin = starts([loss for _, loss in losses])
+    named = whole.select([known.index(name) for name in names])
+    if not head_graph(begin, named).depends:
         return "no loss depends on them"
+    try:
+        named, graph = cut_graph(begin, named, names)
+    except ValueError as error:
+        return str(error)
     return path_around(graph, named, names)[0] or "they cut every path"
 
 

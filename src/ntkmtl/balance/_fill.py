@@ -156,7 +156,7 @@ def undone_if_not_finite(step: Step) -> Iterator[None]:
         step.fail("gradient", math.nan, name=" or ".join([*step.local_names, *extra]))
     except NonFiniteError:
         for p, gradient in before:
-            if gradient is None or p.grad is None:
+            if gradient is None or p.grad is None or gradient.layout is not torch.strided:
                 p.grad = gradient
             else:
                 p.grad.copy_(gradient)  # in place: DDP keeps views of its buckets here

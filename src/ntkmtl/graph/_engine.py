@@ -328,7 +328,10 @@ def add_to_grad(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         if not parallel and has_hooks(parameter):
             hooked.append((parameter, gradient))
         elif (present := parameter.grad) is not None:
-            present.add_(gradient)
+            if present.layout is gradient.layout or present.layout is torch.strided:
+                present.add_(gradient)
+            else:
+                parameter.grad = gradient + present  # a sparse tensor takes no dense one
         else:
             same = gradient.dtype == parameter.dtype
             parameter.grad = gradient if same else gradient.to(parameter.dtype)

@@ -437,6 +437,24 @@ def _pure(
     return call, chosen
 
 
+def _real(
+    call: Callable[[Mapping[str, Tensor], tuple[Any, ...]], Any], parameters: dict[str, Tensor]
+) -> tuple[Callable[[Mapping[str, Tensor], tuple[Any, ...]], Any], dict[str, Tensor]]:
+    """Return a function of real parameters, in which a complex number is two real ones."""
+    pairs = {name for name, p in parameters.items() if p.is_complex()}
+    if not pairs:
+        return call, parameters
+
+    def of_real(values: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+        whole = {n: torch.view_as_complex(p) if n in pairs else p for n, p in values.items()}
+        return call(whole, arguments)
+
+    return of_real, {
+        name: torch.view_as_real(p.resolve_conj()) if name in pairs else p
+        for name, p in parameters.items()
+    }
+
+
 def prepare(
     function: nn.Module | Callable[..., Any],
     inputs: Any,
@@ -463,7 +481,7 @@ def prepare(
         raise ValueError(f"directions must be at least 1. Found directions={directions}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1. Found chunk_size={chunk_size}.")
-    call, chosen = _pure(function, parameters, forward)
+    call, chosen = _real(*_pure(function, parameters, forward))
     result = OutputFunction(
         call,
         chosen,
