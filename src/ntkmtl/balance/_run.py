@@ -354,7 +354,7 @@ def _cause(inputs: Sequence[Tensor]) -> str:
         return "is the shared part frozen, or its output detached?"
     shapes = sorted({tuple(t.shape) for t in inputs})
     return (
-        f"only tensors of shape {', '.join(map(str, shapes))} that require a gradient and are no "
+        f"only tensors of shape {', '.join(map(str, shapes))} that require a gradient and are not "
         "nn.Parameter, which count as inputs here: make them nn.Parameters if they are trained"
     )
 

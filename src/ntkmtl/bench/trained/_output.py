@@ -59,8 +59,8 @@ def columns_of(
     for task, said in predictions.items():
         if said.values.ndim != 1:
             raise ValueError(
-                f"each prediction of {task} has shape {tuple(said.values.shape[1:])}, which is no "
-                "cell of a table; write -o FILE.npz instead"
+                f"each prediction of {task} has shape {tuple(said.values.shape[1:])}, which is "
+                "not a cell of a table; write -o FILE.npz instead"
             )
         add(task, _cells(said.values, said))
         if truth and task in truth:
