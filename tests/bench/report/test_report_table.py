@@ -131,7 +131,7 @@ def test_facts_and_notes(tmp_path: Path) -> None:
         "STL: trained here with the same budget",
         "among 3 multi-task methods, STL left out",
         "relative to LS (1.5 s)",
-        "Reduced recipe, smaller than in the literature: 4 epochs, batch size 8",
+        "Reduced recipe, shorter than the problem's own: 4 epochs, batch size 8",
         "1,000 train, 100 val, 200 test samples, 12,345 parameters",
         "Wall time 19.4 s, summed over 10 runs, on cpu, A processor, 2 cores, 1 thread per run",
         "torch 2.6.0",

@@ -139,7 +139,10 @@ def _confirmed(found: Sequence[StudyEstimate], jobs: int, dry_run: bool, as_json
     if dry_run:
         raise typer.Exit
     if total and not sys.stdin.isatty():
-        refuse("there is nobody to ask: add --yes to start, or --dry-run to know the time only")
+        refuse(
+            "a study asks before it starts, and this is not a terminal: add --yes to start, or "
+            "--dry-run to know the time only"
+        )
     if total and not typer.confirm("Start?", err=True):
         raise typer.Exit
 

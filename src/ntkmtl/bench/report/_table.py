@@ -247,7 +247,11 @@ def notes_of(table: ResultTable, sources: Mapping[str, str]) -> Iterator[str]:
     sizes = units_text(problem, facts["sizes"]) or (
         ", ".join(f"{size:,} {split}" for split, size in facts["sizes"].items()) + " samples"
     )
-    kind = "Reduced recipe, smaller than in the literature" if facts["reduced"] else "Recipe"
+    kind = "Recipe"
+    if facts["reduced"]:
+        published = problem != "table" and problems.spec(problem) is not None
+        than = "smaller than in the literature" if published else "shorter than the problem's own"
+        kind = f"Reduced recipe, {than}"
     description = recipe["description"].strip()
     yield (
         f"{kind}: {count(recipe['epochs'], 'epoch')}, batch size {recipe['batch_size']:,}, "
