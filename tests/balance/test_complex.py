@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ntkmtl import Balancer
+from ntkmtl import Balancer, Probe
 from ntkmtl.weighting import accepted_options, create, names, spec
 
 METHODS = [name for name in names() if name != "stl"]
@@ -109,6 +109,34 @@ def test_a_complex_network_is_a_real_one(method: str, named: bool, options: dict
         torch.testing.assert_close(out.eigenvalues, expected.eigenvalues, rtol=1e-9, atol=1e-12)
     for a, b in zip(grads, right, strict=True):
         torch.testing.assert_close(torch.view_as_real(a), b, rtol=1e-6, atol=1e-9)
+
+
+class Trunk(nn.Module):
+    """The trunk of a network, as probes run it."""
+
+    def __init__(self, net: Complex) -> None:
+        super().__init__()
+        self.first, self.second = net.first, net.second
+        self.net = [net]  # in a list, so that its heads are not the trunk's
+
+    def forward(self, x: Tensor) -> Tensor:
+        (net,) = self.net
+        hidden = x @ net.of(self.first)
+        hidden = torch.complex(hidden.real.tanh(), hidden.imag.tanh())
+        return net.to(hidden @ net.of(self.second))
+
+
+@pytest.mark.parametrize("mode", ["difference", "forward"])
+@pytest.mark.parametrize("corrected", [False, True])
+def test_probes_of_complex_parameters(mode: Any, corrected: bool) -> None:
+    found = []
+    for net in (Complex(), Real()):
+        trunk = Trunk(net)
+        probe = Probe(trunk, probes=4, mode=mode, corrected=corrected)
+        balancer = Balancer("ntkmtl", source="probe", probe=probe, batch_dim=0, minibatches=2)
+        z = trunk(net.x)
+        found.append(balancer.backward(net.losses(z), features=z).eigenvalues)
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("where", ["complex", "real"])

@@ -320,6 +320,16 @@ def test_a_recorder_must_say_what_it_records() -> None:
         Balancer(record=HalfARecorder())  # type: ignore[arg-type]
 
 
+def test_the_input_of_a_last_layer_may_be_named() -> None:
+    weights = []
+    for named in (False, True):
+        net = Net()
+        balancer = Balancer("ntkmtl-tk", last_layer=net.trunk, minibatches=1)
+        z = net.trunk(input=net.x) if named else net.trunk(net.x)
+        weights.append(balancer.backward([z.square().mean(), (z - 1).abs().mean()]).weights)
+    assert torch.equal(*weights)
+
+
 def test_a_last_layer_that_ran_again() -> None:
     net = Net()
     balancer = Balancer("ntkmtl-tk", last_layer=net.trunk, minibatches=1)

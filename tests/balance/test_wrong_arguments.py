@@ -110,6 +110,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("ntkmtl", {"process_group": "gloo"}, "process_group must be a torch.distributed.ProcessGroup"),
     ("ntkmtl-tk", {"last_layer": "fc"}, "last_layer must be"),
     ("ntkmtl", {"last_layer": TRUNK}, "last_layer belongs to pooling='kernel'"),
+    ("ntkmtl-tk", {"last_layer": nn.Linear(2, 2, dtype=torch.cfloat)}, "has complex weights"),
     # Priorities.
     ("ntkmtl", {"priorities": "a"}, "priorities must be a dict .*found 'a'"),
     ("ntkmtl", {"priorities": 2.0}, "priorities must be a dict .*found 2.0"),

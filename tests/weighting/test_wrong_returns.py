@@ -55,6 +55,48 @@ def test_what_a_method_returns(
     assert trunk.weight.grad is None
 
 
+class Shares(LossWeighting):
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        losses /= losses.sum()
+        return 1.0 - losses
+
+
+class Signs(Weighting):
+    requires = "jacobian"
+
+    def weigh(self, kernel: Any, losses: Any, tasks: Any) -> Tensor:
+        raise AssertionError
+
+    def combine(self, jacobian: Tensor, losses: Any = None, tasks: Any = None) -> Any:
+        losses /= losses.sum()
+        return jacobian.sum(dim=0).sign(), torch.ones(len(jacobian))
+
+
+@pytest.mark.parametrize("method", [Shares(), Signs()])
+def test_losses_that_a_method_changes_in_place_stay(method: Weighting) -> None:
+    _, losses = two_losses()
+    values = torch.stack(losses).detach()
+    out = Balancer(method).backward(losses)
+    torch.testing.assert_close(out.total, (out.weights * values).sum())
+
+
+class Halving(LossWeighting):
+    def __init__(self) -> None:
+        self.own = torch.ones(2, dtype=torch.float64)
+
+    def of_losses(self, losses: Tensor, tasks: Tensor) -> Tensor:
+        return self.own.mul_(0.5)
+
+
+def test_weights_of_earlier_steps_stay() -> None:
+    trunk, balancer = nn.Linear(3, 2).double(), Balancer(Halving())
+    results = []
+    for _ in range(2):
+        z = trunk(torch.ones(5, 3).double())
+        results.append(balancer.backward([z[:, 0].square().mean(), z[:, 1].square().mean()]))
+    assert [out.weights.tolist() for out in results] == [[0.5, 0.5], [0.25, 0.25]]
+
+
 @pytest.mark.parametrize("base", [LossWeighting, GramianWeighting])
 def test_weights_carry_no_graph(base: type[Weighting]) -> None:
     learned = torch.ones(2, requires_grad=True)

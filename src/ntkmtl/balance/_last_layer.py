@@ -16,13 +16,21 @@ class LastLayer:
     def __init__(self, layer: nn.Linear) -> None:
         if not isinstance(layer, nn.Linear):
             raise TypeError(f"last_layer must be a torch.nn.Linear, found {type(layer)}")
+        if layer.weight.is_complex():
+            raise ValueError(
+                "last_layer has complex weights, whose kernel is no product of two real ones; use "
+                "source='exact', or a method that reads the representation alone"
+            )
         self._bias = layer.bias is not None
         self._seen: tuple[Tensor, Tensor, int] | None = None
-        layer.register_forward_hook(self._remember)
+        layer.register_forward_hook(self._remember, with_kwargs=True)
 
-    def _remember(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _remember(
+        self, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> None:
         if torch.is_grad_enabled():
-            self._seen = (args[0].detach(), output, output._version)
+            seen = args[0] if args else named["input"]
+            self._seen = (seen.detach(), output, output._version)
 
     def __getstate__(self) -> dict[str, Any]:
         # The layer, which holds this object in a hook, must stay copyable; tensors of a graph are

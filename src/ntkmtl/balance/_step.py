@@ -322,7 +322,7 @@ class Step:
             NonFiniteError: An entry is NaN or infinite.
         """
         shown = matrix if self.scale == 1.0 else matrix / self.scale
-        found = combine(shown, self.raw, self.index)
+        found = combine(shown, self.raw.clone(), self.index)
         count, entries = matrix.shape
         if not (isinstance(found, tuple) and len(found) == 2) or not all(
             isinstance(part, Tensor) for part in found

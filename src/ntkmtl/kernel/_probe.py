@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from ntkmtl.graph import Features, TaskGradients, leaves, trainable
+from ntkmtl.graph import Features, TaskGradients, as_real, leaves, trainable
 from ntkmtl.kernel._extended import ExtendedNTK
 from ntkmtl.kernel._partition import Partition
 from ntkmtl.kernel._ranks import Ranks
@@ -52,16 +52,18 @@ Shorter steps suffer from rounding, longer ones from curvature; see docs/estimat
 def draw_direction(
     parameters: Mapping[str, Tensor], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw a direction of the parameters with independent N(0, 1) entries.
+    """Draw a direction of the parameters with independent N(0, 1) entries, two for a complex one.
 
     Args:
         parameters: By name.
         generator: Source of randomness, on the parameters' device.
     """
-    return {
-        name: torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
-        for name, p in parameters.items()
-    }
+    found = {}
+    for name, p in parameters.items():
+        shape = (*p.shape, 2) if p.is_complex() else p.shape
+        drawn = torch.randn(shape, generator=generator, dtype=p.dtype.to_real(), device=p.device)
+        found[name] = torch.view_as_complex(drawn) if p.is_complex() else drawn
+    return found
 
 
 def _directed(call: TrunkCall, parameters: Iterable[Tensor] | None) -> dict[str, Tensor]:
@@ -212,7 +214,7 @@ def _difference(
     step: float | None,
     verify: bool,
 ) -> Iterator[list[Tensor]]:
-    dtype = next(iter(base.values())).dtype
+    dtype = next(iter(base.values())).dtype.to_real()
     relative = STEPS[dtype] if step is None else step
     if not relative > 0:
         raise ValueError(f"step must be positive, found {relative}")
@@ -255,9 +257,10 @@ def _require_repeatable(
     again: Sequence[Tensor], before: Sequence[Tensor], change: Sequence[Tensor]
 ) -> None:
     def norm(tensors: Iterable[Tensor]) -> float:
-        return math.sqrt(math.fsum(float(t.double().square().sum()) for t in tensors))
+        return math.sqrt(math.fsum(float(as_real(t).double().square().sum()) for t in tensors))
 
-    noise = norm(a.double() - b.double() for a, b in zip(again, before, strict=True))
+    pairs = zip(map(as_real, again), map(as_real, before), strict=True)
+    noise = norm(a.double() - b.double() for a, b in pairs)
     signal = norm(change)
     if noise > 0.05 * signal:
         raise ValueError(
@@ -279,7 +282,7 @@ def _slopes(
         stack = gradients.stacked(f)
         if isinstance(stack, Tensor) and dz is not None and features.batch_dim == 0:
             # (B, k, d) times (B, d, 1): one product for all tasks.
-            rows = _full(stack).reshape(*stack.shape[:2], -1).transpose(0, 1)
+            rows = as_real(_full(stack)).reshape(*stack.shape[:2], -1).transpose(0, 1)
             part = torch.bmm(rows, dz[:, :, None])[:, :, 0].T
         else:
             part = torch.stack(
@@ -301,7 +304,7 @@ def _full(tensor: Tensor) -> Tensor:
 
 def _rows(tensor: Tensor, features: Features) -> Tensor:
     rows = features.rows(_full(tensor))
-    return rows.reshape(len(rows), -1)
+    return as_real(rows).reshape(len(rows), -1)
 
 
 def kernel_from_slopes(slopes: Tensor, shares: Tensor | None = None) -> ExtendedNTK:
@@ -524,7 +527,7 @@ class Probe:
         if self.mode == "forward" or (self.mode is None and half):
             self.mode = "forward"
             return
-        relative = STEPS.get(first.dtype) if self.step is None else self.step
+        relative = STEPS.get(first.dtype.to_real()) if self.step is None else self.step
         found = []
         for factor in (1.0, 4.0):
             generator = torch.Generator(first.device).manual_seed(self.seed)

@@ -129,7 +129,7 @@ class Weighting(ABC):
                 )
             _require_finite(kernel.values if kernel.has_all_blocks else kernel.blocks, "kernel")
         if losses is not None:
-            losses = losses.detach().to(torch.float64)
+            losses = losses.detach().to(torch.float64, copy=True)  # a method may change it in place
             if not all(map(math.isfinite, losses.tolist())):  # of a few, faster than by a tensor
                 _require_finite(losses, "losses")
         tasks = check_tasks(tasks, count, device)
@@ -444,7 +444,7 @@ def _checked(weights: Any, count: int, label: str) -> Tensor:
             f"{label} must return one weight for each of the {count} tasks, of shape ({count},); "
             f"returned shape {tuple(weights.shape)}"
         )
-    return weights.detach().to(torch.float64)
+    return weights.detach().to(torch.float64, copy=True)
 
 
 def check_tasks(tasks: Any, count: int, device: torch.device | None = None) -> Tensor:
