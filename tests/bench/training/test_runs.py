@@ -296,3 +296,12 @@ def test_names_become_one_folder_each() -> None:
     for name in ("", ".", ".."):
         with pytest.raises(ValueError, match="needs a name"):
             folder_name(name)
+
+
+def test_names_longer_than_a_folder_s_are_cut_and_stay_distinct(tmp_path: Path) -> None:
+    names = ["ü" * 190, "ü" * 189 + "u", "x" * 255, "x" * 256, "x" * 180 + "y" * 200]
+    folders = [folder_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[2] == names[2]
+    for folder in folders:
+        (tmp_path / folder).mkdir()
