@@ -288,6 +288,14 @@ def test_differences_name_the_keys(folder: Path) -> None:
     ]
 
 
+def test_a_description_is_told_where_nothing_else_of_the_recipe_differs() -> None:
+    one = {"recipe": {"epochs": 1, "description": "Short."}, "seed": 0}
+    other = {"recipe": {"epochs": 2, "description": "Long."}, "seed": 1}
+    assert differences(one, other) == ["recipe.epochs is 1, asked for 2", "seed is 0, asked for 1"]
+    other["recipe"] = {"epochs": 1, "description": "Long."}
+    assert differences(one, other)[0] == "recipe.description is 'Short.', asked for 'Long.'"
+
+
 def test_names_become_one_folder_each() -> None:
     names = ["U0", "U_0", "a/b", "a%2Fb", "../x", "C:\\x", "ε", "a b", "stl"]
     folders = [folder_name(name) for name in names]
