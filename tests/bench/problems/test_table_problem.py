@@ -359,6 +359,7 @@ HEAD = "x,y,c\n"
         (HEAD + GOOD, {"split_column": "s"}, "no column 's' to be a split column"),
         (HEAD + GOOD, {"encoding": "utf-99"}, "no text encoding 'utf-99'"),
         (HEAD + GOOD, {"separator": ";;"}, "separator must be one character"),
+        (HEAD + GOOD, {"separator": "\\t"}, r"""a tab is written separator='"\\t"'"""),
         (HEAD + GOOD, {"decimal": "x"}, "decimal must be '.' or ','"),
         (HEAD + GOOD, {"val": 0.6, "test": 0.5}, "leave nothing to train on"),
         (HEAD + GOOD, {"depth": 0}, "depth must be a whole number from 1"),

@@ -96,7 +96,7 @@ def test_rows_of_a_table_are_numbered_as_predictions_are(tmp_path: Path) -> None
     train(problem, "ls", 0, tmp_path / "runs/table/ls/seed-0", recipe=recipe, threads=1)
     (runs,) = load_folder(tmp_path / "runs").values()
     found = gallery.gallery_of(runs)
-    assert "ntkmtl predict RUN --split test" in found["told"]
+    assert "from 1, in the order in which ntkmtl predict RUN --split test" in found["told"]
     network = load(runs.done[0])
     truth = network.truth("test")
     for card in found["cards"]:
@@ -125,6 +125,16 @@ def test_errors_of_numbers_and_classes() -> None:
     assert math.isnan(found[2])
     line = gallery._line("sold", said, torch.tensor([0, 0, -1]), 0, {})
     assert line == ("sold", "yes (75 %)", "no")
+
+
+def test_dates_are_shown_as_such() -> None:
+    said = Prediction(torch.tensor([18256.9889509, 1.0], dtype=torch.float64), dates=True)
+    line = gallery._line("day", said, torch.tensor([18420.0, 2.0]), 0, {"day": "days"})
+    assert line == ("day", "2019-12-26 23:44:05", "2020-06-07 00:00:00")
+    assert gallery._line("day", said, torch.tensor([18420.0, 2.0]), 1, {})[1:] == (
+        "1970-01-02",
+        "1970-01-03",
+    )
 
 
 def test_numbers_are_short() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from report_folders import METRICS, realistic, toy, write, write_run
 
@@ -347,8 +347,7 @@ def test_huge_numbers_stay_in_the_table(tmp_path: Path) -> None:
     estimate = build_table(tmp_path).row("ls").estimates[1]
     assert estimate is not None
     assert estimate.mean == pytest.approx(5e307)
-    assert estimate.stderr is not None
-    assert math.isinf(estimate.stderr)
+    assert estimate.stderr == pytest.approx(5e307)
 
 
 def test_to_dict_is_json(tmp_path: Path) -> None:
@@ -357,3 +356,16 @@ def test_to_dict_is_json(tmp_path: Path) -> None:
     assert again["problem"] == "qm9-mini"
     assert len(again["rows"]) == 12
     assert len(again["columns"]) == 11
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-200, 1.7e307, 5e-320])
+def test_standard_errors_of_numbers_whose_squares_are_infinite_or_zero(scale: float) -> None:
+    found = SeedMean.of([2.0 * scale, 4.0 * scale, 9.0 * scale])
+    assert found.mean == pytest.approx(5.0 * scale, rel=1e-4, abs=0)
+    assert found.stderr == pytest.approx(13**0.5 / 3**0.5 * scale, rel=1e-4, abs=0)
+
+
+def test_standard_errors_are_those_of_numpy_to_the_last_digit() -> None:
+    values = [0.1, 0.7, 123.456]
+    found = SeedMean.of(values)
+    assert (found.mean, found.stderr) == (np.mean(values), np.std(values, ddof=1) / 3**0.5)

@@ -288,6 +288,14 @@ def test_differences_name_the_keys(folder: Path) -> None:
     ]
 
 
+def test_a_description_is_told_where_nothing_else_of_the_recipe_differs() -> None:
+    one = {"recipe": {"epochs": 1, "description": "Short."}, "seed": 0}
+    other = {"recipe": {"epochs": 2, "description": "Long."}, "seed": 1}
+    assert differences(one, other) == ["recipe.epochs is 1, asked for 2", "seed is 0, asked for 1"]
+    other["recipe"] = {"epochs": 1, "description": "Long."}
+    assert differences(one, other)[0] == "recipe.description is 'Short.', asked for 'Long.'"
+
+
 def test_names_become_one_folder_each() -> None:
     names = ["U0", "U_0", "a/b", "a%2Fb", "../x", "C:\\x", "ε", "a b", "stl"]
     folders = [folder_name(name) for name in names]
@@ -296,3 +304,12 @@ def test_names_become_one_folder_each() -> None:
     for name in ("", ".", ".."):
         with pytest.raises(ValueError, match="needs a name"):
             folder_name(name)
+
+
+def test_names_longer_than_a_folder_s_are_cut_and_stay_distinct(tmp_path: Path) -> None:
+    names = ["ü" * 190, "ü" * 189 + "u", "x" * 255, "x" * 256, "x" * 180 + "y" * 200]
+    folders = [folder_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    assert folders[2] == names[2]
+    for folder in folders:
+        (tmp_path / folder).mkdir()

@@ -27,7 +27,11 @@ class WeighOptions:
     """How weights are measured and written."""
 
     percent: float = option("How much of the run is watched; 50 steps at least.", default=2.0)
-    method: str = option("What balances: a name that `ntkmtl methods` lists.", default="ntkmtl")
+    method: str = option(
+        "What balances: a name that `ntkmtl methods` lists, or your own as module.path:ClassName "
+        "or path/file.py:ClassName.",
+        default="ntkmtl",
+    )
     priority: list[str] | None = option(
         "How much a task matters; may be repeated.", metavar="TASK=P"
     )

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ntkmtl.bench.problems._dates import date_texts
 from ntkmtl.bench.problems.base import Prediction, Sample
 from ntkmtl.bench.report._runs import ProblemRuns
 from ntkmtl.bench.report._words import printable
@@ -61,7 +62,8 @@ def gallery_of(runs: ProblemRuns) -> dict[str, Any]:
     seen = _predict(network, torch.arange(min(size, LOOKED_AT)))
     cards = _worst_cards(network, seen)
     numbered = (
-        " Samples are numbered in the order in which ntkmtl predict RUN --split test writes them."
+        " Samples are numbered from 1, in the order in which ntkmtl predict RUN --split test "
+        "writes them; its column row begins with 0."
         if any(card["name"].startswith("test sample") for card in cards)
         else ""
     )
@@ -144,6 +146,9 @@ def _line(
         return printable(task), predicted, printable(said.classes[int(truth[place])], 40)
     unit = f" {printable(units.get(task, ''), 20)}".rstrip()
     found, wanted = float(said.values[place]), float(truth[place])
+    if said.dates:
+        predicted, label = date_texts([round(found * 86_400) / 86_400, wanted])  # to the second
+        return printable(task), predicted, label
     return printable(task), f"{_number(found)}{unit}", f"{_number(wanted)}{unit}"
 
 

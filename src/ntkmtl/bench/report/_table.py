@@ -76,12 +76,15 @@ class SeedMean:
         if not values:
             raise ValueError("an estimate needs at least one value, found none")
         count = len(values)
-        # Numbers of a diverged run may be finite and yet too large to square.
+        # Sums and squares of the largest numbers are infinite, and squares of the smallest are 0:
+        # both are taken near 1, by a power of two, which changes no digit.
+        scale = math.ldexp(1.0, math.frexp(max(map(abs, values)))[1] - 1)
         with np.errstate(over="ignore", invalid="ignore"):
-            mean = float(np.mean(values, dtype=np.float64))
+            scaled = np.asarray(values, dtype=np.float64) / scale
+            mean = float(np.mean(scaled)) * scale
             if count == 1:
                 return cls(mean, None, 1)
-            return cls(mean, float(np.std(values, ddof=1, dtype=np.float64)) / count**0.5, count)
+            return cls(mean, float(np.std(scaled, ddof=1)) / count**0.5 * scale, count)
 
 
 @dataclass(frozen=True)

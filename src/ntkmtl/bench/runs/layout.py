@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -78,10 +79,15 @@ def folder_name(name: str) -> str:
     Example:
         >>> folder_name("ntkmtl-sr"), folder_name("R/S: 1")
         ('ntkmtl-sr', 'R%2FS%3A%201')
+        >>> len(folder_name("ü" * 100))
+        206
     """
     if not name.strip("."):
         raise ValueError(f"a problem, method or task needs a name that can name a folder: {name!r}")
-    return quote(name, safe="+=,@")
+    found = quote(name, safe="+=,@")
+    if len(found) > 255:  # more than file systems allow; no other name has a % before a hyphen
+        found = f"{found[:180]}%-{hashlib.sha256(name.encode()).hexdigest()[:24]}"
+    return found
 
 
 def run_folder(

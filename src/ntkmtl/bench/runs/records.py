@@ -272,12 +272,19 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         ['recipe.epochs is 3, asked for 5']
     """
     old, new = _flatten(found), _flatten(wanted)
+    keys = sorted(old.keys() | new.keys())
+    differing = [k for k in keys if k not in old or k not in new or old[k] != new[k]]
+    # It says in words what the others say in numbers, and is cut where the two differ.
+    if any(key.startswith("recipe.") and key != _DESCRIPTION for key in differing):
+        differing = [key for key in differing if key != _DESCRIPTION]
     return [
         f"{key} is {shown(old[key]) if key in old else 'absent'}, "
         f"asked for {shown(new[key]) if key in new else 'none'}"
-        for key in sorted(old.keys() | new.keys())
-        if key not in old or key not in new or old[key] != new[key]
+        for key in differing
     ]
+
+
+_DESCRIPTION = "recipe.description"
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

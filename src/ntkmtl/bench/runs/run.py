@@ -122,7 +122,10 @@ def load_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     if not (path / CONFIG).exists():
-        why = "cannot be read: there is no such file; give the folder of a run, as .../seed-0"
+        why = (
+            "cannot be read: there is no such file; give the folder of a run, as .../seed-0, or "
+            ".../stl/seed-0/TASK for a single-task network"
+        )
         raise RunFileError(path / CONFIG, why)
     config = read_config(path / CONFIG)
     if not (path / RESULT).exists():

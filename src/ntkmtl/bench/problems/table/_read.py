@@ -85,7 +85,10 @@ def check_reading(
             f"Found {thousands!r}."
         )
     if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
-        raise TableError(f"separator must be one character. Found {separator!r}.")
+        raise TableError(
+            "separator must be one character, no double quote and no line break; a tab is written "
+            f"""separator='"\\t"' on the command line. Found {separator!r}."""
+        )
     try:
         codecs.lookup(encoding)
         if not isinstance("".encode(encoding), bytes):
