@@ -334,3 +334,14 @@ def test_a_table_of_your_own_is_not_taken_for_ours() -> None:
     use = result.stderr.strip().splitlines()[-1]
     assert use.endswith("--split test -o predictions.npz"), use
     good(*use.removeprefix("Use it: ntkmtl ").split())
+
+
+def test_a_problem_whose_source_has_changed_is_told() -> None:
+    file = Path("changing_problem.py")
+    file.write_text("from toy_problem import Toy\n\nclass Own(Toy):\n    name = 'own'\n")
+    good("run", f"{file}:Own", "--method", "ls", "--epochs", "1", "--out", "r")
+    asked = ("predict", "r/own/ls/seed-0", "--split", "test", "--problem", f"{file}:Own")
+    assert "Warning" not in good(*asked, "-o", "p.npz").stderr
+    file.write_text(file.read_text() + "    # other data\n")
+    told = good(*asked, "-o", "p.npz").stderr
+    assert "Warning: the source of own is not what it was when r/own/ls/seed-0 was trained" in told

@@ -68,6 +68,16 @@ def write(folder: Path, name: str, code: str) -> str:
             r"KeyError in .*\.py, line 3: 'images'",
         ),
         (
+            "from ntkmtl.bench.problems import load_target\n"
+            "class P(load_target('qm9-mini')):\n    def __init__(self): [] + 1",
+            r"TypeError in .*\.py, line 3: can only concatenate",
+        ),
+        (
+            "from ntkmtl.bench.problems import load_target\n"
+            "class P(load_target('qm9-mini')):\n    def __init__(self, noise): pass",
+            r"problem .*:P: .*missing 1 required positional argument: 'noise'",
+        ),
+        (
             "from ntkmtl.bench.problems import Problem\nclass P(Problem): pass",
             r"P does not define batch\(self, split.*; the property options; size",
         ),

@@ -17,10 +17,13 @@ import torch
 
 from ntkmtl.bench import problems
 from ntkmtl.bench.problems.table import Table, TableError
+from ntkmtl.bench.problems.table._columns import Target
 from ntkmtl.bench.problems.table._fitted import fit_encoder, standardization
 from ntkmtl.bench.problems.table._metrics import macro_f1
 from ntkmtl.bench.problems.table._model import recipe_for
+from ntkmtl.bench.problems.table._options import Shares
 from ntkmtl.bench.problems.table._read import read_table
+from ntkmtl.bench.problems.table._splits import _at_random
 from ntkmtl.bench.training.trainer import train
 
 ROOT = Path(__file__).parents[3]
@@ -298,6 +301,17 @@ def test_a_number_beyond_float32_stands_for_neither_zero_nor_infinity(
     rows[3] = "inf,1.5"
     with pytest.raises(TableError, match="row 4, column 'x': 'inf' is infinite"):
         Table(table(tmp_path, "\n".join(["x,y", *rows])), "y", missing=token)
+
+
+def test_every_class_of_a_small_table_is_in_each_split() -> None:
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        codes = random.permutation([0] * 12 + [1] * int(random.integers(3, 12)))
+        target = Target("y", codes, ("a", "b"))
+        sides = _at_random([target], np.arange(len(codes)), Shares(0.15, 0.15, seed))
+        assert all(set(codes[sides == side]) == {0, 1} for side in range(3)), seed
+        share = max(1, round(0.15 * len(codes)))
+        assert np.bincount(sides).tolist() == [len(codes) - 2 * share, share, share]
 
 
 def test_a_target_beyond_the_digits_of_a_float64_is_told_as_such(tmp_path: Path) -> None:

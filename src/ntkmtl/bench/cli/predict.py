@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -104,7 +105,10 @@ def predict(
         from ntkmtl.bench.trained import load
 
         try:
-            network = load(run, asked.problem, with_data=asked.csv is None)
+            with warnings.catch_warnings(record=True) as told:
+                network = load(run, asked.problem, with_data=asked.csv is None)
+            for warning in told:
+                say(f"Warning: {warning.message}")
         except ProblemNotFoundError as error:
             if asked.export is None:
                 raise

@@ -71,7 +71,7 @@ def weigh(
         from ntkmtl.bench.training.trainer import weigh_problem
 
         method_names([asked.method])  # unknown ones are refused before data are read
-        found = find_problem(problem, made_with.options())
+        found = find_problem(problem, made_with.options(), try_out=True)
         FORMATS[asked.form](dict.fromkeys(found.tasks, 1.0))  # refuses names that it has none for
         recipe = changed_recipe(found.recipe, **changed.changes())
         priorities = _priorities(asked.priority or [])

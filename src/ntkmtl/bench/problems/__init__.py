@@ -171,12 +171,16 @@ def _made(name: str, factory: Callable[..., Problem], options: Mapping[str, Any]
     try:
         return factory(**options)
     except (Exception, SystemExit) as error:
-        # An error of a custom problem's own code, beyond what it refuses in words.
-        if ":" not in name or isinstance(
-            error, ValueError | TypeError | OSError | MissingExtraError
+        # An error of a custom problem's own code, beyond what it refuses in words. Without a place
+        # in it, a type error says that an argument is missing.
+        place = place_of(error)
+        if (
+            ":" not in name
+            or isinstance(error, ValueError | OSError | MissingExtraError)
+            or (isinstance(error, TypeError) and not place)
         ):
             raise
-        raise ProblemError(f"{type(error).__name__}{place_of(error)}: {error}") from error
+        raise ProblemError(f"{type(error).__name__}{place}: {error}") from error
 
 
 def known_recipe(name: str, recipe: str | None = None) -> Recipe | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ntkmtl._warnings import warn
 from ntkmtl.bench import problems
+from ntkmtl.bench.compute.environment import problem_version
 from ntkmtl.bench.problems.base import MultiTaskModel, Prediction, Problem, Split
 from ntkmtl.bench.runs import MODEL, Run, RunFileError, canonical_json, differences, load_run
 from ntkmtl.bench.runs.model_file import read_model
@@ -188,7 +189,8 @@ def load(
 
     The problem is created as it was for the run, and must be the same: data that have changed are
     refused. Problems of this package are found by name. Your own must be given, as loading one
-    runs its code: nothing that a run folder names is run.
+    runs its code: nothing that a run folder names is run. If its source has changed since, a
+    warning says so.
 
     Args:
         run: The run's folder, as ``runs/table/ntkmtl/seed-0``, or the run.
@@ -206,6 +208,7 @@ def load(
     weights, values, tensors = read_model(run)
     found = _problem_of(run, problem, None if with_data else (values, tensors))
     _require_same(run, found)
+    _compare_source(run, found)
     chosen = None if run.config.single_task is None else tuple(run.config.tasks)
     with torch.random.fork_rng(devices=[]):
         model = found.model(chosen)
@@ -276,6 +279,21 @@ def _require_same(run: Run, problem: Problem) -> None:
                 else ""
             )
         )
+
+
+def _compare_source(run: Run, problem: Problem) -> None:
+    """Warn if the source of a custom problem is not what it was in training."""
+    said = {k: v for k, v in run.config.versions.items() if k.startswith("source of ")}
+    now = problem_version(type(problem))
+    if said and list(said.values()) != list(now.values()):
+        warn(
+            f"the source of {problem.name} is not what it was when {run.path} was trained "
+            f"({_listed(said)}; now {_listed(now)}): its data or predictions may be others"
+        )
+
+
+def _listed(sources: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}: {digest}" for key, digest in sources.items()) or "of this package"
 
 
 def _split(name: str) -> Split:

@@ -120,10 +120,42 @@ def _at_random(targets: Iterable[Target], kept: Array, shares: Shares) -> Array:
             codes = target.values[kept]
             counts = np.bincount(codes[codes >= 0], minlength=len(target.classes))
             classes += [(int(n), codes == code) for code, n in enumerate(counts) if n]
-    held = np.zeros(len(kept), dtype=bool)
-    for count, members in sorted(classes, key=lambda found: found[0]):
-        _share_class(sides, members, count, held, random, shares)
+    classes.sort(key=lambda found: found[0])
+    # With all rows of a rare class where they are, there may be no place left for the next class.
+    best = _with_classes(sides, classes, random, shares, hold_all=True)
+    fewest = _lacking(best, classes)
+    for _ in range(20):
+        if not fewest:
+            break
+        other = _with_classes(sides, classes, random, shares, hold_all=False)
+        if (lacking := _lacking(other, classes)) < fewest:
+            best, fewest = other, lacking
+    return best
+
+
+def _with_classes(
+    sides: Array,
+    classes: Sequence[tuple[int, Array]],
+    random: np.random.Generator,
+    shares: Shares,
+    hold_all: bool,
+) -> Array:
+    """Return sides on which each has some of each class, as far as rows allow."""
+    sides = sides.copy()
+    held = np.zeros(len(sides), dtype=bool)
+    for count, members in classes:
+        _share_class(sides, members, count, held, random, shares, hold_all)
     return sides
+
+
+def _lacking(sides: Array, classes: Sequence[tuple[int, Array]]) -> int:
+    """Return how many times a class of three rows or more has none on a side."""
+    return sum(
+        not (members & (sides == side)).any()
+        for count, members in classes
+        if count >= 3
+        for side in range(3)
+    )
 
 
 def _share_class(
@@ -133,11 +165,13 @@ def _share_class(
     held: Array,
     random: np.random.Generator,
     shares: Shares,
+    hold_all: bool,
 ) -> None:
     """Swap rows until each side has about its share of a class, and at least one if there are 3.
 
     The sides are changed in place. ``members`` are the ``count`` rows of the class, ``held`` the
-    rows that rarer classes need where they are, to which those of this class are added.
+    rows that rarer classes need where they are, to which those of this class are added: all, or as
+    many as each side needs.
     """
     needed = np.zeros(3, dtype=int)
     needed[TEST] = max(1, int(shares.test * count)) if count >= 2 else 0
@@ -152,5 +186,12 @@ def _share_class(
                 break
             giver, taker = random.choice(givers), random.choice(takers)
             sides[giver], sides[taker] = side, sides[giver]
-    if count < 10 / min(shares.val, shares.test):
+    if count >= 10 / min(shares.val, shares.test):
+        return
+    if hold_all:
         held |= members
+        return
+    for side in (TEST, VAL, TRAIN):
+        own = np.flatnonzero(members & (sides == side))
+        # Those that are held already first.
+        held[own[np.argsort(~held[own], kind="stable")][: needed[side]]] = True
