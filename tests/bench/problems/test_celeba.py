@@ -218,7 +218,7 @@ def test_decoding_into_the_working_directory_goes_on_too(
     path = source / "img_align_celeba" / "000010.jpg"
     whole = path.read_bytes()
     path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no whole image"):
+    with pytest.raises(ValueError, match="not a whole image"):
         prepare(source, Path())
     path.write_bytes(whole)
     for first in ("continuing after 8 images", "4 of 12 images decoded"):
@@ -236,7 +236,7 @@ def test_decoding_begins_again_for_other_images(
     monkeypatch.setattr(_store, "EVERY", 4)
     source = write_release(tmp_path / "source")
     (source / "img_align_celeba" / "000010.jpg").write_bytes(b"")
-    with pytest.raises(ValueError, match="no whole image"):
+    with pytest.raises(ValueError, match="not a whole image"):
         prepare(source, tmp_path / "made")
     other = write_release(tmp_path / "other", "zip")
     said: list[str] = []
