@@ -64,6 +64,19 @@ def test_rows_are_gradients_of_the_means_over_labels(
     torch.testing.assert_close(out.eigenvalues.double(), expected, rtol=1e-9, atol=0.0)
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("size", [5, 9])
+def test_a_task_that_shares_nothing_may_have_a_batch_of_its_own(size: int, named: bool) -> None:
+    case = Case((12, 12), masked=True)
+    expected = case.eigenvalues(4, "representation")
+    other = nn.Linear(3, 1).double()
+    values = other(torch.randn(size, 3).double()).square()[:, 0]
+    losses = [*case.losses, (values, torch.arange(size) > 0)]
+    out = Balancer("ntkmtl-sr").backward(losses, case.z[0] if named else None)
+    assert out.weights[2] == 1.0
+    torch.testing.assert_close(out.eigenvalues[:2].double(), expected, rtol=1e-9, atol=0.0)
+
+
 def test_rows_of_one_tensor_for_each_task_do_not_tell_its_samples() -> None:
     case = Case((12, 12), masked=False)
     with pytest.warns(UserWarning, match=r"losses of \[12, 7\] samples do not show"):

@@ -279,8 +279,8 @@ class Balancer:
                 the losses: one tensor, a tuple of tensors that every task reads, a list or dict
                 with one tensor per task, or the result of :func:`ntkmtl.branch`. Every path from a
                 loss to the shared parameters must pass through them.
-            counts: Number of labels (valid pixels, say) per task and sample, shape (k, B), for
-                losses that are means over labels instead of samples.
+            counts: Number of labels (valid pixels, say) per task and sample, shape (k, B), in the
+                order of :attr:`tasks`, for losses that are means over labels instead of samples.
             scaler: The gradient scaler of mixed precision. Pass unscaled losses, and call
                 ``scaler.step(optimizer)`` as usual.
             scale: Factor of the gradients: 1 / m if m batches make one step of the optimizer.

@@ -275,7 +275,9 @@ class FoundView:
         published = options.preset == "published"
         require_means(step, counts, minibatches)
         if counts is None and step.masks is not None:
-            return Partition.masked(sizes, minibatches, step.masks, published=published)
+            pairs = zip(step.masks, cut.crossings, strict=True)
+            masks = [mask if own else None for mask, own in pairs]
+            return Partition.masked(sizes, minibatches, masks, published=published)
         if len(set(sizes)) > 1:
             require_even(counts, sizes)
             return Partition.per_task(sizes, minibatches, published=published)

@@ -19,6 +19,7 @@ from ntkmtl.balance._views import (
 from ntkmtl.graph import (
     Features,
     FeaturesLike,
+    HeadGraph,
     TaskGradients,
     feature_gradients,
     has_hooks,
@@ -84,7 +85,7 @@ class NamedView:
         require_means(step, counts, n)
         split = whole.select(step.present)
         published = options.preset == "published"
-        masks = None if counts is not None or n == 1 else _masks(step, split)
+        masks = None if counts is not None or n == 1 else _masks(step, split, graph)
         if masks is None:
             self.partition = split_batch(split, n, counts, published=published)
         else:
@@ -210,7 +211,7 @@ def _require_plain_layout(cut: Features) -> None:
             )
 
 
-def _masks(step: Step, features: Features) -> list[Tensor | None] | None:
+def _masks(step: Step, features: Features, graph: HeadGraph) -> list[Tensor | None] | None:
     """Return which samples of each present task have a label; None if all have, or nothing tells.
 
     Raises:
@@ -220,9 +221,12 @@ def _masks(step: Step, features: Features) -> list[Tensor | None] | None:
         return None
     masks: list[Tensor | None] = [None] * len(step.present)
     sizes = features.sizes(len(masks))
-    for position, name, mask in zip(step.local, step.local_names, step.masks, strict=True):
+    known = zip(step.local, step.local_names, step.masks, graph.borders, strict=True)
+    for position, name, mask, border in known:
+        if mask is None or not border:  # a task that does not read the features has other samples
+            continue
         masks[position] = mask
-        if mask is not None and len(mask) != sizes[position]:
+        if len(mask) != sizes[position]:
             raise ValueError(
                 f"the mask of task {name} tells of {len(mask)} samples, and the features hold "
                 f"{sizes[position]} along dimension {features.batch_dim}: set batch_dim, take the "
