@@ -10,15 +10,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ntkmtl import weighting
+from ntkmtl.bench import problems
 from ntkmtl.bench.cli.app import app
 from ntkmtl.bench.cli.options import (
     DataOptions,
     grouped,
     method_settings,
+    methods_of,
     option,
     options_in,
     seeds_of,
 )
+from ntkmtl.bench.reinforce.recipes import variant_named
 
 
 @dataclass(frozen=True)
@@ -115,3 +119,17 @@ def test_the_words_null_and_none_of_a_table_are_no_json() -> None:
     other = DataOptions(csv="t.csv", problem_option=["width=null", 'missing=["null", "-"]'])
     assert other.options() == {"csv": "t.csv", "width": None, "missing": ["null", "-"]}
     assert DataOptions(problem_option=["missing=null"]).options() == {"missing": None}
+
+
+def test_methods_that_are_not_named_fit_the_problem() -> None:
+    assert methods_of("qm9-mini", None) == ["ls", "ntkmtl", "ntkmtl-sr"]
+    assert methods_of("module:Class", None) == ["ls", "ntkmtl", "ntkmtl-sr"]
+    assert methods_of("mt10", "ls, uw") == ["ls", "uw"]
+    assert methods_of("mt10", "") == []
+    assert {variant_named(name).name for name in methods_of("mt10", None)} >= {"mtl-sac"}
+    for name in ("xtb", "pinn-burgers", "pinn-wave"):
+        assert not problems.create(name).model().has_representation
+        sources = {
+            weighting.spec(method).defaults.get("source") for method in methods_of(name, None)
+        }
+        assert "representation" not in sources

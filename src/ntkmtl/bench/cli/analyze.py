@@ -26,7 +26,7 @@ from ntkmtl.bench.cli.options import (
     find_modules_here,
     grouped,
     method_settings,
-    names_in,
+    methods_of,
     option,
     refuse_others,
     seeds_of,
@@ -91,8 +91,13 @@ def analyze(
     ],
     *,
     methods: Annotated[
-        str, Option("--methods", help="Methods to train, with commas between them.")
-    ] = "ls,ntkmtl-sr",
+        str | None,
+        Option(
+            "--methods",
+            help="Methods to train, with commas between them.",
+            show_default="ls and ntkmtl-sr, or what fits the problem",
+        ),
+    ] = None,
     seeds: Seeds = 1,
     seed_list: SeedList = None,
     recorded: KernelOptions,
@@ -119,7 +124,9 @@ def analyze(
         _write(Path(target), place, page.groups, as_json)
         return
     place = page.output or out / "analysis.html"
-    options, names = made_with.options(), names_in(methods)
+    options, names = made_with.options(), methods_of(target, methods)
+    if methods is None:
+        names = [names[0], names[-1]]
     for path in (place, numbers_beside(place)):
         refuse_loss(path, options.values())
     find_modules_here(target, *names)

@@ -18,6 +18,7 @@ import typer
 from typer import Argument, CallbackParam, Option
 
 from ntkmtl.bench.cli.console import refuse, refusing
+from ntkmtl.bench.problems import ProblemSpec, spec
 from ntkmtl.files import parse_json, require_regular
 
 if TYPE_CHECKING:
@@ -126,6 +127,13 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def methods_of(problem: str, named: str | None) -> list[str]:
+    """Return the methods that are named, or else those that a problem is compared with."""
+    if named is not None:
+        return names_in(named)
+    return list((spec(problem) or ProblemSpec(problem, "", "")).methods)
+
+
 def seeds_of(count: int, listed: str | None) -> list[int]:
     """Return the seeds that --seed-list names, or else 0 to ``count`` - 1."""
     if listed is None:
@@ -207,11 +215,12 @@ ProblemName = Annotated[
     ),
 ]
 Methods = Annotated[
-    str,
+    str | None,
     Option(
         "--methods",
         help="Names that `ntkmtl methods` lists, with commas between them, or all; your own as "
         "module.path:ClassName or path/file.py:ClassName.",
+        show_default="ls,ntkmtl,ntkmtl-sr, or those that fit the problem",
     ),
 ]
 Out = Annotated[

@@ -32,7 +32,7 @@ from ntkmtl.bench.cli.options import (
     find_modules_here,
     grouped,
     method_settings,
-    names_in,
+    methods_of,
     options_in,
     refuse_others,
     seeds_of,
@@ -58,7 +58,7 @@ def compare(
     context: typer.Context,
     problem: ProblemName,
     *,
-    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
+    methods: Methods = None,
     seeds: Seeds = 3,
     seed_list: SeedList = None,
     jobs: Jobs = None,
@@ -81,7 +81,7 @@ def compare(
     """
     entry = registered(problem)
     with refusing():
-        names, chosen = names_in(methods), method_settings(settings)
+        names, chosen = methods_of(problem, methods), method_settings(settings)
         find_modules_here(problem, *names)
         asked: dict[str, Any] = {
             "seeds": seeds_of(seeds, seed_list),

@@ -28,7 +28,7 @@ from ntkmtl.bench.cli.options import (
     find_modules_here,
     grouped,
     method_settings,
-    names_in,
+    methods_of,
     option,
     refuse_torchrun,
     seeds_of,
@@ -61,7 +61,7 @@ class TrialOptions:
 def tune(
     problem: ProblemName,
     *,
-    methods: Methods = "ls,ntkmtl,ntkmtl-sr",
+    methods: Methods = None,
     trial: TrialOptions,
     seeds: Annotated[
         int,
@@ -97,7 +97,7 @@ def tune(
         from ntkmtl.bench.search import tune as search
 
         refuse_torchrun("tune")
-        names = names_in(methods)
+        names = methods_of(problem, methods)
         find_modules_here(problem, *names)
         comparison = planned(
             problem,

@@ -27,6 +27,7 @@ class ProblemSpec(NamedTuple):
             runs, ``""`` for none.
         plain: Name of the method that trains on the plain sum of losses: times are relative to it.
         units: What ``sizes`` of a run count, by split, where they are not samples.
+        methods: Names of the methods that are compared if none are named.
     """
 
     name: str
@@ -37,7 +38,11 @@ class ProblemSpec(NamedTuple):
     section: str = ""
     plain: str = "ls"
     units: Mapping[str, str] = MappingProxyType({})
+    methods: tuple[str, ...] = ("ls", "ntkmtl", "ntkmtl-sr")
 
+
+# Where nothing lies between shared part and losses that a kernel could be read at.
+_FIELDS = ("ls", "softadapt", "relobralo", "ntkmtl-auto")
 
 PROBLEMS: dict[str, ProblemSpec] = {
     spec.name: spec
@@ -80,31 +85,37 @@ PROBLEMS: dict[str, ProblemSpec] = {
             "xtb",
             "ntkmtl.bench.problems.xtb:XTB",
             "Energy, forces, dipole and charges of GFN2-xTB for ethanol, aspirin and 55 molecules",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "pinn-burgers",
             "ntkmtl.bench.problems.pinn:Burgers",
             "Burgers' equation by a physics-informed network: residual, initial values, boundary",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "pinn-helmholtz",
             "ntkmtl.bench.problems.pinn:Helmholtz",
             "Helmholtz' equation by a physics-informed network: residual and boundary",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "pinn-allen-cahn",
             "ntkmtl.bench.problems.pinn:AllenCahn",
             "The Allen-Cahn equation by a physics-informed network: residual and initial values",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "pinn-wave",
             "ntkmtl.bench.problems.pinn:Wave",
             "The wave equation by a physics-informed network: residual, start, velocity, boundary",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "pinn-navier-stokes",
             "ntkmtl.bench.problems.pinn:NavierStokes",
             "Steady flow by a physics-informed network: momentum in x and y, continuity, boundary",
+            methods=_FIELDS,
         ),
         ProblemSpec(
             "mt10",
@@ -116,6 +127,7 @@ PROBLEMS: dict[str, ProblemSpec] = {
             units=MappingProxyType(
                 {"train": "vector steps", "val": "episodes per evaluation and task"}
             ),
+            methods=("mtl-sac", "mh-sac", "ntkmtl"),
         ),
     )
 }
