@@ -364,8 +364,13 @@ def test_a_refusal_is_json_where_json_was_asked_for(arguments: tuple[str, ...]) 
     assert call(*arguments).stdout == ""
 
 
-@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--json"], ["paper", "show"]])
-def test_standard_output_on_a_full_disk_is_told_in_one_line(arguments: list[str]) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments", [["methods"], ["methods", "--json"], ["methods", "--help"], ["paper", "show"]]
+)
+def test_standard_output_on_a_full_disk_is_told_in_one_line(
+    arguments: list[str], unbuffered: str
+) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("needs /dev/full")
@@ -373,6 +378,7 @@ def test_standard_output_on_a_full_disk_is_told_in_one_line(arguments: list[str]
         done = subprocess.run(
             [sys.executable, "-m", "ntkmtl", *arguments],
             stdout=out,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
             stderr=subprocess.PIPE,
             text=True,
             check=False,

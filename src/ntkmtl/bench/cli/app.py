@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -39,8 +41,11 @@ class CommandGroup(TyperGroup):
         """
         as_json = ctx.meta[__name__]
         try:
-            with json_alone() if as_json else contextlib.nullcontext():
-                return super().invoke(ctx)
+            try:
+                with json_alone() if as_json else contextlib.nullcontext():
+                    return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
         except Exception as error:
             # Typer's usage errors have this method; their class is not public.
             told = getattr(error, "format_message", None)
@@ -49,8 +54,16 @@ class CommandGroup(TyperGroup):
                 with contextlib.suppress(OSError):
                     print_json({"error": message})
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if error.filename is None:
+                    _discard_output()
                 refuse(f"{error.filename or 'standard output'}: {error.strerror}")
             raise
+
+
+def _discard_output() -> None:
+    """Discard what standard output still holds: Python would try again to write it at exit."""
+    with contextlib.suppress(OSError):  # no file behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 app = typer.Typer(

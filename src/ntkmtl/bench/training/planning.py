@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "Planner",
+    "check_numbers",
     "conflict_message",
     "damaged",
     "judged_tasks",
@@ -100,7 +101,7 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
         asked: The comparison.
         problem: Its problem.
     """
-    _check_numbers(asked)
+    check_numbers(asked)
     baselines = asked.single_task_baselines or SINGLE_TASK in asked.names
     names = [name for name in asked.names if name != SINGLE_TASK]
     recipe = recipe_of(asked, problem)
@@ -152,7 +153,15 @@ def plan_runs(asked: Comparison, problem: Problem) -> Plan:
     )
 
 
-def _check_numbers(asked: Comparison) -> None:
+def check_numbers(asked: Comparison) -> None:
+    """Refuse numbers that no comparison can have.
+
+    Args:
+        asked: The comparison.
+
+    Raises:
+        SweepError: A number is of another type or out of range, or there is no seed.
+    """
     for key in ("jobs", "threads"):
         value = getattr(asked, key)
         if value is None and key == "threads":

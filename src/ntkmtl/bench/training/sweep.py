@@ -21,7 +21,7 @@ from ntkmtl.bench.runs.run import Reference, read_references, save_references
 from ntkmtl.bench.training.baselines import BaselineCache, read_baseline
 from ntkmtl.bench.training.comparison import Comparison, SweepError, recipe_of
 from ntkmtl.bench.training.log import check_tracker
-from ntkmtl.bench.training.planning import conflict_message, plan_runs
+from ntkmtl.bench.training.planning import check_numbers, conflict_message, plan_runs
 from ntkmtl.errors import MissingExtraError
 from ntkmtl.files import write_json
 
@@ -172,10 +172,12 @@ def checked(comparison: Comparison, engine: Engine | None) -> Comparison:
         engine: The engine, None for processes on this machine.
 
     Raises:
-        SweepError: The device is missing or lacks the precision, there is no such tracker,
-            ``OMP_NUM_THREADS`` is not a number, or launched processes do not go with the engine.
+        SweepError: A number is wrong, the device is missing or lacks the precision, there is no
+            such tracker, ``OMP_NUM_THREADS`` is not a number, or launched processes do not go with
+            the engine.
         MissingExtraError: The tracker is not installed.
     """
+    check_numbers(comparison)
     if launched() > 1 and (comparison.jobs > 1 or engine is not None):
         raise SweepError(
             f"the {launched()} processes that were launched train one run together, and the runs "
