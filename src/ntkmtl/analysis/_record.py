@@ -50,7 +50,7 @@ class RecordFileError(ValueError):
 
 
 class Recorder:
-    """Records summaries of the kernel at regular steps of a training.
+    """Records summaries of the kernel at regular steps of a run.
 
     Pass it to a Balancer: ``Balancer(..., record=recorder)``. Only summaries are stored, about
     ``8 k (k + 5)`` bytes per recorded step. Recording does not change the training.

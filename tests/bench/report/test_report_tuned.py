@@ -68,6 +68,11 @@ def test_every_format_says_so(tmp_path: Path) -> None:
     assert found["ls"] is None
 
 
+def test_settings_that_the_search_began_with_are_not_called_found(tmp_path: Path) -> None:
+    table = build_table(folder(tmp_path, number=0, value=-50.0, start_value=-50.0))
+    assert not any("do not hold" in warning for warning in table.warnings)
+
+
 @pytest.mark.parametrize("start", [50.0, -50.0])
 def test_settings_that_do_not_hold_for_other_seeds_are_told(tmp_path: Path, start: float) -> None:
     said = " ".join(build_table(folder(tmp_path, start_value=start)).warnings)
